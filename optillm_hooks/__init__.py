@@ -1,0 +1,47 @@
+"""Inference-time compute for every model behind a LiteLLM proxy.
+
+These names are what the author of an approach needs; importing them loads neither litellm nor
+torch. An installed package registers its approaches by the entry-point group
+`optillm_hooks.approaches`.
+"""
+
+from optillm_hooks.context import Context
+from optillm_hooks.errors import (
+    BudgetExceeded,
+    DeadlineExceeded,
+    EmptyCompletion,
+    OptiLLMError,
+    ProviderFailed,
+    RequestRejected,
+    SampleError,
+    SamplesFailed,
+)
+from optillm_hooks.llm import LLM
+from optillm_hooks.registry import Cost, NoParams, Params, approach, decoder, rewriter, wrapper
+from optillm_hooks.types import Answer, Chat, Completion, FinalCall, Message, Sampling
+
+__all__ = [
+    "LLM",
+    "Answer",
+    "BudgetExceeded",
+    "Chat",
+    "Completion",
+    "Context",
+    "Cost",
+    "DeadlineExceeded",
+    "EmptyCompletion",
+    "FinalCall",
+    "Message",
+    "NoParams",
+    "OptiLLMError",
+    "Params",
+    "ProviderFailed",
+    "RequestRejected",
+    "SampleError",
+    "SamplesFailed",
+    "Sampling",
+    "approach",
+    "decoder",
+    "rewriter",
+    "wrapper",
+]

@@ -1,0 +1,385 @@
+"""What one request may still spend, and what it has done so far."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, EmptyCompletion, SampleError
+from optillm_hooks.llm import LLM, Price
+from optillm_hooks.types import Answer, Chat, Completion, Delta, Purpose, Sampling, Usage
+
+StoppedBy = Literal["deadline", "max_calls", "max_tokens_total", "max_cost_usd"]
+
+_RUN_STRIDE = 1000
+"""Room for the sample numbers of one run, so that no two runs of a request share one."""
+
+depth_so_far: ContextVar[int] = ContextVar("depth_so_far", default=0)
+"""Model calls that lie one after another before this point of the current task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may spend. None means no limit of that kind."""
+
+    deadline_s: float | None = None
+    """Seconds from the start of the request to its answer."""
+
+    max_calls: int | None = None
+    max_tokens_total: int | None = None
+    """Prompt and completion tokens of all calls together."""
+
+    max_cost_usd: float | None = None
+    max_parallel: int | None = None
+    """Model calls that may be under way at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """One model call, as the trace keeps it. Never any text."""
+
+    stage: str
+    model: str
+    purpose: Purpose
+    depth: int
+    """How many calls lie on the longest chain that ends with this one, itself included."""
+
+    started_s: float
+    """Seconds after the start of the request."""
+
+    seconds: float
+    outcome: Literal["ok", "failed", "cancelled"]
+    usage: Usage
+
+
+@dataclass(slots=True)
+class Trace:
+    """What happened: facts noted by the approaches, and one record per model call."""
+
+    events: list[tuple[str, dict[str, object]]] = field(
+        default_factory=list[tuple[str, dict[str, object]]]
+    )
+    calls: list[CallRecord] = field(default_factory=list[CallRecord])
+
+    def note(self, name: str, /, **facts: object) -> None:
+        """Keep `facts` (numbers and short labels, no text of users or models) under `name`."""
+        self.events.append((name, facts))
+
+    @property
+    def depth(self) -> int:
+        """The critical path, in model calls."""
+        return max((call.depth for call in self.calls), default=0)
+
+
+@dataclass(slots=True, kw_only=True)
+class Budget:
+    """What all runs of one request share: its time, its money and its places in the queue.
+
+    `expected_calls` is the number of calls the plan makes, by which a remaining allowance of
+    tokens is shared out to calls whose length nobody has bounded.
+    """
+
+    limits: Limits = Limits()
+    started: float = 0.0
+    """Instant on the loop's clock (`loop.time()`)."""
+
+    expected_calls: int = 1
+    usage: Usage = field(default_factory=Usage)
+    calls_taken: int = 0
+    tokens_taken: int = 0
+    cost_taken: float = 0.0
+    stopped_by: StoppedBy | None = None
+    _slots: asyncio.Semaphore | None = None
+
+    @property
+    def deadline(self) -> float:
+        """Instant on the loop's clock, not a duration: nesting needs no arithmetic."""
+        seconds = self.limits.deadline_s
+        return float("inf") if seconds is None else self.started + seconds
+
+    @property
+    def slots(self) -> asyncio.Semaphore:
+        if self._slots is None:
+            self._slots = asyncio.Semaphore(self.limits.max_parallel or 2**31)
+        return self._slots
+
+    def take(self, llm: LLM, chat: Chat, sampling: Sampling, choices: int) -> "Reservation":
+        """Reserve one call, its prompt, and `choices` replies of the most tokens they may have.
+
+        Where tokens or money are limited and the reply's length is not, the call gets its share of
+        what is left as `max_tokens`; a given `max_tokens` is lowered to what is left. So a fan-out
+        cannot spend more than the limit by more than the error of the prompt estimate.
+
+        Raises:
+            BudgetExceeded: a limit leaves no room for the call.
+        """
+        limits = self.limits
+        if limits.max_calls is not None and self.calls_taken >= limits.max_calls:
+            raise self._stop("max_calls", f"no calls left of {limits.max_calls}")
+        if limits.max_tokens_total is None and limits.max_cost_usd is None:
+            self.calls_taken += 1
+            return Reservation(sampling, 0, 0.0)
+        prompt = llm.count_tokens(chat, sampling)
+        room, limited_by = self._reply_room(llm.price, prompt, choices)
+        if room < 1:
+            raise self._stop(limited_by, f"no room left under {limited_by}")
+        ask = sampling.max_tokens
+        if ask is None:
+            ask = max(1, room // max(1, self.expected_calls - self.calls_taken))
+        max_tokens = min(ask, room)
+        tokens = prompt + choices * max_tokens
+        price = llm.price or Price(0.0, 0.0)
+        cost = prompt * price.prompt + choices * max_tokens * price.completion
+        self.calls_taken += 1
+        self.tokens_taken += tokens
+        self.cost_taken += cost
+        return Reservation(replace(sampling, max_tokens=max_tokens), tokens, cost)
+
+    def settle(self, reserved: "Reservation", usage: Usage) -> None:
+        """Replace what was reserved by what the call used; nothing if it failed."""
+        self.tokens_taken += usage.total_tokens - reserved.tokens if self._counts_tokens else 0
+        self.cost_taken += usage.cost_usd - reserved.cost if self._counts_tokens else 0.0
+        self.usage += usage
+
+    @property
+    def _counts_tokens(self) -> bool:
+        return self.limits.max_tokens_total is not None or self.limits.max_cost_usd is not None
+
+    def _reply_room(self, price: Price | None, prompt: int, choices: int) -> tuple[int, StoppedBy]:
+        """Return how many tokens each reply may have, and the limit that says so."""
+        rooms: list[tuple[int, StoppedBy]] = []
+        if self.limits.max_tokens_total is not None:
+            left = self.limits.max_tokens_total - self.tokens_taken - prompt
+            rooms.append((left // choices, "max_tokens_total"))
+        if self.limits.max_cost_usd is not None and price is not None:
+            money = self.limits.max_cost_usd - self.cost_taken - prompt * price.prompt
+            per_token = choices * price.completion
+            rooms.append((int(money / per_token) if per_token else 2**31, "max_cost_usd"))
+            if money < 0:
+                rooms.append((0, "max_cost_usd"))
+        return min(rooms, default=(2**31, "max_tokens_total"))
+
+    def _stop(self, by: StoppedBy, message: str) -> BudgetExceeded:
+        self.stopped_by = self.stopped_by or by
+        return BudgetExceeded(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    sampling: Sampling
+    """The call's sampling, with `max_tokens` as the budget allows."""
+
+    tokens: int
+    cost: float
+
+
+def _ignore(_: str) -> None:
+    return None
+
+
+def _no_other_models(model: str) -> LLM:
+    raise LookupError(f"no model {model!r} in this context")
+
+
+@dataclass(slots=True, kw_only=True)
+class Context:
+    """One run of one request: an approach gets it, and hands it to helpers that need it."""
+
+    budget: Budget = field(default_factory=Budget)
+    rng: random.Random
+    client: Sampling = field(default_factory=Sampling)
+    """The fields of the client's request, which fill what an approach leaves open."""
+
+    trace: Trace = field(default_factory=Trace)
+    stage: str = ""
+    run: int = 0
+    best: Answer | None = None
+    models: Callable[[str], LLM] = _no_other_models
+    """Gives the bare LLM of a model group that the request may use."""
+
+    progress: Callable[[str], None] = _ignore
+    """Tells the client, if it asked to be told, what is being done. Never text of a model."""
+
+    @property
+    def deadline(self) -> float:
+        return self.budget.deadline
+
+    def offer(self, answer: Answer) -> None:
+        """Keep `answer` as the best so far: it is returned if the request has to stop here."""
+        self.best = answer
+
+    def within(self, share: float) -> float:
+        """Return the instant at which `share` of the time left will have passed.
+
+        A stage that others follow waits for its stragglers until then, and no longer.
+        """
+        now = asyncio.get_running_loop().time()
+        return now + share * (self.deadline - now)
+
+    def child(self, run: int, stage: str | None = None) -> "Context":
+        """Return the context of one of several runs at once: own rng and best, shared budget.
+
+        Its rng depends on this one's state and on `run` only, not on who draws first.
+        """
+        return replace(
+            self,
+            rng=random.Random(f"{self.rng.getrandbits(64)}:{run}"),  # noqa: S311 (no secret)
+            run=run,
+            stage=self.stage if stage is None else stage,
+            best=None,
+        )
+
+    def llm(self, model: str) -> "MeteredLLM":
+        """Return the metered LLM of another model group that the request was allowed."""
+        return MeteredLLM(self.models(model), self)
+
+    def filled(self, sampling: Sampling) -> Sampling:
+        """Return `sampling` with the client's fields where its purpose lets them through.
+
+        The seed of a sample is the client's plus the sample's number, so that a seed gives the
+        same samples again and yet different ones.
+        """
+        if sampling.purpose == "judge":
+            return sampling
+        client = self.client
+        hidden = _FORM_FIELDS if sampling.purpose == "draft" else frozenset[str]()
+        seed = client.seed if sampling.seed is None else sampling.seed
+        number = sampling.sample + _RUN_STRIDE * self.run
+        return replace(
+            sampling,
+            temperature=_first(sampling.temperature, client.temperature),
+            top_p=_first(sampling.top_p, client.top_p),
+            max_tokens=_least(sampling.max_tokens, client.max_tokens),
+            stop=sampling.stop if sampling.stop is not None or hidden else client.stop,
+            seed=None if seed is None else seed + number,
+            sample=number,
+            fields={k: v for k, v in client.fields.items() if k not in hidden}
+            | dict(sampling.fields),
+        )
+
+
+_FORM_FIELDS = frozenset({"response_format", "logprobs", "top_logprobs", "modalities", "audio"})
+
+
+def _first(own: float | None, client: float | None) -> float | None:
+    return client if own is None else own
+
+
+def _least(own: int | None, client: int | None) -> int | None:
+    given = [limit for limit in (own, client) if limit is not None]
+    return min(given) if given else None
+
+
+class MeteredLLM:
+    """An `LLM` that spends a `Context`. Approaches are handed this one, never the bare one."""
+
+    def __init__(self, inner: LLM, ctx: Context) -> None:
+        self._inner = inner
+        self._ctx = ctx
+
+    @property
+    def model(self) -> str:
+        return self._inner.model
+
+    @property
+    def most_choices(self) -> int:
+        return self._inner.most_choices
+
+    @property
+    def price(self) -> Price | None:
+        return self._inner.price
+
+    def count_tokens(self, chat: Chat, sampling: Sampling, /) -> int:
+        return self._inner.count_tokens(chat, sampling)
+
+    async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
+        """Return one completion that is not empty, and pay for it.
+
+        Raises:
+            BudgetExceeded, DeadlineExceeded: the request has nothing left to spend.
+            EmptyCompletion: there is no content in the reply; it is paid for all the same.
+            SampleError: what the model's provider raised.
+        """
+        async with self._paying(chat, sampling, 1) as call:
+            completion = await self._inner.complete(chat, call.sampling)
+            call.usage = completion.usage
+        return self._kept([completion], sampling.purpose)[0]
+
+    async def complete_n(self, chat: Chat, sampling: Sampling, n: int, /) -> Sequence[Completion]:
+        """Return the completions of one call for `n` that are not empty: 1 to `n`, and pay."""
+        async with self._paying(chat, sampling, n) as call:
+            completions = await self._inner.complete_n(chat, call.sampling, n)
+            call.usage = sum((c.usage for c in completions), Usage(calls=0))
+        return self._kept(completions, sampling.purpose)
+
+    async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncIterator[Delta]:
+        """Yield the pieces of one completion, and pay for it. Errors as in `complete`."""
+        async with self._paying(chat, sampling, 1) as call:
+            pieces = self._inner.stream(chat, call.sampling)
+            async for delta in pieces:
+                if delta.usage is not None:
+                    call.usage = delta.usage
+                yield delta
+
+    @asynccontextmanager
+    async def _paying(self, chat: Chat, sampling: Sampling, choices: int) -> AsyncIterator["_Call"]:
+        # Taken before the first await: two tasks of one fan-out cannot both take the last call.
+        ctx, budget = self._ctx, self._ctx.budget
+        reserved = budget.take(self._inner, chat, ctx.filled(sampling), choices)
+        call = _Call(reserved.sampling)
+        clock = asyncio.get_running_loop().time
+        depth = depth_so_far.get() + 1
+        started = clock()
+        outcome: Literal["ok", "failed", "cancelled"] = "cancelled"
+        scope = asyncio.timeout_at(ctx.deadline)
+        try:
+            async with scope, budget.slots:
+                yield call
+            outcome = "ok"
+        except TimeoutError as exc:
+            outcome = "failed"
+            if not scope.expired():
+                raise
+            budget.stopped_by = budget.stopped_by or "deadline"
+            raise DeadlineExceeded("deadline passed while waiting for the model") from exc
+        except SampleError:
+            outcome = "failed"
+            raise
+        finally:
+            depth_so_far.set(depth)
+            budget.settle(reserved, call.usage)
+            ctx.trace.calls.append(
+                CallRecord(
+                    stage=ctx.stage,
+                    model=self.model,
+                    purpose=sampling.purpose,
+                    depth=depth,
+                    started_s=started - budget.started,
+                    seconds=clock() - started,
+                    outcome=outcome,
+                    usage=call.usage,
+                )
+            )
+
+    def _kept(self, completions: Sequence[Completion], purpose: Purpose) -> Sequence[Completion]:
+        """Return the completions with content; an answer among them is a best so far.
+
+        A complete one replaces a truncated one: nothing already paid for is lost, whatever the
+        approach offers by itself.
+        """
+        kept = [completion for completion in completions if not completion.empty]
+        if not kept:
+            raise EmptyCompletion("the model's reply has no content")
+        best = self._ctx.best
+        if purpose == "answer" and (best is None or (best.truncated and not kept[0].truncated)):
+            self._ctx.offer(kept[0])
+        return kept
+
+
+@dataclass(slots=True)
+class _Call:
+    sampling: Sampling
+    usage: Usage = field(default=Usage(calls=1))

@@ -1,0 +1,176 @@
+"""Concurrent model calls: the only place that starts tasks."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TypeVar
+
+from optillm_hooks.context import depth_so_far
+from optillm_hooks.errors import DeadlineExceeded, SampleError, SamplesFailed
+from optillm_hooks.llm import LLM
+from optillm_hooks.types import Chat, Completion, Sampling
+
+T = TypeVar("T")
+
+_HOPELESS = frozenset({401, 402, 403, 404})
+"""Statuses that one more call to the same model cannot change."""
+
+
+async def outcomes(
+    calls: Sequence[Callable[[], Awaitable[T]]], *, until: float | None = None, enough: int = 1
+) -> list[T | SampleError]:
+    """Return what each of `calls`, run at once, came to, in the order of the calls.
+
+    A `SampleError` is an outcome. Any other exception, and cancellation, stops all of them.
+    From the instant `until` on, the calls under way are cancelled as soon as `enough` others have
+    succeeded, and count as `DeadlineExceeded`.
+    """
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_outcome(call)) for call in calls]
+        if until is not None:
+            await _cut_stragglers(tasks, until, enough)
+    ended = [
+        (DeadlineExceeded("cut off: the next stage needs the time left"), 0)
+        if task.cancelled()
+        else task.result()
+        for task in tasks
+    ]
+    depth_so_far.set(max([depth_so_far.get(), *(depth for _, depth in ended)]))
+    return [outcome for outcome, _ in ended]
+
+
+async def _outcome(call: Callable[[], Awaitable[T]]) -> tuple[T | SampleError, int]:
+    try:
+        result: T | SampleError = await call()
+    except SampleError as exc:
+        result = exc
+    return result, depth_so_far.get()
+
+
+async def _cut_stragglers(
+    tasks: Sequence[asyncio.Task[tuple[T | SampleError, int]]], until: float, enough: int
+) -> None:
+    clock = asyncio.get_running_loop().time
+    pending = set(tasks)
+    while pending:
+        wait_s = until - clock()
+        _, pending = await asyncio.wait(
+            pending,
+            timeout=wait_s if 0 < wait_s < float("inf") else None,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if clock() >= until and _succeeded(tasks) >= enough:
+            for straggler in pending:
+                straggler.cancel()
+            return
+
+
+def _succeeded(tasks: Sequence[asyncio.Task[tuple[T | SampleError, int]]]) -> int:
+    return sum(
+        task.done()
+        and not task.cancelled()
+        and task.exception() is None
+        and not isinstance(task.result()[0], SampleError)
+        for task in tasks
+    )
+
+
+async def finished(
+    calls: Sequence[Callable[[], Awaitable[T]]], *, until: float | None = None, at_least: int = 1
+) -> list[T]:
+    """Return the results of those of `calls`, run at once, that did not fail, in their order.
+
+    `until` is as in `outcomes`.
+
+    Raises:
+        SamplesFailed: fewer than `at_least` succeeded.
+    """
+    ended = await outcomes(calls, until=until, enough=at_least)
+    results = [outcome for outcome in ended if not isinstance(outcome, SampleError)]
+    if len(results) < at_least:
+        raise SamplesFailed(at_least, [o for o in ended if isinstance(o, SampleError)])
+    return results
+
+
+async def sample_many(
+    llm: LLM,
+    chat: Chat,
+    sampling: Sampling,
+    *,
+    n: int,
+    min_finished: int = 1,
+    until: float | None = None,
+) -> list[Completion]:
+    """Return the completions of `n` samples of one prompt that finished, in the order of asking.
+
+    Where the model honours `n`, one call asks for as many choices as it may, so that the prompt is
+    billed once; what such a call leaves missing is asked for by single calls. Elsewhere every
+    sample is a call of its own. All run at once. A sample that fails is left out.
+
+    Args:
+        llm: the model.
+        chat: the prompt of all samples.
+        sampling: `sample` is the number of the first; the others follow it.
+        n: how many samples are asked for.
+        min_finished: how many of them the caller needs.
+        until: from this instant on, stragglers are dropped once `min_finished` are there.
+
+    Raises:
+        SamplesFailed: fewer than `min_finished` samples finished.
+    """
+
+    def single(number: int) -> Callable[[], Awaitable[list[Completion]]]:
+        async def call() -> list[Completion]:
+            return [await llm.complete(chat, replace(sampling, sample=sampling.sample + number))]
+
+        return call
+
+    def batch(number: int, size: int) -> Callable[[], Awaitable[list[Completion]]]:
+        async def call() -> list[Completion]:
+            first = replace(sampling, sample=sampling.sample + number)
+            return list(await llm.complete_n(chat, first, size))[:size]
+
+        return call
+
+    size = min(n, llm.most_choices)
+    if size == 1:
+        calls = [single(number) for number in range(n)]
+    else:
+        calls = [batch(start, min(size, n - start)) for start in range(0, n, size)]
+    ended = await outcomes(calls, until=until, enough=min_finished)
+    samples = [c for outcome in ended if not isinstance(outcome, SampleError) for c in outcome]
+    errors = [outcome for outcome in ended if isinstance(outcome, SampleError)]
+    if size > 1 and len(samples) < n and not any(e.status in _HOPELESS for e in errors):
+        missing = [single(number) for number in range(len(samples), n)]
+        topped_up = await outcomes(missing, until=until, enough=max(0, min_finished - len(samples)))
+        samples += [c for o in topped_up if not isinstance(o, SampleError) for c in o]
+        errors += [o for o in topped_up if isinstance(o, SampleError)]
+    if len(samples) < min_finished:
+        raise SamplesFailed(min_finished, errors)
+    return samples
+
+
+@asynccontextmanager
+async def speculating(
+    call: Callable[[], Awaitable[T]],
+) -> AsyncIterator[Callable[[], Awaitable[T]]]:
+    """Start `call` now, beside the body of the `with`, which gets a function that waits for it.
+
+    A body that ends without waiting cancels the call; leaving the block, nothing is left running.
+    An error of the call is raised where it is waited for, and lost if it never is.
+    """
+    task = asyncio.get_running_loop().create_task(_outcome(call))
+
+    async def result() -> T:
+        outcome, depth = await task
+        depth_so_far.set(max(depth_so_far.get(), depth))
+        if isinstance(outcome, SampleError):
+            raise outcome
+        return outcome
+
+    try:
+        yield result
+    finally:
+        task.cancel()
+        await asyncio.wait([task])

@@ -1,0 +1,50 @@
+"""The one door to a model."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from optillm_hooks.types import Chat, Completion, Delta, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """US dollars per token."""
+
+    prompt: float
+    completion: float
+
+
+class LLM(Protocol):
+    """A model, or a group of deployments that share a name."""
+
+    @property
+    def model(self) -> str:
+        """The name under which it is configured."""
+        ...
+
+    @property
+    def most_choices(self) -> int:
+        """How many choices one call may ask for; 1 where the provider is not known to honour n."""
+        ...
+
+    @property
+    def price(self) -> Price | None:
+        """What it costs, or None if nobody knows."""
+        ...
+
+    def count_tokens(self, chat: Chat, sampling: Sampling, /) -> int:
+        """Return the estimated prompt tokens of a call."""
+        ...
+
+    async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
+        """Return one completion of `chat`, or raise a `SampleError`."""
+        ...
+
+    async def complete_n(self, chat: Chat, sampling: Sampling, n: int, /) -> Sequence[Completion]:
+        """Return 1 to `n` completions of one call for `n`; the first carries the usage."""
+        ...
+
+    def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncIterator[Delta]:
+        """Yield the pieces of one completion. A `SampleError` may come before or between them."""
+        ...

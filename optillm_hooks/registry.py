@@ -1,0 +1,186 @@
+"""Names of approaches, and what it takes to run one. There are four kinds of stage.
+
+* rewriter: returns another conversation; what follows answers that one (re2).
+* wrapper: runs what follows inside itself (privacy).
+* decoder: changes how the generation calls of what follows are made (cot_decoding).
+* answerer: returns an answer, or the final call that will give it (bon, moa).
+"""
+
+import inspect
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from optillm_hooks.context import Context
+from optillm_hooks.errors import RequestRejected
+from optillm_hooks.llm import LLM
+from optillm_hooks.types import Answer, Chat, Completion, FinalCall, Sampling
+
+ENTRY_POINT_GROUP = "optillm_hooks.approaches"
+"""Packages of others name a module under it; loading the module registers its approaches."""
+
+Kind = Literal["rewriter", "wrapper", "decoder", "answerer"]
+Need = Literal["code", "network", "tools", "memory"]
+"""What an approach does beyond asking models, by which operators decide who may name it."""
+
+
+class Params(BaseModel):
+    """Base of every approach's parameters: immutable, and an unknown name is an error.
+
+    Each field has a description, bounds and a default. A field named `temperature` that the
+    request's parameters leave open takes the client's own temperature if that is within bounds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    body_fields: ClassVar[Mapping[str, str]] = {}
+    """Request body fields under which OptiLLM's clients know parameters, to their names here."""
+
+    model_fields_named: ClassVar[tuple[str, ...]] = ()
+    """The parameters that name other model groups, which the caller must be allowed to use."""
+
+    def model_groups(self) -> tuple[str, ...]:
+        """Return the model groups that the parameters name, in order."""
+        named: list[str] = []
+        for name in self.model_fields_named:
+            value = getattr(self, name)
+            named += [value] if isinstance(value, str) else list(value or ())
+        return tuple(named)
+
+
+class NoParams(Params):
+    """For an approach that has nothing to set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a stage costs when nothing fails and no provider honours `n`."""
+
+    calls: int
+    depth: int
+    """Calls on the critical path."""
+
+
+P = TypeVar("P", bound=Params)
+Result = Answer | FinalCall
+Rest = Callable[[Chat], Awaitable[Result]]
+"""What follows a wrapper: takes the conversation, returns its result."""
+
+AnswererFn = Callable[[Chat, LLM, P, Context], Awaitable[Result]]
+RewriterFn = Callable[[Chat, LLM, P, Context], Awaitable[Chat]]
+WrapperFn = Callable[[Chat, Rest, LLM, P, Context], Awaitable[Result]]
+DecoderFn = Callable[[Chat, Sampling, LLM, P, Context], Awaitable[Completion]]
+CostFn = Callable[[P], Cost]
+
+
+@dataclass(frozen=True, slots=True)
+class Approach:
+    """A registered stage. `run` has the signature of its kind."""
+
+    name: str
+    kind: Kind
+    params: type[Params]
+    run: Callable[..., Awaitable[Any]]
+    cost: Callable[[Any], Cost]
+    needs: frozenset[Need]
+
+    @property
+    def doc(self) -> str:
+        """The docstring of the approach's module: what it does, its source, its cost."""
+        return inspect.cleandoc(sys.modules[self.run.__module__].__doc__ or "")
+
+
+_approaches: dict[str, Approach] = {}
+
+
+def _register(
+    name: str, kind: Kind, params: type[P], cost: CostFn[P], needs: Iterable[Need]
+) -> Callable[[Callable[..., Awaitable[Any]]], None]:
+    def register(fn: Callable[..., Awaitable[Any]]) -> None:
+        if not name.isidentifier():
+            raise ValueError(f"approach name {name!r} must be letters, digits and underscores")
+        if name in _approaches:
+            raise ValueError(f"approach {name!r} is registered twice")
+        _approaches[name] = Approach(name, kind, params, fn, cost, frozenset(needs))
+
+    return register
+
+
+def approach(
+    name: str, params: type[P], *, cost: CostFn[P], needs: Iterable[Need] = ()
+) -> Callable[[AnswererFn[P]], AnswererFn[P]]:
+    """Register the decorated answerer under `name`; the function itself is left as it is."""
+    register = _register(name, "answerer", params, cost, needs)
+
+    def decorate(fn: AnswererFn[P]) -> AnswererFn[P]:
+        register(fn)
+        return fn
+
+    return decorate
+
+
+def rewriter(
+    name: str, params: type[P], *, cost: CostFn[P], needs: Iterable[Need] = ()
+) -> Callable[[RewriterFn[P]], RewriterFn[P]]:
+    """Register the decorated rewriter under `name`; `cost` is its own, without what follows."""
+    register = _register(name, "rewriter", params, cost, needs)
+
+    def decorate(fn: RewriterFn[P]) -> RewriterFn[P]:
+        register(fn)
+        return fn
+
+    return decorate
+
+
+def wrapper(
+    name: str, params: type[P], *, cost: CostFn[P], needs: Iterable[Need] = ()
+) -> Callable[[WrapperFn[P]], WrapperFn[P]]:
+    """Register the decorated wrapper under `name`; `cost` is its own, without what it wraps."""
+    register = _register(name, "wrapper", params, cost, needs)
+
+    def decorate(fn: WrapperFn[P]) -> WrapperFn[P]:
+        register(fn)
+        return fn
+
+    return decorate
+
+
+def decoder(
+    name: str, params: type[P], *, cost: CostFn[P], needs: Iterable[Need] = ()
+) -> Callable[[DecoderFn[P]], DecoderFn[P]]:
+    """Register the decorated decoder under `name`; `cost` is that of one decoded generation."""
+    register = _register(name, "decoder", params, cost, needs)
+
+    def decorate(fn: DecoderFn[P]) -> DecoderFn[P]:
+        register(fn)
+        return fn
+
+    return decorate
+
+
+def get_approach(name: str) -> Approach:
+    """Return the approach registered under `name`.
+
+    Raises:
+        RequestRejected: there is none.
+    """
+    try:
+        return _approaches[name]
+    except KeyError:
+        known = ", ".join(sorted(_approaches))
+        raise RequestRejected(f"unknown approach {name!r}; known: {known}") from None
+
+
+def all_approaches() -> list[Approach]:
+    """Return every registered approach, by name."""
+    return [_approaches[name] for name in sorted(_approaches)]
+
+
+def load_entry_points() -> None:
+    """Register the approaches of other installed packages."""
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        entry.load()

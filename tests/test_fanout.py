@@ -1,0 +1,148 @@
+"""Fan-out: degradation, top-up, stragglers and cancellation."""
+
+import asyncio
+
+import pytest
+
+from optillm_hooks.context import Limits, MeteredLLM
+from optillm_hooks.errors import DeadlineExceeded, ProviderFailed, SamplesFailed
+from optillm_hooks.fanout import outcomes, sample_many, speculating
+from optillm_hooks.types import Sampling
+from tests.fakes import HANG, Reply, ScriptedLLM, chat, context
+
+pytestmark = pytest.mark.anyio
+ASKED = chat("6 * 7?")
+
+
+async def sample(llm: ScriptedLLM, n: int, **kwargs: object) -> list[str]:
+    ctx = context(**kwargs)  # type: ignore[arg-type] # forwarded as it is
+    samples = await sample_many(MeteredLLM(llm, ctx), ASKED, Sampling(), n=n)
+    llm.assert_used_up()
+    return [completion.text for completion in samples]
+
+
+@pytest.mark.parametrize(
+    ("replies", "expected"),
+    [
+        pytest.param(["a", "b"], ["a", "b"], id="all finish"),
+        pytest.param([ProviderFailed("502"), "b"], ["b"], id="a failed one is left out"),
+        pytest.param([HANG, "b"], ["b"], id="a hanging one is left out at the deadline"),
+        pytest.param(["", "b"], ["b"], id="an empty one is left out"),
+    ],
+)
+async def test_samples_that_finish(replies: list[Reply], expected: list[str]) -> None:
+    assert await sample(ScriptedLLM(replies), 2) == expected
+
+
+async def test_nothing_finished_carries_the_first_status() -> None:
+    with pytest.raises(SamplesFailed, match="ProviderFailed: busy; DeadlineExceeded") as caught:
+        await sample(ScriptedLLM([ProviderFailed("busy", status=429), HANG]), 2)
+    assert caught.value.status == 429
+
+
+async def test_one_call_serves_all_samples_where_n_is_honoured() -> None:
+    llm = ScriptedLLM(["a", "b", "c"], most_choices=8)
+    assert await sample(llm, 3) == ["a", "b", "c"]
+    assert len(llm.calls) == 1
+
+
+async def test_choices_that_a_call_for_n_leaves_out_are_topped_up() -> None:
+    llm = ScriptedLLM(["", "b", "", "d"], most_choices=3)
+    ctx = context()
+    samples = await sample_many(MeteredLLM(llm, ctx), ASKED, Sampling(), n=2)
+    assert [s.text for s in samples] == ["b"]
+    assert ctx.budget.usage.calls == 2
+
+
+async def test_a_refused_n_falls_back_to_single_calls() -> None:
+    llm = ScriptedLLM([ProviderFailed("n unknown", status=400), "a", "b"], most_choices=2)
+    assert await sample(llm, 2) == ["a", "b"]
+
+
+async def test_a_refused_key_is_not_asked_again() -> None:
+    llm = ScriptedLLM([ProviderFailed("bad key", status=401)], most_choices=2)
+    with pytest.raises(SamplesFailed) as caught:
+        await sample(llm, 2)
+    assert caught.value.status == 401
+
+
+async def test_samples_of_one_prompt_have_different_seeds() -> None:
+    llm = ScriptedLLM(["a", "b", "c"])
+    await sample(llm, 3, client=Sampling(seed=7))
+    assert [sampling.seed for _, sampling in llm.calls] == [7, 8, 9]
+
+
+async def test_a_fanout_cannot_overspend() -> None:
+    assert await sample(ScriptedLLM(["a", "b"]), 5, limits=Limits(max_calls=2)) == ["a", "b"]
+
+
+async def test_a_bug_is_not_a_failed_sample() -> None:
+    llm = ScriptedLLM([KeyError("bug"), HANG])
+    with pytest.raises(ExceptionGroup) as caught:
+        await sample(llm, 2)
+    assert caught.group_contains(KeyError, match="bug")
+    assert llm.inside == 0
+
+
+async def test_cancelling_leaves_no_call_running() -> None:
+    llm = ScriptedLLM([HANG, HANG])
+    ctx = context(limits=Limits())
+    task = asyncio.create_task(sample_many(MeteredLLM(llm, ctx), ASKED, Sampling(), n=2))
+    await llm.until_hanging(2)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert llm.inside == 0
+    assert [call.outcome for call in ctx.trace.calls] == ["cancelled", "cancelled"]
+
+
+async def test_stragglers_are_cut_when_their_time_is_up() -> None:
+    llm = ScriptedLLM([HANG, "b"])
+    ctx = context(limits=Limits())
+    now = asyncio.get_running_loop().time()
+    samples = await sample_many(MeteredLLM(llm, ctx), ASKED, Sampling(), n=2, until=now)
+    assert [s.text for s in samples] == ["b"]
+    assert llm.inside == 0
+
+
+async def test_the_only_call_is_never_cut_as_a_straggler() -> None:
+    gate = asyncio.Event()
+
+    async def slow() -> str:
+        await gate.wait()
+        return "late"
+
+    async def failing() -> str:
+        asyncio.get_running_loop().call_soon(gate.set)
+        raise ProviderFailed("502")
+
+    now = asyncio.get_running_loop().time()
+    late, failed = await outcomes([slow, failing], until=now)
+    assert late == "late"
+    assert isinstance(failed, ProviderFailed)
+
+
+async def test_depth_counts_the_longest_chain_and_not_the_calls() -> None:
+    llm = MeteredLLM(ScriptedLLM(["a", "b", "c", "d"]), ctx := context())
+    await sample_many(llm, ASKED, Sampling(), n=3)
+    await llm.complete(ASKED, Sampling())
+    assert [call.depth for call in ctx.trace.calls] == [1, 1, 1, 2]
+    assert ctx.trace.depth == 2
+
+
+async def test_a_speculative_call_is_cancelled_when_nobody_waits_for_it() -> None:
+    llm = ScriptedLLM([HANG])
+    async with speculating(
+        lambda: MeteredLLM(llm, context(limits=Limits())).complete(ASKED, Sampling())
+    ):
+        await llm.until_hanging(1)
+    assert llm.inside == 0
+
+
+async def test_a_speculative_call_gives_its_result_or_its_error() -> None:
+    llm = MeteredLLM(ScriptedLLM(["a", HANG]), context())
+    async with speculating(lambda: llm.complete(ASKED, Sampling())) as direct:
+        assert (await direct()).text == "a"
+    async with speculating(lambda: llm.complete(ASKED, Sampling())) as direct:
+        with pytest.raises(DeadlineExceeded):
+            await direct()
