@@ -63,10 +63,17 @@ class Trace:
         default_factory=list[tuple[str, dict[str, object]]]
     )
     calls: list[CallRecord] = field(default_factory=list[CallRecord])
+    listener: Callable[[CallRecord], None] | None = None
+    """Is told of each call when it ends."""
 
     def note(self, name: str, /, **facts: object) -> None:
         """Keep `facts` (numbers and short labels, no text of users or models) under `name`."""
         self.events.append((name, facts))
+
+    def record(self, call: CallRecord) -> None:
+        self.calls.append(call)
+        if self.listener is not None:
+            self.listener(call)
 
     @property
     def depth(self) -> int:
@@ -292,6 +299,9 @@ class MeteredLLM:
     def price(self) -> Price | None:
         return self._inner.price
 
+    def supports(self, name: str, /) -> bool:
+        return self._inner.supports(name)
+
     def count_tokens(self, chat: Chat, sampling: Sampling, /) -> int:
         return self._inner.count_tokens(chat, sampling)
 
@@ -351,7 +361,7 @@ class MeteredLLM:
         finally:
             depth_so_far.set(depth)
             budget.settle(reserved, call.usage)
-            ctx.trace.calls.append(
+            ctx.trace.record(
                 CallRecord(
                     stage=ctx.stage,
                     model=self.model,
@@ -372,7 +382,7 @@ class MeteredLLM:
         """
         kept = [completion for completion in completions if not completion.empty]
         if not kept:
-            raise EmptyCompletion("the model's reply has no content")
+            raise EmptyCompletion(truncated=any(c.truncated for c in completions))
         best = self._ctx.best
         if purpose == "answer" and (best is None or (best.truncated and not kept[0].truncated)):
             self._ctx.offer(kept[0])
