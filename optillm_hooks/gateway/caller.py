@@ -1,0 +1,57 @@
+"""On whose account inner calls are made, and who may make them: LiteLLM's own rules, applied."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from litellm import Router
+from litellm.litellm_core_utils.internal_call_metadata import forwarded_internal_call_metadata
+from litellm.proxy._types import UserAPIKeyAuth
+from litellm.proxy.auth.auth_checks import can_key_call_resolved_model
+
+CALL_ORIGIN = "optillm"
+"""Marks inner calls in LiteLLM's logs. The rate limiter skips marked calls and counts the tokens
+of the outer response, which is the sum of theirs: so each token counts once."""
+
+_SHARED = frozenset(
+    {"tags", "requester_metadata", "spend_logs_metadata", "requester_ip_address", "user_agent"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The account of one request."""
+
+    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Identity for inner calls: key, user, team, organisation, end user, tags."""
+
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Other arguments that every inner call gets (session, end user)."""
+
+
+def read_caller(litellm_params: Mapping[str, Any], user: str | None) -> Caller:
+    """Return the account of a request from what LiteLLM gives its provider.
+
+    The budget reservation of the outer request is not passed on: an inner call that settles it
+    would make LiteLLM lose the outer one's spend.
+    """
+    parent = litellm_params.get("litellm_metadata") or litellm_params.get("metadata") or {}
+    identity = {k: v for k, v in parent.items() if k.startswith("user_api_key") or k in _SHARED}
+    extra = {
+        key: litellm_params[key]
+        for key in ("litellm_session_id", "litellm_trace_id")
+        if isinstance(litellm_params.get(key), str)
+    }
+    if user is not None:
+        extra["user"] = user
+    if litellm_params.get("no-log"):
+        extra["no-log"] = True
+    stamped = forwarded_internal_call_metadata(identity, cast(Any, CALL_ORIGIN))
+    return Caller(stamped or {"internal_call_origin": CALL_ORIGIN}, extra)
+
+
+async def check_access(model: str, key: UserAPIKeyAuth, router: Router) -> None:
+    """Raise LiteLLM's own refusal if the caller's key, team or project may not call `model`."""
+    await can_key_call_resolved_model(
+        model=model, llm_model_list=None, valid_token=key, llm_router=router
+    )
