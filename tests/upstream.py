@@ -405,8 +405,10 @@ class _Connection(asyncio.Protocol):
         return request
 
     async def _answer(self, request: _Request) -> None:
-        body = self._checked(request)
-        if body is None:
+        if (request.method, request.path) == ("GET", "/v1/models"):
+            # LiteLLM looks from time to time for the models' limits: nothing is known here.
+            self._send_json(200, {"object": "list", "data": []})
+        elif (body := self._checked(request)) is None:
             self._send_json(404, {"error": {"message": "violation", "type": "test"}})
         else:
             await self._answer_call(self._upstream.started(body, request.headers))
