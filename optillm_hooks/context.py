@@ -10,7 +10,7 @@ from typing import Literal
 
 from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, EmptyCompletion, SampleError
 from optillm_hooks.llm import LLM, Price
-from optillm_hooks.types import Answer, Chat, Completion, Delta, Purpose, Sampling, Usage
+from optillm_hooks.types import Answer, Chat, Completion, Delta, Fields, Purpose, Sampling, Usage
 
 StoppedBy = Literal["deadline", "max_calls", "max_tokens_total", "max_cost_usd"]
 
@@ -243,15 +243,19 @@ class Context:
         """Return the metered LLM of another model group that the request was allowed."""
         return MeteredLLM(self.models(model), self)
 
-    def filled(self, sampling: Sampling) -> Sampling:
+    def filled(self, chat: Chat, sampling: Sampling) -> Sampling:
         """Return `sampling` with the client's fields where its purpose lets them through.
 
         The seed of a sample is the client's plus the sample's number, so that a seed gives the
-        same samples again and yet different ones.
+        same samples again and yet different ones. A judge may not call tools; where the
+        conversation has tool calls in it, it still needs their definitions, or providers refuse.
         """
-        if sampling.purpose == "judge":
-            return sampling
         client = self.client
+        if sampling.purpose == "judge":
+            if "tools" not in client.fields or not any(m.role == "tool" for m in chat):
+                return sampling
+            defined: Fields = {"tools": client.fields["tools"], "tool_choice": "none"}
+            return replace(sampling, fields={**defined, **sampling.fields})
         hidden = _FORM_FIELDS if sampling.purpose == "draft" else frozenset[str]()
         seed = client.seed if sampling.seed is None else sampling.seed
         number = sampling.sample + _RUN_STRIDE * self.run
@@ -338,7 +342,7 @@ class MeteredLLM:
     async def _paying(self, chat: Chat, sampling: Sampling, choices: int) -> AsyncIterator["_Call"]:
         # Taken before the first await: two tasks of one fan-out cannot both take the last call.
         ctx, budget = self._ctx, self._ctx.budget
-        reserved = budget.take(self._inner, chat, ctx.filled(sampling), choices)
+        reserved = budget.take(self._inner, chat, ctx.filled(chat, sampling), choices)
         call = _Call(reserved.sampling)
         clock = asyncio.get_running_loop().time
         depth = depth_so_far.get() + 1

@@ -32,6 +32,8 @@ from optillm_hooks.pipeline import Models, Outcome, Piece, Progress, Request, ru
 from optillm_hooks.plan import resolve
 from optillm_hooks.types import Delta, FinishReason
 
+FINGERPRINT = "optillm-hooks"
+
 _SELF_TIMEOUT = 600.0
 """LiteLLM's own time limit where nobody has set one: not a deadline that an operator chose."""
 
@@ -65,7 +67,7 @@ class Provider(CustomLLM):
         )
         # The inner calls carry the cost; priced again here, the caller would pay twice.
         response._hidden_params["response_cost"] = 0.0
-        if prepared.chat_route:
+        if prepared.route == "chat":
             response.optillm = report_object(outcome.report)
         return response
 
@@ -88,7 +90,7 @@ class Provider(CustomLLM):
         optional = call["optional_params"]
         router = proxy_router() or self._router
         prepared = _prepared(model, litellm_params, optional, router)
-        client = read_sampling(optional)
+        client = read_sampling({**optional, **prepared.fields})
         limits = prepared.settings.limits()
         timeout = _seconds(call.get("timeout"))
         if timeout is not None:
@@ -189,13 +191,13 @@ async def _chunks(
     if prepared.outcome is None:
         return
     report = prepared.outcome.report
-    counted = chunk({0: Delta()})
-    counted.usage = write_usage(report.usage)
-    yield counted
-    if prepared.chat_route:
-        told = chunk({0: Delta()})
-        told.optillm = report_object(report)
-        yield told
+    totals = chunk({0: Delta()})
+    totals.usage = write_usage(report.usage)
+    if prepared.route == "chat":
+        totals.optillm = report_object(report)
+        # The proxy writes chunks without one of a few fields by a short cut, which knows no others.
+        totals.system_fingerprint = FINGERPRINT
+    yield totals
     others = {choice: Delta(finish_reason=end) for choice, end in ends.items() if choice != 0}
     if others:
         yield chunk({0: Delta(), **others})
