@@ -128,7 +128,7 @@ async def _layer(chat: Chat, llm: LLM, params: MoaParams, ctx: Context) -> list[
     sampling = Sampling(temperature=params.temperature, purpose="draft")
     until = ctx.within(TIME_FOR_A_STAGE)
     ctx.progress(f"asking for {params.proposers} proposals")
-    panel = [ctx.llm(name) for name in params.models] or [llm]
+    panel: list[LLM] = [ctx.llm(name) for name in params.models] or [llm]
     seats = [len(range(number, params.proposers, len(panel))) for number in range(len(panel))]
     groups = await finished(
         [
