@@ -168,10 +168,10 @@ def test_the_line_to_paste_is_answered_as_soon_as_it_is_shown(
         curl = said[4].strip().removeprefix("try").strip()
         pasted = subprocess.run(
             curl,
-            shell=True,
+            shell=True,  # noqa: S602 (ours)
             capture_output=True,
             text=True,
-            check=True,  # noqa: S602 (ours)
+            check=True,
         )
         assert "ANSWER: 42" in pasted.stdout
     finally:
