@@ -167,8 +167,7 @@ def test_the_line_to_paste_is_answered_as_soon_as_it_is_shown(
         assert not any(key in line for line in said)
         curl = said[4].strip().removeprefix("try").strip()
         pasted = subprocess.run(
-            curl,
-            shell=True,  # noqa: S602 (ours)
+            ["/bin/sh", "-c", curl],
             capture_output=True,
             text=True,
             check=True,
