@@ -4,6 +4,8 @@ import json
 
 from optillm_hooks.types import Json
 
+_PATTERNS = ("pattern", "patternProperties")
+
 
 def fits(text: str, response_format: Json) -> bool:
     """Return whether `text` is what `response_format` (OpenAI's field) asks for.
@@ -28,11 +30,22 @@ def fits(text: str, response_format: Json) -> bool:
 
 
 def _fits_schema(value: Json, schema: dict[str, Json]) -> bool:
+    """Return whether `value` fits a client's schema, which must not cost us anything.
+
+    References are followed within the schema only, never over the network, and regular
+    expressions are left aside: one of theirs could keep the event loop busy for ever.
+    """
     import jsonschema  # slow to import, and few requests need it
+    import referencing
 
     kind = jsonschema.validators.validator_for(schema)
+    without_patterns = jsonschema.validators.extend(kind, dict.fromkeys(_PATTERNS, _no_check))
     try:
         kind.check_schema(schema)
-        return bool(kind(schema).is_valid(value))
-    except (jsonschema.SchemaError, jsonschema.exceptions._WrappedReferencingError):
+        return bool(without_patterns(schema, registry=referencing.Registry()).is_valid(value))
+    except (jsonschema.SchemaError, referencing.exceptions.Unresolvable, RecursionError):
         return True
+
+
+def _no_check(*_: object) -> tuple[()]:
+    return ()
