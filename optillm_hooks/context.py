@@ -13,7 +13,7 @@ from optillm_hooks.llm import LLM, Price
 from optillm_hooks.types import Answer, Chat, Completion, Delta, Fields, Purpose, Sampling, Usage
 
 CallOutcome = Literal["ok", "failed", "cancelled"]
-StoppedBy = Literal["deadline", "max_calls", "max_tokens_total", "max_cost_usd"]
+StoppedBy = Literal["deadline", "max_calls", "max_tokens_total", "max_cost_usd", "caller_budget"]
 
 _RUN_STRIDE = 1000
 """Room for the sample numbers of one run, so that no two runs of a request share one."""
@@ -369,6 +369,10 @@ class MeteredLLM:
                 raise
             budget.stopped_by = budget.stopped_by or "deadline"
             raise DeadlineExceeded("deadline passed while waiting for the model") from exc
+        except BudgetExceeded:
+            outcome = "failed"
+            budget.stopped_by = budget.stopped_by or "caller_budget"
+            raise
         except SampleError:
             outcome = "failed"
             raise
