@@ -1,6 +1,6 @@
 """The hook: reads what a request asks for, refuses what cannot be served, rewrites the rest."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from litellm.integrations.custom_logger import CustomLogger
@@ -11,17 +11,22 @@ from optillm_hooks.gateway.caller import check_access
 from optillm_hooks.gateway.convert import read_chat
 from optillm_hooks.gateway.failures import to_proxy
 from optillm_hooks.gateway.naming import PROVIDER
-from optillm_hooks.gateway.prepared import Prepared, current
+from optillm_hooks.gateway.prepared import Prepared, Route, current
 from optillm_hooks.gateway.reports import header_values
 from optillm_hooks.gateway.router import ModelFacts, is_configured, proxy_router
 from optillm_hooks.gateway.selection import Selection, read_settings, select
+from optillm_hooks.types import Fields
 
-_SERVED = frozenset({"completion", "acompletion", "text_completion", "atext_completion"}) | {
-    "anthropic_messages",
-    "aresponses",
-    "responses",
+_ROUTES: dict[str, Route] = {
+    "completion": "chat",
+    "acompletion": "chat",
+    "text_completion": "completions",
+    "atext_completion": "completions",
+    "anthropic_messages": "messages",
+    "responses": "responses",
+    "aresponses": "responses",
 }
-_CHAT = frozenset({"completion", "acompletion"})
+"""LiteLLM's call types that we serve."""
 
 _REASONING_FIELDS = ["reasoning_effort", "thinking", "verbosity"]
 """Fields that LiteLLM refuses or drops for a custom provider unless they are named as allowed."""
@@ -47,22 +52,39 @@ class Hook(CustomLogger):
         """
         current.set(None)
         router = proxy_router()
-        if call_type not in _SERVED or router is None:
+        route = _ROUTES.get(call_type)
+        if route is None or router is None:
             return data
         try:
             settings = read_settings()
             selection = select(data, router, settings)
             if selection is None:
                 return data
-            _check_request(data, call_type, settings.max_choices)
+            _check_request(data, route, settings.max_choices)
             await _check_access(selection, user_api_key_dict)
             _check_price(selection)
             if selection.plan.passes_through and selection.source != "alias":
                 data["model"] = selection.base
                 return data
-            return _rewritten(data, selection, call_type)
+            return _rewritten(data, selection, route)
         except RequestRejected as exc:
             raise to_proxy(exc) from None
+
+    def async_post_call_streaming_iterator_hook(
+        self,
+        user_api_key_dict: UserAPIKeyAuth,  # noqa: ARG002 (LiteLLM's signature)
+        response: AsyncIterator[Any],
+        request_data: dict[str, Any],  # noqa: ARG002
+    ) -> AsyncIterator[Any]:
+        """Return the stream itself; on the responses route, with the requested model's name.
+
+        There LiteLLM names the deployment within its events, which tells users of an alias what
+        stands behind it.
+        """
+        prepared = current.get()
+        if prepared is None or prepared.route != "responses":
+            return response
+        return _named(response, prepared.requested)
 
     async def async_post_call_response_headers_hook(
         self,
@@ -77,8 +99,24 @@ class Hook(CustomLogger):
         return None if prepared is None else header_values(prepared)
 
 
-def _check_request(data: Mapping[str, Any], call_type: str, max_choices: int) -> None:
-    if call_type in _CHAT:
+async def _named(events: AsyncIterator[Any], model: str) -> AsyncIterator[Any]:
+    async for event in events:
+        inner: Any = getattr(event, "response", None)
+        if getattr(inner, "model", None) is not None:
+            inner.model = model
+        yield event
+
+
+def _fields_lost(data: Mapping[str, Any], route: Route) -> Fields:
+    """Return what LiteLLM's bridge from this route to chat does not carry over."""
+    text = data.get("text")
+    if route == "responses" and isinstance(text, dict) and text.get("verbosity") is not None:
+        return {"verbosity": text["verbosity"]}
+    return {}
+
+
+def _check_request(data: Mapping[str, Any], route: Route, max_choices: int) -> None:
+    if route == "chat":
         read_chat(data.get("messages"))
     n = data.get("n")
     if n is not None and (type(n) is not int or not 1 <= n <= max_choices):
@@ -107,7 +145,7 @@ def _check_price(selection: Selection) -> None:
             )
 
 
-def _rewritten(data: dict[str, Any], selection: Selection, call_type: str) -> dict[str, Any]:
+def _rewritten(data: dict[str, Any], selection: Selection, route: Route) -> dict[str, Any]:
     requested = str(data["model"])
     deployment = requested if selection.on_alias else f"{PROVIDER}/{selection.plan.label}"
     if not selection.on_alias:
@@ -119,7 +157,8 @@ def _rewritten(data: dict[str, Any], selection: Selection, call_type: str) -> di
         deployment=deployment,
         requested=requested,
         user=data.get("user") if isinstance(data.get("user"), str) else None,
-        chat_route=call_type in _CHAT,
+        fields=_fields_lost(data, route),
+        route=route,
     )
     current.set(prepared)
     allowed = data.get("allowed_openai_params")

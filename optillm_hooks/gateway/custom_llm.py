@@ -2,7 +2,8 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +33,8 @@ from optillm_hooks.pipeline import Models, Outcome, Piece, Progress, Request, ru
 from optillm_hooks.plan import resolve
 from optillm_hooks.types import Delta, FinishReason
 
+FINGERPRINT = "optillm-hooks"
+
 _SELF_TIMEOUT = 600.0
 """LiteLLM's own time limit where nobody has set one: not a deadline that an operator chose."""
 
@@ -54,30 +57,26 @@ class Provider(CustomLLM):
     async def acompletion(self, *_: Any, **call: Any) -> ModelResponse:
         """Return the answers of a plan as one response, with the usage of all its calls."""
         model = str(call["model"])
-        try:
+        with _as_litellm_errors(model):
             prepared, request, models = self._request(model, call)
-            prepared.outcome = await run(request, models)
-        except OptiLLMError as exc:
-            raise to_litellm(exc, model) from None
-        outcome = prepared.outcome
+            outcome = prepared.outcome = await run(request, models, prepared.trace)
         response = write_response(
             call["model_response"], outcome.answers, outcome.report.usage, prepared.requested
         )
         # The inner calls carry the cost; priced again here, the caller would pay twice.
         response._hidden_params["response_cost"] = 0.0
-        if prepared.chat_route:
+        if prepared.route == "chat":
             response.optillm = report_object(outcome.report)
         return response
 
     async def astreaming(self, *_: Any, **call: Any) -> AsyncIterator[ModelResponseStream]:
         """Yield the answers of a plan, chunk by chunk, with usage and report before the last."""
         model = str(call["model"])
-        try:
+        with _as_litellm_errors(model):
             prepared, request, models = self._request(model, call)
-            async for chunk in _chunks(prepared, request, models):
-                yield chunk
-        except OptiLLMError as exc:
-            raise to_litellm(exc, model) from None
+            async with aclosing(_chunks(prepared, request, models)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
     def completion(self, *_: Any, **call: Any) -> ModelResponse:
         """Return what `acompletion` does, for the SDK's synchronous function."""
@@ -88,7 +87,7 @@ class Provider(CustomLLM):
         optional = call["optional_params"]
         router = proxy_router() or self._router
         prepared = _prepared(model, litellm_params, optional, router)
-        client = read_sampling(optional)
+        client = read_sampling({**optional, **prepared.fields})
         limits = prepared.settings.limits()
         timeout = _seconds(call.get("timeout"))
         if timeout is not None:
@@ -105,6 +104,18 @@ class Provider(CustomLLM):
         )
         caller = read_caller(litellm_params, prepared.user)
         return prepared, request, _models(router, caller)
+
+
+@contextmanager
+def _as_litellm_errors(model: str) -> Iterator[None]:
+    """Raise our errors as LiteLLM's, and keep them for the headers."""
+    try:
+        yield
+    except OptiLLMError as exc:
+        prepared = current.get()
+        if prepared is not None:
+            prepared.error = exc
+        raise to_litellm(exc, model) from None
 
 
 def _models(router: Router | None, caller: Caller) -> Models:
@@ -157,7 +168,7 @@ def _seconds(timeout: object) -> float | None:
 
 async def _chunks(
     prepared: Prepared, request: Request, models: Models
-) -> AsyncIterator[ModelResponseStream]:
+) -> AsyncGenerator[ModelResponseStream, None]:
     """Yield the chunks of a stream, in an order that LiteLLM's wrapper keeps.
 
     The wrapper ends a stream at the first finish reason of choice 0, of which it makes the last
@@ -174,28 +185,29 @@ async def _chunks(
         spoken.update(pieces)
         return write_chunk(pieces, stream_id=stream_id, model=prepared.requested, role=role)
 
-    async for event in stream(request, models):
-        match event:
-            case Progress(text):
-                yield chunk({0: Delta(reasoning=f"{text}\n" if text else "")})
-            case Piece(choice, delta):
-                if delta.finish_reason is not None:
-                    ends[choice] = delta.finish_reason
-                piece = replace(delta, finish_reason=None, usage=None)
-                if piece != Delta():
-                    yield chunk({choice: piece})
-            case Outcome():
-                prepared.outcome = event
+    async with aclosing(stream(request, models, prepared.trace)) as events:
+        async for event in events:
+            match event:
+                case Progress(text):
+                    yield chunk({0: Delta(reasoning=f"{text}\n" if text else "")})
+                case Piece(choice, delta):
+                    if delta.finish_reason is not None:
+                        ends[choice] = delta.finish_reason
+                    piece = replace(delta, finish_reason=None, usage=None)
+                    if piece != Delta():
+                        yield chunk({choice: piece})
+                case Outcome():
+                    prepared.outcome = event
     if prepared.outcome is None:
         return
     report = prepared.outcome.report
-    counted = chunk({0: Delta()})
-    counted.usage = write_usage(report.usage)
-    yield counted
-    if prepared.chat_route:
-        told = chunk({0: Delta()})
-        told.optillm = report_object(report)
-        yield told
+    totals = chunk({0: Delta()})
+    totals.usage = write_usage(report.usage)
+    if prepared.route == "chat":
+        totals.optillm = report_object(report)
+        # The proxy writes chunks without one of a few fields by a short cut, which knows no others.
+        totals.system_fingerprint = FINGERPRINT
+    yield totals
     others = {choice: Delta(finish_reason=end) for choice, end in ends.items() if choice != 0}
     if others:
         yield chunk({0: Delta(), **others})

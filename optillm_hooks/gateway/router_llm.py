@@ -1,6 +1,6 @@
 """An `LLM` over LiteLLM's router, which does retries, fallbacks, cooldowns and load balancing."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,7 +56,7 @@ class RouterLLM:
             raise ProviderFailed("the provider's reply has no choices")
         return read_completions(response, self._cost(response))
 
-    async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncIterator[Delta]:
+    async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
         with as_sample_errors():
             chunks = await self._ask(
                 **self._request(chat, sampling),

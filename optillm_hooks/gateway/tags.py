@@ -65,9 +65,10 @@ def _clean_turns(turns: list[Json], found: dict[str, str]) -> Json:
     cleaned: list[Json] = []
     for number, turn in enumerate(turns):
         role = turn.get("role") if isinstance(turn, dict) else None
-        if isinstance(turn, dict) and (number == last_user or role in ("system", "developer")):
+        chooses = number == last_user or role in ("system", "developer")
+        if isinstance(turn, dict) and chooses and "content" in turn:
             kind = "user" if number == last_user else "system"
-            cleaned.append({**turn, "content": _clean(turn.get("content"), kind, found)})
+            cleaned.append({**turn, "content": _clean(turn["content"], kind, found)})
         else:
             cleaned.append(turn)
     return cleaned
