@@ -21,6 +21,7 @@ from optillm_hooks.errors import (
     StageFailed,
 )
 from optillm_hooks.fanout import outcomes, speculating
+from optillm_hooks.formats import fits
 from optillm_hooks.llm import LLM, FinalCall, Price
 from optillm_hooks.plan import PASS_THROUGH, Chain, Plan, Stage
 from optillm_hooks.prompts import ask, data_notice, enclose, fence
@@ -180,6 +181,9 @@ class _Run:
         if not good:
             good = [(await self._plain_instead(root, failed[0]), PASS_THROUGH)]
         self._degraded += [error.code for error in failed]
+        wanted = request.client.fields.get("response_format")
+        if not all(answer.tool_calls or fits(answer.text, wanted) for answer, _ in good):
+            self._degraded.append("response_format")
         return Outcome(tuple(a for a, _ in good), self._report([label for _, label in good]))
 
     async def _choice(self, chain: Chain, ctx: Context, number: int) -> Answer:
