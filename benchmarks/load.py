@@ -5,7 +5,6 @@ another marker, or none, is cross-talk.
 """
 
 import asyncio
-import itertools
 import re
 import tempfile
 import time
@@ -36,10 +35,14 @@ LATENCY_S: Final = 0.05
 _MARKER: Final = re.compile(r"marker-\d+-end")
 
 
+def markers(text: str) -> set[str]:
+    return set(_MARKER.findall(text))
+
+
 def marked(call: Call, _choice: int) -> str:
     """Reply with the marker of the prompt, in a form that voters and raters can read."""
-    markers = sorted(set(_MARKER.findall(call.text)))
-    return f"Seen: {', '.join(markers)}.\nRating: 8\nANSWER: {', '.join(markers)}"
+    seen = ", ".join(sorted(markers(call.text)))
+    return f"Seen: {seen}.\nRating: 8\nANSWER: {seen}"
 
 
 SCRIPT: Final = Script(reply=marked, latency_s=LATENCY_S)
@@ -77,7 +80,7 @@ async def _one(client: httpx.AsyncClient, model: str, number: int) -> tuple[floa
     if answer.status_code != 200 or '"error"' in answer.text:
         return seconds, f"{model}: {answer.status_code} {answer.text[:300]}", ""
     text = "".join(re.findall(r'"content": ?"((?:[^"\\]|\\.)*)"', answer.text))
-    seen = set(_MARKER.findall(text))
+    seen = markers(text)
     return seconds, "", "" if seen == {marker} else f"{model}: {marker} got {sorted(seen)}"
 
 
@@ -113,14 +116,14 @@ def memory(
     proxy: Proxy, *, batches: int, requests: int, models: Sequence[str] = MODELS
 ) -> Iterator[tuple[int, int, Load]]:
     """Yield, batch by batch, the requests so far, the proxy's bytes in memory, and the load."""
-    for batch in itertools.islice(itertools.count(1), batches):
+    for batch in range(1, batches + 1):
         load = burst(proxy, requests=requests, at_once=50, first=batch * 1_000_000, models=models)
         yield batch * requests, proxy.footprint.rss_bytes, load
 
 
 def show_burst(load: Load, calls: int) -> str:
     return table(
-        ("requests at once", "inner calls", "errors", "cross-talk", "p50 s", "p95 s", "all, s"),
+        ("requests at once", "upstream calls", "errors", "cross-talk", "p50 s", "p95 s", "all, s"),
         [
             (
                 str(len(load.seconds)),
