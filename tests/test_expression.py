@@ -211,7 +211,9 @@ scalars: st.SearchStrategy[Value] = (
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=5)
 identifiers = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,6}", fullmatch=True)
 calls = st.builds(
-    Call, identifiers, st.dictionaries(identifiers, values, max_size=3).map(lambda d: tuple(d.items()))
+    Call,
+    identifiers,
+    st.dictionaries(identifiers, values, max_size=3).map(lambda d: tuple(d.items())),
 )
 
 
@@ -248,7 +250,7 @@ def test_parse_undoes_unparse(tree: Tree) -> None:
     assert repr(without_columns(parse(text))) == repr(without_columns(tree))  # True is not 1
 
 
-@given(st.text(alphabet="ab1(=);,[]\"\\&|-. \n\u00a0é", max_size=30))
+@given(st.text(alphabet='ab1(=);,[]"\\&|-. \n\u00a0é', max_size=30))
 def test_any_text_is_a_tree_or_is_refused_at_a_column_within_it(text: str) -> None:
     try:
         tree = parse(text)
