@@ -2,8 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -12,7 +12,8 @@ from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, EmptyCompleti
 from optillm_hooks.llm import LLM, Price
 from optillm_hooks.types import Answer, Chat, Completion, Delta, Fields, Purpose, Sampling, Usage
 
-StoppedBy = Literal["deadline", "max_calls", "max_tokens_total", "max_cost_usd"]
+CallOutcome = Literal["ok", "failed", "cancelled"]
+StoppedBy = Literal["deadline", "max_calls", "max_tokens_total", "max_cost_usd", "caller_budget"]
 
 _RUN_STRIDE = 1000
 """Room for the sample numbers of one run, so that no two runs of a request share one."""
@@ -51,7 +52,7 @@ class CallRecord:
     """Seconds after the start of the request."""
 
     seconds: float
-    outcome: Literal["ok", "failed", "cancelled"]
+    outcome: CallOutcome
     usage: Usage
 
 
@@ -145,15 +146,17 @@ class Budget:
         self.cost_taken += cost
         return Reservation(replace(sampling, max_tokens=max_tokens), tokens, cost)
 
-    def settle(self, reserved: "Reservation", usage: Usage) -> None:
-        """Replace what was reserved by what the call used; nothing if it failed."""
-        self.tokens_taken += usage.total_tokens - reserved.tokens if self._counts_tokens else 0
-        self.cost_taken += usage.cost_usd - reserved.cost if self._counts_tokens else 0.0
-        self.usage += usage
+    def settle(self, reserved: "Reservation", usage: Usage, *, ended: CallOutcome) -> None:
+        """Replace what was reserved by what the call used; nothing if it failed.
 
-    @property
-    def _counts_tokens(self) -> bool:
-        return self.limits.max_tokens_total is not None or self.limits.max_cost_usd is not None
+        A good reply whose provider does not say what it used keeps what was reserved.
+        """
+        self.usage += usage
+        if ended == "ok" and not usage.total_tokens:
+            return
+        if reserved.tokens:
+            self.tokens_taken += usage.total_tokens - reserved.tokens
+            self.cost_taken += usage.cost_usd - reserved.cost
 
     def _reply_room(self, price: Price | None, prompt: int, choices: int) -> tuple[int, StoppedBy]:
         """Return how many tokens each reply may have, and the limit that says so."""
@@ -320,23 +323,30 @@ class MeteredLLM:
         async with self._paying(chat, sampling, 1) as call:
             completion = await self._inner.complete(chat, call.sampling)
             call.usage = completion.usage
-        return self._kept([completion], sampling.purpose)[0]
+            return self._kept([completion], sampling.purpose)[0]
 
     async def complete_n(self, chat: Chat, sampling: Sampling, n: int, /) -> Sequence[Completion]:
         """Return the completions of one call for `n` that are not empty: 1 to `n`, and pay."""
         async with self._paying(chat, sampling, n) as call:
             completions = await self._inner.complete_n(chat, call.sampling, n)
             call.usage = sum((c.usage for c in completions), Usage(calls=0))
-        return self._kept(completions, sampling.purpose)
+            return self._kept(completions, sampling.purpose)
 
-    async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncIterator[Delta]:
+    async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
         """Yield the pieces of one completion, and pay for it. Errors as in `complete`."""
         async with self._paying(chat, sampling, 1) as call:
-            pieces = self._inner.stream(chat, call.sampling)
-            async for delta in pieces:
-                if delta.usage is not None:
-                    call.usage = delta.usage
-                yield delta
+            empty, truncated = True, False
+            async with aclosing(self._inner.stream(chat, call.sampling)) as pieces:
+                async for delta in pieces:
+                    if delta.usage is not None:
+                        call.usage = delta.usage
+                    empty = empty and not (
+                        delta.text.strip() or delta.tool_calls or delta.fields.get("refusal")
+                    )
+                    truncated = truncated or delta.finish_reason == "length"
+                    yield delta
+            if empty:
+                raise EmptyCompletion(truncated=truncated)
 
     @asynccontextmanager
     async def _paying(self, chat: Chat, sampling: Sampling, choices: int) -> AsyncIterator["_Call"]:
@@ -347,7 +357,7 @@ class MeteredLLM:
         clock = asyncio.get_running_loop().time
         depth = depth_so_far.get() + 1
         started = clock()
-        outcome: Literal["ok", "failed", "cancelled"] = "cancelled"
+        outcome: CallOutcome = "cancelled"
         scope = asyncio.timeout_at(ctx.deadline)
         try:
             async with scope, budget.slots:
@@ -359,12 +369,16 @@ class MeteredLLM:
                 raise
             budget.stopped_by = budget.stopped_by or "deadline"
             raise DeadlineExceeded("deadline passed while waiting for the model") from exc
+        except BudgetExceeded:
+            outcome = "failed"
+            budget.stopped_by = budget.stopped_by or "caller_budget"
+            raise
         except SampleError:
             outcome = "failed"
             raise
         finally:
             depth_so_far.set(depth)
-            budget.settle(reserved, call.usage)
+            budget.settle(reserved, call.usage, ended=outcome)
             ctx.trace.record(
                 CallRecord(
                     stage=ctx.stage,

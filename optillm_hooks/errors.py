@@ -106,8 +106,12 @@ class SamplesFailed(SampleError):
     """Fewer samples finished than the approach needs. Its status is that of the first failure."""
 
     def __init__(self, needed: int, errors: Sequence[SampleError]) -> None:
-        self.errors = tuple(errors)
-        reasons = "; ".join(f"{type(e).__name__}: {e}" for e in errors)
-        super().__init__(f"needed {needed} finished samples, {len(errors)} failed: {reasons}")
-        if errors:
-            self.status, self.code = errors[0].status, errors[0].code
+        self.errors = tuple(leaf for error in errors for leaf in _leaves(error))
+        reasons = "; ".join(dict.fromkeys(f"{type(e).__name__}: {e}" for e in self.errors))
+        super().__init__(f"needed {needed} finished samples, {len(self.errors)} failed: {reasons}")
+        if self.errors:
+            self.status, self.code = self.errors[0].status, self.errors[0].code
+
+
+def _leaves(error: SampleError) -> tuple[SampleError, ...]:
+    return error.errors if isinstance(error, SamplesFailed) else (error,)

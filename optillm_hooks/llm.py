@@ -1,6 +1,6 @@
 """The one door to a model."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -49,7 +49,7 @@ class LLM(Protocol):
         """Return 1 to `n` completions of one call for `n`; the first carries the usage."""
         ...
 
-    def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncIterator[Delta]:
+    def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
         """Yield the pieces of one completion. A `SampleError` may come before or between them."""
         ...
 

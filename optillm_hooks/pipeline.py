@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from optillm_hooks.errors import (
     StageFailed,
 )
 from optillm_hooks.fanout import outcomes, speculating
+from optillm_hooks.formats import fits
 from optillm_hooks.llm import LLM, FinalCall, Price
 from optillm_hooks.plan import PASS_THROUGH, Chain, Plan, Stage
 from optillm_hooks.prompts import ask, data_notice, enclose, fence
@@ -93,25 +95,28 @@ Event = Piece | Progress | Outcome
 Models = Callable[[str], LLM]
 
 
-async def run(request: Request, models: Models) -> Outcome:
+async def run(request: Request, models: Models, trace: Trace | None = None) -> Outcome:
     """Return the answers to `request`: a choice per chain and repetition, chain by chain.
 
-    A choice that failed is left out and reported.
+    A choice that failed is left out and reported. What is done is recorded in `trace`, which the
+    caller can read after a failure too.
 
     Raises:
         SampleError: every choice failed; the error is that of the first.
     """
-    return await _Run(request, models, None).outcome()
+    return await _Run(request, models, trace, None).outcome()
 
 
-async def stream(request: Request, models: Models) -> AsyncIterator[Event]:
+async def stream(
+    request: Request, models: Models, trace: Trace | None = None
+) -> AsyncGenerator[Event, None]:
     """Yield what `run` returns piece by piece, and the outcome last. Errors as in `run`.
 
     The last call of a chain is streamed as it comes; what comes before it shows as progress.
     Closing the iterator cancels every call.
     """
     events: asyncio.Queue[Event | None] = asyncio.Queue()
-    running = _Run(request, models, events)
+    running = _Run(request, models, trace, events)
 
     async def to_the_end() -> Outcome:
         try:
@@ -129,12 +134,17 @@ class _Run:
     """One request on its way."""
 
     def __init__(
-        self, request: Request, models: Models, events: asyncio.Queue[Event | None] | None
+        self,
+        request: Request,
+        models: Models,
+        trace: Trace | None,
+        events: asyncio.Queue[Event | None] | None,
     ) -> None:
         self._request = request
         self._models = models
         self._events = events
-        self._trace = Trace(listener=self._call_ended)
+        self._trace = trace or Trace()
+        self._trace.listener = self._call_ended
         self._degraded: list[str] = []
         self._budget = Budget(
             limits=request.limits,
@@ -171,6 +181,9 @@ class _Run:
         if not good:
             good = [(await self._plain_instead(root, failed[0]), PASS_THROUGH)]
         self._degraded += [error.code for error in failed]
+        wanted = request.client.fields.get("response_format")
+        if not all(answer.tool_calls or fits(answer.text, wanted) for answer, _ in good):
+            self._degraded.append("response_format")
         return Outcome(tuple(a for a, _ in good), self._report([label for _, label in good]))
 
     async def _choice(self, chain: Chain, ctx: Context, number: int) -> Answer:
@@ -238,13 +251,17 @@ class _Run:
         text_filter = final.text_filter() if final.text_filter else None
         finish_reason: FinishReason = "stop"
         try:
-            async for delta in (final.llm or llm).stream(final.chat, final.sampling):
-                finish_reason = delta.finish_reason or finish_reason
-                text = text_filter.feed(delta.text) if text_filter else delta.text
-                piece = replace(delta, text=text, finish_reason=None, usage=None)
-                if piece != Delta():
-                    shown.add(piece)
-                    self._emit(Piece(number, piece))
+            async with aclosing((final.llm or llm).stream(final.chat, final.sampling)) as pieces:
+                async for delta in pieces:
+                    finish_reason = delta.finish_reason or finish_reason
+                    text = text_filter.feed(delta.text) if text_filter else delta.text
+                    piece = replace(delta, text=text, finish_reason=None, usage=None)
+                    if piece != Delta():
+                        shown.add(piece)
+                        self._emit(Piece(number, piece))
+        except EmptyCompletion as exc:
+            if final.fallback is not None or not exc.truncated:
+                raise
         except SampleError as exc:
             if shown.is_empty:
                 raise
@@ -397,13 +414,14 @@ class DecodedLLM:
         """Return one completion: every sample is decoded by itself."""
         return [await self.complete(chat, sampling)]
 
-    async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncIterator[Delta]:
+    async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
         decoded = await self._decoded(chat, sampling)
         if isinstance(decoded, Completion):
             yield whole(decoded)
             return
-        async for delta in self._inner.stream(chat, decoded):
-            yield delta
+        async with aclosing(self._inner.stream(chat, decoded)) as pieces:
+            async for delta in pieces:
+                yield delta
 
     async def _decoded(self, chat: Chat, sampling: Sampling) -> Completion | Sampling:
         if sampling.purpose == "judge":

@@ -59,7 +59,13 @@ class Plan:
     @property
     def expected_calls(self) -> int:
         """Calls of one run of every chain when nothing fails."""
-        return sum(stage.cost.calls for chain in self.chains for stage in chain) or 1
+        own = sum(stage.cost.calls for stage in self.stages)
+        return own + sum(not ends_by_itself(chain) for chain in self.chains)
+
+
+def ends_by_itself(chain: Chain) -> bool:
+    """Return whether some stage of `chain` answers; otherwise a plain call ends it."""
+    return any(stage.approach.kind in ("answerer", "decoder") for stage in chain)
 
 
 def resolve(

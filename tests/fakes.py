@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -70,7 +70,7 @@ class ScriptedLLM:
         choices = [await self._next() for _ in range(n)]
         return [choices[0], *(replace(choice, usage=Usage()) for choice in choices[1:])]
 
-    async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncIterator[Delta]:
+    async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
         self.calls.append((chat, sampling))
         whole = await self._next()
         for piece in whole.text.splitlines(keepends=True):

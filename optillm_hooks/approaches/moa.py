@@ -12,7 +12,7 @@ Cost: `proposers` calls a layer, one for the critique (if on) and the one that f
 from collections.abc import Sequence
 from functools import partial
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from optillm_hooks.context import Context
 from optillm_hooks.errors import SampleError
@@ -43,7 +43,13 @@ TIME_FOR_A_STAGE = 0.6
 class MoaParams(Params):
     model_fields_named = ("models", "aggregator")
 
-    proposers: int = Field(default=3, ge=1, le=16, description="Proposals in each layer.")
+    proposers: int = Field(
+        default=3,
+        ge=1,
+        le=16,
+        validation_alias=AliasChoices("proposers", "n"),
+        description="Proposals in each layer; `n` is another name for it.",
+    )
     layers: int = Field(
         default=1, ge=1, le=4, description="Layers of proposers; later ones see the one before."
     )

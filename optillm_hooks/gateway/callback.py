@@ -3,11 +3,12 @@
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from litellm import BudgetExceededError, Router
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy._types import UserAPIKeyAuth
 
 from optillm_hooks.errors import RequestRejected
-from optillm_hooks.gateway.caller import check_access
+from optillm_hooks.gateway.caller import check_access, is_within_budget
 from optillm_hooks.gateway.convert import read_chat
 from optillm_hooks.gateway.failures import to_proxy
 from optillm_hooks.gateway.naming import PROVIDER
@@ -61,12 +62,12 @@ class Hook(CustomLogger):
             if selection is None:
                 return data
             _check_request(data, route, settings.max_choices)
-            await _check_access(selection, user_api_key_dict)
-            _check_price(selection)
+            await _check_access(selection, user_api_key_dict, router)
+            _check_price(selection, router)
             if selection.plan.passes_through and selection.source != "alias":
                 data["model"] = selection.base
                 return data
-            return _rewritten(data, selection, route)
+            return _rewritten(data, selection, route, router)
         except RequestRejected as exc:
             raise to_proxy(exc) from None
 
@@ -123,33 +124,35 @@ def _check_request(data: Mapping[str, Any], route: Route, max_choices: int) -> N
         raise RequestRejected(f"n must be a whole number from 1 to {max_choices}", param="n")
 
 
-async def _check_access(selection: Selection, key: UserAPIKeyAuth) -> None:
-    router = proxy_router()
-    if router is None:
-        return
+async def _check_access(selection: Selection, key: UserAPIKeyAuth, router: Router) -> None:
     if not selection.inherits_access:
         await check_access(selection.base, key, router)
     for model in sorted(selection.plan.model_groups):
         if not is_configured(router, model):
             raise RequestRejected(f"no model {model!r} is configured", param="optillm_params")
         await check_access(model, key, router)
+    for model in (selection.base, *sorted(selection.plan.model_groups)):
+        if not await is_within_budget(model, key, router):
+            raise BudgetExceededError(current_cost=key.spend, max_budget=key.max_budget)
 
 
-def _check_price(selection: Selection) -> None:
+def _check_price(selection: Selection, router: Router) -> None:
     if selection.settings.max_cost_usd is None:
         return
     for model in (selection.base, *sorted(selection.plan.model_groups)):
-        if ModelFacts(proxy_router(), model).price is None:
+        if ModelFacts(router, model).price is None:
             raise RequestRejected(
                 f"max_cost_usd is set, but the price of {model!r} is not known", param="model"
             )
 
 
-def _rewritten(data: dict[str, Any], selection: Selection, route: Route) -> dict[str, Any]:
+def _rewritten(
+    data: dict[str, Any], selection: Selection, route: Route, router: Router
+) -> dict[str, Any]:
     requested = str(data["model"])
     deployment = requested if selection.on_alias else f"{PROVIDER}/{selection.plan.label}"
     if not selection.on_alias:
-        _check_free_forms()
+        _check_free_forms(router)
     prepared = Prepared(
         plan=selection.plan,
         base=selection.base,
@@ -170,9 +173,8 @@ def _rewritten(data: dict[str, Any], selection: Selection, route: Route) -> dict
     }
 
 
-def _check_free_forms() -> None:
-    router = proxy_router()
-    if router is not None and not is_configured(router, f"{PROVIDER}/*"):
+def _check_free_forms(router: Router) -> None:
+    if not is_configured(router, f"{PROVIDER}/*"):
         raise RequestRejected(
             f"approaches can only be used through configured models here: the model "
             f"'{PROVIDER}/*' that opens other ways is not configured",

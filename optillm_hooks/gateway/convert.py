@@ -148,9 +148,19 @@ def _read_choice(choice: Choices, usage: Usage) -> Completion:
         message.get("reasoning_content") or "",
         tuple(ToolCall(c.id or "", c.function.name or "", c.function.arguments) for c in calls),
         _read_logprobs(getattr(choice, "logprobs", None)),
-        {key: value for key, value in message.items() if key not in _MESSAGE_OWN and value},
+        _other_fields(message),
         usage=usage,
     )
+
+
+def _other_fields(message: Mapping[str, Any]) -> Fields:
+    """Return the fields of a reply that have no place of their own and hold something."""
+    return {
+        key: value
+        for key, value in message.items()
+        if key not in _MESSAGE_OWN
+        and (any(v is not None for v in value.values()) if isinstance(value, dict) else value)
+    }
 
 
 def read_delta(chunk: ModelResponseStream, cost_usd: float) -> Delta:
@@ -167,7 +177,7 @@ def read_delta(chunk: ModelResponseStream, cost_usd: float) -> Delta:
         reasoning=delta.get("reasoning_content") or "",
         tool_calls=tuple(delta.get("tool_calls") or ()),
         logprobs=_read_logprobs(getattr(choice, "logprobs", None)),
-        fields={key: value for key, value in delta.items() if key not in _MESSAGE_OWN and value},
+        fields=_other_fields(delta),
         finish_reason=None if reason is None else read_finish_reason(reason),
         usage=read,
     )

@@ -2,7 +2,8 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -56,12 +57,9 @@ class Provider(CustomLLM):
     async def acompletion(self, *_: Any, **call: Any) -> ModelResponse:
         """Return the answers of a plan as one response, with the usage of all its calls."""
         model = str(call["model"])
-        try:
+        with _as_litellm_errors(model):
             prepared, request, models = self._request(model, call)
-            prepared.outcome = await run(request, models)
-        except OptiLLMError as exc:
-            raise to_litellm(exc, model) from None
-        outcome = prepared.outcome
+            outcome = prepared.outcome = await run(request, models, prepared.trace)
         response = write_response(
             call["model_response"], outcome.answers, outcome.report.usage, prepared.requested
         )
@@ -74,12 +72,11 @@ class Provider(CustomLLM):
     async def astreaming(self, *_: Any, **call: Any) -> AsyncIterator[ModelResponseStream]:
         """Yield the answers of a plan, chunk by chunk, with usage and report before the last."""
         model = str(call["model"])
-        try:
+        with _as_litellm_errors(model):
             prepared, request, models = self._request(model, call)
-            async for chunk in _chunks(prepared, request, models):
-                yield chunk
-        except OptiLLMError as exc:
-            raise to_litellm(exc, model) from None
+            async with aclosing(_chunks(prepared, request, models)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
     def completion(self, *_: Any, **call: Any) -> ModelResponse:
         """Return what `acompletion` does, for the SDK's synchronous function."""
@@ -107,6 +104,18 @@ class Provider(CustomLLM):
         )
         caller = read_caller(litellm_params, prepared.user)
         return prepared, request, _models(router, caller)
+
+
+@contextmanager
+def _as_litellm_errors(model: str) -> Iterator[None]:
+    """Raise our errors as LiteLLM's, and keep them for the headers."""
+    try:
+        yield
+    except OptiLLMError as exc:
+        prepared = current.get()
+        if prepared is not None:
+            prepared.error = exc
+        raise to_litellm(exc, model) from None
 
 
 def _models(router: Router | None, caller: Caller) -> Models:
@@ -159,7 +168,7 @@ def _seconds(timeout: object) -> float | None:
 
 async def _chunks(
     prepared: Prepared, request: Request, models: Models
-) -> AsyncIterator[ModelResponseStream]:
+) -> AsyncGenerator[ModelResponseStream, None]:
     """Yield the chunks of a stream, in an order that LiteLLM's wrapper keeps.
 
     The wrapper ends a stream at the first finish reason of choice 0, of which it makes the last
@@ -176,18 +185,19 @@ async def _chunks(
         spoken.update(pieces)
         return write_chunk(pieces, stream_id=stream_id, model=prepared.requested, role=role)
 
-    async for event in stream(request, models):
-        match event:
-            case Progress(text):
-                yield chunk({0: Delta(reasoning=f"{text}\n" if text else "")})
-            case Piece(choice, delta):
-                if delta.finish_reason is not None:
-                    ends[choice] = delta.finish_reason
-                piece = replace(delta, finish_reason=None, usage=None)
-                if piece != Delta():
-                    yield chunk({choice: piece})
-            case Outcome():
-                prepared.outcome = event
+    async with aclosing(stream(request, models, prepared.trace)) as events:
+        async for event in events:
+            match event:
+                case Progress(text):
+                    yield chunk({0: Delta(reasoning=f"{text}\n" if text else "")})
+                case Piece(choice, delta):
+                    if delta.finish_reason is not None:
+                        ends[choice] = delta.finish_reason
+                    piece = replace(delta, finish_reason=None, usage=None)
+                    if piece != Delta():
+                        yield chunk({choice: piece})
+                case Outcome():
+                    prepared.outcome = event
     if prepared.outcome is None:
         return
     report = prepared.outcome.report

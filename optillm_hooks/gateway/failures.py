@@ -14,6 +14,7 @@ from optillm_hooks.errors import OptiLLMError, ProviderFailed, RequestRejected
 from optillm_hooks.gateway.naming import PROVIDER
 
 _MOST_CHARS = 500
+_PREFIX = re.compile(r"^((litellm\.)?\w+(Error|Timeout): )+")
 _SECRET = re.compile(r"\b(sk-|Bearer\s+)\S{4,}")
 _TYPES = {
     400: litellm.BadRequestError,
@@ -56,7 +57,7 @@ def _status(exc: Exception) -> int:
 
 
 def _message(exc: Exception) -> str:
-    text = str(getattr(exc, "message", "") or exc).split("\n", 1)[0]
+    text = _PREFIX.sub("", str(getattr(exc, "message", "") or exc)).split("\n", 1)[0]
     text = text.split(". Received Model Group=", 1)[0]
     return _SECRET.sub("[key]", text)[:_MOST_CHARS]
 
@@ -73,26 +74,20 @@ def _retry_after(exc: Exception) -> str | None:
 
 
 def to_litellm(error: OptiLLMError, model: str) -> Exception:
-    """Return LiteLLM's exception for `error`: the proxy keeps its status and message.
-
-    A client library repeats some statuses by itself; once calls were paid for, that would pay
-    again, so the response says not to.
-    """
-    headers = {"x-should-retry": "false"}
-    if isinstance(error, ProviderFailed) and error.retry_after is not None:
-        headers["retry-after"] = error.retry_after
-    response = httpx.Response(
-        error.status, headers=headers, request=httpx.Request("POST", "http://optillm.invalid")
-    )
+    """Return LiteLLM's exception for `error`: the proxy keeps its status and message."""
     about = {"message": str(error), "model": model, "llm_provider": PROVIDER}
     raised: Exception
     if error.status in (408, 504):
         raised = litellm.Timeout(**about, exception_status_code=error.status)
     elif error.status in _TYPES:
-        raised = _TYPES[error.status](**about, response=response)
+        raised = _TYPES[error.status](**about, response=_response(error.status))
     else:
         raised = litellm.APIError(**about, status_code=error.status)
     return raised
+
+
+def _response(status: int) -> httpx.Response:
+    return httpx.Response(status, request=httpx.Request("POST", "http://optillm.invalid"))
 
 
 def to_proxy(error: RequestRejected) -> ProxyException:

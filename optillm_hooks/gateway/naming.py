@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from optillm_hooks.errors import RequestRejected
+from optillm_hooks.expression import parse
 from optillm_hooks.registry import all_approaches
 
 PROVIDER = "optillm"
@@ -37,6 +38,7 @@ def from_prefix(name: str) -> Named | None:
     if not _looks_like_approach(left):
         return None
     if split is None or not split.right:
+        parse(left)  # says where a parenthesis is missing, if that is why no model was found
         raise RequestRejected(
             f"the model name {_short(name)!r} lacks a base model: write {_short(left)}-<model>",
             param="model",

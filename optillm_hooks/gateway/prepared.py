@@ -8,6 +8,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Literal
 
+from optillm_hooks.context import Trace
+from optillm_hooks.errors import OptiLLMError
 from optillm_hooks.pipeline import Outcome
 from optillm_hooks.plan import Plan
 from optillm_hooks.settings import RunSettings
@@ -32,8 +34,12 @@ class Prepared:
     """Fields of the client's request that LiteLLM does not carry to a provider on this route."""
 
     route: Route = "chat"
-    outcome: Outcome | None = field(default=None)
+    trace: Trace = field(default_factory=Trace)
+    outcome: Outcome | None = None
     """What came of it, once it has; the headers are made of it."""
+
+    error: OptiLLMError | None = None
+    """What it failed with, if it has."""
 
 
 current: ContextVar[Prepared | None] = ContextVar("optillm_prepared", default=None)

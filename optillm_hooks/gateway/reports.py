@@ -1,5 +1,6 @@
 """What a response says of how it was made: an object on the chat route, headers on every route."""
 
+from optillm_hooks.errors import OptiLLMError, ProviderFailed
 from optillm_hooks.gateway.prepared import Prepared
 from optillm_hooks.pipeline import Report
 from optillm_hooks.types import Json
@@ -41,7 +42,21 @@ def header_values(prepared: Prepared) -> dict[str, str]:
             headers["x-optillm-stopped-by"] = report.stopped_by
         if report.degraded:
             headers["x-optillm-degraded"] = ",".join(report.degraded)
+    if prepared.error is not None:
+        headers |= _retry_headers(prepared, prepared.error)
     return {name: value.encode("ascii", "replace").decode() for name, value in headers.items()}
+
+
+def _retry_headers(prepared: Prepared, error: OptiLLMError) -> dict[str, str]:
+    """Return what tells client libraries, which repeat some failures by themselves, what to do.
+
+    Once a call was paid for, a repetition would pay for it again: that is the user's decision.
+    """
+    paid = any(call.outcome == "ok" for call in prepared.trace.calls)
+    headers = {"x-should-retry": "false"} if paid else {}
+    if isinstance(error, ProviderFailed) and error.retry_after is not None:
+        headers["retry-after"] = error.retry_after
+    return headers
 
 
 def _plain(facts: object) -> dict[str, Json]:

@@ -1,6 +1,6 @@
 """An `LLM` over LiteLLM's router, which does retries, fallbacks, cooldowns and load balancing."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,8 +8,8 @@ import litellm
 from litellm import Router
 from litellm.types.utils import ModelResponse
 
-from optillm_hooks.errors import ProviderFailed
-from optillm_hooks.gateway.caller import Caller
+from optillm_hooks.errors import BudgetExceeded, ProviderFailed
+from optillm_hooks.gateway.caller import Caller, is_within_budget
 from optillm_hooks.gateway.convert import read_completions, read_delta, write_chat, write_sampling
 from optillm_hooks.gateway.failures import as_sample_errors
 from optillm_hooks.gateway.router import ModelFacts
@@ -23,6 +23,7 @@ class RouterLLM:
     def __init__(self, model: str, router: Router | None, caller: Caller) -> None:
         self.model = model
         self._ask: Any = litellm.acompletion if router is None else router.acompletion
+        self._router = router
         self._facts = ModelFacts(router, model)
         self._caller = caller
 
@@ -48,6 +49,7 @@ class RouterLLM:
         return (await self.complete_n(chat, sampling, 1))[0]
 
     async def complete_n(self, chat: Chat, sampling: Sampling, n: int, /) -> Sequence[Completion]:
+        await self._check_budget()
         with as_sample_errors():
             response = await self._ask(
                 **self._request(chat, sampling), **({"n": n} if n > 1 else {})
@@ -56,7 +58,8 @@ class RouterLLM:
             raise ProviderFailed("the provider's reply has no choices")
         return read_completions(response, self._cost(response))
 
-    async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncIterator[Delta]:
+    async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
+        await self._check_budget()
         with as_sample_errors():
             chunks = await self._ask(
                 **self._request(chat, sampling),
@@ -69,6 +72,13 @@ class RouterLLM:
                     yield delta if delta.usage is None else self._priced(delta)
             finally:
                 await chunks.aclose()
+
+    async def _check_budget(self) -> None:
+        """Raise `BudgetExceeded` if the budget of the caller's key is used up, by whatever."""
+        if self._router is None:
+            return
+        if not await is_within_budget(self.model, self._caller.key, self._router):
+            raise BudgetExceeded("the budget of the caller's key is used up")
 
     def _request(self, chat: Chat, sampling: Sampling) -> dict[str, Any]:
         request = {

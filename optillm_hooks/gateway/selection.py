@@ -153,6 +153,12 @@ def _chosen(body: object, tag: str | None, target: _Target) -> tuple[str | None,
 
 def _check_base(requested: str, target: _Target, router: Router) -> None:
     """Refuse a base that is no model: an approach, an alias, or a name nobody serves."""
+    if target.source == "prefix" and "," in requested:
+        raise RequestRejected(
+            "a comma in a model name asks LiteLLM for several models, which cannot be combined "
+            "with an approach; separate parameters by ';'",
+            param="model",
+        )
     if is_configured(router, target.base):
         if any(alias_model(found) is not None for found in deployments(router, target.base)):
             how = (
