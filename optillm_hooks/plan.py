@@ -1,6 +1,7 @@
 """What a request runs: an expression with every name and parameter checked. Asks no model."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -113,11 +114,8 @@ def _stage(call: Call, given: Mapping[str, object], temperature: float | None) -
         raise RequestRejected(f"approach expression, column {call.column}: {exc}") from None
     chosen: dict[str, object] = {**dict(call.args), **given}
     if temperature is not None and "temperature" in found.params.model_fields.keys() - chosen:
-        try:
+        with suppress(ValidationError):  # what is wrong without it too is said below
             return Stage(found, found.params.model_validate({**chosen, "temperature": temperature}))
-        except ValidationError as exc:
-            if any(error["loc"] != ("temperature",) for error in exc.errors()):
-                raise _bad_params(call.name, found.params, exc) from None
     try:
         return Stage(found, found.params.model_validate(chosen))
     except ValidationError as exc:
