@@ -1,5 +1,6 @@
 """Errors of LiteLLM to ours, and ours to LiteLLM's, which the proxy turns into OpenAI's form."""
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,15 @@ from optillm_hooks.errors import OptiLLMError, ProviderFailed, RequestRejected
 from optillm_hooks.gateway.naming import PROVIDER
 
 _MOST_CHARS = 500
+_OF_PROVIDERS = (
+    openai.APIError,
+    httpx.HTTPError,  # a stream that breaks off
+    json.JSONDecodeError,  # a stream that is not what it says
+    litellm.BudgetExceededError,
+    ProxyException,
+    RouterRateLimitError,
+    RouterRateLimitErrorBasic,
+)
 _PREFIX = re.compile(r"^((litellm\.)?\w+(Error|Timeout): )+")
 _SECRET = re.compile(r"\b(sk-|Bearer\s+)\S{4,}")
 _TYPES = {
@@ -37,7 +47,7 @@ def as_sample_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (openai.APIError, litellm.BudgetExceededError, ProxyException, ValueError) as exc:
+    except _OF_PROVIDERS as exc:
         status = _status(exc)
         raise ProviderFailed(_message(exc), status=status, retry_after=_retry_after(exc)) from exc
 
