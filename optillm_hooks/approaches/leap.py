@@ -1,12 +1,11 @@
 """LEAP: learn principles from the model's own mistakes on given examples, answer by them.
 
-Source: Zhang et al. 2024, "In-Context Principle Learning from Mistakes", arXiv:2402.05403,
-section 3. Mistakes come from ordinary step-by-step answers to the examples, sampled at a
-temperature, never from asking for a mistake; the examples stay in the final prompt. Deviations:
-examples are found in the conversation by the model unless the request lists them; `samples` is 1
-by default where the paper draws 15; a mistake counts once per example. Principles are learnt once
-per set of examples and then kept in memory, so that later requests with the same examples pay for
-their answer only.
+Source: Zhang et al. 2024, "In-Context Principle Learning from Mistakes", arXiv:2402.05403. Mistakes
+come from ordinary step-by-step answers to the examples, sampled at a temperature, never from asking
+for a mistake; the examples stay in the final prompt. Deviations: examples are found in the
+conversation by the model unless the request lists them; `samples` is 1 by default where the paper
+draws 15; a mistake counts once per example. Principles are learnt once per set of examples and then
+kept in memory, so that later requests with the same examples pay for their answer only.
 Cost: 2 calls, one after another, without examples; with E examples, all of them answered wrongly,
 `3 + 2 E` calls, 5 of them one after another; one call where the principles are known and the
 examples are listed.

@@ -1,13 +1,13 @@
 """PlanSearch: search over observations and plans in words, answer by each plan, keep the best.
 
 Source: Wang et al. 2024, "Planning In Natural Language Improves LLM Search For Code Generation",
-arXiv:2409.03733, section 4. First-order observations; subsets of them of at most `subset_size`;
-for each subset, observations of second order and a plan that uses both; an answer by each plan.
-Deviations: `leaves` subsets are drawn instead of all; the second-order observations and the plan
-of a leaf are one call, so that the answers can still be judged on the same critical path; the
-paper's second plan per leaf (made by calling the first one wrong) and its pseudocode step are left
-out; answers are selected by a judge where the paper runs public tests. The prompts ask for an
-answer, not for Python: code is not assumed.
+arXiv:2409.03733. First-order observations; subsets of them of at most `subset_size`; for each
+subset, observations of second order and a plan that uses both; an answer by each plan. Deviations:
+`leaves` subsets are drawn instead of all; the second-order observations and the plan of a leaf are
+one call, so that the answers can still be judged on the same critical path; the paper's second plan
+per leaf (made by calling the first one wrong) and its pseudocode step are left out; answers are
+selected by a judge where the paper runs public tests. The prompts ask for an answer, not for
+Python: code is not assumed.
 Cost: `1 + 3 * leaves` calls, 4 of them one after another.
 """
 
