@@ -103,6 +103,12 @@ def majority_object(texts: Sequence[str]) -> Tally:
     return Tally(best, tally.votes)
 
 
+def leaders(ratings: Sequence[float | None]) -> list[int]:
+    """Return which ratings are the highest; where there are none, all are."""
+    highest = max((rating for rating in ratings if rating is not None), default=None)
+    return [at for at, rating in enumerate(ratings) if rating == highest]
+
+
 def json_is_asked(client: Sampling) -> bool:
     """Return whether the client wants its answer as JSON."""
     wanted = client.fields.get("response_format")
