@@ -93,11 +93,16 @@ async def ask_worker(module: str, request: Json, limits: WorkerLimits) -> Json:
             raise WorkerFailed("crash")
 
 
+def command(module: str, limits: WorkerLimits) -> list[str]:
+    """Return the command line of a worker."""
+    given = [_PACKAGE, module, str(limits.memory_mb), str(int(limits.seconds) + 1)]
+    return [sys.executable, "-I", "-B", "-c", _BOOTSTRAP, *given]
+
+
 @asynccontextmanager
 async def _process(module: str, limits: WorkerLimits) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", "-B", "-c", _BOOTSTRAP),
-        *(_PACKAGE, module, str(limits.memory_mb), str(int(limits.seconds) + 1)),
+        *command(module, limits),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,

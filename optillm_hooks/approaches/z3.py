@@ -129,13 +129,15 @@ async def _solved(
         if work is None:
             ctx.trace.note("solver", outcome="not applicable", repairs=repair)
             return None
-        seconds = min(params.timeout_s, ctx.within(0.5) - asyncio.get_running_loop().time())
-        if seconds < LEAST_S:
+        left_s = ctx.within(0.5) - asyncio.get_running_loop().time()
+        if left_s < LEAST_S:
             ctx.trace.note("solver", outcome="no time left", repairs=repair)
             return None
         ctx.progress("running the solver")
         try:
-            report = await solve(work, seconds=seconds, memory_mb=params.memory_mb)
+            report = await solve(
+                work, seconds=min(params.timeout_s, left_s), memory_mb=params.memory_mb
+            )
         except FormalisationBroken as exc:
             ctx.trace.note("solver", outcome="broken", kind=work.kind, repairs=repair)
             asked = follow_up(asked, reply.text, repair_request(str(exc), fence(ctx.rng)))

@@ -10,6 +10,7 @@ from typing import Final, NoReturn
 _READS: Final = frozenset({"os.listdir", "os.scandir", "os.putenv", "os.unsetenv"})
 """Events under `os.` that change nothing outside the process; imports raise them."""
 
+_WRITES: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _REFUSED: Final = ("os.", "subprocess.", "socket.", "shutil.", "pty.", "urllib.", "signal.")
 
 
@@ -48,6 +49,6 @@ def no_more_files() -> None:
 
 
 def _refuse(event: str, args: tuple[object, ...]) -> None:
-    writes = event == "open" and isinstance(args[2], int) and args[2] & os.O_ACCMODE
+    writes = event == "open" and isinstance(args[2], int) and args[2] & _WRITES
     if writes or (event.startswith(_REFUSED) and event not in _READS):
         raise PermissionError(f"not allowed in a worker: {event}")

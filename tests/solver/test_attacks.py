@@ -11,6 +11,7 @@ from optillm_hooks.context import Limits
 from optillm_hooks.types import Chat, Sampling
 from tests.fakes import AnsweringLLM, answer, chat, context
 from tests.solver import attacks
+from tests.solver.processes import children
 
 pytestmark = pytest.mark.anyio
 SECRET = "the-canary-sings"
@@ -63,19 +64,6 @@ class Outside:
     def check(self) -> None:
         assert self._state() == self._before
         assert children() == []
-
-
-def children() -> list[str]:
-    """Return the names of processes that this one started and that are still there."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            name, _, rest = stat.read_text().partition(") ")
-        except OSError:
-            continue
-        if rest.split()[1] == str(os.getpid()):
-            found.append(name)
-    return found
 
 
 @pytest.fixture
