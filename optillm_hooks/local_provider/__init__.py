@@ -1,0 +1,16 @@
+"""Hugging Face causal models, served from the proxy's own process by one engine per model.
+
+`provider` is the object for LiteLLM's `custom_provider_map`. It is made when it is first asked
+for, and torch is imported when the first request comes: naming it in a config costs nothing.
+"""
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if name != "provider":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from optillm_hooks.local_provider.custom_llm import LocalProvider
+
+    globals()["provider"] = LocalProvider()
+    return globals()["provider"]

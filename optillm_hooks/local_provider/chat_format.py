@@ -1,0 +1,178 @@
+"""Between conversations and token ids: the chat template, text piece by piece, stop strings."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+
+from optillm_hooks.errors import RequestRejected
+from optillm_hooks.local_provider.generation import Messages, Piece, ScoredToken
+from optillm_hooks.types import FinishReason
+
+_ROLES = {"developer": "system", "function": "tool"}
+
+
+class ChatFormat:
+    """A tokenizer with the chat template of its model."""
+
+    def __init__(self, tokenizer: Any, end_ids: Iterable[int]) -> None:
+        self._tokenizer = tokenizer
+        self.end_ids = frozenset(end_ids)
+        self._bytes = _byte_alphabet()
+
+    def encode(
+        self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        """Return the prompt: the conversation as the model was trained to read it.
+
+        Raises:
+            RequestRejected: a part is not text, or the template refuses the conversation.
+        """
+        plain = [_plain(message) for message in messages]
+        try:
+            ids: list[int] = self._tokenizer.apply_chat_template(
+                plain,
+                tools=list(tools) if tools else None,
+                add_generation_prompt=True,
+                return_dict=False,
+            )
+        except Exception as exc:  # a template is a program of the model's author
+            raise RequestRejected(
+                f"the model's chat template refuses these messages: {exc}", param="messages"
+            ) from exc
+        return ids
+
+    def encode_text(self, text: str) -> list[int]:
+        """Return the ids of `text` alone, without any special token added."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids` without special tokens."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the exact bytes that a token stands for, which may be half a character."""
+        piece: str = self._tokenizer.convert_ids_to_tokens(token)
+        if piece.startswith("<0x") and len(piece) == 6:
+            return bytes([int(piece[3:5], 16)])
+        if all(char in self._bytes for char in piece):
+            return bytes(self._bytes[char] for char in piece)
+        return piece.replace("\u2581", " ").encode()
+
+    def detokenizer(self) -> "Detokenizer":
+        return Detokenizer(self._tokenizer.backend_tokenizer)
+
+
+def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message with string content, in the roles that templates know."""
+    role = message.get("role", "user")
+    content = message.get("content")
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        kinds = {str(part.get("type")) for part in content} - {"text"}
+        if kinds:
+            named = ", ".join(sorted(kinds))
+            raise RequestRejected(f"local models read text only, not {named}", param="messages")
+        content = "\n".join(str(part.get("text", "")) for part in content)
+    return {**message, "role": _ROLES.get(role, role), "content": content or ""}
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Return the byte of each character in which byte-level vocabularies are written."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    alphabet = {chr(byte): byte for byte in printable}
+    return alphabet | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+class Detokenizer:
+    """Turns ids into text one by one; a character comes out when its last byte is in."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+
+    def feed(self, token: int) -> str:
+        """Return the text that `token` completes."""
+        return self._stream.step(self._tokenizer, token) or ""
+
+
+class StopFinder:
+    """Finds the first of several strings in a text that comes in pieces.
+
+    What might be the beginning of one is held back until it is certain.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.found = False
+
+    def feed(self, text: str) -> str:
+        """Return what can be shown now; after a stop string was found, nothing more."""
+        if self.found:
+            return ""
+        text = self._held + text
+        ends = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if ends:
+            self.found, self._held = True, ""
+            return text[: min(ends)]
+        hold = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - hold :]
+        return text[: len(text) - hold]
+
+    def close(self) -> str:
+        """Return what was held back, now that no more text comes."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return the length of the longest end of `text` with which `stop` begins."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+
+
+class Transcript:
+    """One choice as it is written: takes tokens, gives pieces to show."""
+
+    def __init__(self, choice: int, chat_format: ChatFormat, stop: Sequence[str]) -> None:
+        self._choice = choice
+        self._end_ids = chat_format.end_ids
+        self._detokenizer = chat_format.detokenizer()
+        self._stop = StopFinder(stop)
+        self._written = 0
+        self._shown = 0
+        self._waiting: list[tuple[int, ScoredToken]] = []
+        self.ids: list[int] = []
+        self.finish_reason: FinishReason | None = None
+
+    def add(self, token: int, scored: ScoredToken | None, *, last: bool) -> Piece | None:
+        """Return what `token` gives to show, or None. `last`: no other token may follow it."""
+        self.ids.append(token)
+        text = ""
+        if token in self._end_ids:
+            self.finish_reason = "stop"
+        else:
+            written = self._detokenizer.feed(token)
+            if scored is not None:
+                self._waiting.append((self._written, scored))
+            self._written += len(written)
+            text = self._stop.feed(written)
+            if self._stop.found:
+                self.finish_reason = "stop"
+            elif last:
+                self.finish_reason = "length"
+        if self.finish_reason is not None:
+            text += self._stop.close()
+        return self._piece(text)
+
+    def _piece(self, text: str) -> Piece | None:
+        self._shown += len(text)
+        ended = self.finish_reason is not None and not self._stop.found
+        tokens = [s for start, s in self._waiting if start < self._shown or ended]
+        del self._waiting[: len(tokens)]
+        if not text and not tokens and self.finish_reason is None:
+            return None
+        return Piece(self._choice, text, tuple(tokens), self.finish_reason)

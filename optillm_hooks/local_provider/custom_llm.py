@@ -1,0 +1,276 @@
+"""The LiteLLM provider `optillm-local`: translates, and leaves the work to the engine."""
+
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, closing, contextmanager
+from typing import Any
+
+import litellm
+from litellm import CustomLLM
+from litellm.types.utils import (
+    ChatCompletionTokenLogprob,
+    ChoiceLogprobs,
+    Choices,
+    Delta,
+    Message,
+    ModelResponse,
+    ModelResponseStream,
+    StreamingChoices,
+    TopLogprob,
+    Usage,
+)
+
+from optillm_hooks.errors import OptiLLMError, RequestRejected
+from optillm_hooks.local_provider import models, request
+from optillm_hooks.local_provider.engine import Engine
+from optillm_hooks.local_provider.generation import (
+    Choice,
+    Finished,
+    Generation,
+    Piece,
+    PromptTooLong,
+    ScoredToken,
+    UnknownModel,
+)
+
+PROVIDER = "optillm-local"
+
+
+class LocalProvider(CustomLLM):
+    """Serves the models of this process. One engine per model, made when it is first asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._engines: dict[str, Engine] = {}
+        self._lock = threading.Lock()
+
+    def engine(self, model: str) -> Engine:
+        """Return the engine of a model.
+
+        Raises:
+            UnknownModel: no such model is configured.
+        """
+        with self._lock:
+            if model not in self._engines:
+                spec = models.find(model)
+                self._engines[model] = Engine(model, lambda: models.start(spec))
+            return self._engines[model]
+
+    def completion(
+        self,
+        model: str,
+        messages: list[dict[str, Any]],
+        *_args: Any,
+        optional_params: dict[str, Any],
+        **_kwargs: Any,
+    ) -> ModelResponse:
+        """Return the whole answer. Blocks the calling thread."""
+        with _errors_of(model):
+            generation = request.parse(messages, optional_params)
+            engine = self.engine(model)
+            answer = _Answer(model, engine, generation)
+            with closing(engine.stream_sync(generation)) as events:
+                for event in events:
+                    answer.add(event)
+        return answer.response()
+
+    async def acompletion(
+        self,
+        model: str,
+        messages: list[dict[str, Any]],
+        *_args: Any,
+        optional_params: dict[str, Any],
+        **_kwargs: Any,
+    ) -> ModelResponse:
+        """Return the whole answer; cancelling the task stops the generation."""
+        with _errors_of(model):
+            generation = request.parse(messages, optional_params)
+            engine = self.engine(model)
+            answer = _Answer(model, engine, generation)
+            async with aclosing(engine.stream(generation)) as events:
+                async for event in events:
+                    answer.add(event)
+        return answer.response()
+
+    def streaming(
+        self,
+        model: str,
+        messages: list[dict[str, Any]],
+        *_args: Any,
+        optional_params: dict[str, Any],
+        **_kwargs: Any,
+    ) -> Iterator[ModelResponseStream]:
+        """Return the chunks of the answer. What is wrong with the fields is raised at once."""
+        with _errors_of(model):
+            generation = request.parse(messages, optional_params)
+            engine = self.engine(model)
+        return self._chunks_sync(model, engine, generation)
+
+    def astreaming(
+        self,
+        model: str,
+        messages: list[dict[str, Any]],
+        *_args: Any,
+        optional_params: dict[str, Any],
+        **_kwargs: Any,
+    ) -> AsyncIterator[ModelResponseStream]:
+        """Return the chunks of the answer; closing the iterator stops the generation.
+
+        What is wrong with the fields is raised at once, before there is a stream.
+        """
+        with _errors_of(model):
+            generation = request.parse(messages, optional_params)
+            engine = self.engine(model)
+        return self._chunks(model, engine, generation)
+
+    def _chunks_sync(
+        self, model: str, engine: Engine, generation: Generation
+    ) -> Iterator[ModelResponseStream]:
+        chunks = _Chunks(model, engine)
+        with _errors_of(model), closing(engine.stream_sync(generation)) as events:
+            for event in events:
+                yield from chunks.of(event)
+
+    async def _chunks(
+        self, model: str, engine: Engine, generation: Generation
+    ) -> AsyncIterator[ModelResponseStream]:
+        chunks = _Chunks(model, engine)
+        with _errors_of(model):
+            async with aclosing(engine.stream(generation)) as events:
+                async for event in events:
+                    for chunk in chunks.of(event):
+                        yield chunk
+
+
+@contextmanager
+def _errors_of(model: str) -> Iterator[None]:
+    """Turn our errors into LiteLLM's, which keep their status on the way to the client."""
+    try:
+        yield
+    except PromptTooLong as exc:
+        raise litellm.ContextWindowExceededError(str(exc), model, PROVIDER) from exc
+    except RequestRejected as exc:
+        raise litellm.BadRequestError(str(exc), model, PROVIDER) from exc
+    except UnknownModel as exc:
+        raise litellm.NotFoundError(str(exc), model, PROVIDER) from exc
+    except OptiLLMError as exc:
+        if exc.status == 503:
+            raise litellm.ServiceUnavailableError(str(exc), PROVIDER, model) from exc
+        raise litellm.InternalServerError(str(exc), PROVIDER, model) from exc
+
+
+class _Answer:
+    """Collects the events of a request into one response."""
+
+    def __init__(self, model: str, engine: Engine, generation: Generation) -> None:
+        self._model = model
+        self._engine = engine
+        self._scored = generation.top_logprobs is not None
+        self._choices = [Choice() for _ in range(generation.n)]
+        self._usage: Usage | None = None
+
+    def add(self, event: Piece | Finished) -> None:
+        if isinstance(event, Piece):
+            self._choices[event.choice].add(event)
+        else:
+            self._usage = _usage(event)
+
+    def response(self) -> ModelResponse:
+        response = ModelResponse(
+            id=_new_id(),
+            model=self._model,
+            choices=[
+                Choices(
+                    index=index,
+                    finish_reason=choice.finish_reason,
+                    message=Message(role="assistant", content=choice.text),
+                    logprobs=_logprobs(choice.tokens, self._engine) if self._scored else None,
+                )
+                for index, choice in enumerate(self._choices)
+            ],
+            usage=self._usage,
+        )
+        response._hidden_params["response_cost"] = 0.0
+        return response
+
+
+class _Chunks:
+    """Makes the chunks of one stream.
+
+    LiteLLM's stream wrapper reads the finish reason of a chunk's first choice, ends the stream with
+    it, and re-estimates a usage that comes later. So usage goes out first, the other choices'
+    finish reasons as second choices of chunks, and that of choice 0 last.
+    """
+
+    def __init__(self, model: str, engine: Engine) -> None:
+        self._model = model
+        self._engine = engine
+        self._id = _new_id()
+        self._created = int(time.time())
+        self._begun: set[int] = set()
+        self._first_reason: str | None = None
+
+    def of(self, event: Piece | Finished) -> Iterator[ModelResponseStream]:
+        if isinstance(event, Finished):
+            yield self._chunk([StreamingChoices(index=0, delta=Delta())], usage=_usage(event))
+            yield self._chunk([StreamingChoices(finish_reason=self._first_reason, delta=Delta())])
+            return
+        if event.text or event.tokens:
+            role = None if event.choice in self._begun else "assistant"
+            self._begun.add(event.choice)
+            logprobs = _logprobs(event.tokens, self._engine) if event.tokens else None
+            delta = Delta(content=event.text, role=role)
+            yield self._chunk(
+                [StreamingChoices(index=event.choice, delta=delta, logprobs=logprobs)]
+            )
+        if event.finish_reason is None:
+            return
+        if event.choice == 0:
+            self._first_reason = event.finish_reason
+        else:
+            ended = StreamingChoices(event.finish_reason, index=event.choice, delta=Delta())
+            yield self._chunk([StreamingChoices(index=0, delta=Delta()), ended])
+
+    def _chunk(
+        self, choices: list[StreamingChoices], usage: Usage | None = None
+    ) -> ModelResponseStream:
+        return ModelResponseStream(
+            id=self._id, created=self._created, model=self._model, choices=choices, usage=usage
+        )
+
+
+def _usage(finished: Finished) -> Usage:
+    return Usage(
+        prompt_tokens=finished.prompt_tokens,
+        completion_tokens=finished.completion_tokens,
+        total_tokens=finished.prompt_tokens + finished.completion_tokens,
+        prompt_tokens_details={"cached_tokens": finished.cached_tokens},
+    )
+
+
+def _logprobs(
+    tokens: "list[ScoredToken] | tuple[ScoredToken, ...]", engine: Engine
+) -> ChoiceLogprobs:
+    def token(token_id: int, logprob: float) -> Mapping[str, Any]:
+        spelled = engine.token_bytes(token_id)
+        return {
+            "token": spelled.decode(errors="replace"),
+            "bytes": list(spelled),
+            "logprob": logprob,
+        }
+
+    return ChoiceLogprobs(
+        content=[
+            ChatCompletionTokenLogprob(
+                **token(scored.id, scored.logprob),
+                top_logprobs=[TopLogprob(**token(*alternative)) for alternative in scored.top],
+            )
+            for scored in tokens
+        ]
+    )
+
+
+def _new_id() -> str:
+    return f"chatcmpl-{uuid.uuid4().hex}"

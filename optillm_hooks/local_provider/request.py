@@ -1,0 +1,81 @@
+"""The body of a chat request, as a client sends it, checked field by field."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from optillm_hooks.errors import RequestRejected
+from optillm_hooks.local_provider.generation import Generation, Law, Messages
+
+_WITHOUT_EFFECT = frozenset(
+    {"metadata", "parallel_tool_calls", "safety_identifier", "service_tier", "store", "stream",
+     "stream_options", "user", "extra_body", "extra_headers"}
+)  # fmt: skip
+"""Fields that clients send to every model and that change nothing for a local one."""
+
+
+class ChatRequest(BaseModel):
+    """The fields of a request that the engine honours. None is a field left out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    seed: int | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    stop: str | list[str] | None = None
+    n: int | None = Field(None, ge=1, le=128)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[dict[str, Any]] | None = None
+
+    def generation(self, messages: Messages) -> Generation:
+        """Return what the engine is asked for."""
+        limits = [m for m in (self.max_tokens, self.max_completion_tokens) if m is not None]
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return Generation(
+            messages=messages,
+            tools=self.tools,
+            law=Law(
+                temperature=1.0 if self.temperature is None else self.temperature,
+                top_p=1.0 if self.top_p is None else self.top_p,
+                top_k=max(self.top_k or 0, 0),
+                min_p=self.min_p or 0.0,
+            ),
+            n=self.n or 1,
+            max_tokens=min(limits, default=None),
+            stop=tuple(text for text in stop if text),
+            seed=self.seed,
+            top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+        )
+
+
+def parse(messages: Messages, fields: Mapping[str, Any]) -> Generation:
+    """Return the generation that a request's messages and other fields ask for.
+
+    Raises:
+        RequestRejected: a field is unknown or out of its bounds, or there is no message.
+    """
+    if not messages:
+        raise RequestRejected("messages must not be empty", param="messages")
+    fields = {**fields, **(fields.get("extra_body") or {})}
+    known = {k: v for k, v in fields.items() if k not in _WITHOUT_EFFECT and v is not None}
+    try:
+        request = ChatRequest.model_validate(known)
+    except ValidationError as exc:
+        raise _rejection(exc) from None
+    if request.top_logprobs is not None and not request.logprobs:
+        raise RequestRejected("top_logprobs needs logprobs: true", param="top_logprobs")
+    return request.generation(messages)
+
+
+def _rejection(exc: ValidationError) -> RequestRejected:
+    error = exc.errors()[0]
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return RequestRejected(f"local models do not support the field {name!r}", param=name)
+    return RequestRejected(f"{name}: {error['msg']}, got {str(error['input'])[:80]}", param=name)

@@ -1,0 +1,95 @@
+"""Pure functions from logits to tokens. Logits are float32 [B, V], in nats."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from optillm_hooks.local_provider.generation import Law, ScoredToken
+
+_HEAD = 256
+"""Tokens that are sorted first: a nucleus is seldom larger, and a whole vocabulary is slow."""
+
+
+def draw(logits: Tensor, laws: Sequence[Law], uniforms: Sequence[float]) -> list[int]:
+    """Return one token id per row: row b by `laws[b]` with the number `uniforms[b]` in [0, 1).
+
+    A row's token depends on its own logits, law and number alone, not on its neighbours. It is the
+    first token, in the order of the vocabulary (without top_k, top_p, min_p) or of falling
+    probability (with them), at which the cumulative probability exceeds the number.
+    """
+    tokens: list[int] = logits.argmax(dim=-1).tolist()
+    drawing = [b for b, law in enumerate(laws) if law.temperature > 0]
+    plain = [b for b in drawing if not _cuts(laws[b])]
+    cut = [b for b in drawing if _cuts(laws[b])]
+    if plain:
+        warm = _warm(logits, laws, plain)
+        _put(tokens, plain, _invert(warm, _column(warm, [uniforms[b] for b in plain])))
+    size = min(max([_HEAD, *(laws[b].top_k for b in cut)]), logits.shape[1])
+    while cut:
+        warm = _warm(logits, laws, cut)
+        z, ids = warm.topk(size, dim=-1)
+        keep = kept(z, warm.logsumexp(dim=-1, keepdim=True), [laws[b] for b in cut])
+        index = _invert(z.masked_fill(~keep, -torch.inf), _column(z, [uniforms[b] for b in cut]))
+        _put(tokens, cut, ids.gather(1, index[:, None])[:, 0])
+        # A nucleus that reaches the end of what was sorted may go on behind it.
+        whole = size == logits.shape[1]
+        cut = [b for b, more in zip(cut, keep[:, -1].tolist(), strict=True) if more and not whole]
+        cut = [b for b in cut if not 0 < laws[b].top_k <= size]
+        size = logits.shape[1]
+    return tokens
+
+
+def score(logits: Tensor, tokens: Sequence[int], top: int) -> list[ScoredToken]:
+    """Return the token of each row with its log-probability and those of the `top` likeliest."""
+    logprobs = logits.log_softmax(dim=-1)
+    chosen = logprobs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
+    values, ids = logprobs.topk(top, dim=-1) if top else (logprobs[:, :0], logprobs[:, :0].long())
+    return [
+        ScoredToken(token, logprob, tuple(zip(row_ids, row_values, strict=True)))
+        for token, logprob, row_ids, row_values in zip(
+            tokens, chosen, ids.tolist(), values.tolist(), strict=True
+        )
+    ]
+
+
+def kept(z: Tensor, totals: Tensor, laws: Sequence[Law]) -> Tensor:
+    """Return bool [B, K]: which of the K likeliest tokens of row b `laws[b]` draws from.
+
+    `z` [B, K] holds their tempered logits, sorted down; `totals` [B, 1] the logsumexp of the whole
+    rows. top_p keeps the fewest tokens that reach it. The likeliest token always stays.
+    """
+    rank = torch.arange(z.shape[1], device=z.device)
+    top_k = _column(z, [law.top_k or torch.inf for law in laws])
+    mass = (z - totals).exp().masked_fill(rank >= top_k, 0.0)
+    mass = torch.where(top_k.isinf(), mass, mass / mass.sum(dim=-1, keepdim=True))
+    keep = mass.cumsum(dim=-1) - mass < _column(z, [law.top_p for law in laws])
+    keep &= mass >= _column(z, [law.min_p for law in laws]) * mass[:, :1]
+    keep &= rank < top_k
+    keep[:, 0] = True
+    return keep
+
+
+def _cuts(law: Law) -> bool:
+    return law.top_p < 1 or law.top_k > 0 or law.min_p > 0
+
+
+def _column(like: Tensor, values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, device=like.device, dtype=torch.float32)[:, None]
+
+
+def _warm(logits: Tensor, laws: Sequence[Law], rows: Sequence[int]) -> Tensor:
+    chosen = logits if len(rows) == len(logits) else logits[list(rows)]
+    return chosen / _column(logits, [laws[b].temperature for b in rows])
+
+
+def _invert(z: Tensor, uniforms: Tensor) -> Tensor:
+    """Return the index per row at which the cumulative softmax of `z` exceeds `uniforms` [B, 1]."""
+    cumulative = z.softmax(dim=-1).cumsum(dim=-1)
+    reached = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
+    return reached.clamp(max=z.shape[1] - 1)[:, 0]
+
+
+def _put(tokens: list[int], rows: Sequence[int], values: Tensor) -> None:
+    for b, value in zip(rows, values.tolist(), strict=True):
+        tokens[b] = value

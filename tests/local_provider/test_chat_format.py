@@ -1,0 +1,113 @@
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optillm_hooks.errors import RequestRejected
+from optillm_hooks.local_provider.chat_format import ChatFormat, StopFinder, Transcript
+from optillm_hooks.local_provider.generation import ScoredToken
+
+TEXTS = st.text(alphabet="ab ", max_size=30)
+STOPS = st.lists(st.text(alphabet="ab", min_size=1, max_size=4), max_size=3)
+
+
+@given(text=TEXTS, stops=STOPS, cuts=st.lists(st.integers(0, 30), max_size=8))
+def test_the_cut_does_not_depend_on_how_the_text_arrives(
+    text: str, stops: list[str], cuts: list[int]
+) -> None:
+    finder = StopFinder(stops)
+    borders = [0, *sorted(cuts), len(text)]
+    shown = "".join(finder.feed(text[a:b]) for a, b in itertools.pairwise(borders))
+    shown += "" if finder.found else finder.close()
+    ends = [text.find(stop) for stop in stops if stop in text]
+    if not ends:
+        assert shown == text
+        assert not finder.found
+    else:
+        assert finder.found
+        assert text.startswith(shown)
+        assert any(text.startswith(stop, len(shown)) for stop in stops)
+
+
+def test_what_may_become_a_stop_string_is_held_back_and_given_out_if_it_does_not() -> None:
+    finder = StopFinder(["END"])
+    assert finder.feed("the E") == "the "
+    assert finder.feed("N") == ""
+    assert finder.feed("T") == "ENT"
+
+
+def test_characters_of_several_tokens_come_out_whole(chat_format: ChatFormat) -> None:
+    text = "naïve 😀 日本語 \U0001f9d1\u200d\U0001f680 end"
+    detokenizer = chat_format.detokenizer()
+    pieces = [detokenizer.feed(token) for token in chat_format.encode_text(text)]
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert len(pieces) > len(text.split())
+
+
+@given(
+    text=st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs", "Cc"]), max_size=40)
+)
+def test_the_bytes_of_the_tokens_are_the_bytes_of_the_text(
+    chat_format: ChatFormat, text: str
+) -> None:
+    spelled = b"".join(map(chat_format.token_bytes, chat_format.encode_text(text)))
+    assert spelled == text.encode()
+
+
+def test_a_stop_string_across_tokens_cuts_text_and_scores_but_not_the_count(
+    chat_format: ChatFormat,
+) -> None:
+    transcript = Transcript(0, chat_format, ["is Pa"])
+    ids = chat_format.encode_text("The capital of France is Paris.")
+    pieces = []
+    for token in ids:
+        piece = transcript.add(token, ScoredToken(token, -1.0), last=False)
+        pieces += [piece] if piece else []
+        if transcript.finish_reason:
+            break
+    assert "".join(piece.text for piece in pieces) == "The capital of France "
+    scored = [token.id for piece in pieces for token in piece.tokens]
+    assert chat_format.decode(scored) == "The capital of France is"
+    assert transcript.finish_reason == "stop"
+    assert len(transcript.ids) == 6
+
+
+def test_a_token_whose_text_is_held_back_keeps_its_score_for_later(
+    chat_format: ChatFormat,
+) -> None:
+    transcript = Transcript(0, chat_format, ["Paris!"])
+    ids = chat_format.encode_text("is Paris.")
+    pieces = [transcript.add(token, ScoredToken(token, -1.0), last=False) for token in ids]
+    shown = [(piece.text, [token.id for token in piece.tokens]) for piece in pieces if piece]
+    assert shown == [("is", [ids[0]]), (" ", [ids[1]]), ("Paris.", [ids[2]])]
+
+
+def test_the_last_token_allowed_ends_with_length(chat_format: ChatFormat) -> None:
+    transcript = Transcript(0, chat_format, [])
+    (token, *_) = chat_format.encode_text("word")
+    piece = transcript.add(token, None, last=True)
+    assert piece is not None
+    assert piece.finish_reason == "length"
+
+
+def test_the_prompt_is_written_by_the_models_own_template(chat_format: ChatFormat) -> None:
+    messages: list[dict[str, object]] = [
+        {"role": "developer", "content": "Be brief."},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "Hi"}, {"type": "text", "text": "x"}],
+        },
+        {"role": "assistant", "content": None, "tool_calls": []},
+    ]
+    expected = chat_format.encode_text(
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi\nx<|im_end|>\n"
+        "<|im_start|>assistant\n<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert chat_format.encode(messages) == expected
+
+
+def test_an_image_is_refused(chat_format: ChatFormat) -> None:
+    with pytest.raises(RequestRejected, match="text only, not image_url"):
+        chat_format.encode([{"role": "user", "content": [{"type": "image_url"}]}])

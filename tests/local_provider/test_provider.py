@@ -1,0 +1,247 @@
+"""The provider as LiteLLM's users meet it, on the real model."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import litellm
+import pytest
+import torch
+
+from optillm_hooks.local_provider import models
+from optillm_hooks.local_provider.chat_format import ChatFormat
+from optillm_hooks.local_provider.custom_llm import LocalProvider
+from optillm_hooks.local_provider.engine import Engine, Job
+from optillm_hooks.local_provider.generation import Finished, Generation, Law, Piece
+
+pytestmark = [
+    pytest.mark.anyio,
+    # LiteLLM's own use of pydantic.
+    pytest.mark.filterwarnings("ignore:.*`ReadOnly` qualifier:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Accessing the 'model_.*' attribute on the instance"),
+]
+
+PARIS = "The capital of France is Paris."
+
+
+async def chunks(**call: Any) -> list[Any]:
+    return [chunk async for chunk in await litellm.acompletion(**call, stream=True)]
+
+
+async def test_a_question_is_answered_with_true_usage(served: dict[str, Any]) -> None:
+    response = await litellm.acompletion(**served, temperature=0)
+    (choice,) = response.choices
+    assert choice.message.content == PARIS
+    assert choice.finish_reason == "stop"
+    assert (response.usage.prompt_tokens, response.usage.completion_tokens) == (37, 8)
+    assert response._hidden_params["response_cost"] == 0.0
+
+
+async def test_greedy_text_is_that_of_transformers(
+    served: dict[str, Any], loaded: models.LoadedModel
+) -> None:
+    ids = loaded.tokenizer.apply_chat_template(
+        served["messages"], add_generation_prompt=True, return_tensors="pt", return_dict=False
+    )
+    out = loaded.model.generate(ids, do_sample=False, max_new_tokens=24, attention_mask=ids * 0 + 1)
+    expected = loaded.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    response = await litellm.acompletion(**served, temperature=0, max_tokens=24)
+    assert response.choices[0].message.content == expected
+
+
+async def test_a_stream_has_the_same_text_the_reason_and_the_usage(served: dict[str, Any]) -> None:
+    parts = await chunks(**served, temperature=0, stream_options={"include_usage": True})
+    assert "".join(p.choices[0].delta.content or "" for p in parts if p.choices) == PARIS
+    assert sum(bool(p.choices and p.choices[0].delta.content) for p in parts) == 7
+    assert [p.choices[0].finish_reason for p in parts if p.choices][-2] == "stop"
+    assert len({part.id for part in parts}) == 1
+    assert parts[-1].usage.completion_tokens == 8
+    assert parts[-1].usage.prompt_tokens == 37
+
+
+async def test_max_tokens_ends_with_length(served: dict[str, Any]) -> None:
+    response = await litellm.acompletion(**served, temperature=0, max_tokens=3)
+    assert response.choices[0].finish_reason == "length"
+    assert response.choices[0].message.content == "The capital of"
+    assert response.usage.completion_tokens == 3
+
+
+async def test_a_stop_string_is_found_across_tokens_and_cut(served: dict[str, Any]) -> None:
+    response = await litellm.acompletion(**served, temperature=0, stop="is Pa")
+    assert response.choices[0].message.content == "The capital of France "
+    assert response.choices[0].finish_reason == "stop"
+
+
+async def test_a_seed_gives_the_same_choices_again_and_choice_0_alone(
+    served: dict[str, Any],
+) -> None:
+    several = [
+        await litellm.acompletion(**served, seed=5, n=3, max_tokens=12, temperature=1.2)
+        for _ in range(2)
+    ]
+    texts = [[choice.message.content for choice in response.choices] for response in several]
+    assert texts[0] == texts[1]
+    assert len(set(texts[0])) == 3
+    alone = await litellm.acompletion(**served, seed=5, max_tokens=12, temperature=1.2)
+    assert alone.choices[0].message.content == texts[0][0]
+
+
+async def test_n_choices_stream_under_their_indexes_each_with_its_reason(
+    served: dict[str, Any],
+) -> None:
+    call = {**served, "seed": 3, "n": 2, "max_tokens": 6, "temperature": 1.0}
+    whole = await litellm.acompletion(**call)
+    texts = {0: "", 1: ""}
+    reasons: dict[int, str] = {}
+    for part in await chunks(**call):
+        for choice in part.choices:
+            texts[choice.index] += choice.delta.content or ""
+            if choice.finish_reason:
+                reasons[choice.index] = choice.finish_reason
+    assert texts == {c.index: c.message.content for c in whole.choices}
+    assert reasons == {c.index: c.finish_reason for c in whole.choices}
+
+
+async def test_logprobs_are_those_of_an_independent_pass(
+    served: dict[str, Any], loaded: models.LoadedModel, chat_format: ChatFormat
+) -> None:
+    response = await litellm.acompletion(
+        **served, temperature=1.0, seed=2, max_tokens=10, logprobs=True, top_logprobs=2
+    )
+    entries = response.choices[0].logprobs.content
+    spelled = b"".join(bytes(entry.bytes) for entry in entries)
+    assert spelled.decode() == response.choices[0].message.content
+    prompt = loaded.tokenizer.apply_chat_template(
+        served["messages"], add_generation_prompt=True, return_dict=False
+    )
+    ids = {chat_format.token_bytes(token): token for token in range(3, len(loaded.tokenizer))}
+    answer = [ids[bytes(entry.bytes)] for entry in entries]
+    end = response.choices[0].finish_reason == "stop"
+    assert len(answer) == response.usage.completion_tokens - end
+    with torch.inference_mode():
+        logits = loaded.model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+    logprobs = logits.log_softmax(-1)
+    for row, token, entry in zip(logprobs, answer, entries, strict=True):
+        assert entry.logprob == pytest.approx(row[token].item(), abs=1e-3)
+        best = [alternative.logprob for alternative in entry.top_logprobs]
+        assert best == pytest.approx(row.topk(2).values.tolist(), abs=1e-3)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"temperature": 5}, litellm.BadRequestError, "temperature.*less than or equal to 2"),
+        ({"n": 0}, litellm.BadRequestError, "n: .*greater than"),
+        ({"no_such_field": 1}, litellm.BadRequestError, "do not support the field 'no_such_field'"),
+        ({"top_logprobs": 2}, litellm.BadRequestError, "top_logprobs needs logprobs"),
+        ({"messages": []}, litellm.BadRequestError, "messages must not be empty"),
+        ({"model": "optillm-local/gpt-9"}, litellm.NotFoundError, "no local model 'gpt-9'"),
+        (
+            {"messages": [{"role": "user", "content": "hi " * 8200}]},
+            litellm.ContextWindowExceededError,
+            "context of 8192",
+        ),
+    ],
+    ids=["temperature", "n", "unknown field", "top_logprobs", "no message", "model", "too long"],
+)
+async def test_a_wrong_request_is_refused(
+    served: dict[str, Any],
+    fields: dict[str, Any],
+    error: type[Exception],
+    message: str,
+    stream: bool,
+) -> None:
+    call = {**served, **fields}
+    with pytest.raises(error, match=message):
+        await (chunks(**call) if stream else litellm.acompletion(**call))
+
+
+def test_the_synchronous_sdk_works_too(served: dict[str, Any]) -> None:
+    assert litellm.completion(**served, temperature=0).choices[0].message.content == PARIS
+    parts = litellm.completion(**served, temperature=0, stream=True)
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == PARIS
+
+
+async def test_closing_a_stream_stops_the_generation(provider: LocalProvider) -> None:
+    engine = provider.engine("smollm2")
+    story = Generation(messages=[{"role": "user", "content": "Tell me a story."}], max_tokens=4000)
+    events = engine.stream(story)
+    assert isinstance(await anext(events), Piece)
+    await events.aclose()
+    short = Generation(messages=story.messages, law=Law(temperature=0), max_tokens=2)
+    after = [event async for event in engine.stream(short)]
+    assert isinstance(after[-1], Finished)
+
+
+async def test_cancelling_the_task_stops_the_generation(
+    provider: LocalProvider, served: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = provider.engine("smollm2")
+    jobs: list[Job] = []
+    submitted = asyncio.Event()
+    submit = engine.submit
+
+    def recorded(*args: Any) -> Job:
+        jobs.append(submit(*args))
+        submitted.set()
+        return jobs[-1]
+
+    monkeypatch.setattr(engine, "submit", recorded)
+    call = provider.acompletion("smollm2", served["messages"], optional_params={})
+    task = asyncio.create_task(call)
+    await submitted.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert jobs[0].cancelled
+
+
+async def test_simultaneous_first_requests_load_the_model_once(
+    loaded: models.LoadedModel, chat_format: ChatFormat
+) -> None:
+    from optillm_hooks.local_provider.runner import Runner
+
+    loads = 0
+
+    def load() -> Any:
+        nonlocal loads
+        loads += 1
+        return Runner(loaded.model), chat_format
+
+    engine = Engine("counted", load)
+    question = Generation(messages=[{"role": "user", "content": "Hi"}], max_tokens=1)
+
+    async def ask() -> Piece | Finished:
+        return [event async for event in engine.stream(question)][-1]
+
+    async with asyncio.TaskGroup() as group:
+        asked = [group.create_task(ask()) for _ in range(4)]
+    assert all(isinstance(task.result(), Finished) for task in asked)
+    assert loads == 1
+    engine.close()
+    assert not any(thread.name == "engine-counted" for thread in threading.enumerate())
+
+
+async def test_a_failed_load_fails_its_request_and_the_next_one_tries_again() -> None:
+    def load() -> Any:
+        raise OSError("no such file")
+
+    engine = Engine("broken", load)
+    question = Generation(messages=[{"role": "user", "content": "Hi"}])
+    for _ in range(2):
+        with pytest.raises(Exception, match="the local engine failed: OSError: no such file"):
+            [event async for event in engine.stream(question)]
+    engine.close()
+
+
+def test_naming_the_provider_in_a_config_loads_no_torch() -> None:
+    code = (
+        "import sys; import optillm_hooks.local_provider as local;"
+        "assert 'litellm' not in sys.modules;"
+        "local.provider; assert local.provider is local.provider;"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,80 @@
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from optillm_hooks.local_provider.generation import Law
+from optillm_hooks.local_provider.sampling import draw, score
+
+PROBABILITIES = [0.05, 0.4, 0.03, 0.25, 0.15, 0.12]
+LOGITS = torch.tensor(PROBABILITIES).log()[None]
+
+
+def exact(law: Law) -> list[float]:
+    """The law spelled out over plain numbers."""
+    tempered = [p ** (1 / law.temperature) for p in PROBABILITIES]
+    order = sorted(range(len(tempered)), key=lambda i: -tempered[i])
+    order = order[: law.top_k or len(order)]
+    total = sum(tempered[i] for i in order)
+    nucleus: list[int] = []
+    mass = 0.0
+    for i in order:
+        if mass >= law.top_p:
+            break
+        nucleus.append(i)
+        mass += tempered[i] / total
+    nucleus = [i for i in nucleus if tempered[i] >= law.min_p * tempered[order[0]]]
+    total = sum(tempered[i] for i in nucleus)
+    return [tempered[i] / total if i in nucleus else 0.0 for i in range(len(tempered))]
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        pytest.param(Law(), id="plain"),
+        pytest.param(Law(temperature=0.5), id="cold"),
+        pytest.param(Law(temperature=1.7), id="hot"),
+        pytest.param(Law(top_k=3), id="top_k"),
+        pytest.param(Law(top_p=0.7), id="top_p"),
+        pytest.param(Law(min_p=0.3), id="min_p"),
+        pytest.param(Law(temperature=1.4, top_k=5, top_p=0.9, min_p=0.15), id="all together"),
+    ],
+)
+def test_a_grid_of_uniform_numbers_gives_the_exact_shares(law: Law) -> None:
+    """No chance in it: with n evenly spaced numbers a share is within 1/n of its probability."""
+    n = 2000
+    tokens = draw(LOGITS.expand(n, -1), [law] * n, [(i + 0.5) / n for i in range(n)])
+    counts = Counter(tokens)
+    for token, probability in enumerate(exact(law)):
+        assert abs(counts[token] / n - probability) <= 1.01 / n
+
+
+def test_temperature_zero_takes_the_likeliest_and_the_first_of_equals() -> None:
+    logits = torch.tensor([[1.0, 3.0, 3.0], [5.0, 0.0, 1.0]])
+    assert draw(logits, [Law(temperature=0)] * 2, [0.99, 0.99]) == [1, 0]
+
+
+def test_a_row_draws_the_same_token_alone_and_in_a_crowd() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 5000, generator=generator) * 3
+    laws = [Law(), Law(top_p=0.8), Law(top_k=400), Law(0), Law(min_p=0.1), Law(1.5, 0.999)]
+    uniforms = torch.rand(6, generator=generator).tolist()
+    together = draw(logits, laws, uniforms)
+    alone = [draw(logits[b : b + 1], laws[b : b + 1], uniforms[b : b + 1])[0] for b in range(6)]
+    assert together == alone
+
+
+def test_a_nucleus_wider_than_the_sorted_head_is_drawn_from_in_full() -> None:
+    """4,000 equal tokens, top_p 0.9: the last of the nucleus is number 3,599 of the order."""
+    logits = torch.zeros(1, 4000)
+    drawn = {draw(logits, [Law(top_p=0.9)], [(i + 0.5) / 3600])[0] for i in range(3600)}
+    assert len(drawn) == 3600
+
+
+def test_scores_are_of_the_model_and_hold_the_chosen_token() -> None:
+    (scored,) = score(LOGITS, [2], top=2)
+    assert scored.id == 2
+    assert scored.logprob == pytest.approx(math.log(0.03), abs=1e-5)
+    assert [token for token, _ in scored.top] == [1, 3]
+    assert [p for _, p in scored.top] == pytest.approx([math.log(0.4), math.log(0.25)], abs=1e-5)
