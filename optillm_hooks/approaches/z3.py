@@ -18,7 +18,7 @@ from pydantic import Field
 from optillm_hooks.context import Context
 from optillm_hooks.errors import RequestRejected, SampleError
 from optillm_hooks.fanout import speculating
-from optillm_hooks.llm import LLM
+from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, follow_up
 from optillm_hooks.registry import Cost, Params, Result, approach
 from optillm_hooks.sandbox import WorkerFailed
@@ -30,7 +30,7 @@ from optillm_hooks.solver.client import (
     find_formalisation,
     solve,
 )
-from optillm_hooks.types import Chat, FinalCall, Sampling
+from optillm_hooks.types import Chat, Sampling
 
 FORMALISE = f"""\
 Do not answer yet. First decide whether a solver can settle this, or the hard part of it.

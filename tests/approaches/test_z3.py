@@ -8,8 +8,9 @@ import pytest
 
 from optillm_hooks.context import Limits
 from optillm_hooks.errors import ProviderFailed, RequestRejected
+from optillm_hooks.llm import FinalCall
 from optillm_hooks.registry import get_approach
-from optillm_hooks.types import Answer, Chat, Completion, FinalCall, Message, Sampling, ToolCall
+from optillm_hooks.types import Answer, Chat, Completion, Message, Sampling, ToolCall
 from tests.fakes import HANG, AnsweringLLM, Reply, ScriptedLLM, answer, chat, context, params, run
 from tests.solver.processes import children
 
