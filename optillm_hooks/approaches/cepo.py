@@ -11,21 +11,23 @@ Cost: per candidate `2 * planning_n + 2` calls, 4 deep; then one judge call per 
 (absolute), one per ordered pair (pairwise) or none (majority), all at once. 27 calls, 5 deep.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.resources import files
-from itertools import permutations
+from itertools import combinations
+from random import Random
 from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, model_validator
 
-from optillm_hooks.answers import extract_answer, read_json, without_reasoning
+from optillm_hooks.answers import read_json, without_reasoning
 from optillm_hooks.context import Context
 from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, ProviderFailed, SampleError
 from optillm_hooks.fanout import finished, outcomes
-from optillm_hooks.judging import choose, rate_all
+from optillm_hooks.judging import Chosen, choose, rate_all
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import (
     ask,
@@ -38,7 +40,7 @@ from optillm_hooks.prompts import (
 )
 from optillm_hooks.registry import Cost, Params, approach
 from optillm_hooks.types import Answer, Chat, Completion, Json, Sampling
-from optillm_hooks.voting import majority
+from optillm_hooks.voting import contenders, elect, json_is_asked
 
 PLAN = """\
 Do not solve this yet. Write a short plan: numbered steps that lead to the answer, without working \
@@ -56,9 +58,9 @@ Do not solve this. Name {count} ways to approach it that differ in kind, not in 
 a JSON array of {count} strings, each one or two sentences on one approach."""
 
 REVIEW = """\
-Above are {count} attempts, made independently; any of them may be wrong. Compare them step by step. \
-Where they disagree, find out which is right, if any, by working it out anew. Then write one final \
-step-by-step solution that you stand behind. Do not refer to the attempts."""
+Above are {count} attempts, made independently; any of them may be wrong. Compare them step by \
+step. Where they disagree, find out which is right, if any, by working it out anew. Then write one \
+final step-by-step solution that you stand behind. Do not refer to the attempts."""
 
 FINAL = """\
 Above is a worked solution. Answer the original request from it, in the form the request asks \
@@ -187,180 +189,61 @@ async def cepo(chat: Chat, llm: LLM, params: CepoParams, ctx: Context) -> Answer
 
     Whole candidates come before truncated ones. A candidate that calls tools is returned as it is
     (the first one). Within a candidate, attempts that fail or are cut off are made again up to
-    `planning_m` times; without any, it answers directly; without a comparison its first solution
+    `planning_m` in all; without any, it answers directly; without a comparison its first solution
     stands, and without a last call the comparison's. A candidate that fails or is not judged is
-    left out; if nobody is judged, the candidates vote.
+    left out; if none is judged, the candidates vote.
 
     Raises:
         SamplesFailed: no candidate came to anything.
     """
-    work = _Work(chat, llm, params, ctx)
-    approaches = await work.approaches() if params.use_plan_diversity else []
+    models = _Models(llm, params, ctx)
+    approaches = await _approaches(chat, models) if params.use_plan_diversity else []
     ctx.progress(f"working out {params.bestofn_n} candidates")
-    candidates = await finished(
-        [partial(work.candidate, i, approaches[i : i + 1]) for i in range(params.bestofn_n)],
-        until=ctx.within(0.8),
-    )
+    makers = [
+        _Candidate(chat, models, number, ctx.child(number).rng, approaches[number : number + 1])
+        for number in range(params.bestofn_n)
+    ]
+    candidates = await finished([maker.answer for maker in makers], until=ctx.within(0.8))
     calling = [candidate for candidate in candidates if candidate.tool_calls]
     if calling:
         return calling[0]
-    candidates = [c for c in candidates if not c.truncated] or candidates
+    candidates = contenders(candidates)
     ctx.offer(candidates[0])
-    return candidates[0] if len(candidates) == 1 else await work.best(candidates)
+    if len(candidates) == 1:
+        return candidates[0]
+    ctx.progress("picking the best candidate")
+    return await _best(candidates, chat, models)
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
-    """The stages of one request."""
+class _Models:
+    """The request's models, with retries and reasoning effort as the parameters say."""
 
-    chat: Chat
     llm: LLM
     params: CepoParams
     ctx: Context
 
-    async def approaches(self) -> list[str]:
-        """Return up to one approach per candidate; none if the model names none in two tries."""
-        request = DIVERSIFY.format(count=self.params.bestofn_n)
-        for number in range(2):
-            sampling = Sampling(
-                temperature=self.params.planning_temperature_step1, purpose="draft", sample=number
-            )
-            try:
-                reply = await self.generate(ask(self.chat, request), sampling)
-            except SampleError:
-                continue
-            named = read_json(reply.text)
-            values = named.values() if isinstance(named, dict) else named or []
-            if texts := [text for text in values if isinstance(text, str) and text.strip()]:
-                return texts[: self.params.bestofn_n]
-        return []
-
-    async def candidate(self, number: int, approach: Sequence[str]) -> Completion:
-        """Return one answer, by way of plans, their execution and a comparison."""
-        params = self.params
-        solutions = await self.solutions(number, approach)
-        if not solutions:
-            return await self.direct(number)
-        if solutions[0].tool_calls:
-            return solutions[0]
-        solution = await self.compared(number, solutions)
-        if params.planning_max_tokens_step4 == 0 or solution.tool_calls:
-            return solution
-        sampling = Sampling(
-            temperature=params.planning_temperature_step4,
-            max_tokens=params.planning_max_tokens_step4,
-            sample=number,
-        )
-        try:
-            return await self.generate(self.shown([solution], FINAL), sampling)
-        except SampleError:
-            return solution
-
-    async def solutions(self, number: int, approach: Sequence[str]) -> list[Completion]:
-        """Return up to `planning_n` whole solutions; one that calls tools stands alone."""
-        found: list[Completion] = []
-        made = 0
-        while len(found) < self.params.planning_n and made < self.params.planning_m:
-            count = min(self.params.planning_n - len(found), self.params.planning_m - made)
-            first = number * self.params.planning_m + made
-            ended = await outcomes(
-                [partial(self.attempt, first + k, approach) for k in range(count)],
-                until=self.ctx.within(0.6),
-            )
-            made += count
-            found += [outcome for outcome in ended if not isinstance(outcome, SampleError)]
-            calling = [solution for solution in found if solution.tool_calls]
-            if calling:
-                return calling[:1]
-            if any(isinstance(o, SampleError) and _is_final(o) for o in ended):
-                break
-        self.ctx.trace.note("solutions", candidate=number, attempts=made, finished=len(found))
-        return found
-
-    async def attempt(self, sample: int, approach: Sequence[str]) -> Completion:
-        """Return a solution by a plan of its own, or without one if plans are left out."""
-        params = self.params
-        executing = Sampling(
-            temperature=params.planning_temperature_step2,
-            max_tokens=params.planning_max_tokens_step2,
-            purpose="draft",
-            sample=sample,
-        )
-        chat = edit_question(self.chat, _twice)
-        if approach:
-            mark = fence(self.ctx.rng)
-            notice = data_notice("approach", mark)
-            chat = ask(
-                chat, f"Follow this approach. {notice}\n\n{enclose(approach, 'approach', mark)}"
-            )
-        if params.planning_max_tokens_step1 == 0:
-            return await self.generate(ask(chat, SOLVE), executing)
-        planning = replace(
-            executing,
-            temperature=params.planning_temperature_step1,
-            top_p=1.0,
-            max_tokens=params.planning_max_tokens_step1,
-        )
-        plan = await self.generate(ask(chat, PLAN), planning)
-        if plan.tool_calls:
-            return plan
-        return await self.generate(
-            follow_up(ask(chat, PLAN), without_reasoning(plan.text), EXECUTE), executing
-        )
-
-    async def compared(self, number: int, solutions: Sequence[Completion]) -> Completion:
-        """Return the solution that a comparison of `solutions` comes to, or the first of them."""
-        sampling = Sampling(
-            temperature=self.params.planning_temperature_step3,
-            max_tokens=self.params.planning_max_tokens_step3,
-            purpose="draft",
-            sample=number,
-        )
-        try:
-            return await self.generate(self.shown(solutions, REVIEW), sampling)
-        except SampleError:
-            return solutions[0]
-
-    async def direct(self, number: int) -> Completion:
-        """Return an answer without any plan, with less effort if that is what it takes."""
-        sampling = Sampling(
-            temperature=self.params.planning_temperature_direct_resp,
-            top_p=0.95,
-            max_tokens=self.params.planning_max_tokens_direct_resp,
-            sample=number,
-        )
-        try:
-            return await self.generate(self.chat, sampling, least_effort="low")
-        except CutOff as exc:
-            return exc.reply
-
-    def shown(self, solutions: Sequence[Completion], request: str) -> Chat:
-        """Return the conversation with `solutions` as data and `request` about them."""
-        mark = fence(self.ctx.rng)
-        texts = [without_reasoning(solution.text) for solution in solutions]
-        self.ctx.rng.shuffle(texts)
-        return ask(
-            self.chat,
-            f"{data_notice('solution', mark)}\n\n{enclose(texts, 'solution', mark)}\n\n"
-            f"{request.format(count=len(texts))}",
-        )
+    @property
+    def judge(self) -> LLM:
+        named = self.params.rating_model
+        return self.llm if named is None else self.ctx.llm(named)
 
     async def generate(
-        self, chat: Chat, sampling: Sampling, *, least_effort: str | None = None
+        self, chat: Chat, sampling: Sampling, *, falls_back: bool = False
     ) -> Completion:
-        """Return a whole reply, after retries and with less effort where the parameters say so.
+        """Return a whole reply, after retries, and with less effort if that may be.
 
         Raises:
-            CutOff: the reply was cut off, at the least effort that is allowed too.
+            CutOff: the reply was cut off, at the least effort too.
             SampleError: the last try failed.
         """
         error: SampleError | None = None
-        for fields in self._fields(least_effort):
+        for fields in self._fields(falls_back):
             for _ in range(self.params.num_of_retries + 1):
                 try:
                     reply = await self.llm.complete(chat, replace(sampling, fields=fields))
                 except ProviderFailed as exc:
-                    if _is_final(exc):
+                    if _is_hopeless(exc):
                         raise
                     error = exc
                     continue
@@ -368,34 +251,215 @@ class _Work:
                     return reply
                 error = CutOff(reply)
                 break
-        assert error is not None  # noqa: S101 (every turn of the loops returns or sets it)
+        assert error is not None  # noqa: S101 (a turn of the loops returns or sets it)
         raise error
 
-    def _fields(self, least_effort: str | None) -> list[dict[str, Json]]:
-        """Return the fields of a call and of those that repeat it with less effort."""
-        client_decides = "reasoning_effort" in self.ctx.client.fields
-        if not self.params.use_reasoning or client_decides:
+    def _fields(self, falls_back: bool) -> list[dict[str, Json]]:
+        """Return the fields of a call, and of those that repeat it with less effort."""
+        if (
+            not self.params.use_reasoning
+            or "reasoning_effort" in self.ctx.client.fields
+            or not self.llm.supports("reasoning_effort")
+        ):
             return [{}]
-        if not self.llm.supports("reasoning_effort"):
-            return [{}]
-        falls_back = least_effort or self.params.use_reasoning_fallback
-        efforts = _EFFORTS if falls_back else _EFFORTS[:1]
+        efforts = _EFFORTS if falls_back or self.params.use_reasoning_fallback else _EFFORTS[:1]
         return [{"reasoning_effort": effort} for effort in efforts]
 
-    async def best(self, candidates: Sequence[Completion]) -> Completion:
-        """Return the candidate that is rated best; if none is rated, the one voted for."""
-        kind = self.params.bestofn_rating_type
-        self.ctx.progress("picking the best candidate")
-        scores: list[float | None] = [None] * len(candidates)
-        if kind == "absolute":
-            scores = await self.rated(candidates)
-        elif kind == "pairwise":
-            scores = await self.compared_in_pairs(candidates)
-        known = [score for score in scores if score is not None]
-        if known:
-            best = scores.index(max(known))
-        else:
-            asked = question(self.chat)
-            best = majority([extract_answer(c.text, question=asked) for c in candidates]).winner
-        self.ctx.trace.note("rating", kind=kind if known else "majority", scores=scores, best=best)
-        return candidates[best]
+
+async def _approaches(chat: Chat, models: _Models) -> list[str]:
+    """Return up to one approach per candidate; none if the model names none in two tries."""
+    count = models.params.bestofn_n
+    for number in range(2):
+        sampling = Sampling(
+            temperature=models.params.planning_temperature_step1, purpose="draft", sample=number
+        )
+        try:
+            reply = await models.generate(ask(chat, DIVERSIFY.format(count=count)), sampling)
+        except SampleError:
+            continue
+        named = read_json(reply.text)
+        values = named.values() if isinstance(named, dict) else named or []
+        if texts := [text for text in values if isinstance(text, str) and text.strip()]:
+            models.ctx.trace.note("approaches", named=len(texts))
+            return texts[:count]
+    models.ctx.trace.note("approaches", named=0)
+    return []
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """The stages of one candidate."""
+
+    chat: Chat
+    models: _Models
+    number: int
+    rng: Random
+    approach: Sequence[str]
+    """The one to follow, if there is one."""
+
+    async def answer(self) -> Completion:
+        """Return one answer, by way of plans, their execution and a comparison."""
+        params = self.models.params
+        solutions = await self._solutions()
+        if not solutions:
+            return await self._direct()
+        if solutions[0].tool_calls:
+            return solutions[0]
+        solution = await self._compared(solutions)
+        if params.planning_max_tokens_step4 == 0 or solution.tool_calls:
+            return solution
+        sampling = Sampling(
+            temperature=params.planning_temperature_step4,
+            max_tokens=params.planning_max_tokens_step4,
+            sample=self.number,
+        )
+        try:
+            return await self.models.generate(self._shown([solution], FINAL), sampling)
+        except SampleError:
+            return solution
+
+    async def _solutions(self) -> list[Completion]:
+        """Return up to `planning_n` whole solutions; one that calls tools stands alone."""
+        params, ctx = self.models.params, self.models.ctx
+        asked = self._asked()
+        found: list[Completion] = []
+        made = 0
+        while len(found) < params.planning_n and made < params.planning_m:
+            count = min(params.planning_n - len(found), params.planning_m - made)
+            first = self.number * params.planning_m + made
+            ended = await outcomes(
+                [partial(self._attempt, asked, first + k) for k in range(count)],
+                until=ctx.within(0.6),
+            )
+            made += count
+            found += [outcome for outcome in ended if not isinstance(outcome, SampleError)]
+            if calling := [solution for solution in found if solution.tool_calls]:
+                return calling[:1]
+            if any(isinstance(outcome, SampleError) and _is_hopeless(outcome) for outcome in ended):
+                break
+        ctx.trace.note("solutions", candidate=self.number, attempts=made, finished=len(found))
+        return found
+
+    def _asked(self) -> Chat:
+        """Return the conversation with its question stated twice, and the approach to follow."""
+        chat = edit_question(
+            self.chat, lambda text: f"{text}\n\nOnce more, to be read with care:\n{text}"
+        )
+        if not self.approach:
+            return chat
+        mark = fence(self.rng)
+        shown = enclose(self.approach, "approach", mark)
+        return ask(chat, f"Follow this approach. {data_notice('approach', mark)}\n\n{shown}")
+
+    async def _attempt(self, asked: Chat, sample: int) -> Completion:
+        """Return a solution by a plan of its own, or without one if plans are left out."""
+        params = self.models.params
+        executing = Sampling(
+            temperature=params.planning_temperature_step2,
+            max_tokens=params.planning_max_tokens_step2,
+            purpose="draft",
+            sample=sample,
+        )
+        if params.planning_max_tokens_step1 == 0:
+            return await self.models.generate(ask(asked, SOLVE), executing)
+        planning = replace(
+            executing,
+            temperature=params.planning_temperature_step1,
+            top_p=1.0,
+            max_tokens=params.planning_max_tokens_step1,
+        )
+        plan = await self.models.generate(ask(asked, PLAN), planning)
+        if plan.tool_calls:
+            return plan
+        planned = follow_up(ask(asked, PLAN), without_reasoning(plan.text), EXECUTE)
+        return await self.models.generate(planned, executing)
+
+    async def _compared(self, solutions: Sequence[Completion]) -> Completion:
+        """Return the solution that a comparison of `solutions` comes to, or the first of them."""
+        params = self.models.params
+        sampling = Sampling(
+            temperature=params.planning_temperature_step3,
+            max_tokens=params.planning_max_tokens_step3,
+            purpose="answer" if params.planning_max_tokens_step4 == 0 else "draft",
+            sample=self.number,
+        )
+        try:
+            return await self.models.generate(self._shown(solutions, REVIEW), sampling)
+        except SampleError:
+            return solutions[0]
+
+    async def _direct(self) -> Completion:
+        """Return an answer without any plan, with less effort if that is what it takes."""
+        params = self.models.params
+        sampling = Sampling(
+            temperature=params.planning_temperature_direct_resp,
+            top_p=0.95,
+            max_tokens=params.planning_max_tokens_direct_resp,
+            sample=self.number,
+        )
+        try:
+            return await self.models.generate(self.chat, sampling, falls_back=True)
+        except CutOff as exc:
+            return exc.reply
+
+    def _shown(self, solutions: Sequence[Completion], request: str) -> Chat:
+        """Return the conversation with `solutions` as data, in random order, and `request`."""
+        mark = fence(self.rng)
+        texts = [without_reasoning(solution.text) for solution in solutions]
+        self.rng.shuffle(texts)
+        shown = f"{data_notice('solution', mark)}\n\n{enclose(texts, 'solution', mark)}"
+        return ask(self.chat, f"{shown}\n\n{request.format(count=len(texts))}")
+
+
+def _is_hopeless(error: SampleError) -> bool:
+    """Return whether another call would fail in the same way."""
+    return isinstance(error, BudgetExceeded | DeadlineExceeded) or error.status in _HOPELESS
+
+
+async def _best(candidates: Sequence[Completion], chat: Chat, models: _Models) -> Completion:
+    """Return the candidate that is rated best; if none is rated, the one voted for."""
+    params, ctx = models.params, models.ctx
+    sampling = Sampling(
+        temperature=params.bestofn_temperature,
+        max_tokens=params.bestofn_max_tokens,
+        purpose="judge",
+    )
+    texts = [without_reasoning(candidate.text) for candidate in candidates]
+    scores: list[float | None] = [None] * len(texts)
+    if params.bestofn_rating_type == "absolute":
+        scores = await rate_all(
+            texts, chat, models.judge, ctx, low=0.0, high=1.0, sampling=sampling
+        )
+    elif params.bestofn_rating_type == "pairwise":
+        scores = await _wins(texts, chat, models, sampling)
+    known = [score for score in scores if score is not None]
+    if known:
+        best = scores.index(max(known))
+    else:
+        as_json = json_is_asked(ctx.client)
+        best = elect(candidates, question=question(chat), as_json=as_json).winner
+    ctx.trace.note(
+        "best",
+        by=params.bestofn_rating_type if known else "majority",
+        candidates=len(texts),
+        scores=scores,
+        winner=best,
+    )
+    return candidates[best]
+
+
+async def _wins(
+    texts: Sequence[str], chat: Chat, models: _Models, sampling: Sampling
+) -> list[float | None]:
+    """Return how many comparisons each candidate won, of every pair in both orders."""
+    pairs = list(combinations(range(len(texts)), 2))
+
+    def compare(pair: tuple[int, int]) -> Callable[[], Awaitable[Chosen]]:
+        both = [texts[at] for at in pair]
+        return lambda: choose(both, chat, models.judge, models.ctx, orders=2, sampling=sampling)
+
+    verdicts = await finished([compare(pair) for pair in pairs], at_least=len(pairs))
+    wins = Counter[int]()
+    for pair, verdict in zip(pairs, verdicts, strict=True):
+        wins.update(dict(zip(pair, verdict.votes, strict=True)))
+    return [float(wins[at]) for at in range(len(texts))] if wins.total() else [None] * len(texts)
