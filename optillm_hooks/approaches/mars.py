@@ -190,7 +190,9 @@ class MarsParams(Params):
     def lighter(self) -> "MarsParams":
         """Return the parameters with the small values where none was given."""
         small = {k: v for k, v in LIGHTWEIGHT.items() if k not in self.model_fields_set}
-        return self.model_copy(update=small)
+        lighter = self.model_copy(update=small)
+        attempts = max(lighter.max_verification_attempts, lighter.verification_passes_required)
+        return lighter.model_copy(update={"max_verification_attempts": attempts})
 
 
 LIGHTWEIGHT: Final[dict[str, int | bool]] = {
@@ -209,9 +211,14 @@ def _cost(params: MarsParams) -> Cost:
         params = params.lighter()
     loops = params.aggregation_loops if params.enable_aggregation else 0
     exchange = params.exchanges_strategies
-    checked = params.consensus_threshold * params.verification_passes_required
+    merged = params.population_size if loops else params.num_agents
+    checked = merged + exchange * params.num_agents
+    if params.early_termination:
+        checked = min(params.consensus_threshold, checked)
     return Cost(
-        calls=params.num_agents * (1 + 2 * exchange) + loops * params.population_size + checked,
+        calls=params.num_agents * (1 + 2 * exchange)
+        + loops * params.population_size
+        + checked * params.verification_passes_required,
         depth=2 + max(loops, 2 * exchange),
     )
 
