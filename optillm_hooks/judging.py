@@ -29,7 +29,7 @@ MOST_CONSISTENT: Final = (
 )
 """The criterion of universal self-consistency (Chen et al. 2023, arXiv:2311.17311, section 3)."""
 
-_JUDGING: Final = Sampling(temperature=0.1, purpose="judge")
+JUDGING: Final = Sampling(temperature=0.1, purpose="judge")
 _LABEL = "answer"
 _COMMON_SCALES = frozenset({5.0, 10.0, 20.0, 100.0})
 _LONGEST_READ = 20_000
@@ -158,6 +158,7 @@ async def rate_all(
     repeats: int = 1,
     low: float = 0.0,
     high: float = 10.0,
+    sampling: Sampling = JUDGING,
     until: float | None = None,
 ) -> list[float | None]:
     """Return the rating of each candidate answer to `chat`, None where none could be had.
@@ -172,8 +173,8 @@ async def rate_all(
         def read(text: str) -> float | None:
             return read_rating(text, low, high)
 
-        sampling = replace(_JUDGING, sample=repeat)
-        return lambda: _ask_twice(judge, prompt, sampling, read, plea)
+        made = replace(sampling, sample=repeat)
+        return lambda: _ask_twice(judge, prompt, made, read, plea)
 
     ended = await outcomes(
         [rating(prompt, repeat) for prompt in prompts for repeat in range(repeats)], until=until
@@ -192,6 +193,7 @@ async def choose(
     *,
     criterion: str = BEST,
     orders: int = 1,
+    sampling: Sampling = JUDGING,
     until: float | None = None,
 ) -> Chosen:
     """Return the candidate answer to `chat` that the judge chooses by `criterion`.
@@ -210,8 +212,8 @@ async def choose(
             place = read_choice(text, len(order))
             return None if place is None else order[place]
 
-        sampling = replace(_JUDGING, sample=repeat)
-        return lambda: _ask_twice(judge, prompt, sampling, read, plea)
+        made = replace(sampling, sample=repeat)
+        return lambda: _ask_twice(judge, prompt, made, read, plea)
 
     calls = [
         comparison(order, repeat)
