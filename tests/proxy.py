@@ -175,6 +175,13 @@ class Proxy:
         lines = path.read_text().splitlines() if path.exists() else []
         return [Entry(**json.loads(line)) for line in lines]
 
+    def charged(self, key: str) -> float:
+        """Return the dollars on LiteLLM's counter for a virtual key, by which it holds budgets."""
+        httpx.get(f"{self.url}/v1/models", headers={"authorization": f"Bearer {key}"})
+        lines = (self._folder / "charged.jsonl").read_text().splitlines()
+        noted = [entry for line in lines if (entry := json.loads(line))["key"] == key]
+        return float(noted[-1]["charged"])
+
     @property
     def footprint(self) -> Footprint:
         return footprint(self.pid)
@@ -283,6 +290,7 @@ class Proxy:
             "NO_COLOR": "1",
             "BLOCKED_LOG": str(self._folder / "blocked.log"),
             "TEST_KEYS": str(self._folder / "keys.json"),
+            "TEST_CHARGED": str(self._folder / "charged.jsonl"),
             "TEST_LEDGER": str(self._folder / "ledger.jsonl"),
             **self._extra_env,
         }
@@ -295,6 +303,11 @@ def _with_inside(config: Config, *, custom_auth: bool, ledger: bool) -> Config:
         settings["callbacks"] = [*settings.get("callbacks", []), "tests.inside_proxy.ledger"]
     general = dict(config["general_settings"])
     if custom_auth:
+        settings["callbacks"] = [
+            *settings.get("callbacks", []),
+            "tests.inside_proxy.spend_counters",
+        ]
+        general["disable_spend_logs"] = True
         general["custom_auth"] = "tests.inside_proxy.authenticate"
         # Budgets and limits come with the first switch, the key's list of models with the second.
         general["custom_auth_run_common_checks"] = True
