@@ -32,7 +32,7 @@ from optillm_hooks.types import (
     ToolCall,
     Usage,
 )
-from tests.fakes import HANG, ONE_CALL, Hang, Reply, ScriptedLLM, chat, context
+from tests.fakes import HANG, ONE_CALL, Hang, Pieces, Reply, ScriptedLLM, chat, context
 
 pytestmark = pytest.mark.anyio
 ASKED = chat("one two three four")
@@ -608,28 +608,6 @@ async def test_empty_choices_of_one_call_are_left_out() -> None:
 
 
 # ------------------------------------------------------------------------------------- streaming
-
-
-class Pieces(ScriptedLLM):
-    """Streams `pieces`; tells whether the stream was closed."""
-
-    def __init__(self, pieces: Sequence[Delta | Exception | Hang]) -> None:
-        super().__init__([])
-        self.pieces = pieces
-        self.closed = False
-
-    async def stream(self, _: Chat, __: Sampling, /) -> AsyncGenerator[Delta, None]:
-        try:
-            for piece in self.pieces:
-                if isinstance(piece, Exception):
-                    raise piece
-                if isinstance(piece, Hang):
-                    await asyncio.Event().wait()
-                else:
-                    yield piece
-        finally:
-            await asyncio.sleep(0)  # as closing a connection does
-            self.closed = True
 
 
 A_PIECE = Delta(text="a")
