@@ -44,11 +44,6 @@ class Accumulated:
         for part in piece.tool_calls:
             self._add_tool_call(part)
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no piece had anything in it."""
-        return not (any(self._text) or any(self._reasoning) or self._tool_calls or self._fields)
-
     def answer(self, finish_reason: FinishReason) -> Answer:
         """Return the pieces as one answer."""
         return Answer(
