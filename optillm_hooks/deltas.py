@@ -62,5 +62,8 @@ class Accumulated:
         pieces = function if isinstance(function, dict) else {}
         new = (part.get("id"), pieces.get("name"), pieces.get("arguments"))
         for at, text in enumerate(new):
-            if text is not None:
+            repeated = (
+                at < 2 and text == call[at]
+            )  # some providers send id and name with each piece
+            if text is not None and not repeated:
                 call[at] += text if isinstance(text, str) else json.dumps(text)
