@@ -27,6 +27,8 @@ lint: $(INSTALLED)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy optillm_hooks tests benchmarks
+	$(VENV)/bin/hadolint Dockerfile
+	$(RUN) -m optillm_hooks.catalogue --check
 
 install: $(INSTALLED)
 

@@ -33,6 +33,7 @@ PRICE: Final = Price(prompt=2e-6, completion=8e-6)
 """Of every model that `model_group` makes."""
 
 Config = dict[str, Any]
+_LITELLM: Final = "import litellm; litellm.run_server()"
 _START_S: Final = 120.0
 _CHECK_S: Final = 0.05
 
@@ -128,7 +129,7 @@ class Proxy:
             `max_budget`, `key_alias`, ...); None leaves authentication to the stock proxy, which
             knows the master key only.
         env: more variables of the environment.
-        command: what is run, if not LiteLLM on `config`; it gets the arguments after it.
+        ledger: whether each call is written down; a benchmark goes without.
     """
 
     def __init__(
@@ -138,13 +139,12 @@ class Proxy:
         *,
         keys: Mapping[str, Mapping[str, object]] | None = None,
         env: Mapping[str, str] | None = None,
-        command: Sequence[str] = (sys.executable, "-c", "import litellm; litellm.run_server()"),
+        ledger: bool = True,
     ) -> None:
-        self._config = _with_inside(config, custom_auth=keys is not None)
+        self._config = _with_inside(config, custom_auth=keys is not None, ledger=ledger)
         self._folder = folder
         self._keys = keys
         self._extra_env = dict(env or {})
-        self._command = command
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
         self.master_key = f"sk-{secrets.token_hex(16)}"
@@ -237,7 +237,7 @@ class Proxy:
         address = ("--host", "127.0.0.1", "--port", str(self.port))
         with (self._folder / "proxy.log").open("wb") as log:
             self._process = subprocess.Popen(
-                [*self._command, "--config", "config.yaml", *address],
+                [sys.executable, "-c", _LITELLM, "--config", "config.yaml", *address],
                 cwd=self._folder,
                 env=self._env(),
                 stdin=subprocess.DEVNULL,
@@ -288,10 +288,11 @@ class Proxy:
         }
 
 
-def _with_inside(config: Config, *, custom_auth: bool) -> Config:
-    """Return `config` with the ledger, and with our table of keys if asked for."""
+def _with_inside(config: Config, *, custom_auth: bool, ledger: bool) -> Config:
+    """Return `config` with our table of keys and with the ledger, as asked for."""
     settings = dict(config["litellm_settings"])
-    settings["callbacks"] = [*settings.get("callbacks", []), "tests.inside_proxy.ledger"]
+    if ledger:
+        settings["callbacks"] = [*settings.get("callbacks", []), "tests.inside_proxy.ledger"]
     general = dict(config["general_settings"])
     if custom_auth:
         general["custom_auth"] = "tests.inside_proxy.authenticate"

@@ -166,11 +166,8 @@ def test_the_line_to_paste_is_answered_as_soon_as_it_is_shown(
         key = read_env(tmp_path / ".env")[KEY]
         assert not any(key in line for line in said)
         curl = said[4].strip().removeprefix("try").strip()
-        pasted = subprocess.run(
-            ["/bin/sh", "-c", curl],
-            capture_output=True,
-            text=True,
-            check=True,
+        pasted = subprocess.run(  # noqa: S602 (the very line that we print)
+            curl, shell=True, capture_output=True, text=True, check=True
         )
         assert "ANSWER: 42" in pasted.stdout
     finally:
