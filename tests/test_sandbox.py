@@ -85,7 +85,8 @@ async def test_a_worker_that_breaks_is_told_from_one_that_is_slow() -> None:
 
 async def test_a_worker_without_memory_says_so() -> None:
     power = '[{"operation": "evaluate", "expression": "sqrt(2)^(10^18)"}]'
-    assert await failure(power, limits(memory_mb=300), "optillm_hooks.solver.algebra") == "memory"
+    roomy = limits(seconds=60, memory_mb=300)
+    assert await failure(power, roomy, "optillm_hooks.solver.algebra") == "memory"
 
 
 async def test_a_worker_that_says_too_much_is_cut_off() -> None:
