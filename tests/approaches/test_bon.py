@@ -22,7 +22,7 @@ CHAT = (
 )
 CALL = Completion("Let me see.", finish_reason="tool_calls", tool_calls=(ToolCall("c", "f", "{}"),))
 OTHER_CALL = Completion(
-    "Let me see.", finish_reason="tool_calls", tool_calls=(ToolCall("d", "g", "{}"),)
+    "Or this.", finish_reason="tool_calls", tool_calls=(ToolCall("d", "g", "{}"),)
 )
 
 
