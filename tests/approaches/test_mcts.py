@@ -1,5 +1,6 @@
 """MCTS: what it values, what it returns, what it costs."""
 
+import asyncio
 import random
 import re
 
@@ -9,7 +10,7 @@ from optillm_hooks.context import Limits
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.registry import get_approach
 from optillm_hooks.types import Chat, Completion, Message, Sampling, ToolCall
-from tests.fakes import AnsweringLLM, Reply, ScriptedLLM, answer, context, params
+from tests.fakes import HANG, AnsweringLLM, Reply, ScriptedLLM, answer, context, params
 from tests.simulated import RIGHT, Fallible, Unhurried, answer_in, kind, rating
 
 pytestmark = pytest.mark.anyio
@@ -146,6 +147,58 @@ async def test_a_first_solution_that_failed_is_written_again() -> None:
         ["a", ProviderFailed("502"), "c", rating(1), rating(2), "b", "c2", rating(9), rating(3)]
     )
     assert (await answer("mcts", CHAT, llm)).text == "b"
+
+
+async def test_a_chain_of_refinements_that_breaks_keeps_what_it_has() -> None:
+    llm = ScriptedLLM(["a", "b", rating(1), rating(5), "b2", ProviderFailed("502"), rating(9)])
+    given = params("mcts", branching=2, simulations=1, depth=2).model_dump()
+    assert (await answer("mcts", CHAT, llm, **given)).text == "b2"
+    llm.assert_used_up()
+
+
+async def test_a_simulation_is_worth_its_best_solution() -> None:
+    """Refinements of a (6) are rated 9 and 1: a, worth (6 + 9) / 2, still beats b, rated 6."""
+    rated: list[Reply] = [rating(number) for number in (6, 6, 9, 1, 1, 1)]
+    llm = ScriptedLLM(["a", "b", *rated[:2], "a2", "a3", *rated[2:4], "a4", "a5", *rated[4:]])
+    given = params(
+        "mcts", branching=2, simulations=2, depth=2, parallel=1, exploration=0
+    ).model_dump()
+    await answer("mcts", CHAT, llm, **given)
+    drafts = [c[-1].text for c, s in llm.calls if kind(c, s) == "refine"]
+    assert [re.findall(r"\n(\w\d?)\n", text) for text in drafts] == [["a"], ["a2"], ["a"], ["a4"]]
+
+
+async def test_no_two_calls_ask_for_the_same_sample_of_a_prompt() -> None:
+    llm = AnsweringLLM(landscape)
+    await answer("mcts", CHAT, llm, simulations=12)
+    written = [(chat, s.sample) for chat, s in llm.calls if s.purpose == "answer"]
+    assert len(set(map(str, written))) == len(written) == 15
+
+
+async def test_a_draft_is_shown_without_its_thoughts() -> None:
+    llm = ScriptedLLM(["<think>Hm.</think>a", rating(9), "a2", rating(5)])
+    await answer("mcts", CHAT, llm, branching=1, simulations=1)
+    assert not any("Hm." in chat[-1].text for chat, _ in llm.calls)
+
+
+async def test_the_best_so_far_is_at_hand_during_the_search() -> None:
+    llm = ScriptedLLM(["a", "b", rating(1), rating(9), HANG])
+    ctx = context(limits=Limits())
+    task = asyncio.create_task(answer("mcts", CHAT, llm, ctx, branching=2, simulations=1))
+    await llm.until_hanging(1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ctx.best is not None
+    assert ctx.best.text == "b"
+
+
+async def test_a_spent_budget_ends_the_search() -> None:
+    ctx = context(limits=Limits(max_calls=6))
+    said: list[str] = []
+    ctx.progress = said.append
+    await answer("mcts", CHAT, AnsweringLLM(landscape), ctx, simulations=64)
+    assert len(said) == 1
 
 
 async def test_without_any_rating_the_first_solution_is_the_answer() -> None:
