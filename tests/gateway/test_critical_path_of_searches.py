@@ -29,7 +29,7 @@ def cooperative(call: Call, choice: int) -> str:
     """A reply that is of use to whoever asked: a list, a rating, a verdict and an answer."""
     return (
         f"1. The numbers are {call.index} and {choice}.\n2. They are to be multiplied.\n\n"
-        f"Rating: 7\nVERDICT: CORRECT\nANSWER: {call.index * 100 + choice}"
+        f"Rating: 1\nBEST: 1\nVERDICT: CORRECT\nANSWER: {call.index * 100 + choice}"
     )
 
 
