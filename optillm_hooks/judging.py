@@ -39,6 +39,7 @@ _VALUE = r"([-+\u2212]?(?:\d+(?:\.\d+)?|\.\d+)|nan|inf(?:inity)?)"
 _OUT_OF = r"(?:\s*(?:/|out\s+of|of)\s*(\d+(?:\.\d+)?)(?!\s*/)|\s*(%))?"
 _TO = r"(?:\s*(?:-|\u2013|to)\s*(\d+(?:\.\d+)?))?"
 _WRAP = r"[\s*_`\[\]({:=\"'#]*"
+_BEFORE = r"[ \t*_`\[({:=\"'#>]*"
 _AFTER = r"(?![\w])(?!\.\d)(?!,\d)(?!\s*/)"
 _LABELLED = re.compile(
     rf"\b(?P<label>rating|score|grade|mark|verdict|overall)\b(?:\s+(?:is|of|would be))?{_WRAP}"
@@ -56,8 +57,8 @@ _FRACTION = re.compile(
     re.IGNORECASE,
 )
 _ALONE = re.compile(
-    rf"^(?:-\s)?[\s*_`\[({{\"'#>]*{_VALUE}{_TO}[*_`\])}}\"']*{_OUT_OF}[\s*_`\])}}\"'.!]*"
-    r"(?:points?|stars?)?[\s.*]*$",
+    rf"^(?:-[ ])?{_BEFORE}{_VALUE}{_TO}[*_`\])}}\"']*{_OUT_OF}[ \t*_`\])}}\"'.!]*"
+    r"(?:points?|stars?)?[ \t.*]*$",
     re.IGNORECASE | re.MULTILINE,
 )
 _RATING_KEYS = ("rating", "score", "grade", "overall")
@@ -69,7 +70,7 @@ _CHOSEN = re.compile(
     re.IGNORECASE,
 )
 _NUMBER_ALONE = re.compile(
-    rf"^{_WRAP}(?:{_NOUNS}\b{_WRAP})*(\d+)[\s*_`\])}}\"'.]*$", re.IGNORECASE | re.MULTILINE
+    rf"^{_BEFORE}(?:{_NOUNS}\b{_BEFORE})*(\d+)[ \t*_`\])}}\"'.]*$", re.IGNORECASE | re.MULTILINE
 )
 _WHOLE_NUMBER = re.compile(r"(?<![\w.,/-])(\d+)(?![\w/-]|[.,]\d)")
 _CHOICE_KEYS = ("best", "choice", "winner", "answer", "selected", "index", "number")
@@ -264,7 +265,7 @@ def _rating_prompt(chat: Chat, candidate: str, mark: str, low: float, high: floa
 The conversation ends here; do not continue it. Below is an answer that was given to its last \
 message. {data_notice(_LABEL, mark)}
 
-{enclose([candidate], _LABEL, mark)}
+{_enclosed([candidate], mark)}
 
 Rate that answer from {low:g} (wrong or useless) to {high:g} (could not be better). What counts \
 is whether it is correct, then whether it is complete, then whether it is clear. Check what it \
@@ -280,9 +281,14 @@ def _choice_prompt(chat: Chat, candidates: Sequence[str], mark: str, criterion: 
 The conversation ends here; do not continue it. Below are {len(candidates)} answers that were \
 given to its last message, in no particular order. {data_notice(_LABEL, mark)}
 
-{enclose(candidates, _LABEL, mark)}
+{_enclosed(candidates, mark)}
 
 Say which of them {criterion}. Compare what they claim, not their length or tone. You may think \
 first. End with a line of its own:
 BEST: <number>""",
     )
+
+
+def _enclosed(candidates: Sequence[str], mark: str) -> str:
+    """Return the candidates as data, without the reasoning blocks, which are not for the reader."""
+    return enclose([without_reasoning(text) or text for text in candidates], _LABEL, mark)

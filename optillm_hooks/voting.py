@@ -24,6 +24,20 @@ def majority(answers: Sequence[str | None]) -> Tally:
     return _tally(classes(answers), ["" if answer is None else answer for answer in answers])
 
 
+def contenders(candidates: Sequence[A]) -> list[A]:
+    """Return those that may win, in order: all are cut off or none, all call tools or none.
+
+    Cut-off ones may only if every one is. Of the others, those that call tools may if they are the
+    most, or as many as the rest and with the first among them.
+    """
+    whole = [c for c in candidates if not c.truncated] or list(candidates)
+    calling = [c for c in whole if c.tool_calls]
+    talking = [c for c in whole if not c.tool_calls]
+    if len(calling) == len(talking):
+        return calling if whole and whole[0].tool_calls else talking
+    return calling if len(calling) > len(talking) else talking
+
+
 def elect(
     candidates: Sequence[Answer],
     how: AnswerFormat = "auto",
@@ -31,32 +45,16 @@ def elect(
     question: str = "",
     as_json: bool = False,
 ) -> Tally:
-    """Return the vote of `candidates`, by what they are: tool calls, JSON, or texts with answers.
+    """Return the vote of `contenders`, by what they are: tool calls, JSON, or texts with answers.
 
-    Whether a tool is called is voted on first; those who lose that vote do not take part in the
-    next. `how` and `question` are as in `extract_answer`.
+    `how` and `question` are as in `extract_answer`.
     """
-    if prefer_tools(candidates):
+    if candidates and candidates[0].tool_calls:
         return majority_call(candidates)
-    texts = [None if candidate.tool_calls else candidate.text for candidate in candidates]
+    texts = [candidate.text for candidate in candidates]
     if as_json:
         return majority_object(texts)
-    return majority(
-        [None if text is None else extract_answer(text, how, question=question) for text in texts]
-    )
-
-
-def contenders(candidates: Sequence[A]) -> list[A]:
-    """Return those that were not cut off, or all if every one was."""
-    return [c for c in candidates if not c.truncated] or list(candidates)
-
-
-def prefer_tools(candidates: Sequence[Answer]) -> bool:
-    """Return whether most call a tool; a tie goes as the first candidate does."""
-    calling = sum(bool(candidate.tool_calls) for candidate in candidates)
-    if 2 * calling == len(candidates):
-        return bool(candidates) and bool(candidates[0].tool_calls)
-    return 2 * calling > len(candidates)
+    return majority([extract_answer(text, how, question=question) for text in texts])
 
 
 def majority_call(candidates: Sequence[Answer]) -> Tally:
@@ -65,29 +63,30 @@ def majority_call(candidates: Sequence[Answer]) -> Tally:
     Arguments are compared as JSON. What is no JSON object gets no vote, and wins only if no call of
     the winning tools has any. The order of parallel calls does not matter.
     """
-    names = [tuple(sorted(call.name for call in c.tool_calls)) or None for c in candidates]
+    names = [tuple(sorted(call.name for call in c.tool_calls)) for c in candidates]
     first = _tally(names, list(map(str, names))).winner
     keys = [
-        _calls_key(candidate) if name is not None and name == names[first] else None
-        for name, candidate in zip(names, candidates, strict=True)
+        _calls_key(candidate) if names_called == names[first] else None
+        for names_called, candidate in zip(names, candidates, strict=True)
     ]
-    written = [
-        "; ".join(f"{call.name}({call.arguments})" for call in c.tool_calls) for c in candidates
-    ]
-    tally = _tally(keys, written)
+    tally = _tally(keys, [_written(candidate) for candidate in candidates])
     return tally if tally.votes else Tally(first, {})
 
 
-def majority_object(texts: Sequence[str | None]) -> Tally:
+def _written(candidate: Answer) -> str:
+    return "; ".join(f"{call.name}({call.arguments})" for call in candidate.tool_calls)
+
+
+def majority_object(texts: Sequence[str]) -> Tally:
     """Return the vote on JSON texts; what is no object or array does not vote.
 
     An object that most voters agree on wins. If there is none and all are objects with the same
     keys, it is the one that agrees with the most frequent value in the most fields, the more
     frequent of these first. Else it is the most frequent.
     """
-    values = [None if text is None else read_json(text) for text in texts]
+    values = [read_json(text) for text in texts]
     keys = [None if value is None else json_key(value) for value in values]
-    tally = _tally(keys, [text or "" for text in texts])
+    tally = _tally(keys, texts)
     voters = [at for at, value in enumerate(values) if value is not None]
     objects = {at: value for at in voters if isinstance(value := values[at], dict)}
     if 2 * max(tally.votes.values(), default=0) > len(voters) or len(objects) < len(voters):
