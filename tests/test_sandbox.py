@@ -125,6 +125,20 @@ async def test_requests_do_not_see_each_other() -> None:
     assert reply == {"error": "unknown constant x in (assert (= x 41))"}
 
 
+def test_what_a_solver_prints_is_no_part_of_the_reply() -> None:
+    script = (
+        "import os, sys, types\n"
+        "noisy = sys.modules['noisy'] = types.ModuleType('noisy')\n"
+        "noisy.answer = lambda request: os.write(1, b'noise') and request\n"
+        "from optillm_hooks.solver.worker import main\n"
+        "main('noisy', '512', '5')\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script], input=b"[1]", capture_output=True, check=True
+    )
+    assert ran.stdout == b'{"reply": [1]}'
+
+
 def test_a_worker_has_no_environment_and_loads_nothing_of_ours(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
