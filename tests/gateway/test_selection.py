@@ -210,7 +210,9 @@ def test_own_fields_and_tags_are_taken_out_of_the_request(router: Router) -> Non
             ask("moa-base", optillm_params={"re2": {}}), "sets 're2', which is not", id="params"
         ),
         pytest.param(
-            ask("moa-base", optillm_params={"moa": {"votes": 1}}), "unknown parameter 'votes'", id="param"
+            ask("moa-base", optillm_params={"moa": {"votes": 1}}),
+            "unknown parameter 'votes'",
+            id="param",
         ),
         pytest.param(
             ask("moa-base", optillm_limits={"max_calls": 0}), "optillm_limits.max_calls", id="limit"
