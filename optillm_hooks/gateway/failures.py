@@ -1,5 +1,6 @@
 """Errors of LiteLLM to ours, and ours to LiteLLM's, which the proxy turns into OpenAI's form."""
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,12 +26,15 @@ _SECRET = re.compile(
 
 _FAILURES = (
     openai.OpenAIError,
+    httpx.HTTPError,  # a stream that breaks off
+    json.JSONDecodeError,  # a stream that is not what it says
     litellm.BudgetExceededError,
     BlockedPiiEntityError,
     GuardrailRaisedException,
     HTTPException,
     ProxyException,
-    ValueError,
+    RouterRateLimitError,
+    RouterRateLimitErrorBasic,
 )
 _TYPES = {
     400: litellm.BadRequestError,
