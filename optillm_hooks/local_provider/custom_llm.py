@@ -3,7 +3,7 @@
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, closing, contextmanager
 from typing import Any
 
@@ -31,7 +31,7 @@ from optillm_hooks.local_provider.generation import (
     Generation,
     Piece,
     PromptTooLong,
-    ScoredToken,
+    SpelledToken,
     UnknownModel,
 )
 
@@ -70,7 +70,7 @@ class LocalProvider(CustomLLM):  # type: ignore[misc]  # litellm has no types
         with _errors_of(model):
             generation = request.parse(messages, optional_params)
             engine = self.engine(model)
-            answer = _Answer(model, engine, generation)
+            answer = _Answer(model, generation)
             with closing(engine.stream_sync(generation)) as events:
                 for event in events:
                     answer.add(event)
@@ -88,7 +88,7 @@ class LocalProvider(CustomLLM):  # type: ignore[misc]  # litellm has no types
         with _errors_of(model):
             generation = request.parse(messages, optional_params)
             engine = self.engine(model)
-            answer = _Answer(model, engine, generation)
+            answer = _Answer(model, generation)
             async with aclosing(engine.stream(generation)) as events:
                 async for event in events:
                     answer.add(event)
@@ -128,7 +128,7 @@ class LocalProvider(CustomLLM):  # type: ignore[misc]  # litellm has no types
     def _chunks_sync(
         self, model: str, engine: Engine, generation: Generation
     ) -> Iterator[ModelResponseStream]:
-        chunks = _Chunks(model, engine)
+        chunks = _Chunks(model)
         with _errors_of(model), closing(engine.stream_sync(generation)) as events:
             for event in events:
                 yield from chunks.of(event)
@@ -136,7 +136,7 @@ class LocalProvider(CustomLLM):  # type: ignore[misc]  # litellm has no types
     async def _chunks(
         self, model: str, engine: Engine, generation: Generation
     ) -> AsyncIterator[ModelResponseStream]:
-        chunks = _Chunks(model, engine)
+        chunks = _Chunks(model)
         with _errors_of(model):
             async with aclosing(engine.stream(generation)) as events:
                 async for event in events:
@@ -164,9 +164,8 @@ def _errors_of(model: str) -> Iterator[None]:
 class _Answer:
     """Collects the events of a request into one response."""
 
-    def __init__(self, model: str, engine: Engine, generation: Generation) -> None:
+    def __init__(self, model: str, generation: Generation) -> None:
         self._model = model
-        self._engine = engine
         self._scored = generation.top_logprobs is not None
         self._choices = [Choice() for _ in range(generation.n)]
         self._usage: Usage | None = None
@@ -186,7 +185,7 @@ class _Answer:
                     index=index,
                     finish_reason=choice.finish_reason,
                     message=Message(role="assistant", content=choice.text),
-                    logprobs=_logprobs(choice.tokens, self._engine) if self._scored else None,
+                    logprobs=_logprobs(choice.tokens) if self._scored else None,
                 )
                 for index, choice in enumerate(self._choices)
             ],
@@ -204,9 +203,8 @@ class _Chunks:
     finish reasons as second choices of chunks, and that of choice 0 last.
     """
 
-    def __init__(self, model: str, engine: Engine) -> None:
+    def __init__(self, model: str) -> None:
         self._model = model
-        self._engine = engine
         self._id = _new_id()
         self._created = int(time.time())
         self._begun: set[int] = set()
@@ -220,7 +218,7 @@ class _Chunks:
         if event.text or event.tokens:
             role = None if event.choice in self._begun else "assistant"
             self._begun.add(event.choice)
-            logprobs = _logprobs(event.tokens, self._engine) if event.tokens else None
+            logprobs = _logprobs(event.tokens) if event.tokens else None
             delta = Delta(content=event.text, role=role)
             yield self._chunk(
                 [StreamingChoices(index=event.choice, delta=delta, logprobs=logprobs)]
@@ -250,26 +248,20 @@ def _usage(finished: Finished) -> Usage:
     )
 
 
-def _logprobs(
-    tokens: "list[ScoredToken] | tuple[ScoredToken, ...]", engine: Engine
-) -> ChoiceLogprobs:
-    def token(token_id: int, logprob: float) -> Mapping[str, Any]:
-        spelled = engine.token_bytes(token_id)
-        return {
-            "token": spelled.decode(errors="replace"),
-            "bytes": list(spelled),
-            "logprob": logprob,
-        }
-
+def _logprobs(tokens: Sequence[SpelledToken]) -> ChoiceLogprobs:
     return ChoiceLogprobs(
         content=[
             ChatCompletionTokenLogprob(
-                **token(scored.id, scored.logprob),
-                top_logprobs=[TopLogprob(**token(*alternative)) for alternative in scored.top],
+                **_spelled(scored.spelling, scored.logprob),
+                top_logprobs=[TopLogprob(**_spelled(*alternative)) for alternative in scored.top],
             )
             for scored in tokens
         ]
     )
+
+
+def _spelled(token: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": token.decode(errors="replace"), "bytes": list(token), "logprob": logprob}
 
 
 def _new_id() -> str:

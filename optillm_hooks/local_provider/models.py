@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from optillm_hooks.local_provider.generation import UnknownModel
 
 if TYPE_CHECKING:
-    from optillm_hooks.local_provider.chat_format import ChatFormat
-    from optillm_hooks.local_provider.runner import Runner
+    from optillm_hooks.local_provider.batch import Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +70,20 @@ def load(spec: ModelSpec, cache: Path | None = None) -> LoadedModel:
     return LoadedModel(model.eval(), tokenizer)
 
 
-def start(spec: ModelSpec) -> "tuple[Runner, ChatFormat]":
-    """Return the model of `spec` ready to run. Blocking: seconds."""
+def start(spec: ModelSpec) -> "Batch":
+    """Return an empty batch of the model of `spec`. Blocking: seconds."""
+    from optillm_hooks.local_provider.batch import Batch, Capacity
     from optillm_hooks.local_provider.chat_format import ChatFormat
     from optillm_hooks.local_provider.runner import Runner
 
     loaded = load(spec)
+    return Batch(Runner(loaded.model), ChatFormat(loaded.tokenizer, end_ids(loaded)), Capacity())
+
+
+def end_ids(loaded: LoadedModel) -> set[int]:
+    """Return every token that ends a reply; chat models often have several."""
     ends = loaded.model.generation_config.eos_token_id
-    ids = {loaded.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
-    return Runner(loaded.model), ChatFormat(loaded.tokenizer, ids - {None})
+    return {loaded.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
 
 def _default_cache() -> Path:

@@ -1,7 +1,7 @@
 """The body of a chat request, as a client sends it, checked field by field."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,6 +27,9 @@ class ChatRequest(BaseModel):
     seed: int | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
     stop: str | list[str] | None = None
     n: int | None = Field(None, ge=1, le=128)
     logprobs: bool | None = None
@@ -50,6 +53,9 @@ class ChatRequest(BaseModel):
             max_tokens=min(limits, default=None),
             stop=tuple(text for text in stop if text),
             seed=self.seed,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            logit_bias=self.logit_bias or {},
             top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
         )
 

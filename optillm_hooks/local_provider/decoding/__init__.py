@@ -1,0 +1,1 @@
+"""One decoding method per file: pure functions on what branches wrote, and the engine's method."""
