@@ -16,9 +16,9 @@ from optillm_hooks.errors import (
     SampleError,
     SamplesFailed,
 )
-from optillm_hooks.llm import LLM
+from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.registry import Cost, NoParams, Params, approach, decoder, rewriter, wrapper
-from optillm_hooks.types import Answer, Chat, Completion, FinalCall, Message, Sampling
+from optillm_hooks.types import Answer, Chat, Completion, Message, Sampling
 
 __all__ = [
     "LLM",

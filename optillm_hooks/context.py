@@ -2,17 +2,18 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, EmptyCompletion, SampleError
 from optillm_hooks.llm import LLM, Price
-from optillm_hooks.types import Answer, Chat, Completion, Delta, Purpose, Sampling, Usage
+from optillm_hooks.types import Answer, Chat, Completion, Delta, Fields, Purpose, Sampling, Usage
 
-StoppedBy = Literal["deadline", "max_calls", "max_tokens_total", "max_cost_usd"]
+CallOutcome = Literal["ok", "failed", "cancelled"]
+StoppedBy = Literal["deadline", "max_calls", "max_tokens_total", "max_cost_usd", "caller_budget"]
 
 _RUN_STRIDE = 1000
 """Room for the sample numbers of one run, so that no two runs of a request share one."""
@@ -51,7 +52,7 @@ class CallRecord:
     """Seconds after the start of the request."""
 
     seconds: float
-    outcome: Literal["ok", "failed", "cancelled"]
+    outcome: CallOutcome
     usage: Usage
 
 
@@ -63,10 +64,17 @@ class Trace:
         default_factory=list[tuple[str, dict[str, object]]]
     )
     calls: list[CallRecord] = field(default_factory=list[CallRecord])
+    listener: Callable[[CallRecord], None] | None = None
+    """Is told of each call when it ends."""
 
     def note(self, name: str, /, **facts: object) -> None:
         """Keep `facts` (numbers and short labels, no text of users or models) under `name`."""
         self.events.append((name, facts))
+
+    def record(self, call: CallRecord) -> None:
+        self.calls.append(call)
+        if self.listener is not None:
+            self.listener(call)
 
     @property
     def depth(self) -> int:
@@ -138,15 +146,17 @@ class Budget:
         self.cost_taken += cost
         return Reservation(replace(sampling, max_tokens=max_tokens), tokens, cost)
 
-    def settle(self, reserved: "Reservation", usage: Usage) -> None:
-        """Replace what was reserved by what the call used; nothing if it failed."""
-        self.tokens_taken += usage.total_tokens - reserved.tokens if self._counts_tokens else 0
-        self.cost_taken += usage.cost_usd - reserved.cost if self._counts_tokens else 0.0
-        self.usage += usage
+    def settle(self, reserved: "Reservation", usage: Usage, *, ended: CallOutcome) -> None:
+        """Replace what was reserved by what the call used; nothing if it failed.
 
-    @property
-    def _counts_tokens(self) -> bool:
-        return self.limits.max_tokens_total is not None or self.limits.max_cost_usd is not None
+        A good reply whose provider does not say what it used keeps what was reserved.
+        """
+        self.usage += usage
+        if ended == "ok" and not usage.total_tokens:
+            return
+        if reserved.tokens:
+            self.tokens_taken += usage.total_tokens - reserved.tokens
+            self.cost_taken += usage.cost_usd - reserved.cost
 
     def _reply_room(self, price: Price | None, prompt: int, choices: int) -> tuple[int, StoppedBy]:
         """Return how many tokens each reply may have, and the limit that says so."""
@@ -236,15 +246,19 @@ class Context:
         """Return the metered LLM of another model group that the request was allowed."""
         return MeteredLLM(self.models(model), self)
 
-    def filled(self, sampling: Sampling) -> Sampling:
+    def filled(self, chat: Chat, sampling: Sampling) -> Sampling:
         """Return `sampling` with the client's fields where its purpose lets them through.
 
         The seed of a sample is the client's plus the sample's number, so that a seed gives the
-        same samples again and yet different ones.
+        same samples again and yet different ones. A judge may not call tools; where the
+        conversation has tool calls in it, it still needs their definitions, or providers refuse.
         """
-        if sampling.purpose == "judge":
-            return sampling
         client = self.client
+        if sampling.purpose == "judge":
+            if "tools" not in client.fields or not any(m.role == "tool" for m in chat):
+                return sampling
+            defined: Fields = {"tools": client.fields["tools"], "tool_choice": "none"}
+            return replace(sampling, fields={**defined, **sampling.fields})
         hidden = _FORM_FIELDS if sampling.purpose == "draft" else frozenset[str]()
         seed = client.seed if sampling.seed is None else sampling.seed
         number = sampling.sample + _RUN_STRIDE * self.run
@@ -292,6 +306,9 @@ class MeteredLLM:
     def price(self) -> Price | None:
         return self._inner.price
 
+    def supports(self, name: str, /) -> bool:
+        return self._inner.supports(name)
+
     def count_tokens(self, chat: Chat, sampling: Sampling, /) -> int:
         return self._inner.count_tokens(chat, sampling)
 
@@ -306,34 +323,41 @@ class MeteredLLM:
         async with self._paying(chat, sampling, 1) as call:
             completion = await self._inner.complete(chat, call.sampling)
             call.usage = completion.usage
-        return self._kept([completion], sampling.purpose)[0]
+            return self._kept([completion], sampling.purpose)[0]
 
     async def complete_n(self, chat: Chat, sampling: Sampling, n: int, /) -> Sequence[Completion]:
         """Return the completions of one call for `n` that are not empty: 1 to `n`, and pay."""
         async with self._paying(chat, sampling, n) as call:
             completions = await self._inner.complete_n(chat, call.sampling, n)
             call.usage = sum((c.usage for c in completions), Usage(calls=0))
-        return self._kept(completions, sampling.purpose)
+            return self._kept(completions, sampling.purpose)
 
-    async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncIterator[Delta]:
+    async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
         """Yield the pieces of one completion, and pay for it. Errors as in `complete`."""
         async with self._paying(chat, sampling, 1) as call:
-            pieces = self._inner.stream(chat, call.sampling)
-            async for delta in pieces:
-                if delta.usage is not None:
-                    call.usage = delta.usage
-                yield delta
+            empty, truncated = True, False
+            async with aclosing(self._inner.stream(chat, call.sampling)) as pieces:
+                async for delta in pieces:
+                    if delta.usage is not None:
+                        call.usage = delta.usage
+                    empty = empty and not (
+                        delta.text.strip() or delta.tool_calls or delta.fields.get("refusal")
+                    )
+                    truncated = truncated or delta.finish_reason == "length"
+                    yield delta
+            if empty:
+                raise EmptyCompletion(truncated=truncated)
 
     @asynccontextmanager
     async def _paying(self, chat: Chat, sampling: Sampling, choices: int) -> AsyncIterator["_Call"]:
         # Taken before the first await: two tasks of one fan-out cannot both take the last call.
         ctx, budget = self._ctx, self._ctx.budget
-        reserved = budget.take(self._inner, chat, ctx.filled(sampling), choices)
+        reserved = budget.take(self._inner, chat, ctx.filled(chat, sampling), choices)
         call = _Call(reserved.sampling)
         clock = asyncio.get_running_loop().time
         depth = depth_so_far.get() + 1
         started = clock()
-        outcome: Literal["ok", "failed", "cancelled"] = "cancelled"
+        outcome: CallOutcome = "cancelled"
         scope = asyncio.timeout_at(ctx.deadline)
         try:
             async with scope, budget.slots:
@@ -345,13 +369,17 @@ class MeteredLLM:
                 raise
             budget.stopped_by = budget.stopped_by or "deadline"
             raise DeadlineExceeded("deadline passed while waiting for the model") from exc
+        except BudgetExceeded:
+            outcome = "failed"
+            budget.stopped_by = budget.stopped_by or "caller_budget"
+            raise
         except SampleError:
             outcome = "failed"
             raise
         finally:
             depth_so_far.set(depth)
-            budget.settle(reserved, call.usage)
-            ctx.trace.calls.append(
+            budget.settle(reserved, call.usage, ended=outcome)
+            ctx.trace.record(
                 CallRecord(
                     stage=ctx.stage,
                     model=self.model,
@@ -372,7 +400,7 @@ class MeteredLLM:
         """
         kept = [completion for completion in completions if not completion.empty]
         if not kept:
-            raise EmptyCompletion("the model's reply has no content")
+            raise EmptyCompletion(truncated=any(c.truncated for c in completions))
         best = self._ctx.best
         if purpose == "answer" and (best is None or (best.truncated and not kept[0].truncated)):
             self._ctx.offer(kept[0])

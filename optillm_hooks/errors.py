@@ -2,12 +2,14 @@
 
 * OptiLLMError
   x RequestRejected      the caller's fault: bad expression, bad parameter       -> 400
-  x SampleError          one model call gave nothing; a fan-out may go on
+  x SampleError          a model call gave nothing; a fan-out may go on
     + ProviderFailed     the model behind us failed                              -> its own status
     + EmptyCompletion    the model answered without any content                  -> 502
+    + Refused            a stage under way finds that it cannot serve the request -> 400
+    + StageFailed        an approach has a fault; the log names the place        -> 500
     + DeadlineExceeded   the request's time is up                                -> 504
     + BudgetExceeded     the request's calls, tokens or money are used up        -> 400
-  x SamplesFailed        fewer samples than needed; carries the SampleErrors     -> the first's
+    + SamplesFailed      fewer samples than needed; carries the SampleErrors     -> the first's
 """
 
 from collections.abc import Sequence
@@ -32,7 +34,7 @@ class RequestRejected(OptiLLMError):
 
 
 class SampleError(OptiLLMError):
-    """One model call gave no completion."""
+    """A model call, or a step made of several, gave nothing to go on with."""
 
 
 class ProviderFailed(SampleError):
@@ -61,6 +63,27 @@ class EmptyCompletion(SampleError):
     status = 502
     code = "empty_completion"
 
+    def __init__(self, *, truncated: bool = False) -> None:
+        super().__init__("the model's reply has no content")
+        self.truncated = truncated
+        """Whether the reply ended because it had no tokens left, after its reasoning say."""
+
+
+class Refused(SampleError):
+    """A stage found only while it ran that the request cannot be served as it is."""
+
+    status = 400
+    code = "invalid_request"
+
+
+class StageFailed(SampleError):
+    """An approach broke in a way it should not."""
+
+    code = "stage_failed"
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(f"the approach {stage!r} failed inside; the proxy's log names the place")
+
 
 class DeadlineExceeded(SampleError):
     """The request's deadline passed while a call was waiting."""
@@ -79,12 +102,16 @@ class BudgetExceeded(SampleError):
     code = "budget_exceeded"
 
 
-class SamplesFailed(OptiLLMError):
+class SamplesFailed(SampleError):
     """Fewer samples finished than the approach needs. Its status is that of the first failure."""
 
     def __init__(self, needed: int, errors: Sequence[SampleError]) -> None:
-        self.errors = tuple(errors)
-        reasons = "; ".join(f"{type(e).__name__}: {e}" for e in errors)
-        super().__init__(f"needed {needed} finished samples, {len(errors)} failed: {reasons}")
-        if errors:
-            self.status, self.code = errors[0].status, errors[0].code
+        self.errors = tuple(leaf for error in errors for leaf in _leaves(error))
+        reasons = "; ".join(dict.fromkeys(f"{type(e).__name__}: {e}" for e in self.errors))
+        super().__init__(f"needed {needed} finished samples, {len(self.errors)} failed: {reasons}")
+        if self.errors:
+            self.status, self.code = self.errors[0].status, self.errors[0].code
+
+
+def _leaves(error: SampleError) -> tuple[SampleError, ...]:
+    return error.errors if isinstance(error, SamplesFailed) else (error,)

@@ -1,10 +1,10 @@
 """The one door to a model."""
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from optillm_hooks.types import Chat, Completion, Delta, Sampling
+from optillm_hooks.types import Answer, Chat, Completion, Delta, Sampling, TextFilter
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,10 @@ class LLM(Protocol):
         """What it costs, or None if nobody knows."""
         ...
 
+    def supports(self, name: str, /) -> bool:
+        """Return whether the model is known to take the request field `name`."""
+        ...
+
     def count_tokens(self, chat: Chat, sampling: Sampling, /) -> int:
         """Return the estimated prompt tokens of a call."""
         ...
@@ -45,6 +49,22 @@ class LLM(Protocol):
         """Return 1 to `n` completions of one call for `n`; the first carries the usage."""
         ...
 
-    def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncIterator[Delta]:
+    def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
         """Yield the pieces of one completion. A `SampleError` may come before or between them."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class FinalCall:
+    """The last call of an approach, which the pipeline makes, and streams if the client does."""
+
+    chat: Chat
+    sampling: Sampling = field(default_factory=Sampling)
+    text_filter: Callable[[], TextFilter] | None = None
+    """Makes the filter of one reply; None shows the reply as it is."""
+
+    fallback: Answer | None = None
+    """The answer if the call fails; None lets the failure stand."""
+
+    llm: LLM | None = None
+    """The model that is asked; None is the one that the approach was handed."""

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict
 
 from optillm_hooks.context import Context
 from optillm_hooks.errors import RequestRejected
-from optillm_hooks.llm import LLM
-from optillm_hooks.types import Answer, Chat, Completion, FinalCall, Sampling
+from optillm_hooks.llm import LLM, FinalCall
+from optillm_hooks.types import Answer, Chat, Completion, Sampling
 
 ENTRY_POINT_GROUP = "optillm_hooks.approaches"
 """Packages of others name a module under it; loading the module registers its approaches."""
@@ -73,7 +73,9 @@ Rest = Callable[[Chat], Awaitable[Result]]
 AnswererFn = Callable[[Chat, LLM, P, Context], Awaitable[Result]]
 RewriterFn = Callable[[Chat, LLM, P, Context], Awaitable[Chat]]
 WrapperFn = Callable[[Chat, Rest, LLM, P, Context], Awaitable[Result]]
-DecoderFn = Callable[[Chat, Sampling, LLM, P, Context], Awaitable[Completion]]
+DecoderFn = Callable[[Chat, Sampling, LLM, P, Context], Awaitable[Completion | Sampling]]
+"""Decodes one reply itself, or returns the sampling by which the model will, which can stream."""
+
 CostFn = Callable[[P], Cost]
 
 

@@ -1,6 +1,6 @@
 """Values that cross module borders. All immutable, none with behaviour beyond arithmetic."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -171,19 +171,3 @@ class TextFilter(Protocol):
     def close(self) -> str:
         """Return the rest, now that the reply has ended."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class FinalCall:
-    """The last call of an approach, which the pipeline makes, and streams if the client does."""
-
-    chat: Chat
-    sampling: Sampling = Sampling()
-    text_filter: Callable[[], TextFilter] | None = None
-    """Makes the filter of one reply; None shows the reply as it is."""
-
-    fallback: Answer | None = None
-    """The answer if the call fails; None lets the failure stand."""
-
-    model: str | None = None
-    """The model group that is asked; None is the base model of the request."""

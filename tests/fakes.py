@@ -2,15 +2,15 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
 import optillm_hooks.approaches  # noqa: F401 (registers them)
 from optillm_hooks.context import Budget, Context, Limits, MeteredLLM
-from optillm_hooks.llm import Price
+from optillm_hooks.llm import FinalCall, Price
 from optillm_hooks.registry import Params, Result, get_approach
-from optillm_hooks.types import Answer, Chat, Completion, Delta, FinalCall, Message, Sampling, Usage
+from optillm_hooks.types import Answer, Chat, Completion, Delta, Message, Sampling, Usage
 
 ONE_CALL: Final = Usage(calls=1, prompt_tokens=10, completion_tokens=5)
 
@@ -42,16 +42,21 @@ class ScriptedLLM:
         model: str = "base",
         most_choices: int = 1,
         price: Price | None = None,
+        fields: Sequence[str] = (),
     ) -> None:
         self._replies = list(replies)
         self.model = model
         self.most_choices = most_choices
         self.price = price
+        self._fields = frozenset(fields)
         self.calls: list[tuple[Chat, Sampling]] = []
         self.inside = 0
         """Calls that hang now."""
 
         self._changed = asyncio.Condition()
+
+    def supports(self, name: str, /) -> bool:
+        return name in self._fields
 
     def count_tokens(self, chat: Chat, _sampling: Sampling, /) -> int:
         return sum(len(message.text.split()) for message in chat)
@@ -65,7 +70,7 @@ class ScriptedLLM:
         choices = [await self._next() for _ in range(n)]
         return [choices[0], *(replace(choice, usage=Usage()) for choice in choices[1:])]
 
-    async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncIterator[Delta]:
+    async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
         self.calls.append((chat, sampling))
         whole = await self._next()
         for piece in whole.text.splitlines(keepends=True):

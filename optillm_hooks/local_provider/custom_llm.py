@@ -38,7 +38,7 @@ from optillm_hooks.local_provider.generation import (
 PROVIDER = "optillm-local"
 
 
-class LocalProvider(CustomLLM):  # type: ignore[misc]  # litellm has no types
+class LocalProvider(CustomLLM):
     """Serves the models of this process. One engine per model, made when it is first asked for."""
 
     def __init__(self) -> None:

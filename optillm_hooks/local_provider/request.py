@@ -9,10 +9,10 @@ from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.generation import Generation, Law, Messages
 
 _WITHOUT_EFFECT = frozenset(
-    {"metadata", "parallel_tool_calls", "safety_identifier", "service_tier", "store", "stream",
-     "stream_options", "user", "extra_body", "extra_headers"}
+    {"max_retries", "metadata", "parallel_tool_calls", "prompt_cache_key", "safety_identifier",
+     "service_tier", "store", "stream", "stream_options", "user", "extra_body", "extra_headers"}
 )  # fmt: skip
-"""Fields that clients send to every model and that change nothing for a local one."""
+"""Fields that clients, or LiteLLM's router, send to every model and that change nothing here."""
 
 
 class ChatRequest(BaseModel):

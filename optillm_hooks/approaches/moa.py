@@ -1,0 +1,161 @@
+"""MoA: proposals are criticised and fused into one answer.
+
+Source: Wang et al. 2024, "Mixture-of-Agents Enhances Large Language Model Capabilities",
+arXiv:2406.04692, section 2 (layers of proposers, each seeing all of the layer before, and an
+aggregator); Li et al. 2025, "Rethinking Mixture-of-Agents", arXiv:2502.00674, whose Self-MoA, all
+proposals from one good model, is the default; the critique before the fusion follows Sharma 2024,
+"Patched MOA", arXiv:2407.18521. Deviation: proposals are shown in random order and without their
+author, since a position or a name should not weigh.
+Cost: `proposers` calls a layer, one for the critique (if on) and the one that fuses, which streams.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+from pydantic import AliasChoices, Field
+
+from optillm_hooks.context import Context
+from optillm_hooks.errors import SampleError
+from optillm_hooks.fanout import finished, sample_many
+from optillm_hooks.llm import LLM, FinalCall
+from optillm_hooks.prompts import ask, data_notice, enclose, fence
+from optillm_hooks.registry import Cost, Params, approach
+from optillm_hooks.types import Answer, Chat, Completion, Sampling
+
+PROPOSAL, REVIEW = "response", "review"
+INTRO = "Several attempts at answering this conversation were made independently of each other."
+AGAIN = """\
+Write an answer of your own to the conversation, better than any of these responses: keep what is \
+right, correct what is wrong, add what all of them miss. Do not mention them."""
+CRITICISE = """\
+Do not answer the conversation itself. Review each response by its number: what is right and \
+useful in it, what is wrong, missing, or was not asked for. Check facts and calculations yourself \
+instead of trusting agreement. What the conversation says about the form of an answer does not \
+bind your review, which is plain prose."""
+FUSE = """\
+Now answer the conversation. Build on what is right in the responses, leave out what is wrong \
+even if several of them say it, and give one complete, coherent answer in the form that the \
+conversation asks for. Do not mention the responses or a review of them."""
+TIME_FOR_A_STAGE = 0.6
+"""Share of the time left that the stragglers of a stage may take from the stages after it."""
+
+
+class MoaParams(Params):
+    model_fields_named = ("models", "aggregator")
+
+    proposers: int = Field(
+        default=3,
+        ge=1,
+        le=16,
+        validation_alias=AliasChoices("proposers", "n"),
+        description="Proposals in each layer; `n` is another name for it.",
+    )
+    layers: int = Field(
+        default=1, ge=1, le=4, description="Layers of proposers; later ones see the one before."
+    )
+    models: tuple[str, ...] = Field(
+        default=(),
+        max_length=16,
+        description="Model groups that propose, in turn; empty: the base model alone.",
+    )
+    aggregator: str | None = Field(
+        default=None, description="Model group that criticises and fuses; unset: the base model."
+    )
+    critique: bool = Field(
+        default=True, description="Have the last layer's proposals criticised before the fusion."
+    )
+    temperature: float = Field(
+        default=1.0,
+        ge=0,
+        le=2,
+        description="Temperature of the proposals, if the client gives none.",
+    )
+
+
+def _cost(params: MoaParams) -> Cost:
+    steps = params.layers + params.critique + 1
+    return Cost(calls=params.layers * params.proposers + params.critique + 1, depth=steps)
+
+
+@approach("moa", MoaParams, cost=_cost)
+async def moa(chat: Chat, llm: LLM, params: MoaParams, ctx: Context) -> Answer | FinalCall:
+    """Return the call that fuses the proposals, or a proposal where fusing makes no sense.
+
+    A proposal that calls tools is returned as it is (the first one): calls cannot be fused. A
+    single proposal is returned without critique or fusion. Failed and truncated proposals are left
+    out while a whole one lives; a layer that fails leaves the one before it. A critique that was
+    cut off is used as far as it goes; one that failed is left out. If the fusing call fails, the
+    first proposal is the answer.
+
+    Raises:
+        SamplesFailed: no proposal of the first layer finished.
+    """
+    proposals = await _layer(chat, llm, params, ctx)
+    for _ in range(params.layers - 1):
+        if len(proposals) == 1 or any(proposal.tool_calls for proposal in proposals):
+            break
+        try:
+            proposals = await _layer(_Panel(chat, proposals, ctx).asked(AGAIN), llm, params, ctx)
+        except SampleError as exc:
+            ctx.trace.note("layer", failed=exc.code)
+            break
+    ctx.trace.note("proposals", asked=params.proposers, finished=len(proposals))
+    calling = [proposal for proposal in proposals if proposal.tool_calls]
+    if calling or len(proposals) == 1:
+        return (calling or proposals)[0]
+    panel = _Panel(chat, proposals, ctx)
+    aggregator = llm if params.aggregator is None else ctx.llm(params.aggregator)
+    critique = await _critique(panel, aggregator, ctx) if params.critique else None
+    ctx.progress("fusing the proposals")
+    return FinalCall(panel.asked(FUSE, critique), fallback=proposals[0], llm=aggregator)
+
+
+class _Panel:
+    """Proposals as a later call is shown them: as data, in an order of the request's own."""
+
+    def __init__(self, chat: Chat, proposals: Sequence[Completion], ctx: Context) -> None:
+        ctx.offer(proposals[0])
+        self._chat = chat
+        self._mark = fence(ctx.rng)
+        self._texts = [p.text for p in ctx.rng.sample(proposals, len(proposals))]
+
+    def asked(self, request: str, critique: str | None = None) -> Chat:
+        """Return the conversation with the proposals, their critique if any, and `request`."""
+        parts = [INTRO, data_notice(PROPOSAL, self._mark)]
+        parts.append(enclose(self._texts, PROPOSAL, self._mark))
+        if critique:
+            parts += ["A review of them:", data_notice(REVIEW, self._mark)]
+            parts.append(enclose([critique], REVIEW, self._mark))
+        return ask(self._chat, "\n\n".join([*parts, request]))
+
+
+async def _layer(chat: Chat, llm: LLM, params: MoaParams, ctx: Context) -> list[Completion]:
+    """Return the layer's proposals, whole ones only if there is any."""
+    sampling = Sampling(temperature=params.temperature, purpose="draft")
+    until = ctx.within(TIME_FOR_A_STAGE)
+    ctx.progress(f"asking for {params.proposers} proposals")
+    panel: list[LLM] = [ctx.llm(name) for name in params.models] or [llm]
+    seats = [len(range(number, params.proposers, len(panel))) for number in range(len(panel))]
+    groups = await finished(
+        [
+            partial(sample_many, proposer, chat, sampling, n=count, until=until)
+            for proposer, count in zip(panel, seats, strict=True)
+            if count
+        ],
+        until=until,
+    )
+    proposals = [proposal for group in groups for proposal in group]
+    return [proposal for proposal in proposals if not proposal.truncated] or proposals
+
+
+async def _critique(panel: _Panel, aggregator: LLM, ctx: Context) -> str | None:
+    """Return what the aggregator says of the proposals, or None if that call failed."""
+    ctx.progress("comparing the proposals")
+    sampling = Sampling(temperature=0.1, purpose="judge")
+    try:
+        critique = await aggregator.complete(panel.asked(CRITICISE), sampling)
+    except SampleError as exc:
+        ctx.trace.note("critique", failed=exc.code)
+        return None
+    ctx.trace.note("critique", truncated=critique.truncated)
+    return critique.text

@@ -1,0 +1,16 @@
+"""None: a plain call, for comparing and for switching an alias back.
+
+Source: the model as it is.
+Cost: one call. Where the gateway can, it sends the request on untouched instead.
+"""
+
+from optillm_hooks.context import Context
+from optillm_hooks.llm import LLM, FinalCall
+from optillm_hooks.registry import Cost, NoParams, approach
+from optillm_hooks.types import Chat
+
+
+@approach("none", NoParams, cost=lambda _: Cost(calls=1, depth=1))
+async def none(chat: Chat, _llm: LLM, _params: NoParams, _ctx: Context) -> FinalCall:
+    """Return the call that the client asked for."""
+    return FinalCall(chat)

@@ -1,0 +1,44 @@
+"""Re2: the question is read twice, so that a left-to-right model sees its start knowing its end.
+
+Source: Xu et al. 2023, "Re-Reading Improves Reasoning in Large Language Models",
+arXiv:2309.06275, section 3. As there, only the question is repeated (here: the last user turn), not
+the instructions or the history; the paper's step-by-step trigger after it is a switch.
+Cost: no call of its own; the plain call that ends it has one question more in its prompt.
+"""
+
+from pydantic import Field
+
+from optillm_hooks.context import Context
+from optillm_hooks.llm import LLM
+from optillm_hooks.prompts import edit_question
+from optillm_hooks.registry import Cost, Params, rewriter
+from optillm_hooks.types import Chat
+
+TRIGGER = "Think it through step by step."
+
+
+class Re2Params(Params):
+    think: bool = Field(
+        default=False, description="Ask for step-by-step thinking after the second reading."
+    )
+
+
+def read_again(question: str) -> str:
+    return f"{question}\n\nRead the question again: {question}"
+
+
+@rewriter("re2", Re2Params, cost=lambda _: Cost(calls=0, depth=0))
+async def re2(chat: Chat, _llm: LLM, params: Re2Params, _ctx: Context) -> Chat:
+    """Return `chat` with its last user turn stated twice; images in it are not repeated.
+
+    A conversation without a user turn, or whose last one has no text, is returned as it is.
+    """
+
+    def edit(question: str) -> str:
+        if not question.strip():
+            return question
+        return "\n\n".join(
+            [read_again(question), TRIGGER] if params.think else [read_again(question)]
+        )
+
+    return edit_question(chat, edit)

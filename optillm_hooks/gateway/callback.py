@@ -1,0 +1,182 @@
+"""The hook: reads what a request asks for, refuses what cannot be served, rewrites the rest."""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from litellm import BudgetExceededError, Router
+from litellm.integrations.custom_logger import CustomLogger
+from litellm.proxy._types import UserAPIKeyAuth
+
+from optillm_hooks.errors import RequestRejected
+from optillm_hooks.gateway.caller import check_access, is_within_budget
+from optillm_hooks.gateway.convert import read_chat
+from optillm_hooks.gateway.failures import to_proxy
+from optillm_hooks.gateway.naming import PROVIDER
+from optillm_hooks.gateway.prepared import Prepared, Route, current
+from optillm_hooks.gateway.reports import header_values
+from optillm_hooks.gateway.router import ModelFacts, is_configured, proxy_router
+from optillm_hooks.gateway.selection import Selection, read_settings, select
+from optillm_hooks.types import Fields
+
+_ROUTES: dict[str, Route] = {
+    "completion": "chat",
+    "acompletion": "chat",
+    "text_completion": "completions",
+    "atext_completion": "completions",
+    "anthropic_messages": "messages",
+    "responses": "responses",
+    "aresponses": "responses",
+}
+"""LiteLLM's call types that we serve."""
+
+_REASONING_FIELDS = ["reasoning_effort", "thinking", "verbosity"]
+"""Fields that LiteLLM refuses or drops for a custom provider unless they are named as allowed."""
+
+
+class Hook(CustomLogger):
+    """LiteLLM's entry in `callbacks`; see `async_pre_call_hook`."""
+
+    async def async_pre_call_hook(
+        self,
+        user_api_key_dict: UserAPIKeyAuth,
+        cache: Any,  # noqa: ARG002 (LiteLLM's signature)
+        data: dict[str, Any],
+        call_type: str,
+    ) -> dict[str, Any]:
+        """Return `data` untouched if it names no approach; else rewritten for our provider.
+
+        The whole plan is parsed, checked and authorised here, before any call is paid for.
+
+        Raises:
+            ProxyException: the request is refused: 400 for its form, LiteLLM's own status where
+                the caller may not use a model.
+        """
+        current.set(None)
+        router = proxy_router()
+        route = _ROUTES.get(call_type)
+        if route is None or router is None:
+            return data
+        try:
+            settings = read_settings()
+            selection = select(data, router, settings)
+            if selection is None:
+                return data
+            _check_request(data, route, settings.max_choices)
+            await _check_access(selection, user_api_key_dict, router)
+            _check_price(selection, router)
+            if selection.plan.passes_through and selection.source != "alias":
+                data["model"] = selection.base
+                return data
+            return _rewritten(data, selection, route, router)
+        except RequestRejected as exc:
+            raise to_proxy(exc) from None
+
+    def async_post_call_streaming_iterator_hook(
+        self,
+        user_api_key_dict: UserAPIKeyAuth,  # noqa: ARG002 (LiteLLM's signature)
+        response: AsyncIterator[Any],
+        request_data: dict[str, Any],  # noqa: ARG002
+    ) -> AsyncIterator[Any]:
+        """Return the stream itself; on the responses route, with the requested model's name.
+
+        There LiteLLM names the deployment within its events, which tells users of an alias what
+        stands behind it.
+        """
+        prepared = current.get()
+        if prepared is None or prepared.route != "responses":
+            return response
+        return _named(response, prepared.requested)
+
+    async def async_post_call_response_headers_hook(
+        self,
+        data: dict[str, Any],  # noqa: ARG002 (LiteLLM's signature)
+        user_api_key_dict: UserAPIKeyAuth,  # noqa: ARG002
+        response: Any,  # noqa: ARG002
+        request_headers: Mapping[str, str] | None = None,  # noqa: ARG002
+        **_: Any,
+    ) -> dict[str, str] | None:
+        """Return our headers; on a stream, which has only begun, those known by then."""
+        prepared = current.get()
+        return None if prepared is None else header_values(prepared)
+
+
+async def _named(events: AsyncIterator[Any], model: str) -> AsyncIterator[Any]:
+    async for event in events:
+        inner: Any = getattr(event, "response", None)
+        if getattr(inner, "model", None) is not None:
+            inner.model = model
+        yield event
+
+
+def _fields_lost(data: Mapping[str, Any], route: Route) -> Fields:
+    """Return what LiteLLM's bridge from this route to chat does not carry over."""
+    text = data.get("text")
+    if route == "responses" and isinstance(text, dict) and text.get("verbosity") is not None:
+        return {"verbosity": text["verbosity"]}
+    return {}
+
+
+def _check_request(data: Mapping[str, Any], route: Route, max_choices: int) -> None:
+    if route == "chat":
+        read_chat(data.get("messages"))
+    n = data.get("n")
+    if n is not None and (type(n) is not int or not 1 <= n <= max_choices):
+        raise RequestRejected(f"n must be a whole number from 1 to {max_choices}", param="n")
+
+
+async def _check_access(selection: Selection, key: UserAPIKeyAuth, router: Router) -> None:
+    if not selection.inherits_access:
+        await check_access(selection.base, key, router)
+    for model in sorted(selection.plan.model_groups):
+        if not is_configured(router, model):
+            raise RequestRejected(f"no model {model!r} is configured", param="optillm_params")
+        await check_access(model, key, router)
+    for model in (selection.base, *sorted(selection.plan.model_groups)):
+        if not await is_within_budget(model, key, router):
+            raise BudgetExceededError(current_cost=key.spend, max_budget=key.max_budget)
+
+
+def _check_price(selection: Selection, router: Router) -> None:
+    if selection.settings.max_cost_usd is None:
+        return
+    for model in (selection.base, *sorted(selection.plan.model_groups)):
+        if ModelFacts(router, model).price is None:
+            raise RequestRejected(
+                f"max_cost_usd is set, but the price of {model!r} is not known", param="model"
+            )
+
+
+def _rewritten(
+    data: dict[str, Any], selection: Selection, route: Route, router: Router
+) -> dict[str, Any]:
+    requested = str(data["model"])
+    deployment = requested if selection.on_alias else f"{PROVIDER}/{selection.plan.label}"
+    if not selection.on_alias:
+        _check_free_forms(router)
+    prepared = Prepared(
+        plan=selection.plan,
+        base=selection.base,
+        settings=selection.settings,
+        deployment=deployment,
+        requested=requested,
+        user=data.get("user") if isinstance(data.get("user"), str) else None,
+        fields=_fields_lost(data, route),
+        route=route,
+    )
+    current.set(prepared)
+    allowed = data.get("allowed_openai_params")
+    return {
+        **data,
+        "model": deployment,
+        "num_retries": 0,  # a retry would run, and pay, the whole plan again
+        "allowed_openai_params": [*(allowed or []), *_REASONING_FIELDS],
+    }
+
+
+def _check_free_forms(router: Router) -> None:
+    if not is_configured(router, f"{PROVIDER}/*"):
+        raise RequestRejected(
+            f"approaches can only be used through configured models here: the model "
+            f"'{PROVIDER}/*' that opens other ways is not configured",
+            param="model",
+        )

@@ -1,0 +1,315 @@
+"""OpenAI and LiteLLM objects to our types and back. The only module that sees both."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, cast, get_args
+
+from litellm.types.utils import (
+    ChatCompletionDeltaToolCall,
+    ChatCompletionMessageToolCall,
+    ChatCompletionTokenLogprob,
+    ChoiceLogprobs,
+    Choices,
+    CompletionTokensDetailsWrapper,
+    Function,
+    ModelResponse,
+    ModelResponseStream,
+    PromptTokensDetailsWrapper,
+    StreamingChoices,
+    TopLogprob,
+)
+from litellm.types.utils import Delta as LiteLLMDelta
+from litellm.types.utils import Message as LiteLLMMessage
+from litellm.types.utils import Usage as LiteLLMUsage
+
+from optillm_hooks.errors import RequestRejected
+from optillm_hooks.types import (
+    Answer,
+    Chat,
+    Completion,
+    Delta,
+    Fields,
+    FinishReason,
+    Json,
+    Message,
+    Role,
+    Sampling,
+    TokenLogprob,
+    ToolCall,
+    Usage,
+)
+
+_ROLES = frozenset(get_args(Role))
+_FINISH_REASONS = frozenset(get_args(FinishReason))
+
+_MESSAGE_OWN = frozenset({"role", "content", "tool_calls", "reasoning_content"})
+"""Fields of a reply's message that have a place of their own in `Answer`."""
+
+_REQUEST_OWN = frozenset(
+    {
+        "temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed",
+        "n", "stream", "stream_options",
+        "model", "messages", "api_key", "api_base", "base_url", "custom_llm_provider",
+        "metadata", "litellm_metadata", "model_info", "allowed_openai_params", "num_retries",
+    }
+)  # fmt: skip
+"""Request fields with a place of their own, or that say where a call goes: the router decides."""
+
+
+def read_chat(messages: object) -> Chat:
+    """Return OpenAI's `messages` as a conversation.
+
+    Raises:
+        RequestRejected: it is no non-empty list of messages with known roles and usable content.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise RequestRejected("messages must be a list with at least one message", param="messages")
+    return tuple(_read_message(message, number) for number, message in enumerate(messages))
+
+
+def _read_message(message: object, number: int) -> Message:
+    where = f"messages[{number}]"
+    if not isinstance(message, Mapping):
+        raise RequestRejected(f"{where} must be an object", param=where)
+    role, content = message.get("role"), message.get("content")
+    if role not in _ROLES:
+        raise RequestRejected(
+            f"{where}.role must be one of {', '.join(sorted(_ROLES))}", param=f"{where}.role"
+        )
+    if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
+        content = tuple(content)
+    elif content is not None and not isinstance(content, str):
+        raise RequestRejected(
+            f"{where}.content must be a text or a list of content parts", param=f"{where}.content"
+        )
+    fields = {key: value for key, value in message.items() if key not in ("role", "content")}
+    return Message(cast(Role, role), content, fields)
+
+
+def write_chat(chat: Chat) -> list[dict[str, Any]]:
+    """Return a conversation as OpenAI's `messages`."""
+    return [
+        {
+            "role": message.role,
+            "content": list(message.content)
+            if isinstance(message.content, tuple)
+            else message.content,
+            **message.fields,
+        }
+        for message in chat
+    ]
+
+
+def read_sampling(params: Mapping[str, Any]) -> Sampling:
+    """Return the fields of a request that say how replies are sampled, unknown ones included."""
+    stop = params.get("stop")
+    longest = params.get("max_completion_tokens")
+    return Sampling(
+        temperature=params.get("temperature"),
+        top_p=params.get("top_p"),
+        max_tokens=params.get("max_tokens") if longest is None else longest,
+        stop=None if stop is None else (stop,) if isinstance(stop, str) else tuple(stop),
+        seed=params.get("seed"),
+        fields={k: v for k, v in params.items() if k not in _REQUEST_OWN and v is not None},
+    )
+
+
+def write_sampling(sampling: Sampling) -> dict[str, Any]:
+    """Return the request fields of one call.
+
+    Of the two names for the token limit only `max_tokens` is sent: LiteLLM renames it for the
+    models that know the other one only.
+    """
+    given = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_tokens,
+        "stop": list(sampling.stop) if sampling.stop else None,
+        "seed": sampling.seed,
+    }
+    return {**sampling.fields, **{k: v for k, v in given.items() if v is not None}}
+
+
+def read_completions(response: ModelResponse, cost_usd: float) -> list[Completion]:
+    """Return the choices of a reply; the first carries the usage of all."""
+    usage = read_usage(getattr(response, "usage", None), cost_usd)
+    return [
+        _read_choice(cast(Choices, choice), usage if number == 0 else Usage())
+        for number, choice in enumerate(response.choices)
+    ]
+
+
+def _read_choice(choice: Choices, usage: Usage) -> Completion:
+    message = choice.message.model_dump(exclude_none=True)
+    calls = choice.message.tool_calls or []
+    return Completion(
+        message.get("content") or "",
+        read_finish_reason(choice.finish_reason),
+        message.get("reasoning_content") or "",
+        tuple(ToolCall(c.id or "", c.function.name or "", c.function.arguments) for c in calls),
+        _read_logprobs(getattr(choice, "logprobs", None)),
+        _other_fields(message),
+        usage=usage,
+    )
+
+
+def _other_fields(message: Mapping[str, Any]) -> Fields:
+    """Return the fields of a reply that have no place of their own and hold something."""
+    return {
+        key: value
+        for key, value in message.items()
+        if key not in _MESSAGE_OWN
+        and (any(v is not None for v in value.values()) if isinstance(value, dict) else value)
+    }
+
+
+def read_delta(chunk: ModelResponseStream, cost_usd: float) -> Delta:
+    """Return a chunk of a single choice as a piece; its usage with `cost_usd`, if it has one."""
+    usage = getattr(chunk, "usage", None)
+    read = None if usage is None else read_usage(usage, cost_usd)
+    if not chunk.choices:
+        return Delta(usage=read)
+    choice = chunk.choices[0]
+    delta = choice.delta.model_dump(exclude_none=True)
+    reason = choice.finish_reason
+    return Delta(
+        text=delta.get("content") or "",
+        reasoning=delta.get("reasoning_content") or "",
+        tool_calls=tuple(delta.get("tool_calls") or ()),
+        logprobs=_read_logprobs(getattr(choice, "logprobs", None)),
+        fields=_other_fields(delta),
+        finish_reason=None if reason is None else read_finish_reason(reason),
+        usage=read,
+    )
+
+
+def read_finish_reason(reason: str | None) -> FinishReason:
+    """Return the finish reason; the old name of tool calls and unknown ones in today's terms."""
+    if reason in _FINISH_REASONS:
+        return cast(FinishReason, reason)
+    return "tool_calls" if reason == "function_call" else "stop"
+
+
+def read_usage(usage: Any, cost_usd: float) -> Usage:
+    """Return a provider's usage of one call, 0 for what it does not say."""
+    completion = getattr(usage, "completion_tokens_details", None)
+    prompt = getattr(usage, "prompt_tokens_details", None)
+    return Usage(
+        calls=1,
+        prompt_tokens=getattr(usage, "prompt_tokens", 0) or 0,
+        completion_tokens=getattr(usage, "completion_tokens", 0) or 0,
+        reasoning_tokens=getattr(completion, "reasoning_tokens", 0) or 0,
+        cached_tokens=getattr(prompt, "cached_tokens", 0) or 0,
+        cost_usd=cost_usd,
+    )
+
+
+def _read_logprobs(logprobs: Any) -> tuple[TokenLogprob, ...]:
+    return tuple(
+        TokenLogprob(
+            token.token,
+            token.logprob,
+            tuple((top.token, top.logprob) for top in token.top_logprobs or ()),
+        )
+        for token in getattr(logprobs, "content", None) or ()
+    )
+
+
+def write_usage(usage: Usage) -> LiteLLMUsage:
+    return LiteLLMUsage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        total_tokens=usage.total_tokens,
+        prompt_tokens_details=PromptTokensDetailsWrapper(cached_tokens=usage.cached_tokens),
+        completion_tokens_details=CompletionTokensDetailsWrapper(
+            reasoning_tokens=usage.reasoning_tokens
+        ),
+    )
+
+
+def write_response(
+    response: ModelResponse, answers: Sequence[Answer], usage: Usage, model: str
+) -> ModelResponse:
+    """Fill LiteLLM's empty `response`, and return it: a choice per answer, and `usage`."""
+    response.choices = [
+        Choices(
+            index=index,
+            finish_reason=answer.finish_reason,
+            message=_write_message(answer),
+            logprobs=_write_logprobs(answer.logprobs),
+        )
+        for index, answer in enumerate(answers)
+    ]
+    response.created = int(time.time())
+    response.model = model
+    response.usage = write_usage(usage)
+    return response
+
+
+def _write_message(answer: Answer) -> LiteLLMMessage:
+    return LiteLLMMessage(
+        role="assistant",
+        content=answer.text or (None if answer.tool_calls else ""),
+        tool_calls=[
+            ChatCompletionMessageToolCall(
+                id=call.id,
+                type="function",
+                function=Function(name=call.name, arguments=call.arguments),
+            )
+            for call in answer.tool_calls
+        ]
+        or None,
+        reasoning_content=answer.reasoning or None,
+        **dict(answer.fields),
+    )
+
+
+def _write_logprobs(logprobs: Sequence[TokenLogprob]) -> ChoiceLogprobs | None:
+    if not logprobs:
+        return None
+    return ChoiceLogprobs(
+        content=[
+            ChatCompletionTokenLogprob(
+                token=token.token,
+                logprob=token.logprob,
+                bytes=list(token.token.encode()),
+                top_logprobs=[
+                    TopLogprob(token=top, logprob=value, bytes=list(top.encode()))
+                    for top, value in token.top
+                ],
+            )
+            for token in logprobs
+        ]
+    )
+
+
+def write_chunk(
+    pieces: Mapping[int, Delta], *, stream_id: str, model: str, role: bool = False
+) -> ModelResponseStream:
+    """Return one chunk that carries a piece of each choice in `pieces`."""
+    return ModelResponseStream(
+        id=stream_id,
+        model=model,
+        choices=[_write_choice(index, piece, role) for index, piece in sorted(pieces.items())],
+    )
+
+
+def _write_choice(index: int, piece: Delta, role: bool) -> StreamingChoices:
+    given: dict[str, Json] = dict(piece.fields)
+    if piece.reasoning:
+        given["reasoning_content"] = piece.reasoning
+    return StreamingChoices(
+        index=index,
+        finish_reason=piece.finish_reason,
+        delta=LiteLLMDelta(
+            content=piece.text or None,
+            role="assistant" if role else None,
+            tool_calls=[_write_tool_call(part) for part in piece.tool_calls] or None,
+            **given,
+        ),
+        logprobs=_write_logprobs(piece.logprobs),
+    )
+
+
+def _write_tool_call(part: Fields) -> ChatCompletionDeltaToolCall:
+    return ChatCompletionDeltaToolCall(**cast(dict[str, Any], dict(part)))

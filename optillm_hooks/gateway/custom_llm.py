@@ -1,0 +1,214 @@
+"""The provider: runs the plan that the hook prepared, or that the deployment's name spells."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import httpx
+from litellm import Router
+from litellm.llms.custom_llm import CustomLLM
+from litellm.types.utils import ModelResponse, ModelResponseStream
+
+from optillm_hooks import expression
+from optillm_hooks.errors import OptiLLMError, RequestRejected
+from optillm_hooks.gateway import naming
+from optillm_hooks.gateway.caller import Caller, read_caller
+from optillm_hooks.gateway.convert import (
+    read_chat,
+    read_sampling,
+    write_chunk,
+    write_response,
+    write_usage,
+)
+from optillm_hooks.gateway.failures import to_litellm
+from optillm_hooks.gateway.prepared import Prepared, current
+from optillm_hooks.gateway.reports import report_object
+from optillm_hooks.gateway.router import alias_model, deployments, proxy_router
+from optillm_hooks.gateway.router_llm import RouterLLM
+from optillm_hooks.gateway.selection import alias_settings
+from optillm_hooks.pipeline import Models, Outcome, Piece, Progress, Request, run, stream
+from optillm_hooks.plan import resolve
+from optillm_hooks.types import Delta, FinishReason
+
+FINGERPRINT = "optillm-hooks"
+
+_SELF_TIMEOUT = 600.0
+"""LiteLLM's own time limit where nobody has set one: not a deadline that an operator chose."""
+
+
+class Provider(CustomLLM):
+    """LiteLLM's entry in `custom_provider_map` for models named `optillm/<expression>/<base>`.
+
+    Outside the proxy it takes what the model's name says. Its inner calls go to the router of the
+    proxy; for a router of your own, say `provider.use(router)` first.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._router: Router | None = None
+
+    def use(self, router: Router | None) -> None:
+        """Send inner calls through `router` where no proxy runs; None sends them to the SDK."""
+        self._router = router
+
+    async def acompletion(self, *_: Any, **call: Any) -> ModelResponse:
+        """Return the answers of a plan as one response, with the usage of all its calls."""
+        model = str(call["model"])
+        with _as_litellm_errors(model):
+            prepared, request, models = self._request(model, call)
+            outcome = prepared.outcome = await run(request, models, prepared.trace)
+        response = write_response(
+            call["model_response"], outcome.answers, outcome.report.usage, prepared.requested
+        )
+        # The inner calls carry the cost; priced again here, the caller would pay twice.
+        response._hidden_params["response_cost"] = 0.0
+        if prepared.route == "chat":
+            response.optillm = report_object(outcome.report)
+        return response
+
+    async def astreaming(self, *_: Any, **call: Any) -> AsyncIterator[ModelResponseStream]:
+        """Yield the answers of a plan, chunk by chunk, with usage and report before the last."""
+        model = str(call["model"])
+        with _as_litellm_errors(model):
+            prepared, request, models = self._request(model, call)
+            async with aclosing(_chunks(prepared, request, models)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+    def completion(self, *_: Any, **call: Any) -> ModelResponse:
+        """Return what `acompletion` does, for the SDK's synchronous function."""
+        return asyncio.run(self.acompletion(**call))
+
+    def _request(self, model: str, call: Mapping[str, Any]) -> tuple[Prepared, Request, Models]:
+        litellm_params = call.get("litellm_params") or {}
+        optional = call["optional_params"]
+        router = proxy_router() or self._router
+        prepared = _prepared(model, litellm_params, optional, router)
+        client = read_sampling({**optional, **prepared.fields})
+        limits = prepared.settings.limits()
+        timeout = _seconds(call.get("timeout"))
+        if timeout is not None:
+            limits = replace(limits, deadline_s=min(timeout, limits.deadline_s or timeout))
+        request = Request(
+            plan=prepared.plan,
+            base=prepared.base,
+            chat=read_chat(call["messages"]),
+            client=client,
+            n=optional.get("n") or 1,
+            limits=limits,
+            on_error=prepared.settings.on_error,
+            progress=prepared.settings.progress,
+        )
+        caller = read_caller(litellm_params, prepared.user)
+        return prepared, request, _models(router, caller)
+
+
+@contextmanager
+def _as_litellm_errors(model: str) -> Iterator[None]:
+    """Raise our errors as LiteLLM's, and keep them for the headers."""
+    try:
+        yield
+    except OptiLLMError as exc:
+        prepared = current.get()
+        if prepared is not None:
+            prepared.error = exc
+        raise to_litellm(exc, model) from None
+
+
+def _models(router: Router | None, caller: Caller) -> Models:
+    made: dict[str, RouterLLM] = {}
+
+    def model(name: str) -> RouterLLM:
+        if name not in made:
+            made[name] = RouterLLM(name, router, caller)
+        return made[name]
+
+    return model
+
+
+def _prepared(
+    model: str,
+    litellm_params: Mapping[str, Any],
+    optional: Mapping[str, Any],
+    router: Router | None,
+) -> Prepared:
+    """Return what the hook prepared for this very deployment, else what its name spells.
+
+    A fallback of the router may lead from one alias to another: that one has a plan of its own.
+    """
+    metadata = litellm_params.get("litellm_metadata") or litellm_params.get("metadata") or {}
+    group = str(metadata.get("model_group") or model)
+    prepared = current.get()
+    if prepared is not None and group == prepared.deployment:
+        return prepared
+    named = naming.from_deployment(model)
+    if router is not None and any(
+        alias_model(found) is not None for found in deployments(router, named.base)
+    ):
+        raise RequestRejected(f"the base model {named.base!r} is itself an alias", param="model")
+    temperature = optional.get("temperature")
+    return Prepared(
+        plan=resolve(expression.parse(named.expression), temperature=temperature),
+        base=named.base,
+        settings=alias_settings(litellm_params),
+        deployment=group,
+        requested=group,
+    )
+
+
+def _seconds(timeout: object) -> float | None:
+    value = timeout.read if isinstance(timeout, httpx.Timeout) else timeout
+    if not isinstance(value, int | float) or value >= _SELF_TIMEOUT:
+        return None
+    return float(value)
+
+
+async def _chunks(
+    prepared: Prepared, request: Request, models: Models
+) -> AsyncGenerator[ModelResponseStream, None]:
+    """Yield the chunks of a stream, in an order that LiteLLM's wrapper keeps.
+
+    The wrapper ends a stream at the first finish reason of choice 0, of which it makes the last
+    chunk itself, and counts usage by its own tokenizer unless a chunk before that one has it. So
+    all finish reasons wait for the end: usage and report come first, then the finish reasons of
+    the other choices in a chunk whose own choice 0 has none, then that of choice 0.
+    """
+    stream_id = f"chatcmpl-{uuid.uuid4().hex}"
+    ends: dict[int, FinishReason] = {}
+    spoken: set[int] = set()
+
+    def chunk(pieces: Mapping[int, Delta]) -> ModelResponseStream:
+        role = not spoken.issuperset(pieces)
+        spoken.update(pieces)
+        return write_chunk(pieces, stream_id=stream_id, model=prepared.requested, role=role)
+
+    async with aclosing(stream(request, models, prepared.trace)) as events:
+        async for event in events:
+            match event:
+                case Progress(text):
+                    yield chunk({0: Delta(reasoning=f"{text}\n" if text else "")})
+                case Piece(choice, delta):
+                    if delta.finish_reason is not None:
+                        ends[choice] = delta.finish_reason
+                    piece = replace(delta, finish_reason=None, usage=None)
+                    if piece != Delta():
+                        yield chunk({choice: piece})
+                case Outcome():
+                    prepared.outcome = event
+    if prepared.outcome is None:
+        return
+    report = prepared.outcome.report
+    totals = chunk({0: Delta()})
+    totals.usage = write_usage(report.usage)
+    if prepared.route == "chat":
+        totals.optillm = report_object(report)
+        # The proxy writes chunks without one of a few fields by a short cut, which knows no others.
+        totals.system_fingerprint = FINGERPRINT
+    yield totals
+    others = {choice: Delta(finish_reason=end) for choice, end in ends.items() if choice != 0}
+    if others:
+        yield chunk({0: Delta(), **others})
+    yield chunk({0: Delta(finish_reason=ends.get(0, "stop"))})

@@ -1,0 +1,97 @@
+"""Errors of LiteLLM to ours, and ours to LiteLLM's, which the proxy turns into OpenAI's form."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import litellm
+import openai
+from litellm.proxy._types import ProxyException
+from litellm.types.router import RouterRateLimitError, RouterRateLimitErrorBasic
+
+from optillm_hooks.errors import OptiLLMError, ProviderFailed, RequestRejected
+from optillm_hooks.gateway.naming import PROVIDER
+
+_MOST_CHARS = 500
+_PREFIX = re.compile(r"^((litellm\.)?\w+(Error|Timeout): )+")
+_SECRET = re.compile(r"\b(sk-|Bearer\s+)\S{4,}")
+_TYPES = {
+    400: litellm.BadRequestError,
+    401: litellm.AuthenticationError,
+    403: litellm.PermissionDeniedError,
+    404: litellm.NotFoundError,
+    422: litellm.UnprocessableEntityError,
+    429: litellm.RateLimitError,
+    500: litellm.InternalServerError,
+    502: litellm.BadGatewayError,
+    503: litellm.ServiceUnavailableError,
+}
+
+
+@contextmanager
+def as_sample_errors() -> Iterator[None]:
+    """Raise what LiteLLM raises for a failed call as `ProviderFailed`, with its status.
+
+    Exceptions that no provider's answer explains pass as they are: they are bugs.
+    """
+    try:
+        yield
+    except (openai.APIError, litellm.BudgetExceededError, ProxyException, ValueError) as exc:
+        status = _status(exc)
+        raise ProviderFailed(_message(exc), status=status, retry_after=_retry_after(exc)) from exc
+
+
+def _status(exc: Exception) -> int:
+    if isinstance(exc, openai.APITimeoutError):
+        return 504
+    if isinstance(
+        exc, RouterRateLimitError | RouterRateLimitErrorBasic | litellm.BudgetExceededError
+    ):
+        return 429
+    for name in ("status_code", "code"):
+        value = getattr(exc, name, None)
+        if value is not None and str(value).isdigit() and 400 <= int(value) < 600:
+            return int(value)
+    return 502
+
+
+def _message(exc: Exception) -> str:
+    text = _PREFIX.sub("", str(getattr(exc, "message", "") or exc)).split("\n", 1)[0]
+    text = text.split(". Received Model Group=", 1)[0]
+    return _SECRET.sub("[key]", text)[:_MOST_CHARS]
+
+
+def _retry_after(exc: Exception) -> str | None:
+    response = getattr(exc, "response", None)
+    for headers in (
+        getattr(exc, "litellm_response_headers", None),
+        getattr(response, "headers", None),
+    ):
+        if headers is not None and "retry-after" in headers:
+            return str(headers["retry-after"])
+    return None
+
+
+def to_litellm(error: OptiLLMError, model: str) -> Exception:
+    """Return LiteLLM's exception for `error`: the proxy keeps its status and message."""
+    about = {"message": str(error), "model": model, "llm_provider": PROVIDER}
+    raised: Exception
+    if error.status in (408, 504):
+        raised = litellm.Timeout(**about, exception_status_code=error.status)
+    elif error.status in _TYPES:
+        raised = _TYPES[error.status](**about, response=_response(error.status))
+    else:
+        raised = litellm.APIError(**about, status_code=error.status)
+    return raised
+
+
+def _response(status: int) -> httpx.Response:
+    return httpx.Response(status, request=httpx.Request("POST", "http://optillm.invalid"))
+
+
+def to_proxy(error: RequestRejected) -> ProxyException:
+    """Return the proxy's exception for a request that the hook refuses: a plain 400."""
+    return ProxyException(
+        message=str(error), type="invalid_request_error", param=error.param, code=error.status
+    )

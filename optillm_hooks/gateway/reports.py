@@ -1,0 +1,74 @@
+"""What a response says of how it was made: an object on the chat route, headers on every route."""
+
+from optillm_hooks.errors import OptiLLMError, ProviderFailed
+from optillm_hooks.gateway.prepared import Prepared
+from optillm_hooks.pipeline import Report
+from optillm_hooks.types import Json
+
+
+def report_object(report: Report) -> dict[str, Json]:
+    """Return the `optillm` object of a response. It holds no text of the user or of a model."""
+    return {
+        "approach": report.approach,
+        "base_model": report.base,
+        "calls": report.calls,
+        "depth": report.depth,
+        "cost_usd": round(report.usage.cost_usd, 8),
+        "seconds": round(report.seconds, 3),
+        "stopped_by": report.stopped_by,
+        "degraded": list(report.degraded),
+        "choices": list(report.choices),
+        "notes": [{"name": name, **_plain(facts)} for name, facts in report.notes],
+    }
+
+
+def header_values(prepared: Prepared) -> dict[str, str]:
+    """Return the `x-optillm-*` headers: what is known when they are sent."""
+    headers = {"x-optillm-approach": prepared.plan.label, "x-optillm-base-model": prepared.base}
+    settings = prepared.settings
+    if settings.deadline_s is not None:
+        headers["x-optillm-deadline-s"] = f"{settings.deadline_s:g}"
+    if settings.max_calls is not None:
+        headers["x-optillm-max-calls"] = str(settings.max_calls)
+    if prepared.outcome is not None:
+        report = prepared.outcome.report
+        headers |= {
+            "x-optillm-calls": str(report.calls),
+            "x-optillm-depth": str(report.depth),
+            "x-optillm-cost-usd": f"{report.usage.cost_usd:.8f}",
+            "x-optillm-seconds": f"{report.seconds:.3f}",
+        }
+        if report.stopped_by is not None:
+            headers["x-optillm-stopped-by"] = report.stopped_by
+        if report.degraded:
+            headers["x-optillm-degraded"] = ",".join(report.degraded)
+    if prepared.error is not None:
+        headers |= _retry_headers(prepared, prepared.error)
+    return {name: value.encode("ascii", "replace").decode() for name, value in headers.items()}
+
+
+def _retry_headers(prepared: Prepared, error: OptiLLMError) -> dict[str, str]:
+    """Return what tells client libraries, which repeat some failures by themselves, what to do.
+
+    Once a call was paid for, a repetition would pay for it again: that is the user's decision.
+    """
+    paid = any(call.outcome == "ok" for call in prepared.trace.calls)
+    headers = {"x-should-retry": "false"} if paid else {}
+    if isinstance(error, ProviderFailed) and error.retry_after is not None:
+        headers["retry-after"] = error.retry_after
+    return headers
+
+
+def _plain(facts: object) -> dict[str, Json]:
+    plain = _json(facts)
+    return plain if isinstance(plain, dict) else {}
+
+
+def _json(value: object) -> Json:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, dict):
+        return {str(key): _json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_json(item) for item in value]
+    return str(value)

@@ -1,0 +1,105 @@
+"""What we ask LiteLLM's router: which names exist, what they are, what they cost."""
+
+import sys
+from typing import Any
+
+import litellm
+from litellm import Router
+
+from optillm_hooks.gateway.naming import PROVIDER
+from optillm_hooks.llm import Price
+
+LOCAL_PROVIDER = "optillm-local"
+
+_MOST_CHOICES = 128
+"""The most choices that OpenAI's API takes in one call."""
+
+
+def proxy_router() -> Router | None:
+    """Return the router of the proxy that this process runs, or None outside a proxy."""
+    proxy = sys.modules.get("litellm.proxy.proxy_server")
+    return getattr(proxy, "llm_router", None)
+
+
+def deployments(router: Router, name: str) -> list[dict[str, Any]]:
+    """Return the deployments that serve requests for `name`, those of a wildcard included."""
+    return [dict(deployment) for deployment in router.get_model_list(model_name=name) or ()]
+
+
+def is_configured(router: Router, name: str) -> bool:
+    """Return whether `name` stands in the configuration itself, not only under a wildcard."""
+    return name in router.model_names or name in (router.model_group_alias or {})
+
+
+def alias_model(deployment: dict[str, Any]) -> str | None:
+    """Return the `<expression>/<base>` of a deployment that is an alias of ours, else None."""
+    params = deployment["litellm_params"]
+    model = str(params.get("model", ""))
+    if params.get("custom_llm_provider") == PROVIDER:
+        return model.removeprefix(f"{PROVIDER}/")
+    return model.removeprefix(f"{PROVIDER}/") if model.startswith(f"{PROVIDER}/") else None
+
+
+class ModelFacts:
+    """What LiteLLM's model map says of a group; asked for once per request, when needed."""
+
+    def __init__(self, router: Router | None, model: str) -> None:
+        self._router = router
+        self._model = model
+        self._found: list[dict[str, Any]] | None = None
+
+    @property
+    def most_choices(self) -> int:
+        """How many choices one call may ask for: 1 unless every deployment takes `n`."""
+        return _MOST_CHOICES if self.supports("n") else 1
+
+    @property
+    def price(self) -> Price | None:
+        """The dearest price among the deployments, or None if one of them has none."""
+        prices = [_price(facts) for facts in self._facts()]
+        known = [price for price in prices if price is not None]
+        if not known or len(known) < len(prices):
+            return None
+        return Price(max(p.prompt for p in known), max(p.completion for p in known))
+
+    def supports(self, name: str) -> bool:
+        facts = self._facts()
+        return bool(facts) and all(
+            fact["provider"] == LOCAL_PROVIDER or name in (fact["supported"] or ())
+            for fact in facts
+        )
+
+    def _facts(self) -> list[dict[str, Any]]:
+        if self._found is None:
+            if self._router is None:
+                self._found = [_facts_of({"model": self._model}, {})]
+            else:
+                self._found = [
+                    _facts_of(found["litellm_params"], found.get("model_info") or {})
+                    for found in deployments(self._router, self._model)
+                ]
+        return self._found
+
+
+def _facts_of(params: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
+    try:
+        model, provider, _, _ = litellm.get_llm_provider(
+            model=params["model"], custom_llm_provider=params.get("custom_llm_provider")
+        )
+    except litellm.BadRequestError:
+        return {"provider": None, "supported": None, "info": info}
+    supported = litellm.get_supported_openai_params(model=model, custom_llm_provider=provider)
+    mapped: dict[str, Any] = litellm.model_cost.get(
+        f"{provider}/{model}"
+    ) or litellm.model_cost.get(model, {})
+    return {"provider": provider, "supported": supported, "info": {**mapped, **params, **info}}
+
+
+def _price(facts: dict[str, Any]) -> Price | None:
+    if facts["provider"] == LOCAL_PROVIDER:
+        return Price(0.0, 0.0)
+    prompt = facts["info"].get("input_cost_per_token")
+    completion = facts["info"].get("output_cost_per_token")
+    if prompt is None or completion is None:
+        return None
+    return Price(float(prompt), float(completion))

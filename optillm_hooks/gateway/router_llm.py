@@ -1,0 +1,106 @@
+"""An `LLM` over LiteLLM's router, which does retries, fallbacks, cooldowns and load balancing."""
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import litellm
+from litellm import Router
+from litellm.types.utils import ModelResponse
+
+from optillm_hooks.errors import BudgetExceeded, ProviderFailed
+from optillm_hooks.gateway.caller import Caller, is_within_budget
+from optillm_hooks.gateway.convert import read_completions, read_delta, write_chat, write_sampling
+from optillm_hooks.gateway.failures import as_sample_errors
+from optillm_hooks.gateway.router import ModelFacts
+from optillm_hooks.llm import Price
+from optillm_hooks.types import Chat, Completion, Delta, Sampling, Usage
+
+
+class RouterLLM:
+    """A model group, asked on a caller's account. Without a router, LiteLLM's SDK is asked."""
+
+    def __init__(self, model: str, router: Router | None, caller: Caller) -> None:
+        self.model = model
+        self._ask: Any = litellm.acompletion if router is None else router.acompletion
+        self._router = router
+        self._facts = ModelFacts(router, model)
+        self._caller = caller
+
+    @property
+    def most_choices(self) -> int:
+        return self._facts.most_choices
+
+    @property
+    def price(self) -> Price | None:
+        return self._facts.price
+
+    def supports(self, name: str, /) -> bool:
+        return self._facts.supports(name)
+
+    def count_tokens(self, chat: Chat, sampling: Sampling, /) -> int:
+        tools = sampling.fields.get("tools")
+        counted: int = litellm.token_counter(
+            model=self.model, messages=write_chat(chat), tools=tools or None
+        )
+        return counted
+
+    async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
+        return (await self.complete_n(chat, sampling, 1))[0]
+
+    async def complete_n(self, chat: Chat, sampling: Sampling, n: int, /) -> Sequence[Completion]:
+        await self._check_budget()
+        with as_sample_errors():
+            response = await self._ask(
+                **self._request(chat, sampling), **({"n": n} if n > 1 else {})
+            )
+        if not isinstance(response, ModelResponse) or not response.choices:
+            raise ProviderFailed("the provider's reply has no choices")
+        return read_completions(response, self._cost(response))
+
+    async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
+        await self._check_budget()
+        with as_sample_errors():
+            chunks = await self._ask(
+                **self._request(chat, sampling),
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+            try:
+                async for chunk in chunks:
+                    delta = read_delta(chunk, 0.0)
+                    yield delta if delta.usage is None else self._priced(delta)
+            finally:
+                await chunks.aclose()
+
+    async def _check_budget(self) -> None:
+        """Raise `BudgetExceeded` if the budget of the caller's key is used up, by whatever."""
+        if self._router is None:
+            return
+        if not await is_within_budget(self.model, self._caller.key, self._router):
+            raise BudgetExceeded("the budget of the caller's key is used up")
+
+    def _request(self, chat: Chat, sampling: Sampling) -> dict[str, Any]:
+        request = {
+            **write_sampling(sampling),
+            **self._caller.extra,
+            "model": self.model,
+            "messages": write_chat(chat),
+            "metadata": dict(self._caller.metadata),
+        }
+        if sampling.sample and litellm.cache is not None:
+            request["cache"] = {"namespace": f"optillm-sample-{sampling.sample}"}
+        return request
+
+    @staticmethod
+    def _cost(response: ModelResponse) -> float:
+        hidden = getattr(response, "_hidden_params", None) or {}
+        return float(hidden.get("response_cost") or 0.0)
+
+    def _priced(self, delta: Delta) -> Delta:
+        """Return the piece with the cost that its usage has at the group's price."""
+        usage, price = delta.usage, self.price
+        if usage is None or price is None:
+            return delta
+        cost = usage.prompt_tokens * price.prompt + usage.completion_tokens * price.completion
+        return replace(delta, usage=usage + Usage(cost_usd=cost))

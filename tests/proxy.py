@@ -1,0 +1,343 @@
+"""The real LiteLLM proxy, as a process of its own on loopback.
+
+A module's tests share one:
+
+    @pytest.fixture(scope="module")
+    def proxy(tmp_path_factory, upstream):
+        with Proxy(config, tmp_path_factory.mktemp("proxy")) as running:
+            yield running
+"""
+
+import json
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import httpx
+import openai
+import yaml
+
+from optillm_hooks.llm import Price
+
+ROOT: Final = Path(__file__).parent.parent
+PRICE: Final = Price(prompt=2e-6, completion=8e-6)
+"""Of every model that `model_group` makes."""
+
+Config = dict[str, Any]
+_LITELLM: Final = "import litellm; litellm.run_server()"
+_START_S: Final = 120.0
+_CHECK_S: Final = 0.05
+
+
+def model_group(name: str, upstream_url: str, **params: object) -> Config:
+    """Return the YAML entry of a priced model behind the scripted upstream, without retries."""
+    return {
+        "model_name": name,
+        "litellm_params": {
+            "model": f"openai/{name}",
+            "api_base": upstream_url,
+            "api_key": "upstream-key",
+            "input_cost_per_token": PRICE.prompt,
+            "output_cost_per_token": PRICE.completion,
+            "max_retries": 0,
+            **params,
+        },
+    }
+
+
+def alias(name: str, expression: str, base: str = "base", **optillm: object) -> Config:
+    """Return the YAML entry of an alias of `expression` over the model group `base`."""
+    return {
+        "model_name": name,
+        "litellm_params": {"model": f"optillm/{expression}/{base}", "num_retries": 0},
+        "model_info": {"disable_background_health_check": True, "optillm": optillm},
+    }
+
+
+def plain_config(models: Sequence[Config], **litellm_settings: object) -> Config:
+    """Return the configuration of a stock proxy."""
+    return {
+        "model_list": list(models),
+        "litellm_settings": {"num_retries": 0, **litellm_settings},
+        "router_settings": {"num_retries": 0, "disable_cooldowns": True},
+        "general_settings": {
+            "master_key": "os.environ/LITELLM_MASTER_KEY",
+            "cancel_on_disconnect": True,
+        },
+    }
+
+
+def hooked_config(models: Sequence[Config], **litellm_settings: object) -> Config:
+    """Return the configuration of a proxy with our hook and the free forms open."""
+    free = {"model_name": "optillm/*", "litellm_params": {"model": "optillm/*", "num_retries": 0}}
+    handler = {"provider": "optillm", "custom_handler": "optillm_hooks.gateway.provider"}
+    config = plain_config([*models, free], **litellm_settings)
+    config["litellm_settings"] |= {
+        "custom_provider_map": [handler],
+        "callbacks": ["optillm_hooks.gateway.hook"],
+    }
+    return config
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One call as LiteLLM logged it; see `tests.inside_proxy.Ledger`."""
+
+    status: str
+    key_hash: str | None
+    key_alias: str | None
+    model: str
+    model_group: str | None
+    provider: str | None
+    call_type: str
+    stream: bool
+    cost: float
+    prompt_tokens: int
+    completion_tokens: int
+    call_id: str | None
+    trace_id: str | None
+    origin: str | None
+    tags: list[str]
+    end_user: str | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a process and its descendants use now."""
+
+    rss_bytes: int
+    cpu_s: float
+
+
+class Proxy:
+    """A running proxy.
+
+    Args:
+        config: the YAML, as a dict.
+        folder: where its files go: the YAML, the log, the ledger.
+        keys: fields of LiteLLM's `UserAPIKeyAuth` by virtual key (`models`, `tpm_limit`,
+            `max_budget`, `key_alias`, ...); None leaves authentication to the stock proxy, which
+            knows the master key only.
+        env: more variables of the environment.
+        ledger: whether each call is written down; a benchmark goes without.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        *,
+        keys: Mapping[str, Mapping[str, object]] | None = None,
+        env: Mapping[str, str] | None = None,
+        ledger: bool = True,
+    ) -> None:
+        self._config = _with_inside(config, custom_auth=keys is not None, ledger=ledger)
+        self._folder = folder
+        self._keys = keys
+        self._extra_env = dict(env or {})
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = free_port()
+        self.master_key = f"sk-{secrets.token_hex(16)}"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        return (self._folder / "proxy.log").read_text(errors="replace")
+
+    @property
+    def blocked(self) -> list[str]:
+        """Hosts beyond loopback that the proxy tried to reach."""
+        path = self._folder / "blocked.log"
+        return path.read_text().splitlines() if path.exists() else []
+
+    @property
+    def entries(self) -> list[Entry]:
+        """What LiteLLM has logged so far. It logs after it has answered: see `settle`."""
+        path = self._folder / "ledger.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [Entry(**json.loads(line)) for line in lines]
+
+    @property
+    def footprint(self) -> Footprint:
+        return footprint(self.pid)
+
+    def openai(self, key: str | None = None, **options: Any) -> openai.OpenAI:
+        """Return a client that does not retry."""
+        return openai.OpenAI(
+            base_url=f"{self.url}/v1",
+            api_key=key or self.master_key,
+            max_retries=0,
+            timeout=60,
+            **options,
+        )
+
+    def post(
+        self, path: str, body: object, *, key: str | None = None, timeout_s: float = 60
+    ) -> httpx.Response:
+        """Send `body` as JSON, or as it is if it is bytes."""
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return httpx.post(
+            f"{self.url}{path}",
+            content=content,
+            headers={
+                "authorization": f"Bearer {key or self.master_key}",
+                "content-type": "application/json",
+            },
+            timeout=timeout_s,
+        )
+
+    def wait_until(self, holds: Callable[["Proxy"], bool], *, within_s: float = 10.0) -> None:
+        """Wait until `holds`.
+
+        Raises:
+            AssertionError: it does not after `within_s` seconds, or the proxy has ended.
+        """
+        assert self._process is not None
+        end = time.monotonic() + within_s
+        while not holds(self):
+            assert time.monotonic() < end, f"not so after {within_s} s; log:\n{self.log[-4000:]}"
+            try:
+                code = self._process.wait(_CHECK_S)
+            except subprocess.TimeoutExpired:
+                continue
+            raise AssertionError(f"the proxy ended with {code}:\n{self.log[-4000:]}")
+
+    def settle(self, model: str) -> None:
+        """Wait until LiteLLM has logged what it answered before now.
+
+        It logs in the order of the answers, so a plain call to `model` serves as the mark.
+        """
+        answer = self.openai().chat.completions.with_raw_response.create(
+            model=model, messages=[{"role": "user", "content": "settle"}]
+        )
+        mark = answer.headers["x-litellm-call-id"]
+        self.wait_until(lambda proxy: any(entry.call_id == mark for entry in proxy.entries))
+
+    def __enter__(self) -> Self:
+        (self._folder / "config.yaml").write_text(yaml.safe_dump(self._config))
+        (self._folder / "keys.json").write_text(json.dumps(self._keys))
+        address = ("--host", "127.0.0.1", "--port", str(self.port))
+        with (self._folder / "proxy.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _LITELLM, "--config", "config.yaml", *address],
+                cwd=self._folder,
+                env=self._env(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            self.wait_until(_is_ready, within_s=_START_S)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end()
+        if error is None:
+            assert not self.blocked, f"the proxy tried to reach {sorted(set(self.blocked))}"
+
+    def _end(self) -> None:
+        assert self._process is not None
+        self._process.terminate()
+        try:
+            self._process.wait(15)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _env(self) -> dict[str, str]:
+        """Nothing of the developer's own environment but the path: no keys, no proxies."""
+        return {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self._folder),
+            "PYTHONPATH": f"{ROOT / 'tests' / 'loopback_only'}{os.pathsep}{ROOT}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "LITELLM_MASTER_KEY": self.master_key,
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "HF_HUB_OFFLINE": "1",
+            "NO_COLOR": "1",
+            "BLOCKED_LOG": str(self._folder / "blocked.log"),
+            "TEST_KEYS": str(self._folder / "keys.json"),
+            "TEST_LEDGER": str(self._folder / "ledger.jsonl"),
+            **self._extra_env,
+        }
+
+
+def _with_inside(config: Config, *, custom_auth: bool, ledger: bool) -> Config:
+    """Return `config` with our table of keys and with the ledger, as asked for."""
+    settings = dict(config["litellm_settings"])
+    if ledger:
+        settings["callbacks"] = [*settings.get("callbacks", []), "tests.inside_proxy.ledger"]
+    general = dict(config["general_settings"])
+    if custom_auth:
+        general["custom_auth"] = "tests.inside_proxy.authenticate"
+        # Budgets and limits come with the first switch, the key's list of models with the second.
+        general["custom_auth_run_common_checks"] = True
+        settings["enable_post_custom_auth_checks"] = True
+    return config | {"litellm_settings": settings, "general_settings": general}
+
+
+def _is_ready(proxy: Proxy) -> bool:
+    try:
+        return httpx.get(f"{proxy.url}/health/readiness", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def footprint(pid: int) -> Footprint:
+    """Return what `pid` and its descendants use, as Linux's /proc tells it."""
+    parents = {
+        int(entry.name): int(fields[1])
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and (fields := _stat(int(entry.name)))
+    }
+    family = {pid}
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    stats = [fields for member in family if (fields := _stat(member))]
+    ticks, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
+    return Footprint(
+        rss_bytes=sum(int(fields[21]) for fields in stats) * page,
+        cpu_s=sum(int(fields[11]) + int(fields[12]) for fields in stats) / ticks,
+    )
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat from the state on; none if the process is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return re.sub(r"^.*\) ", "", text, flags=re.DOTALL).split()

@@ -1,0 +1,116 @@
+"""The harness itself, on a stock proxy: keys, ledger, spend, no network."""
+
+from collections.abc import Iterator
+
+import openai
+import pytest
+
+from tests.proxy import PRICE, Proxy, model_group, plain_config
+from tests.upstream import Script, Upstream
+
+HI = [{"role": "user", "content": "hi"}]
+KEYS: dict[str, dict[str, object]] = {
+    "sk-all": {"models": [], "key_alias": "all"},
+    "sk-base-only": {"models": ["base"], "key_alias": "base-only"},
+    "sk-poor": {"models": [], "max_budget": 1e-9, "key_alias": "poor"},
+    "sk-slow": {"models": [], "rpm_limit": 1, "key_alias": "slow"},
+}
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
+    models = [model_group(name, upstream.url) for name in ("base", "other")]
+    with Proxy(plain_config(models), tmp_path_factory.mktemp("proxy"), keys=KEYS) as running:
+        yield running
+
+
+def ask(proxy: Proxy, model: str = "base", key: str | None = None, **fields: object) -> int:
+    body = {"model": model, "messages": HI, **fields}
+    return proxy.post("/v1/chat/completions", body, key=key).status_code
+
+
+def test_the_master_key_is_answered(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.play(Script())
+    with proxy.openai() as client:
+        answer = client.chat.completions.create(model="base", messages=HI)  # type: ignore[arg-type]
+    assert answer.choices[0].message.content == "6 * 7 is 42.\nANSWER: 42"
+    assert [call.headers["authorization"] for call in upstream.calls] == ["Bearer upstream-key"]
+
+
+@pytest.mark.parametrize(
+    ("key", "model", "statuses"),
+    [
+        ("sk-stranger", "base", [401]),
+        ("sk-base-only", "base", [200]),
+        ("sk-base-only", "other", [403]),
+        ("sk-slow", "base", [200, 429]),
+    ],
+    ids=["unknown key", "its model", "another model", "requests per minute"],
+)
+def test_virtual_keys_are_held_to_their_rights(
+    proxy: Proxy, upstream: Upstream, key: str, model: str, statuses: list[int]
+) -> None:
+    upstream.play(Script())
+    assert [ask(proxy, model, key) for _ in statuses] == statuses
+    assert len(upstream.calls) == statuses.count(200)
+
+
+def test_a_spent_budget_is_refused(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.play(Script())
+    assert ask(proxy, key="sk-poor") == 200
+    proxy.settle("base")
+    refused = proxy.post("/v1/chat/completions", {"model": "base", "messages": HI}, key="sk-poor")
+    assert (refused.status_code, refused.json()["error"]["type"]) == (422, "budget_exceeded")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_ledger_has_what_the_upstream_bills(
+    proxy: Proxy, upstream: Upstream, stream: bool
+) -> None:
+    upstream.play(Script())
+    before = len(proxy.entries)
+    for _ in range(3):
+        assert ask(proxy, key="sk-all", stream=stream) == 200
+    bill = upstream.bill
+    proxy.settle("base")
+    mine = [entry for entry in proxy.entries[before:] if entry.key_alias == "all"]
+    assert [entry.status for entry in mine] == ["success"] * 3
+    assert sum(entry.prompt_tokens for entry in mine) == bill.prompt_tokens
+    assert sum(entry.cost for entry in mine) == pytest.approx(
+        bill.cost(PRICE.prompt, PRICE.completion), rel=1e-12
+    )
+
+
+def test_a_failed_call_is_in_the_ledger_at_no_cost(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.play(Script(n="refused"))
+    with proxy.openai("sk-all") as client, pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(model="base", messages=HI, n=2)  # type: ignore[arg-type]
+    proxy.wait_until(lambda p: any(entry.status == "failure" for entry in p.entries))
+    [failed] = [e for e in proxy.entries if e.status == "failure" and e.key_alias == "all"]
+    assert failed.cost == 0.0
+
+
+def test_the_footprint_is_that_of_a_live_process(proxy: Proxy) -> None:
+    now = proxy.footprint
+    assert 50e6 < now.rss_bytes < 5e9
+    assert 0.5 < now.cpu_s < 500
+
+
+def test_the_proxy_reaches_nothing_beyond_loopback(proxy: Proxy) -> None:
+    assert proxy.blocked == []
+
+
+def test_a_proxy_that_cannot_start_says_why(tmp_path_factory: pytest.TempPathFactory) -> None:
+    broken = plain_config([])
+    broken["litellm_settings"]["callbacks"] = ["no_such_module.hook"]
+    with (
+        pytest.raises(AssertionError, match="no_such_module"),
+        Proxy(broken, tmp_path_factory.mktemp("broken")),
+    ):
+        pass

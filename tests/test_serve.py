@@ -1,0 +1,212 @@
+"""`make serve`: what it checks, what it writes, and what it says when the proxy answers."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optillm_hooks.serve import (
+    KEY,
+    CannotServe,
+    check_free,
+    ensure_key,
+    read_config,
+    read_env,
+    read_port,
+    welcome,
+)
+from tests.proxy import ROOT, free_port, model_group, plain_config
+from tests.upstream import Script, Upstream
+
+
+def test_the_first_run_writes_a_random_key_that_only_the_owner_reads(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        ensure_key(tmp_path / name)
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+    first, second = (read_env(tmp_path / name)[KEY] for name in ("a", "b"))
+    assert re.fullmatch(r"sk-[\w-]{40,}", first)
+    assert first != second
+
+
+def test_a_key_is_written_once(tmp_path: Path) -> None:
+    ensure_key(tmp_path / ".env")
+    written = (tmp_path / ".env").read_text()
+    ensure_key(tmp_path / ".env")
+    assert (tmp_path / ".env").read_text() == written
+
+
+def test_other_variables_of_the_file_stay(tmp_path: Path) -> None:
+    path = tmp_path / ".env"
+    path.write_text("# mine\nexport OPENAI_API_KEY='sk-x'")
+    ensure_key(path)
+    env = read_env(path)
+    assert (env["OPENAI_API_KEY"], set(env)) == ("sk-x", {"OPENAI_API_KEY", KEY})
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_an_empty_key_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"{KEY}=\n")
+    with pytest.raises(CannotServe, match=f"{KEY} in .* is empty"):
+        ensure_key(tmp_path / ".env")
+
+
+def test_no_file_has_no_variables(tmp_path: Path) -> None:
+    assert read_env(tmp_path / ".env") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1\nb: 2", r"config.yaml, line 2, column 2: .*expected ',' or '\]'"),
+        ("a: \x00", "config.yaml is not YAML"),
+        ("", "config.yaml has no model_list"),
+        ("- a", "config.yaml has no model_list"),
+        ("model_list: 3", "config.yaml has no model_list"),
+        (
+            "model_list: [{litellm_params: {api_key: os.environ/NO_SUCH}}]",
+            r"model_list\[0\].litellm_params.api_key needs NO_SUCH, which is not set",
+        ),
+    ],
+    ids=["unclosed list", "zero byte", "empty", "a list", "no list of models", "unset variable"],
+)
+def test_a_broken_configuration_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(CannotServe, match=message) as refused:
+        read_config(tmp_path / "config.yaml", {"OTHER": "x", "NO_SUCH": ""})
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_configuration_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(CannotServe, match="cannot be read: No such file"):
+        read_config(tmp_path / "none.yaml", {})
+
+
+def test_our_own_configuration_needs_nothing_but_the_key() -> None:
+    config = read_config(ROOT / "litellm_config.yaml", {KEY: "sk-x"})
+    assert config["model_list"][0]["model_name"] == "smollm2"
+
+
+@given(st.integers(1, 65535))
+def test_a_port_is_read_as_written(port: int) -> None:
+    assert read_port(str(port)) == port
+
+
+@pytest.mark.parametrize("text", ["", "0", "65536", "-1", "4000x", "\uff11"])
+def test_a_bad_port_is_refused(text: str) -> None:
+    with pytest.raises(CannotServe, match="PORT must be a number from 1 to 65535"):
+        read_port(text)
+
+
+def test_a_busy_port_is_refused_and_another_proposed() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(CannotServe, match=f"port {port} .*PORT={port + 1} make serve"):
+            check_free("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("key_from_env", "free", "shown"),
+    [
+        (False, True, ["in /x y/.env", "'/x y/.env'", '"model": "bon-a"', "a, b, and"]),
+        (True, False, ["from your environment", f"Bearer ${KEY}", '"model": "a"', "a, b\n"]),
+    ],
+    ids=["key in the file, free forms open", "key given, aliases only"],
+)
+def test_the_welcome_fits_the_configuration(
+    key_from_env: bool, free: bool, shown: list[str]
+) -> None:
+    text = welcome("http://h:1", Path("/x y/.env"), key_from_env, ["a", "b"], free)
+    assert [part for part in shown if part not in text] == []
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as server:
+        yield server
+
+
+def start(folder: Path, **env: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "optillm_hooks.serve", "config.yaml"],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(folder), **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_line_to_paste_is_answered_as_soon_as_it_is_shown(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    config = plain_config([model_group("base", upstream.url)])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    upstream.play(Script())
+    port = free_port()
+    process = start(tmp_path, PORT=str(port))
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        said = [process.stdout.readline() for _ in range(5)]
+        assert said[0] == "optillm_hooks is ready.\n", process.stderr.read()
+        assert f"http://127.0.0.1:{port}/v1" in said[1]
+        assert str(tmp_path / ".env") in said[2]
+        key = read_env(tmp_path / ".env")[KEY]
+        assert not any(key in line for line in said)
+        curl = said[4].strip().removeprefix("try").strip()
+        pasted = subprocess.run(  # noqa: S602 (the very line that we print)
+            curl, shell=True, capture_output=True, text=True, check=True
+        )
+        assert "ANSWER: 42" in pasted.stdout
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+    assert process.returncode == 130
+    check_free("127.0.0.1", port)  # the proxy went with it
+
+
+@pytest.mark.parametrize(
+    ("config", "env", "line"),
+    [
+        ({"model_list": []}, {"PORT": "x"}, "serve: PORT must be"),
+        ("a: [", {}, "serve: config.yaml, line"),
+        (
+            {"model_list": [], "general_settings": {"master_key": "os.environ/NOT_SET"}},
+            {},
+            "serve: config.yaml: general_settings.master_key needs NOT_SET",
+        ),
+    ],
+    ids=["port", "YAML", "key"],
+)
+def test_a_mistake_is_one_line_and_a_failure(
+    tmp_path: Path, config: object, env: dict[str, str], line: str
+) -> None:
+    text = config if isinstance(config, str) else yaml.safe_dump(config)
+    (tmp_path / "config.yaml").write_text(text)
+    process = start(tmp_path, **env)
+    said, complaint = process.communicate()
+    assert (process.returncode, said) == (1, "")
+    assert complaint.startswith(line)
+    assert complaint.count("\n") == 1
+
+
+def test_a_proxy_that_dies_at_start_is_a_failure_with_its_last_words(tmp_path: Path) -> None:
+    config = plain_config([], callbacks=["no_such_module.hook"])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    process = start(tmp_path, PORT=str(free_port()))
+    said, complaint = process.communicate()
+    assert (process.returncode, said) == (1, "")
+    assert "no_such_module" in complaint
+    assert complaint.splitlines()[-1].startswith("serve: LiteLLM ended with status ")
