@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from optillm_hooks.errors import OptiLLMError, ProviderFailed
-from optillm_hooks.local_provider.chat_format import ChatFormat, Transcript
-from optillm_hooks.local_provider.decoding.base import Branch, Decoding, Plain
+from optillm_hooks.local_provider.chat_format import ChatFormat, Transcript, as_text
+from optillm_hooks.local_provider.decoding.base import Branch, Decoding
+from optillm_hooks.local_provider.decoding.methods import Vocabulary, method
 from optillm_hooks.local_provider.generation import (
     Finished,
     Generation,
     Job,
+    Messages,
     Piece,
     PromptTooLong,
     ScoredToken,
@@ -184,7 +186,9 @@ class Batch:
             raise ProviderFailed("the prompt does not fit the engine's memory", status=503)
         seed = request.seed if request.seed is not None else int.from_bytes(os.urandom(8))
         room = min(room, request.max_tokens or room)
-        return _Active(asked, prompt, room, seed, Plain(request.law, request.n))
+        vocabulary = Vocabulary(self._format.encode_text, self._format.token_bytes)
+        decoding = method(request, _question(request.messages), room, vocabulary)
+        return _Active(asked, prompt, room, seed, decoding)
 
     def _admit(self) -> None:
         free = self._capacity.rows - sum(job.running for job in self._jobs)
@@ -261,9 +265,6 @@ class Batch:
         laws = [b.branch.law(m) for b, m in zip(running, seen, strict=True)]
         shifted = shift(logits, [b.job.generation.shifts(b.counts) for b in running])
         tokens = draw(shifted, laws, [b.dice.random() for b in running])
-        for i, b in enumerate(running):
-            if b.branch.first is not None and not b.transcript.ids:
-                tokens[i] = b.branch.first
         scores = _scored(running, logits, tokens)
         for b, token, m, scored in zip(running, tokens, seen, scores, strict=True):
             self._take(b, token, m, scored)
@@ -307,6 +308,10 @@ class Batch:
         for b in job.branches:
             self._runner.free(b.row)
         job.branches.clear()
+
+
+def _question(messages: Messages) -> str:
+    return next((as_text(m) for m in reversed(messages) if m.get("role") == "user"), "")
 
 
 def _measured(running: Sequence[_Running], logits: Tensor) -> list[Measured]:

@@ -70,17 +70,23 @@ class ChatFormat:
         return Detokenizer(self._tokenizer.backend_tokenizer)
 
 
+def as_text(message: Mapping[str, Any]) -> str:
+    """Return the text of a message; of content parts, those of type text, joined by newlines."""
+    content = message.get("content")
+    if isinstance(content, str) or content is None:
+        return content or ""
+    return "\n".join(str(part.get("text", "")) for part in content if part.get("type") == "text")
+
+
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
     """Return a message with string content, in the roles that templates know."""
-    role = message.get("role", "user")
-    content = message.get("content")
+    role, content = message.get("role", "user"), message.get("content")
     if isinstance(content, Sequence) and not isinstance(content, str):
         kinds = {str(part.get("type")) for part in content} - {"text"}
         if kinds:
             named = ", ".join(sorted(kinds))
             raise RequestRejected(f"local models read text only, not {named}", param="messages")
-        content = "\n".join(str(part.get("text", "")) for part in content)
-    return {**message, "role": _ROLES.get(role, role), "content": content or ""}
+    return {**message, "role": _ROLES.get(role, role), "content": as_text(message)}
 
 
 def _byte_alphabet() -> dict[str, int]:

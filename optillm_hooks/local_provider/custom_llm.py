@@ -34,6 +34,7 @@ from optillm_hooks.local_provider.generation import (
     SpelledToken,
     UnknownModel,
 )
+from optillm_hooks.types import Fields
 
 PROVIDER = "optillm-local"
 
@@ -169,12 +170,14 @@ class _Answer:
         self._scored = generation.top_logprobs is not None
         self._choices = [Choice() for _ in range(generation.n)]
         self._usage: Usage | None = None
+        self._facts: Fields = {}
 
     def add(self, event: Piece | Finished) -> None:
         if isinstance(event, Piece):
             self._choices[event.choice].add(event)
         else:
             self._usage = _usage(event)
+            self._facts = event.facts
 
     def response(self) -> ModelResponse:
         response = ModelResponse(
@@ -192,6 +195,8 @@ class _Answer:
             usage=self._usage,
         )
         response._hidden_params["response_cost"] = 0.0
+        if self._facts:
+            response.optillm_decoding = dict(self._facts)
         return response
 
 

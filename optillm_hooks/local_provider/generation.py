@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import BaseModel
+
 from optillm_hooks.errors import ProviderFailed, RequestRejected
 from optillm_hooks.types import Fields, FinishReason, Json
 
@@ -59,6 +61,9 @@ class Generation:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])
+    decoding: BaseModel | None = None
+    """The settings of a decoding method, whose type says which; None samples plainly."""
+
     top_logprobs: int | None = None
     """How many alternatives to report for each token; None reports no log-probabilities."""
 

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Measure = Literal["margin", "confidence", "entropy"]
 CONFIDENCE_TOKENS = 20
@@ -29,7 +30,7 @@ class Measured:
     """Variance of the surprise, in bits squared."""
 
 
-def measure(logits: Tensor, asked: Collection[Measure]) -> list[Measured]:
+def measure(logits: "Tensor", asked: Collection[Measure]) -> list[Measured]:
     """Return the measures in `asked` of each row."""
     logprobs = logits.log_softmax(dim=-1)
     none = [0.0] * len(logits)
@@ -43,18 +44,18 @@ def measure(logits: Tensor, asked: Collection[Measure]) -> list[Measured]:
     return [Measured(*row) for row in columns]
 
 
-def margin(logprobs: Tensor) -> Tensor:
+def margin(logprobs: "Tensor") -> "Tensor":
     """Return [B]: the probability of the likeliest token minus that of the second."""
     best = logprobs.topk(2, dim=-1).values.exp()
     return best[:, 0] - best[:, 1]
 
 
-def confidence(logprobs: Tensor, tokens: int = CONFIDENCE_TOKENS) -> Tensor:
+def confidence(logprobs: "Tensor", tokens: int = CONFIDENCE_TOKENS) -> "Tensor":
     """Return [B]: minus the mean log-probability of the `tokens` likeliest tokens."""
     return -logprobs.topk(min(tokens, logprobs.shape[-1]), dim=-1).values.mean(dim=-1)
 
 
-def entropy(logprobs: Tensor) -> tuple[Tensor, Tensor]:
+def entropy(logprobs: "Tensor") -> "tuple[Tensor, Tensor]":
     """Return entropy [B] in bits and varentropy [B] in bits squared."""
     p = logprobs.exp()
     surprise = -logprobs.clamp(min=-1e4) / math.log(2)

@@ -1,6 +1,6 @@
 """What a decoding method is to the engine: it opens branches, and picks from what they wrote."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,9 +15,6 @@ class Branch:
     asks: frozenset[Measure] = frozenset()
     """The measures that it wants to see of each step."""
 
-    first: int | None = None
-    """A first token that is not drawn."""
-
     def __init__(self, law: Law) -> None:
         self._law = law
         self.stopped = False
@@ -30,7 +27,7 @@ class Branch:
     def take(self, token: int, _measured: Measured, *, end: bool) -> Sequence[int]:  # noqa: ARG002
         """Return what is written for the token that was drawn (`end`: one that ends the reply).
 
-        Several tokens are written one after another; none ends the branch.
+        There is at least one; several are written one after another.
         """
         return [token]
 
@@ -87,18 +84,18 @@ class Decoding(Protocol):
         ...
 
 
-class Plain:
-    """n independent samples."""
+class Samples:
+    """A method whose n branches are the choices themselves."""
 
     live = True
 
-    def __init__(self, law: Law, n: int) -> None:
-        self._law = law
+    def __init__(self, make: Callable[[], Branch], n: int) -> None:
+        self._make = make
         self.wanted = n
 
     def open(self) -> Branch | None:
         self.wanted -= 1
-        return Branch(self._law)
+        return self._make()
 
     def begin(self, likeliest: Sequence[tuple[int, float]]) -> None:
         """Nothing depends on the first tokens."""
