@@ -3,8 +3,9 @@
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
+from functools import partial
 from typing import Any
 
 import litellm
@@ -44,20 +45,25 @@ class LocalProvider(CustomLLM):
 
     def __init__(self) -> None:
         super().__init__()
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[tuple[str, models.ModelSpec], Engine] = {}
         self._lock = threading.Lock()
 
-    def engine(self, model: str) -> Engine:
-        """Return the engine of a model.
+    def engine(self, model: str, litellm_params: Mapping[str, Any] | None = None) -> Engine:
+        """Return the engine of a model, described in its deployment's `model_info.optillm_local`.
+
+        LiteLLM's router writes `model_info` into each request, over whatever a client sent.
 
         Raises:
             UnknownModel: no such model is configured.
         """
+        info = (litellm_params or {}).get("model_info") or {}
+        spec = models.find(model, info.get("optillm_local"))
         with self._lock:
-            if model not in self._engines:
-                spec = models.find(model)
-                self._engines[model] = Engine(model, lambda: models.start(spec))
-            return self._engines[model]
+            key = (model, spec)
+            if key not in self._engines:
+                load = partial(models.start, spec)
+                self._engines[key] = Engine(model, load, unload_after_s=spec.unload_after_s)
+            return self._engines[key]
 
     def completion(
         self,
@@ -65,12 +71,13 @@ class LocalProvider(CustomLLM):
         messages: list[dict[str, Any]],
         *_args: Any,
         optional_params: dict[str, Any],
+        litellm_params: dict[str, Any] | None = None,
         **_kwargs: Any,
     ) -> ModelResponse:
         """Return the whole answer. Blocks the calling thread."""
         with _errors_of(model):
             generation = request.parse(messages, optional_params)
-            engine = self.engine(model)
+            engine = self.engine(model, litellm_params)
             answer = _Answer(model, generation)
             with closing(engine.stream_sync(generation)) as events:
                 for event in events:
@@ -83,12 +90,13 @@ class LocalProvider(CustomLLM):
         messages: list[dict[str, Any]],
         *_args: Any,
         optional_params: dict[str, Any],
+        litellm_params: dict[str, Any] | None = None,
         **_kwargs: Any,
     ) -> ModelResponse:
         """Return the whole answer; cancelling the task stops the generation."""
         with _errors_of(model):
             generation = request.parse(messages, optional_params)
-            engine = self.engine(model)
+            engine = self.engine(model, litellm_params)
             answer = _Answer(model, generation)
             async with aclosing(engine.stream(generation)) as events:
                 async for event in events:
@@ -101,12 +109,13 @@ class LocalProvider(CustomLLM):
         messages: list[dict[str, Any]],
         *_args: Any,
         optional_params: dict[str, Any],
+        litellm_params: dict[str, Any] | None = None,
         **_kwargs: Any,
     ) -> Iterator[ModelResponseStream]:
         """Return the chunks of the answer. What is wrong with the fields is raised at once."""
         with _errors_of(model):
             generation = request.parse(messages, optional_params)
-            engine = self.engine(model)
+            engine = self.engine(model, litellm_params)
         return self._chunks_sync(model, engine, generation)
 
     def astreaming(
@@ -115,6 +124,7 @@ class LocalProvider(CustomLLM):
         messages: list[dict[str, Any]],
         *_args: Any,
         optional_params: dict[str, Any],
+        litellm_params: dict[str, Any] | None = None,
         **_kwargs: Any,
     ) -> AsyncIterator[ModelResponseStream]:
         """Return the chunks of the answer; closing the iterator stops the generation.
@@ -123,7 +133,7 @@ class LocalProvider(CustomLLM):
         """
         with _errors_of(model):
             generation = request.parse(messages, optional_params)
-            engine = self.engine(model)
+            engine = self.engine(model, litellm_params)
         return self._chunks(model, engine, generation)
 
     def _chunks_sync(

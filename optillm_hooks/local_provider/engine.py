@@ -22,9 +22,6 @@ Load = Callable[[], "Batch"]
 MOST_REQUESTS = 512
 """Requests that may be in one engine at once, running and waiting."""
 
-UNLOAD_AFTER_S = 1800.0
-"""Seconds without a request after which a model leaves memory."""
-
 
 class Engine:
     """Serves one model. `load` runs in the engine's thread, when the first request is there.
@@ -40,7 +37,7 @@ class Engine:
         load: Load,
         *,
         most_requests: int = MOST_REQUESTS,
-        unload_after_s: float = UNLOAD_AFTER_S,
+        unload_after_s: float = 1800.0,
     ) -> None:
         self._name = name
         self._load = load
