@@ -85,7 +85,8 @@ async def test_a_worker_that_breaks_is_told_from_one_that_is_slow() -> None:
 
 async def test_a_worker_without_memory_says_so() -> None:
     power = '[{"operation": "evaluate", "expression": "sqrt(2)^(10^18)"}]'
-    assert await failure(power, limits(memory_mb=300), "optillm_hooks.solver.algebra") == "memory"
+    roomy = limits(seconds=60, memory_mb=300)
+    assert await failure(power, roomy, "optillm_hooks.solver.algebra") == "memory"
 
 
 async def test_a_worker_that_says_too_much_is_cut_off() -> None:
@@ -122,6 +123,20 @@ async def test_requests_do_not_see_each_other() -> None:
     await ask_worker(SMTLIB, first, limits())
     reply = await ask_worker(SMTLIB, second, limits())
     assert reply == {"error": "unknown constant x in (assert (= x 41))"}
+
+
+def test_what_a_solver_prints_is_no_part_of_the_reply() -> None:
+    script = (
+        "import os, sys, types\n"
+        "noisy = sys.modules['noisy'] = types.ModuleType('noisy')\n"
+        "noisy.answer = lambda request: os.write(1, b'noise') and request\n"
+        "from optillm_hooks.solver.worker import main\n"
+        "main('noisy', '512', '5')\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script], input=b"[1]", capture_output=True, check=True
+    )
+    assert ran.stdout == b'{"reply": [1]}'
 
 
 def test_a_worker_has_no_environment_and_loads_nothing_of_ours(

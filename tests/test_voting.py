@@ -126,6 +126,15 @@ def test_contenders(candidates: list[Answer], kept: list[Answer]) -> None:
             0,
             id="calling twice is not calling once",
         ),
+        pytest.param(
+            [
+                calling(("f", '{"x": 1}'), ("f", '{"x": 2}'), ("f", '{"x": 2}')),
+                calling(("f", '{"x": 1}'), ("f", '{"x": 1}'), ("f", '{"x": 2}')),
+                calling(("f", '{"x": 1}'), ("f", '{"x": 2}'), ("f", '{"x": 1}')),
+            ],
+            1,
+            id="how often each is called counts",
+        ),
     ],
 )
 def test_majority_call(candidates: list[Answer], winner: int) -> None:

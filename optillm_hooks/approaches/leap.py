@@ -27,10 +27,10 @@ from optillm_hooks.equivalence import equivalent
 from optillm_hooks.errors import SampleError, SamplesFailed
 from optillm_hooks.fanout import outcomes, sample_many
 from optillm_hooks.items import read_items
-from optillm_hooks.llm import LLM
+from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.prompts import ask, data_notice, edit_question, enclose, fence
 from optillm_hooks.registry import Cost, Params, approach
-from optillm_hooks.types import Chat, FinalCall, Message, Sampling
+from optillm_hooks.types import Chat, Message, Sampling
 
 FIND = """\
 Do not answer the request above. Does it, or the conversation before it, hold worked examples: \

@@ -20,8 +20,10 @@ CHAT = (
     Message("assistant", "36"),
     Message("user", "And 6 * 7?"),
 )
-CALL = Completion("", finish_reason="tool_calls", tool_calls=(ToolCall("c", "f", "{}"),))
-OTHER_CALL = Completion("", finish_reason="tool_calls", tool_calls=(ToolCall("d", "g", "{}"),))
+CALL = Completion("Let me see.", finish_reason="tool_calls", tool_calls=(ToolCall("c", "f", "{}"),))
+OTHER_CALL = Completion(
+    "Or this.", finish_reason="tool_calls", tool_calls=(ToolCall("d", "g", "{}"),)
+)
 
 
 def cut(text: str) -> Completion:

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -117,7 +118,8 @@ async def test_cut_off_solutions_do_not_compete_with_finished_ones() -> None:
 
 
 async def test_tool_calls_are_returned_as_they_are() -> None:
-    llm = ScriptedLLM(["text", CALL, CALL, CALL])
+    again = replace(CALL, text="Or this.")
+    llm = ScriptedLLM(["text", CALL, again, again])
     assert await answer("genselect", CHAT, llm, n=4) == CALL
     llm.assert_used_up()
 

@@ -1,5 +1,6 @@
 """MCTS: what it values, what it returns, what it costs."""
 
+import asyncio
 import random
 import re
 
@@ -9,7 +10,7 @@ from optillm_hooks.context import Limits
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.registry import get_approach
 from optillm_hooks.types import Chat, Completion, Message, Sampling, ToolCall
-from tests.fakes import AnsweringLLM, Reply, ScriptedLLM, answer, context, params
+from tests.fakes import HANG, AnsweringLLM, Reply, ScriptedLLM, answer, context, params
 from tests.simulated import RIGHT, Fallible, Unhurried, answer_in, kind, rating
 
 pytestmark = pytest.mark.anyio
@@ -148,6 +149,58 @@ async def test_a_first_solution_that_failed_is_written_again() -> None:
     assert (await answer("mcts", CHAT, llm)).text == "b"
 
 
+async def test_a_chain_of_refinements_that_breaks_keeps_what_it_has() -> None:
+    llm = ScriptedLLM(["a", "b", rating(1), rating(5), "b2", ProviderFailed("502"), rating(9)])
+    given = params("mcts", branching=2, simulations=1, depth=2).model_dump()
+    assert (await answer("mcts", CHAT, llm, **given)).text == "b2"
+    llm.assert_used_up()
+
+
+async def test_a_simulation_is_worth_its_best_solution() -> None:
+    """Refinements of a (6) are rated 9 and 1: a, worth (6 + 9) / 2, still beats b, rated 6."""
+    rated: list[Reply] = [rating(number) for number in (6, 6, 9, 1, 1, 1)]
+    llm = ScriptedLLM(["a", "b", *rated[:2], "a2", "a3", *rated[2:4], "a4", "a5", *rated[4:]])
+    given = params(
+        "mcts", branching=2, simulations=2, depth=2, parallel=1, exploration=0
+    ).model_dump()
+    await answer("mcts", CHAT, llm, **given)
+    drafts = [c[-1].text for c, s in llm.calls if kind(c, s) == "refine"]
+    assert [re.findall(r"\n(\w\d?)\n", text) for text in drafts] == [["a"], ["a2"], ["a"], ["a4"]]
+
+
+async def test_no_two_calls_ask_for_the_same_sample_of_a_prompt() -> None:
+    llm = AnsweringLLM(landscape)
+    await answer("mcts", CHAT, llm, simulations=12)
+    written = [(chat, s.sample) for chat, s in llm.calls if s.purpose == "answer"]
+    assert len(set(map(str, written))) == len(written) == 15
+
+
+async def test_a_draft_is_shown_without_its_thoughts() -> None:
+    llm = ScriptedLLM(["<think>Hm.</think>a", rating(9), "a2", rating(5)])
+    await answer("mcts", CHAT, llm, branching=1, simulations=1)
+    assert not any("Hm." in chat[-1].text for chat, _ in llm.calls)
+
+
+async def test_the_best_so_far_is_at_hand_during_the_search() -> None:
+    llm = ScriptedLLM(["a", "b", rating(1), rating(9), HANG])
+    ctx = context(limits=Limits())
+    task = asyncio.create_task(answer("mcts", CHAT, llm, ctx, branching=2, simulations=1))
+    await llm.until_hanging(1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ctx.best is not None
+    assert ctx.best.text == "b"
+
+
+async def test_a_spent_budget_ends_the_search() -> None:
+    ctx = context(limits=Limits(max_calls=6))
+    said: list[str] = []
+    ctx.progress = said.append
+    await answer("mcts", CHAT, AnsweringLLM(landscape), ctx, simulations=64)
+    assert len(said) == 1
+
+
 async def test_without_any_rating_the_first_solution_is_the_answer() -> None:
     def mute(chat: Chat, sampling: Sampling) -> Reply:
         if kind(chat, sampling) == "rate":
@@ -163,10 +216,19 @@ async def test_a_truncated_solution_loses_to_a_whole_one() -> None:
     assert (await answer("mcts", CHAT, llm, branching=2, simulations=1)).text == "b"
 
 
-async def test_tool_calls_of_the_first_solution_are_returned_as_they_are() -> None:
-    calling = Completion("", tool_calls=(ToolCall("1", "add", "{}"),), finish_reason="tool_calls")
-    llm = ScriptedLLM([calling, "b", "c"])
-    assert (await answer("mcts", CHAT, llm)).tool_calls == calling.tool_calls
+CALLING = Completion("", tool_calls=(ToolCall("1", "add", "{}"),), finish_reason="tool_calls")
+
+
+async def test_if_most_first_solutions_call_tools_the_first_such_is_returned() -> None:
+    llm = ScriptedLLM(["a", CALLING, CALLING])
+    assert (await answer("mcts", CHAT, llm)).tool_calls == CALLING.tool_calls
+
+
+async def test_what_calls_a_tool_beside_others_is_no_solution() -> None:
+    replies: list[Reply] = ["a", CALLING, "c", rating(2), rating(9), CALLING]
+    llm = ScriptedLLM(replies)
+    assert (await answer("mcts", CHAT, llm, simulations=1)).text == "c"
+    llm.assert_used_up()
 
 
 async def test_another_model_judges_if_one_is_named() -> None:

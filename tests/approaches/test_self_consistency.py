@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -111,7 +112,8 @@ async def test_tool_calls_are_voted_on_by_name_then_arguments() -> None:
 
 async def test_broken_tool_calls_are_returned_without_a_further_call() -> None:
     broken = calls("weather", "{")
-    result = await answer("self_consistency", CHAT, ScriptedLLM([broken, broken, A42]), n=3)
+    again = replace(broken, text="Let me see.")
+    result = await answer("self_consistency", CHAT, ScriptedLLM([broken, again, A42]), n=3)
     assert result.tool_calls == broken.tool_calls
 
 
