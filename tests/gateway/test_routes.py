@@ -73,14 +73,18 @@ def test_chat(client: openai.OpenAI, upstream: Upstream, model: str) -> None:
     assert "way" not in str(report)
 
 
+@pytest.mark.parametrize("counted", [False, True], ids=["usage not asked for", "usage asked for"])
 @pytest.mark.parametrize("model", MODELS)
-def test_chat_streamed(client: openai.OpenAI, upstream: Upstream, model: str) -> None:
+def test_chat_streamed(
+    client: openai.OpenAI, upstream: Upstream, model: str, counted: bool
+) -> None:
     upstream.play(Script(reply=differing, reasoning_tokens=2, cached_tokens=3))
+    options: Any = {"stream_options": {"include_usage": True}} if counted else {}
     raw = client.chat.completions.with_raw_response.create(
-        model=model, messages=QUESTION, stream=True, stream_options={"include_usage": True}
+        model=model, messages=QUESTION, stream=True, **options
     )
     with raw.parse() as stream:
-        chunks = list(stream)
+        chunks: list[Any] = list(stream)
     bill = upstream.bill
     assert raw.headers["x-optillm-approach"]
     assert {chunk.model for chunk in chunks} == {model}
@@ -89,10 +93,9 @@ def test_chat_streamed(client: openai.OpenAI, upstream: Upstream, model: str) ->
     assert "42" in "".join(choice.delta.content or "" for choice in choices)
     assert [choice.delta.role for choice in choices if choice.delta.role] == ["assistant"]
     assert [c.finish_reason for c in choices if c.finish_reason] == ["stop"]
-    [usage] = [chunk.usage for chunk in chunks if chunk.usage is not None]
-    assert (usage.prompt_tokens, usage.completion_tokens) == (
-        bill.prompt_tokens,
-        bill.completion_tokens,
+    usages = [chunk.usage for chunk in chunks if chunk.usage is not None]
+    assert [(usage.prompt_tokens, usage.completion_tokens) for usage in usages] == (
+        [(bill.prompt_tokens, bill.completion_tokens)] if counted else []
     )
     reports = [chunk.optillm for chunk in chunks if hasattr(chunk, "optillm")]
     assert [report["calls"] for report in reports] == [len(upstream.calls)]
