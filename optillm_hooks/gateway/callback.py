@@ -36,6 +36,10 @@ _REASONING_FIELDS = ["reasoning_effort", "thinking", "verbosity"]
 class Hook(CustomLogger):
     """LiteLLM's entry in `callbacks`; see `async_pre_call_hook`."""
 
+_UNCACHED = {"no-cache": True, "no-store": True}
+"""How LiteLLM's cache treats the outer call: its key knows neither base nor parameters of a plan.
+The inner calls are cached as any other."""
+
     async def async_pre_call_hook(
         self,
         user_api_key_dict: UserAPIKeyAuth,
@@ -172,6 +176,7 @@ def _rewritten(
         "allowed_openai_params": [*(allowed or []), *_REASONING_FIELDS],
     }
 
+        cache=data["cache"] if isinstance(data.get("cache"), dict) else {},
 
 def _check_free_forms(router: Router) -> None:
     if not is_configured(router, f"{PROVIDER}/*"):
@@ -180,3 +185,4 @@ def _check_free_forms(router: Router) -> None:
             f"'{PROVIDER}/*' that opens other ways is not configured",
             param="model",
         )
+        "cache": _UNCACHED,

@@ -103,7 +103,7 @@ class Provider(CustomLLM):
             on_error=prepared.settings.on_error,
             progress=prepared.settings.progress,
         )
-        caller = read_caller(litellm_params, prepared.user)
+        caller = read_caller(litellm_params, prepared.user, prepared.cache)
         return prepared, request, _models(router, caller)
 
 

@@ -88,8 +88,10 @@ class RouterLLM:
             "messages": write_chat(chat),
             "metadata": dict(self._caller.metadata),
         }
-        if sampling.sample and litellm.cache is not None:
-            request["cache"] = {"namespace": f"optillm-sample-{sampling.sample}"}
+        if litellm.cache is not None:
+            request["cache"] = dict(self._caller.cache)
+            if sampling.sample:
+                request["cache"]["namespace"] = f"optillm-sample-{sampling.sample}"
         return request
 
     @staticmethod
