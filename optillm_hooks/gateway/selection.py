@@ -102,6 +102,7 @@ def select(request: dict[str, Any], router: Router, settings: Settings) -> Selec
     plan = resolve(tree, given=_given(params), temperature=_temperature(request))
     plan = _with_body_fields(plan, tree, params, request)
     _check_form(plan, source, settings)
+    check_named(plan, router)
     asked = _valid(LimitSettings, limits or {}, "optillm_limits")
     return Selection(
         plan=plan,
@@ -177,6 +178,24 @@ def _check_base(requested: str, target: _Target, router: Router) -> None:
         raise RequestRejected(
             f"no model {target.base!r} is configured (asked for as {requested!r})", param="model"
         )
+
+
+def check_named(plan: Plan, router: Router) -> None:
+    """Refuse parameters that name no model, or an alias of ours: a plan that runs plans has no end.
+
+    Raises:
+        RequestRejected: the message names the model.
+    """
+    for model in sorted(plan.model_groups):
+        found = deployments(router, model)
+        if any(alias_model(deployment) is not None for deployment in found):
+            raise RequestRejected(
+                f"the model {model!r} is itself an alias of an approach: parameters can only name "
+                "ordinary models",
+                param="optillm_params",
+            )
+        if not found:
+            raise RequestRejected(f"no model {model!r} is configured", param="optillm_params")
 
 
 def _given(params: object) -> dict[str, dict[str, object]]:
