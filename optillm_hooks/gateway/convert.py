@@ -101,17 +101,47 @@ def write_chat(chat: Chat) -> list[dict[str, Any]]:
 
 
 def read_sampling(params: Mapping[str, Any]) -> Sampling:
-    """Return the fields of a request that say how replies are sampled, unknown ones included."""
-    stop = params.get("stop")
-    longest = params.get("max_completion_tokens")
+    """Return the fields of a request that say how replies are sampled, unknown ones included.
+
+    Raises:
+        RequestRejected: a field that we count with is of another type, or `max_tokens` below 1.
+    """
+    longest = _whole(params, "max_completion_tokens", least=1)
+    max_tokens = _whole(params, "max_tokens", least=1)
     return Sampling(
-        temperature=params.get("temperature"),
-        top_p=params.get("top_p"),
-        max_tokens=params.get("max_tokens") if longest is None else longest,
-        stop=None if stop is None else (stop,) if isinstance(stop, str) else tuple(stop),
-        seed=params.get("seed"),
+        temperature=_number(params, "temperature"),
+        top_p=_number(params, "top_p"),
+        max_tokens=max_tokens if longest is None else longest,
+        stop=_stop(params.get("stop")),
+        seed=_whole(params, "seed"),
         fields={k: v for k, v in params.items() if k not in _REQUEST_OWN and v is not None},
     )
+
+
+def _whole(params: Mapping[str, Any], name: str, least: int | None = None) -> int | None:
+    value = params.get(name)
+    if value is None:
+        return None
+    if type(value) is not int or (least is not None and value < least):
+        from_ = "" if least is None else f" from {least} on"
+        raise RequestRejected(f"{name} must be a whole number{from_}", param=name)
+    return value
+
+
+def _number(params: Mapping[str, Any], name: str) -> float | None:
+    value = params.get(name)
+    if value is not None and type(value) not in (int, float):
+        raise RequestRejected(f"{name} must be a number", param=name)
+    return value
+
+
+def _stop(stop: object) -> tuple[str, ...] | None:
+    if stop is None:
+        return None
+    texts = [stop] if isinstance(stop, str) else stop
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise RequestRejected("stop must be a text or a list of texts", param="stop")
+    return tuple(texts)
 
 
 def write_sampling(sampling: Sampling) -> dict[str, Any]:
