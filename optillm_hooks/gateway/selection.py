@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from optillm_hooks import expression
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway import naming
-from optillm_hooks.gateway.router import alias_model, deployments, is_configured
+from optillm_hooks.gateway.router import alias_model, deployments, is_configured, is_served
 from optillm_hooks.gateway.tags import read_tags
 from optillm_hooks.plan import Plan, resolve
 from optillm_hooks.registry import all_approaches
@@ -135,7 +135,7 @@ def _target(requested: str, router: Router, settings: Settings) -> _Target:
 def _hint_unknown_prefix(requested: str, router: Router) -> None:
     """Refuse `foo-gpt-4o` where `gpt-4o` is configured and nothing serves the whole name."""
     slug, dash, rest = requested.partition("-")
-    if dash and is_configured(router, rest) and not deployments(router, requested):
+    if dash and is_configured(router, rest) and not is_served(router, requested):
         known = ", ".join(approach.name for approach in all_approaches())
         raise RequestRejected(
             f"unknown approach {slug!r} before the model {rest!r}; known: {known}", param="model"
