@@ -362,6 +362,12 @@ async def test_a_timeout_of_an_approachs_own_is_not_the_deadline() -> None:
     assert caught.value.status == 500
 
 
+async def test_two_requests_of_one_task_have_depths_of_their_own() -> None:
+    for _ in range(2):
+        ended = await outcome(request([THREE]), ScriptedLLM(["a", "b", "c"]))
+        assert ended.report.depth == 3
+
+
 # -------------------------------------------------------------------------------------- failures
 
 
