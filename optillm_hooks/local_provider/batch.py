@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optillm_hooks.errors import OptiLLMError, ProviderFailed
-from optillm_hooks.local_provider.chat_format import ChatFormat, Transcript, as_text
+from optillm_hooks.local_provider.chat_format import ChatFormat, ThinkSplitter, Transcript, as_text
 from optillm_hooks.local_provider.decoding.base import Branch, Decoding
 from optillm_hooks.local_provider.decoding.methods import Vocabulary, method
 from optillm_hooks.local_provider.generation import (
@@ -66,6 +66,9 @@ class _Active:
 
     seed: int
     decoding: Decoding
+    thinking: bool
+    """Whether the prompt ends inside a <think> block."""
+
     reading: "_Reading | None" = None
     prefix: Prefix | None = None
     first_logits: Tensor | None = None
@@ -74,6 +77,7 @@ class _Active:
     branches: "list[_Running]" = field(default_factory=list["_Running"])
     opened: int = 0
     drawn: int = 0
+    reasoning_tokens: int = 0
     cached_tokens: int = 0
 
     @property
@@ -188,7 +192,8 @@ class Batch:
         room = min(room, request.max_tokens or room)
         vocabulary = Vocabulary(self._format.encode_text, self._format.token_bytes)
         decoding = method(request, _question(request.messages), room, vocabulary)
-        return _Active(asked, prompt, room, seed, decoding)
+        thinking = self._format.opens_thinking(prompt)
+        return _Active(asked, prompt, room, seed, decoding, thinking)
 
     def _admit(self) -> None:
         free = self._capacity.rows - sum(job.running for job in self._jobs)
@@ -247,7 +252,9 @@ class Batch:
         if branch is None:
             self._runner.free(row)
             return []
-        transcript = Transcript(job.opened, self._format, job.generation.stop)
+        transcript = Transcript(
+            job.opened, self._format, job.generation.stop, thinking=job.thinking
+        )
         dice = random.Random(f"{job.seed}:{job.opened}")  # noqa: S311 (no secret)
         job.opened += 1
         running = _Running(job, branch, row, transcript, dice)
@@ -289,15 +296,21 @@ class Batch:
     def _close(self, b: _Running) -> None:
         self._runner.free(b.row)
         b.job.branches.remove(b)
+        b.job.reasoning_tokens += b.transcript.reasoning_tokens
         b.job.decoding.close(b.branch, b.transcript.written(stopped=b.branch.stopped))
 
     def _finish(self, job: _Active) -> None:
         facts: Fields = {}
         if not job.decoding.live:
             outcome = job.decoding.outcome()
-            job.asked.deliver(Piece(0, outcome.text, finish_reason=outcome.finish_reason))
+            splitter = ThinkSplitter(opened=job.thinking)
+            for text, reasoning in (splitter.feed(outcome.text), splitter.close()):
+                job.asked.deliver(Piece(0, text, reasoning))
+            job.asked.deliver(Piece(0, finish_reason=outcome.finish_reason))
             facts = outcome.facts
-        job.asked.deliver(Finished(len(job.prompt), job.drawn, job.cached_tokens, facts))
+        job.asked.deliver(
+            Finished(len(job.prompt), job.drawn, job.cached_tokens, job.reasoning_tokens, facts)
+        )
         self._leave(job)
 
     def _leave(self, job: _Active) -> None:

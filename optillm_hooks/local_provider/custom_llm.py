@@ -197,7 +197,11 @@ class _Answer:
                 Choices(
                     index=index,
                     finish_reason=choice.finish_reason,
-                    message=Message(role="assistant", content=choice.text),
+                    message=Message(
+                        role="assistant",
+                        content=choice.text,
+                        reasoning_content=choice.reasoning or None,
+                    ),
                     logprobs=_logprobs(choice.tokens) if self._scored else None,
                 )
                 for index, choice in enumerate(self._choices)
@@ -230,11 +234,11 @@ class _Chunks:
             yield self._chunk([StreamingChoices(index=0, delta=Delta())], usage=_usage(event))
             yield self._chunk([StreamingChoices(finish_reason=self._first_reason, delta=Delta())])
             return
-        if event.text or event.tokens:
+        if event.text or event.reasoning or event.tokens:
             role = None if event.choice in self._begun else "assistant"
             self._begun.add(event.choice)
             logprobs = _logprobs(event.tokens) if event.tokens else None
-            delta = Delta(content=event.text, role=role)
+            delta = Delta(content=event.text, role=role, reasoning_content=event.reasoning or None)
             yield self._chunk(
                 [StreamingChoices(index=event.choice, delta=delta, logprobs=logprobs)]
             )
@@ -260,6 +264,7 @@ def _usage(finished: Finished) -> Usage:
         completion_tokens=finished.completion_tokens,
         total_tokens=finished.prompt_tokens + finished.completion_tokens,
         prompt_tokens_details={"cached_tokens": finished.cached_tokens},
+        completion_tokens_details={"reasoning_tokens": finished.reasoning_tokens},
     )
 
 

@@ -109,8 +109,9 @@ class Piece:
 
     choice: int
     text: str = ""
+    reasoning: str = ""
     tokens: tuple[SpelledToken, ...] = ()
-    """The tokens of `text`, if log-probabilities were asked for."""
+    """The tokens of text and reasoning, if log-probabilities were asked for."""
 
     finish_reason: FinishReason | None = None
 
@@ -126,6 +127,9 @@ class Finished:
     cached_tokens: int = 0
     """Prompt tokens whose keys and values were already there."""
 
+    reasoning_tokens: int = 0
+    """Part of `completion_tokens`."""
+
     facts: Fields = field(default_factory=dict[str, Json])
     """What a decoding method has to say about how the reply came about."""
 
@@ -138,11 +142,13 @@ class Choice:
     """A whole reply, put together from its pieces."""
 
     text: str = ""
+    reasoning: str = ""
     tokens: list[SpelledToken] = field(default_factory=list[SpelledToken])
     finish_reason: FinishReason = "stop"
 
     def add(self, piece: Piece) -> None:
         self.text += piece.text
+        self.reasoning += piece.reasoning
         self.tokens += piece.tokens
         self.finish_reason = piece.finish_reason or self.finish_reason
 
