@@ -21,6 +21,7 @@ from optillm_hooks.local_provider.generation import (
     Piece,
     PromptTooLong,
     ScoredToken,
+    UnknownModel,
 )
 from optillm_hooks.local_provider.kv_cache import Prefix, Row
 from optillm_hooks.local_provider.measures import Measured, measure
@@ -178,6 +179,9 @@ class Batch:
 
     def _prepared(self, asked: Job) -> _Active:
         request, runner = asked.generation, self._runner
+        if request.adapter is not None and request.adapter not in runner.adapters.names:
+            known = ", ".join(sorted(runner.adapters.names)) or "none"
+            raise UnknownModel(f"no adapter {request.adapter!r}; this model has: {known}")
         prompt = self._format.encode(request.messages, request.tools)
         room = runner.context - len(prompt)
         if room < 1:
@@ -213,7 +217,7 @@ class Batch:
             else:
                 assert job.prefix is not None  # noqa: S101 (kept as long as branches are wanted)
                 shared = len(job.prompt) >= _SHARED_FROM
-                opened += self._open(job, self._runner.fork(job.prefix, shared=shared))
+                opened += self._open(job, self._fork(job, job.prefix, shared=shared))
         self._first(opened)
 
     def _claim(self, job: _Active) -> int:
@@ -223,12 +227,13 @@ class Batch:
         return self._runner.rows.bytes_for(1, len(job.prompt) + reply)
 
     def _read(self, job: _Active) -> None:
-        hit = self._prefixes.find(job.prompt)
+        adapter = job.generation.adapter
+        hit = self._prefixes.find(job.prompt, adapter)
         if hit is None:
-            job.reading = _Reading(self._runner.begin(None, 0), list(job.prompt))
+            job.reading = _Reading(self._runner.begin(None, 0, adapter), list(job.prompt))
         else:
             job.cached_tokens = hit.tokens
-            row = self._runner.begin(hit.prefix, hit.tokens)
+            row = self._runner.begin(hit.prefix, hit.tokens, adapter)
             job.reading = _Reading(row, job.prompt[hit.tokens :])
 
     def _prompt_read(self, job: _Active, logits: Tensor) -> None:
@@ -237,15 +242,18 @@ class Batch:
         row, job.reading = job.reading.row, None
         job.prefix = self._runner.snapshot(row, job.prompt)
         job.first_logits = logits
-        self._prefixes.add(job.prefix)
+        self._prefixes.add(job.prefix, job.generation.adapter)
         likeliest = logits.softmax(dim=-1).topk(min(_FIRST_TOKENS, len(logits)))
         job.decoding.begin(
             list(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True))
         )
         if job.decoding.wanted > 1 and len(job.prompt) >= _SHARED_FROM:
             self._runner.free(row)
-            row = self._runner.fork(job.prefix, shared=True)
+            row = self._fork(job, job.prefix, shared=True)
         self._first(self._open(job, row))
+
+    def _fork(self, job: _Active, prefix: Prefix, *, shared: bool) -> Row:
+        return self._runner.fork(prefix, shared=shared, adapter=job.generation.adapter)
 
     def _open(self, job: _Active, row: Row) -> list[_Running]:
         branch = job.decoding.open()

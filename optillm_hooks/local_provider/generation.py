@@ -61,6 +61,9 @@ class Generation:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])
+    adapter: str | None = None
+    """The name of a LoRA adapter; None is the base model."""
+
     decoding: BaseModel | None = None
     """The settings of a decoding method, whose type says which; None samples plainly."""
 
