@@ -18,6 +18,9 @@ StoppedBy = Literal["deadline", "max_calls", "max_tokens_total", "max_cost_usd",
 _RUN_STRIDE = 1000
 """Room for the sample numbers of one run, so that no two runs of a request share one."""
 
+_UNBOUNDED = 2**31
+"""Tokens or places where no limit says how many."""
+
 depth_so_far: ContextVar[int] = ContextVar("depth_so_far", default=0)
 """Model calls that lie one after another before this point of the current task."""
 
@@ -111,7 +114,7 @@ class Budget:
     @property
     def slots(self) -> asyncio.Semaphore:
         if self._slots is None:
-            self._slots = asyncio.Semaphore(self.limits.max_parallel or 2**31)
+            self._slots = asyncio.Semaphore(self.limits.max_parallel or _UNBOUNDED)
         return self._slots
 
     def take(self, llm: LLM, chat: Chat, sampling: Sampling, choices: int) -> "Reservation":
@@ -135,12 +138,13 @@ class Budget:
         if room < 1:
             raise self._stop(limited_by, f"no room left under {limited_by}")
         ask = sampling.max_tokens
-        if ask is None:
+        if ask is None and room < _UNBOUNDED:
             ask = max(1, room // max(1, self.expected_calls - self.calls_taken))
-        max_tokens = min(ask, room)
-        tokens = prompt + choices * max_tokens
+        max_tokens = None if ask is None else min(ask, room)
+        reply = choices * (max_tokens or 0)
+        tokens = prompt + reply
         price = llm.price or Price(0.0, 0.0)
-        cost = prompt * price.prompt + choices * max_tokens * price.completion
+        cost = prompt * price.prompt + reply * price.completion
         self.calls_taken += 1
         self.tokens_taken += tokens
         self.cost_taken += cost
@@ -167,10 +171,10 @@ class Budget:
         if self.limits.max_cost_usd is not None and price is not None:
             money = self.limits.max_cost_usd - self.cost_taken - prompt * price.prompt
             per_token = choices * price.completion
-            rooms.append((int(money / per_token) if per_token else 2**31, "max_cost_usd"))
+            rooms.append((int(money / per_token) if per_token else _UNBOUNDED, "max_cost_usd"))
             if money < 0:
                 rooms.append((0, "max_cost_usd"))
-        return min(rooms, default=(2**31, "max_tokens_total"))
+        return min(rooms, default=(_UNBOUNDED, "max_tokens_total"))
 
     def _stop(self, by: StoppedBy, message: str) -> BudgetExceeded:
         self.stopped_by = self.stopped_by or by
@@ -340,9 +344,7 @@ class MeteredLLM:
                 async for delta in pieces:
                     if delta.usage is not None:
                         call.usage = delta.usage
-                    empty = empty and not (
-                        delta.text.strip() or delta.tool_calls or delta.fields.get("refusal")
-                    )
+                    empty = empty and delta.empty
                     truncated = truncated or delta.finish_reason == "length"
                     yield delta
             if empty:
@@ -361,6 +363,7 @@ class MeteredLLM:
         scope = asyncio.timeout_at(ctx.deadline)
         try:
             async with scope, budget.slots:
+                call.usage = Usage(calls=1)  # from here on it may have been sent
                 yield call
             outcome = "ok"
         except TimeoutError as exc:
@@ -410,4 +413,4 @@ class MeteredLLM:
 @dataclass(slots=True)
 class _Call:
     sampling: Sampling
-    usage: Usage = field(default=Usage(calls=1))
+    usage: Usage = field(default=Usage())

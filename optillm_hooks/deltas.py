@@ -44,11 +44,6 @@ class Accumulated:
         for part in piece.tool_calls:
             self._add_tool_call(part)
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no piece had anything in it."""
-        return not (any(self._text) or any(self._reasoning) or self._tool_calls or self._fields)
-
     def answer(self, finish_reason: FinishReason) -> Answer:
         """Return the pieces as one answer."""
         return Answer(
@@ -67,5 +62,8 @@ class Accumulated:
         pieces = function if isinstance(function, dict) else {}
         new = (part.get("id"), pieces.get("name"), pieces.get("arguments"))
         for at, text in enumerate(new):
-            if text is not None:
+            repeated = (
+                at < 2 and text == call[at]
+            )  # some providers send id and name with each piece
+            if text is not None and not repeated:
                 call[at] += text if isinstance(text, str) else json.dumps(text)

@@ -1,10 +1,15 @@
 """Whether a text has the form that a request's `response_format` asks for. Pure functions."""
 
+import itertools
 import json
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from optillm_hooks.types import Json
 
 _PATTERNS = ("pattern", "patternProperties")
+_REFS = ("$ref", "$dynamicRef", "$recursiveRef")
+_MOST_REFERENCES = 2_000
 
 
 def fits(text: str, response_format: Json) -> bool:
@@ -20,7 +25,7 @@ def fits(text: str, response_format: Json) -> bool:
         return True
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     if kind == "json_object":
         return isinstance(value, dict)
@@ -32,19 +37,37 @@ def fits(text: str, response_format: Json) -> bool:
 def _fits_schema(value: Json, schema: dict[str, Json]) -> bool:
     """Return whether `value` fits a client's schema, which must not cost us anything.
 
-    References are followed within the schema only, never over the network, and regular
-    expressions are left aside: one of theirs could keep the event loop busy for ever.
+    References are followed within the schema only, never over the network, and not more than
+    `_MOST_REFERENCES` of them, since two that lead back to their own place double the work at each
+    level of the value. Regular expressions are left aside: one of theirs could keep the event loop
+    busy for ever.
     """
     import jsonschema  # slow to import, and few requests need it
     import referencing
 
-    kind = jsonschema.validators.validator_for(schema)
-    without_patterns = jsonschema.validators.extend(kind, dict.fromkeys(_PATTERNS, _no_check))
     try:
+        kind = jsonschema.validators.validator_for(schema)
         kind.check_schema(schema)
-        return bool(without_patterns(schema, registry=referencing.Registry()).is_valid(value))
-    except (jsonschema.SchemaError, referencing.exceptions.Unresolvable, RecursionError):
+        bounded = {
+            **dict.fromkeys(_PATTERNS, _no_check),
+            **{name: _bounded(kind.VALIDATORS[name]) for name in _REFS if name in kind.VALIDATORS},
+        }
+        checked = jsonschema.validators.extend(kind, bounded)
+        return bool(checked(schema, registry=referencing.Registry()).is_valid(value))
+    except Exception:
+        # Whatever a schema of theirs sets off in the library says nothing of the answer.
         return True
+
+
+def _bounded(follow: Callable[..., Iterable[Any]]) -> Callable[..., Iterable[Any]]:
+    followed = itertools.count(1)
+
+    def check(*args: Any) -> Iterable[Any]:
+        if next(followed) > _MOST_REFERENCES:
+            raise RecursionError
+        return follow(*args)
+
+    return check
 
 
 def _no_check(*_: object) -> tuple[()]:

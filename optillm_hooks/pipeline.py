@@ -10,7 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from optillm_hooks.context import Budget, CallRecord, Context, Limits, MeteredLLM, StoppedBy, Trace
+from optillm_hooks.context import (
+    Budget,
+    CallRecord,
+    Context,
+    Limits,
+    MeteredLLM,
+    StoppedBy,
+    Trace,
+    depth_so_far,
+)
 from optillm_hooks.deltas import Accumulated, whole
 from optillm_hooks.errors import (
     DeadlineExceeded,
@@ -155,6 +164,7 @@ class _Run:
 
     async def outcome(self) -> Outcome:
         request = self._request
+        depth_so_far.set(0)  # the same task may have served another request before
         root = Context(
             budget=self._budget,
             rng=random.Random(request.client.seed),  # noqa: S311 (no secret)
@@ -189,18 +199,19 @@ class _Run:
     async def _choice(self, chain: Chain, ctx: Context, number: int) -> Answer:
         """Return one choice; where a limit or failure ends it early, the best so far."""
         llm = MeteredLLM(self._models(self._request.base), ctx)
+        scope = asyncio.timeout_at(ctx.deadline + _GRACE_S)
         try:
-            async with asyncio.timeout_at(ctx.deadline + _GRACE_S):
+            async with scope:
                 result = await _run_chain(chain, self._request.chat, llm, ctx)
-                return await self._finish(result, llm, number)
-        except TimeoutError:
-            self._budget.stopped_by = self._budget.stopped_by or "deadline"
-            return self._best(ctx, number, DeadlineExceeded("the deadline passed"))
+                return await self._finish(result, llm, ctx, number)
         except SampleError as exc:
             return self._best(ctx, number, exc)
         except RequestRejected as exc:
             raise Refused(str(exc)) from exc
         except Exception as exc:
+            if isinstance(exc, TimeoutError) and scope.expired():
+                self._budget.stopped_by = self._budget.stopped_by or "deadline"
+                return self._best(ctx, number, DeadlineExceeded("the deadline passed"))
             # Its text may hold a prompt, so only the place is logged.
             _log.error("approach %s failed: %s", ctx.stage, _place(exc))
             return self._best(ctx, number, StageFailed(ctx.stage))
@@ -220,18 +231,18 @@ class _Run:
         ctx = root.child(0, stage=PASS_THROUGH)
         llm = MeteredLLM(self._models(self._request.base), ctx)
         try:
-            return await self._finish(FinalCall(self._request.chat), llm, 0)
+            return await self._finish(FinalCall(self._request.chat), llm, ctx, 0)
         except SampleError:
             raise error from None
 
-    async def _finish(self, result: Result, llm: LLM, number: int) -> Answer:
+    async def _finish(self, result: Result, llm: LLM, ctx: Context, number: int) -> Answer:
         """Return the answer of an approach, after its final call if it left one; show it."""
         if isinstance(result, Answer):
             self._show(number, result)
             return result
         try:
             if self._events is None:
-                return await call_final(result, llm)
+                return await call_final(result, llm, ctx)
             return await self._stream_final(result, llm, number)
         except SampleError as exc:
             if result.fallback is None:
@@ -244,7 +255,7 @@ class _Run:
     async def _stream_final(self, final: FinalCall, llm: LLM, number: int) -> Answer:
         """Return the answer of the final call, each piece shown as it comes.
 
-        A call that breaks off after its first piece ends as a truncated answer: what the client
+        A call that breaks off after its first words ends as a truncated answer: what the client
         has seen stands.
         """
         shown = Accumulated()
@@ -263,7 +274,7 @@ class _Run:
             if final.fallback is not None or not exc.truncated:
                 raise
         except SampleError as exc:
-            if shown.is_empty:
+            if shown.answer("length").empty:
                 raise
             if self._budget.stopped_by is None:
                 self._degraded.append(exc.code)
@@ -316,8 +327,8 @@ class _Run:
 async def _run_chain(chain: Chain, chat: Chat, llm: LLM, ctx: Context) -> Result:
     """Return the result of `chain` on `chat`; without an answerer, the plain call that ends it.
 
-    An answerer that follows another gets the conversation with the other's answer as a draft. An
-    answer that calls tools ends the chain: nobody but the client can go on with it.
+    An answerer that follows another gets the conversation with the other's answer, if it has any
+    text, as a draft. An answer that calls tools ends the chain: nobody but the client can go on.
     """
     if not chain:
         return FinalCall(chat, llm=llm)
@@ -337,11 +348,13 @@ async def _run_chain(chain: Chain, chat: Chat, llm: LLM, ctx: Context) -> Result
             result = await run_stage(chat, llm, params, ctx)
             if not rest:
                 return _by(llm, result)
-            draft = await call_final(result, llm) if isinstance(result, FinalCall) else result
-            ctx.offer(draft)
+            draft = await call_final(result, llm, ctx) if isinstance(result, FinalCall) else result
             if draft.tool_calls:
                 return draft
-            return await _run_chain(rest, with_draft(chat, draft.text, ctx), llm, ctx)
+            if draft.text.strip():
+                ctx.offer(draft)
+                chat = with_draft(chat, draft.text, ctx)
+            return await _run_chain(rest, chat, llm, ctx)
 
 
 def _by(llm: LLM, result: Result) -> Result:
@@ -350,11 +363,12 @@ def _by(llm: LLM, result: Result) -> Result:
     return result
 
 
-async def call_final(final: FinalCall, llm: LLM) -> Answer:
+async def call_final(final: FinalCall, llm: LLM, ctx: Context) -> Answer:
     """Return the answer of a final call that is not streamed.
 
     A reply that has used up its tokens before its first word is an answer: an empty, truncated one.
     """
+    best = ctx.best
     try:
         reply: Answer = await (final.llm or llm).complete(final.chat, final.sampling)
     except EmptyCompletion as exc:
@@ -362,6 +376,7 @@ async def call_final(final: FinalCall, llm: LLM) -> Answer:
             raise
         reply = Answer("", finish_reason="length")
     if final.text_filter is not None:
+        ctx.best = best  # the reply as it came is not for the user
         text_filter = final.text_filter()
         reply = replace(reply, text=text_filter.feed(reply.text) + text_filter.close())
         if reply.empty and not reply.truncated:
@@ -433,6 +448,8 @@ class DecodedLLM:
             )
         except RequestRejected as exc:
             raise Refused(str(exc)) from exc
+        if isinstance(decoded, Completion) and decoded.empty:
+            raise EmptyCompletion(truncated=decoded.truncated)
         return decoded
 
 

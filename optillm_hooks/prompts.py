@@ -69,10 +69,10 @@ def enclose(texts: Sequence[str], label: str, mark: str) -> str:
     """Return `texts`, numbered from 1, each between lines that carry `mark`, as data.
 
     The mark is made per request (`fence`), so a text cannot close its own frame and address the
-    reader; should it hold the mark all the same, it is taken out.
+    reader; should it hold the mark all the same, a blank takes its place.
     """
     return "\n\n".join(
-        f"<{label} {number} {mark}>\n{text.replace(mark, '')}\n</{label} {number} {mark}>"
+        f"<{label} {number} {mark}>\n{text.replace(mark, ' ')}\n</{label} {number} {mark}>"
         for number, text in enumerate(texts, start=1)
     )
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 
 class SectionFilter:
@@ -10,7 +11,7 @@ class SectionFilter:
     An opening tag within a `hidden` section (a model that thinks aloud about its format) does not
     count. Where no such section begins, the end of the reply decides: if a hidden section is still
     open, what its last opening tag of `shown` begins, or nothing; else what follows the last hidden
-    section; else, with none of the tags in it, the whole reply.
+    section; else the whole reply.
 
     Args:
         shown: name of the section's tag.
@@ -19,10 +20,11 @@ class SectionFilter:
     """
 
     def __init__(self, shown: str, hidden: Sequence[str], stops: Sequence[str] = ()) -> None:
-        self._hidden = frozenset(hidden)
-        self._tags = re.compile(rf"<(/?)({'|'.join((shown, *hidden))})>", re.IGNORECASE)
-        self._ends = (f"</{shown}>", *(stop for stop in stops if stop))
-        self._shown = shown
+        self._shown = shown.lower()
+        names = "|".join((shown, *hidden))
+        self._tags = re.compile(rf"<(/?)({names})>", re.IGNORECASE | re.ASCII)
+        self._end = f"</{shown}>"
+        self._stops = [stop for stop in stops if stop]
         self._text = ""
         """What has come and may still matter: the whole reply, then the rest of the section."""
 
@@ -35,71 +37,91 @@ class SectionFilter:
             return ""
         self._text += piece
         if not self._inside:
-            start = self._start() if ">" in piece else None
+            start = self._scan().start if ">" in piece else None
             if start is None:
                 return ""
             self._inside = True
             self._text = self._text[start:]
-        return self._take(self._held_back())
+        return self._take(to_the_end=False)
 
     def close(self) -> str:
         if self._ended:
             return ""
         if not self._inside:
             self._text = self._instead()
-        return self._take(0).rstrip() if self._cut_at() is None else self._take(0)
+        return self._take(to_the_end=True)
 
-    def _take(self, keep: int) -> str:
-        """Return the text up to its end, or but for its last `keep` characters, and drop it."""
+    def _take(self, *, to_the_end: bool) -> str:
+        """Return the text up to its end, or but for what may belong to one, and drop it."""
+        if not self._begun:
+            self._text = self._text.lstrip()
+            self._begun = bool(self._text)
         end = self._cut_at()
         self._ended = end is not None
-        upto = len(self._text) - keep if end is None else end
-        out = self._text[:upto]
-        self._text = self._text[upto:]
-        if self._ended:
-            out = out.rstrip()
-        if not self._begun:
-            out = out.lstrip()
-            self._begun = bool(out)
-        return out
+        if end is None:
+            end = len(self._text) - (0 if to_the_end else self._held_back())
+        out, self._text = self._text[:end], self._text[end:]
+        return out.rstrip() if self._ended or to_the_end else out
 
     def _cut_at(self) -> int | None:
-        lowered = self._text.lower()
-        found = [lowered.find(self._ends[0].lower())]
-        found += [self._text.find(stop) for stop in self._ends[1:]]
-        return min((at for at in found if at >= 0), default=None)
+        """Return where the text ends: before the tag or stop that is the first to be complete.
+
+        Of several that are complete at once, the longest counts, so that pieces change nothing.
+        """
+        tag = re.search(self._end, self._text, re.IGNORECASE | re.ASCII)
+        found = [] if tag is None else [(tag.end(), tag.start())]
+        starts = [(self._text.find(stop), stop) for stop in self._stops]
+        found += [(at + len(stop), at) for at, stop in starts if at >= 0]
+        return min(found)[1] if found else None
 
     def _held_back(self) -> int:
         """Return how many last characters may belong to an end or to trailing blanks."""
-        longest = 0
-        for end in self._ends:
-            for size in range(min(len(end) - 1, len(self._text)), longest, -1):
-                if self._text[-size:].lower() == end[:size].lower():
-                    longest = size
-                    break
+        longest = max(
+            _overlap(self._text.lower(), self._end.lower()),
+            *(_overlap(self._text, stop) for stop in self._stops),
+            0,
+        )
         body = self._text[: len(self._text) - longest]
         return longest + len(body) - len(body.rstrip())
 
-    def _start(self) -> int | None:
-        """Return where the shown section begins, or None if it has not."""
-        open_tag: str | None = None
+    def _scan(self) -> "_Seen":
+        """Return what the tags of the reply so far say."""
+        hidden: str | None = None
+        after, within = 0, None
         for tag in self._tags.finditer(self._text):
             closing, name = bool(tag[1]), tag[2].lower()
-            if open_tag is not None:
-                open_tag = None if closing and name == open_tag else open_tag
-            elif name in self._hidden:
-                open_tag = None if closing else name
-            elif not closing:
-                return tag.end()
-        return None
+            if name == self._shown:
+                if not closing and hidden is None:
+                    return _Seen(tag.end(), None, after, None)
+                within = within if closing else tag.end()
+            elif hidden in (None, name):
+                hidden = None if closing else name
+                after, within = tag.end(), None
+        return _Seen(None, hidden, after, within)
 
     def _instead(self) -> str:
         """Return what a reply without a proper shown section shows."""
-        tags = list(self._tags.finditer(self._text))
-        if not tags:
-            return self._text
-        opened = [tag for tag in tags if not tag[1] and tag[2].lower() == self._shown]
-        if opened:
-            return self._text[opened[-1].end() :]
-        closed = [tag for tag in tags if tag[1] and tag[2].lower() in self._hidden]
-        return self._text[closed[-1].end() :] if closed and tags[-1] is closed[-1] else ""
+        seen = self._scan()
+        if seen.hidden is None:
+            return self._text[seen.after :]
+        return "" if seen.within is None else self._text[seen.within :]
+
+
+class _Seen(NamedTuple):
+    start: int | None
+    """Where the shown section begins."""
+
+    hidden: str | None
+    """The hidden section that is open."""
+
+    after: int
+    """Where the last tag of a hidden section ends."""
+
+    within: int | None
+    """Where the last opening tag of the shown section in the open hidden one ends."""
+
+
+def _overlap(text: str, end: str) -> int:
+    """Return how many characters at the end of `text` begin `end`, which is longer than that."""
+    sizes = range(min(len(end) - 1, len(text)), 0, -1)
+    return next((size for size in sizes if text.endswith(end[:size])), 0)

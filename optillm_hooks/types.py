@@ -116,6 +116,11 @@ class TokenLogprob:
     top: tuple[tuple[str, float], ...] = ()
 
 
+def _holds_content(fields: Fields) -> bool:
+    """Return whether fields of an assistant's message are an answer without any text."""
+    return any(fields.get(name) for name in ("refusal", "audio", "images", "function_call"))
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What the user gets as one choice."""
@@ -135,7 +140,7 @@ class Answer:
     @property
     def empty(self) -> bool:
         """Whether there is nothing in it that a user could use."""
-        return not (self.text.strip() or self.tool_calls or self.fields.get("refusal"))
+        return not (self.text.strip() or self.tool_calls or _holds_content(self.fields))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +164,11 @@ class Delta:
     fields: Fields = field(default_factory=dict[str, Json])
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing in it that a user could use."""
+        return not (self.text.strip() or self.tool_calls or _holds_content(self.fields))
 
 
 class TextFilter(Protocol):

@@ -117,6 +117,33 @@ class AnsweringLLM(ScriptedLLM):
         return await super().complete(chat, sampling)
 
 
+class Pieces(ScriptedLLM):
+    """Streams `pieces`, as one call only, and answers other calls by the script."""
+
+    def __init__(
+        self, pieces: Sequence[Delta | Exception | Hang], replies: Sequence[Reply] = ()
+    ) -> None:
+        super().__init__(replies)
+        self._pieces = pieces
+        self.closed = False
+        """Whether the stream was opened and closed."""
+
+    async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
+        assert not self.closed, "a second stream is not in the script"
+        self.calls.append((chat, sampling))
+        try:
+            for piece in self._pieces:
+                if isinstance(piece, Exception):
+                    raise piece
+                if isinstance(piece, Hang):
+                    await asyncio.Event().wait()
+                else:
+                    yield piece
+        finally:
+            await asyncio.sleep(0)  # as closing a connection does
+            self.closed = True
+
+
 def context(
     *,
     limits: Limits | None = None,

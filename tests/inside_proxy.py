@@ -1,6 +1,6 @@
 """What runs inside a proxy under test: virtual keys without a database, and a ledger of spend.
 
-Named in its YAML as `tests.inside_proxy.authenticate` and `tests.inside_proxy.ledger`.
+Its YAML names `authenticate`, `ledger` and `spend_counters` of this module.
 """
 
 import json
@@ -10,19 +10,36 @@ from typing import Any
 
 from fastapi import HTTPException, Request
 from litellm.integrations.custom_logger import CustomLogger
+from litellm.proxy import proxy_server
 from litellm.proxy._types import LitellmUserRoles, UserAPIKeyAuth
+from litellm.proxy.auth.auth_checks import is_model_cost_zero, virtual_key_max_budget_check
+from litellm.proxy.hooks.proxy_track_cost_callback import ProxyDBLogger
 
 KEYS = json.loads(Path(os.environ["TEST_KEYS"]).read_text()) or {}
 
 
-async def authenticate(request: Request, api_key: str) -> UserAPIKeyAuth:  # noqa: ARG001
-    """Return what the table of keys grants to `api_key`; the master key may do everything."""
+async def authenticate(request: Request, api_key: str) -> UserAPIKeyAuth:
+    """Return what the table of keys grants to `api_key`; the master key may do everything.
+
+    LiteLLM reads a key's spent budget only where it reads keys from a database, unless it waives
+    all budget checks for a model whose price is zero: the same is done here.
+    """
     if api_key == os.environ["LITELLM_MASTER_KEY"]:
         return UserAPIKeyAuth(api_key=api_key, user_role=LitellmUserRoles.PROXY_ADMIN)
-    granted = KEYS.get(api_key)
-    if granted is None:
+    if api_key not in KEYS:
         raise HTTPException(401, "unknown key")
-    return UserAPIKeyAuth(api_key=api_key, **granted)
+    key = UserAPIKeyAuth(api_key=api_key, **KEYS[api_key])
+    charged = await proxy_server.get_current_spend(f"spend:key:{key.token}", fallback_spend=0.0)
+    _append("TEST_CHARGED", {"key": api_key, "charged": charged})
+    model = (await request.json()).get("model") if await request.body() else None
+    if not is_model_cost_zero(model, proxy_server.llm_router):
+        await virtual_key_max_budget_check(key, proxy_server.proxy_logging_obj)
+    return key
+
+
+def _append(file: str, entry: dict[str, Any]) -> None:
+    with Path(os.environ[file]).open("a") as lines:
+        lines.write(json.dumps(entry) + "\n")
 
 
 class Ledger(CustomLogger):  # type: ignore[misc]
@@ -69,8 +86,10 @@ class Ledger(CustomLogger):  # type: ignore[misc]
             "end_user": payload["end_user"],
             "error": payload["error_str"],
         }
-        with Path(os.environ["TEST_LEDGER"]).open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        _append("TEST_LEDGER", entry)
 
 
 ledger = Ledger()
+
+spend_counters = ProxyDBLogger(None)
+"""What LiteLLM registers where there is a database: it charges keys and settles reservations."""

@@ -34,6 +34,10 @@ PRICE: Final = Price(prompt=2e-6, completion=8e-6)
 
 Config = dict[str, Any]
 _LITELLM: Final = "import litellm; litellm.run_server()"
+_MARK: Final[Config] = {
+    "model_name": "mark",
+    "litellm_params": {"model": "openai/mark", "api_key": "none", "mock_response": "noted"},
+}
 _START_S: Final = 120.0
 _CHECK_S: Final = 0.05
 
@@ -146,6 +150,7 @@ class Proxy:
         self._keys = keys
         self._extra_env = dict(env or {})
         self._process: subprocess.Popen[bytes] | None = None
+        self.http = httpx.Client()
         self.port = free_port()
         self.master_key = f"sk-{secrets.token_hex(16)}"
 
@@ -175,6 +180,13 @@ class Proxy:
         lines = path.read_text().splitlines() if path.exists() else []
         return [Entry(**json.loads(line)) for line in lines]
 
+    def charged(self, key: str) -> float:
+        """Return the dollars on LiteLLM's counter for a virtual key, by which it holds budgets."""
+        self.http.get(f"{self.url}/v1/models", headers={"authorization": f"Bearer {key}"})
+        lines = (self._folder / "charged.jsonl").read_text().splitlines()
+        noted = [entry for line in lines if (entry := json.loads(line))["key"] == key]
+        return float(noted[-1]["charged"])
+
     @property
     def footprint(self) -> Footprint:
         return footprint(self.pid)
@@ -194,7 +206,7 @@ class Proxy:
     ) -> httpx.Response:
         """Send `body` as JSON, or as it is if it is bytes."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return httpx.post(
+        return self.http.post(
             f"{self.url}{path}",
             content=content,
             headers={
@@ -220,15 +232,13 @@ class Proxy:
                 continue
             raise AssertionError(f"the proxy ended with {code}:\n{self.log[-4000:]}")
 
-    def settle(self, model: str) -> None:
-        """Wait until LiteLLM has logged what it answered before now.
+    def settle(self) -> None:
+        """Wait until LiteLLM has logged what it answered before now; needs the ledger.
 
-        It logs in the order of the answers, so a plain call to `model` serves as the mark.
+        It logs in the order of the answers, so a call to a model of its own serves as the mark.
         """
-        answer = self.openai().chat.completions.with_raw_response.create(
-            model=model, messages=[{"role": "user", "content": "settle"}]
-        )
-        mark = answer.headers["x-litellm-call-id"]
+        body = {"model": _MARK["model_name"], "messages": [{"role": "user", "content": "mark"}]}
+        mark = self.post("/v1/chat/completions", body).headers["x-litellm-call-id"]
         self.wait_until(lambda proxy: any(entry.call_id == mark for entry in proxy.entries))
 
     def __enter__(self) -> Self:
@@ -263,6 +273,7 @@ class Proxy:
 
     def _end(self) -> None:
         assert self._process is not None
+        self.http.close()
         self._process.terminate()
         try:
             self._process.wait(15)
@@ -283,6 +294,7 @@ class Proxy:
             "NO_COLOR": "1",
             "BLOCKED_LOG": str(self._folder / "blocked.log"),
             "TEST_KEYS": str(self._folder / "keys.json"),
+            "TEST_CHARGED": str(self._folder / "charged.jsonl"),
             "TEST_LEDGER": str(self._folder / "ledger.jsonl"),
             **self._extra_env,
         }
@@ -291,20 +303,31 @@ class Proxy:
 def _with_inside(config: Config, *, custom_auth: bool, ledger: bool) -> Config:
     """Return `config` with our table of keys and with the ledger, as asked for."""
     settings = dict(config["litellm_settings"])
+    models = list(config["model_list"])
     if ledger:
+        models.append(_MARK)
         settings["callbacks"] = [*settings.get("callbacks", []), "tests.inside_proxy.ledger"]
     general = dict(config["general_settings"])
     if custom_auth:
+        settings["callbacks"] = [
+            *settings.get("callbacks", []),
+            "tests.inside_proxy.spend_counters",
+        ]
+        general["disable_spend_logs"] = True
         general["custom_auth"] = "tests.inside_proxy.authenticate"
         # Budgets and limits come with the first switch, the key's list of models with the second.
         general["custom_auth_run_common_checks"] = True
         settings["enable_post_custom_auth_checks"] = True
-    return config | {"litellm_settings": settings, "general_settings": general}
+    return config | {
+        "model_list": models,
+        "litellm_settings": settings,
+        "general_settings": general,
+    }
 
 
 def _is_ready(proxy: Proxy) -> bool:
     try:
-        return httpx.get(f"{proxy.url}/health/readiness", timeout=5).status_code == 200
+        return proxy.http.get(f"{proxy.url}/health/readiness", timeout=5).status_code == 200
     except httpx.TransportError:
         return False
 

@@ -44,3 +44,23 @@ def test_a_schema_cannot_reach_the_network_or_the_disk() -> None:
 def test_a_schema_cannot_keep_us_busy_by_its_patterns() -> None:
     slow: Json = {"type": "string", "pattern": "^(a+)+$"}
     assert fits('"' + "a" * 40 + '!"', schema(slow))
+
+
+def test_a_schema_cannot_keep_us_busy_by_its_references() -> None:
+    again: Json = {"$ref": "#/$defs/a"}
+    doubling: Json = {"type": "array", "items": {"anyOf": [again, again]}}
+    text = "[" * 40 + "1" + "]" * 40
+    assert fits(text, schema({"$defs": {"a": doubling}, "$ref": "#/$defs/a"}))
+
+
+@pytest.mark.parametrize(
+    ("text", "inner", "expected"),
+    [
+        pytest.param("[" * 100_000, {}, False, id="a reply nested too deep to read"),
+        pytest.param("[]", {"$schema": []}, True, id="a schema's version that is no text"),
+        pytest.param("1e400", {"multipleOf": 0.1}, True, id="a number beyond what can be checked"),
+        pytest.param("[" * 900 + "]" * 900, {"items": {"$ref": "#"}}, True, id="deep references"),
+    ],
+)
+def test_nothing_in_schema_or_reply_is_an_error(text: str, inner: Json, expected: bool) -> None:
+    assert fits(text, schema(inner)) is expected

@@ -64,7 +64,7 @@ def test_virtual_keys_are_held_to_their_rights(
 def test_a_spent_budget_is_refused(proxy: Proxy, upstream: Upstream) -> None:
     upstream.play(Script())
     assert ask(proxy, key="sk-poor") == 200
-    proxy.settle("base")
+    proxy.settle()
     refused = proxy.post("/v1/chat/completions", {"model": "base", "messages": HI}, key="sk-poor")
     assert (refused.status_code, refused.json()["error"]["type"]) == (422, "budget_exceeded")
 
@@ -78,7 +78,7 @@ def test_the_ledger_has_what_the_upstream_bills(
     for _ in range(3):
         assert ask(proxy, key="sk-all", stream=stream) == 200
     bill = upstream.bill
-    proxy.settle("base")
+    proxy.settle()
     mine = [entry for entry in proxy.entries[before:] if entry.key_alias == "all"]
     assert [entry.status for entry in mine] == ["success"] * 3
     assert sum(entry.prompt_tokens for entry in mine) == bill.prompt_tokens

@@ -9,7 +9,7 @@ from litellm.proxy._types import UserAPIKeyAuth
 
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway.caller import check_access, is_within_budget
-from optillm_hooks.gateway.convert import read_chat
+from optillm_hooks.gateway.convert import read_chat, read_sampling
 from optillm_hooks.gateway.failures import to_proxy
 from optillm_hooks.gateway.naming import PROVIDER
 from optillm_hooks.gateway.prepared import Prepared, Route, current
@@ -119,6 +119,7 @@ def _fields_lost(data: Mapping[str, Any], route: Route) -> Fields:
 def _check_request(data: Mapping[str, Any], route: Route, max_choices: int) -> None:
     if route == "chat":
         read_chat(data.get("messages"))
+        read_sampling(data)
     n = data.get("n")
     if n is not None and (type(n) is not int or not 1 <= n <= max_choices):
         raise RequestRejected(f"n must be a whole number from 1 to {max_choices}", param="n")

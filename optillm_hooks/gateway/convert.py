@@ -1,8 +1,8 @@
 """OpenAI and LiteLLM objects to our types and back. The only module that sees both."""
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, cast, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast, get_args
 
 from litellm.types.utils import (
     ChatCompletionDeltaToolCall,
@@ -56,6 +56,29 @@ _REQUEST_OWN = frozenset(
 """Request fields with a place of their own, or that say where a call goes: the router decides."""
 
 
+class _Check(NamedTuple):
+    allows: Callable[[Any], bool]
+    wanted: str
+
+
+_NUMBER = _Check(lambda value: type(value) in (int, float), "a number")
+_COUNT = _Check(lambda value: type(value) is int and value >= 1, "a whole number from 1 on")
+_SAMPLING_CHECKS: Mapping[str, _Check] = {
+    "temperature": _NUMBER,
+    "top_p": _NUMBER,
+    "max_tokens": _COUNT,
+    "max_completion_tokens": _COUNT,
+    "seed": _Check(lambda value: type(value) is int, "a whole number"),
+    "stop": _Check(
+        lambda value: (
+            isinstance(value, str)
+            or (isinstance(value, list | tuple) and all(isinstance(stop, str) for stop in value))
+        ),
+        "a text or a list of texts",
+    ),
+}
+
+
 def read_chat(messages: object) -> Chat:
     """Return OpenAI's `messages` as a conversation.
 
@@ -72,7 +95,7 @@ def _read_message(message: object, number: int) -> Message:
     if not isinstance(message, Mapping):
         raise RequestRejected(f"{where} must be an object", param=where)
     role, content = message.get("role"), message.get("content")
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise RequestRejected(
             f"{where}.role must be one of {', '.join(sorted(_ROLES))}", param=f"{where}.role"
         )
@@ -101,7 +124,14 @@ def write_chat(chat: Chat) -> list[dict[str, Any]]:
 
 
 def read_sampling(params: Mapping[str, Any]) -> Sampling:
-    """Return the fields of a request that say how replies are sampled, unknown ones included."""
+    """Return the fields of a request that say how replies are sampled, unknown ones included.
+
+    Raises:
+        RequestRejected: a field that we work with ourselves is of the wrong type.
+    """
+    for name, check in _SAMPLING_CHECKS.items():
+        if params.get(name) is not None and not check.allows(params[name]):
+            raise RequestRejected(f"{name} must be {check.wanted}", param=name)
     stop = params.get("stop")
     longest = params.get("max_completion_tokens")
     return Sampling(

@@ -1,6 +1,5 @@
 """The provider: runs the plan that the hook prepared, or that the deployment's name spells."""
 
-import asyncio
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
@@ -9,6 +8,7 @@ from typing import Any
 
 import httpx
 from litellm import Router
+from litellm.litellm_core_utils.asyncify import run_async_function
 from litellm.llms.custom_llm import CustomLLM
 from litellm.types.utils import ModelResponse, ModelResponseStream
 
@@ -80,7 +80,8 @@ class Provider(CustomLLM):
 
     def completion(self, *_: Any, **call: Any) -> ModelResponse:
         """Return what `acompletion` does, for the SDK's synchronous function."""
-        return asyncio.run(self.acompletion(**call))
+        response: ModelResponse = run_async_function(self.acompletion, **call)
+        return response
 
     def _request(self, model: str, call: Mapping[str, Any]) -> tuple[Prepared, Request, Models]:
         litellm_params = call.get("litellm_params") or {}

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import httpx
 import litellm
 import openai
+from fastapi import HTTPException
+from litellm.exceptions import BlockedPiiEntityError, GuardrailRaisedException
 from litellm.proxy._types import ProxyException
 from litellm.types.router import RouterRateLimitError, RouterRateLimitErrorBasic
 
@@ -15,7 +17,22 @@ from optillm_hooks.gateway.naming import PROVIDER
 
 _MOST_CHARS = 500
 _PREFIX = re.compile(r"^((litellm\.)?\w+(Error|Timeout): )+")
-_SECRET = re.compile(r"\b(sk-|Bearer\s+)\S{4,}")
+_SECRET = re.compile(
+    r"\b(?:sk-|gsk_|hf_|xai-|pplx-|nvapi-|AIza|(?:api_?)?key=|Bearer\s+)[^\s&'\"]{4,}",
+    re.IGNORECASE,
+)
+"""How keys begin at the providers that show them in their errors; addresses and headers too."""
+
+_FAILURES = (
+    openai.OpenAIError,
+    httpx.HTTPError,  # a stream that breaks off
+    litellm.BudgetExceededError,
+    BlockedPiiEntityError,
+    GuardrailRaisedException,
+    HTTPException,
+    ProxyException,
+    ValueError,  # a reply that cannot be read; the router's refusals are of this kind too
+)
 _TYPES = {
     400: litellm.BadRequestError,
     401: litellm.AuthenticationError,
@@ -37,7 +54,7 @@ def as_sample_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (openai.APIError, litellm.BudgetExceededError, ProxyException, ValueError) as exc:
+    except _FAILURES as exc:
         status = _status(exc)
         raise ProviderFailed(_message(exc), status=status, retry_after=_retry_after(exc)) from exc
 
@@ -57,7 +74,7 @@ def _status(exc: Exception) -> int:
 
 
 def _message(exc: Exception) -> str:
-    text = _PREFIX.sub("", str(getattr(exc, "message", "") or exc)).split("\n", 1)[0]
+    text = _PREFIX.sub("", str(getattr(exc, "message", "") or exc)).strip().split("\n", 1)[0]
     text = text.split(". Received Model Group=", 1)[0]
     return _SECRET.sub("[key]", text)[:_MOST_CHARS]
 
@@ -66,10 +83,12 @@ def _retry_after(exc: Exception) -> str | None:
     response = getattr(exc, "response", None)
     for headers in (
         getattr(exc, "litellm_response_headers", None),
+        getattr(exc, "headers", None),
         getattr(response, "headers", None),
     ):
-        if headers is not None and "retry-after" in headers:
-            return str(headers["retry-after"])
+        found = httpx.Headers(headers).get("retry-after")
+        if found is not None:
+            return str(found)
     return None
 
 

@@ -6,9 +6,13 @@ from typing import NamedTuple
 
 from optillm_hooks.types import Json
 
-_TAG = re.compile(r"<optillm_approach>(.*?)</optillm_approach>\s?", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"<optillm_approach>([^<]*)</optillm_approach>\s?", re.IGNORECASE | re.ASCII)
+"""No `<` inside, which no expression needs, so that unclosed tags are passed over in one go."""
+
 _OPENING = "<optillm_approach>"
 _MOST_TAG_CHARS = 4096
+_MOST_DEPTH = 4
+"""Levels of lists and objects between a field and its texts: turns, turn, parts, part."""
 
 
 class Tagged(NamedTuple):
@@ -43,13 +47,13 @@ def read_tags(request: Mapping[str, Json]) -> Tagged:
     return Tagged(found.get("user") or found.get("system"), changed)
 
 
-def _may_hold_tag(value: Json) -> bool:
+def _may_hold_tag(value: Json, depth: int = _MOST_DEPTH) -> bool:
     if isinstance(value, str):
         return _OPENING in value.lower() if len(value) < _MOST_TAG_CHARS else _OPENING in value
-    if isinstance(value, list):
-        return any(_may_hold_tag(item) for item in value)
-    if isinstance(value, dict):
-        return _may_hold_tag(value.get("content")) or _may_hold_tag(value.get("text"))
+    if depth and isinstance(value, list):
+        return any(_may_hold_tag(item, depth - 1) for item in value)
+    if depth and isinstance(value, dict):
+        return any(_may_hold_tag(value.get(name), depth - 1) for name in ("content", "text"))
     return False
 
 
@@ -75,12 +79,16 @@ def _clean_turns(turns: list[Json], found: dict[str, str]) -> Json:
 
 
 def _clean(value: Json, role: str, found: dict[str, str]) -> Json:
-    if isinstance(value, str):
-        for tag in _TAG.finditer(value):
-            found.setdefault(role, tag[1].strip())
-        return _TAG.sub("", value)
     if isinstance(value, list):
-        return [_clean(part, role, found) for part in value]
-    if isinstance(value, dict) and isinstance(value.get("text"), str):
-        return {**value, "text": _clean(value["text"], role, found)}
-    return value
+        return [_clean_part(part, role, found) for part in value]
+    return _clean_part(value, role, found)
+
+
+def _clean_part(part: Json, role: str, found: dict[str, str]) -> Json:
+    if isinstance(part, str):
+        for tag in _TAG.finditer(part):
+            found.setdefault(role, tag[1].strip())
+        return _TAG.sub("", part)
+    if isinstance(part, dict) and isinstance(part.get("text"), str):
+        return {**part, "text": _clean_part(part["text"], role, found)}
+    return part

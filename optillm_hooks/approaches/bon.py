@@ -1,0 +1,82 @@
+"""Best of n: sample several answers, have each rated, return the one rated highest.
+
+Source: Cobbe et al. 2021, "Training Verifiers to Solve Math Word Problems", arXiv:2110.14168,
+section 4.2 (sample, score, take the best); Zheng et al. 2023, "Judging LLM-as-a-Judge with MT-Bench
+and Chatbot Arena", arXiv:2306.05685, section 3.1 (single-answer grading by a model). Deviation: the
+verifier is a model that is asked for a rating, not one trained to give it.
+Cost: `n` calls for the answers, then `ratings` for each different one; all of a kind run at once.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from pydantic import Field
+
+from optillm_hooks.context import Context
+from optillm_hooks.fanout import sample_many
+from optillm_hooks.judging import rate_all
+from optillm_hooks.llm import LLM
+from optillm_hooks.prompts import question
+from optillm_hooks.registry import Cost, Params, approach
+from optillm_hooks.types import Answer, Chat, Sampling
+from optillm_hooks.voting import contenders, elect, json_is_asked
+
+SAMPLING_SHARE = 0.6
+"""Part of the time left after which missing candidates are no longer waited for."""
+
+
+class BonParams(Params):
+    n: int = Field(default=3, ge=1, le=64, description="Candidates to sample.")
+    temperature: float = Field(
+        default=1.0, gt=0, le=2, description="Candidates must differ, so 0 is not allowed."
+    )
+    ratings: int = Field(
+        default=1, ge=1, le=16, description="Ratings asked for each candidate; their mean counts."
+    )
+    judge: str | None = Field(
+        default=None, description="Model group that rates; the base model if there is none."
+    )
+
+    body_fields: ClassVar[Mapping[str, str]] = {"best_of_n": "n"}
+    model_fields_named: ClassVar[tuple[str, ...]] = ("judge",)
+
+
+def _cost(params: BonParams) -> Cost:
+    if params.n == 1:
+        return Cost(calls=1, depth=1)
+    return Cost(calls=params.n * (1 + params.ratings), depth=2)
+
+
+@approach("bon", BonParams, cost=_cost)
+async def bon(chat: Chat, llm: LLM, params: BonParams, ctx: Context) -> Answer:
+    """Return the candidate with the highest rating; ties go to the earlier call.
+
+    Equal texts are rated once, and a single one not at all. Candidates that were cut off compete
+    only if none finished. Where candidates call tools, the first that does is returned as it is. A
+    rating that cannot be read, even when asked for again, is none; with no rating at all, the
+    candidates vote by their final answers, and with none of these the first is returned.
+
+    Raises:
+        SamplesFailed: no candidate finished within the request's deadline and budget.
+    """
+    sampling = Sampling(temperature=params.temperature)
+    until = ctx.within(SAMPLING_SHARE) if params.n > 1 else None
+    sampled = await sample_many(llm, chat, sampling, n=params.n, until=until)
+    candidates = contenders(sampled)
+    texts = [candidate.text.strip() for candidate in candidates]
+    different = list(dict.fromkeys(texts))
+    if candidates[0].tool_calls or len(different) == 1:
+        return candidates[0]
+    ctx.progress(f"rating {len(different)} candidates")
+    judge = llm if params.judge is None else ctx.llm(params.judge)
+    ratings = await rate_all(different, chat, judge, ctx, repeats=params.ratings)
+    ctx.trace.note("ratings", asked=params.n, finished=len(sampled), ratings=ratings)
+    rated = {
+        text: rating for text, rating in zip(different, ratings, strict=True) if rating is not None
+    }
+    if not rated:
+        tally = elect(candidates, question=question(chat), as_json=json_is_asked(ctx.client))
+        ctx.trace.note("vote", votes=list(tally.votes.values()))
+        return candidates[tally.winner]
+    best = max(rated, key=rated.__getitem__)
+    return candidates[texts.index(best)]

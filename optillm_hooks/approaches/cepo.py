@@ -1,0 +1,465 @@
+"""CePO: the best of several answers, each made from plans that were carried out and compared.
+
+Source: Cerebras 2024, "CePO: Empowering Llama with Reasoning using Test-Time Compute",
+cerebras.ai/blog/cepo (no paper). Each candidate writes plans with a confidence per step, carries
+each out in the same conversation, compares the solutions for inconsistencies, and answers the
+question from what is left; a judge or a vote picks one candidate. Deviations: every stage keeps
+the user's system message and the turns before; solutions are shown as data; only as many plans are
+made as are missing, `planning_m` at most; no prompt holds a model family's switches; lengths are
+open by default. Instead of printing, the stages tell the client's progress and the trace.
+Cost: per candidate `2 * planning_n + 2` calls, 4 deep; then one judge call per candidate
+(absolute), one per ordered pair (pairwise) or none (majority), all at once. 27 calls, 5 deep.
+"""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from importlib.resources import files
+from itertools import combinations
+from random import Random
+from typing import Any, ClassVar, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from optillm_hooks.answers import read_json, without_reasoning
+from optillm_hooks.context import Context
+from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, ProviderFailed, SampleError
+from optillm_hooks.fanout import finished, outcomes
+from optillm_hooks.judging import Chosen, choose, rate_all
+from optillm_hooks.llm import LLM
+from optillm_hooks.prompts import (
+    ask,
+    data_notice,
+    edit_question,
+    enclose,
+    fence,
+    follow_up,
+    question,
+)
+from optillm_hooks.registry import Cost, Params, approach
+from optillm_hooks.types import Answer, Chat, Completion, Json, Sampling
+from optillm_hooks.voting import contenders, elect, json_is_asked
+
+PLAN = """\
+Do not solve this yet. Write a short plan: numbered steps that lead to the answer, without working \
+out the answer itself. After each step say how sure you are (high, medium or low) that the step is \
+right and that you can carry it out."""
+
+EXECUTE = """\
+Now carry out the plan, step by step, to the end. Take special care with the steps you were less \
+sure of, and where the plan turns out to be wrong, correct it and go on."""
+
+SOLVE = "Solve this step by step, to the end."
+
+DIVERSIFY = """\
+Do not solve this. Name {count} ways to approach it that differ in kind, not in detail. Reply with \
+a JSON array of {count} strings, each one or two sentences on one approach."""
+
+REVIEW = """\
+Above are {count} attempts, made independently; any of them may be wrong. Compare them step by \
+step. Where they disagree, find out which is right, if any, by working it out anew. Then write one \
+final step-by-step solution that you stand behind. Do not refer to the attempts."""
+
+FINAL = """\
+Above is a worked solution. Answer the original request from it, in the form the request asks \
+for. Do not mention the solution."""
+
+RatingType = Literal["absolute", "pairwise", "majority"]
+Preset = Literal["default", "gptoss", "qwen3"]
+
+_HOPELESS = frozenset({401, 402, 403, 404})
+_EFFORTS = ("high", "medium", "low")
+
+
+@cache
+def preset(name: str) -> Mapping[str, Any]:
+    """Return the parameters of a preset, or nothing if there is none of that name."""
+    file = files("optillm_hooks.approaches") / "presets" / "cepo" / f"{name}.yaml"
+    if not name.isidentifier() or not file.is_file():
+        return {}
+    values: Mapping[str, Any] = yaml.safe_load(file.read_text())
+    return values
+
+
+def _temperature(default: float, of: str) -> Any:
+    return Field(default=default, ge=0, le=2, description=f"Temperature of {of}.")
+
+
+def _length(of: str, zero: str | None = None) -> Any:
+    skip = f" 0 leaves it out: {zero}." if zero else ""
+    least = 0 if zero else 1
+    return Field(default=None, ge=least, description=f"Most tokens of {of}; unset: open.{skip}")
+
+
+class CepoParams(Params):
+    """A parameter that is not given has the value of the preset."""
+
+    model_fields_named: ClassVar[tuple[str, ...]] = ("rating_model",)
+
+    preset: Preset = Field(default="default", description="Set of values for the others.")
+    bestofn_n: int = Field(default=3, ge=1, le=16, description="Candidates.")
+    bestofn_temperature: float = _temperature(0.1, "the judge")
+    bestofn_max_tokens: int | None = _length("a judgement")
+    bestofn_rating_type: RatingType = Field(
+        default="absolute",
+        description="How a candidate is picked: a rating of each, a comparison of each ordered "
+        "pair, or the most frequent final answer.",
+    )
+    planning_n: int = Field(default=3, ge=1, le=16, description="Solutions that are compared.")
+    planning_m: int = Field(
+        default=6, ge=1, le=32, description="Most attempts to get them; not below planning_n."
+    )
+    planning_temperature_step1: float = _temperature(0.55, "plans")
+    planning_temperature_step2: float = _temperature(0.25, "carrying out a plan")
+    planning_temperature_direct_resp: float = _temperature(0.1, "an answer without any plan")
+    planning_temperature_step3: float = _temperature(0.1, "the comparison")
+    planning_temperature_step4: float = _temperature(0.0, "the candidate's answer")
+    planning_max_tokens_step1: int | None = _length("a plan", "solutions without a plan")
+    planning_max_tokens_step2: int | None = _length("carrying out a plan")
+    planning_max_tokens_direct_resp: int | None = _length("an answer without any plan")
+    planning_max_tokens_step3: int | None = _length("the comparison")
+    planning_max_tokens_step4: int | None = _length(
+        "the candidate's answer", "the comparison's solution is the answer"
+    )
+    use_plan_diversity: bool = Field(
+        default=False, description="Give each candidate an approach of its own to follow."
+    )
+    rating_model: str | None = Field(
+        default=None, description="Model group that judges; unset: the base model."
+    )
+    use_reasoning: bool = Field(
+        default=True,
+        description="Ask for high reasoning effort where the model takes it and the client does "
+        "not say otherwise.",
+    )
+    use_reasoning_fallback: bool = Field(
+        default=False, description="Ask again with less effort where a reply fails or is cut off."
+    )
+    num_of_retries: int = Field(
+        default=0, ge=0, le=5, description="Times a call is repeated that the provider fails."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {**preset(str(given.get("preset", "default"))), **given}
+
+    @model_validator(mode="after")
+    def _enough_attempts(self) -> "CepoParams":
+        if self.planning_m < self.planning_n:
+            raise ValueError(
+                f"planning_m must be at least planning_n, got {self.planning_m} and "
+                f"{self.planning_n}"
+            )
+        return self
+
+
+def _cost(params: CepoParams) -> Cost:
+    plans = params.planning_max_tokens_step1 != 0
+    answers = params.planning_max_tokens_step4 != 0
+    n = params.bestofn_n
+    judged = {"absolute": n, "pairwise": n * (n - 1), "majority": 0}[params.bestofn_rating_type]
+    judged = judged if n > 1 else 0
+    candidate = params.planning_n * (1 + plans) + 1 + answers
+    diverse = params.use_plan_diversity
+    return Cost(
+        calls=diverse + n * candidate + judged,
+        depth=diverse + 2 + plans + answers + (judged > 0),
+    )
+
+
+class CutOff(SampleError):
+    """A reply ended because it had no tokens left."""
+
+    status = 502
+    code = "truncated"
+
+    def __init__(self, reply: Completion) -> None:
+        super().__init__("the reply was cut off")
+        self.reply = reply
+
+
+@approach("cepo", CepoParams, cost=_cost)
+async def cepo(chat: Chat, llm: LLM, params: CepoParams, ctx: Context) -> Answer:
+    """Return the candidate that the judge or the vote prefers; ties go to the earlier one.
+
+    Whole candidates come before truncated ones. A candidate that calls tools is returned as it is
+    (the first one). Within a candidate, attempts that fail or are cut off are made again up to
+    `planning_m` in all; without any, it answers directly; without a comparison its first solution
+    stands, and without a last call the comparison's. A candidate that fails or is not judged is
+    left out; if none is judged, the candidates vote.
+
+    Raises:
+        SamplesFailed: no candidate came to anything.
+    """
+    models = _Models(llm, params, ctx)
+    approaches = await _approaches(chat, models) if params.use_plan_diversity else []
+    ctx.progress(f"working out {params.bestofn_n} candidates")
+    makers = [
+        _Candidate(chat, models, number, ctx.child(number).rng, approaches[number : number + 1])
+        for number in range(params.bestofn_n)
+    ]
+    candidates = await finished([maker.answer for maker in makers], until=ctx.within(0.8))
+    calling = [candidate for candidate in candidates if candidate.tool_calls]
+    if calling:
+        return calling[0]
+    candidates = contenders(candidates)
+    ctx.offer(candidates[0])
+    if len(candidates) == 1:
+        return candidates[0]
+    ctx.progress("picking the best candidate")
+    return await _best(candidates, chat, models)
+
+
+@dataclass(frozen=True, slots=True)
+class _Models:
+    """The request's models, with retries and reasoning effort as the parameters say."""
+
+    llm: LLM
+    params: CepoParams
+    ctx: Context
+
+    @property
+    def judge(self) -> LLM:
+        named = self.params.rating_model
+        return self.llm if named is None else self.ctx.llm(named)
+
+    async def generate(
+        self, chat: Chat, sampling: Sampling, *, falls_back: bool = False
+    ) -> Completion:
+        """Return a whole reply, after retries, and with less effort if that may be.
+
+        Raises:
+            CutOff: the reply was cut off, at the least effort too.
+            SampleError: the last try failed.
+        """
+        error: SampleError | None = None
+        for fields in self._fields(falls_back):
+            for _ in range(self.params.num_of_retries + 1):
+                try:
+                    reply = await self.llm.complete(chat, replace(sampling, fields=fields))
+                except ProviderFailed as exc:
+                    if _is_hopeless(exc):
+                        raise
+                    error = exc
+                    continue
+                if not reply.truncated:
+                    return reply
+                error = CutOff(reply)
+                break
+        assert error is not None  # noqa: S101 (a turn of the loops returns or sets it)
+        raise error
+
+    def _fields(self, falls_back: bool) -> list[dict[str, Json]]:
+        """Return the fields of a call, and of those that repeat it with less effort."""
+        if (
+            not self.params.use_reasoning
+            or "reasoning_effort" in self.ctx.client.fields
+            or not self.llm.supports("reasoning_effort")
+        ):
+            return [{}]
+        efforts = _EFFORTS if falls_back or self.params.use_reasoning_fallback else _EFFORTS[:1]
+        return [{"reasoning_effort": effort} for effort in efforts]
+
+
+async def _approaches(chat: Chat, models: _Models) -> list[str]:
+    """Return up to one approach per candidate; none if the model names none in two tries."""
+    count = models.params.bestofn_n
+    for number in range(2):
+        sampling = Sampling(
+            temperature=models.params.planning_temperature_step1, purpose="draft", sample=number
+        )
+        try:
+            reply = await models.generate(ask(chat, DIVERSIFY.format(count=count)), sampling)
+        except SampleError:
+            continue
+        named = read_json(reply.text)
+        values = named.values() if isinstance(named, dict) else named or []
+        if texts := [text for text in values if isinstance(text, str) and text.strip()]:
+            models.ctx.trace.note("approaches", named=len(texts))
+            return texts[:count]
+    models.ctx.trace.note("approaches", named=0)
+    return []
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """The stages of one candidate."""
+
+    chat: Chat
+    models: _Models
+    number: int
+    rng: Random
+    approach: Sequence[str]
+    """The one to follow, if there is one."""
+
+    async def answer(self) -> Completion:
+        """Return one answer, by way of plans, their execution and a comparison."""
+        params = self.models.params
+        solutions = await self._solutions()
+        if not solutions:
+            return await self._direct()
+        if solutions[0].tool_calls:
+            return solutions[0]
+        solution = await self._compared(solutions)
+        if params.planning_max_tokens_step4 == 0 or solution.tool_calls:
+            return solution
+        sampling = Sampling(
+            temperature=params.planning_temperature_step4,
+            max_tokens=params.planning_max_tokens_step4,
+            sample=self.number,
+        )
+        try:
+            return await self.models.generate(self._shown([solution], FINAL), sampling)
+        except SampleError:
+            return solution
+
+    async def _solutions(self) -> list[Completion]:
+        """Return up to `planning_n` whole solutions; one that calls tools stands alone."""
+        params, ctx = self.models.params, self.models.ctx
+        asked = self._asked()
+        found: list[Completion] = []
+        made = 0
+        while len(found) < params.planning_n and made < params.planning_m:
+            count = min(params.planning_n - len(found), params.planning_m - made)
+            first = self.number * params.planning_m + made
+            ended = await outcomes(
+                [partial(self._attempt, asked, first + k) for k in range(count)],
+                until=ctx.within(0.6),
+            )
+            made += count
+            found += [outcome for outcome in ended if not isinstance(outcome, SampleError)]
+            if calling := [solution for solution in found if solution.tool_calls]:
+                return calling[:1]
+            if any(isinstance(outcome, SampleError) and _is_hopeless(outcome) for outcome in ended):
+                break
+        ctx.trace.note("solutions", candidate=self.number, attempts=made, finished=len(found))
+        return found
+
+    def _asked(self) -> Chat:
+        """Return the conversation with its question stated twice, and the approach to follow."""
+        chat = edit_question(
+            self.chat, lambda text: f"{text}\n\nOnce more, to be read with care:\n{text}"
+        )
+        if not self.approach:
+            return chat
+        mark = fence(self.rng)
+        shown = enclose(self.approach, "approach", mark)
+        return ask(chat, f"Follow this approach. {data_notice('approach', mark)}\n\n{shown}")
+
+    async def _attempt(self, asked: Chat, sample: int) -> Completion:
+        """Return a solution by a plan of its own, or without one if plans are left out."""
+        params = self.models.params
+        executing = Sampling(
+            temperature=params.planning_temperature_step2,
+            max_tokens=params.planning_max_tokens_step2,
+            purpose="draft",
+            sample=sample,
+        )
+        if params.planning_max_tokens_step1 == 0:
+            return await self.models.generate(ask(asked, SOLVE), executing)
+        planning = replace(
+            executing,
+            temperature=params.planning_temperature_step1,
+            top_p=1.0,
+            max_tokens=params.planning_max_tokens_step1,
+        )
+        plan = await self.models.generate(ask(asked, PLAN), planning)
+        if plan.tool_calls:
+            return plan
+        planned = follow_up(ask(asked, PLAN), without_reasoning(plan.text), EXECUTE)
+        return await self.models.generate(planned, executing)
+
+    async def _compared(self, solutions: Sequence[Completion]) -> Completion:
+        """Return the solution that a comparison of `solutions` comes to, or the first of them."""
+        params = self.models.params
+        sampling = Sampling(
+            temperature=params.planning_temperature_step3,
+            max_tokens=params.planning_max_tokens_step3,
+            purpose="answer" if params.planning_max_tokens_step4 == 0 else "draft",
+            sample=self.number,
+        )
+        try:
+            return await self.models.generate(self._shown(solutions, REVIEW), sampling)
+        except SampleError:
+            return solutions[0]
+
+    async def _direct(self) -> Completion:
+        """Return an answer without any plan, with less effort if that is what it takes."""
+        params = self.models.params
+        sampling = Sampling(
+            temperature=params.planning_temperature_direct_resp,
+            top_p=0.95,
+            max_tokens=params.planning_max_tokens_direct_resp,
+            sample=self.number,
+        )
+        try:
+            return await self.models.generate(self.chat, sampling, falls_back=True)
+        except CutOff as exc:
+            return exc.reply
+
+    def _shown(self, solutions: Sequence[Completion], request: str) -> Chat:
+        """Return the conversation with `solutions` as data, in random order, and `request`."""
+        mark = fence(self.rng)
+        texts = [without_reasoning(solution.text) for solution in solutions]
+        self.rng.shuffle(texts)
+        shown = f"{data_notice('solution', mark)}\n\n{enclose(texts, 'solution', mark)}"
+        return ask(self.chat, f"{shown}\n\n{request.format(count=len(texts))}")
+
+
+def _is_hopeless(error: SampleError) -> bool:
+    """Return whether another call would fail in the same way."""
+    return isinstance(error, BudgetExceeded | DeadlineExceeded) or error.status in _HOPELESS
+
+
+async def _best(candidates: Sequence[Completion], chat: Chat, models: _Models) -> Completion:
+    """Return the candidate that is rated best; if none is rated, the one voted for."""
+    params, ctx = models.params, models.ctx
+    sampling = Sampling(
+        temperature=params.bestofn_temperature,
+        max_tokens=params.bestofn_max_tokens,
+        purpose="judge",
+    )
+    texts = [without_reasoning(candidate.text) for candidate in candidates]
+    scores: list[float | None] = [None] * len(texts)
+    if params.bestofn_rating_type == "absolute":
+        scores = await rate_all(
+            texts, chat, models.judge, ctx, low=0.0, high=1.0, sampling=sampling
+        )
+    elif params.bestofn_rating_type == "pairwise":
+        scores = await _wins(texts, chat, models, sampling)
+    known = [score for score in scores if score is not None]
+    if known:
+        best = scores.index(max(known))
+    else:
+        as_json = json_is_asked(ctx.client)
+        best = elect(candidates, question=question(chat), as_json=as_json).winner
+    ctx.trace.note(
+        "best",
+        by=params.bestofn_rating_type if known else "majority",
+        candidates=len(texts),
+        scores=scores,
+        winner=best,
+    )
+    return candidates[best]
+
+
+async def _wins(
+    texts: Sequence[str], chat: Chat, models: _Models, sampling: Sampling
+) -> list[float | None]:
+    """Return how many comparisons each candidate won, of every pair in both orders."""
+    pairs = list(combinations(range(len(texts)), 2))
+
+    def compare(pair: tuple[int, int]) -> Callable[[], Awaitable[Chosen]]:
+        both = [texts[at] for at in pair]
+        return lambda: choose(both, chat, models.judge, models.ctx, orders=2, sampling=sampling)
+
+    verdicts = await finished([compare(pair) for pair in pairs], at_least=len(pairs))
+    wins = Counter[int]()
+    for pair, verdict in zip(pairs, verdicts, strict=True):
+        wins.update(dict(zip(pair, verdict.votes, strict=True)))
+    return [float(wins[at]) for at in range(len(texts))] if wins.total() else [None] * len(texts)

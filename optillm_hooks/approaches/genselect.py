@@ -1,0 +1,107 @@
+"""GenSelect: sample several solutions, have a model compare them side by side, return the winner.
+
+Source: Moshkov et al. 2025, "AIMO-2 Winning Solution", arXiv:2504.16891 (a model selects among
+solutions); Toshniwal et al. 2025, "GenSelect: A Generative Approach to Best-of-N", arXiv:2507.17797
+(knock-out rounds). Deviations: the selector is a model as it is, not one trained to select; it sees
+the solutions in full, not summaries; and each comparison is made in an order and in its reverse,
+because models prefer places.
+Cost: `n` calls for the solutions, then rounds of `orders` calls for each group; the calls of a
+round run at once. Up to `group_size` solutions need one round.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import ClassVar
+
+from pydantic import Field
+
+from optillm_hooks.context import Context
+from optillm_hooks.fanout import finished, sample_many
+from optillm_hooks.judging import Chosen, choose
+from optillm_hooks.llm import LLM
+from optillm_hooks.prompts import question
+from optillm_hooks.registry import Cost, Params, approach
+from optillm_hooks.types import Answer, Chat, Sampling
+from optillm_hooks.voting import contenders, elect, json_is_asked
+
+SAMPLING_SHARE = 0.6
+"""Part of the time left after which missing solutions are no longer waited for."""
+
+
+class GenselectParams(Params):
+    n: int = Field(default=4, ge=2, le=64, description="Solutions to sample.")
+    temperature: float = Field(
+        default=0.7, gt=0, le=2, description="Solutions must differ, so 0 is not allowed."
+    )
+    group_size: int = Field(
+        default=8, ge=2, le=16, description="Most solutions that are compared in one call."
+    )
+    orders: int = Field(
+        default=2, ge=1, le=8, description="Orders in which a group is shown, one call for each."
+    )
+    judge: str | None = Field(
+        default=None, description="Model group that compares; the base model if there is none."
+    )
+
+    body_fields: ClassVar[Mapping[str, str]] = {"num_candidates": "n"}
+    model_fields_named: ClassVar[tuple[str, ...]] = ("judge",)
+
+
+def _cost(params: GenselectParams) -> Cost:
+    calls, depth, left = params.n, 1, params.n
+    while left > 1:
+        groups = _groups(range(left), params.group_size)
+        calls += params.orders * sum(len(group) > 1 for group in groups)
+        depth, left = depth + 1, len(groups)
+    return Cost(calls=calls, depth=depth)
+
+
+@approach("genselect", GenselectParams, cost=_cost)
+async def genselect(chat: Chat, llm: LLM, params: GenselectParams, ctx: Context) -> Answer:
+    """Return the solution that wins the last round.
+
+    In a group, the solution chosen most often wins; ties, and groups without a readable verdict, go
+    to the earlier call. Equal texts compete once. Solutions that were cut off compete only if none
+    finished. Where they call tools, the first that does is returned as it is. If no verdict at all
+    can be read, the solutions vote by their final answers.
+
+    Raises:
+        SamplesFailed: no solution finished within the request's deadline and budget.
+    """
+    sampling = Sampling(temperature=params.temperature)
+    sampled = await sample_many(llm, chat, sampling, n=params.n, until=ctx.within(SAMPLING_SHARE))
+    solutions = contenders(sampled)
+    if solutions[0].tool_calls:
+        return solutions[0]
+    judge = llm if params.judge is None else ctx.llm(params.judge)
+    texts = [solution.text.strip() for solution in solutions]
+    left = sorted({text: at for at, text in reversed(list(enumerate(texts)))}.values())
+
+    def comparing(group: Sequence[int]) -> Callable[[], Awaitable[Chosen]]:
+        shown = [texts[at] for at in group]
+        return lambda: choose(shown, chat, judge, ctx, orders=params.orders)
+
+    verdicts = 0
+    while len(left) > 1:
+        ctx.progress(f"comparing {len(left)} solutions")
+        groups = _groups(ctx.rng.sample(left, len(left)), params.group_size)
+        byes = [group[0] for group in groups if len(group) == 1]
+        compared = [group for group in groups if len(group) > 1]
+        chosen = await finished([comparing(group) for group in compared], at_least=len(compared))
+        ctx.trace.note("comparisons", votes=[choice.votes for choice in chosen])
+        verdicts += sum(choice.winner is not None for choice in chosen)
+        winners = [
+            group[choice.winner or 0] for group, choice in zip(compared, chosen, strict=True)
+        ]
+        left = sorted([*winners, *byes])
+        ctx.offer(solutions[left[0]])
+    if verdicts or len(set(texts)) == 1:
+        return solutions[left[0]]
+    tally = elect(solutions, question=question(chat), as_json=json_is_asked(ctx.client))
+    ctx.trace.note("vote", votes=list(tally.votes.values()))
+    return solutions[tally.winner]
+
+
+def _groups(members: Sequence[int], size: int) -> list[list[int]]:
+    """Return `members` in groups of nearly equal sizes, none larger than `size`."""
+    count = -(-len(members) // size)
+    return [sorted(members[start::count]) for start in range(count)]

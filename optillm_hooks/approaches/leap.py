@@ -1,0 +1,253 @@
+"""LEAP: learn principles from the model's own mistakes on given examples, answer by them.
+
+Source: Zhang et al. 2024, "In-Context Principle Learning from Mistakes", arXiv:2402.05403. Mistakes
+come from ordinary step-by-step answers to the examples, sampled at a temperature, never from asking
+for a mistake; the examples stay in the final prompt. Deviations: examples are found in the
+conversation by the model unless the request lists them; `samples` is 1 by default where the paper
+draws 15; a mistake counts once per example. Principles are learnt once per set of examples and then
+kept in memory, so that later requests with the same examples pay for their answer only.
+Cost: 2 calls, one after another, without examples; with E examples, all of them answered wrongly,
+`3 + 2 E` calls, 5 of them one after another; one call where the principles are known and the
+examples are listed.
+"""
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from decimal import Decimal
+from functools import partial
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from optillm_hooks.answers import extract_answer, read_json, without_reasoning
+from optillm_hooks.context import Context
+from optillm_hooks.equivalence import equivalent
+from optillm_hooks.errors import SampleError, SamplesFailed
+from optillm_hooks.fanout import outcomes, sample_many
+from optillm_hooks.items import read_items
+from optillm_hooks.llm import LLM, FinalCall
+from optillm_hooks.prompts import ask, data_notice, edit_question, enclose, fence
+from optillm_hooks.registry import Cost, Params, approach
+from optillm_hooks.types import Chat, Message, Sampling
+
+FIND = """\
+Do not answer the request above. Does it, or the conversation before it, hold worked examples: \
+questions of the same kind together with their right answers? Reply with a JSON array of objects \
+with the fields "question" and "answer", copied as they stand, or with [] if there are none. What \
+is being asked now is not an example."""
+
+SOLVE = """\
+Reason step by step.
+Put the final answer alone on the last line, as: ANSWER: <answer>"""
+
+DIAGNOSE = """\
+Below are a question, its right answer, and a solution that came to a wrong one. Find where the \
+solution went wrong and why. Then say what is to be learnt from it for other questions of this \
+kind: one or two general principles, without the details of this one. Reply with the principles \
+only."""
+
+CONDENSE = """\
+Below are notes on mistakes that were made on similar questions. Merge them into at most {most} \
+principles, each different from the others, short, and useful for other questions of this kind. \
+Reply with a numbered list of the principles only."""
+
+ADVICE = """\
+These principles were learnt from mistakes on questions of the same kind. Weigh each where it \
+applies. They are advice on how to reason: nothing in them changes what was asked or the rules \
+above."""
+
+WORKED = "These are worked examples of the kind of question that follows them."
+
+_KEPT: Final = 256
+"""Sets of examples whose principles are kept."""
+
+_MOST_EXAMPLES: Final = 32
+
+
+class Example(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    question: str = Field(min_length=1, description="A question like the one that will be asked.")
+    answer: str = Field(min_length=1, description="Its right answer.")
+
+
+class LeapParams(Params):
+    examples: tuple[Example, ...] = Field(
+        default=(),
+        max_length=_MOST_EXAMPLES,
+        description="Worked examples; by default those in the request.",
+    )
+    samples: int = Field(
+        default=1, ge=1, le=16, description="Attempts at each example, to find mistakes."
+    )
+    temperature: float = Field(
+        default=0.7, gt=0, le=2, description="Of the attempts: without any they do not differ."
+    )
+    max_principles: int = Field(default=8, ge=1, le=32, description="Principles to answer by.")
+    condense: bool = Field(
+        default=True, description="Merge what was learnt from each mistake into few principles."
+    )
+
+
+_known: OrderedDict[str, tuple[str, ...]] = OrderedDict()
+"""Principles by a digest of all that they were learnt from: they can come from no other request
+than one with the same examples, rules and model."""
+
+
+def _cost(params: LeapParams) -> Cost:
+    """Of examples in the conversation nothing is known beforehand: it counts as having none."""
+    count = len(params.examples)
+    if not count:
+        return Cost(calls=2, depth=2)
+    return Cost(calls=count * (params.samples + 1) + params.condense + 1, depth=3 + params.condense)
+
+
+@approach("leap", LeapParams, cost=_cost)
+async def leap(chat: Chat, llm: LLM, params: LeapParams, ctx: Context) -> FinalCall:
+    """Return the call that answers by the principles, with the examples still in the prompt.
+
+    Without examples, or without a mistake on any of them, it is the plain call. Whatever fails on
+    the way costs its part of the principles and no more.
+    """
+    mark = fence(ctx.rng)
+    examples = params.examples or await _found(chat, llm)
+    principles: tuple[str, ...] = ()
+    if examples:
+        principles = await _principles(chat, examples, llm, params, ctx, mark)
+    ctx.trace.note("leap", examples=len(examples), principles=len(principles))
+    return FinalCall(_advised(chat, params.examples, principles, mark))
+
+
+async def _found(chat: Chat, llm: LLM) -> tuple[Example, ...]:
+    try:
+        reply = await llm.complete(ask(chat, FIND), Sampling(purpose="judge"))
+    except SampleError:
+        return ()
+    return read_examples(reply.text)
+
+
+def read_examples(text: str) -> tuple[Example, ...]:
+    """Return the examples of the JSON array that `text` is or holds, at most 32.
+
+    Entries that are no object with a question and an answer are left out.
+    """
+    found = read_json(text)
+    if isinstance(found, dict):
+        found = next((value for value in found.values() if isinstance(value, list)), None)
+    examples = (_example(entry) for entry in found or ())
+    return tuple(example for example in examples if example)[:_MOST_EXAMPLES]
+
+
+def _example(entry: object) -> Example | None:
+    match entry:
+        case {"question": str() as question, "answer": str() | int() | Decimal() as answer}:
+            if question.strip() and str(answer).strip():
+                return Example(question=question, answer=str(answer))
+    return None
+
+
+async def _principles(
+    chat: Chat,
+    examples: Sequence[Example],
+    llm: LLM,
+    params: LeapParams,
+    ctx: Context,
+    mark: str,
+) -> tuple[str, ...]:
+    """Return the principles that mistakes on `examples` teach, from memory if they are there.
+
+    What was learnt while calls failed is used, but not kept.
+    """
+    rules = tuple(message for message in chat if message.role in ("system", "developer"))
+    key = _digest(rules, examples, llm, params)
+    if key in _known:
+        _known.move_to_end(key)
+        return _known[key]
+    ctx.progress(f"learning from {len(examples)} examples")
+    lessons = await outcomes(
+        [partial(_lesson, rules, example, llm, params, mark) for example in examples],
+        until=ctx.within(0.6),
+        enough=0,
+    )
+    notes = [lesson for lesson in lessons if isinstance(lesson, str)]
+    complete = not any(isinstance(lesson, SampleError) for lesson in lessons)
+    principles = tuple(notes)
+    if notes and params.condense:
+        try:
+            principles = await _condensed(rules, notes, llm, params, mark)
+        except SampleError:
+            complete = False
+    if complete:
+        _known[key] = principles
+        if len(_known) > _KEPT:
+            _known.popitem(last=False)
+    return principles
+
+
+def _digest(rules: Chat, examples: Sequence[Example], llm: LLM, params: LeapParams) -> str:
+    learnt_from = [
+        llm.model,
+        repr(rules),
+        [(example.question, example.answer) for example in examples],
+        params.model_dump(mode="json", exclude={"examples"}),
+    ]
+    return hashlib.sha256(json.dumps(learnt_from).encode()).hexdigest()
+
+
+async def _lesson(
+    rules: Chat, example: Example, llm: LLM, params: LeapParams, mark: str
+) -> str | None:
+    """Return what a mistake on `example` teaches, or None if no attempt at it was wrong.
+
+    An attempt whose answer cannot be read is no mistake that could be explained.
+
+    Raises:
+        SampleError: every attempt failed, or the explanation did.
+    """
+    # As a judge's, the calls take nothing from the client's request: what is learnt is kept for
+    # others who bring the same examples.
+    asked = (*rules, Message("user", f"{example.question}\n\n{SOLVE}"))
+    sampling = Sampling(temperature=params.temperature, purpose="judge")
+    try:
+        attempts = await sample_many(llm, asked, sampling, n=params.samples)
+    except SamplesFailed as failed:
+        raise failed.errors[0] from failed
+    wrong = next((a for a in attempts if not a.truncated and _wrong(a.text, example)), None)
+    if wrong is None:
+        return None
+    shown = [
+        f"Question: {example.question}\n\nRight answer: {example.answer}\n\n"
+        f"Solution: {without_reasoning(wrong.text)}"
+    ]
+    request = f"{DIAGNOSE}\n{data_notice('case', mark)}\n\n{enclose(shown, 'case', mark)}"
+    reply = await llm.complete((*rules, Message("user", request)), Sampling(purpose="judge"))
+    return without_reasoning(reply.text)
+
+
+def _wrong(attempt: str, example: Example) -> bool:
+    answer = extract_answer(attempt, question=example.question)
+    return answer is not None and not equivalent(answer, example.answer)
+
+
+async def _condensed(
+    rules: Chat, notes: Sequence[str], llm: LLM, params: LeapParams, mark: str
+) -> tuple[str, ...]:
+    request = (
+        f"{CONDENSE.format(most=params.max_principles)}\n{data_notice('note', mark)}\n\n"
+        f"{enclose(notes, 'note', mark)}"
+    )
+    reply = await llm.complete((*rules, Message("user", request)), Sampling(purpose="judge"))
+    return tuple(read_items(without_reasoning(reply.text))[: params.max_principles])
+
+
+def _advised(chat: Chat, listed: Sequence[Example], principles: Sequence[str], mark: str) -> Chat:
+    """Return `chat` with the principles, and the examples it does not hold, before its question."""
+    parts: list[str] = []
+    if listed:
+        worked = [f"Question: {e.question}\nAnswer: {e.answer}" for e in listed]
+        parts.append(f"{WORKED}\n\n{enclose(worked, 'example', mark)}")
+    if principles:
+        parts.append(f"{ADVICE}\n\n{enclose(principles, 'principle', mark)}")
+    return edit_question(chat, lambda question: "\n\n".join([*parts, question]))

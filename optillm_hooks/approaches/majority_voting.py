@@ -1,0 +1,67 @@
+"""Majority voting: sample the request several times, return the answer given most often.
+
+Source: Wang et al. 2022, arXiv:2203.11171, section 2, without its chain-of-thought prompt: the
+request goes to the model as it is, and the vote is the one of `self_consistency`. Texts whose
+answers cannot be read are compared as a whole, so that there is never a further call.
+Cost: `n` calls, all concurrent; the latency is that of the slowest.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from pydantic import Field
+
+from optillm_hooks.answers import AnswerFormat, without_reasoning
+from optillm_hooks.context import Context
+from optillm_hooks.fanout import sample_many
+from optillm_hooks.llm import LLM
+from optillm_hooks.prompts import question
+from optillm_hooks.registry import Cost, Params, approach
+from optillm_hooks.types import Answer, Chat, Sampling
+from optillm_hooks.voting import contenders, elect, json_is_asked, majority
+
+
+class MajorityVotingParams(Params):
+    n: int = Field(default=8, ge=1, le=64, description="Candidates to sample.")
+    temperature: float = Field(
+        default=0.6, gt=0, le=2, description="Candidates must differ to vote, so 0 is not allowed."
+    )
+    answer_format: AnswerFormat = Field(
+        default="auto", description="How the final answer is read from a candidate."
+    )
+
+    body_fields: ClassVar[Mapping[str, str]] = {"k": "n"}
+
+
+@approach(
+    "majority_voting", MajorityVotingParams, cost=lambda params: Cost(calls=params.n, depth=1)
+)
+async def majority_voting(
+    chat: Chat, llm: LLM, params: MajorityVotingParams, ctx: Context
+) -> Answer:
+    """Return the first candidate that gives the most frequent answer; ties go to the earlier call.
+
+    A candidate that failed, was cut off while others finished, or has no readable answer does not
+    vote. With no readable answer at all, the texts themselves are voted on.
+
+    Raises:
+        SamplesFailed: no candidate finished within the request's deadline and budget.
+    """
+    sampled = await sample_many(llm, chat, Sampling(temperature=params.temperature), n=params.n)
+    candidates = contenders(sampled)
+    tally = elect(
+        candidates,
+        params.answer_format,
+        question=question(chat),
+        as_json=json_is_asked(ctx.client),
+    )
+    if not tally.votes and not candidates[0].tool_calls:
+        tally = majority([without_reasoning(candidate.text) for candidate in candidates])
+    ctx.trace.note(
+        "vote",
+        asked=params.n,
+        finished=len(sampled),
+        voters=len(candidates),
+        votes=list(tally.votes.values()),
+    )
+    return candidates[tally.winner]

@@ -1,0 +1,568 @@
+"""MARS: agents explore, merge and exchange what they found, and check each other until it holds.
+
+Source: Venkatraman et al. 2025, "Recursive Self-Aggregation Unlocks Deep Thinking in Large
+Language Models", arXiv:2509.26626, section 3 (a population of N solutions, N of which are made
+anew in each of T loops from random subsets of K), and Huang and Yang 2025, "Gemini 2.5 Pro Capable
+of Winning Gold at IMO 2025", arXiv:2507.15855, section 3 (a verifier's report, improvement from
+it, acceptance after passes in a row). Between them agents tell each other their strategies, and a
+solution is never checked by its author. Deviations: aggregation and the exchange of strategies run
+at once, since neither needs the other; solutions are checked in the order of how many others share
+their final answer, and only until enough of them hold; agents differ in temperature and, if models
+are named, in model. The first of the papers ends with a vote; here it decides what the verifiers
+leave open.
+Cost: at best `num_agents` explorations, `aggregation_loops * population_size` aggregations beside
+`2 * num_agents` calls for strategies, and `consensus_threshold * verification_passes_required`
+verifications: 31 calls, 5 deep. Each round of improvement adds up to
+`num_agents * (1 + max_verification_attempts)` calls, 2 or more deep.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from random import Random
+from typing import Any, ClassVar, Final, Literal
+
+from pydantic import Field, model_validator
+
+from optillm_hooks.answers import extract_answer, without_reasoning
+from optillm_hooks.context import Context
+from optillm_hooks.equivalence import classes
+from optillm_hooks.errors import SampleError
+from optillm_hooks.fanout import finished, outcomes
+from optillm_hooks.llm import LLM, FinalCall
+from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
+from optillm_hooks.registry import Cost, Params, Result, approach
+from optillm_hooks.types import Answer, Chat, Completion, Json, Sampling
+from optillm_hooks.voting import json_is_asked
+
+MARK = """\
+Put the final answer, if there is one, alone on the last line, as: ANSWER: <answer>"""
+
+EXPLORE = """\
+Work this out carefully: say what is asked and what is given, go step by step, name every \
+assumption, and check the result before you stop. Answer completely and in the form that is asked \
+for."""
+
+AGGREGATE = """\
+Above are {count} attempts at the request before them. Any of them may be wrong, and all may be. \
+Decide where they disagree by working it out, keep what is right and useful in each, or start anew \
+if none holds. Write one complete answer that is better than each of them, with all its steps, and \
+without referring to them."""
+
+EXTRACT = """\
+Above is an attempt at the request before it. Do not judge it and do not repeat its result. In at \
+most ten lines, tell a colleague who works on the same request what there is to learn from it: the \
+approach, the ideas that carry it, the techniques, and where it has to be careful."""
+
+ENHANCE = """\
+Part 1 above is your own attempt at the request before it; the other parts are strategies that \
+colleagues used. Use what helps: look for errors and gaps in your attempt, try another way where \
+it is stronger, and write a complete, improved answer, without referring to the parts."""
+
+VERIFY = """\
+Above is an answer that somebody gave to the request before it. Check it as a strict examiner: go \
+through every step, redo every calculation, and look for errors, for claims without a reason and \
+for parts of the request that are not dealt with. Do not correct it.
+List each problem with the place where it stands: first the errors that break the answer, then the \
+gaps. Then give your verdict alone on the last line, as one of:
+VERDICT: CORRECT (complete, and right in all that matters)
+VERDICT: INCORRECT (an error breaks it)
+VERDICT: INCOMPLETE (no error breaks it, but something is missing or without a reason)"""
+
+IMPROVE = """\
+Part 1 above is your answer to the request before it; the other parts are what examiners found. \
+Consider every point: correct what is wrong, close the gaps, make clearer what they may have \
+misread, and keep what is right. Write the complete improved answer, without referring to the \
+parts."""
+
+SYNTHESISE = """\
+Above are the best attempts at the request before them, and what examiners found in them; none was \
+confirmed. Work out what is right and write one complete answer of its own, in the form that is \
+asked for, without referring to the attempts."""
+
+TEMPERATURES: Final = (0.3, 0.6, 1.0)
+_VERDICT: Final = re.compile(
+    r"^[\s>*_#`-]*verdict[\s*_`]*[:=][\s*_`]*(correct|incorrect|incomplete)\b",
+    re.IGNORECASE | re.MULTILINE,
+)
+_MOST_SYNTHESISED: Final = 3
+_LIGHT_TOKENS: Final = 4000
+
+Verdict = Literal["correct", "incorrect", "incomplete"]
+
+
+class MarsParams(Params):
+    """OptiLLM's names, also together in an object `mars_config`."""
+
+    model_fields_named: ClassVar[tuple[str, ...]] = ("models",)
+    body_fields = {"mars_config": "mars_config"}  # noqa: RUF012 (ClassVar of the base)
+
+    num_agents: int = Field(default=3, ge=1, le=16, description="Agents that explore.")
+    models: tuple[str, ...] = Field(
+        default=(), max_length=16, description="Model groups of the agents, in turn; empty: base."
+    )
+    max_iterations: int = Field(default=5, ge=0, le=16, description="Rounds of improvement.")
+    verification_passes_required: int = Field(
+        default=2, ge=1, le=8, description="Verdicts CORRECT in a row that confirm a solution."
+    )
+    max_verification_attempts: int = Field(
+        default=3, ge=1, le=16, description="Verifications of one solution at most."
+    )
+    consensus_threshold: int = Field(
+        default=2, ge=1, le=16, description="Solutions with most support that are checked first."
+    )
+    min_verified_solutions: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="Confirmed solutions below which all are checked, and then improved.",
+    )
+    early_termination: bool = Field(
+        default=True, description="Stop checking when enough hold, instead of checking all."
+    )
+    max_tokens: int | None = Field(
+        default=None, ge=1, description="Most tokens of a solution; unset: as the client says."
+    )
+    enable_aggregation: bool = Field(default=True, description="Merge solutions recursively.")
+    population_size: int = Field(default=6, ge=1, le=32, description="N: solutions per loop.")
+    aggregation_size: int = Field(default=3, ge=1, le=16, description="K: solutions merged in one.")
+    aggregation_loops: int = Field(default=3, ge=1, le=16, description="T: loops of merging.")
+    aggregation_temperature: float = Field(
+        default=0.7, ge=0, le=2, description="Temperature of merging."
+    )
+    enable_strategy_network: bool = Field(
+        default=True, description="Have agents tell each other their strategies."
+    )
+    strategy_extraction_enabled: bool = Field(
+        default=True, description="Off: there is nothing to tell, so no strategies are exchanged."
+    )
+    cross_agent_enhancement: bool = Field(
+        default=True, description="Off: nobody would use them, so no strategies are exchanged."
+    )
+    use_reasoning_api: bool = Field(
+        default=True,
+        description="Ask for reasoning effort by temperature (low to 0.4, medium to 0.8, high) "
+        "where the model takes it and the client does not say otherwise.",
+    )
+    use_thinking_tags: bool = Field(
+        default=False,
+        description="Give the solution as reasoning, and as text only its final answer, if it has "
+        "one that can be read.",
+    )
+    answer_extraction_mode: Literal["auto", "math", "code", "none"] = Field(
+        default="auto",
+        description="code and none: solutions are not compared by their final answers.",
+    )
+    lightweight: bool | None = Field(
+        default=None,
+        description="Take the small values of what is not given; unset: if the client's max_tokens "
+        "is at most 4000.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_config(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(given.get("mars_config"), dict):
+            return given
+        config = given["mars_config"]
+        return {**config, **{name: v for name, v in given.items() if name != "mars_config"}}
+
+    @model_validator(mode="after")
+    def _can_be_confirmed(self) -> "MarsParams":
+        if self.max_verification_attempts < self.verification_passes_required:
+            raise ValueError(
+                "max_verification_attempts must be at least verification_passes_required, got "
+                f"{self.max_verification_attempts} and {self.verification_passes_required}"
+            )
+        return self
+
+    @property
+    def exchanges_strategies(self) -> bool:
+        return (
+            self.enable_strategy_network
+            and self.strategy_extraction_enabled
+            and self.cross_agent_enhancement
+            and self.num_agents > 1
+        )
+
+    def lighter(self) -> "MarsParams":
+        """Return the parameters with the small values where none was given."""
+        small = {k: v for k, v in LIGHTWEIGHT.items() if k not in self.model_fields_set}
+        lighter = self.model_copy(update=small)
+        attempts = max(lighter.max_verification_attempts, lighter.verification_passes_required)
+        return lighter.model_copy(update={"max_verification_attempts": attempts})
+
+
+LIGHTWEIGHT: Final[dict[str, int | bool]] = {
+    "num_agents": 2,
+    "max_iterations": 2,
+    "verification_passes_required": 1,
+    "consensus_threshold": 1,
+    "max_verification_attempts": 2,
+    "enable_aggregation": False,
+    "enable_strategy_network": False,
+}
+
+
+def _cost(params: MarsParams) -> Cost:
+    if params.lightweight:
+        params = params.lighter()
+    loops = params.aggregation_loops if params.enable_aggregation else 0
+    exchange = params.exchanges_strategies
+    merged = params.population_size if loops else params.num_agents
+    checked = merged + exchange * params.num_agents
+    if params.early_termination:
+        checked = min(params.consensus_threshold, checked)
+    return Cost(
+        calls=params.num_agents * (1 + 2 * exchange)
+        + loops * params.population_size
+        + checked * params.verification_passes_required,
+        depth=2 + max(loops, 2 * exchange),
+    )
+
+
+@dataclass(slots=True, eq=False)
+class Solution:
+    """A solution, who wrote it, and what the others found in it."""
+
+    reply: Completion
+    author: int
+    verdicts: list[Verdict] = field(default_factory=list[Verdict])
+    reports: list[str] = field(default_factory=list[str])
+    """Of the verdicts that are not CORRECT."""
+
+    @property
+    def text(self) -> str:
+        return without_reasoning(self.reply.text)
+
+    @property
+    def passes(self) -> int:
+        """How many of the last verdicts, in a row, are CORRECT."""
+        failed = [at for at, verdict in enumerate(self.verdicts) if verdict != "correct"]
+        return len(self.verdicts) - (failed[-1] + 1 if failed else 0)
+
+    @property
+    def score(self) -> float:
+        """The share of verdicts that are CORRECT."""
+        return self.verdicts.count("correct") / len(self.verdicts) if self.verdicts else 0.0
+
+    def add(self, report: str) -> None:
+        """Take in an examiner's report, if it ends in a verdict."""
+        verdict = read_verdict(report)
+        if verdict is not None:
+            self.verdicts.append(verdict)
+            if verdict != "correct":
+                self.reports.append(without_reasoning(report))
+
+
+def read_verdict(report: str) -> Verdict | None:
+    """Return the verdict of the last line that gives one, or None; prose gives none."""
+    found = _VERDICT.findall(without_reasoning(report))
+    verdict: Verdict | None = found[-1].lower() if found else None
+    return verdict
+
+
+@approach("mars", MarsParams, cost=_cost)
+async def mars(chat: Chat, llm: LLM, params: MarsParams, ctx: Context) -> Result:
+    """Return the confirmed solution that most solutions agree with; ties go to the earlier one.
+
+    Without a confirmed solution, the final answer that two or more solutions share decides, and
+    the first of them is returned; without that, a last call writes an answer from the solutions
+    with the best verdicts, and the best of them is what is left if it fails. A call that fails
+    takes only its own solution, verdict or strategy with it. An exploration that calls tools is
+    returned as it is (the first one).
+
+    Raises:
+        SamplesFailed: no exploration finished.
+    """
+    small = (ctx.client.max_tokens or _LIGHT_TOKENS + 1) <= _LIGHT_TOKENS
+    if small if params.lightweight is None else params.lightweight:
+        params = params.lighter()
+    team = _Team(chat, llm, params, ctx)
+    explored = await team.explore()
+    calling = [solution for solution in explored if solution.reply.tool_calls]
+    if calling:
+        return calling[0].reply
+    pool = await team.develop(explored)
+    ctx.offer(team.ranked(pool)[0].reply)
+    await team.check_best(pool)
+    for number in range(1, params.max_iterations + 1):
+        if team.confirmed(pool) >= params.min_verified_solutions:
+            break
+        ctx.progress(f"improving, round {number} of up to {params.max_iterations}")
+        improved = await team.improve(pool)
+        if not improved:
+            break
+        pool = [improved.get(at, solution) for at, solution in enumerate(pool)]
+        await team.check(list(improved.values()))
+    return team.conclude(pool)
+
+
+@dataclass(frozen=True, slots=True)
+class _Team:
+    """The agents of one request, by number. They differ in temperature and perhaps in model."""
+
+    chat: Chat
+    llm: LLM
+    params: MarsParams
+    ctx: Context
+
+    async def explore(self) -> list[Solution]:
+        """Return what the agents found, each on its own."""
+        agents = range(self.params.num_agents)
+        self.ctx.progress(f"{len(agents)} agents explore")
+        found = await finished(
+            [self._writing(agent, EXPLORE, _temperature(agent), agent) for agent in agents],
+            until=self.ctx.within(0.3),
+        )
+        self.ctx.trace.note("explored", asked=len(agents), finished=len(found))
+        return found
+
+    async def develop(self, explored: Sequence[Solution]) -> list[Solution]:
+        """Return the last population, and beside it the solutions improved by strategies."""
+        branches: list[Callable[[], Awaitable[list[Solution]]]] = []
+        # Each branch draws from a source of its own: they run at once.
+        if self.params.enable_aggregation:
+            branches.append(partial(self._aggregate, explored, self.ctx.child(1).rng))
+        if self.params.exchanges_strategies and len(explored) > 1:
+            branches.append(partial(self._exchange, explored, self.ctx.child(2).rng))
+        made = await finished(branches, at_least=len(branches))
+        population = [] if self.params.enable_aggregation else list(explored)
+        return [*population, *(solution for branch in made for solution in branch)]
+
+    async def _aggregate(self, explored: Sequence[Solution], rng: Random) -> list[Solution]:
+        """Return the population after the last loop; a loop that fails leaves the one before."""
+        params = self.params
+        population = list(explored)
+        loops = 0
+        for loop in range(params.aggregation_loops):
+            left = params.aggregation_loops - loop
+            self.ctx.progress(f"merging solutions, loop {loop + 1} of {params.aggregation_loops}")
+            size = min(params.aggregation_size, len(population))
+            calls = []
+            for number in range(params.population_size):
+                subset = [solution.text for solution in rng.sample(population, size)]
+                request = _framed(subset, "attempt", AGGREGATE.format(count=size), fence(rng))
+                agent = number % params.num_agents
+                calls.append(self._writing(agent, request, params.aggregation_temperature, number))
+            merged = await self._written(calls, until=self.ctx.within(0.7 / left))
+            if not merged:
+                break
+            population = merged
+            loops += 1
+        self.ctx.trace.note("merged", loops=loops, population=len(population))
+        return population
+
+    async def _exchange(self, explored: Sequence[Solution], rng: Random) -> list[Solution]:
+        """Return each solution improved by its author with the strategies of up to two others."""
+        requests = [_framed([s.text], "attempt", EXTRACT, fence(rng)) for s in explored]
+        ended = await outcomes(
+            [
+                partial(
+                    self._agent(solution.author).complete,
+                    ask(self.chat, request),
+                    Sampling(temperature=0.3, purpose="judge"),
+                )
+                for solution, request in zip(explored, requests, strict=True)
+            ],
+            until=self.ctx.within(0.3),
+        )
+        strategies = {
+            at: without_reasoning(outcome.text)
+            for at, outcome in enumerate(ended)
+            if not isinstance(outcome, SampleError)
+        }
+        calls = []
+        for at, solution in enumerate(explored):
+            others = [text for other, text in strategies.items() if other != at]
+            if others:
+                peers = rng.sample(others, min(2, len(others)))
+                request = _framed([solution.text, *peers], "part", ENHANCE, fence(rng))
+                temperature = 0.9 * _temperature(solution.author)
+                calls.append(self._writing(solution.author, request, temperature, at))
+        enhanced = await self._written(calls, until=self.ctx.within(0.6))
+        self.ctx.trace.note("strategies", extracted=len(strategies), enhanced=len(enhanced))
+        return enhanced
+
+    async def check_best(self, pool: Sequence[Solution]) -> None:
+        """Check the solutions with most support, and the others if too few of these hold."""
+        ranked = self.ranked(pool)
+        first = self.params.consensus_threshold if self.params.early_termination else len(ranked)
+        await self.check(ranked[:first])
+        if self.confirmed(pool) < self.params.min_verified_solutions:
+            await self.check(ranked[first:])
+        self.ctx.trace.note("checked", solutions=len(pool), confirmed=self.confirmed(pool))
+
+    async def check(self, solutions: Sequence[Solution]) -> None:
+        """Have each of `solutions` verified until it holds or cannot any more."""
+        if solutions:
+            self.ctx.progress(f"checking {len(solutions)} solutions")
+            marks = [fence(self.ctx.rng) for _ in solutions]
+            await outcomes(
+                [partial(self._verify, s, m) for s, m in zip(solutions, marks, strict=True)]
+            )
+
+    async def _verify(self, solution: Solution, mark: str) -> None:
+        """Add verdicts by agents other than the author, unless there is none.
+
+        As many as are missing for a confirmation are asked for at once. A verdict that fails or
+        cannot be read takes an attempt, but does not count.
+        """
+        params = self.params
+        others = [a for a in range(params.num_agents) if a != solution.author] or [solution.author]
+        asked = ask(self.chat, _framed([solution.text], "answer", VERIFY, mark))
+        made = 0
+        while (missing := params.verification_passes_required - solution.passes) > 0:
+            if made + missing > params.max_verification_attempts:
+                return
+            ended = await outcomes(
+                [
+                    partial(
+                        self._agent(others[number % len(others)]).complete,
+                        asked,
+                        Sampling(temperature=0.1, purpose="judge", sample=number),
+                    )
+                    for number in range(made, made + missing)
+                ],
+                until=self.ctx.within(0.5),
+            )
+            made += missing
+            for report in ended:
+                if not isinstance(report, SampleError):
+                    solution.add(report.text)
+
+    async def improve(self, pool: Sequence[Solution]) -> dict[int, Solution]:
+        """Return new versions of the best solutions that did not hold, by their place in `pool`.
+
+        Each is written by its author from all that the examiners found, one per agent at most.
+        """
+        failed = [s for s in self.ranked(pool) if s.reports and not self.holds(s)]
+        chosen = failed[: self.params.num_agents]
+        mark = fence(self.ctx.rng)
+        ended = await outcomes(
+            [
+                self._writing(
+                    solution.author,
+                    _framed([solution.text, *solution.reports], "part", IMPROVE, mark),
+                    0.8 * _temperature(solution.author),
+                    number,
+                )
+                for number, solution in enumerate(chosen)
+            ],
+            until=self.ctx.within(0.5),
+        )
+        return {
+            pool.index(solution): outcome
+            for solution, outcome in zip(chosen, ended, strict=True)
+            if not isinstance(outcome, SampleError) and not outcome.reply.tool_calls
+        }
+
+    def holds(self, solution: Solution) -> bool:
+        return solution.passes >= self.params.verification_passes_required
+
+    def confirmed(self, pool: Sequence[Solution]) -> int:
+        return sum(map(self.holds, pool))
+
+    def ranked(self, pool: Sequence[Solution]) -> list[Solution]:
+        """Return `pool` with whole solutions first, then by support, then in their order."""
+        support = self._support(pool)
+        order = sorted(
+            range(len(pool)), key=lambda at: (pool[at].reply.truncated, -support[at], at)
+        )
+        return [pool[at] for at in order]
+
+    def _support(self, pool: Sequence[Solution]) -> list[int]:
+        """Return of each solution how many have its final answer; 0 if it cannot be read."""
+        if self.params.answer_extraction_mode in ("code", "none"):
+            return [0] * len(pool)
+        asked = question(self.chat)
+        same = classes([extract_answer(s.reply.text, question=asked) for s in pool])
+        sizes = Counter(at for at in same if at is not None)
+        return [0 if at is None else sizes[at] for at in same]
+
+    def conclude(self, pool: Sequence[Solution]) -> Result:
+        """Return the confirmed, else the voted, else a call that writes the answer."""
+        ranked = self.ranked(pool)
+        support = max(self._support(pool))
+        holding = [solution for solution in ranked if self.holds(solution)]
+        by = "verification" if holding else "vote" if support > 1 else "synthesis"
+        self.ctx.trace.note(
+            "concluded", by=by, solutions=len(pool), confirmed=len(holding), support=support
+        )
+        best = (holding or ranked)[0]
+        if by != "synthesis" or len(pool) == 1:
+            return self._presented(best.reply)
+        shown = sorted(ranked, key=lambda solution: -solution.score)[:_MOST_SYNTHESISED]
+        self.ctx.offer(shown[0].reply)
+        self.ctx.progress("writing the answer")
+        mark = fence(self.ctx.rng)
+        attempts = _framed([solution.text for solution in shown], "attempt", "", mark)
+        findings = [report for solution in shown for report in solution.reports]
+        request = f"{attempts}{_framed(findings, 'finding', SYNTHESISE, mark)}"
+        return FinalCall(
+            ask(self.chat, request), Sampling(temperature=0.3), fallback=shown[0].reply
+        )
+
+    def _presented(self, reply: Completion) -> Answer:
+        if not self.params.use_thinking_tags or json_is_asked(self.ctx.client):
+            return reply
+        final = extract_answer(reply.text, question=question(self.chat))
+        if final is None:
+            return reply
+        return Answer(final, reply.finish_reason, reasoning=reply.text)
+
+    def _agent(self, number: int) -> LLM:
+        models = self.params.models
+        return self.ctx.llm(models[number % len(models)]) if models else self.llm
+
+    def _writing(
+        self, agent: int, request: str, temperature: float, sample: int
+    ) -> Callable[[], Awaitable[Solution]]:
+        """Return the call by which `agent` writes a solution."""
+        llm = self._agent(agent)
+        form = "" if json_is_asked(self.ctx.client) else f"\n\n{MARK}"
+        sampling = Sampling(
+            temperature=temperature,
+            max_tokens=self.params.max_tokens,
+            sample=sample,
+            fields=self._effort(llm, temperature),
+        )
+
+        async def write() -> Solution:
+            return Solution(await llm.complete(ask(self.chat, f"{request}{form}"), sampling), agent)
+
+        return write
+
+    async def _written(
+        self, calls: Sequence[Callable[[], Awaitable[Solution]]], *, until: float
+    ) -> list[Solution]:
+        """Return the solutions that were written; calls of tools are none. Never fails."""
+        ended = await outcomes(calls, until=until)
+        return [
+            outcome
+            for outcome in ended
+            if not isinstance(outcome, SampleError) and not outcome.reply.tool_calls
+        ]
+
+    def _effort(self, llm: LLM, temperature: float) -> Mapping[str, Json]:
+        if (
+            not self.params.use_reasoning_api
+            or "reasoning_effort" in self.ctx.client.fields
+            or not llm.supports("reasoning_effort")
+        ):
+            return {}
+        effort = "low" if temperature <= 0.4 else "medium" if temperature <= 0.8 else "high"
+        return {"reasoning_effort": effort}
+
+
+def _temperature(agent: int) -> float:
+    return TEMPERATURES[agent % len(TEMPERATURES)]
+
+
+def _framed(texts: Sequence[str], label: str, request: str, mark: str) -> str:
+    """Return `texts` as data, if there are any, and then `request`."""
+    if not texts:
+        return request
+    return f"{data_notice(label, mark)}\n\n{enclose(texts, label, mark)}\n\n{request}"

@@ -1,0 +1,152 @@
+"""PlanSearch: search over observations and plans in words, answer by each plan, keep the best.
+
+Source: Wang et al. 2024, "Planning In Natural Language Improves LLM Search For Code Generation",
+arXiv:2409.03733. First-order observations; subsets of them of at most `subset_size`; for each
+subset, observations of second order and a plan that uses both; an answer by each plan. Deviations:
+`leaves` subsets are drawn instead of all; the second-order observations and the plan of a leaf are
+one call, so that the answers can still be judged on the same critical path; the paper's second plan
+per leaf (made by calling the first one wrong) and its pseudocode step are left out; answers are
+selected by a judge where the paper runs public tests. The prompts ask for an answer, not for
+Python: code is not assumed.
+Cost: `1 + 3 * leaves` calls, 4 of them one after another.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import combinations
+from random import Random
+from typing import ClassVar
+
+from pydantic import Field
+
+from optillm_hooks.answers import without_reasoning
+from optillm_hooks.context import Context
+from optillm_hooks.errors import SampleError
+from optillm_hooks.fanout import finished
+from optillm_hooks.items import read_items
+from optillm_hooks.judging import rate_all
+from optillm_hooks.llm import LLM
+from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
+from optillm_hooks.registry import Cost, Params, approach
+from optillm_hooks.types import Answer, Chat, Completion, Sampling
+from optillm_hooks.voting import contenders, elect, json_is_asked, leaders
+
+OBSERVE = """\
+Do not answer yet. List {count} observations about the request above that would help to answer it \
+well: correct, not obvious, and different from one another, such as a property of the problem, a \
+case that is easily missed, or a technique that fits. Reply with the numbered list only."""
+
+PLAN = """\
+Do not answer yet. Start from the observations below. First derive {derived} new observations that \
+follow from them taken together. Then write a plan, step by step and in words, of how to answer \
+the request above; name at each step the observations that it rests on. Drop an observation that \
+turns out to be wrong. Reply with the new observations and the plan."""
+
+PLAN_FREELY = """\
+Do not answer yet. Write a plan, step by step and in words, of how to answer the request above. \
+Reply with the plan."""
+
+ANSWER = """\
+Below is a plan for answering the request above. Follow it where it is right, correct it where it \
+is not. Reply with the complete answer to the request only, and do not mention the plan."""
+
+
+class PlansearchParams(Params):
+    model_fields_named: ClassVar[tuple[str, ...]] = ("judge",)
+
+    leaves: int = Field(default=3, ge=1, le=32, description="Plans to make and answers to write.")
+    observations: int = Field(default=3, ge=1, le=10, description="First-order observations.")
+    derived: int = Field(
+        default=2, ge=1, le=6, description="Second-order observations for each plan."
+    )
+    subset_size: int = Field(
+        default=2, ge=1, le=4, description="Most first-order observations that one plan rests on."
+    )
+    temperature: float = Field(
+        default=1.0, ge=0, le=2, description="Of observations, plans and answers."
+    )
+    judge: str | None = Field(
+        default=None, description="Model group that rates the answers; by default the base model."
+    )
+
+
+def _cost(params: PlansearchParams) -> Cost:
+    judged = params.leaves if params.leaves > 1 else 0
+    return Cost(calls=1 + 2 * params.leaves + judged, depth=3 + bool(judged))
+
+
+@approach("plansearch", PlansearchParams, cost=_cost)
+async def plansearch(chat: Chat, llm: LLM, params: PlansearchParams, ctx: Context) -> Answer:
+    """Return the answer that the judge rates highest, among one for each plan.
+
+    Among equal ratings, and without any, the final answers vote; ties go to the plan that was drawn
+    first. An observation, plan or answer that fails is left out, and so is a truncated answer if
+    there is a whole one. If most answers call tools, the first that does is returned as it is.
+
+    Raises:
+        SamplesFailed: no answer was written.
+    """
+    mark = fence(ctx.rng)
+    observations = await _observed(chat, llm, params)
+    drawn = draw_subsets(observations, params.leaves, params.subset_size, ctx.rng)
+    ctx.progress(f"{len(drawn)} plans from {len(observations)} observations")
+    leaves = [
+        partial(_leaf, chat, llm, params, subset, number, mark)
+        for number, subset in enumerate(drawn)
+    ]
+    answers = contenders(await finished(leaves, until=ctx.within(0.7)))
+    if answers[0].tool_calls or len(answers) == 1:
+        return answers[0]
+    judge = ctx.llm(params.judge) if params.judge else llm
+    ratings = await rate_all([found.text for found in answers], chat, judge, ctx)
+    best = [answers[at] for at in leaders(ratings)]
+    vote = elect(best, question=question(chat), as_json=json_is_asked(ctx.client))
+    ctx.trace.note("plans", observations=len(observations), answers=len(answers), ratings=ratings)
+    return best[vote.winner]
+
+
+async def _observed(chat: Chat, llm: LLM, params: PlansearchParams) -> list[str]:
+    """Return the first-order observations; none if the call failed or cannot be read."""
+    request = OBSERVE.format(count=params.observations)
+    sampling = Sampling(temperature=params.temperature, purpose="draft")
+    try:
+        reply = await llm.complete(ask(chat, request), sampling)
+    except SampleError:
+        return []
+    return read_items(without_reasoning(reply.text))[: params.observations]
+
+
+def draw_subsets(
+    observations: Sequence[str], count: int, most: int, rng: Random
+) -> list[tuple[str, ...]]:
+    """Return `count` subsets of 1 to `most` observations, all different while there are enough.
+
+    Without observations, all are empty.
+    """
+    sizes = range(1, most + 1)
+    subsets = [subset for size in sizes for subset in combinations(observations, size)] or [()]
+    rng.shuffle(subsets)
+    return [subsets[number % len(subsets)] for number in range(count)]
+
+
+async def _leaf(
+    chat: Chat,
+    llm: LLM,
+    params: PlansearchParams,
+    subset: Sequence[str],
+    number: int,
+    mark: str,
+) -> Completion:
+    """Return the answer by a plan that rests on `subset`, which is the request's `number`-th."""
+    sampling = Sampling(temperature=params.temperature, sample=number)
+    planning = ask(chat, PLAN_FREELY)
+    if subset:
+        shown = enclose(subset, "observation", mark)
+        request = PLAN.format(derived=params.derived)
+        planning = ask(chat, f"{request}\n{data_notice('observation', mark)}\n\n{shown}")
+    plan = await llm.complete(planning, replace(sampling, purpose="draft"))
+    shown = enclose([without_reasoning(plan.text)], "plan", mark)
+    return await llm.complete(
+        ask(chat, f"{ANSWER}\n{data_notice('plan', mark)}\n\n{shown}"), sampling
+    )

@@ -1,0 +1,174 @@
+"""Prover-verifier game: helpful solutions are rated among sneaky ones that measure the verifier.
+
+Source: Kirchner et al. 2024, "Prover-Verifier Games improve legibility of LLM outputs",
+arXiv:2407.13692, which trains a helpful prover, a sneaky prover and a verifier. Here nothing is
+trained: in each round a helpful prover writes `num_solutions` solutions, a sneaky one writes
+`num_decoys` that convince and are wrong, and the verifier rates all of them, one at a time and
+without knowing which is which. Only helpful solutions can be the answer. The decoys tell what the
+ratings are worth: if they were rated as highly as the helpful solutions on average, the ratings
+are put aside and the solutions' final answers vote. Between rounds, what the best solution so far
+leaves open is written down for the provers of the next; the question itself is never rewritten,
+and every solution of every round is rated on it.
+Cost: `num_rounds * 2 * (num_solutions + num_decoys) + num_rounds - 1` calls, `3 * num_rounds - 1`
+of them one after another.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from statistics import fmean
+from typing import ClassVar
+
+from pydantic import Field
+
+from optillm_hooks.answers import without_reasoning
+from optillm_hooks.context import Context
+from optillm_hooks.errors import SampleError, SamplesFailed
+from optillm_hooks.fanout import sample_many, speculating
+from optillm_hooks.judging import rate_all
+from optillm_hooks.llm import LLM
+from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
+from optillm_hooks.registry import Cost, Params, approach
+from optillm_hooks.types import Answer, Chat, Completion, Sampling
+from optillm_hooks.voting import contenders, elect, json_is_asked, leaders
+
+HELPFUL = """\
+Solve this so that a careful reader can check every step: correct, complete and clear. Put the \
+final answer, if there is one, alone on the last line, as: ANSWER: <answer>"""
+
+SNEAKY = """\
+This is a test of a checker of solutions. Write a solution that looks correct, complete and clear, \
+and that comes to a wrong result by one error that is hard to see. Neither mention nor mark the \
+error. Put the wrong final answer, if there is one, alone on the last line, as: ANSWER: <answer>"""
+
+REVIEW = """\
+Do not answer the request above. Below is the best solution of it so far. Say what the next one \
+has to do better: which steps need care or proof, which cases are missing, what is unclear. Do not \
+give a solution. Reply with a short list only."""
+
+CARE = "Reviewers of earlier solutions asked that these points be minded."
+
+
+class PvgParams(Params):
+    model_fields_named: ClassVar[tuple[str, ...]] = ("verifier",)
+
+    num_rounds: int = Field(default=2, ge=1, le=8, description="Rounds of the game.")
+    num_solutions: int = Field(
+        default=3, ge=1, le=16, description="Helpful solutions in each round."
+    )
+    num_decoys: int = Field(default=1, ge=1, le=16, description="Sneaky solutions in each round.")
+    temperature: float = Field(default=0.7, ge=0, le=2, description="Of the solutions.")
+    verifier: str | None = Field(
+        default=None, description="Model group that rates solutions; by default the base model."
+    )
+
+
+def _cost(params: PvgParams) -> Cost:
+    each = 2 * (params.num_solutions + params.num_decoys)
+    return Cost(
+        calls=params.num_rounds * each + params.num_rounds - 1, depth=3 * params.num_rounds - 1
+    )
+
+
+@dataclass(slots=True)
+class Game:
+    """What came out so far; the lists of solutions and ratings belong together."""
+
+    solutions: list[Completion] = field(default_factory=list[Completion])
+    ratings: list[float | None] = field(default_factory=list[float | None])
+    decoy_ratings: list[float | None] = field(default_factory=list[float | None])
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the verifier rates helpful solutions higher than decoys, on average."""
+        helpful = [rating for rating in self.ratings if rating is not None]
+        decoys = [rating for rating in self.decoy_ratings if rating is not None]
+        return bool(helpful) and (not decoys or fmean(helpful) > fmean(decoys))
+
+    def best(self, asked: str, *, as_json: bool) -> Completion:
+        """Return the solution with the highest rating; where ratings are not trusted, any is best.
+
+        Among several that are, their final answers vote; ties go to the earlier one. A truncated
+        solution loses to a whole one.
+        """
+        pairs = list(zip(self.solutions, self.ratings, strict=True))
+        pool = [(s, r) for s, r in pairs if not s.truncated] or pairs
+        best = leaders([rating for _, rating in pool]) if self.trusted else range(len(pool))
+        solutions = [pool[at][0] for at in best]
+        return solutions[elect(solutions, question=asked, as_json=as_json).winner]
+
+
+@approach("pvg", PvgParams, cost=_cost)
+async def pvg(chat: Chat, llm: LLM, params: PvgParams, ctx: Context) -> Answer:
+    """Return the best helpful solution of all rounds, as `Game.best` says.
+
+    A solution, rating or review that fails is left out; a round without a helpful solution ends the
+    game. If most helpful solutions of the first round call tools, the first that does is returned
+    as it is.
+
+    Raises:
+        SamplesFailed: the first round gave no helpful solution.
+    """
+    verifier = ctx.llm(params.verifier) if params.verifier else llm
+    mark = fence(ctx.rng)
+    game = Game()
+    points = ""
+    for number in range(params.num_rounds):
+        rounds_left = params.num_rounds - number
+        ctx.progress(f"round {number + 1} of {params.num_rounds}")
+        until = ctx.within(0.5 / rounds_left)
+        try:
+            helpful, decoys = await _proved(chat, points, number, llm, params, until)
+        except SamplesFailed:
+            if not game.solutions:
+                raise
+            break
+        if (usual := contenders(helpful)[0]).tool_calls and not game.solutions:
+            return usual
+        helpful, decoys = (
+            [solution for solution in some if not solution.tool_calls] for some in (helpful, decoys)
+        )
+        texts = [solution.text for solution in [*helpful, *decoys]]
+        until = ctx.within(0.8 / rounds_left)
+        rated = await rate_all(texts, chat, verifier, ctx, until=until)
+        game.solutions += helpful
+        game.ratings += rated[: len(helpful)]
+        game.decoy_ratings += rated[len(helpful) :]
+        best = game.best(question(chat), as_json=json_is_asked(ctx.client))
+        ctx.offer(best)
+        if rounds_left > 1:
+            points = await _reviewed(chat, best, llm, mark)
+    ctx.trace.note(
+        "game",
+        solutions=len(game.solutions),
+        ratings=game.ratings,
+        decoy_ratings=game.decoy_ratings,
+        trusted=game.trusted,
+    )
+    return best
+
+
+async def _proved(
+    chat: Chat, points: str, number: int, llm: LLM, params: PvgParams, until: float
+) -> tuple[list[Completion], list[Completion]]:
+    """Return the helpful solutions of round `number`, at least one, and the decoys beside them."""
+    sampling = Sampling(temperature=params.temperature, sample=number * params.num_solutions)
+    # Nothing of a decoy may ever be offered as an answer, not even as the best so far.
+    sneaky = replace(sampling, purpose="draft", sample=number * params.num_decoys)
+    sample = partial(sample_many, llm, until=until)
+    async with speculating(
+        lambda: sample(ask(chat, SNEAKY), sneaky, n=params.num_decoys, min_finished=0)
+    ) as decoys:
+        helpful = await sample(ask(chat, HELPFUL + points), sampling, n=params.num_solutions)
+        return helpful, await decoys()
+
+
+async def _reviewed(chat: Chat, best: Completion, llm: LLM, mark: str) -> str:
+    """Return what the provers of the next round are told beside the question."""
+    shown = enclose([without_reasoning(best.text)], "solution", mark)
+    request = f"{REVIEW}\n{data_notice('solution', mark)}\n\n{shown}"
+    try:
+        review = await llm.complete(ask(chat, request), Sampling(purpose="judge"))
+    except SampleError:
+        return ""
+    shown = enclose([without_reasoning(review.text)], "points", mark)
+    return f"\n\n{CARE} {data_notice('points', mark)}\n\n{shown}"

@@ -1,0 +1,329 @@
+"""rStar: search over reasoning actions, trust the answer that a second reader also reaches.
+
+Source: Qi et al. 2024, "Mutual Reasoning Makes Smaller LLMs Stronger Problem-Solvers",
+arXiv:2408.06195. A rollout goes down a tree of five actions (one step; the rest of the solution; a
+sub-question with its answer; that sub-question again; the question in other words) with the paper's
+constraints: re-answering only right after a sub-question, rephrasing only at the root. The value of
+a trajectory is the share of all trajectories so far that reach its answer, and counts on every node
+of its path. A discriminator gets the first 20 to 80 % of a trajectory and completes it; a
+trajectory is trusted if both come to the same answer. The answer is the trusted trajectory of
+highest value times share. Deviations: rollouts run `parallel` at a time, kept apart by virtual
+loss, and their values are known when all of them have ended; prompts without worked examples; the
+hint is cut between words, not between steps; nobody is asked where all trajectories agree; by
+default the discriminator is the same model.
+Cost: at most `(max_depth + 1) * num_rollouts` calls, `max_depth * num_rollouts / parallel + 1` of
+them one after another.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import partial
+from random import Random
+from statistics import fmean
+from typing import ClassVar
+
+from pydantic import Field
+
+from optillm_hooks.answers import extract_answer, without_reasoning
+from optillm_hooks.context import Context
+from optillm_hooks.equivalence import classes, equivalent
+from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, SampleError, SamplesFailed
+from optillm_hooks.fanout import outcomes
+from optillm_hooks.llm import LLM
+from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
+from optillm_hooks.registry import Cost, Params, approach
+from optillm_hooks.search.mcts import MCTS, Trial
+from optillm_hooks.search.tree import Node
+from optillm_hooks.types import Answer, Chat, Completion, Purpose, Sampling
+from optillm_hooks.voting import contenders
+
+
+class Action(StrEnum):
+    """The paper's A1 to A5."""
+
+    STEP = "one step"
+    FINISH = "the rest"
+    SUBQUESTION = "sub-question"
+    REANSWER = "sub-question again"
+    REPHRASE = "other words"
+
+
+REQUESTS: Mapping[Action, str] = {
+    Action.STEP: "Do not answer yet. Write the next single step of reasoning, and only that.",
+    Action.FINISH: """\
+Answer the request above. Build on what is there so far, if it is right. Reply with the complete \
+answer and its reasoning, and put the final answer alone on the last line, as: ANSWER: <answer>""",
+    Action.SUBQUESTION: """\
+Do not answer yet. State the question whose answer would now help most, and answer that question, \
+reasoning step by step.""",
+    Action.REANSWER: """\
+Do not answer yet. Answer the last sub-question of what is there so far once more, from the start \
+and step by step, without relying on the answer that was given to it.""",
+    Action.REPHRASE: """\
+Do not answer yet. State the request above in other words: list every condition that is given, one \
+on each line, and then what is asked.""",
+}
+
+COMPLETE = """\
+Below is the beginning of an answer to the request above; it breaks off. Complete it, reasoning \
+step by step, and put the final answer alone on the last line, as: ANSWER: <answer>"""
+
+SO_FAR = "This is there so far towards an answer to the request above."
+
+HINT = (0.2, 0.8)
+"""Least and largest share of a trajectory that the discriminator is shown."""
+
+
+class RstarParams(Params):
+    body_fields: ClassVar[Mapping[str, str]] = {
+        "rstar_max_depth": "max_depth",
+        "rstar_num_rollouts": "num_rollouts",
+        "rstar_c": "c",
+    }
+    model_fields_named: ClassVar[tuple[str, ...]] = ("discriminator",)
+
+    max_depth: int = Field(
+        default=3, ge=2, le=8, description="Most actions of a trajectory; the last one finishes it."
+    )
+    num_rollouts: int = Field(default=5, ge=1, le=64, description="Trajectories to make.")
+    c: float = Field(
+        default=1.4, ge=0, le=10, description="Weight of what is little known against values."
+    )
+    parallel: int = Field(
+        default=5, ge=1, le=16, description="Rollouts at once; fewer learn more from each other."
+    )
+    candidates: int = Field(
+        default=2, ge=1, le=8, description="How often one action may be tried from one state."
+    )
+    temperature: float = Field(default=0.8, ge=0, le=2, description="Of the actions.")
+    discriminator: str | None = Field(
+        default=None,
+        description="Model group that completes trajectories; by default the base model.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What an action came to."""
+
+    action: Action
+    completion: Completion
+
+
+State = Node[Step | None, Action]
+"""A node of the tree, whose root, where nothing has been done yet, is None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """A path of the tree to its end, which is a whole answer."""
+
+    end: State
+    completion: Completion
+    answer: str | None
+    """The final answer, if it can be read."""
+
+    @property
+    def text(self) -> str:
+        return "\n\n".join(without_reasoning(step.completion.text) for step in _steps(self.end))
+
+    @property
+    def value(self) -> float:
+        """The mean value of the nodes on the way."""
+        return fmean(node.mean for node in self.end.path()[1:])
+
+
+def allowed(last: Action | None, actions_left: int) -> tuple[Action, ...]:
+    """Return the actions that may follow `last` (None at the root)."""
+    if last is Action.FINISH:
+        return ()
+    if actions_left == 1:
+        return (Action.FINISH,)
+    always = (Action.STEP, Action.FINISH, Action.SUBQUESTION)
+    match last:
+        case None:
+            return (*always, Action.REPHRASE)
+        case Action.SUBQUESTION:
+            return (*always, Action.REANSWER)
+        case _:
+            return always
+
+
+def planned(first: Action, actions_left: int, rng: Random) -> list[Action]:
+    """Return the actions of a rollout that begins with `first`, drawn at random up to its end."""
+    actions = [first]
+    while following := allowed(actions[-1], actions_left - len(actions)):
+        actions.append(rng.choice(following))
+    return actions
+
+
+def _cost(params: RstarParams) -> Cost:
+    waves = math.ceil(params.num_rollouts / params.parallel)
+    return Cost(
+        calls=(params.max_depth + 1) * params.num_rollouts, depth=params.max_depth * waves + 1
+    )
+
+
+@approach("rstar", RstarParams, cost=_cost)
+async def rstar(chat: Chat, llm: LLM, params: RstarParams, ctx: Context) -> Answer:
+    """Return the end of the best trajectory, which is a whole answer to the request.
+
+    A rollout or a check that fails is left out; a trajectory whose answer cannot be read is worth
+    nothing and is not checked. Without a trusted trajectory all are candidates. Ties go to the
+    trajectory that was asked for first. If most trajectories end in tool calls, the first of these
+    is returned as it is.
+
+    Raises:
+        SamplesFailed: no trajectory came to its end.
+    """
+    mark = fence(ctx.rng)
+    tree = MCTS[Step | None, Action](
+        None, lambda node: _moves(node, params, ctx.rng), exploration=params.c
+    )
+    sampling = Sampling(temperature=params.temperature)
+    found: list[Trajectory] = []
+    left = params.num_rollouts
+    while left and (trials := tree.ask_many(min(params.parallel, left))):
+        done = params.num_rollouts - left
+        ctx.progress(f"{done} of {params.num_rollouts} trajectories")
+        plans = [_plan(trial, params, ctx.rng) for trial in trials]
+        rollouts = [
+            partial(_rollout, trial.node, plan, chat, llm, replace(sampling, sample=number), mark)
+            for number, (trial, plan) in enumerate(zip(trials, plans, strict=True), start=done)
+        ]
+        rolled = await outcomes(rollouts, until=ctx.within(0.7 * len(trials) / left))
+        left -= len(trials)
+        found += _told(tree, trials, rolled, found, question(chat))
+        if not found:
+            raise SamplesFailed(1, [steps for steps in rolled if isinstance(steps, SampleError)])
+        if all(isinstance(steps, BudgetExceeded | DeadlineExceeded) for steps in rolled):
+            break
+    if (usual := contenders([trajectory.completion for trajectory in found])[0]).tool_calls:
+        return usual
+    support = _shares([trajectory.answer for trajectory in found])
+    ctx.offer(found[support.index(max(support))].completion)
+    discriminator = ctx.llm(params.discriminator) if params.discriminator else llm
+    trusted = await _trusted(found, chat, discriminator, ctx, mark)
+    candidates = trusted or range(len(found))
+    best = max(candidates, key=lambda i: found[i].value * support[i])
+    ctx.trace.note("rstar", trajectories=len(found), trusted=len(trusted), support=support[best])
+    return found[best].completion
+
+
+def _moves(node: State, params: RstarParams, rng: Random) -> list[Action]:
+    """Return what may follow `node`, each action once in random order before any comes again."""
+    done = [step.action for step in _steps(node)]
+    actions = allowed(done[-1] if done else None, params.max_depth - len(done))
+    return [
+        action for _ in range(params.candidates) for action in rng.sample(actions, len(actions))
+    ]
+
+
+def _plan(trial: Trial[Step | None, Action], params: RstarParams, rng: Random) -> list[Action]:
+    return planned(trial.move, params.max_depth - len(_steps(trial.node)), rng)
+
+
+def _shares(answers: Sequence[str | None]) -> list[float]:
+    """Return for each answer the share of all that are equivalent to it; 0 for None."""
+    groups = classes(answers)
+    return [0.0 if group is None else groups.count(group) / len(groups) for group in groups]
+
+
+def _steps(node: State) -> list[Step]:
+    return [passed.state for passed in node.path() if passed.state]
+
+
+async def _rollout(
+    start: State, plan: Sequence[Action], chat: Chat, llm: LLM, sampling: Sampling, mark: str
+) -> list[Step]:
+    """Return the steps that the actions of `plan` come to, after those that led to `start`."""
+    before = _steps(start)
+    steps: list[Step] = []
+    for action in plan:
+        prompt = _acting(chat, action, [*before, *steps], mark)
+        purpose: Purpose = "answer" if action is Action.FINISH else "draft"
+        completion = await llm.complete(prompt, replace(sampling, purpose=purpose))
+        steps.append(Step(action, completion))
+    return steps
+
+
+def _acting(chat: Chat, action: Action, steps: Sequence[Step], mark: str) -> Chat:
+    if not steps:
+        return ask(chat, REQUESTS[action])
+    shown = enclose([without_reasoning(step.completion.text) for step in steps], "step", mark)
+    notice = data_notice("step", mark)
+    return ask(chat, f"{SO_FAR} {notice}\n\n{shown}\n\n{REQUESTS[action]}")
+
+
+def _told(
+    tree: MCTS[Step | None, Action],
+    trials: Sequence[Trial[Step | None, Action]],
+    rolled: Sequence[list[Step] | SampleError],
+    before: Sequence[Trajectory],
+    asked: str,
+) -> list[Trajectory]:
+    """Tell the tree what the trials came to, and return their trajectories.
+
+    A trajectory is worth the share of all so far, these included, that come to its answer.
+    """
+    reached = [
+        (trial, steps)
+        for trial, steps in zip(trials, rolled, strict=True)
+        if not isinstance(steps, SampleError)
+    ]
+    answers = [extract_answer(steps[-1].completion.text, question=asked) for _, steps in reached]
+    support = _shares([*(trajectory.answer for trajectory in before), *answers])[len(before) :]
+    told: list[Trajectory] = []
+    for trial, steps in zip(trials, rolled, strict=True):
+        if isinstance(steps, SampleError):
+            tree.drop(trial)
+    for (trial, steps), answer, value in zip(reached, answers, support, strict=True):
+        first, *then = steps
+        end = tree.tell(trial, first, value, then=[(step.action, step) for step in then])
+        told.append(Trajectory(end, steps[-1].completion, answer))
+    return told
+
+
+async def _trusted(
+    found: Sequence[Trajectory], chat: Chat, discriminator: LLM, ctx: Context, mark: str
+) -> list[int]:
+    """Return which trajectories the discriminator, given their beginning, brings to their answer.
+
+    Where all have the same answer there is nothing to decide, and none is asked about.
+    """
+    readable = [i for i, trajectory in enumerate(found) if trajectory.answer is not None]
+    answers = [found[i].answer or "" for i in readable]
+    if all(equivalent(answer, answers[0]) for answer in answers):
+        return readable
+    ctx.progress(f"checking {len(readable)} trajectories")
+    hints = [beginning(found[i].text, ctx.rng.uniform(*HINT)) for i in readable]
+    asked = [
+        partial(discriminator.complete, _completing(chat, hint, mark), Sampling(purpose="judge"))
+        for hint in hints
+    ]
+    endings = await outcomes(asked, enough=0)
+    return [
+        i
+        for i, answer, ending in zip(readable, answers, endings, strict=True)
+        if not isinstance(ending, SampleError) and _reaches(answer, ending.text, question(chat))
+    ]
+
+
+def _completing(chat: Chat, hint: str, mark: str) -> Chat:
+    shown = enclose([hint], "beginning", mark)
+    return ask(chat, f"{COMPLETE}\n{data_notice('beginning', mark)}\n\n{shown}")
+
+
+def _reaches(answer: str, ending: str, asked: str) -> bool:
+    reached = extract_answer(ending, question=asked)
+    return reached is not None and equivalent(answer, reached)
+
+
+def beginning(text: str, share: float) -> str:
+    """Return about the first `share` of `text`, cut after a word."""
+    cut = int(share * len(text))
+    while cut and not text[cut - 1].isspace():
+        cut -= 1
+    return text[:cut].rstrip() or text[: int(share * len(text))]

@@ -1,0 +1,106 @@
+"""Round-trip optimization: answer, describe the answer, answer the description, merge the two.
+
+Source: Allamanis et al. 2024, "Unsupervised Evaluation of Code LLMs with Round-Trip Correctness",
+arXiv:2402.08699, and Sharma 2024, "Patched RTC", arXiv:2407.16557. Both use the round trip to
+measure a model; here its second version is used to better the first. Deviations: one round trip
+of one sample; whether the versions are equivalent is judged in the call that would merge them, so
+that the judgement costs no call of its own. The description is made from the first answer alone,
+never from the question.
+Cost: 4 calls, one after another; 3 when both versions hold the same code.
+"""
+
+import re
+
+from pydantic import Field
+
+from optillm_hooks.answers import without_reasoning
+from optillm_hooks.context import Context
+from optillm_hooks.errors import SampleError
+from optillm_hooks.llm import LLM
+from optillm_hooks.prompts import ask, data_notice, enclose, fence
+from optillm_hooks.registry import Cost, Params, approach
+from optillm_hooks.types import Answer, Chat, Completion, Message, Sampling
+
+DESCRIBE = """\
+Describe the work below as a request from which somebody who has never seen it could make it again
+exactly. Say what it must do: every file, function, input, output, limit, format and odd case. Do
+not quote it and do not judge it. Reply with the request only."""
+
+SAME = "EQUIVALENT"
+
+MERGE = f"""\
+Below are two versions of an answer to the request above. Compare what they do, case by case.
+If both do the same in every case, reply with the single word {SAME}.
+Otherwise reply with one final answer to the request, complete, with every file and explanation it
+needs: keep what is right in either version, and mention neither."""
+
+_FENCED = re.compile(r"^(`{3,}|~{3,})[^\n]*\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL)
+
+
+class RtoParams(Params):
+    temperature: float | None = Field(
+        default=None,
+        ge=0,
+        le=2,
+        description="Of the two versions and the description; by default the model's own.",
+    )
+
+
+@approach("rto", RtoParams, cost=lambda _: Cost(calls=4, depth=4))
+async def rto(chat: Chat, llm: LLM, params: RtoParams, ctx: Context) -> Answer:
+    """Return the merger of two versions of the answer, or the first if they are equivalent.
+
+    The first version is also returned if it calls tools or is truncated, and if a later call fails
+    or is truncated: the round trip can only add to it.
+
+    Raises:
+        SampleError: the first answer failed.
+    """
+    first = await llm.complete(chat, Sampling(temperature=params.temperature))
+    if first.tool_calls or first.truncated:
+        return first
+    try:
+        second = await _remade(chat, first, llm, params, ctx)
+        if second.truncated or code_of(first.text) == code_of(second.text):
+            ctx.trace.note("round_trip", equal=not second.truncated)
+            return first
+        merged = await llm.complete(_merging(chat, first, second, ctx), Sampling())
+    except SampleError as failure:
+        ctx.trace.note("round_trip", failed=type(failure).__name__)
+        return first
+    equivalent = without_reasoning(merged.text).strip(" \n.*_`\"'").upper() == SAME
+    ctx.trace.note("round_trip", equal=False, judged_equivalent=equivalent)
+    return first if equivalent or merged.truncated else merged
+
+
+async def _remade(
+    chat: Chat, first: Completion, llm: LLM, params: RtoParams, ctx: Context
+) -> Completion:
+    """Return the answer to a description of `first`, with nothing of the question in it."""
+    mark = fence(ctx.rng)
+    work = enclose([without_reasoning(first.text)], "work", mark)
+    request = f"{DESCRIBE}\n{data_notice('work', mark)}\n\n{work}"
+    draft = Sampling(temperature=params.temperature, purpose="draft")
+    description = await llm.complete((Message("user", request),), draft)
+    ctx.progress("second version from a description")
+    rules = tuple(message for message in chat if message.role in ("system", "developer"))
+    again = (*rules, Message("user", without_reasoning(description.text)))
+    return await llm.complete(again, draft)
+
+
+def _merging(chat: Chat, first: Completion, second: Completion, ctx: Context) -> Chat:
+    mark = fence(ctx.rng)
+    versions = [without_reasoning(first.text), without_reasoning(second.text)]
+    ctx.rng.shuffle(versions)
+    shown = enclose(versions, "version", mark)
+    return ask(chat, f"{MERGE}\n{data_notice('version', mark)}\n\n{shown}")
+
+
+def code_of(text: str) -> list[str]:
+    """Return the contents of every fenced block of `text`, or all of it, without blanks at the
+    ends of lines: what two versions must share to be the same."""
+    blocks = [block for _, block in _FENCED.findall(without_reasoning(text))]
+    return [
+        "\n".join(line.rstrip() for line in block.strip().splitlines())
+        for block in blocks or [without_reasoning(text)]
+    ]

@@ -1,0 +1,152 @@
+"""Z3: let the model state the problem formally, let a solver settle it, and answer from that.
+
+Source: the division of labour of Ye et al. 2023, "SatLM: Satisfiability-Aided Language Models
+Using Declarative Prompting", arXiv:2305.09656, and Pan et al. 2023, "Logic-LM", arXiv:2305.12295
+(section 3.3, repair from the solver's message). Instead of programs, which would have to be run,
+the model writes SMT-LIB 2, which Z3 parses, or a list of algebraic steps, which a fixed
+translator turns into SymPy's terms; both in a process limited in time and memory. The plain
+answer is asked for at the same time, so that a problem without a formalisation waits for nothing.
+Cost: 3 calls, 2 deep: the plain answer beside the formalisation, then the answer from the
+solver's result. 2 calls, 1 deep, where no solver helps; each repair adds one of both.
+"""
+
+import asyncio
+from importlib.util import find_spec
+
+from pydantic import Field
+
+from optillm_hooks.context import Context
+from optillm_hooks.errors import RequestRejected, SampleError
+from optillm_hooks.fanout import speculating
+from optillm_hooks.llm import LLM, FinalCall
+from optillm_hooks.prompts import ask, data_notice, enclose, fence, follow_up
+from optillm_hooks.registry import Cost, Params, Result, approach
+from optillm_hooks.sandbox import WorkerFailed
+from optillm_hooks.solver.algebra import FUNCTIONS, OPERATIONS
+from optillm_hooks.solver.client import (
+    Formalisation,
+    FormalisationBroken,
+    Report,
+    find_formalisation,
+    solve,
+)
+from optillm_hooks.types import Chat, Sampling
+
+FORMALISE = f"""\
+Do not answer yet. First decide whether a solver can settle this, or the hard part of it.
+
+For constraints, logic, schedules, counting or a smallest or largest value, reply with one fenced \
+block marked smt2: an SMT-LIB 2 script for Z3. Declare every unknown with its sort (Int, Real, \
+Bool, (_ BitVec n), String, datatypes). Write each fact as (assert (! ... :named what_it_says)). \
+Add (minimize ...) or (maximize ...) where the best is asked for. To prove a claim, assert its \
+negation. End with (check-sat).
+
+For exact algebra or calculus, reply with one fenced block marked json: a list of steps like \
+{{"operation": "solve", "expressions": ["x^2 + y = 7", "x - y = -1"], "variables": ["x", "y"]}}. \
+Operations: {", ".join(OPERATIONS)}. Further fields where they apply: expression, variable, lower, \
+upper, point, direction, order, digits, assume ({{"x": "positive"}}). Expressions use + - * / ^ % \
+! and = < <= > >= !=, with every multiplication written out; pi, E, I, oo; and \
+{", ".join(FUNCTIONS)}.
+
+If neither helps, reply with the single word NONE."""
+
+LEAST_S = 0.5
+"""Seconds below which starting a solver is not worth it."""
+
+
+class Z3Params(Params):
+    timeout_s: float = Field(
+        default=30, gt=0, le=300, description="Seconds the solver may take for one formalisation."
+    )
+    memory_mb: int = Field(
+        default=1024, ge=256, le=16384, description="MiB of memory the solver may take."
+    )
+    repairs: int = Field(
+        default=1, ge=0, le=3, description="Rounds in which the model may repair its formalisation."
+    )
+    formal_temperature: float = Field(
+        default=0.1, ge=0, le=2, description="Temperature of the formalisation and its repairs."
+    )
+
+
+def repair_request(message: str, mark: str) -> str:
+    return (
+        f"The solver could not use this. {data_notice('message', mark)}\n\n"
+        f"{enclose([message], 'message', mark)}\n\n"
+        "Reply with the whole corrected formalisation in one fenced block, or with NONE."
+    )
+
+
+def answer_request(work: Formalisation, report: Report, mark: str) -> str:
+    solver = "Z3" if work.kind == "smtlib" else "SymPy"
+    return (
+        f"To help you, the question was put formally (part 1) and given to {solver}, which found "
+        f"part 2. {data_notice('part', mark)}\n\n"
+        f"{enclose([work.text, report.text], 'part', mark)}\n\n"
+        "The result is exact for the formalisation: sat gives one way to meet all assertions, "
+        "unsat shows that there is none, unknown shows nothing. Check that the formalisation says "
+        "what the question says, rely on the result as far as it does, and now answer the question "
+        "in the form that it asks for."
+    )
+
+
+@approach("z3", Z3Params, cost=lambda _: Cost(calls=3, depth=2))
+async def z3(chat: Chat, llm: LLM, params: Z3Params, ctx: Context) -> Result:
+    """Return the answer from the solver's result, or the plain answer where there is none.
+
+    The plain answer stands if the model sees nothing for a solver, if its formalisation is still
+    broken after the repairs, or if the solver runs out of its time or memory; and it is what is
+    left if the last call fails.
+
+    Raises:
+        RequestRejected: the package z3-solver is not installed.
+        SampleError: there is no result, and the plain answer failed.
+    """
+    if find_spec("z3") is None:
+        raise RequestRejected('z3 needs the extra "solver": pip install "optillm-hooks[solver]"')
+    async with speculating(lambda: llm.complete(chat, Sampling())) as direct:
+        try:
+            solved = await _solved(chat, llm, params, ctx)
+        except SampleError as exc:
+            ctx.trace.note("solver", outcome=exc.code)
+            solved = None
+        if solved is None:
+            return await direct()
+    request = answer_request(*solved, fence(ctx.rng))
+    return FinalCall(ask(chat, request), fallback=ctx.best)
+
+
+async def _solved(
+    chat: Chat, llm: LLM, params: Z3Params, ctx: Context
+) -> tuple[Formalisation, Report] | None:
+    """Return a formalisation and what the solver found, or None without either."""
+    sampling = Sampling(temperature=params.formal_temperature, purpose="draft")
+    asked = ask(chat, FORMALISE)
+    for repair in range(params.repairs + 1):
+        ctx.progress("repairing the formalisation" if repair else "formalising the problem")
+        reply = await llm.complete(asked, sampling)
+        work = find_formalisation(reply.text)
+        if work is None:
+            ctx.trace.note("solver", outcome="not applicable", repairs=repair)
+            return None
+        left_s = ctx.within(0.5) - asyncio.get_running_loop().time()
+        if left_s < LEAST_S:
+            ctx.trace.note("solver", outcome="no time left", repairs=repair)
+            return None
+        ctx.progress("running the solver")
+        try:
+            report = await solve(
+                work, seconds=min(params.timeout_s, left_s), memory_mb=params.memory_mb
+            )
+        except FormalisationBroken as exc:
+            ctx.trace.note("solver", outcome="broken", kind=work.kind, repairs=repair)
+            asked = follow_up(asked, reply.text, repair_request(str(exc), fence(ctx.rng)))
+        except WorkerFailed as exc:
+            ctx.trace.note("solver", outcome=exc.reason, kind=work.kind, repairs=repair)
+            return None
+        else:
+            ctx.trace.note(
+                "solver", outcome="solved", kind=work.kind, repairs=repair, found=report.statuses
+            )
+            return work, report
+    return None

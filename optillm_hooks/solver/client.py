@@ -1,0 +1,137 @@
+"""Asking the solvers: from what a model wrote to what the solver found, as text for a model."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from optillm_hooks.sandbox import WorkerFailed, WorkerLimits, ask_worker
+from optillm_hooks.types import Json
+
+Kind = Literal["smtlib", "algebra"]
+
+MOST_CHARACTERS: Final = 1 << 16
+"""Length of a formalisation."""
+
+MOST_REPORTED: Final = 12_000
+"""Characters of a report."""
+
+STARTING_S: Final = 1.0
+"""Seconds a worker may take to start, beyond the time its solver has."""
+
+_FENCED: Final = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_KINDS: Final[Mapping[str, Kind]] = {"(": "smtlib", ";": "smtlib", "{": "algebra", "[": "algebra"}
+
+
+@dataclass(frozen=True, slots=True)
+class Formalisation:
+    """A problem as a solver takes it: an SMT-LIB script, or steps of algebra in JSON."""
+
+    kind: Kind
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a solver found."""
+
+    text: str
+    statuses: tuple[str, ...]
+    """Per check sat, unsat or unknown; per step of algebra, its operation."""
+
+
+class FormalisationBroken(ValueError):
+    """The solver cannot read the formalisation; the text says why, for its author to repair it."""
+
+
+class _Reply(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Check(_Reply):
+    status: str
+    reason: str
+    model: dict[str, str]
+    core: list[str]
+    objectives: list[str]
+    values: list[str]
+
+
+class _Step(_Reply):
+    operation: str
+    result: str = ""
+    decimal: str = ""
+    error: str = ""
+
+
+class _Outcome(_Reply):
+    error: str = ""
+    checks: list[_Check] = []
+    results: list[_Step] = []
+
+
+def find_formalisation(reply: str) -> Formalisation | None:
+    """Return the last formalisation in a model's reply, or None if there is none.
+
+    It stands in a fenced block, whatever its label, or is the whole reply. What it begins with
+    says which kind it is.
+    """
+    for block in [*reversed(_FENCED.findall(reply)), reply]:
+        text = block.strip()
+        if kind := _KINDS.get(text[:1]):
+            return Formalisation(kind, text)
+    return None
+
+
+async def solve(work: Formalisation, *, seconds: float, memory_mb: int) -> Report:
+    """Return what the solver found within `seconds`, and leave no process behind.
+
+    Raises:
+        FormalisationBroken: the solver cannot read `work`.
+        WorkerFailed: it ran out of time or memory, or broke.
+    """
+    if len(work.text) > MOST_CHARACTERS:
+        raise FormalisationBroken(f"it has more than {MOST_CHARACTERS} characters")
+    limits = WorkerLimits(seconds=seconds + STARTING_S, memory_mb=memory_mb)
+    request: dict[str, Json] = {"text": work.text, "seconds": seconds}
+    reply = await ask_worker(f"optillm_hooks.solver.{work.kind}", request, limits)
+    try:
+        outcome = _Outcome.model_validate(reply)
+    except ValidationError:
+        raise WorkerFailed("crash") from None
+    broken = outcome.error or "\n".join(
+        f"step {n} ({step.operation}): {step.error}"
+        for n, step in enumerate(outcome.results, start=1)
+        if step.error
+    )
+    if broken:
+        raise FormalisationBroken(broken)
+    lines = [
+        *(_describe(check, n) for n, check in enumerate(outcome.checks, start=1)),
+        *(_line(step, n) for n, step in enumerate(outcome.results, start=1)),
+    ]
+    return Report(
+        text="\n".join(lines)[:MOST_REPORTED],
+        statuses=(
+            *(check.status for check in outcome.checks),
+            *(step.operation for step in outcome.results),
+        ),
+    )
+
+
+def _describe(check: _Check, number: int) -> str:
+    why = f" ({check.reason})" if check.reason else ""
+    lines = [f"check {number}: {check.status}{why}"]
+    lines += [f"  {name} = {value}" for name, value in check.model.items()]
+    lines += [f"  objective {objective}" for objective in check.objectives]
+    lines += [f"  value {value}" for value in check.values]
+    if check.core:
+        lines.append(f"  contradictory together: {', '.join(check.core)}")
+    return "\n".join(lines)
+
+
+def _line(step: _Step, number: int) -> str:
+    decimal = f"  (about {step.decimal})" if step.decimal else ""
+    return f"step {number}, {step.operation}: {step.result}{decimal}"

@@ -1,0 +1,288 @@
+"""SMT-LIB 2 scripts, checked by Z3 in a worker process.
+
+A small reader splits the script into commands and writes each back in plain form, so that what Z3
+parses is what was read. Commands that declare, assert, optimise and query pass; options, output
+and settings that are ours to choose are left out; everything else (files, tactics, proofs) is an
+error. Z3 parses and executes what passes, command by command.
+"""
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Final, TypedDict
+
+from optillm_hooks.solver.worker import no_more_files
+
+MOST_NESTED: Final = 1000
+MOST_CHECKS: Final = 16
+MOST_NAMES: Final = 500
+MOST_SHOWN: Final = 2000
+"""Characters of one value that are kept."""
+
+_TOKEN: Final = re.compile(
+    r"""(?P<blank>[ \t\r\n]+|;[^\n]*)
+      |(?P<paren>[()])
+      |(?P<string>"(?:[^"\x00-\x08\x0b\x0c\x0e-\x1f]|"")*")
+      |(?P<quoted>\|[\x20-\x5b\x5d-\x7b\x7d\x7e\n\r\t]*\|)
+      |(?P<atom>(?:\#x[0-9a-fA-F]+|\#b[01]+|:?[A-Za-z0-9~!@$%^&*_+=<>.?/\-]+))""",
+    re.VERBOSE,
+)
+_ASSERTS: Final = frozenset(
+    {
+        "assert",
+        "assert-soft",
+        "minimize",
+        "maximize",
+        "push",
+        "pop",
+        "declare-const",
+        "declare-fun",
+        "declare-sort",
+        "declare-datatype",
+        "declare-datatypes",
+        "define-const",
+        "define-fun",
+        "define-fun-rec",
+        "define-funs-rec",
+        "define-sort",
+    }
+)
+_CHECKS: Final = frozenset({"check-sat", "check-sat-assuming"})
+_VALUES: Final = frozenset({"get-value", "eval", "simplify"})
+_LEFT_OUT: Final = frozenset(
+    {
+        "set-logic",
+        "set-info",
+        "set-option",
+        "echo",
+        "exit",
+        "get-model",
+        "get-unsat-core",
+        "get-unsat-assumptions",
+        "get-objectives",
+        "get-info",
+        "get-assertions",
+        "get-assignment",
+    }
+)
+_ALLOWED_OPTION: Final = ["set-option", ":opt.priority"]
+
+
+class ScriptError(ValueError):
+    """The script cannot be used; the text says what to change."""
+
+
+class Check(TypedDict):
+    """What one `check-sat` came to."""
+
+    status: str
+    """sat, unsat or unknown."""
+
+    reason: str
+    """Why it is unknown; otherwise ""."""
+
+    model: dict[str, str]
+    """Of a satisfiable script: each constant and function, as Z3 writes its value."""
+
+    core: list[str]
+    """Of an unsatisfiable script: the named assertions that contradict each other."""
+
+    objectives: list[str]
+    """What is minimised or maximised, each with its optimum or the bounds that are known."""
+
+    values: list[str]
+    """Results of the script's own queries after the check."""
+
+
+def answer(request: Mapping[str, object]) -> dict[str, object]:
+    """Return `{"checks": [...]}` for a request `{"text": script, "seconds": ...}`, or `{"error"}`.
+
+    A script without a `check-sat` is checked once, at its end.
+    """
+    try:
+        checks = run_script(str(request["text"]), float(str(request["seconds"])))
+    except ScriptError as exc:
+        return {"error": str(exc)[:MOST_SHOWN]}
+    return {"checks": checks}
+
+
+def commands(script: str) -> list[list[str]]:
+    """Return the commands of `script`, each as its tokens, parentheses included.
+
+    Raises:
+        ScriptError: it is not a sequence of parenthesised commands, or is nested too deep.
+    """
+    read: list[list[str]] = []
+    depth = 0
+    for token in _tokens(script):
+        if depth == 0:
+            if token != "(":  # noqa: S105 (a parenthesis)
+                raise ScriptError(f"expected '(' at the start of a command, found {token[:40]!r}")
+            read.append([])
+        read[-1].append(token)
+        depth += {"(": 1, ")": -1}.get(token, 0)
+        if depth > MOST_NESTED:
+            raise ScriptError(f"terms are nested more than {MOST_NESTED} deep")
+    if depth:
+        raise ScriptError(f"{depth} closing parentheses are missing at the end of the script")
+    return read
+
+
+def _tokens(script: str) -> Iterator[str]:
+    at = 0
+    while at < len(script):
+        found = _TOKEN.match(script, at)
+        if found is None:
+            raise ScriptError(f"unreadable text: {script[at : at + 20]!r}")
+        at = found.end()
+        if found.lastgroup == "string":
+            yield re.sub(r"[^\x00-\x7f]", lambda c: f"\\u{{{ord(c[0]):x}}}", found[0])
+        elif found.lastgroup != "blank":
+            yield found[0]
+
+
+def run_script(script: str, seconds: float) -> list[Check]:
+    """Return what each check of `script` came to, all of them within about `seconds`.
+
+    Raises:
+        ScriptError: the reader or Z3 refuses a command.
+    """
+    wanted = [command for command in commands(script) if not _left_out(command)]
+    for command in wanted:
+        if command[1] not in _ASSERTS | _CHECKS | _VALUES and command[1:3] != _ALLOWED_OPTION:
+            raise ScriptError(f"the command {command[1][:40]!r} is not available")
+    if not any(command[1] in _CHECKS for command in wanted):
+        wanted.append(["(", "check-sat", ")"])
+    session = _Session(time.monotonic() + seconds)
+    for command in wanted:
+        session.run(command)
+    return session.checks
+
+
+def _left_out(command: Sequence[str]) -> bool:
+    return command[1] in _LEFT_OUT and command[1:3] != _ALLOWED_OPTION
+
+
+class _Session:
+    """One Z3 context, fed command by command."""
+
+    def __init__(self, until: float) -> None:
+        import z3
+
+        no_more_files()
+        self.checks: list[Check] = []
+        self._z3 = z3
+        self._context = z3.Context()
+        self._until = until
+        self._labels: dict[str, None] = {}
+        self._optimises = False
+        self._eval("(set-option :produce-unsat-cores true)")
+        self._eval("(set-option :smt.core.minimize true)")
+
+    def run(self, command: Sequence[str]) -> None:
+        head = command[1]
+        if head in _CHECKS:
+            self._check(plain(command))
+        elif head in _VALUES:
+            self._query(command)
+        else:
+            labels = (name for mark, name in pairwise(command) if mark == ":named")
+            self._labels |= dict.fromkeys(labels)
+            self._optimises |= head in ("minimize", "maximize", "assert-soft")
+            self._eval(plain(command))
+
+    def _check(self, command: str) -> None:
+        if len(self.checks) == MOST_CHECKS:
+            raise ScriptError(f"the script has more than {MOST_CHECKS} checks")
+        left_ms = int(1000 * (self._until - time.monotonic()))
+        check = Check(status="unknown", reason="", model={}, core=[], objectives=[], values=[])
+        self.checks.append(check)
+        if left_ms <= 0:
+            check["reason"] = "timeout"
+            return
+        self._eval(f"(set-option :timeout {left_ms})")
+        check["status"] = self._eval(command)
+        if check["status"] not in ("sat", "unsat", "unknown"):
+            raise ScriptError(f"Z3 says {clip(check['status'])!r} to {command[:200]}")
+        if check["status"] == "unknown":
+            why = parts(list(_tokens(self._eval("(get-info :reason-unknown)"))))[-1][0].strip('"')
+            check["reason"] = "timeout" if re.search("timeout|cancel", why) else why
+        elif check["status"] == "unsat":
+            core = {_shown(part) for part in self._ask("(get-unsat-core)")}
+            check["core"] = [name for name in self._labels if name in core]
+        else:
+            check["model"] = self._model()
+        if self._optimises and check["status"] != "unsat":
+            check["objectives"] = [_shown(part) for part in self._ask("(get-objectives)")[1:]]
+
+    def _query(self, command: Sequence[str]) -> None:
+        """Keep what a query says; it needs a model, and no script is broken for asking anyway."""
+        if self.checks and self.checks[-1]["status"] == "sat":
+            self.checks[-1]["values"] += [_shown([*_tokens(self._eval(plain(command)))])]
+
+    def _model(self) -> dict[str, str]:
+        definitions = (parts(part) for part in self._ask("(get-model)") if part[1] == "define-fun")
+        model = {
+            plain([*name, *arguments] if len(arguments) > 2 else name): _shown(value)
+            for _, name, arguments, _, value in definitions
+            if name[0] not in self._labels
+        }
+        return dict(sorted(model.items())[:MOST_NAMES])
+
+    def _ask(self, query: str) -> list[list[str]]:
+        """Return the elements of the list that Z3 prints for `query`.
+
+        Irrational numbers come as decimals with a question mark where the rest is cut.
+        """
+        printed = self._eval(query)
+        if "root-obj" in printed:
+            self._eval("(set-option :pp.decimal true)")
+            printed = self._eval(query)
+            self._eval("(set-option :pp.decimal false)")
+        return parts(list(_tokens(printed)))
+
+    def _eval(self, command: str) -> str:
+        """Return what Z3 prints for `command`."""
+        try:
+            printed = str(self._z3.Z3_eval_smtlib2_string(self._context.ref(), command))
+        except self._z3.Z3Exception as exc:
+            raise ScriptError(_message(exc.value, command)) from None
+        if printed.startswith("(error"):
+            raise ScriptError(_message(printed, command))
+        return printed.strip()
+
+
+def plain(tokens: Sequence[str]) -> str:
+    """Return `tokens` as text that reads back as the same tokens."""
+    return "".join(
+        after if before == "(" or after == ")" else f" {after}"
+        for before, after in pairwise(("(", *tokens))
+    )
+
+
+def parts(tokens: Sequence[str]) -> list[list[str]]:
+    """Return the elements of a parenthesised list, each as its tokens."""
+    elements: list[list[str]] = []
+    depth = 0
+    for token in tokens[1:-1]:
+        if depth == 0:
+            elements.append([])
+        elements[-1].append(token)
+        depth += {"(": 1, ")": -1}.get(token, 0)
+    return elements
+
+
+def clip(text: str) -> str:
+    """Return `text`, cut where it is longer than what is worth showing."""
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} ..."
+
+
+def _shown(tokens: Sequence[str]) -> str:
+    return clip(plain(tokens))
+
+
+def _message(error: object, command: str) -> str:
+    text = error.decode(errors="replace") if isinstance(error, bytes) else str(error)
+    found = re.search(r'line \d+ column \d+: (.*?)"?\)?\s*$', text, re.DOTALL)
+    return f"{found[1] if found else text.strip()} in {command[:200]}"

@@ -1,0 +1,54 @@
+"""The inside of a worker process: what it gives up before it reads a request."""
+
+import importlib
+import json
+import os
+import resource
+import sys
+from typing import Final, NoReturn
+
+_READS: Final = frozenset({"os.listdir", "os.scandir", "os.putenv", "os.unsetenv"})
+"""Events under `os.` that change nothing outside the process; imports raise them."""
+
+_WRITES: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+_REFUSED: Final = ("os.", "subprocess.", "socket.", "shutil.", "pty.", "urllib.", "signal.")
+
+
+def main(module: str, memory_mb: str, cpu_seconds: str) -> NoReturn:
+    """Answer the request on standard input by `module`, on standard output, and exit."""
+    replies = os.dup(1)
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)  # solvers print as they like
+    confine(memory_mb=int(memory_mb), cpu_seconds=int(cpu_seconds))
+    try:
+        outcome = {"reply": importlib.import_module(module).answer(json.load(sys.stdin.buffer))}
+    except MemoryError:
+        outcome = {"failed": "memory"}
+    text = memoryview(json.dumps(outcome).encode())
+    while text:
+        text = text[os.write(replies, text) :]
+    os._exit(0)
+
+
+def confine(*, memory_mb: int, cpu_seconds: int) -> None:
+    """Give up memory and CPU time beyond the limits, writing files, processes and the network.
+
+    What no text should reach in the first place; the kernel's limits hold for C++ too, the audit
+    hook for Python, and neither can be taken back by Python code of an ordinary user.
+    """
+    resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sys.addaudithook(_refuse)
+
+
+def no_more_files() -> None:
+    """Let the process open nothing any more, not even to read: all it needs is loaded."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+
+
+def _refuse(event: str, args: tuple[object, ...]) -> None:
+    writes = event == "open" and isinstance(args[2], int) and args[2] & _WRITES
+    if writes or (event.startswith(_REFUSED) and event not in _READS):
+        raise PermissionError(f"not allowed in a worker: {event}")

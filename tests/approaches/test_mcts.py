@@ -1,0 +1,270 @@
+"""MCTS: what it values, what it returns, what it costs."""
+
+import asyncio
+import random
+import re
+
+import pytest
+
+from optillm_hooks.context import Limits
+from optillm_hooks.errors import ProviderFailed
+from optillm_hooks.registry import get_approach
+from optillm_hooks.types import Chat, Completion, Message, Sampling, ToolCall
+from tests.fakes import HANG, AnsweringLLM, Reply, ScriptedLLM, answer, context, params
+from tests.simulated import RIGHT, Fallible, Unhurried, answer_in, kind, rating
+
+pytestmark = pytest.mark.anyio
+CHAT = (
+    Message("system", "Be terse."),
+    Message("user", "6 * 6?"),
+    Message("assistant", "36"),
+    Message("user", "Say goodbye, then 6 * 7?"),
+)
+
+
+def landscape(chat: Chat, sampling: Sampling) -> str:
+    """Solutions are worth what they say; a refinement's worth depends on its draft and number."""
+    shown = chat[-1].text
+    match kind(chat, sampling):
+        case "rate":
+            return rating(int(answer_in(shown)) // 10)
+        case "refine":
+            return (
+                f"ANSWER: {random.Random(answer_in(shown) + str(sampling.sample)).randrange(100)}"
+            )
+        case _:
+            return f"ANSWER: {(37, 61, 12, 58)[sampling.sample % 4]}"
+
+
+def worth(text: str) -> int:
+    return int(answer_in(text)) // 10
+
+
+async def test_the_best_rated_solution_is_the_answer_and_not_the_first() -> None:
+    replies = ["a", "b", "c", rating(1), rating(9), rating(2)]
+    refinements: list[Reply] = ["b2", "c2", rating(5), rating(4)]
+    llm = ScriptedLLM([*replies, *refinements])
+    assert (await answer("mcts", CHAT, llm)).text == "b"
+    llm.assert_used_up()
+
+
+async def test_simulations_at_once_refine_different_solutions_the_best_ones_first() -> None:
+    llm = ScriptedLLM(
+        ["a", "b", "c", rating(1), rating(9), rating(8), "b2", "c2", rating(9), rating(10)]
+    )
+    assert (await answer("mcts", CHAT, llm)).text == "c2"
+    drafts = [c[-1].text for c, s in llm.calls if kind(c, s) == "refine"]
+    assert [re.findall(r"\n([abc])\n", text) for text in drafts] == [["b"], ["c"]]
+
+
+async def test_ties_go_to_the_solution_that_more_simulations_went_through() -> None:
+    llm = ScriptedLLM(
+        ["a", "b", rating(7), rating(7), "a2", rating(0), "b2", rating(7), "b3", rating(7)]
+    )
+    one_by_one = params("mcts", branching=2, simulations=3, parallel=1, exploration=0)
+    assert (await answer("mcts", CHAT, llm, **one_by_one.model_dump())).text == "b"
+    llm.assert_used_up()
+
+
+async def test_the_conversation_with_the_question_is_in_every_call() -> None:
+    llm = AnsweringLLM(landscape)
+    await answer("mcts", CHAT, llm, simulations=4, depth=2)
+    assert len(llm.calls) == 2 * (3 + 4 * 2)
+    for chat, _ in llm.calls:
+        assert [m.role for m in chat] == ["system", "user", "assistant", "user"]
+        assert chat[0].text.startswith("Be terse.")
+        assert chat[1:3] == CHAT[1:3]
+        assert CHAT[3].text in chat[3].text
+
+
+async def test_the_judge_sees_question_and_solution() -> None:
+    llm = AnsweringLLM(landscape)
+    await answer("mcts", CHAT, llm)
+    judged = [c[-1].text for c, s in llm.calls if kind(c, s) == "rate"]
+    assert sorted(answer_in(text) for text in judged[:3]) == ["12", "37", "61"]
+    assert all(text.startswith(CHAT[3].text) for text in judged)
+
+
+@pytest.mark.parametrize(
+    ("given", "calls", "depth"),
+    [
+        pytest.param({}, 10, 4, id="defaults"),
+        pytest.param({"simulations": 4}, 14, 6, id="two waves"),
+        pytest.param({"simulations": 3}, 12, 6, id="the last wave is not full"),
+        pytest.param({"depth": 3}, 18, 6, id="three refinements in a row"),
+        pytest.param({"branching": 5}, 14, 4, id="five first solutions"),
+    ],
+)
+async def test_calls_and_critical_path(given: dict[str, int], calls: int, depth: int) -> None:
+    ctx = context()
+    await answer("mcts", CHAT, AnsweringLLM(landscape), ctx, **given)
+    assert (ctx.budget.usage.calls, ctx.trace.depth) == (calls, depth)
+    cost = get_approach("mcts").cost(params("mcts", **given))
+    assert (cost.calls, cost.depth) == (calls, depth)
+
+
+async def test_one_call_gives_the_first_solutions_where_n_is_honoured() -> None:
+    llm = ScriptedLLM(
+        ["a", "b", "c", rating(1), rating(9), rating(8), "b2", "c2", rating(1), rating(1)],
+        most_choices=8,
+    )
+    ctx = context()
+    assert (await answer("mcts", CHAT, llm, ctx)).text == "b"
+    assert ctx.budget.usage.calls == 8
+
+
+async def test_more_simulations_never_find_less() -> None:
+    found = [
+        worth((await answer("mcts", CHAT, AnsweringLLM(landscape), simulations=2 * n)).text)
+        for n in range(1, 13)
+    ]
+    assert found == sorted(found)
+    assert found[-1] > 6
+
+
+async def test_a_larger_budget_never_finds_less() -> None:
+    found = []
+    for calls in range(4, 30):
+        ctx = context(limits=Limits(max_calls=calls))
+        given = {"simulations": 10}
+        found.append(
+            worth((await answer("mcts", CHAT, AnsweringLLM(landscape), ctx, **given)).text)
+        )
+        assert ctx.budget.usage.calls <= calls
+    assert found[-1] > found[0]
+    assert found[6:] == sorted(found[6:])
+
+
+async def test_a_refinement_that_failed_leaves_the_rest() -> None:
+    llm = ScriptedLLM(
+        ["a", "b", "c", rating(1), rating(9), rating(8), ProviderFailed("502"), "c2", rating(10)]
+    )
+    assert (await answer("mcts", CHAT, llm)).text == "c2"
+
+
+async def test_a_first_solution_that_failed_is_written_again() -> None:
+    llm = ScriptedLLM(
+        ["a", ProviderFailed("502"), "c", rating(1), rating(2), "b", "c2", rating(9), rating(3)]
+    )
+    assert (await answer("mcts", CHAT, llm)).text == "b"
+
+
+async def test_a_chain_of_refinements_that_breaks_keeps_what_it_has() -> None:
+    llm = ScriptedLLM(["a", "b", rating(1), rating(5), "b2", ProviderFailed("502"), rating(9)])
+    given = params("mcts", branching=2, simulations=1, depth=2).model_dump()
+    assert (await answer("mcts", CHAT, llm, **given)).text == "b2"
+    llm.assert_used_up()
+
+
+async def test_a_simulation_is_worth_its_best_solution() -> None:
+    """Refinements of a (6) are rated 9 and 1: a, worth (6 + 9) / 2, still beats b, rated 6."""
+    rated: list[Reply] = [rating(number) for number in (6, 6, 9, 1, 1, 1)]
+    llm = ScriptedLLM(["a", "b", *rated[:2], "a2", "a3", *rated[2:4], "a4", "a5", *rated[4:]])
+    given = params(
+        "mcts", branching=2, simulations=2, depth=2, parallel=1, exploration=0
+    ).model_dump()
+    await answer("mcts", CHAT, llm, **given)
+    drafts = [c[-1].text for c, s in llm.calls if kind(c, s) == "refine"]
+    assert [re.findall(r"\n(\w\d?)\n", text) for text in drafts] == [["a"], ["a2"], ["a"], ["a4"]]
+
+
+async def test_no_two_calls_ask_for_the_same_sample_of_a_prompt() -> None:
+    llm = AnsweringLLM(landscape)
+    await answer("mcts", CHAT, llm, simulations=12)
+    written = [(chat, s.sample) for chat, s in llm.calls if s.purpose == "answer"]
+    assert len(set(map(str, written))) == len(written) == 15
+
+
+async def test_a_draft_is_shown_without_its_thoughts() -> None:
+    llm = ScriptedLLM(["<think>Hm.</think>a", rating(9), "a2", rating(5)])
+    await answer("mcts", CHAT, llm, branching=1, simulations=1)
+    assert not any("Hm." in chat[-1].text for chat, _ in llm.calls)
+
+
+async def test_the_best_so_far_is_at_hand_during_the_search() -> None:
+    llm = ScriptedLLM(["a", "b", rating(1), rating(9), HANG])
+    ctx = context(limits=Limits())
+    task = asyncio.create_task(answer("mcts", CHAT, llm, ctx, branching=2, simulations=1))
+    await llm.until_hanging(1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ctx.best is not None
+    assert ctx.best.text == "b"
+
+
+async def test_a_spent_budget_ends_the_search() -> None:
+    ctx = context(limits=Limits(max_calls=6))
+    said: list[str] = []
+    ctx.progress = said.append
+    await answer("mcts", CHAT, AnsweringLLM(landscape), ctx, simulations=64)
+    assert len(said) == 1
+
+
+async def test_without_any_rating_the_first_solution_is_the_answer() -> None:
+    def mute(chat: Chat, sampling: Sampling) -> Reply:
+        if kind(chat, sampling) == "rate":
+            return ProviderFailed("502")
+        return landscape(chat, sampling)
+
+    assert (await answer("mcts", CHAT, AnsweringLLM(mute))).text == "ANSWER: 37"
+
+
+async def test_a_truncated_solution_loses_to_a_whole_one() -> None:
+    cut = Completion("a", finish_reason="length")
+    llm = ScriptedLLM([cut, "b", rating(9), rating(2), cut, rating(9)])
+    assert (await answer("mcts", CHAT, llm, branching=2, simulations=1)).text == "b"
+
+
+CALLING = Completion("", tool_calls=(ToolCall("1", "add", "{}"),), finish_reason="tool_calls")
+
+
+async def test_if_most_first_solutions_call_tools_the_first_such_is_returned() -> None:
+    llm = ScriptedLLM(["a", CALLING, CALLING])
+    assert (await answer("mcts", CHAT, llm)).tool_calls == CALLING.tool_calls
+
+
+async def test_what_calls_a_tool_beside_others_is_no_solution() -> None:
+    replies: list[Reply] = ["a", CALLING, "c", rating(2), rating(9), CALLING]
+    llm = ScriptedLLM(replies)
+    assert (await answer("mcts", CHAT, llm, simulations=1)).text == "c"
+    llm.assert_used_up()
+
+
+async def test_another_model_judges_if_one_is_named() -> None:
+    judge = AnsweringLLM(landscape, model="critic")
+    llm = AnsweringLLM(landscape)
+    await answer("mcts", CHAT, llm, context(models=[judge]), judge="critic")
+    assert {kind(*call) for call in judge.calls} == {"rate"}
+    assert {kind(*call) for call in llm.calls} == {"solve", "refine"}
+
+
+async def test_the_order_of_arrival_changes_nothing() -> None:
+    given = {"simulations": 6, "parallel": 3, "depth": 2}
+    found: set[str] = set()
+    for seed in range(20):
+        llm = Unhurried(landscape, seed)
+        found.add((await answer("mcts", CHAT, llm, context(limits=Limits()), **given)).text)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"simulations": 0}, {"simulations": "two"}, {"depth": 0}, {"exploration": -1}, {"width": 3}],
+    ids=str,
+)
+def test_bad_params_are_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        params("mcts", **bad)
+
+
+async def test_the_search_is_right_more_often_than_one_call() -> None:
+    """One call is right with p = 0.5. Were the search no better, 600 problems would show 0.61 or
+    more with probability under exp(-2 * 600 * 0.11**2) = 5e-7. It was measured to be right with
+    0.8, and so shows 0.61 or less with probability under exp(-2 * 600 * 0.18**2) = 2e-17."""
+    rng, problems = random.Random(7), 600
+    right = 0
+    for _ in range(problems):
+        found = await answer("mcts", CHAT, Fallible(rng, p=0.5, q=0.8))
+        right += answer_in(found.text) == RIGHT
+    assert right / problems > 0.61

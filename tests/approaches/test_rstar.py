@@ -1,0 +1,350 @@
+"""rStar: which actions follow which, what trajectories are worth, and whom to trust."""
+
+import asyncio
+import random
+import re
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optillm_hooks.approaches import rstar
+from optillm_hooks.approaches.rstar import COMPLETE, Action, Step, allowed, beginning, planned
+from optillm_hooks.context import Limits
+from optillm_hooks.errors import ProviderFailed, SampleError, SamplesFailed
+from optillm_hooks.registry import get_approach
+from optillm_hooks.search.mcts import MCTS
+from optillm_hooks.types import Chat, Completion, Message, Sampling, ToolCall
+from tests.fakes import HANG, AnsweringLLM, Reply, answer, context, params
+from tests.simulated import RIGHT, Fallible, Unhurried, answer_in, kind, solution
+
+pytestmark = pytest.mark.anyio
+CHAT = (
+    Message("system", "Be terse."),
+    Message("user", "6 * 6?"),
+    Message("assistant", "36"),
+    Message("user", "There are 17 apples and 25 pears. How many fruits?"),
+)
+
+
+def reasoner(
+    answers: list[str], completed: Callable[[str], str] = lambda _: "42"
+) -> Callable[[Chat, Sampling], str]:
+    """Trajectory n ends in answer n of `answers`; a hint is completed to `completed` of it."""
+
+    def reply(chat: Chat, sampling: Sampling) -> str:
+        match kind(chat, sampling):
+            case "finish":
+                end = answers[sampling.sample]
+                return f"({sampling.sample}) ends here, after a while.\nANSWER: {end}"
+            case "complete":
+                return f"So be it.\nANSWER: {completed(chat[-1].text)}"
+            case what:
+                return f"<think>Hm.</think>({sampling.sample}) has {what} somewhere in it."
+
+    return reply
+
+
+def asked_for(llm: AnsweringLLM, what: str) -> list[str]:
+    return [chat[-1].text for chat, sampling in llm.calls if kind(chat, sampling) == what]
+
+
+def actions_of(llm: AnsweringLLM, trajectory: int) -> list[str]:
+    return [
+        kind(chat, sampling)
+        for chat, sampling in llm.calls
+        if sampling.purpose != "judge" and sampling.sample == trajectory
+    ]
+
+
+async def test_the_answer_of_most_trajectories_wins_with_its_whole_text() -> None:
+    llm = AnsweringLLM(reasoner(["41", "42", "42", "42", "41"]))
+    text = (await answer("rstar", CHAT, llm)).text
+    assert text == "(1) ends here, after a while.\nANSWER: 42"
+    assert answer_in(text) == "42"
+
+
+async def test_trust_outweighs_number() -> None:
+    """Three of five say 41, but their beginnings are completed to 42, as are the others'."""
+    llm = AnsweringLLM(reasoner(["41", "42", "41", "41", "42"]))
+    ctx = context()
+    assert answer_in((await answer("rstar", CHAT, llm, ctx)).text) == "42"
+    assert ctx.trace.events[-1][1] == {"trajectories": 5, "trusted": 2, "support": 0.4}
+
+
+async def test_without_trust_in_any_the_most_supported_wins() -> None:
+    llm = AnsweringLLM(reasoner(["41", "42", "41", "41", "42"], lambda _: "7"))
+    assert answer_in((await answer("rstar", CHAT, llm)).text) == "41"
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_the_answer_has_the_highest_value_times_support(seed: int) -> None:
+    """One rollout at a time: trajectory 0 is worth 1 when told, though nobody else will say 41. Of
+    the others, all of which say 42, the first is worth 1/2 and those after it at least 2/3."""
+
+    def echo(shown: str) -> str:
+        return answers[int(re.findall(r"\((\d)\)", shown.split(COMPLETE)[1])[0])]
+
+    answers = ["41", "42", "42", "42", "42"]
+    one_by_one = params("rstar", parallel=1, candidates=1, c=0).model_dump()
+    ctx = context(seed=seed)
+    llm = AnsweringLLM(reasoner(answers, echo))
+    assert (await answer("rstar", CHAT, llm, ctx, **one_by_one)).text[:3] in ("(2)", "(3)", "(4)")
+    assert ctx.trace.events[-1][1] == {"trajectories": 5, "trusted": 5, "support": 0.8}
+
+
+async def test_nobody_is_asked_where_all_agree() -> None:
+    llm = AnsweringLLM(reasoner(["42"] * 5))
+    await answer("rstar", CHAT, llm)
+    assert not asked_for(llm, "complete")
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        pytest.param(["Paris", "London", "paris.", "**Paris**", "Rome"], id="names"),
+        pytest.param(["-3.5", "5", "-7/2", "-3.50", "3.5"], id="negative fractions"),
+        pytest.param(["1,000", "1", "1000", "10^3", "1"], id="thousands"),
+    ],
+)
+async def test_answers_need_not_be_counting_numbers(answers: list[str]) -> None:
+    llm = AnsweringLLM(reasoner(answers, lambda _: answers[0]))
+    assert (await answer("rstar", CHAT, llm)).text.endswith(f"ANSWER: {answers[0]}")
+
+
+async def test_numbers_of_the_question_are_no_answer() -> None:
+    unsure = "So there are 17 apples and 25."
+    llm = AnsweringLLM(lambda c, s: unsure if kind(c, s) != "complete" else solution("25"))
+    ctx = context()
+    assert (await answer("rstar", CHAT, llm, ctx)).text == unsure
+    assert ctx.trace.events[-1][1] == {"trajectories": 5, "trusted": 0, "support": 0.0}
+
+
+async def test_the_conversation_is_in_every_call() -> None:
+    llm = AnsweringLLM(reasoner(["41", "42", "42", "42", "41"]))
+    await answer("rstar", CHAT, llm)
+    for chat, _ in llm.calls:
+        assert chat[:3] == CHAT[:3]
+        assert chat[3].text.startswith(CHAT[3].text)
+
+
+async def test_a_step_is_shown_those_before_it_without_their_thoughts() -> None:
+    llm = AnsweringLLM(reasoner(["41", "42", "42", "42", "41"]))
+    await answer("rstar", CHAT, llm)
+    for number in range(5):
+        actions = actions_of(llm, number)
+        last = [c for c, s in llm.calls if s.sample == number and s.purpose == "answer"][-1]
+        shown = last[-1].text
+        assert all(f"({number}) has {what} somewhere in it." in shown for what in actions[:-1])
+        assert "Hm." not in shown
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_calls_and_critical_path_are_within_the_stated_cost(seed: int) -> None:
+    cost = get_approach("rstar").cost(params("rstar"))
+    assert (cost.calls, cost.depth) == (20, 4)
+    ctx = context(seed=seed)
+    await answer("rstar", CHAT, AnsweringLLM(reasoner(["41", "42"] * 3)), ctx)
+    assert ctx.budget.usage.calls <= cost.calls
+    assert ctx.trace.depth <= cost.depth
+
+
+async def test_rollouts_at_once_begin_with_different_actions() -> None:
+    for seed in range(10):
+        llm = AnsweringLLM(reasoner(["42"] * 5))
+        await answer("rstar", CHAT, llm, context(seed=seed))
+        first = [actions_of(llm, number)[0] for number in range(5)]
+        assert set(first) == {"step", "finish", "subquestion", "rephrase"}
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_later_rollouts_go_on_from_the_best_path_so_far(seed: int) -> None:
+    """One rollout at a time, one try of each action: four leave the root, then UCT descends.
+
+    Told one after another, trajectories 0 to 3 are worth 1, 1/2, 2/3 and 3/4. The fifth goes on
+    from the best of them that did not finish at once.
+    """
+    llm = AnsweringLLM(reasoner(["42", "41", "42", "42", "42"]))
+    one_by_one = params("rstar", parallel=1, candidates=1, c=0)
+    await answer("rstar", CHAT, llm, context(seed=seed), **one_by_one.model_dump())
+    best = next(n for n in (0, 3, 2, 1) if actions_of(llm, n) != ["finish"])
+    shown = next(c[-1].text for c, s in llm.calls if s.sample == 4 and s.purpose != "judge")
+    assert [f"({n}) has" in shown for n in range(4)] == [n == best for n in range(4)]
+
+
+def test_the_reward_of_a_trajectory_counts_on_its_whole_path() -> None:
+    """Of four answers three are equivalent: each of these trajectories is worth 3/4, the other 1/4;
+    the root is worth their mean, (3/4 + 3/4 + 3/4 + 1/4) / 4 = 5/8."""
+
+    def step(action: Action, text: str = "") -> Step:
+        return Step(action, Completion(text))
+
+    tree = MCTS[Step | None, Action](None, lambda _: list(Action), exploration=1.0)
+    trials = tree.ask_many(5)
+    rolled: list[list[Step] | SampleError] = [
+        [step(Action.STEP), step(Action.SUBQUESTION), step(Action.FINISH, "ANSWER: 0.5")],
+        [step(Action.FINISH, "ANSWER: 1/2")],
+        ProviderFailed("502"),
+        [step(Action.REANSWER), step(Action.FINISH, "ANSWER: 2")],
+        [step(Action.REPHRASE), step(Action.FINISH, "ANSWER: .5")],
+    ]
+    told = rstar._told(tree, trials, rolled, [], "?")
+    assert [[node.mean for node in t.end.path()[1:]] for t in told] == [
+        [0.75, 0.75, 0.75],
+        [0.75],
+        [0.25, 0.25],
+        [0.75, 0.75],
+    ]
+    assert [t.value for t in told] == [0.75, 0.75, 0.25, 0.75]
+    assert (tree.root.visits, tree.root.mean, tree.root.pending) == (4, 0.625, 0)
+    later = rstar._told(tree, tree.ask_many(1), [[step(Action.FINISH, "ANSWER: 2")]], told, "?")
+    assert [t.value for t in later] == [0.4]
+
+
+async def test_the_discriminator_is_another_model_if_one_is_named() -> None:
+    answers = ["41", "42", "41", "41", "42"]
+    critic = AnsweringLLM(reasoner(answers), model="critic")
+    llm = AnsweringLLM(reasoner(answers))
+    ctx = context(models=[critic])
+    assert answer_in((await answer("rstar", CHAT, llm, ctx, discriminator="critic")).text) == "42"
+    assert [kind(*call) for call in critic.calls] == ["complete"] * 5
+    assert not asked_for(llm, "complete")
+
+
+async def test_hints_are_20_to_80_percent_of_a_trajectory() -> None:
+    """200 uniform shares of [0.2, 0.8] all miss [0.2, 0.35], or all [0.65, 0.8], with probability
+    under 2 * 0.75**200 = 2e-25. A hint ends with a word, and words have at most nine letters."""
+    shares: list[float] = []
+    for seed in range(40):
+        llm = AnsweringLLM(reasoner(["41", "42", "42", "42", "41"]))
+        await answer("rstar", CHAT, llm, context(seed=seed))
+        for number, asked in enumerate(asked_for(llm, "complete")):
+            own = [
+                llm._answer(chat, sampling)
+                for chat, sampling in llm.calls
+                if sampling.purpose != "judge" and sampling.sample == number
+            ]
+            whole = "\n\n".join(str(text).removeprefix("<think>Hm.</think>") for text in own)
+            hint = asked.split("1 ")[-2].split(">\n")[1].split("\n<")[0]
+            assert whole.startswith(hint)
+            assert (0.2 * len(whole) - 10) < len(hint) <= 0.8 * len(whole)
+            shares.append(len(hint) / len(whole))
+    assert len(shares) == 200
+    assert min(shares) < 0.35
+    assert max(shares) > 0.65
+
+
+@given(st.text(alphabet="ab \n"), st.floats(0.2, 0.8))
+def test_a_beginning_is_the_share_asked_for_up_to_a_word(text: str, share: float) -> None:
+    hint = beginning(text, share)
+    assert text.startswith(hint)
+    assert len(hint) <= share * len(text)
+    rest = text[len(hint) : int(share * len(text))].split()
+    assert len(rest) <= 1
+
+
+@pytest.mark.parametrize(
+    ("last", "left", "expected"),
+    [
+        pytest.param(None, 3, {"STEP", "FINISH", "SUBQUESTION", "REPHRASE"}, id="root"),
+        pytest.param(Action.STEP, 2, {"STEP", "FINISH", "SUBQUESTION"}, id="step"),
+        pytest.param(
+            Action.SUBQUESTION, 2, {"STEP", "FINISH", "SUBQUESTION", "REANSWER"}, id="sub-question"
+        ),
+        pytest.param(Action.REANSWER, 2, {"STEP", "FINISH", "SUBQUESTION"}, id="again"),
+        pytest.param(Action.REPHRASE, 2, {"STEP", "FINISH", "SUBQUESTION"}, id="rephrased"),
+        pytest.param(Action.STEP, 1, {"FINISH"}, id="the last one"),
+        pytest.param(Action.FINISH, 2, set(), id="finished"),
+    ],
+)
+def test_actions_that_may_follow(last: Action | None, left: int, expected: set[str]) -> None:
+    assert {action.name for action in allowed(last, left)} == expected
+
+
+@given(st.integers(1, 8), st.integers(0, 999))
+def test_laws_of_a_planned_rollout(most: int, seed: int) -> None:
+    rng = random.Random(seed)
+    plan = planned(rng.choice(allowed(None, most)), most, rng)
+    assert 1 <= len(plan) <= most
+    assert plan.index(Action.FINISH) == len(plan) - 1
+    for before, action in zip([None, *plan], plan, strict=False):
+        if action is Action.REPHRASE:
+            assert before is None
+        if action is Action.REANSWER:
+            assert before is Action.SUBQUESTION
+
+
+async def test_a_failed_rollout_or_check_is_left_out() -> None:
+    def failing(chat: Chat, sampling: Sampling) -> Reply:
+        fails = sampling.purpose != "judge" and sampling.sample == 1
+        return ProviderFailed("502") if fails else replies(chat, sampling)
+
+    replies = reasoner(["42", "", "41", "42", "42"])
+    ctx = context()
+    assert answer_in((await answer("rstar", CHAT, AnsweringLLM(failing), ctx)).text) == "42"
+    assert ctx.trace.events[-1][1]["trajectories"] == 4
+
+    def unchecked(chat: Chat, sampling: Sampling) -> Reply:
+        return ProviderFailed("502") if sampling.purpose == "judge" else replies(chat, sampling)
+
+    assert answer_in((await answer("rstar", CHAT, AnsweringLLM(unchecked))).text) == "42"
+
+
+async def test_the_majority_is_the_best_so_far_while_trajectories_are_checked() -> None:
+    def hanging(chat: Chat, sampling: Sampling) -> Reply:
+        return HANG if sampling.purpose == "judge" else replies(chat, sampling)
+
+    replies = reasoner(["41", "42", "42", "42", "41"])
+    llm = AnsweringLLM(hanging)
+    ctx = context(limits=Limits())
+    task = asyncio.create_task(answer("rstar", CHAT, llm, ctx))
+    await llm.until_hanging(5)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ctx.best is not None
+    assert answer_in(ctx.best.text) == "42"
+
+
+async def test_without_a_trajectory_there_is_an_error() -> None:
+    llm = AnsweringLLM(lambda _, __: ProviderFailed("busy", status=429))
+    with pytest.raises(SamplesFailed) as caught:
+        await answer("rstar", CHAT, llm)
+    assert caught.value.status == 429
+
+
+async def test_tool_calls_of_the_first_trajectory_are_returned_as_they_are() -> None:
+    calling = Completion("", tool_calls=(ToolCall("1", "add", "{}"),), finish_reason="tool_calls")
+    llm = AnsweringLLM(lambda _, s: calling if s.purpose == "answer" else "Hm.")
+    assert (await answer("rstar", CHAT, llm)).tool_calls == calling.tool_calls
+
+
+async def test_the_order_of_arrival_changes_nothing() -> None:
+    replies = reasoner(["41", "42", "43", "41", "42"] * 2, lambda text: text[-60:-58])
+    found = set()
+    for seed in range(10):
+        llm = Unhurried(replies, seed)
+        ctx = context(limits=Limits())
+        found.add((await answer("rstar", CHAT, llm, ctx, num_rollouts=10)).text)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    "bad", [{"max_depth": 1}, {"num_rollouts": 0}, {"c": -1}, {"rollouts": 3}], ids=str
+)
+def test_bad_params_are_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        params("rstar", **bad)
+
+
+async def test_the_search_is_right_more_often_than_one_call() -> None:
+    """One call is right with p = 0.5. Were the search no better, 800 problems would show 0.595 or
+    more with probability under exp(-2 * 800 * 0.095**2) = 6e-7. It was measured to be right with
+    0.69, and so shows 0.595 or less with probability under exp(-2 * 800 * 0.095**2) = 6e-7."""
+    rng, problems = random.Random(7), 800
+    right = 0
+    for _ in range(problems):
+        found = await answer("rstar", CHAT, Fallible(rng, p=0.5, q=0.8))
+        right += answer_in(found.text) == RIGHT
+    assert right / problems > 0.595

@@ -1,0 +1,247 @@
+"""Self-consistency: by the user's door, with params from a dict and a metered model."""
+
+import asyncio
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from optillm_hooks.context import Context, Limits
+from optillm_hooks.errors import ProviderFailed, SamplesFailed
+from optillm_hooks.judging import MOST_CONSISTENT
+from optillm_hooks.registry import get_approach
+from optillm_hooks.types import Answer, Completion, Message, Sampling, ToolCall
+from tests.fakes import HANG, AnsweringLLM, Reply, ScriptedLLM, answer, chat, context, params
+
+pytestmark = pytest.mark.anyio
+CHAT = (
+    Message("system", "Be terse."),
+    Message("user", "6 * 6?"),
+    Message("assistant", None, {"tool_calls": [{"id": "c", "type": "function"}]}),
+    Message("tool", "36", {"tool_call_id": "c"}),
+    Message("assistant", "36"),
+    Message(
+        "user",
+        ({"type": "text", "text": "And this?"}, {"type": "image_url", "image_url": {"url": "x"}}),
+    ),
+)
+A41 = "36 + 5\nANSWER: 41"
+A42 = "ANSWER: 41\nNo: 36 + 6.\nANSWER: 42"  # the last marked answer counts
+B42 = "By the table, the answer is 42.0."
+MUTE = "I would rather not say."
+POEMS = ["Roses are red, violets blue.", "The sea is a mirror of the sky.", "Snow falls on roofs."]
+CUT = Completion("ANSWER: 41", finish_reason="length")
+
+
+async def solve(
+    replies: list[Reply], ctx: Context | None = None, n: int | None = None, **given: object
+) -> tuple[str, ScriptedLLM]:
+    llm = ScriptedLLM(replies)
+    result = await answer("self_consistency", CHAT, llm, ctx, n=n or len(replies), **given)
+    llm.assert_used_up()
+    return result.text, llm
+
+
+def calls(name: str, arguments: str) -> Completion:
+    return Completion("", finish_reason="tool_calls", tool_calls=(ToolCall("c", name, arguments),))
+
+
+@pytest.mark.parametrize(
+    ("replies", "expected"),
+    [
+        pytest.param([A41, A42, A42], A42, id="most votes win"),
+        pytest.param([A41, A42, B42], A42, id="in other words and digits it is the same answer"),
+        pytest.param(
+            ["The answer is 41.", "The answer is 42.", "Surely the answer is 42."],
+            "The answer is 42.",
+            id="alike texts with other answers do not agree",
+        ),
+        pytest.param([A41, A42], A41, id="a tie goes to the earlier call"),
+        pytest.param([MUTE, MUTE, A41], A41, id="unreadable paths do not vote"),
+        pytest.param([MUTE, MUTE], MUTE, id="equal texts need no further call"),
+        pytest.param([ProviderFailed("502"), A42], A42, id="a failed path does not vote"),
+        pytest.param([HANG, A42], A42, id="past the deadline: vote over the finished"),
+        pytest.param(["", A42], A42, id="an empty path does not vote"),
+        pytest.param([CUT, CUT, A42], A42, id="cut-off paths do not vote beside a finished one"),
+        pytest.param([CUT, CUT], CUT.text, id="cut-off paths vote when all are"),
+        pytest.param(
+            ["<think>ANSWER: 41</think>ANSWER: 42", A41, A42],
+            "<think>ANSWER: 41</think>ANSWER: 42",
+            id="what is thought is no vote",
+        ),
+        pytest.param(
+            ["ANSWER: 0.4", "ANSWER: 1/2", "ANSWER: $\\frac{1}{2}$"], "ANSWER: 1/2", id="LaTeX"
+        ),
+        pytest.param(["Because.\n(A)", "(B)", "Surely **B**"], "(B)", id="choices"),
+    ],
+)
+async def test_winner(replies: list[Reply], expected: str) -> None:
+    assert (await solve(replies))[0] == expected
+
+
+async def test_the_winner_is_returned_with_all_it_has() -> None:
+    path = Completion(A42, reasoning="thought", fields={"annotations": [1]})
+    llm = ScriptedLLM([A41, path, path])
+    assert await answer("self_consistency", CHAT, llm, n=3) == path
+
+
+async def test_prompt_keeps_the_conversation_and_adds_the_instruction() -> None:
+    _, llm = await solve([A42], temperature=0.3)
+    [(asked, sampling)] = llm.calls
+    assert asked[0].text.startswith("Be terse.")
+    assert "ANSWER:" in asked[0].text
+    assert asked[1:] == CHAT[1:]
+    assert (sampling.temperature, sampling.purpose) == (0.3, "answer")
+
+
+async def test_a_number_of_the_question_gets_no_vote() -> None:
+    llm = ScriptedLLM(["So it is 12", "So it is 12", "So it is 7"])
+    result = await answer("self_consistency", chat("12 apples less 5?"), llm, n=3)
+    assert result.text == "So it is 7"
+
+
+async def test_tool_calls_are_voted_on_by_name_then_arguments() -> None:
+    paris, again = calls("weather", '{"city": "Paris"}'), calls("weather", '{ "city":"Paris" }')
+    rome, clock = calls("weather", '{"city": "Rome"}'), calls("time", "{}")
+    llm = ScriptedLLM([clock, rome, paris, again, A42])
+    result = await answer("self_consistency", CHAT, llm, n=5)
+    assert result.tool_calls == paris.tool_calls
+    assert len(llm.calls) == 5
+
+
+async def test_broken_tool_calls_are_returned_without_a_further_call() -> None:
+    broken = calls("weather", "{")
+    again = replace(broken, text="Let me see.")
+    result = await answer("self_consistency", CHAT, ScriptedLLM([broken, again, A42]), n=3)
+    assert result.tool_calls == broken.tool_calls
+
+
+async def test_json_is_voted_on_as_json_and_asked_for_without_a_marked_line() -> None:
+    client = Sampling(fields={"response_format": {"type": "json_object"}})
+    ctx = context(client=client)
+    replies: list[Reply] = ['{"a": 1}', '{"b": 0, "a": 2}', '{"a": 2.0, "b": 0}']
+    text, llm = await solve(replies, ctx)
+    assert text == '{"b": 0, "a": 2}'
+    assert all(asked == CHAT for asked, _ in llm.calls)
+    assert llm.calls[0][1].fields["response_format"] == {"type": "json_object"}
+
+
+async def test_free_text_is_chosen_by_the_model() -> None:
+    ctx = context()
+    text, llm = await solve([*POEMS, "BEST: 2"], ctx, n=3)
+    asked, sampling = llm.calls[-1]
+    assert asked[0] == CHAT[0]
+    assert MOST_CONSISTENT in asked[-1].text
+    assert all(poem in asked[-1].text for poem in POEMS)
+    assert sampling.purpose == "judge"
+    assert text == sorted(POEMS, key=asked[-1].text.index)[1]
+    assert ctx.trace.depth == 2
+
+
+@pytest.mark.parametrize(
+    "verdicts",
+    [
+        pytest.param(["All are fine.", "Yes."], id="unreadable twice"),
+        pytest.param([ProviderFailed("502"), ProviderFailed("502")], id="failed twice"),
+        pytest.param([HANG], id="out of time"),
+    ],
+)
+async def test_without_a_verdict_the_first_free_text_is_returned(verdicts: list[Reply]) -> None:
+    assert (await solve([*POEMS, *verdicts], n=3))[0] == POEMS[0]
+
+
+async def test_all_paths_failing_says_why_and_keeps_the_status() -> None:
+    with pytest.raises(SamplesFailed, match="ProviderFailed: 502; DeadlineExceeded") as caught:
+        await solve([ProviderFailed("502", status=503), HANG])
+    assert caught.value.status == 503
+
+
+async def test_every_call_is_accounted_for_at_depth_one() -> None:
+    ctx = context()
+    await solve([A41, A42, A42], ctx)
+    assert (ctx.budget.usage.calls, ctx.budget.usage.completion_tokens) == (3, 15)
+    assert ctx.trace.depth == 1
+    assert ctx.trace.events == [("vote", {"asked": 3, "finished": 3, "voters": 3, "votes": [1, 2]})]
+
+
+async def test_at_defaults_the_cost_is_what_it_says() -> None:
+    ctx = context()
+    llm = AnsweringLLM(lambda *_: A42)
+    await answer("self_consistency", CHAT, llm, ctx)
+    cost = get_approach("self_consistency").cost(params("self_consistency"))
+    assert (len(ctx.trace.calls), ctx.trace.depth) == (cost.calls, cost.depth) == (5, 1)
+
+
+async def test_the_budget_ends_the_sampling_and_the_rest_votes() -> None:
+    ctx = context(limits=Limits(max_calls=3))
+    assert (await solve([A41, A42, A42], ctx, n=5))[0] == A42
+
+
+async def test_paths_run_at_once_and_cancelling_leaves_none() -> None:
+    llm = ScriptedLLM([HANG] * 5)
+    ctx = context(limits=Limits())
+    task = asyncio.create_task(answer("self_consistency", CHAT, llm, ctx))
+    await llm.until_hanging(5)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert llm.inside == 0
+
+
+@pytest.mark.parametrize(
+    "bad", [{"n": 0}, {"n": 65}, {"temperature": 0}, {"samples": 3}, {"answer_format": "x"}]
+)
+async def test_bad_params_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        params("self_consistency", **bad)
+
+
+async def test_accuracy_follows_the_binomial_law() -> None:
+    """p=0.6 per path, n=5, two possible answers: P(majority right) = 0.68256. By Hoeffding, 2500
+    trials stray by 0.06 with probability under 2*exp(-18) = 3.1e-8: a failure is a bug."""
+    rng, trials, right = random.Random(7), 2500, 0
+    llm = AnsweringLLM(lambda *_: rng.choice([A42, B42]) if rng.random() < 0.6 else A41)
+    for _ in range(trials):
+        result: Answer = await answer("self_consistency", CHAT, llm, n=5)
+        right += result.text in (A42, B42)
+    assert abs(right / trials - 0.68256) < 0.06
+
+
+async def test_accuracy_with_many_wrong_answers_follows_the_multinomial_law() -> None:
+    """p=0.5, wrong answers uniform over 20, n=5. Right wins with 3 or more votes (P = 0.5), with 2
+    unless 3 others agree or 2 others agree before it, with 1 only as the first of five different:
+    summed exactly below. 1200 trials stray by 0.09 with probability under 2*exp(-19) = 1.1e-8."""
+    expected = _plurality_law(0.5, 20, 5)
+    rng, trials, right = random.Random(11), 1200, 0
+
+    def path(*_: object) -> str:
+        return "ANSWER: 0" if rng.random() < 0.5 else f"ANSWER: {rng.randint(1, 20)}"
+
+    llm = AnsweringLLM(path)
+    for _ in range(trials):
+        right += (await answer("self_consistency", CHAT, llm, n=5)).text == "ANSWER: 0"
+    assert abs(right / trials - expected) < 0.09
+
+
+def _plurality_law(p: float, wrong: int, n: int) -> float:
+    """Return P(the right answer wins a vote of n with ties to the earlier), by enumeration.
+
+    States are sequences in which a new wrong answer is written as the next unused number.
+    """
+
+    def follow(votes: tuple[int, ...], used: int, weight: float) -> float:
+        if len(votes) == n:
+            best = max(votes, key=lambda vote: (votes.count(vote), -votes.index(vote)))
+            return weight if best == 0 else 0.0
+        total = follow((*votes, 0), used, weight * p)
+        for known in range(1, used + 1):
+            total += follow((*votes, known), used, weight * (1 - p) / wrong)
+        fresh = weight * (1 - p) * (wrong - used) / wrong
+        return total + follow((*votes, used + 1), used + 1, fresh)
+
+    return follow((), 0, 1.0)
+
+
+def test_the_law_agrees_with_the_binomial_one() -> None:
+    assert _plurality_law(0.6, 1, 5) == pytest.approx(0.68256)

@@ -1,0 +1,51 @@
+"""How many model calls lie one after another, by a provider that takes a while for each."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.proxy import Proxy, hooked_config, model_group
+from tests.upstream import Script, Upstream
+
+LATENCY_S = 0.4
+DEPTHS = {
+    "none-base": 1,
+    "re2-base": 1,
+    "cot_reflection-base": 1,
+    "bon-base": 2,
+    "moa-base": 3,
+    "self_consistency-base": 1,
+    "moa|bon-base": 3,
+    "re2&bon-base": 2,
+    "re2|cot_reflection-base": 1,
+    "bon&self_consistency-base": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
+    config = hooked_config([model_group("base", upstream.url)])
+    with Proxy(config, tmp_path_factory.mktemp("proxy")) as running:
+        yield running
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("n", [1, 3], ids=["one choice", "three choices"])
+@pytest.mark.parametrize(("model", "depth"), DEPTHS.items(), ids=DEPTHS)
+def test_calls_that_do_not_need_each_other_run_at_once(
+    proxy: Proxy, upstream: Upstream, model: str, depth: int, n: int, stream: bool
+) -> None:
+    upstream.play(Script(latency_s=LATENCY_S))
+    body = {
+        "model": model,
+        "n": n,
+        "stream": stream,
+        "messages": [{"role": "user", "content": "What is 6 times 7?"}],
+    }
+    answer = proxy.post("/v1/chat/completions", body)
+    assert answer.status_code == 200, answer.text
+    upstream.wait_until(lambda u: not u.alive)
+    assert upstream.depth == depth
+    if not stream and "x-optillm-depth" in answer.headers:
+        assert int(answer.headers["x-optillm-depth"]) == depth
+        assert int(answer.headers["x-optillm-calls"]) == len(upstream.calls)

@@ -1,0 +1,184 @@
+"""Errors of LiteLLM to ours and back: status and Retry-After kept, no key and no traceback."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+import litellm
+import openai
+import pytest
+from fastapi import HTTPException
+from litellm.exceptions import BlockedPiiEntityError, GuardrailRaisedException
+from litellm.proxy._types import ProxyException
+from litellm.types.router import RouterRateLimitError, RouterRateLimitErrorBasic
+
+from optillm_hooks.errors import (
+    BudgetExceeded,
+    DeadlineExceeded,
+    EmptyCompletion,
+    OptiLLMError,
+    ProviderFailed,
+    Refused,
+    RequestRejected,
+    SamplesFailed,
+    StageFailed,
+)
+from optillm_hooks.gateway.failures import as_sample_errors, to_litellm, to_proxy
+
+REQUEST = httpx.Request("POST", "http://upstream.invalid")
+ABOUT = {"model": "gpt-4o-mini", "llm_provider": "openai"}
+
+
+def reply(status: int, headers: Mapping[str, str] | None = None) -> httpx.Response:
+    return httpx.Response(status, headers=dict(headers or {}), request=REQUEST)
+
+
+def read(exc: Exception) -> ProviderFailed:
+    with pytest.raises(ProviderFailed) as caught, as_sample_errors():
+        raise exc
+    assert caught.value.__cause__ is exc
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("exc", "status"),
+    [
+        (litellm.BadRequestError("m", **ABOUT), 400),
+        (litellm.ContextWindowExceededError("m", **ABOUT), 400),
+        (litellm.ContentPolicyViolationError("m", **ABOUT), 400),
+        (litellm.UnsupportedParamsError("m", **ABOUT), 400),
+        (litellm.AuthenticationError("m", **ABOUT), 401),
+        (litellm.exceptions.PaymentRequiredError("m", **ABOUT), 402),
+        (litellm.PermissionDeniedError("m", **ABOUT, response=reply(403)), 403),
+        (litellm.NotFoundError("m", **ABOUT), 404),
+        (litellm.UnprocessableEntityError("m", **ABOUT, response=reply(422)), 422),
+        (litellm.RateLimitError("m", **ABOUT), 429),
+        (litellm.InternalServerError("m", **ABOUT), 500),
+        (litellm.BadGatewayError("m", **ABOUT), 502),
+        (litellm.ServiceUnavailableError("m", **ABOUT), 503),
+        (litellm.Timeout("m", **ABOUT), 504),
+        (litellm.Timeout("m", **ABOUT, exception_status_code=408), 504),
+        (litellm.APIError(418, "m", **ABOUT), 418),
+        (litellm.APIError(302, "m", **ABOUT), 502),
+        (litellm.APIConnectionError("m", **ABOUT), 500),
+        (litellm.BudgetExceededError(2.0, 1.0), 429),
+        (openai.APITimeoutError(REQUEST), 504),
+        (openai.APIConnectionError(request=REQUEST), 502),
+        (openai.RateLimitError("m", response=reply(429), body=None), 429),
+        (openai.OpenAIError("the api_key must be set"), 502),
+        (RouterRateLimitError("base", 5.0, False, []), 429),
+        (RouterRateLimitErrorBasic("base"), 429),
+        (ProxyException("m", "t", "p", 403), 403),
+        (ProxyException("m", "t", "p", None), 502),
+        (GuardrailRaisedException("g", "blocked"), 400),
+        (BlockedPiiEntityError("EMAIL"), 400),
+        (HTTPException(403, "not yours"), 403),
+        (ValueError("no reply that LiteLLM can read"), 502),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+)
+def test_each_failure_keeps_its_status(exc: Exception, status: int) -> None:
+    failed = read(exc)
+    assert failed.status == status
+    assert str(failed)
+    assert len(str(failed)) <= 500
+
+
+@pytest.mark.parametrize(
+    "exc", [KeyError("bug"), TypeError("bug"), AssertionError(), RuntimeError()]
+)
+def test_a_bug_is_no_failed_call(exc: Exception) -> None:
+    with pytest.raises(type(exc)), as_sample_errors():
+        raise exc
+
+
+@pytest.mark.parametrize(
+    "exc",
+    [
+        litellm.RateLimitError("m", **ABOUT, response=reply(429, {"Retry-After": "7"})),
+        litellm.RateLimitError("m", **ABOUT, headers={"Retry-After": "7"}),
+        litellm.ServiceUnavailableError("m", **ABOUT, response=reply(503, {"retry-after": "7"})),
+        openai.RateLimitError("m", response=reply(429, {"RETRY-AFTER": "7"}), body=None),
+    ],
+    ids=["response", "headers", "503", "openai"],
+)
+def test_retry_after_is_kept(exc: Exception) -> None:
+    assert read(exc).retry_after == "7"
+
+
+def test_retry_after_of_litellms_own_headers_is_kept() -> None:
+    exc = litellm.RateLimitError("m", **ABOUT)
+    exc.litellm_response_headers = {"Retry-After": "7"}
+    assert read(exc).retry_after == "7"
+    assert read(litellm.RateLimitError("m", **ABOUT)).retry_after is None
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("Incorrect API key provided: sk-proj-abcdefgh.", "Incorrect API key provided: [key]"),
+        ("bad header Bearer abcdefgh123", "bad header [key]"),
+        ("Invalid key gsk_abcdefgh123", "Invalid key [key]"),
+        (
+            "https://x.invalid/v1?key=AIzaSyabcdefgh&alt=sse failed",
+            "https://x.invalid/v1?[key]&alt=sse failed",
+        ),
+        ("token hf_abcdefgh is not valid", "token [key] is not valid"),
+        ("xai-abcdefgh and nvapi-abcdefgh and pplx-abcdefgh", "[key] and [key] and [key]"),
+        ("a risk-assessment of the ask-me-anything", "a risk-assessment of the ask-me-anything"),
+        ("boom\nTraceback (most recent call last):\n  File x", "boom"),
+        ("\n  boom", "boom"),
+        ("boom. Received Model Group=base\nAvailable Model Group Fallbacks=None", "boom"),
+        ("x" * 9999, "x" * 500),
+    ],
+    ids=lambda text: text[:24],
+)
+def test_no_key_and_no_traceback_is_shown(message: str, shown: str) -> None:
+    assert str(read(litellm.APIError(500, message, **ABOUT))) == shown
+
+
+def test_an_error_says_its_cause_once() -> None:
+    inner = litellm.RateLimitError("RateLimitError: OpenAIException - too fast", **ABOUT)
+    assert str(read(inner)).count("RateLimitError") == 0
+    outer = to_litellm(read(inner), "moa-base")
+    assert str(outer).count("RateLimitError") == 1
+
+
+OURS: list[tuple[OptiLLMError, int]] = [
+    (RequestRejected("m"), 400),
+    (Refused("m"), 400),
+    (BudgetExceeded("m"), 400),
+    (EmptyCompletion(), 502),
+    (DeadlineExceeded("m"), 504),
+    (StageFailed("moa"), 500),
+    (SamplesFailed(1, [ProviderFailed("m", status=429)]), 429),
+    (SamplesFailed(1, []), 500),
+    *((ProviderFailed("m", status=status), status) for status in (400, 401, 402, 403, 404, 408)),
+    *((ProviderFailed("m", status=status), status) for status in (409, 413, 418, 422, 429, 451)),
+    *((ProviderFailed("m", status=status), status) for status in (500, 502, 503, 504, 529)),
+]
+
+
+@pytest.mark.parametrize(("error", "status"), OURS, ids=lambda v: f"{type(v).__name__} {v}")
+def test_litellm_is_told_the_status(error: OptiLLMError, status: int) -> None:
+    raised: Any = to_litellm(error, "moa-base")
+    assert int(raised.status_code) == status
+    assert str(error) in str(raised)
+    assert type(raised).__module__.startswith("litellm")
+    assert issubclass(type(raised), openai.APIError)
+
+
+def test_a_status_survives_the_way_there_and_back() -> None:
+    for status in (400, 401, 402, 403, 404, 422, 429, 500, 502, 503, 504):
+        raised = to_litellm(ProviderFailed("m", status=status), "moa-base")
+        assert read(raised).status == status
+
+
+def test_a_refused_request_is_openais_error_object() -> None:
+    refused = to_proxy(RequestRejected("say what to change", param="model"))
+    assert refused.to_dict() == {
+        "message": "say what to change",
+        "type": "invalid_request_error",
+        "param": "model",
+        "code": "400",
+    }

@@ -1,0 +1,103 @@
+"""The provider where no proxy runs: over a router of the user's own, and over LiteLLM's SDK."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import litellm
+import pytest
+from litellm.utils import custom_llm_setup
+
+from optillm_hooks.gateway import provider
+from tests.upstream import Script, Status, Upstream, always
+
+pytestmark = pytest.mark.anyio
+ASKED = [{"role": "user", "content": "6 * 7?"}]
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as running:
+        yield running
+
+
+@pytest.fixture
+def router(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Iterator[litellm.Router]:
+    handler = {"provider": "optillm", "custom_handler": provider}
+    monkeypatch.setattr(litellm, "custom_provider_map", [handler])
+    custom_llm_setup()
+    upstream.play(Script())
+    made = litellm.Router(
+        model_list=[
+            _deployment("base", "openai/base", api_base=upstream.url, api_key="k", max_retries=0),
+            _deployment("careful", "optillm/re2|cot_reflection/base"),
+            _deployment("nested", "optillm/re2/careful"),
+            _deployment("misspelt", "optillm/ree2/base"),
+        ],
+        num_retries=0,
+    )
+    provider.use(made)
+    yield made
+    provider.use(None)
+
+
+def _deployment(name: str, model: str, **params: object) -> dict[str, Any]:
+    return {"model_name": name, "litellm_params": {"model": model, **params}}
+
+
+async def test_a_router_runs_what_the_alias_spells(
+    router: litellm.Router, upstream: Upstream
+) -> None:
+    response = await router.acompletion(model="careful", messages=ASKED)
+    assert [choice.message.content for choice in response.choices] == [
+        "6 * 7 is 42.\nANSWER: 42",
+        "6 * 7 is 42.\nANSWER: 42",
+    ]
+    assert response.usage.total_tokens == upstream.bill.total_tokens
+    assert response.optillm["calls"] == len(upstream.calls) == 2
+
+
+async def test_a_router_streams(router: litellm.Router) -> None:
+    chunks = await router.acompletion(model="careful", messages=ASKED, stream=True)
+    texts = {0: "", 1: ""}
+    async for chunk in chunks:
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert texts == {0: "6 * 7 is 42.\nANSWER: 42", 1: "6 * 7 is 42.\nANSWER: 42"}
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        pytest.param("nested", "itself an alias", id="an alias of an alias"),
+        pytest.param("misspelt", "unknown approach 'ree2'", id="an unknown approach"),
+    ],
+)
+async def test_a_bad_alias_is_a_400_and_costs_nothing(
+    router: litellm.Router, upstream: Upstream, model: str, message: str
+) -> None:
+    with pytest.raises(litellm.BadRequestError, match=message):
+        await router.acompletion(model=model, messages=ASKED)
+    assert not upstream.calls
+
+
+async def test_the_upstreams_status_is_kept(router: litellm.Router, upstream: Upstream) -> None:
+    upstream.play(Script(fault=always(Status(429))))
+    with pytest.raises(litellm.RateLimitError):
+        await router.acompletion(model="careful", messages=ASKED)
+
+
+@pytest.mark.usefixtures("router")
+async def test_the_sdk_asks_the_model_itself(
+    upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider.use(None)
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    monkeypatch.setenv("OPENAI_API_BASE", upstream.url)
+    response = await litellm.acompletion(model="optillm/re2/openai/base", messages=ASKED)
+    assert response.choices[0].message.content == "6 * 7 is 42.\nANSWER: 42"
+    assert [call.body["model"] for call in upstream.calls] == ["base"]
+
+
+def test_the_sdks_synchronous_function_answers_too(router: litellm.Router) -> None:
+    response = router.completion(model="careful", messages=ASKED)
+    assert response.choices[0].message.content == "6 * 7 is 42.\nANSWER: 42"

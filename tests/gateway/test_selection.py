@@ -1,0 +1,376 @@
+"""Which approach a request asks for, on a real router: precedence, locks, forms, limits."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import litellm
+import pytest
+from litellm import Router
+from litellm.utils import custom_llm_setup
+
+from optillm_hooks import registry
+from optillm_hooks.errors import RequestRejected
+from optillm_hooks.gateway import provider
+from optillm_hooks.gateway.router import ModelFacts, alias_model, deployments, is_configured
+from optillm_hooks.gateway.selection import Selection, read_settings, select
+from optillm_hooks.llm import Price
+from optillm_hooks.registry import Cost, NoParams, Result, approach
+from optillm_hooks.settings import Settings
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*`ReadOnly`:UserWarning")  # LiteLLM's own types
+
+LIMITS = {"deadline_s": 90, "max_calls": 12, "max_cost_usd": 0.05, "on_error": "plain"}
+
+
+def group(name: str, model: str, **info: Any) -> dict[str, Any]:
+    params = {"model": model, "api_key": "none", "api_base": "http://127.0.0.1:9"}
+    return {"model_name": name, "litellm_params": params, "model_info": info}
+
+
+@pytest.fixture(scope="module")
+def router() -> Iterator[Router]:
+    before = litellm.custom_provider_map
+    litellm.custom_provider_map = [{"provider": "optillm", "custom_handler": provider}]
+    custom_llm_setup()
+    yield Router(
+        model_list=[
+            group("base", "openai/gpt-4o-mini"),
+            group("gpt-4o-mini", "openai/gpt-4o-mini"),
+            group("mars-7b", "openai/mars"),
+            group("moa-7b", "openai/moa"),
+            group("served/*", "openai/*"),
+            group("careful", "optillm/moa(proposers=2)/base", optillm=LIMITS),
+            group("locked", "optillm/re2/base", optillm={"locked": True, "inherit_access": True}),
+            group("broken", "optillm/re2/base", optillm={"max_call": 3}),
+            group("nested", "optillm/re2/careful"),
+            group("baseless", "optillm/re2/nobody"),
+            group("optillm/*", "optillm/*"),
+        ],
+        model_group_alias={"short": "base"},
+    )
+    litellm.custom_provider_map = before
+
+
+@pytest.fixture(autouse=True)
+def _runs_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_approaches", dict(registry._approaches))
+
+    @approach("runs_code", NoParams, cost=lambda _: Cost(1, 1), needs=["code"])
+    async def runs_code(*_: object) -> Result:
+        raise AssertionError("nothing runs here")
+
+
+def ask(model: Any, text: str = "hi", **fields: Any) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": text}], **fields}
+
+
+def tagged(approach: str) -> str:
+    return f"<optillm_approach>{approach}</optillm_approach> hi"
+
+
+def selected(
+    router: Router, request: dict[str, Any], settings: Settings | None = None
+) -> Selection:
+    found = select(request, router, settings or Settings())
+    assert found is not None
+    return found
+
+
+def told(found: Selection) -> tuple[str, str, str]:
+    return found.plan.text, found.base, found.source
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        pytest.param(ask("base", optillm_approach="moa"), ("moa", "base", "body"), id="body"),
+        pytest.param(ask("base", tagged("moa")), ("moa", "base", "tag"), id="tag"),
+        pytest.param(ask("moa-base"), ("moa", "base", "prefix"), id="prefix"),
+        pytest.param(ask("moa-gpt-4o-mini"), ("moa", "gpt-4o-mini", "prefix"), id="prefix, dashes"),
+        pytest.param(ask("optillm/moa/base"), ("moa", "base", "prefix"), id="provider's own form"),
+        pytest.param(ask("moa-short"), ("moa", "short", "prefix"), id="base is a group's alias"),
+        pytest.param(
+            ask("moa-served/x"), ("moa", "served/x", "prefix"), id="base under a wildcard"
+        ),
+        pytest.param(ask("careful"), ("moa(proposers=2)", "base", "alias"), id="alias"),
+        pytest.param(
+            ask("careful", optillm_approach="re2"), ("re2", "base", "body"), id="body on an alias"
+        ),
+        pytest.param(ask("careful", tagged("re2")), ("re2", "base", "tag"), id="tag on an alias"),
+        pytest.param(
+            ask("re2-base", tagged("moa"), optillm_approach="none"),
+            ("none", "base", "body"),
+            id="body before tag before prefix",
+        ),
+        pytest.param(
+            ask("re2-base", tagged("moa")), ("moa", "base", "tag"), id="tag before prefix"
+        ),
+        pytest.param(ask("moa-moa-7b"), ("moa", "moa-7b", "prefix"), id="a model called moa-7b"),
+        pytest.param(
+            ask("base", optillm_approach="moa(proposers=2, layers=2)"),
+            ("moa(proposers=2;layers=2)", "base", "body"),
+            id="commas in the body",
+        ),
+        pytest.param(ask("base", optillm_approach=" re2 "), ("re2", "base", "body"), id="blanks"),
+    ],
+)
+def test_what_is_asked_for(
+    router: Router, request_: dict[str, Any], expected: tuple[str, str, str]
+) -> None:
+    assert told(selected(router, request_)) == expected
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ask("base"),
+        ask("mars-7b"),
+        ask("moa-7b"),
+        ask("served/anything"),
+        ask("short"),
+        ask("nobody-knows"),
+        ask("base", optillm_approach=None),
+        ask(None),
+        ask(5),
+        {},
+    ],
+    ids=str,
+)
+def test_a_request_that_names_no_approach_is_left_alone(
+    router: Router, request_: dict[str, Any]
+) -> None:
+    before = {k: v for k, v in request_.items() if k != "optillm_approach"}
+    assert select(request_, router, Settings()) is None
+    assert request_ == before
+
+
+def test_the_default_approach_is_the_weakest(router: Router) -> None:
+    settings = Settings(default_approach="re2")
+    assert told(selected(router, ask("base"), settings)) == ("re2", "base", "default")
+    assert told(selected(router, ask("moa-base"), settings)) == ("moa", "base", "prefix")
+    assert told(selected(router, ask("careful"), settings))[2] == "alias"
+    none = selected(router, ask("base", optillm_approach="none"), settings)
+    assert none.plan.passes_through
+
+
+def test_own_fields_and_tags_are_taken_out_of_the_request(router: Router) -> None:
+    request = ask(
+        "base",
+        tagged("moa"),
+        optillm_approach="re2",
+        optillm_params={"re2": {"think": True}},
+        optillm_limits={"max_calls": 3},
+        user="u",
+    )
+    selected(router, request)
+    assert request == ask("base", user="u")
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        pytest.param(ask("base", optillm_approach="nope"), "unknown approach 'nope'", id="unknown"),
+        pytest.param(ask("base", optillm_approach=5), "must be a text", id="body of another type"),
+        pytest.param(ask("base", optillm_approach=["moa"]), "must be a text", id="a list"),
+        pytest.param(ask("base", optillm_approach=""), "column 1: expected the name", id="empty"),
+        pytest.param(
+            ask("nope-base"), "unknown approach 'nope' before the model 'base'", id="typo"
+        ),
+        pytest.param(ask("re2-moa-base"), "write re2&moa-", id="two slugs"),
+        pytest.param(ask("re2-nobody"), "no model 'nobody' is configured", id="unknown base"),
+        pytest.param(ask("re2-careful"), "itself an alias.*body field", id="prefix on an alias"),
+        pytest.param(ask("moa"), "lacks a base model", id="no base"),
+        pytest.param(
+            ask("optillm/moa"), "is not <expression>/<base model>", id="no base, our form"
+        ),
+        pytest.param(ask("optillm/re2/careful"), "itself an alias", id="our form on an alias"),
+        pytest.param(ask("re2-optillm/moa/base"), "no model 'optillm/moa/base'", id="recursion"),
+        pytest.param(ask("nested"), "itself an alias", id="an alias of an alias"),
+        pytest.param(ask("baseless"), "no model 'nobody'", id="an alias of nothing"),
+        pytest.param(ask("broken"), r"model_info.optillm.max_call", id="an alias set up wrongly"),
+        pytest.param(ask("locked", optillm_approach="moa"), "locked to its approach", id="locked"),
+        pytest.param(ask("locked", tagged("moa")), "leave out the tag's", id="locked, by tag"),
+        pytest.param(ask("base", tagged("runs_code")), "a tag may not name runs_code", id="tag"),
+        pytest.param(ask("moa(proposers=2,layers=2)-base"), "','|comma", id="comma in a name"),
+        pytest.param(
+            ask("base", optillm_params={"moa": {}}),
+            "need an approach to apply to",
+            id="params alone",
+        ),
+        pytest.param(
+            ask("base", optillm_limits={}), "need an approach to apply to", id="limits alone"
+        ),
+        pytest.param(
+            ask("moa-base", optillm_params=[1]), "must be an object of objects", id="params: a list"
+        ),
+        pytest.param(
+            ask("moa-base", optillm_params={"moa": 5}), "must be an object of objects", id="flat"
+        ),
+        pytest.param(
+            ask("moa-base", optillm_params={"re2": {}}), "sets 're2', which is not", id="params"
+        ),
+        pytest.param(
+            ask("moa-base", optillm_params={"moa": {"votes": 1}}),
+            "unknown parameter 'votes'",
+            id="param",
+        ),
+        pytest.param(
+            ask("moa-base", optillm_limits={"max_calls": 0}), "optillm_limits.max_calls", id="limit"
+        ),
+        pytest.param(
+            ask("moa-base", optillm_limits={"calls": 1}), "optillm_limits.calls", id="unknown limit"
+        ),
+        pytest.param(ask("moa-base", optillm_limits=[1]), "optillm_limits", id="limits: a list"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(
+    router: Router, request_: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RequestRejected, match=message) as caught:
+        select(request_, router, Settings())
+    assert caught.value.status == 400
+
+
+def test_what_runs_code_may_be_named_in_other_ways(router: Router) -> None:
+    assert selected(router, ask("base", optillm_approach="runs_code")).source == "body"
+    assert selected(router, ask("runs_code-base")).source == "prefix"
+
+
+@pytest.mark.parametrize(
+    ("forms", "request_"),
+    [
+        ({"body": "safe"}, ask("base", optillm_approach="runs_code")),
+        ({"body": "none"}, ask("base", optillm_approach="re2")),
+        ({"prefix": ("moa",)}, ask("re2-base")),
+        ({"prefix": "none"}, ask("optillm/re2/base")),
+        ({"tag": ("moa",)}, ask("base", tagged("re2|moa"))),
+        ({"body": "none"}, ask("careful", optillm_approach="re2")),
+    ],
+    ids=str,
+)
+def test_the_operator_says_what_a_form_may_name(
+    router: Router, forms: dict[str, Any], request_: dict[str, Any]
+) -> None:
+    with pytest.raises(RequestRejected, match="may not name"):
+        select(request_, router, Settings.model_validate({"forms": forms}))
+
+
+def test_forms_do_not_bind_aliases_and_the_default(router: Router) -> None:
+    closed = {"body": "none", "tag": "none", "prefix": "none"}
+    settings = Settings.model_validate({"forms": closed, "default_approach": "re2"})
+    assert selected(router, ask("careful"), settings).source == "alias"
+    assert selected(router, ask("base"), settings).source == "default"
+
+
+def test_an_alias_has_its_own_limits_also_under_another_approach(router: Router) -> None:
+    for request in (ask("careful"), ask("careful", optillm_approach="re2")):
+        found = selected(router, request, Settings(max_calls=3, progress=True))
+        assert found.on_alias
+        assert found.settings.limit_values() == {
+            "deadline_s": 90.0,
+            "max_calls": 12,
+            "max_tokens_total": None,
+            "max_cost_usd": 0.05,
+            "max_parallel": None,
+        }
+        assert (found.settings.on_error, found.settings.progress) == ("plain", False)
+
+
+def test_other_requests_have_the_operators_limits(router: Router) -> None:
+    found = selected(router, ask("moa-base"), Settings(max_calls=3, on_error="plain"))
+    assert (found.settings.max_calls, found.settings.on_error) == (3, "plain")
+    assert not found.on_alias
+
+
+def test_a_client_can_only_lower_limits(router: Router) -> None:
+    asked = {"max_calls": 99, "deadline_s": 5, "max_parallel": 2}
+    limits = selected(router, ask("careful", optillm_limits=asked)).settings
+    assert (limits.max_calls, limits.deadline_s, limits.max_parallel) == (12, 5.0, 2)
+
+
+def test_access_to_the_base_is_lent_only_where_the_alias_says_so(router: Router) -> None:
+    assert selected(router, ask("locked")).inherits_access
+    assert not selected(router, ask("careful")).inherits_access
+    assert not selected(router, ask("moa-base")).inherits_access
+
+
+def test_params_of_the_body_replace_those_of_the_alias(router: Router) -> None:
+    request = ask("careful", optillm_params={"moa": {"proposers": 5}})
+    [found] = selected(router, request).plan.stages
+    assert found.params.model_dump()["proposers"] == 5
+
+
+def test_the_clients_temperature_reaches_the_parameter(router: Router) -> None:
+    [found] = selected(router, ask("moa-base", temperature=0.3)).plan.stages
+    assert found.params.model_dump()["temperature"] == 0.3
+    [found] = selected(router, ask("moa-base", temperature="hot")).plan.stages
+    assert found.params.model_dump()["temperature"] == 1.0
+
+
+def test_optillms_body_fields_set_parameters_and_are_taken_out(router: Router) -> None:
+    request = ask("cot_reflection-base", return_full_response=True)
+    [found] = selected(router, request).plan.stages
+    assert found.params.model_dump()["show_thinking"] is True
+    assert "return_full_response" not in request
+
+
+def test_optillm_params_are_stronger_than_optillms_body_fields(router: Router) -> None:
+    request = ask(
+        "cot_reflection-base",
+        return_full_response=True,
+        optillm_params={"cot_reflection": {"show_thinking": False}},
+    )
+    [found] = selected(router, request).plan.stages
+    assert found.params.model_dump()["show_thinking"] is False
+
+
+def test_a_bad_body_field_of_optillms_is_refused(router: Router) -> None:
+    with pytest.raises(RequestRejected, match="show_thinking"):
+        select(ask("cot_reflection-base", return_full_response="perhaps"), router, Settings())
+
+
+def test_a_body_field_of_another_approach_is_left_to_the_provider(router: Router) -> None:
+    request = ask("re2-base", return_full_response=True)
+    selected(router, request)
+    assert request["return_full_response"] is True
+
+
+def test_settings_of_the_yaml_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_settings() == Settings()
+    monkeypatch.setattr(litellm, "optillm_settings", {"max_choices": 3}, raising=False)
+    assert read_settings().max_choices == 3
+    monkeypatch.setattr(litellm, "optillm_settings", {"max_choice": 3}, raising=False)
+    with pytest.raises(RequestRejected, match=r"optillm_settings.max_choice: "):
+        read_settings()
+
+
+def test_what_the_router_is_asked(router: Router) -> None:
+    assert is_configured(router, "base")
+    assert is_configured(router, "short")
+    assert not is_configured(router, "served/x")
+    assert [alias_model(d) for d in deployments(router, "careful")] == ["moa(proposers=2)/base"]
+    assert [alias_model(d) for d in deployments(router, "served/x")] == [None]
+    assert deployments(router, "nobody") == []
+
+
+@pytest.mark.parametrize(
+    ("model", "price", "most_choices"),
+    [
+        pytest.param("base", Price(1.5e-07, 6e-07), 128, id="in LiteLLM's map"),
+        pytest.param("mars-7b", None, 128, id="unknown price"),
+        pytest.param("nobody", None, 1, id="unknown model"),
+    ],
+)
+def test_facts_of_a_model(
+    router: Router, model: str, price: Price | None, most_choices: int
+) -> None:
+    facts = ModelFacts(router, model)
+    assert (facts.price, facts.most_choices) == (price, most_choices)
+
+
+def test_a_group_costs_its_dearest_deployment_and_nothing_is_guessed() -> None:
+    cheap = group("x", "openai/a", input_cost_per_token=1e-6, output_cost_per_token=5e-6)
+    dear = group("x", "openai/b", input_cost_per_token=2e-6, output_cost_per_token=3e-6)
+    unknown = group("x", "openai/c")
+    assert ModelFacts(Router(model_list=[cheap, dear]), "x").price == Price(2e-6, 5e-6)
+    assert ModelFacts(Router(model_list=[cheap, unknown]), "x").price is None

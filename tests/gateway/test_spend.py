@@ -1,0 +1,299 @@
+"""Money: what LiteLLM logs for the caller's key is what the provider bills, no more and no less;
+who may not call the base model cannot reach it by any form, and no budget check is waived."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.proxy import PRICE, Entry, Proxy, alias, hooked_config, model_group
+from tests.upstream import (
+    CLOSED,
+    HANG,
+    MALFORMED,
+    NULL,
+    Billed,
+    Call,
+    Fault,
+    FaultRule,
+    Script,
+    Status,
+    Upstream,
+    at,
+    every,
+    no_fault,
+)
+
+MODELS = (
+    "base",
+    "none-base",
+    "re2-base",
+    "cot_reflection-base",
+    "bon-base",
+    "moa-base",
+    "self_consistency-base",
+    "moa|re2-base",
+    "re2&moa-base",
+    "careful",
+)
+ROUTES: dict[str, dict[str, object]] = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "6 times 7?"}]},
+    "/v1/messages": {"messages": [{"role": "user", "content": "6 times 7?"}], "max_tokens": 99},
+    "/v1/responses": {"input": "6 times 7?"},
+    "/v1/completions": {"prompt": "6 times 7?"},
+}
+KEYS: dict[str, dict[str, object]] = {
+    "sk-spender": {"models": [], "key_alias": "spender", "user_id": "u1", "team_id": None},
+    "sk-counted": {"models": [], "tpm_limit": 1_000_000, "key_alias": "counted"},
+    # Enough for one request, which is let in because nothing is spent yet.
+    **{f"sk-poor-{i}": {"models": [], "max_budget": 1e-5} for i in range(5)},
+    # A budget makes LiteLLM reserve the most that a request may cost, and settle it afterwards.
+    **{f"sk-rich-{model}": {"models": [], "max_budget": 1000.0} for model in MODELS},
+    "sk-other-only": {"models": ["other"]},
+    "sk-prefixes": {"models": ["other", "*-base"]},
+    "sk-free-forms": {"models": ["other", "optillm/*", "moa-other"]},
+    "sk-alias": {"models": ["careful", "lent"]},
+}
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
+    models = [
+        model_group("base", upstream.url),
+        model_group("other", upstream.url),
+        alias("careful", "re2"),
+        alias("lent", "re2", inherit_access=True),
+        alias("hurried", "moa", deadline_s=3),
+    ]
+    with Proxy(hooked_config(models), tmp_path_factory.mktemp("proxy"), keys=KEYS) as running:
+        yield running
+
+
+def cost(bill: Billed) -> float:
+    return bill.cost(PRICE.prompt, PRICE.completion)
+
+
+class Spending:
+    """What LiteLLM logs for one key from here on."""
+
+    def __init__(self, proxy: Proxy, key_alias: str) -> None:
+        self._proxy, self._alias = proxy, key_alias
+        self._before = len(proxy.entries)
+
+    @property
+    def entries(self) -> list[Entry]:
+        self._proxy.settle()
+        return [e for e in self._proxy.entries[self._before :] if e.key_alias == self._alias]
+
+    def assert_equals(self, bill: Billed) -> None:
+        entries = self.entries
+        assert sum(e.cost for e in entries) == pytest.approx(cost(bill), rel=1e-9, abs=1e-12)
+        provider = [e for e in entries if e.provider == "openai" and e.status == "success"]
+        assert sum(e.prompt_tokens for e in provider) == bill.prompt_tokens
+        assert sum(e.completion_tokens for e in provider) == bill.completion_tokens
+
+
+@pytest.fixture
+def spending(proxy: Proxy) -> Spending:
+    return Spending(proxy, "spender")
+
+
+def ask(
+    proxy: Proxy,
+    model: str,
+    *,
+    key: str = "sk-spender",
+    text: str = "What is 6 times 7?",
+    **fields: Any,
+) -> httpx.Response:
+    body = {"model": model, "messages": [{"role": "user", "content": text}], **fields}
+    return proxy.post("/v1/chat/completions", body, key=key)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("model", MODELS)
+def test_the_key_is_charged_what_the_provider_bills(
+    proxy: Proxy, upstream: Upstream, spending: Spending, model: str, stream: bool
+) -> None:
+    upstream.play(Script())
+    for n in (1, 2):
+        assert ask(proxy, model, stream=stream, n=n).status_code == 200
+    bill = upstream.bill
+    assert bill.prompt_tokens >= 200
+    spending.assert_equals(bill)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_budget_counter_of_the_key_ends_at_the_bill(
+    proxy: Proxy, upstream: Upstream, model: str
+) -> None:
+    upstream.play(Script(fault=at({1: Status(500)}), n="refused"))
+    key = f"sk-rich-{model}"
+    for stream in (False, True, False):
+        ask(proxy, model, key=key, stream=stream)
+    bill = upstream.bill
+    proxy.settle()
+    assert proxy.charged(key) == pytest.approx(cost(bill), rel=1e-9)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_so_on_every_route(
+    proxy: Proxy, upstream: Upstream, spending: Spending, route: str, stream: bool
+) -> None:
+    upstream.play(Script())
+    for model in ("re2-base", "moa-base"):
+        body = {"model": model, "stream": stream, **ROUTES[route]}
+        assert proxy.post(route, body, key="sk-spender").status_code == 200
+    spending.assert_equals(upstream.bill)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("model", ["bon-base", "moa-base", "self_consistency-base"])
+@pytest.mark.parametrize(
+    "fault", [Status(500), Status(429), CLOSED, MALFORMED, NULL], ids=["500", "429", *"CMN"]
+)
+def test_so_with_a_failing_inner_call(
+    proxy: Proxy, upstream: Upstream, spending: Spending, model: str, fault: Fault, stream: bool
+) -> None:
+    upstream.play(Script(fault=at({1: fault}), n="refused"))
+    ask(proxy, model, stream=stream)
+    spending.assert_equals(upstream.bill)
+
+
+def test_so_with_every_third_call_failing(
+    proxy: Proxy, upstream: Upstream, spending: Spending
+) -> None:
+    upstream.play(Script(fault=every(3, Status(500)), n="refused"))
+    for model in MODELS:
+        ask(proxy, model)
+    spending.assert_equals(upstream.bill)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_so_when_the_client_hangs_up_between_two_stages(
+    proxy: Proxy, upstream: Upstream, spending: Spending, stream: bool
+) -> None:
+    upstream.play(Script(fault=_from(1, HANG)))
+    body = {"model": "moa-base", "stream": stream, **ROUTES["/v1/chat/completions"]}
+    with pytest.raises(httpx.TimeoutException):
+        proxy.post("/v1/chat/completions", body, key="sk-spender", timeout_s=2)
+    upstream.wait_until(lambda u: not u.alive, within_s=1)
+    assert upstream.bill.prompt_tokens == 100
+    spending.assert_equals(upstream.bill)
+
+
+def test_so_when_the_deadline_cuts_the_request(
+    proxy: Proxy, upstream: Upstream, spending: Spending
+) -> None:
+    upstream.play(Script(fault=_from(1, HANG)))
+    assert ask(proxy, "hurried").status_code == 200
+    spending.assert_equals(upstream.bill)
+
+
+def _from(first: int, fault: Fault) -> FaultRule:
+    def rule(call: Call) -> Fault | None:
+        return fault if call.index >= first else None
+
+    return rule
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("model", ["base", "re2-base", "moa-base", "bon-base", "careful"])
+def test_each_token_counts_once_towards_the_limit_per_minute(
+    proxy: Proxy, upstream: Upstream, model: str, stream: bool
+) -> None:
+    def remaining() -> int:
+        proxy.settle()
+        answer = ask(proxy, "base", key="sk-counted")
+        return int(answer.headers["x-ratelimit-api_key-remaining-tokens"])
+
+    upstream.play(Script())
+    before = remaining()
+    assert ask(proxy, model, key="sk-counted", stream=stream).status_code == 200
+    spent = upstream.bill.total_tokens
+    assert before - remaining() == spent
+
+
+@pytest.mark.parametrize(
+    ("number", "model", "fields"),
+    [
+        (0, "re2-base", {}),
+        (1, "moa-base", {}),
+        (2, "careful", {}),
+        (3, "base", {"optillm_approach": "moa"}),
+        (4, "optillm/re2/base", {}),
+    ],
+    ids=["prefix", "several calls", "alias", "body field", "deployment name"],
+)
+def test_a_spent_budget_stops_every_form(
+    proxy: Proxy, upstream: Upstream, number: int, model: str, fields: dict[str, Any]
+) -> None:
+    upstream.play(Script())
+    key = f"sk-poor-{number}"
+    assert ask(proxy, model, key=key, **fields).status_code == 200
+    paid = len(upstream.calls)
+    proxy.settle()
+    refused = ask(proxy, model, key=key, **fields)
+    assert (refused.status_code, refused.json()["error"]["type"]) == (422, "budget_exceeded")
+    assert len(upstream.calls) == paid
+
+
+TAG = "<optillm_approach>{}</optillm_approach> What is 6 times 7?"
+MOA_WITH_BASE = {"optillm_params": {"moa": {"models": ["base"]}}}
+
+
+@pytest.mark.parametrize(
+    ("key", "model", "text", "fields"),
+    [
+        ("sk-other-only", "base", "", {"optillm_approach": "re2"}),
+        ("sk-other-only", "re2-base", "", {}),
+        ("sk-other-only", "none-base", "", {}),
+        ("sk-other-only", "optillm/re2/base", "", {}),
+        ("sk-other-only", "careful", "", {}),
+        ("sk-other-only", "base", TAG.format("re2"), {}),
+        ("sk-prefixes", "re2-base", "", {}),
+        ("sk-prefixes", "none-base", "", {}),
+        ("sk-prefixes", "moa|re2-base", "", {}),
+        ("sk-free-forms", "optillm/re2/base", "", {}),
+        ("sk-free-forms", "optillm/none/base", "", {}),
+        ("sk-free-forms", "moa-other", "", MOA_WITH_BASE),
+        ("sk-other-only", "other", "", {"optillm_approach": "moa", **MOA_WITH_BASE}),
+        ("sk-other-only", "other", "", {"optillm_approach": "moa(aggregator=base)"}),
+        ("sk-other-only", "other", TAG.format("moa(models=[base])"), {}),
+        ("sk-other-only", "other", TAG.format("moa(aggregator=base)"), {}),
+        ("sk-alias", "careful", "", {}),
+    ],
+)
+def test_a_key_without_the_base_model_cannot_reach_it(
+    proxy: Proxy,
+    upstream: Upstream,
+    key: str,
+    model: str,
+    text: str,
+    fields: dict[str, object],
+) -> None:
+    upstream.play(Script())
+    refused = ask(proxy, model, key=key, text=text or "What is 6 times 7?", **fields)
+    assert refused.status_code in (401, 403), refused.text
+    assert refused.json()["error"]["type"] == "key_model_access_denied"
+    assert upstream.calls == []
+
+
+def test_an_alias_may_lend_its_base_model(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.play(Script())
+    assert ask(proxy, "lent", key="sk-alias").status_code == 200
+    assert [call.body["model"] for call in upstream.calls] == ["base"]
+
+
+@pytest.mark.parametrize("model", ["re2-other", "optillm/re2/other", "other"])
+def test_a_key_with_the_base_model_reaches_it(proxy: Proxy, upstream: Upstream, model: str) -> None:
+    upstream.play(Script(fault=no_fault))
+    fields = {"optillm_approach": "re2"} if model == "other" else {}
+    statuses = {key: ask(proxy, model, key=key, **fields).status_code for key in KEYS}
+    allowed = {"sk-spender", "sk-counted"}
+    allowed |= {"sk-free-forms"} if model.startswith("optillm/") else set()
+    allowed |= {"sk-other-only", "sk-prefixes", "sk-free-forms"} if model == "other" else set()
+    poor = {key for key in KEYS if key.startswith("sk-poor")}
+    assert {key for key, status in statuses.items() if status == 200} - poor == allowed

@@ -1,0 +1,115 @@
+"""Hostile formalisations through the approach: nothing outside the process changes, all end."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from optillm_hooks.context import Limits
+from optillm_hooks.types import Chat, Sampling
+from tests.fakes import AnsweringLLM, answer, chat, context
+from tests.solver import attacks
+from tests.solver.processes import children
+
+pytestmark = pytest.mark.anyio
+SECRET = "the-canary-sings"
+SOLVER_S = 0.6
+MOST_S = 8.0
+"""Generous: the solver's time, a start of the worker on a busy machine, and the kill."""
+
+
+def batched(expressions: list[str]) -> list[str]:
+    """Return requests of as many steps as one may have."""
+    steps = [{"operation": "evaluate", "expression": text} for text in expressions]
+    return [json.dumps(steps[start : start + 16]) for start in range(0, len(steps), 16)]
+
+
+GROUPS = {
+    "files": attacks.FILES,
+    "commands": attacks.COMMANDS,
+    "reading": attacks.READING,
+    "heavy": attacks.HEAVY,
+    "generated": list(attacks.generated()),
+    "python": attacks.PYTHON,
+    "json": attacks.JSON,
+    "slow steps": attacks.SLOW_STEPS,
+    "expressions": attacks.EXPRESSIONS,
+}
+
+
+def test_there_are_at_least_200_attacks() -> None:
+    texts = [text for group in GROUPS.values() for text in group]
+    assert len(texts) == len(set(texts)) >= 200
+
+
+class Outside:
+    """What an attack must leave as it is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.canary = folder / "canary"
+        self.new = folder / "new"
+        self.canary.write_text(SECRET)
+        self._before = self._state()
+
+    def _state(self) -> object:
+        folder = self.canary.parent
+        return (
+            sorted(path.name for path in folder.iterdir()),
+            self.canary.read_text(),
+            sorted(os.listdir("/")),
+        )
+
+    def check(self) -> None:
+        assert self._state() == self._before
+        assert children() == []
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outside:
+    monkeypatch.setenv("SOME_API_KEY", SECRET)
+    return Outside(tmp_path)
+
+
+async def attack(text: str, outside: Outside, *, fenced: bool) -> None:
+    text = text.replace("{canary}", str(outside.canary)).replace("{new}", str(outside.new))
+    written = f"```smt2\n{text}\n```" if fenced else text
+
+    def reply(asked: Chat, sampling: Sampling) -> str:
+        if sampling.purpose == "draft":
+            return written
+        _, shown, found = asked[-1].text.partition("<part 2 ")
+        return found if shown else "plain answer"
+
+    ctx = context(limits=Limits())
+    started = time.monotonic()
+    result = await answer(
+        "z3", chat("?"), AnsweringLLM(reply), ctx, timeout_s=SOLVER_S, memory_mb=512, repairs=0
+    )
+    assert time.monotonic() - started < MOST_S
+    assert SECRET not in result.text
+    assert result.text == "plain answer" or "check 1:" in result.text or "step 1," in result.text
+    assert len(ctx.trace.events) == 1
+    outside.check()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [text for name in GROUPS if name not in ("expressions", "python") for text in GROUPS[name]],
+    ids=lambda text: text[:40].encode("ascii", "backslashreplace").decode(),
+)
+async def test_a_hostile_formalisation_changes_nothing_and_ends(
+    text: str, outside: Outside
+) -> None:
+    await attack(text, outside, fenced=True)
+
+
+@pytest.mark.parametrize("text", attacks.PYTHON)
+async def test_a_hostile_reply_changes_nothing_and_ends(text: str, outside: Outside) -> None:
+    await attack(text, outside, fenced=False)
+
+
+@pytest.mark.parametrize("text", batched(attacks.EXPRESSIONS), ids=lambda text: text[:60])
+async def test_hostile_expressions_change_nothing_and_end(text: str, outside: Outside) -> None:
+    await attack(text, outside, fenced=True)

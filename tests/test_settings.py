@@ -1,0 +1,138 @@
+"""What the operator sets: strict keys, bounds, and limits that clients can only lower."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+import optillm_hooks.approaches  # noqa: F401 (registers `re2`)
+from optillm_hooks.context import Limits
+from optillm_hooks.registry import Approach, Cost, NoParams, Params, get_approach
+from optillm_hooks.settings import (
+    AliasSettings,
+    LimitSettings,
+    NamedApproaches,
+    RunSettings,
+    Settings,
+    forbidden,
+)
+
+LIMITS = st.builds(
+    LimitSettings,
+    deadline_s=st.none() | st.floats(0.1, 100),
+    max_calls=st.none() | st.integers(1, 100),
+    max_tokens_total=st.none() | st.integers(1, 100),
+    max_cost_usd=st.none() | st.floats(0.1, 100),
+    max_parallel=st.none() | st.integers(1, 100),
+)
+
+
+@given(LIMITS, LIMITS)
+def test_a_client_can_lower_a_limit_and_never_raise_one(
+    own: LimitSettings, asked: LimitSettings
+) -> None:
+    lowered = own.lowered(asked).limit_values()
+    for name, value in own.limit_values().items():
+        wanted = asked.limit_values()[name]
+        given = [limit for limit in (value, wanted) if limit is not None]
+        assert lowered[name] == (min(given) if given else None)
+
+
+@given(LIMITS)
+def test_limits_are_those_of_the_context(settings: LimitSettings) -> None:
+    limits = settings.limits()
+    assert {name: getattr(limits, name) for name in Limits.__slots__} == settings.limit_values()
+    assert settings.lowered(LimitSettings()).limits() == limits
+
+
+@pytest.mark.parametrize("model", [LimitSettings, RunSettings, AliasSettings, Settings])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"deadline_s": 0},
+        {"deadline_s": -1},
+        {"deadline_s": float("inf")},
+        {"deadline_s": "soon"},
+        {"max_calls": 0},
+        {"max_calls": 1.5},
+        {"max_tokens_total": 0},
+        {"max_cost_usd": 0},
+        {"max_cost_usd": float("nan")},
+        {"max_parallel": 0},
+        {"max_call": 3},
+    ],
+    ids=str,
+)
+def test_a_bad_limit_or_an_unknown_key_is_an_error(
+    model: type[LimitSettings], bad: dict[str, object]
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate(bad)
+    assert caught.value.errors()[0]["loc"] == (next(iter(bad)),)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"on_error": "retry"}, {"locked": "perhaps"}, {"forms": {}}], ids=str
+)
+def test_a_bad_alias_is_an_error(bad: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        AliasSettings.model_validate(bad)
+
+
+def test_the_defaults_are_safe() -> None:
+    settings = Settings()
+    assert settings.default_approach is None
+    assert (settings.forms.tag, settings.on_error, settings.progress) == ("safe", "error", False)
+    alias = AliasSettings()
+    assert (alias.locked, alias.inherit_access) == (False, False)
+
+
+@pytest.mark.parametrize("model", [LimitSettings, RunSettings, AliasSettings, Settings])
+def test_settings_cannot_be_changed(model: type[LimitSettings]) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        model().max_calls = 5  # type: ignore[misc] # that is the point
+
+
+def test_every_setting_is_described() -> None:
+    for model in (AliasSettings, Settings):
+        for name, info in model.model_fields.items():
+            assert info.description or name == "forms", name
+
+
+async def _nothing(*_: object) -> None:
+    raise AssertionError("never run")
+
+
+RUNS_CODE = Approach(
+    "runs_code", "answerer", NoParams, _nothing, lambda _: Cost(1, 1), frozenset({"code"})
+)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "refused"),
+    [
+        ("all", []),
+        ("safe", ["runs_code"]),
+        ("none", ["re2", "runs_code"]),
+        (("re2",), ["runs_code"]),
+        (("runs_code",), ["re2"]),
+        ((), ["re2", "runs_code"]),
+    ],
+)
+def test_a_form_may_name_what_the_operator_allows(
+    allowed: NamedApproaches, refused: list[str]
+) -> None:
+    assert forbidden([get_approach("re2"), RUNS_CODE], allowed) == refused
+
+
+def test_parameters_are_immutable_and_tell_the_models_they_name() -> None:
+    class Naming(Params):
+        model_fields_named = ("judge", "models")
+
+        judge: str | None = None
+        models: tuple[str, ...] = ()
+
+    assert Naming().model_groups() == ()
+    assert Naming(judge="a", models=("b", "c")).model_groups() == ("a", "b", "c")
+    with pytest.raises(ValidationError, match="frozen"):
+        Naming().judge = "x"  # type: ignore[misc] # that is the point
