@@ -52,7 +52,8 @@ class LocalProvider(CustomLLM):
     def engine(self, model: str, litellm_params: Mapping[str, Any] | None = None) -> Engine:
         """Return the engine of a model, which its adapters share.
 
-        It is described in the deployment's `model_info.optillm_local`, or built in. LiteLLM's router writes `model_info` into each request, over whatever a client sent.
+        It is described in the deployment's `model_info.optillm_local`, or built in. LiteLLM's
+        router writes `model_info` into each request, over whatever a client sent.
 
         Raises:
             UnknownModel: no such model is configured.
