@@ -36,6 +36,9 @@ class ModelSpec(BaseModel):
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="auto: CUDA if there is any, else Apple's MPS, else the CPU.",
     )
+    adapters: dict[str, str] = Field(
+        default_factory=dict, description="Folders of LoRA adapters, by name: model+name uses one."
+    )
     trust_remote_code: bool = Field(False, description="Run Python code out of the model's folder.")
     rows: int = Field(64, ge=1, le=4096, description="Most sequences at once.")
     kv_gib: float = Field(4.0, gt=0, description="Most memory for keys and values of sequences.")
@@ -123,7 +126,9 @@ def start(spec: ModelSpec) -> "Batch":
         kv_bytes=int(spec.kv_gib * 2**30),
         prefix_bytes=int(spec.prefix_gib * 2**30),
     )
-    return Batch(Runner(loaded.model), ChatFormat(loaded.tokenizer, end_ids(loaded)), capacity)
+    return Batch(
+        Runner(loaded.model, spec.adapters), ChatFormat(loaded.tokenizer, end_ids(loaded)), capacity
+    )
 
 
 def _device(name: str) -> str:

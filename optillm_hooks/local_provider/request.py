@@ -36,6 +36,7 @@ class ChatRequest(BaseModel):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[dict[str, Any]] | None = None
+    active_adapter: str | None = Field(None, min_length=1, max_length=200)
     optillm_decoding: dict[str, dict[str, Any]] | None = Field(None, min_length=1, max_length=1)
     """A decoding method by name, with its settings."""
 
@@ -56,6 +57,7 @@ class ChatRequest(BaseModel):
             max_tokens=min(limits, default=None),
             stop=tuple(text for text in stop if text),
             seed=self.seed,
+            adapter=self.active_adapter,
             decoding=self._decoding(),
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
