@@ -99,13 +99,15 @@ class Hook(CustomLogger):
         self,
         data: dict[str, Any],  # noqa: ARG002 (LiteLLM's signature)
         user_api_key_dict: UserAPIKeyAuth,  # noqa: ARG002
-        response: Any,  # noqa: ARG002
+        response: Any,
         request_headers: Mapping[str, str] | None = None,  # noqa: ARG002
         **_: Any,
     ) -> dict[str, str] | None:
         """Return our headers; on a stream, which has only begun, those known by then."""
         prepared = current.get()
-        return None if prepared is None else header_values(prepared)
+        if prepared is None:
+            return None
+        return header_values(prepared, answered=response is not None)
 
 
 async def _named(events: AsyncIterator[Any], model: str) -> AsyncIterator[Any]:
