@@ -10,7 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from optillm_hooks.context import Budget, CallRecord, Context, Limits, MeteredLLM, StoppedBy, Trace
+from optillm_hooks.context import (
+    Budget,
+    CallRecord,
+    Context,
+    Limits,
+    MeteredLLM,
+    StoppedBy,
+    Trace,
+    depth_so_far,
+)
 from optillm_hooks.deltas import Accumulated, whole
 from optillm_hooks.errors import (
     DeadlineExceeded,
@@ -155,6 +164,7 @@ class _Run:
 
     async def outcome(self) -> Outcome:
         request = self._request
+        depth_so_far.set(0)  # the same task may have served another request before
         root = Context(
             budget=self._budget,
             rng=random.Random(request.client.seed),  # noqa: S311 (no secret)

@@ -362,6 +362,12 @@ async def test_a_timeout_of_an_approachs_own_is_not_the_deadline() -> None:
     assert caught.value.status == 500
 
 
+async def test_two_requests_of_one_task_have_depths_of_their_own() -> None:
+    for _ in range(2):
+        ended = await outcome(request([THREE]), ScriptedLLM(["a", "b", "c"]))
+        assert ended.report.depth == 3
+
+
 # -------------------------------------------------------------------------------------- failures
 
 
@@ -799,3 +805,9 @@ async def test_the_conversation_is_as_the_client_sent_it_without_a_stage() -> No
     llm = ScriptedLLM(["42"])
     await outcome(replace(request([FINAL]), chat=chat("only this")), llm)
     assert llm.calls[0][0] == chat("only this")
+
+
+async def test_requests_one_after_another_in_a_task_do_not_add_their_depths() -> None:
+    for _ in range(2):
+        answered = await outcome(request((answerer(draft),)), ScriptedLLM(["42"]))
+        assert answered.report.depth == 1

@@ -1,8 +1,8 @@
 """OpenAI and LiteLLM objects to our types and back. The only module that sees both."""
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, cast, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast, get_args
 
 from litellm.types.utils import (
     ChatCompletionDeltaToolCall,
@@ -56,6 +56,29 @@ _REQUEST_OWN = frozenset(
 """Request fields with a place of their own, or that say where a call goes: the router decides."""
 
 
+class _Check(NamedTuple):
+    allows: Callable[[Any], bool]
+    wanted: str
+
+
+_NUMBER = _Check(lambda value: type(value) in (int, float), "a number")
+_COUNT = _Check(lambda value: type(value) is int and value >= 1, "a whole number from 1 on")
+_SAMPLING_CHECKS: Mapping[str, _Check] = {
+    "temperature": _NUMBER,
+    "top_p": _NUMBER,
+    "max_tokens": _COUNT,
+    "max_completion_tokens": _COUNT,
+    "seed": _Check(lambda value: type(value) is int, "a whole number"),
+    "stop": _Check(
+        lambda value: (
+            isinstance(value, str)
+            or (isinstance(value, list | tuple) and all(isinstance(stop, str) for stop in value))
+        ),
+        "a text or a list of texts",
+    ),
+}
+
+
 def read_chat(messages: object) -> Chat:
     """Return OpenAI's `messages` as a conversation.
 
@@ -72,7 +95,7 @@ def _read_message(message: object, number: int) -> Message:
     if not isinstance(message, Mapping):
         raise RequestRejected(f"{where} must be an object", param=where)
     role, content = message.get("role"), message.get("content")
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise RequestRejected(
             f"{where}.role must be one of {', '.join(sorted(_ROLES))}", param=f"{where}.role"
         )
@@ -104,44 +127,21 @@ def read_sampling(params: Mapping[str, Any]) -> Sampling:
     """Return the fields of a request that say how replies are sampled, unknown ones included.
 
     Raises:
-        RequestRejected: a field that we count with is of another type, or `max_tokens` below 1.
+        RequestRejected: a field that we work with ourselves is of the wrong type.
     """
-    longest = _whole(params, "max_completion_tokens", least=1)
-    max_tokens = _whole(params, "max_tokens", least=1)
+    for name, check in _SAMPLING_CHECKS.items():
+        if params.get(name) is not None and not check.allows(params[name]):
+            raise RequestRejected(f"{name} must be {check.wanted}", param=name)
+    stop = params.get("stop")
+    longest = params.get("max_completion_tokens")
     return Sampling(
-        temperature=_number(params, "temperature"),
-        top_p=_number(params, "top_p"),
-        max_tokens=max_tokens if longest is None else longest,
-        stop=_stop(params.get("stop")),
-        seed=_whole(params, "seed"),
+        temperature=params.get("temperature"),
+        top_p=params.get("top_p"),
+        max_tokens=params.get("max_tokens") if longest is None else longest,
+        stop=None if stop is None else (stop,) if isinstance(stop, str) else tuple(stop),
+        seed=params.get("seed"),
         fields={k: v for k, v in params.items() if k not in _REQUEST_OWN and v is not None},
     )
-
-
-def _whole(params: Mapping[str, Any], name: str, least: int | None = None) -> int | None:
-    value = params.get(name)
-    if value is None:
-        return None
-    if type(value) is not int or (least is not None and value < least):
-        from_ = "" if least is None else f" from {least} on"
-        raise RequestRejected(f"{name} must be a whole number{from_}", param=name)
-    return value
-
-
-def _number(params: Mapping[str, Any], name: str) -> float | None:
-    value = params.get(name)
-    if value is not None and type(value) not in (int, float):
-        raise RequestRejected(f"{name} must be a number", param=name)
-    return value
-
-
-def _stop(stop: object) -> tuple[str, ...] | None:
-    if stop is None:
-        return None
-    texts = [stop] if isinstance(stop, str) else stop
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise RequestRejected("stop must be a text or a list of texts", param="stop")
-    return tuple(texts)
 
 
 def write_sampling(sampling: Sampling) -> dict[str, Any]:
