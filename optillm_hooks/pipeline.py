@@ -165,7 +165,7 @@ class _Run:
 
     async def outcome(self) -> Outcome:
         request = self._request
-        depth_so_far.set(0)  # whoever runs two requests in one task wants the depth of each
+        depth_so_far.set(0)  # the same task may have served another request before
         root = Context(
             budget=self._budget,
             rng=random.Random(request.client.seed),  # noqa: S311 (no secret)

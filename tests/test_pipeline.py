@@ -813,3 +813,9 @@ async def test_the_conversation_is_as_the_client_sent_it_without_a_stage() -> No
     llm = ScriptedLLM(["42"])
     await outcome(replace(request([FINAL]), chat=chat("only this")), llm)
     assert llm.calls[0][0] == chat("only this")
+
+
+async def test_requests_one_after_another_in_a_task_do_not_add_their_depths() -> None:
+    for _ in range(2):
+        answered = await outcome(request((answerer(draft),)), ScriptedLLM(["42"]))
+        assert answered.report.depth == 1

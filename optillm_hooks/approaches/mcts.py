@@ -28,6 +28,7 @@ from optillm_hooks.registry import Cost, Params, approach
 from optillm_hooks.search.mcts import MCTS, Trial
 from optillm_hooks.search.tree import Node
 from optillm_hooks.types import Answer, Chat, Completion, Sampling
+from optillm_hooks.voting import contenders
 
 REFINE = """\
 Below is a draft of an answer to the request above. Check it step by step for what is wrong, \
@@ -63,7 +64,7 @@ class MctsParams(Params):
     )
     temperature: float = Field(default=1.0, ge=0, le=2, description="Of solutions and refinements.")
     judge: str | None = Field(
-        default=None, description="Model group that rates solutions; by default the same model."
+        default=None, description="Model group that rates solutions; by default the base model."
     )
 
 
@@ -92,8 +93,8 @@ async def mcts(chat: Chat, llm: LLM, params: MctsParams, ctx: Context) -> Answer
     Ties go to the solution that more simulations went through, then to the older one; a truncated
     solution loses to a whole one, and one without a rating to one with. A simulation that fails is
     left out. When time or budget runs out, the search ends with what it has, so more of either
-    never gives a solution of lower rating. If the first solution calls tools, it is returned as
-    it is.
+    never gives a solution of lower rating. If most of the first solutions call tools, the first
+    that does is returned as it is.
 
     Raises:
         SamplesFailed: not even a first solution was written.
@@ -104,8 +105,8 @@ async def mcts(chat: Chat, llm: LLM, params: MctsParams, ctx: Context) -> Answer
     trials = tree.ask_many(params.branching)
     sampling = Sampling(temperature=params.temperature)
     first = await sample_many(llm, chat, sampling, n=params.branching, until=ctx.within(0.4))
-    if first[0].tool_calls:
-        return first[0]
+    if (usual := contenders(first)[0]).tool_calls:
+        return usual
     chains = [[] if solution.tool_calls else [solution] for solution in first]
     chains += [[]] * (len(trials) - len(chains))
     await _learn(tree, trials, chains, chat, judge, ctx, ctx.within(0.3))
@@ -176,7 +177,7 @@ async def _learn(
     A trial is worth its best rating, and where there is none, what trials are worth on average.
     One without a solution is dropped.
     """
-    texts = [without_reasoning(solution.text) for chain in chains for solution in chain]
+    texts = [solution.text for chain in chains for solution in chain]
     ratings = iter(await rate_all(texts, chat, judge, ctx, high=_BEST_RATING, until=until))
     for trial, chain in zip(trials, chains, strict=True):
         if not chain:

@@ -67,7 +67,7 @@ class PlansearchParams(Params):
         default=1.0, ge=0, le=2, description="Of observations, plans and answers."
     )
     judge: str | None = Field(
-        default=None, description="Model group that rates the answers; by default the same model."
+        default=None, description="Model group that rates the answers; by default the base model."
     )
 
 
@@ -80,9 +80,9 @@ def _cost(params: PlansearchParams) -> Cost:
 async def plansearch(chat: Chat, llm: LLM, params: PlansearchParams, ctx: Context) -> Answer:
     """Return the answer that the judge rates highest, among one for each plan.
 
-    Among equal ratings, and without any, the final answers vote; ties go to the plan that was
-    drawn first. An observation, plan or answer that fails is left out, and so is a truncated
-    answer if there is a whole one. If the first answer calls tools, it is returned as it is.
+    Among equal ratings, and without any, the final answers vote; ties go to the plan that was drawn
+    first. An observation, plan or answer that fails is left out, and so is a truncated answer if
+    there is a whole one. If most answers call tools, the first that does is returned as it is.
 
     Raises:
         SamplesFailed: no answer was written.
@@ -95,12 +95,11 @@ async def plansearch(chat: Chat, llm: LLM, params: PlansearchParams, ctx: Contex
         partial(_leaf, chat, llm, params, subset, number, mark)
         for number, subset in enumerate(drawn)
     ]
-    answers = await finished(leaves, until=ctx.within(0.7))
+    answers = contenders(await finished(leaves, until=ctx.within(0.7)))
     if answers[0].tool_calls or len(answers) == 1:
         return answers[0]
-    answers = contenders([found for found in answers if not found.tool_calls])
     judge = ctx.llm(params.judge) if params.judge else llm
-    ratings = await rate_all([without_reasoning(a.text) for a in answers], chat, judge, ctx)
+    ratings = await rate_all([found.text for found in answers], chat, judge, ctx)
     best = [answers[at] for at in leaders(ratings)]
     vote = elect(best, question=question(chat), as_json=json_is_asked(ctx.client))
     ctx.trace.note("plans", observations=len(observations), answers=len(answers), ratings=ratings)

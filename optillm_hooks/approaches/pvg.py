@@ -29,7 +29,7 @@ from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
 from optillm_hooks.registry import Cost, Params, approach
 from optillm_hooks.types import Answer, Chat, Completion, Sampling
-from optillm_hooks.voting import elect, json_is_asked, leaders
+from optillm_hooks.voting import contenders, elect, json_is_asked, leaders
 
 HELPFUL = """\
 Solve this so that a careful reader can check every step: correct, complete and clear. Put the \
@@ -58,7 +58,7 @@ class PvgParams(Params):
     num_decoys: int = Field(default=1, ge=1, le=16, description="Sneaky solutions in each round.")
     temperature: float = Field(default=0.7, ge=0, le=2, description="Of the solutions.")
     verifier: str | None = Field(
-        default=None, description="Model group that rates solutions; by default the same model."
+        default=None, description="Model group that rates solutions; by default the base model."
     )
 
 
@@ -101,8 +101,9 @@ class Game:
 async def pvg(chat: Chat, llm: LLM, params: PvgParams, ctx: Context) -> Answer:
     """Return the best helpful solution of all rounds, as `Game.best` says.
 
-    A solution, rating or review that fails is left out; a round without a helpful solution ends
-    the game. If the first helpful solution calls tools, it is returned as it is.
+    A solution, rating or review that fails is left out; a round without a helpful solution ends the
+    game. If most helpful solutions of the first round call tools, the first that does is returned
+    as it is.
 
     Raises:
         SamplesFailed: the first round gave no helpful solution.
@@ -121,12 +122,12 @@ async def pvg(chat: Chat, llm: LLM, params: PvgParams, ctx: Context) -> Answer:
             if not game.solutions:
                 raise
             break
-        if helpful[0].tool_calls and not game.solutions:
-            return helpful[0]
+        if (usual := contenders(helpful)[0]).tool_calls and not game.solutions:
+            return usual
         helpful, decoys = (
             [solution for solution in some if not solution.tool_calls] for some in (helpful, decoys)
         )
-        texts = [without_reasoning(solution.text) for solution in [*helpful, *decoys]]
+        texts = [solution.text for solution in [*helpful, *decoys]]
         until = ctx.within(0.8 / rounds_left)
         rated = await rate_all(texts, chat, verifier, ctx, until=until)
         game.solutions += helpful

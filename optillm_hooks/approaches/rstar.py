@@ -37,6 +37,7 @@ from optillm_hooks.registry import Cost, Params, approach
 from optillm_hooks.search.mcts import MCTS, Trial
 from optillm_hooks.search.tree import Node
 from optillm_hooks.types import Answer, Chat, Completion, Purpose, Sampling
+from optillm_hooks.voting import contenders
 
 
 class Action(StrEnum):
@@ -98,7 +99,8 @@ class RstarParams(Params):
     )
     temperature: float = Field(default=0.8, ge=0, le=2, description="Of the actions.")
     discriminator: str | None = Field(
-        default=None, description="Model group that completes trajectories; by default the same."
+        default=None,
+        description="Model group that completes trajectories; by default the base model.",
     )
 
 
@@ -170,8 +172,8 @@ async def rstar(chat: Chat, llm: LLM, params: RstarParams, ctx: Context) -> Answ
 
     A rollout or a check that fails is left out; a trajectory whose answer cannot be read is worth
     nothing and is not checked. Without a trusted trajectory all are candidates. Ties go to the
-    trajectory that was asked for first. If the first one ends in tool calls, they are returned as
-    they are.
+    trajectory that was asked for first. If most trajectories end in tool calls, the first of these
+    is returned as it is.
 
     Raises:
         SamplesFailed: no trajectory came to its end.
@@ -198,8 +200,8 @@ async def rstar(chat: Chat, llm: LLM, params: RstarParams, ctx: Context) -> Answ
             raise SamplesFailed(1, [steps for steps in rolled if isinstance(steps, SampleError)])
         if all(isinstance(steps, BudgetExceeded | DeadlineExceeded) for steps in rolled):
             break
-    if found[0].completion.tool_calls:
-        return found[0].completion
+    if (usual := contenders([trajectory.completion for trajectory in found])[0]).tool_calls:
+        return usual
     support = _shares([trajectory.answer for trajectory in found])
     ctx.offer(found[support.index(max(support))].completion)
     discriminator = ctx.llm(params.discriminator) if params.discriminator else llm

@@ -16,6 +16,7 @@ from optillm_hooks.gateway.prepared import Prepared, Route, current
 from optillm_hooks.gateway.reports import header_values
 from optillm_hooks.gateway.router import ModelFacts, is_configured, proxy_router
 from optillm_hooks.gateway.selection import Selection, read_settings, select
+from optillm_hooks.plan import Plan
 from optillm_hooks.types import Fields
 
 _ROUTES: dict[str, Route] = {
@@ -29,8 +30,15 @@ _ROUTES: dict[str, Route] = {
 }
 """LiteLLM's call types that we serve."""
 
+_ONE_ANSWER: frozenset[Route] = frozenset({"messages", "responses"})
+"""Routes whose responses have no choices."""
+
 _REASONING_FIELDS = ["reasoning_effort", "thinking", "verbosity"]
 """Fields that LiteLLM refuses or drops for a custom provider unless they are named as allowed."""
+
+_UNCACHED = {"no-cache": True, "no-store": True}
+"""How LiteLLM's cache treats the outer call: its key knows neither base nor parameters of a plan.
+The inner calls are cached as any other."""
 
 
 class Hook(CustomLogger):
@@ -61,7 +69,7 @@ class Hook(CustomLogger):
             selection = select(data, router, settings)
             if selection is None:
                 return data
-            _check_request(data, route, settings.max_choices)
+            _check_request(data, route, selection.plan, settings.max_choices)
             await _check_access(selection, user_api_key_dict, router)
             _check_price(selection, router)
             if selection.plan.passes_through and selection.source != "alias":
@@ -116,21 +124,27 @@ def _fields_lost(data: Mapping[str, Any], route: Route) -> Fields:
     return {}
 
 
-def _check_request(data: Mapping[str, Any], route: Route, max_choices: int) -> None:
+def _check_request(data: Mapping[str, Any], route: Route, plan: Plan, max_choices: int) -> None:
     if route == "chat":
         read_chat(data.get("messages"))
-        read_sampling(data)
+    read_sampling(data)
     n = data.get("n")
     if n is not None and (type(n) is not int or not 1 <= n <= max_choices):
         raise RequestRejected(f"n must be a whole number from 1 to {max_choices}", param="n")
+    if route in _ONE_ANSWER and len(plan.chains) * (n or 1) > 1:
+        raise RequestRejected(
+            "this route has one answer, which several choices (n, or '|' between approaches) would "
+            "be mixed into: ask for one, or ask /v1/chat/completions"
+        )
+    allowed = data.get("allowed_openai_params")
+    if allowed is not None and not isinstance(allowed, list):
+        raise RequestRejected("allowed_openai_params must be a list", param="allowed_openai_params")
 
 
 async def _check_access(selection: Selection, key: UserAPIKeyAuth, router: Router) -> None:
     if not selection.inherits_access:
         await check_access(selection.base, key, router)
     for model in sorted(selection.plan.model_groups):
-        if not is_configured(router, model):
-            raise RequestRejected(f"no model {model!r} is configured", param="optillm_params")
         await check_access(model, key, router)
     for model in (selection.base, *sorted(selection.plan.model_groups)):
         if not await is_within_budget(model, key, router):
@@ -162,6 +176,7 @@ def _rewritten(
         requested=requested,
         user=data.get("user") if isinstance(data.get("user"), str) else None,
         fields=_fields_lost(data, route),
+        cache=data["cache"] if isinstance(data.get("cache"), dict) else {},
         route=route,
     )
     current.set(prepared)
@@ -170,6 +185,7 @@ def _rewritten(
         **data,
         "model": deployment,
         "num_retries": 0,  # a retry would run, and pay, the whole plan again
+        "cache": _UNCACHED,
         "allowed_openai_params": [*(allowed or []), *_REASONING_FIELDS],
     }
 

@@ -29,12 +29,17 @@ class Caller:
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Other arguments that every inner call gets (session, end user)."""
 
+    cache: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What the client says of LiteLLM's cache."""
+
     key: UserAPIKeyAuth | None = None
     """The key whose budget each inner call is held to; None if there is none, or if LiteLLM has
     reserved the request's cost already."""
 
 
-def read_caller(litellm_params: Mapping[str, Any], user: str | None) -> Caller:
+def read_caller(
+    litellm_params: Mapping[str, Any], user: str | None, cache: Mapping[str, Any]
+) -> Caller:
     """Return the account of a request from what LiteLLM gives its provider.
 
     The budget reservation of the outer request is not passed on: an inner call that settles it
@@ -59,6 +64,7 @@ def read_caller(litellm_params: Mapping[str, Any], user: str | None) -> Caller:
     return Caller(
         stamped or {"internal_call_origin": CALL_ORIGIN},
         extra,
+        cache,
         key if isinstance(key, UserAPIKeyAuth) and reserved is None else None,
     )
 

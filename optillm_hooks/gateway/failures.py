@@ -1,6 +1,5 @@
 """Errors of LiteLLM to ours, and ours to LiteLLM's, which the proxy turns into OpenAI's form."""
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,14 +26,12 @@ _SECRET = re.compile(
 _FAILURES = (
     openai.OpenAIError,
     httpx.HTTPError,  # a stream that breaks off
-    json.JSONDecodeError,  # a stream that is not what it says
     litellm.BudgetExceededError,
     BlockedPiiEntityError,
     GuardrailRaisedException,
     HTTPException,
     ProxyException,
-    RouterRateLimitError,
-    RouterRateLimitErrorBasic,
+    ValueError,  # a reply that cannot be read; the router's refusals are of this kind too
 )
 _TYPES = {
     400: litellm.BadRequestError,

@@ -31,6 +31,15 @@ def is_configured(router: Router, name: str) -> bool:
     return name in router.model_names or name in (router.model_group_alias or {})
 
 
+def is_served(router: Router, name: str) -> bool:
+    """Return whether something serves `name`: also under a wildcard, by its id, or for a team."""
+    return (
+        bool(deployments(router, name))
+        or router.has_model_id(name)
+        or name in router.team_public_model_names
+    )
+
+
 def alias_model(deployment: dict[str, Any]) -> str | None:
     """Return the `<expression>/<base>` of a deployment that is an alias of ours, else None."""
     params = deployment["litellm_params"]

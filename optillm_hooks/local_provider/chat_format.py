@@ -6,7 +6,8 @@ from typing import Any
 from tokenizers.decoders import DecodeStream
 
 from optillm_hooks.errors import RequestRejected
-from optillm_hooks.local_provider.generation import Messages, Piece, ScoredToken
+from optillm_hooks.local_provider.decoding.base import Written
+from optillm_hooks.local_provider.generation import Messages, Piece, ScoredToken, SpelledToken
 from optillm_hooks.types import FinishReason
 
 _ROLES = {"developer": "system", "function": "tool"}
@@ -61,21 +62,31 @@ class ChatFormat:
             return bytes(self._bytes[char] for char in piece)
         return piece.replace("\u2581", " ").encode()
 
+    def spelled(self, scored: ScoredToken) -> SpelledToken:
+        top = tuple((self.token_bytes(token), logprob) for token, logprob in scored.top)
+        return SpelledToken(self.token_bytes(scored.id), scored.logprob, top)
+
     def detokenizer(self) -> "Detokenizer":
         return Detokenizer(self._tokenizer.backend_tokenizer)
 
 
+def as_text(message: Mapping[str, Any]) -> str:
+    """Return the text of a message; of content parts, those of type text, joined by newlines."""
+    content = message.get("content")
+    if isinstance(content, str) or content is None:
+        return content or ""
+    return "\n".join(str(part.get("text", "")) for part in content if part.get("type") == "text")
+
+
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
     """Return a message with string content, in the roles that templates know."""
-    role = message.get("role", "user")
-    content = message.get("content")
+    role, content = message.get("role", "user"), message.get("content")
     if isinstance(content, Sequence) and not isinstance(content, str):
         kinds = {str(part.get("type")) for part in content} - {"text"}
         if kinds:
             named = ", ".join(sorted(kinds))
             raise RequestRejected(f"local models read text only, not {named}", param="messages")
-        content = "\n".join(str(part.get("text", "")) for part in content)
-    return {**message, "role": _ROLES.get(role, role), "content": content or ""}
+    return {**message, "role": _ROLES.get(role, role), "content": as_text(message)}
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -139,39 +150,46 @@ class Transcript:
 
     def __init__(self, choice: int, chat_format: ChatFormat, stop: Sequence[str]) -> None:
         self._choice = choice
-        self._end_ids = chat_format.end_ids
+        self._format = chat_format
         self._detokenizer = chat_format.detokenizer()
         self._stop = StopFinder(stop)
-        self._written = 0
-        self._shown = 0
-        self._waiting: list[tuple[int, ScoredToken]] = []
+        self._waiting: list[tuple[int, SpelledToken]] = []
+        self._ends: list[int] = []
+        self._shown = ""
         self.ids: list[int] = []
         self.finish_reason: FinishReason | None = None
 
     def add(self, token: int, scored: ScoredToken | None, *, last: bool) -> Piece | None:
         """Return what `token` gives to show, or None. `last`: no other token may follow it."""
-        self.ids.append(token)
-        text = ""
-        if token in self._end_ids:
+        start = self._ends[-1] if self._ends else 0
+        text = written = ""
+        if token in self._format.end_ids:
             self.finish_reason = "stop"
         else:
             written = self._detokenizer.feed(token)
             if scored is not None:
-                self._waiting.append((self._written, scored))
-            self._written += len(written)
+                self._waiting.append((start, self._format.spelled(scored)))
             text = self._stop.feed(written)
             if self._stop.found:
                 self.finish_reason = "stop"
             elif last:
                 self.finish_reason = "length"
+        self.ids.append(token)
+        self._ends.append(start + len(written))
         if self.finish_reason is not None:
             text += self._stop.close()
         return self._piece(text)
 
+    def written(self, *, stopped: bool) -> Written:
+        """Return all that was written; of a branch that was stopped, with what was held back."""
+        text = self._shown + self._stop.close()
+        reason = self.finish_reason or "length"
+        return Written(text, tuple(self.ids), tuple(self._ends), reason, stopped)
+
     def _piece(self, text: str) -> Piece | None:
-        self._shown += len(text)
+        self._shown += text
         ended = self.finish_reason is not None and not self._stop.found
-        tokens = [s for start, s in self._waiting if start < self._shown or ended]
+        tokens = [token for start, token in self._waiting if start < len(self._shown) or ended]
         del self._waiting[: len(tokens)]
         if not text and not tokens and self.finish_reason is None:
             return None

@@ -3,8 +3,9 @@
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
+from functools import partial
 from typing import Any
 
 import litellm
@@ -31,9 +32,10 @@ from optillm_hooks.local_provider.generation import (
     Generation,
     Piece,
     PromptTooLong,
-    ScoredToken,
+    SpelledToken,
     UnknownModel,
 )
+from optillm_hooks.types import Fields
 
 PROVIDER = "optillm-local"
 
@@ -43,20 +45,25 @@ class LocalProvider(CustomLLM):
 
     def __init__(self) -> None:
         super().__init__()
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[tuple[str, models.ModelSpec], Engine] = {}
         self._lock = threading.Lock()
 
-    def engine(self, model: str) -> Engine:
-        """Return the engine of a model.
+    def engine(self, model: str, litellm_params: Mapping[str, Any] | None = None) -> Engine:
+        """Return the engine of a model, described in its deployment's `model_info.optillm_local`.
+
+        LiteLLM's router writes `model_info` into each request, over whatever a client sent.
 
         Raises:
             UnknownModel: no such model is configured.
         """
+        info = (litellm_params or {}).get("model_info") or {}
+        spec = models.find(model, info.get("optillm_local"))
         with self._lock:
-            if model not in self._engines:
-                spec = models.find(model)
-                self._engines[model] = Engine(model, lambda: models.start(spec))
-            return self._engines[model]
+            key = (model, spec)
+            if key not in self._engines:
+                load = partial(models.start, spec)
+                self._engines[key] = Engine(model, load, unload_after_s=spec.unload_after_s)
+            return self._engines[key]
 
     def completion(
         self,
@@ -64,13 +71,14 @@ class LocalProvider(CustomLLM):
         messages: list[dict[str, Any]],
         *_args: Any,
         optional_params: dict[str, Any],
+        litellm_params: dict[str, Any] | None = None,
         **_kwargs: Any,
     ) -> ModelResponse:
         """Return the whole answer. Blocks the calling thread."""
         with _errors_of(model):
             generation = request.parse(messages, optional_params)
-            engine = self.engine(model)
-            answer = _Answer(model, engine, generation)
+            engine = self.engine(model, litellm_params)
+            answer = _Answer(model, generation)
             with closing(engine.stream_sync(generation)) as events:
                 for event in events:
                     answer.add(event)
@@ -82,13 +90,14 @@ class LocalProvider(CustomLLM):
         messages: list[dict[str, Any]],
         *_args: Any,
         optional_params: dict[str, Any],
+        litellm_params: dict[str, Any] | None = None,
         **_kwargs: Any,
     ) -> ModelResponse:
         """Return the whole answer; cancelling the task stops the generation."""
         with _errors_of(model):
             generation = request.parse(messages, optional_params)
-            engine = self.engine(model)
-            answer = _Answer(model, engine, generation)
+            engine = self.engine(model, litellm_params)
+            answer = _Answer(model, generation)
             async with aclosing(engine.stream(generation)) as events:
                 async for event in events:
                     answer.add(event)
@@ -100,12 +109,13 @@ class LocalProvider(CustomLLM):
         messages: list[dict[str, Any]],
         *_args: Any,
         optional_params: dict[str, Any],
+        litellm_params: dict[str, Any] | None = None,
         **_kwargs: Any,
     ) -> Iterator[ModelResponseStream]:
         """Return the chunks of the answer. What is wrong with the fields is raised at once."""
         with _errors_of(model):
             generation = request.parse(messages, optional_params)
-            engine = self.engine(model)
+            engine = self.engine(model, litellm_params)
         return self._chunks_sync(model, engine, generation)
 
     def astreaming(
@@ -114,6 +124,7 @@ class LocalProvider(CustomLLM):
         messages: list[dict[str, Any]],
         *_args: Any,
         optional_params: dict[str, Any],
+        litellm_params: dict[str, Any] | None = None,
         **_kwargs: Any,
     ) -> AsyncIterator[ModelResponseStream]:
         """Return the chunks of the answer; closing the iterator stops the generation.
@@ -122,13 +133,13 @@ class LocalProvider(CustomLLM):
         """
         with _errors_of(model):
             generation = request.parse(messages, optional_params)
-            engine = self.engine(model)
+            engine = self.engine(model, litellm_params)
         return self._chunks(model, engine, generation)
 
     def _chunks_sync(
         self, model: str, engine: Engine, generation: Generation
     ) -> Iterator[ModelResponseStream]:
-        chunks = _Chunks(model, engine)
+        chunks = _Chunks(model)
         with _errors_of(model), closing(engine.stream_sync(generation)) as events:
             for event in events:
                 yield from chunks.of(event)
@@ -136,7 +147,7 @@ class LocalProvider(CustomLLM):
     async def _chunks(
         self, model: str, engine: Engine, generation: Generation
     ) -> AsyncIterator[ModelResponseStream]:
-        chunks = _Chunks(model, engine)
+        chunks = _Chunks(model)
         with _errors_of(model):
             async with aclosing(engine.stream(generation)) as events:
                 async for event in events:
@@ -164,18 +175,19 @@ def _errors_of(model: str) -> Iterator[None]:
 class _Answer:
     """Collects the events of a request into one response."""
 
-    def __init__(self, model: str, engine: Engine, generation: Generation) -> None:
+    def __init__(self, model: str, generation: Generation) -> None:
         self._model = model
-        self._engine = engine
         self._scored = generation.top_logprobs is not None
         self._choices = [Choice() for _ in range(generation.n)]
         self._usage: Usage | None = None
+        self._facts: Fields = {}
 
     def add(self, event: Piece | Finished) -> None:
         if isinstance(event, Piece):
             self._choices[event.choice].add(event)
         else:
             self._usage = _usage(event)
+            self._facts = event.facts
 
     def response(self) -> ModelResponse:
         response = ModelResponse(
@@ -186,13 +198,15 @@ class _Answer:
                     index=index,
                     finish_reason=choice.finish_reason,
                     message=Message(role="assistant", content=choice.text),
-                    logprobs=_logprobs(choice.tokens, self._engine) if self._scored else None,
+                    logprobs=_logprobs(choice.tokens) if self._scored else None,
                 )
                 for index, choice in enumerate(self._choices)
             ],
             usage=self._usage,
         )
         response._hidden_params["response_cost"] = 0.0
+        if self._facts:
+            response.optillm_decoding = dict(self._facts)
         return response
 
 
@@ -204,9 +218,8 @@ class _Chunks:
     finish reasons as second choices of chunks, and that of choice 0 last.
     """
 
-    def __init__(self, model: str, engine: Engine) -> None:
+    def __init__(self, model: str) -> None:
         self._model = model
-        self._engine = engine
         self._id = _new_id()
         self._created = int(time.time())
         self._begun: set[int] = set()
@@ -220,7 +233,7 @@ class _Chunks:
         if event.text or event.tokens:
             role = None if event.choice in self._begun else "assistant"
             self._begun.add(event.choice)
-            logprobs = _logprobs(event.tokens, self._engine) if event.tokens else None
+            logprobs = _logprobs(event.tokens) if event.tokens else None
             delta = Delta(content=event.text, role=role)
             yield self._chunk(
                 [StreamingChoices(index=event.choice, delta=delta, logprobs=logprobs)]
@@ -250,26 +263,20 @@ def _usage(finished: Finished) -> Usage:
     )
 
 
-def _logprobs(
-    tokens: "list[ScoredToken] | tuple[ScoredToken, ...]", engine: Engine
-) -> ChoiceLogprobs:
-    def token(token_id: int, logprob: float) -> Mapping[str, Any]:
-        spelled = engine.token_bytes(token_id)
-        return {
-            "token": spelled.decode(errors="replace"),
-            "bytes": list(spelled),
-            "logprob": logprob,
-        }
-
+def _logprobs(tokens: Sequence[SpelledToken]) -> ChoiceLogprobs:
     return ChoiceLogprobs(
         content=[
             ChatCompletionTokenLogprob(
-                **token(scored.id, scored.logprob),
-                top_logprobs=[TopLogprob(**token(*alternative)) for alternative in scored.top],
+                **_spelled(scored.spelling, scored.logprob),
+                top_logprobs=[TopLogprob(**_spelled(*alternative)) for alternative in scored.top],
             )
             for scored in tokens
         ]
     )
+
+
+def _spelled(token: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": token.decode(errors="replace"), "bytes": list(token), "logprob": logprob}
 
 
 def _new_id() -> str:

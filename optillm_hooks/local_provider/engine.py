@@ -5,182 +5,152 @@ events through a call-back, so no event loop ever waits for a step.
 """
 
 import asyncio
-import os
+import contextlib
 import queue
-import random
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from optillm_hooks.errors import OptiLLMError, ProviderFailed
-from optillm_hooks.local_provider.generation import (
-    Event,
-    Finished,
-    Generation,
-    Piece,
-    PromptTooLong,
-    ScoredToken,
-)
+from optillm_hooks.errors import ProviderFailed
+from optillm_hooks.local_provider.generation import Event, Finished, Generation, Job, Piece
 
 if TYPE_CHECKING:
-    from optillm_hooks.local_provider.chat_format import ChatFormat
-    from optillm_hooks.local_provider.runner import Runner
+    from optillm_hooks.local_provider.batch import Batch
 
-Loader = Callable[[], tuple["Runner", "ChatFormat"]]
-
-
-@dataclass(eq=False, slots=True)
-class Job:
-    """A request on its way through the engine."""
-
-    generation: Generation
-    deliver: Callable[[Event], None]
-    cancelled: bool = False
-    """Set by anyone; the engine's thread looks at it before each step."""
+Load = Callable[[], "Batch"]
+MOST_REQUESTS = 512
+"""Requests that may be in one engine at once, running and waiting."""
 
 
 class Engine:
-    """Serves one model. `load` runs once, in the engine's thread, when the first request is there.
+    """Serves one model. `load` runs in the engine's thread, when the first request is there.
 
     Requests that come while the model loads wait for it. If loading fails they all fail, and the
-    next request tries again.
+    next request tries again. A model that nobody asked for a while is dropped, and loaded again
+    when somebody does.
     """
 
-    def __init__(self, name: str, load: Loader) -> None:
+    def __init__(
+        self,
+        name: str,
+        load: Load,
+        *,
+        most_requests: int = MOST_REQUESTS,
+        unload_after_s: float = 1800.0,
+    ) -> None:
+        self._name = name
         self._load = load
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._model: tuple[Runner, ChatFormat] | None = None
+        self._most_requests = most_requests
+        self._unload_after_s = unload_after_s
+        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._inside = 0
+        self._lock = threading.Lock()
+        self._batch: Batch | None = None
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
         self._thread.start()
 
-    def submit(self, generation: Generation, deliver: Callable[[Event], None]) -> Job:
-        """Queue a request. `deliver` is called in the engine's thread and must not block.
-
-        The last event is a `Finished` or an exception; of a cancelled job no more events come.
-        """
-        job = Job(generation, deliver)
-        self._jobs.put(job)
-        return job
+    @property
+    def loaded(self) -> bool:
+        return self._batch is not None
 
     async def stream(self, generation: Generation) -> AsyncGenerator[Piece | Finished, None]:
         """Yield the events of a request; closing the iterator, or cancelling, stops it.
 
         Raises:
             RequestRejected: the request is at fault.
-            ProviderFailed: the engine is.
+            ProviderFailed: the engine is, or it is full (503).
         """
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
 
         def deliver(event: Event) -> None:
             # A loop that was closed has nobody left to listen.
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        job = self.submit(generation, deliver)
-        try:
-            while True:
-                event = await events.get()
+        with self._submitted(generation, deliver):
+            while not isinstance(event := await events.get(), Finished):
                 if isinstance(event, Exception):
                     raise event
                 yield event
-                if isinstance(event, Finished):
-                    return
-        finally:
-            job.cancelled = True
+            yield event
 
     def stream_sync(self, generation: Generation) -> Generator[Piece | Finished, None, None]:
         """Yield the events of a request, for callers without an event loop. Errors as `stream`."""
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        job = self.submit(generation, events.put)
-        try:
-            while True:
-                event = events.get()
+        with self._submitted(generation, events.put):
+            while not isinstance(event := events.get(), Finished):
                 if isinstance(event, Exception):
                     raise event
                 yield event
-                if isinstance(event, Finished):
-                    return
-        finally:
-            job.cancelled = True
-
-    def token_bytes(self, token: int) -> bytes:
-        """Return the exact bytes of a token that this engine drew."""
-        if self._model is None:
-            raise RuntimeError("no token was drawn yet")
-        return self._model[1].token_bytes(token)
+            yield event
 
     def close(self) -> None:
-        """End the thread after the jobs that are queued, and wait for it."""
-        self._jobs.put(None)
+        """End the thread once the requests inside are answered, and wait for it."""
+        self._inbox.put(None)
         self._thread.join()
 
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            if job.cancelled:
-                continue
-            try:
-                self._serve(job)
-            except OptiLLMError as exc:
-                job.deliver(exc)
-            except Exception as exc:  # whatever it is, the client must hear of it
-                failure = ProviderFailed(f"the local engine failed: {type(exc).__name__}: {exc}")
-                failure.status = 500
-                failure.__cause__ = exc
-                job.deliver(failure)
-
-    def _serve(self, job: Job) -> None:
-        if self._model is None:
-            self._model = self._load()
-        runner, chat_format = self._model
-        request = job.generation
-        prompt = chat_format.encode(request.messages, request.tools)
-        room = runner.context - len(prompt)
-        if room < 1:
-            raise PromptTooLong(
-                f"the prompt has {len(prompt)} tokens; this model's context of {runner.context} "
-                "must hold it and at least one token of the answer",
-                param="messages",
-            )
+    @contextmanager
+    def _submitted(
+        self, generation: Generation, deliver: Callable[[Event], None]
+    ) -> Iterator[None]:
+        with self._lock:
+            if self._inside >= self._most_requests:
+                raise ProviderFailed(f"the engine of {self._name} is full; try later", status=503)
+            self._inside += 1
+        job = Job(generation, deliver)
         try:
-            drawn = _generate(
-                job, runner, chat_format, prompt, min(request.max_tokens or room, room)
-            )
+            self._inbox.put(job)
+            yield
         finally:
-            runner.clear()
-        if not job.cancelled:
-            job.deliver(Finished(len(prompt), drawn))
+            job.cancelled = True
+            with self._lock:
+                self._inside -= 1
 
+    def _run(self) -> None:
+        closing = False
+        while not (closing and self._idle):
+            for job in self._arrivals():
+                closing = closing or job is None
+                if job is not None and not job.cancelled:
+                    self._guarded(job)
+            if not self._idle:
+                self._guarded(None)
 
-def _generate(
-    job: Job, runner: "Runner", chat_format: "ChatFormat", prompt: list[int], most: int
-) -> int:
-    """Deliver the pieces of every choice; returns the number of tokens drawn."""
-    from optillm_hooks.local_provider.chat_format import Transcript
-    from optillm_hooks.local_provider.sampling import draw, score
+    @property
+    def _idle(self) -> bool:
+        return self._batch is None or self._batch.idle
 
-    request = job.generation
-    seed = request.seed if request.seed is not None else int.from_bytes(os.urandom(8))
-    rows = [Transcript(i, chat_format, request.stop) for i in range(request.n)]
-    dice = [random.Random(f"{seed}:{i}") for i in range(request.n)]  # noqa: S311 (no secret)
-    going = list(range(request.n))
-    drawn = 0
-    logits = runner.prefill(prompt, request.n)
-    while True:
-        tokens = draw(logits, [request.law] * len(going), [dice[i].random() for i in going])
-        scores: Sequence[ScoredToken | None] = [None] * len(tokens)
-        if request.top_logprobs is not None:
-            scores = score(logits, tokens, request.top_logprobs)
-        drawn += len(tokens)
-        for i, token, scored in zip(going, tokens, scores, strict=True):
-            piece = rows[i].add(token, scored, last=len(rows[i].ids) + 1 == most)
-            if piece is not None:
-                job.deliver(piece)
-        left = [b for b, i in enumerate(going) if rows[i].finish_reason is None]
-        if not left or job.cancelled:
-            return drawn
-        if len(left) < len(going):
-            runner.keep(left)
-            going = [going[b] for b in left]
-        logits = runner.step([rows[i].ids[-1] for i in going])
+    def _arrivals(self) -> Iterator[Job | None]:
+        """Yield what is in the inbox; with nothing else to do, wait for it."""
+        if self._idle:
+            try:
+                yield self._inbox.get(timeout=self._unload_after_s if self.loaded else None)
+            except queue.Empty:
+                self._batch = None
+                return
+        with contextlib.suppress(queue.Empty):
+            while True:
+                yield self._inbox.get_nowait()
+
+    def _guarded(self, arrived: Job | None) -> None:
+        """Let `arrived` join the batch, or take a step. Whatever fails, every client hears of it.
+
+        After a failure nobody knows what state the rows are in, so the batch starts anew.
+        """
+        try:
+            if self._batch is None:
+                self._batch = self._load()
+            if arrived is not None:
+                self._batch.add(arrived)
+            else:
+                self._batch.step()
+        except Exception as exc:
+            failure = ProviderFailed(f"{self._name}: {type(exc).__name__}: {exc}", status=500)
+            failure.__cause__ = exc
+            if arrived is not None:
+                arrived.deliver(failure)
+            if self._batch is not None:
+                self._batch.fail(failure)
+                self._batch = None

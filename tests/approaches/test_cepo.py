@@ -197,6 +197,25 @@ async def test_the_direct_answer_has_its_own_temperature_and_length() -> None:
     assert (sampling.temperature, sampling.max_tokens, sampling.top_p) == (0.55, 1005, 0.95)
 
 
+async def test_the_judge_rates_from_0_to_1_and_plans_are_drawn_from_all_tokens() -> None:
+    llm = Model()
+    await ask(llm)
+    assert {sampling.top_p for _, sampling in llm.at("plan")} == {1.0}
+    assert all("from 0 (wrong or useless) to 1 (" in a[-1].text for a, _ in llm.at("rate"))
+
+
+async def test_what_may_be_the_answer_gets_the_fields_of_an_answer() -> None:
+    llm = Model()
+    await ask(llm, planning_max_tokens_step4=0)
+    assert {sampling.purpose for _, sampling in llm.at("compare")} == {"answer"}
+
+
+async def test_whole_candidates_come_before_truncated_ones() -> None:
+    llm = Model(plan=cut("1."), direct=numbered(cut("half"), "whole", cut("half")))
+    assert await ask(llm) == "whole"
+    assert "rate" not in llm.counts
+
+
 async def test_the_conversation_is_in_every_call_and_the_question_twice_in_plans() -> None:
     llm = Model()
     await ask(llm)
@@ -589,10 +608,14 @@ class Shuffled(Model):
     """Answers by what it is asked, after a random number of turns of the loop."""
 
     def __init__(self, seed: int) -> None:
-        super().__init__(
-            plan="plan", execute=_digest, compare=_digest, final=_digest, rate="RATING: 1"
-        )
+        super().__init__()
         self._turns = random.Random(seed)
+
+    def _reply_to(self, asked: Chat, sampling: Sampling) -> Reply:
+        super()._reply_to(asked, sampling)
+        if sampling.purpose == "judge":
+            return "RATING: 1"
+        return hashlib.sha256(f"{sampling.sample} {asked}".encode()).hexdigest()
 
     async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
         for _ in range(self._turns.randrange(20)):
@@ -600,16 +623,12 @@ class Shuffled(Model):
         return await super().complete(chat, sampling)
 
 
-def _digest(_: int, asked: Chat) -> Reply:
-    return hashlib.sha256(asked[-1].text.encode()).hexdigest()
-
-
 async def test_the_same_replies_give_the_same_whatever_order_they_come_in() -> None:
     """Nothing that is shown, its order and its marks included, depends on who is first."""
     results = set()
     for seed in range(5):
         llm = Shuffled(seed)
-        text = await ask(llm)
+        text = await ask(llm, bestofn_n=6)
         results.add((text, *sorted(asked[-1].text for _, asked, _ in llm.seen)))
     assert len(results) == 1
 

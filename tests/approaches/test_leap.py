@@ -9,7 +9,7 @@ from optillm_hooks.approaches import leap
 from optillm_hooks.approaches.leap import Example, read_examples
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.registry import get_approach
-from optillm_hooks.types import Chat, Message, Sampling
+from optillm_hooks.types import Chat, Completion, Message, Sampling
 from tests.fakes import AnsweringLLM, Reply, ScriptedLLM, answer, context, params
 from tests.simulated import kind, solution
 
@@ -129,12 +129,17 @@ async def test_what_was_learnt_while_a_call_failed_is_not_kept() -> None:
     assert [kind(*call) for call in llm.calls].count("attempt") == 2
 
 
-async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_memory_is_bounded_and_keeps_what_was_used_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(leap, "_KEPT", 2)
-    for number in range(5):
-        examples = [{"question": f"{number}?", "answer": "0"}]
-        await answer("leap", CHAT, AnsweringLLM(learner), examples=examples)
-    assert len(leap._known) == 2
+    learnt: list[bool] = []
+    for number in (1, 2, 1, 3, 1, 2):  # 3 drives out 2, which was used before 1
+        llm = AnsweringLLM(learner)
+        await answer("leap", CHAT, llm, examples=[{"question": f"{number}?", "answer": "0"}])
+        learnt.append(len(llm.calls) > 1)
+        assert len(leap._known) <= 2
+    assert learnt == [True, True, False, True, False, True]
 
 
 async def test_learning_takes_nothing_from_the_request_but_examples_and_rules() -> None:
@@ -190,6 +195,9 @@ async def test_lessons_are_used_as_they_are_if_condensing_fails() -> None:
     llm = ScriptedLLM([solution("5"), "Multiply.", ProviderFailed("502"), "25"])
     await answer("leap", CHAT, llm, examples=EXAMPLES[:1])
     assert "Multiply." in llm.calls[-1][0][-1].text
+    again = AnsweringLLM(learner)
+    await answer("leap", CHAT, again, examples=EXAMPLES[:1])
+    assert len(again.calls) == 4
 
 
 async def test_no_more_principles_than_asked_for() -> None:
@@ -199,8 +207,15 @@ async def test_no_more_principles_than_asked_for() -> None:
     assert ctx.trace.events[-1][1]["principles"] == 1
 
 
-async def test_only_a_readable_and_whole_attempt_can_be_a_mistake() -> None:
-    llm = ScriptedLLM(["I would rather not say?", "25"])
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        pytest.param("I would rather not say?", id="unreadable"),
+        pytest.param(Completion(solution("5"), finish_reason="length"), id="cut off"),
+    ],
+)
+async def test_an_attempt_is_no_mistake_if_it_is(attempt: Reply) -> None:
+    llm = ScriptedLLM([attempt, "25"])
     await answer("leap", CHAT, llm, examples=EXAMPLES[:1])
     llm.assert_used_up()
 

@@ -452,6 +452,21 @@ async def test_later_calls_of_tools_are_no_solutions() -> None:
     assert isinstance(result, FinalCall)
 
 
+async def test_an_improvement_that_calls_tools_leaves_the_solution_before() -> None:
+    called = Completion("", tool_calls=(ToolCall("1", "look", "{}"),), finish_reason="tool_calls")
+    llm = Model(improve=called, verify="VERDICT: INCORRECT")
+    await ask(llm, **PLAIN)
+    assert llm.counts["improve"] == 3
+    [(asked, _)] = llm.at("synthesise")
+    assert all(f"\nexplore {number}\n" in asked[-1].text for number in range(3))
+
+
+async def test_whole_solutions_come_before_truncated_ones() -> None:
+    cut = Completion("ANSWER: 41", finish_reason="length")
+    llm = Model(explore=numbered(cut, cut, "ANSWER: 42"))
+    assert await ask(llm, consensus_threshold=1, **PLAIN) == "ANSWER: 42"
+
+
 @pytest.mark.parametrize(
     ("client", "given", "agents"),
     [

@@ -216,10 +216,19 @@ async def test_a_truncated_solution_loses_to_a_whole_one() -> None:
     assert (await answer("mcts", CHAT, llm, branching=2, simulations=1)).text == "b"
 
 
-async def test_tool_calls_of_the_first_solution_are_returned_as_they_are() -> None:
-    calling = Completion("", tool_calls=(ToolCall("1", "add", "{}"),), finish_reason="tool_calls")
-    llm = ScriptedLLM([calling, "b", "c"])
-    assert (await answer("mcts", CHAT, llm)).tool_calls == calling.tool_calls
+CALLING = Completion("", tool_calls=(ToolCall("1", "add", "{}"),), finish_reason="tool_calls")
+
+
+async def test_if_most_first_solutions_call_tools_the_first_such_is_returned() -> None:
+    llm = ScriptedLLM(["a", CALLING, CALLING])
+    assert (await answer("mcts", CHAT, llm)).tool_calls == CALLING.tool_calls
+
+
+async def test_what_calls_a_tool_beside_others_is_no_solution() -> None:
+    replies: list[Reply] = ["a", CALLING, "c", rating(2), rating(9), CALLING]
+    llm = ScriptedLLM(replies)
+    assert (await answer("mcts", CHAT, llm, simulations=1)).text == "c"
+    llm.assert_used_up()
 
 
 async def test_another_model_judges_if_one_is_named() -> None:

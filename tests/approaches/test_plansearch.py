@@ -81,6 +81,18 @@ async def test_each_plan_rests_on_another_subset_and_derives_new_observations() 
     assert all("derive 4 new observations" in plan for plan in plans)
 
 
+async def test_neither_plans_nor_observations_are_offered_as_answers() -> None:
+    llm = AnsweringLLM(planner)
+    await answer("plansearch", CHAT, llm)
+    purposes = {(kind(*call), call[1].purpose) for call in llm.calls}
+    assert purposes == {
+        ("observe", "draft"),
+        ("plan", "draft"),
+        ("answer by plan", "answer"),
+        ("rate", "judge"),
+    }
+
+
 async def test_words_around_the_observations_are_none() -> None:
     llm = AnsweringLLM(planner)
     await answer("plansearch", CHAT, llm, leaves=7)

@@ -1,5 +1,6 @@
 """Prover-verifier game: decoys measure the verifier and are never the answer."""
 
+import asyncio
 import random
 
 import pytest
@@ -9,7 +10,7 @@ from optillm_hooks.context import Limits
 from optillm_hooks.errors import ProviderFailed, SamplesFailed
 from optillm_hooks.registry import get_approach
 from optillm_hooks.types import Chat, Completion, Message, Sampling, ToolCall
-from tests.fakes import ONE_CALL, AnsweringLLM, Reply, ScriptedLLM, answer, context, params
+from tests.fakes import HANG, ONE_CALL, AnsweringLLM, Reply, ScriptedLLM, answer, context, params
 from tests.simulated import RIGHT, Fallible, Unhurried, answer_in, kind, rating, solution
 
 pytestmark = pytest.mark.anyio
@@ -162,6 +163,34 @@ async def test_a_later_round_that_fails_leaves_the_earlier_ones() -> None:
 
     provers = Provers(["41", "41", "42"], {"41": 4, "42": 9, "99": 2})
     assert (await answer("pvg", CHAT, AnsweringLLM(failing))).text == solution("42")
+
+
+async def test_rounds_that_ask_the_same_ask_for_other_samples() -> None:
+    def unreviewed(chat: Chat, sampling: Sampling) -> Reply:
+        failed = ProviderFailed("502")
+        return failed if kind(chat, sampling) == "review" else provers._reply(chat, sampling)
+
+    provers = Provers(["42"], {"42": 9, "99": 2})
+    llm = AnsweringLLM(unreviewed)
+    await answer("pvg", CHAT, llm)
+    written = [str((c[-1].text, s.sample)) for c, s in llm.calls if s.purpose != "judge"]
+    assert len(set(written)) == len(written) == 8
+
+
+async def test_the_best_so_far_is_at_hand_in_later_rounds() -> None:
+    def hanging(chat: Chat, sampling: Sampling) -> Reply:
+        return HANG if kind(chat, sampling) == "review" else provers._reply(chat, sampling)
+
+    provers = Provers(["41", "41", "42"], {"41": 4, "42": 9, "99": 2})
+    llm = AnsweringLLM(hanging)
+    ctx = context(limits=Limits())
+    task = asyncio.create_task(answer("pvg", CHAT, llm, ctx))
+    await llm.until_hanging(1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ctx.best is not None
+    assert answer_in(ctx.best.text) == "42"
 
 
 async def test_without_a_helpful_solution_there_is_an_error_and_no_decoy() -> None:

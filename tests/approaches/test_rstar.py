@@ -1,6 +1,8 @@
 """rStar: which actions follow which, what trajectories are worth, and whom to trust."""
 
+import asyncio
 import random
+import re
 from collections.abc import Callable
 
 import pytest
@@ -14,7 +16,7 @@ from optillm_hooks.errors import ProviderFailed, SampleError, SamplesFailed
 from optillm_hooks.registry import get_approach
 from optillm_hooks.search.mcts import MCTS
 from optillm_hooks.types import Chat, Completion, Message, Sampling, ToolCall
-from tests.fakes import AnsweringLLM, Reply, answer, context, params
+from tests.fakes import HANG, AnsweringLLM, Reply, answer, context, params
 from tests.simulated import RIGHT, Fallible, Unhurried, answer_in, kind, solution
 
 pytestmark = pytest.mark.anyio
@@ -35,11 +37,11 @@ def reasoner(
         match kind(chat, sampling):
             case "finish":
                 end = answers[sampling.sample]
-                return f"This is the end of trajectory {sampling.sample} of them.\nANSWER: {end}"
+                return f"({sampling.sample}) ends here, after a while.\nANSWER: {end}"
             case "complete":
                 return f"So be it.\nANSWER: {completed(chat[-1].text)}"
             case what:
-                return f"<think>Hm.</think>Some {what} in trajectory {sampling.sample}."
+                return f"<think>Hm.</think>({sampling.sample}) has {what} somewhere in it."
 
     return reply
 
@@ -59,7 +61,7 @@ def actions_of(llm: AnsweringLLM, trajectory: int) -> list[str]:
 async def test_the_answer_of_most_trajectories_wins_with_its_whole_text() -> None:
     llm = AnsweringLLM(reasoner(["41", "42", "42", "42", "41"]))
     text = (await answer("rstar", CHAT, llm)).text
-    assert text.startswith("This is the end of trajectory")
+    assert text == "(1) ends here, after a while.\nANSWER: 42"
     assert answer_in(text) == "42"
 
 
@@ -74,6 +76,22 @@ async def test_trust_outweighs_number() -> None:
 async def test_without_trust_in_any_the_most_supported_wins() -> None:
     llm = AnsweringLLM(reasoner(["41", "42", "41", "41", "42"], lambda _: "7"))
     assert answer_in((await answer("rstar", CHAT, llm)).text) == "41"
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_the_answer_has_the_highest_value_times_support(seed: int) -> None:
+    """One rollout at a time: trajectory 0 is worth 1 when told, though nobody else will say 41. Of
+    the others, all of which say 42, the first is worth 1/2 and those after it at least 2/3."""
+
+    def echo(shown: str) -> str:
+        return answers[int(re.findall(r"\((\d)\)", shown.split(COMPLETE)[1])[0])]
+
+    answers = ["41", "42", "42", "42", "42"]
+    one_by_one = params("rstar", parallel=1, candidates=1, c=0).model_dump()
+    ctx = context(seed=seed)
+    llm = AnsweringLLM(reasoner(answers, echo))
+    assert (await answer("rstar", CHAT, llm, ctx, **one_by_one)).text[:3] in ("(2)", "(3)", "(4)")
+    assert ctx.trace.events[-1][1] == {"trajectories": 5, "trusted": 5, "support": 0.8}
 
 
 async def test_nobody_is_asked_where_all_agree() -> None:
@@ -96,7 +114,7 @@ async def test_answers_need_not_be_counting_numbers(answers: list[str]) -> None:
 
 
 async def test_numbers_of_the_question_are_no_answer() -> None:
-    unsure = "I cannot tell from 17 apples and 25"
+    unsure = "So there are 17 apples and 25."
     llm = AnsweringLLM(lambda c, s: unsure if kind(c, s) != "complete" else solution("25"))
     ctx = context()
     assert (await answer("rstar", CHAT, llm, ctx)).text == unsure
@@ -118,7 +136,7 @@ async def test_a_step_is_shown_those_before_it_without_their_thoughts() -> None:
         actions = actions_of(llm, number)
         last = [c for c, s in llm.calls if s.sample == number and s.purpose == "answer"][-1]
         shown = last[-1].text
-        assert all(f"Some {what} in trajectory {number}." in shown for what in actions[:-1])
+        assert all(f"({number}) has {what} somewhere in it." in shown for what in actions[:-1])
         assert "Hm." not in shown
 
 
@@ -152,7 +170,7 @@ async def test_later_rollouts_go_on_from_the_best_path_so_far(seed: int) -> None
     await answer("rstar", CHAT, llm, context(seed=seed), **one_by_one.model_dump())
     best = next(n for n in (0, 3, 2, 1) if actions_of(llm, n) != ["finish"])
     shown = next(c[-1].text for c, s in llm.calls if s.sample == 4 and s.purpose != "judge")
-    assert [f"in trajectory {n}." in shown for n in range(4)] == [n == best for n in range(4)]
+    assert [f"({n}) has" in shown for n in range(4)] == [n == best for n in range(4)]
 
 
 def test_the_reward_of_a_trajectory_counts_on_its_whole_path() -> None:
@@ -180,6 +198,8 @@ def test_the_reward_of_a_trajectory_counts_on_its_whole_path() -> None:
     ]
     assert [t.value for t in told] == [0.75, 0.75, 0.25, 0.75]
     assert (tree.root.visits, tree.root.mean, tree.root.pending) == (4, 0.625, 0)
+    later = rstar._told(tree, tree.ask_many(1), [[step(Action.FINISH, "ANSWER: 2")]], told, "?")
+    assert [t.value for t in later] == [0.4]
 
 
 async def test_the_discriminator_is_another_model_if_one_is_named() -> None:
@@ -192,12 +212,27 @@ async def test_the_discriminator_is_another_model_if_one_is_named() -> None:
     assert not asked_for(llm, "complete")
 
 
-async def test_a_hint_is_a_beginning_that_holds_no_final_answer() -> None:
-    llm = AnsweringLLM(reasoner(["41", "42", "42", "42", "41"]))
-    await answer("rstar", CHAT, llm)
-    hints = [text.split(COMPLETE)[1] for text in asked_for(llm, "complete")]
-    assert len(hints) == 5
-    assert not any("ANSWER: 4" in hint for hint in hints)
+async def test_hints_are_20_to_80_percent_of_a_trajectory() -> None:
+    """200 uniform shares of [0.2, 0.8] all miss [0.2, 0.35], or all [0.65, 0.8], with probability
+    under 2 * 0.75**200 = 2e-25. A hint ends with a word, and words have at most nine letters."""
+    shares: list[float] = []
+    for seed in range(40):
+        llm = AnsweringLLM(reasoner(["41", "42", "42", "42", "41"]))
+        await answer("rstar", CHAT, llm, context(seed=seed))
+        for number, asked in enumerate(asked_for(llm, "complete")):
+            own = [
+                llm._answer(chat, sampling)
+                for chat, sampling in llm.calls
+                if sampling.purpose != "judge" and sampling.sample == number
+            ]
+            whole = "\n\n".join(str(text).removeprefix("<think>Hm.</think>") for text in own)
+            hint = asked.split("1 ")[-2].split(">\n")[1].split("\n<")[0]
+            assert whole.startswith(hint)
+            assert (0.2 * len(whole) - 10) < len(hint) <= 0.8 * len(whole)
+            shares.append(len(hint) / len(whole))
+    assert len(shares) == 200
+    assert min(shares) < 0.35
+    assert max(shares) > 0.65
 
 
 @given(st.text(alphabet="ab \n"), st.floats(0.2, 0.8))
@@ -254,6 +289,22 @@ async def test_a_failed_rollout_or_check_is_left_out() -> None:
         return ProviderFailed("502") if sampling.purpose == "judge" else replies(chat, sampling)
 
     assert answer_in((await answer("rstar", CHAT, AnsweringLLM(unchecked))).text) == "42"
+
+
+async def test_the_majority_is_the_best_so_far_while_trajectories_are_checked() -> None:
+    def hanging(chat: Chat, sampling: Sampling) -> Reply:
+        return HANG if sampling.purpose == "judge" else replies(chat, sampling)
+
+    replies = reasoner(["41", "42", "42", "42", "41"])
+    llm = AnsweringLLM(hanging)
+    ctx = context(limits=Limits())
+    task = asyncio.create_task(answer("rstar", CHAT, llm, ctx))
+    await llm.until_hanging(5)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ctx.best is not None
+    assert answer_in(ctx.best.text) == "42"
 
 
 async def test_without_a_trajectory_there_is_an_error() -> None:

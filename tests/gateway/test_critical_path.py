@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.proxy import Proxy, hooked_config, model_group
-from tests.upstream import Script, Upstream
+from tests.upstream import Call, Script, Upstream
 
 LATENCY_S = 0.4
 DEPTHS = {
@@ -22,6 +22,11 @@ DEPTHS = {
 }
 
 
+def differing(call: Call, choice: int) -> str:
+    """Reply so that candidates differ, and raters and voters can read it."""
+    return f"By way {call.index}.{choice}: 6 * 7 = 42.\nRating: {1 + choice}\nANSWER: 42"
+
+
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
     config = hooked_config([model_group("base", upstream.url)])
@@ -35,7 +40,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
 def test_calls_that_do_not_need_each_other_run_at_once(
     proxy: Proxy, upstream: Upstream, model: str, depth: int, n: int, stream: bool
 ) -> None:
-    upstream.play(Script(latency_s=LATENCY_S))
+    upstream.play(Script(reply=differing, latency_s=LATENCY_S))
     body = {
         "model": model,
         "n": n,

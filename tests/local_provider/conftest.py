@@ -5,21 +5,39 @@ from typing import Any
 
 import litellm
 import pytest
+import torch
 from litellm.utils import custom_llm_setup
 
 from optillm_hooks.local_provider import models
 from optillm_hooks.local_provider.chat_format import ChatFormat
 from optillm_hooks.local_provider.custom_llm import PROVIDER, LocalProvider
+from optillm_hooks.local_provider.runner import Runner
+
+# Threads of torch wait for one another by spinning: beside other work on the same cores, two are
+# slower than one.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def loaded() -> models.LoadedModel:
+    """Transformers' own model, untouched: the reference."""
     return models.load(models.find("smollm2"))
 
 
 @pytest.fixture(scope="session")
+def runner() -> Runner:
+    return Runner(models.load(models.find("smollm2")).model)
+
+
+@pytest.fixture(scope="session")
 def chat_format(loaded: models.LoadedModel) -> ChatFormat:
-    return ChatFormat(loaded.tokenizer, {loaded.tokenizer.eos_token_id})
+    return ChatFormat(loaded.tokenizer, models.end_ids(loaded))
+
+
+@pytest.fixture(scope="session")
+def token_ids(loaded: models.LoadedModel, chat_format: ChatFormat) -> dict[bytes, int]:
+    """The id of each token that is not special, by its spelling."""
+    return {chat_format.token_bytes(token): token for token in range(17, len(loaded.tokenizer))}
 
 
 @pytest.fixture(scope="session")

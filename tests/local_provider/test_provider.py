@@ -1,9 +1,7 @@
 """The provider as LiteLLM's users meet it, on the real model."""
 
-import asyncio
 import subprocess
 import sys
-import threading
 from typing import Any
 
 import litellm
@@ -11,10 +9,6 @@ import pytest
 import torch
 
 from optillm_hooks.local_provider import models
-from optillm_hooks.local_provider.chat_format import ChatFormat
-from optillm_hooks.local_provider.custom_llm import LocalProvider
-from optillm_hooks.local_provider.engine import Engine, Job
-from optillm_hooks.local_provider.generation import Finished, Generation, Law, Piece
 
 pytestmark = [
     pytest.mark.anyio,
@@ -105,7 +99,7 @@ async def test_n_choices_stream_under_their_indexes_each_with_its_reason(
 
 
 async def test_logprobs_are_those_of_an_independent_pass(
-    served: dict[str, Any], loaded: models.LoadedModel, chat_format: ChatFormat
+    served: dict[str, Any], loaded: models.LoadedModel, token_ids: dict[bytes, int]
 ) -> None:
     response = await litellm.acompletion(
         **served, temperature=1.0, seed=2, max_tokens=10, logprobs=True, top_logprobs=2
@@ -116,8 +110,7 @@ async def test_logprobs_are_those_of_an_independent_pass(
     prompt = loaded.tokenizer.apply_chat_template(
         served["messages"], add_generation_prompt=True, return_dict=False
     )
-    ids = {chat_format.token_bytes(token): token for token in range(3, len(loaded.tokenizer))}
-    answer = [ids[bytes(entry.bytes)] for entry in entries]
+    answer = [token_ids[bytes(entry.bytes)] for entry in entries]
     end = response.choices[0].finish_reason == "stop"
     assert len(answer) == response.usage.completion_tokens - end
     with torch.inference_mode():
@@ -163,78 +156,6 @@ def test_the_synchronous_sdk_works_too(served: dict[str, Any]) -> None:
     assert litellm.completion(**served, temperature=0).choices[0].message.content == PARIS
     parts = litellm.completion(**served, temperature=0, stream=True)
     assert "".join(part.choices[0].delta.content or "" for part in parts) == PARIS
-
-
-async def test_closing_a_stream_stops_the_generation(provider: LocalProvider) -> None:
-    engine = provider.engine("smollm2")
-    story = Generation(messages=[{"role": "user", "content": "Tell me a story."}], max_tokens=4000)
-    events = engine.stream(story)
-    assert isinstance(await anext(events), Piece)
-    await events.aclose()
-    short = Generation(messages=story.messages, law=Law(temperature=0), max_tokens=2)
-    after = [event async for event in engine.stream(short)]
-    assert isinstance(after[-1], Finished)
-
-
-async def test_cancelling_the_task_stops_the_generation(
-    provider: LocalProvider, served: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = provider.engine("smollm2")
-    jobs: list[Job] = []
-    submitted = asyncio.Event()
-    submit = engine.submit
-
-    def recorded(*args: Any) -> Job:
-        jobs.append(submit(*args))
-        submitted.set()
-        return jobs[-1]
-
-    monkeypatch.setattr(engine, "submit", recorded)
-    call = provider.acompletion("smollm2", served["messages"], optional_params={})
-    task = asyncio.create_task(call)
-    await submitted.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert jobs[0].cancelled
-
-
-async def test_simultaneous_first_requests_load_the_model_once(
-    loaded: models.LoadedModel, chat_format: ChatFormat
-) -> None:
-    from optillm_hooks.local_provider.runner import Runner
-
-    loads = 0
-
-    def load() -> Any:
-        nonlocal loads
-        loads += 1
-        return Runner(loaded.model), chat_format
-
-    engine = Engine("counted", load)
-    question = Generation(messages=[{"role": "user", "content": "Hi"}], max_tokens=1)
-
-    async def ask() -> Piece | Finished:
-        return [event async for event in engine.stream(question)][-1]
-
-    async with asyncio.TaskGroup() as group:
-        asked = [group.create_task(ask()) for _ in range(4)]
-    assert all(isinstance(task.result(), Finished) for task in asked)
-    assert loads == 1
-    engine.close()
-    assert not any(thread.name == "engine-counted" for thread in threading.enumerate())
-
-
-async def test_a_failed_load_fails_its_request_and_the_next_one_tries_again() -> None:
-    def load() -> Any:
-        raise OSError("no such file")
-
-    engine = Engine("broken", load)
-    question = Generation(messages=[{"role": "user", "content": "Hi"}])
-    for _ in range(2):
-        with pytest.raises(Exception, match="the local engine failed: OSError: no such file"):
-            [event async for event in engine.stream(question)]
-    engine.close()
 
 
 def test_naming_the_provider_in_a_config_loads_no_torch() -> None:

@@ -4,8 +4,8 @@ from collections import Counter
 import pytest
 import torch
 
-from optillm_hooks.local_provider.generation import Law
-from optillm_hooks.local_provider.sampling import draw, score
+from optillm_hooks.local_provider.generation import Generation, Law
+from optillm_hooks.local_provider.sampling import draw, score, shift
 
 PROBABILITIES = [0.05, 0.4, 0.03, 0.25, 0.15, 0.12]
 LOGITS = torch.tensor(PROBABILITIES).log()[None]
@@ -78,3 +78,14 @@ def test_scores_are_of_the_model_and_hold_the_chosen_token() -> None:
     assert scored.logprob == pytest.approx(math.log(0.03), abs=1e-5)
     assert [token for token, _ in scored.top] == [1, 3]
     assert [p for _, p in scored.top] == pytest.approx([math.log(0.4), math.log(0.25)], abs=1e-5)
+
+
+def test_penalties_and_bias_are_those_that_openai_defines() -> None:
+    """z - frequency * count - presence * [count > 0] + bias, over what the choice wrote."""
+    request = Generation(
+        messages=[], presence_penalty=0.5, frequency_penalty=-0.25, logit_bias={1: 3.0, 4: -100.0}
+    )
+    shifts = request.shifts({1: 2, 2: 1})
+    assert shifts == {1: 3.0 + 0.5 - 0.5, 4: -100.0, 2: 0.25 - 0.5}
+    logits = shift(torch.ones(2, 5), [shifts, {}])
+    assert logits.tolist() == [[1.0, 4.0, 0.75, 1.0, -99.0], [1.0] * 5]

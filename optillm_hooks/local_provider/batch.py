@@ -1,0 +1,338 @@
+"""The running batch: requests join and leave it at any step. Only the engine's thread calls it."""
+
+import os
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from optillm_hooks.errors import OptiLLMError, ProviderFailed
+from optillm_hooks.local_provider.chat_format import ChatFormat, Transcript, as_text
+from optillm_hooks.local_provider.decoding.base import Branch, Decoding
+from optillm_hooks.local_provider.decoding.methods import Vocabulary, method
+from optillm_hooks.local_provider.generation import (
+    Finished,
+    Generation,
+    Job,
+    Messages,
+    Piece,
+    PromptTooLong,
+    ScoredToken,
+)
+from optillm_hooks.local_provider.kv_cache import Prefix, Row
+from optillm_hooks.local_provider.measures import Measured, measure
+from optillm_hooks.local_provider.prefix_cache import PrefixCache
+from optillm_hooks.local_provider.runner import Runner
+from optillm_hooks.local_provider.sampling import draw, score, shift
+from optillm_hooks.local_provider.scheduler import grant, split
+from optillm_hooks.types import Fields
+
+_SHARED_FROM = 64
+"""Tokens from which a prompt is read by reference: below, one more copy is the smaller cost."""
+
+_FIRST_TOKENS = 256
+"""How many of the likeliest first tokens a decoding method is shown."""
+
+_USUAL_REPLY = 1024
+"""Tokens that memory is set aside for when a request does not say how many it wants."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """How much one engine does at a time."""
+
+    rows: int = 64
+    chunk: int = 256
+    """Most prompt tokens per step, and so the longest stall of a running stream."""
+
+    kv_bytes: int = 4 << 30
+    """Most memory for keys and values of running rows."""
+
+    prefix_bytes: int = 512 << 20
+    """Most memory for those of prompts that are kept for later requests."""
+
+
+@dataclass(eq=False, slots=True)
+class _Active:
+    """A request that takes part in the batch."""
+
+    asked: Job
+    prompt: list[int]
+    room: int
+    """Most tokens of a choice."""
+
+    seed: int
+    decoding: Decoding
+    reading: "_Reading | None" = None
+    prefix: Prefix | None = None
+    first_logits: Tensor | None = None
+    """Of the first token of the reply, from which every branch begins."""
+
+    branches: "list[_Running]" = field(default_factory=list["_Running"])
+    opened: int = 0
+    drawn: int = 0
+    cached_tokens: int = 0
+
+    @property
+    def generation(self) -> Generation:
+        return self.asked.generation
+
+    @property
+    def running(self) -> int:
+        return len(self.branches) + (self.reading is not None)
+
+    @property
+    def wanted(self) -> int:
+        if self.first_logits is None:
+            return 0 if self.reading else 1
+        return self.decoding.wanted
+
+
+@dataclass(eq=False, slots=True)
+class _Reading:
+    """A prompt that is being read into a row."""
+
+    row: Row
+    waiting: list[int]
+
+
+@dataclass(eq=False, slots=True)
+class _Running:
+    """A branch that is being written."""
+
+    job: _Active
+    branch: Branch
+    row: Row
+    transcript: Transcript
+    dice: random.Random
+    waiting: list[int] = field(default_factory=list[int])
+    """Tokens that are written but not yet fed."""
+
+    counts: Counter[int] = field(default_factory=Counter[int])
+    """How often each token was written."""
+
+
+class Batch:
+    """All requests of one loaded model."""
+
+    def __init__(self, runner: Runner, chat_format: ChatFormat, capacity: Capacity) -> None:
+        self._runner = runner
+        self._format = chat_format
+        self._capacity = capacity
+        self._prefixes: PrefixCache[Prefix] = PrefixCache(capacity.prefix_bytes)
+        self._jobs: list[_Active] = []
+
+    @property
+    def idle(self) -> bool:
+        return not self._jobs
+
+    @property
+    def bytes(self) -> int:
+        """Memory for keys and values, of rows and of remembered prompts."""
+        return self._runner.rows.bytes + self._prefixes.bytes
+
+    def add(self, asked: Job) -> None:
+        """Let a request join. If it cannot be served it is told, and does not join."""
+        try:
+            self._jobs.append(self._prepared(asked))
+        except OptiLLMError as exc:
+            asked.deliver(exc)
+
+    def step(self) -> None:
+        """Let each running row feed what it has waiting, and each request that can, begin."""
+        for job in [job for job in self._jobs if job.asked.cancelled]:
+            self._leave(job)
+        self._admit()
+        running = [branch for job in self._jobs for branch in job.branches]
+        reading = [job for job in self._jobs if job.reading is not None]
+        rows = [b.row for b in running] + [job.reading.row for job in reading if job.reading]
+        queues = [b.waiting for b in running] + [j.reading.waiting for j in reading if j.reading]
+        counts = split([len(queue) for queue in queues], self._capacity.chunk)
+        fed = [i for i, count in enumerate(counts) if count]
+        if fed:
+            logits = self._runner.step([(rows[i], queues[i][: counts[i]]) for i in fed])
+            for i in fed:
+                del queues[i][: counts[i]]
+            done = [(place, i) for place, i in enumerate(fed) if not queues[i]]
+            writing = [(place, running[i]) for place, i in done if i < len(running)]
+            if writing:
+                self._write([b for _, b in writing], logits[[place for place, _ in writing]])
+            for place, i in done:
+                if i >= len(running):
+                    self._prompt_read(reading[i - len(running)], logits[place])
+        for job in [job for job in self._jobs if not job.running and not job.wanted]:
+            self._finish(job)
+
+    def fail(self, error: OptiLLMError) -> None:
+        """End every request with `error`."""
+        for job in list(self._jobs):
+            job.asked.deliver(error)
+            self._leave(job)
+
+    def _prepared(self, asked: Job) -> _Active:
+        request, runner = asked.generation, self._runner
+        prompt = self._format.encode(request.messages, request.tools)
+        room = runner.context - len(prompt)
+        if room < 1:
+            raise PromptTooLong(
+                f"the prompt has {len(prompt)} tokens; this model's context of {runner.context} "
+                "must hold it and at least one token of the answer",
+                param="messages",
+            )
+        if runner.rows.bytes_for(1, len(prompt) + 1) > self._capacity.kv_bytes:
+            raise ProviderFailed("the prompt does not fit the engine's memory", status=503)
+        seed = request.seed if request.seed is not None else int.from_bytes(os.urandom(8))
+        room = min(room, request.max_tokens or room)
+        vocabulary = Vocabulary(self._format.encode_text, self._format.token_bytes)
+        decoding = method(request, _question(request.messages), room, vocabulary)
+        return _Active(asked, prompt, room, seed, decoding)
+
+    def _admit(self) -> None:
+        free = self._capacity.rows - sum(job.running for job in self._jobs)
+        taken = sum(self._claim(job) * job.running for job in self._jobs)
+
+        def fits(job: _Active) -> bool:
+            nonlocal taken
+            if taken and taken + self._claim(job) > self._capacity.kv_bytes:
+                return False
+            taken += self._claim(job)
+            return True
+
+        opened: list[_Running] = []
+        for job in grant(self._jobs, free, fits):
+            if job.first_logits is None:
+                self._read(job)
+            else:
+                assert job.prefix is not None  # noqa: S101 (kept as long as branches are wanted)
+                shared = len(job.prompt) >= _SHARED_FROM
+                opened += self._open(job, self._runner.fork(job.prefix, shared=shared))
+        self._first(opened)
+
+    def _claim(self, job: _Active) -> int:
+        """Return the memory that a row of `job` may come to need."""
+        asked = job.generation.max_tokens
+        reply = job.room if asked is not None else min(job.room, _USUAL_REPLY)
+        return self._runner.rows.bytes_for(1, len(job.prompt) + reply)
+
+    def _read(self, job: _Active) -> None:
+        hit = self._prefixes.find(job.prompt)
+        if hit is None:
+            job.reading = _Reading(self._runner.begin(None, 0), list(job.prompt))
+        else:
+            job.cached_tokens = hit.tokens
+            row = self._runner.begin(hit.prefix, hit.tokens)
+            job.reading = _Reading(row, job.prompt[hit.tokens :])
+
+    def _prompt_read(self, job: _Active, logits: Tensor) -> None:
+        """Go over from reading the prompt to writing: the row becomes the first branch's."""
+        assert job.reading is not None  # noqa: S101
+        row, job.reading = job.reading.row, None
+        job.prefix = self._runner.snapshot(row, job.prompt)
+        job.first_logits = logits
+        self._prefixes.add(job.prefix)
+        likeliest = logits.softmax(dim=-1).topk(min(_FIRST_TOKENS, len(logits)))
+        job.decoding.begin(
+            list(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True))
+        )
+        if job.decoding.wanted > 1 and len(job.prompt) >= _SHARED_FROM:
+            self._runner.free(row)
+            row = self._runner.fork(job.prefix, shared=True)
+        self._first(self._open(job, row))
+
+    def _open(self, job: _Active, row: Row) -> list[_Running]:
+        branch = job.decoding.open()
+        if branch is None:
+            self._runner.free(row)
+            return []
+        transcript = Transcript(job.opened, self._format, job.generation.stop)
+        dice = random.Random(f"{job.seed}:{job.opened}")  # noqa: S311 (no secret)
+        job.opened += 1
+        running = _Running(job, branch, row, transcript, dice)
+        job.branches.append(running)
+        return [running]
+
+    def _first(self, opened: Sequence[_Running]) -> None:
+        logits = [b.job.first_logits for b in opened if b.job.first_logits is not None]
+        if logits:
+            self._write(opened, torch.stack(logits))
+
+    def _write(self, running: Sequence[_Running], logits: Tensor) -> None:
+        """Draw each branch's next token from its row of `logits` and write it."""
+        seen = _measured(running, logits)
+        laws = [b.branch.law(m) for b, m in zip(running, seen, strict=True)]
+        shifted = shift(logits, [b.job.generation.shifts(b.counts) for b in running])
+        tokens = draw(shifted, laws, [b.dice.random() for b in running])
+        scores = _scored(running, logits, tokens)
+        for b, token, m, scored in zip(running, tokens, seen, scores, strict=True):
+            self._take(b, token, m, scored)
+
+    def _take(
+        self, b: _Running, token: int, measured: Measured, scored: ScoredToken | None
+    ) -> None:
+        job = b.job
+        for written in b.branch.take(token, measured, end=token in self._format.end_ids):
+            last = len(b.transcript.ids) + 1 >= job.room
+            piece = b.transcript.add(written, scored if written == token else None, last=last)
+            if piece is not None and job.decoding.live:
+                job.asked.deliver(piece)
+            job.drawn += 1
+            b.waiting.append(written)
+            b.counts[written] += 1
+            if b.transcript.finish_reason is not None:
+                break
+        if b.transcript.finish_reason is not None or b.branch.stopped:
+            self._close(b)
+
+    def _close(self, b: _Running) -> None:
+        self._runner.free(b.row)
+        b.job.branches.remove(b)
+        b.job.decoding.close(b.branch, b.transcript.written(stopped=b.branch.stopped))
+
+    def _finish(self, job: _Active) -> None:
+        facts: Fields = {}
+        if not job.decoding.live:
+            outcome = job.decoding.outcome()
+            job.asked.deliver(Piece(0, outcome.text, finish_reason=outcome.finish_reason))
+            facts = outcome.facts
+        job.asked.deliver(Finished(len(job.prompt), job.drawn, job.cached_tokens, facts))
+        self._leave(job)
+
+    def _leave(self, job: _Active) -> None:
+        self._jobs.remove(job)
+        if job.reading is not None:
+            self._runner.free(job.reading.row)
+            job.reading = None
+        for b in job.branches:
+            self._runner.free(b.row)
+        job.branches.clear()
+
+
+def _question(messages: Messages) -> str:
+    return next((as_text(m) for m in reversed(messages) if m.get("role") == "user"), "")
+
+
+def _measured(running: Sequence[_Running], logits: Tensor) -> list[Measured]:
+    asked = frozenset().union(*(b.branch.asks for b in running))
+    measured = [Measured()] * len(running)
+    asking = [i for i, b in enumerate(running) if b.branch.asks]
+    if asking:
+        for i, m in zip(asking, measure(logits[asking], asked), strict=True):
+            measured[i] = m
+    return measured
+
+
+def _scored(
+    running: Sequence[_Running], logits: Tensor, tokens: Sequence[int]
+) -> list[ScoredToken | None]:
+    scores: list[ScoredToken | None] = [None] * len(running)
+    asking = [i for i, b in enumerate(running) if b.job.generation.top_logprobs is not None]
+    if asking:
+        top = max(running[i].job.generation.top_logprobs or 0 for i in asking)
+        some = score(logits[asking], [tokens[i] for i in asking], top)
+        for i, scored in zip(asking, some, strict=True):
+            mine = running[i].job.generation.top_logprobs
+            scores[i] = ScoredToken(scored.id, scored.logprob, scored.top[:mine])
+    return scores

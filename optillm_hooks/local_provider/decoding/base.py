@@ -1,0 +1,107 @@
+"""What a decoding method is to the engine: it opens branches, and picks from what they wrote."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from optillm_hooks.local_provider.generation import Law
+from optillm_hooks.local_provider.measures import Measure, Measured
+from optillm_hooks.types import FinishReason, Json
+
+
+class Branch:
+    """How one row goes on. This one samples by a fixed law, and is the base of the others."""
+
+    asks: frozenset[Measure] = frozenset()
+    """The measures that it wants to see of each step."""
+
+    def __init__(self, law: Law) -> None:
+        self._law = law
+        self.stopped = False
+        """Set when the branch need not go on; it ends before its next token."""
+
+    def law(self, _measured: Measured) -> Law:
+        """Return the law for the next token."""
+        return self._law
+
+    def take(self, token: int, _measured: Measured, *, end: bool) -> Sequence[int]:  # noqa: ARG002
+        """Return what is written for the token that was drawn (`end`: one that ends the reply).
+
+        There is at least one; several are written one after another.
+        """
+        return [token]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a branch wrote before it ended."""
+
+    text: str
+    ids: tuple[int, ...]
+    ends: tuple[int, ...]
+    """For each id, the length of the text up to and including it."""
+
+    finish_reason: FinishReason
+    stopped: bool = False
+    """Whether the method itself stopped it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The one reply that a method makes of its branches."""
+
+    text: str
+    finish_reason: FinishReason = "stop"
+    facts: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    """How it came about, for the response's vendor fields."""
+
+
+class Decoding(Protocol):
+    """One request's decoding method, with its state."""
+
+    live: bool
+    """Whether each branch is a choice of its own, shown as it is written."""
+
+    def open(self) -> Branch | None:
+        """Return the next branch, or None if there is none to open now."""
+        ...
+
+    @property
+    def wanted(self) -> int:
+        """How many branches it would open now."""
+        ...
+
+    def begin(self, likeliest: Sequence[tuple[int, float]]) -> None:
+        """Look at the likeliest first tokens with their probabilities, likeliest first."""
+        ...
+
+    def close(self, branch: Branch, written: Written) -> None:
+        """Take note of a branch that ended."""
+        ...
+
+    def outcome(self) -> Outcome:
+        """Return the reply, when no branch is open and none wanted. Not asked of live methods."""
+        ...
+
+
+class Samples:
+    """A method whose n branches are the choices themselves."""
+
+    live = True
+
+    def __init__(self, make: Callable[[], Branch], n: int) -> None:
+        self._make = make
+        self.wanted = n
+
+    def open(self) -> Branch | None:
+        self.wanted -= 1
+        return self._make()
+
+    def begin(self, likeliest: Sequence[tuple[int, float]]) -> None:
+        """Nothing depends on the first tokens."""
+
+    def close(self, branch: Branch, written: Written) -> None:
+        """Nothing is picked from the samples."""
+
+    def outcome(self) -> Outcome:
+        raise NotImplementedError("each sample is a choice of its own")

@@ -1,0 +1,176 @@
+"""CoT decoding: k greedy branches, one per likely first token; the answer they are surest of wins.
+
+Source: Wang and Zhou 2024, "Chain-of-Thought Reasoning Without Prompting", arXiv:2402.10200,
+sections 2.2 and 3. As there, confidence is the mean gap between the two likeliest tokens over the
+tokens of the answer alone, and the gaps of equal answers are added up. Where no branch has a number
+or a box the paper asks the model to name its answer; here each text is then an answer of its own,
+with the gap over the whole of it.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from optillm_hooks.local_provider.decoding.base import Branch, Outcome, Written
+from optillm_hooks.local_provider.generation import Law
+from optillm_hooks.local_provider.measures import Measured
+from optillm_hooks.types import FinishReason
+
+_NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?")
+_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+
+
+class CotSettings(BaseModel):
+    """What a request can set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    k: int = Field(default=10, ge=1, le=64, description="Branches, one per likely first token.")
+    aggregate_paths: bool = Field(
+        default=True,
+        description="Add up the confidence of branches with equal answers; else the surest wins.",
+    )
+
+
+class Span(NamedTuple):
+    """Where an answer stands in a text."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """One branch with its answer; `answer` is in the form in which answers are compared."""
+
+    text: str
+    answer: str
+    confidence: float
+    finish_reason: FinishReason
+
+
+def answer_span(text: str) -> Span | None:
+    """Return where the final answer stands: in the last box, else the last number, else None."""
+    found = list(_BOXED.finditer(text))
+    if found:
+        return Span(*found[-1].span(1))
+    numbers = list(_NUMBER.finditer(text))
+    if not numbers:
+        return None
+    number = numbers[-1]
+    return Span(number.start(), number.start() + len(number.group().rstrip(",")))
+
+
+def comparable(answer: str) -> str:
+    """Return `answer` such that equal numbers are equal: 1,000.0 and 1000."""
+    plain = answer.strip().replace(",", "").removeprefix("$").strip()
+    try:
+        number = Decimal(plain)
+    except InvalidOperation:
+        return " ".join(answer.split()).casefold()
+    return format(number.normalize() + 0, "f") if number.is_finite() else plain
+
+
+def span_confidence(margins: Sequence[float], ends: Sequence[int], span: Span) -> float:
+    """Return the mean margin of the tokens that write `span`; 0 if there are none.
+
+    `ends[i]` is the length of the text after token i, `margins[i]` the gap at that token.
+    """
+    starts = [0, *ends[:-1]]
+    inside = [
+        margin
+        for margin, start, end in zip(margins, starts, ends, strict=True)
+        if start < span.end and end > span.start
+    ]
+    return sum(inside) / len(inside) if inside else 0.0
+
+
+def read_path(
+    text: str, margins: Sequence[float], ends: Sequence[int], finish_reason: FinishReason
+) -> Path:
+    """Return a branch with its answer and how sure the model was of it."""
+    span = answer_span(text)
+    if span is None:
+        whole = Span(0, len(text))
+        confidence = span_confidence(margins, ends, whole)
+        return Path(text, comparable(text), confidence, finish_reason)
+    answer = comparable(text[span.start : span.end])
+    return Path(text, answer, span_confidence(margins, ends, span), finish_reason)
+
+
+def choose(paths: Sequence[Path], *, aggregate: bool) -> Path:
+    """Return the winning path: of the best answer, the surest; among equals the first.
+
+    Paths with text go before empty ones, and finished ones before those cut off.
+    """
+    able = [path for path in paths if path.text.strip()] or list(paths)
+    able = [path for path in able if path.finish_reason != "length"] or able
+    scores = {path.answer: 0.0 for path in able}
+    for path in able:
+        scores[path.answer] = (
+            scores[path.answer] + path.confidence
+            if aggregate
+            else max(scores[path.answer], path.confidence)
+        )
+    best = max(scores, key=lambda answer: scores[answer])
+    return max((path for path in able if path.answer == best), key=lambda path: path.confidence)
+
+
+class _Greedy(Branch):
+    asks = frozenset({"margin"})
+
+    def __init__(self, first: int) -> None:
+        super().__init__(Law(temperature=0))
+        self._first: int | None = first
+        self.margins: list[float] = []
+
+    def take(self, token: int, measured: Measured, *, end: bool) -> Sequence[int]:  # noqa: ARG002
+        first, self._first = self._first, None
+        self.margins.append(measured.margin)
+        return [token if first is None else first]
+
+
+class CotDecoding:
+    """The method in the engine: k rows from one prompt."""
+
+    live = False
+
+    def __init__(self, settings: CotSettings) -> None:
+        self._settings = settings
+        self._firsts: list[int] = []
+        self._paths: dict[Branch, Path] = {}
+        self._opened: list[Branch] = []
+
+    @property
+    def wanted(self) -> int:
+        return len(self._firsts)
+
+    def begin(self, likeliest: Sequence[tuple[int, float]]) -> None:
+        self._firsts = [token for token, _ in likeliest[: self._settings.k]]
+
+    def open(self) -> Branch | None:
+        self._opened.append(_Greedy(self._firsts.pop(0)))
+        return self._opened[-1]
+
+    def close(self, branch: Branch, written: Written) -> None:
+        if isinstance(branch, _Greedy):
+            self._paths[branch] = read_path(
+                written.text, branch.margins, written.ends, written.finish_reason
+            )
+
+    def outcome(self) -> Outcome:
+        paths = [self._paths[branch] for branch in self._opened]
+        best = choose(paths, aggregate=self._settings.aggregate_paths)
+        return Outcome(
+            best.text,
+            best.finish_reason,
+            {
+                "paths": len(paths),
+                "agreeing": sum(path.answer == best.answer for path in paths),
+                "confidence": best.confidence,
+            },
+        )

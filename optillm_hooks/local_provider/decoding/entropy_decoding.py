@@ -1,0 +1,77 @@
+"""Entropy decoding: how a token is drawn depends on how uncertain the model is at that point.
+
+Source: the sampler of entropix (xjdr, 2024; no paper), in the form that looks at the logits alone:
+entropy and varentropy (bits) of the next token's distribution choose among five ways to draw. What
+differs: the statistics of attention weights are left out, since no cached attention kernel yields
+them; top-p keeps the likeliest tokens; a hesitant model is not made to write a fixed token; and
+where the distribution is ordinary the request's own law holds, with a lower min-p when it is flat.
+"""
+
+from dataclasses import replace
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from optillm_hooks.local_provider.decoding.base import Branch
+from optillm_hooks.local_provider.generation import Law
+from optillm_hooks.local_provider.measures import Measured
+
+
+class EntropySettings(BaseModel):
+    """What a request can set. Entropy in bits, varentropy in bits squared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    low_entropy: float = Field(default=0.1, ge=0, le=20, description="Below: certain (bits).")
+    low_varentropy: float = Field(default=0.1, ge=0, le=100, description="Below: even (bits²).")
+    hesitant_entropy: float = Field(
+        default=3.0, ge=0, le=20, description="Above, and even: hesitant (bits)."
+    )
+    high_entropy: float = Field(
+        default=5.0, ge=0, le=20, description="Parts a fork from a fog (bits)."
+    )
+    high_varentropy: float = Field(
+        default=5.0, ge=0, le=100, description="Above: a fork or a fog (bits²)."
+    )
+    most_temperature: float = Field(
+        default=1.5, gt=0, le=2, description="Temperature that no rule exceeds."
+    )
+
+
+def adapted(law: Law, measured: Measured, settings: EntropySettings) -> Law:
+    """Return the law for one token. At temperature 0 every token stays greedy.
+
+    * certain (little entropy, little varentropy): the likeliest token
+    * hesitant (much entropy, even): warmer by 1.3
+    * fork (several likely ways on): warmer by 1.2, at least 5 tokens under a top_k
+    * fog (much of both): warmer by 1.5, and a smaller nucleus keeps the tail out
+    * otherwise: the request's law, min_p falling to half as the distribution flattens
+    """
+    h, v, s = measured.entropy, measured.varentropy, settings
+    if law.temperature == 0 or (h < s.low_entropy and v < s.low_varentropy):
+        return replace(law, temperature=0.0)
+    if h > s.hesitant_entropy and v < s.low_varentropy:
+        return _warmer(law, 1.3, s)
+    if v > s.high_varentropy and h < s.high_entropy:
+        return replace(_warmer(law, 1.2, s), top_k=max(law.top_k, 5) if law.top_k else 0)
+    if v > s.high_varentropy:
+        return replace(_warmer(law, 1.5, s), top_p=max(min(law.top_p, 0.9) - 0.2, 0.5))
+    return replace(law, min_p=law.min_p * max(1 - 0.1 * (h + v), 0.5))
+
+
+def _warmer(law: Law, factor: float, settings: EntropySettings) -> Law:
+    # A client that asked for more than the limit gets what it asked for.
+    most = max(settings.most_temperature, law.temperature)
+    return replace(law, temperature=min(law.temperature * factor, most))
+
+
+class Adaptive(Branch):
+    """A sample each of whose tokens has its own law."""
+
+    asks = frozenset({"entropy"})
+
+    def __init__(self, law: Law, settings: EntropySettings) -> None:
+        super().__init__(law)
+        self._settings = settings
+
+    def law(self, measured: Measured) -> Law:
+        return adapted(self._law, measured, self._settings)

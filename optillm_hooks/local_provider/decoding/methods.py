@@ -1,0 +1,57 @@
+"""The decoding methods by name, and each as the engine runs it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from pydantic import BaseModel
+
+from optillm_hooks.local_provider.decoding.autothink import AutoThinkSettings, thinking_for
+from optillm_hooks.local_provider.decoding.base import Branch, Decoding, Samples
+from optillm_hooks.local_provider.decoding.cot_decoding import CotDecoding, CotSettings
+from optillm_hooks.local_provider.decoding.deepconf import DeepConf, DeepConfSettings
+from optillm_hooks.local_provider.decoding.entropy_decoding import Adaptive, EntropySettings
+from optillm_hooks.local_provider.decoding.thinkdeeper import Thinking, ThinkSettings
+from optillm_hooks.local_provider.generation import Generation
+
+SETTINGS: Mapping[str, type[BaseModel]] = {
+    "autothink": AutoThinkSettings,
+    "cot_decoding": CotSettings,
+    "deepconf": DeepConfSettings,
+    "entropy_decoding": EntropySettings,
+    "thinkdeeper": ThinkSettings,
+}
+
+ONE_CHOICE = (CotSettings, DeepConfSettings)
+"""Methods that make one reply of many branches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What a method needs to know of the model's tokens."""
+
+    encode: Callable[[str], Sequence[int]]
+    spell: Callable[[int], bytes]
+
+
+def method(request: Generation, question: str, room: int, vocabulary: Vocabulary) -> Decoding:
+    """Return the method of a request whose last user turn is `question`.
+
+    `room` is the most tokens of a reply.
+    """
+    law, n = request.law, request.n
+    match request.decoding:
+        case CotSettings() as settings:
+            return CotDecoding(settings)
+        case DeepConfSettings() as settings:
+            return DeepConf(settings, law)
+        case EntropySettings() as settings:
+            return Samples(partial(Adaptive, law, settings), n)
+        case AutoThinkSettings() as settings:
+            budgets = thinking_for(question, settings, room)
+        case ThinkSettings() as settings:
+            budgets = settings
+        case _:
+            return Samples(partial(Branch, law), n)
+    encode, spell = vocabulary.encode, vocabulary.spell
+    return Samples(partial(Thinking, law, budgets, room, encode, spell), n)

@@ -1,0 +1,135 @@
+"""ThinkDeeper: thinking of at least and at most so many tokens before the answer.
+
+Source: Muennighoff et al. 2025, "s1: Simple test-time scaling", arXiv:2501.19393, section 3.1
+(budget forcing): too early an end of thinking is replaced by a word that makes the model go on, and
+at the budget the end marker is written for it. Limiting the number of thoughts follows Wang et al.
+2025, arXiv:2501.18585, which penalises switching; here switches are counted.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from optillm_hooks.local_provider.decoding.base import Branch
+from optillm_hooks.local_provider.generation import Law
+from optillm_hooks.local_provider.measures import Measured
+
+_SHARES = {"low": 0.33, "medium": 0.66, "high": 0.9}
+_THOUGHTS = {"low": 64, "medium": 256, "high": 512}
+_LEAST_ANSWER = 64
+
+
+class ThinkSettings(BaseModel):
+    """What a request can set. Numbers of tokens left open follow from `reasoning_effort`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reasoning_effort: Literal["low", "medium", "high"] = Field(
+        default="low", description="Share of the reply for thinking: 33, 66 or 90 %."
+    )
+    min_thinking_tokens: int | None = Field(
+        default=None, ge=0, le=1_000_000, description="Least thinking; else 10 % of the reply."
+    )
+    max_thinking_tokens: int | None = Field(
+        default=None, ge=0, le=1_000_000, description="Most thinking."
+    )
+    max_thoughts: int | None = Field(
+        default=None, ge=1, le=100_000, description="Most changes of direction."
+    )
+    thought_switch_tokens: tuple[str, ...] = Field(
+        default=("Wait,", "Alternatively,", "However,", "On second thought,"),
+        min_length=1,
+        max_length=32,
+        description="Words that begin another thought, written to keep the model thinking.",
+    )
+    prefill: str = Field(default="", max_length=4000, description="How the thinking begins.")
+    start_think_token: str = Field(
+        default="<think>", min_length=1, max_length=64, description="Opens it."
+    )
+    end_think_token: str = Field(
+        default="</think>", min_length=1, max_length=64, description="Closes it."
+    )
+
+
+class Budget:
+    """Tokens of thinking for a reply of `room` tokens; the answer always keeps some.
+
+    The answer's are a tenth of the reply and at least 64, but never more than half.
+    """
+
+    def __init__(self, settings: ThinkSettings, room: int) -> None:
+        answer = min(max(_LEAST_ANSWER, room // 10), room // 2)
+        share = int(room * _SHARES[settings.reasoning_effort])
+        most = share if settings.max_thinking_tokens is None else settings.max_thinking_tokens
+        least = room // 10 if settings.min_thinking_tokens is None else settings.min_thinking_tokens
+        self.most = max(min(most, room - answer), 0)
+        self.least = min(least, self.most)
+        self.thoughts = settings.max_thoughts or _THOUGHTS[settings.reasoning_effort]
+
+
+class Thinking(Branch):
+    """A reply that begins with thinking.
+
+    `encode` gives the tokens of a text, `spell` the bytes of a token: markers and words are found
+    in the text, whatever tokens they are written with, and written as exactly their own text.
+    """
+
+    def __init__(
+        self,
+        law: Law,
+        settings: ThinkSettings,
+        room: int,
+        encode: Callable[[str], Sequence[int]],
+        spell: Callable[[int], bytes],
+    ) -> None:
+        super().__init__(law)
+        self._budget = Budget(settings, room)
+        self._switches = [word.encode() for word in settings.thought_switch_tokens]
+        self._opening = encode(f"{settings.start_think_token}\n{settings.prefill}")
+        self._ending = encode(f"\n{settings.end_think_token}\n\n")
+        self._marker = settings.end_think_token.encode()
+        self._encode = encode
+        self._spell = spell
+        self._text = b""
+        self._tokens = 0
+        self._thoughts = 0
+        self._pushed = 0
+        self._answering = False
+
+    def take(self, token: int, _measured: Measured, *, end: bool) -> Sequence[int]:
+        opening, self._opening = self._opening, ()
+        if opening:
+            return opening
+        if self._answering:
+            return [token]
+        self._tokens += 1
+        closes = end or (self._text + self._spell(token)).rstrip().endswith(self._marker)
+        if closes and self._tokens < self._budget.least:
+            return self._go_on()
+        if closes and not end:
+            self._answering = True
+            return [token]
+        if not end:
+            self._read(self._spell(token))
+        spent = len(self._ending) + self._tokens >= self._budget.most
+        if end or spent or self._thoughts >= self._budget.thoughts:
+            self._answering = True
+            return self._ending if end else [token, *self._ending]
+        return [token]
+
+    def _go_on(self) -> Sequence[int]:
+        """Return the words that make the model think on; each in turn."""
+        word = self._switches[self._pushed % len(self._switches)]
+        self._pushed += 1
+        written = self._encode(f"\n{word.decode()}")
+        self._tokens += len(written) - 1
+        self._read(b"\n" + word)
+        return written
+
+    def _read(self, spelled: bytes) -> None:
+        self._text += spelled
+        # Each switch is counted once: as soon as its last byte is written.
+        self._thoughts += any(
+            word in self._text[-len(word) - len(spelled) + 1 :] for word in self._switches
+        )

@@ -1,0 +1,111 @@
+"""A client that hangs up, at every stage of a plan: a second later no call goes on."""
+
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.proxy import Proxy, alias, hooked_config, model_group
+from tests.upstream import HANG, Call, Fault, FaultRule, Script, Upstream
+
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "What is 6 times 7?"}]}
+ROUTES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": CHAT,
+    "/v1/messages": {**CHAT, "max_tokens": 99},
+    "/v1/responses": {"input": "What is 6 times 7?"},
+    "/v1/completions": {"prompt": "What is 6 times 7?"},
+}
+# How many calls are let through before the rest hang, by plan: one number for each stage.
+STAGES = {
+    "base": [0],
+    "none-base": [0],
+    "re2-base": [0],
+    "cot_reflection-base": [0],
+    "bon-base": [0, 1],
+    "moa-base": [0, 1, 2],
+    "self_consistency-base": [0],
+    "moa|bon-base": [0, 2, 3],
+    "re2&moa-base": [0, 2],
+    "careful": [0],
+}
+CASES = [(model, done) for model, stages in STAGES.items() for done in stages]
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
+    models = [model_group("base", upstream.url), alias("careful", "self_consistency(n=3)")]
+    with Proxy(hooked_config(models), tmp_path_factory.mktemp("proxy")) as running:
+        yield running
+
+
+def differing(call: Call, choice: int) -> str:
+    return f"By way {call.index}.{choice}: 42.\nRating: {1 + choice}\nANSWER: 42"
+
+
+def hang_after(calls: int) -> FaultRule:
+    def rule(call: Call) -> Fault | None:
+        return None if call.index < calls else HANG
+
+    return rule
+
+
+def hang_up(
+    proxy: Proxy, upstream: Upstream, route: str, model: str, *, done: int, stream: bool
+) -> None:
+    """Send a request, and close the connection once a call beyond the first `done` hangs."""
+    body = json.dumps({"model": model, "stream": stream, **ROUTES[route]})
+    head = (
+        f"POST {route} HTTP/1.1\r\nhost: proxy\r\nauthorization: Bearer {proxy.master_key}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", proxy.port)) as connection:
+        connection.sendall(f"{head}{body}".encode())
+        upstream.wait_until(lambda u: len(u.calls) > done, within_s=30)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(("model", "done"), CASES)
+def test_no_call_is_alive_a_second_later(
+    proxy: Proxy, upstream: Upstream, model: str, done: int, stream: bool
+) -> None:
+    upstream.play(Script(reply=differing, fault=hang_after(done)))
+    hang_up(proxy, upstream, "/v1/chat/completions", model, done=done, stream=stream)
+    upstream.wait_until(lambda u: not u.alive, within_s=1)
+    assert {call.outcome for call in upstream.calls[done:]} == {"gone"}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_so_on_every_route(proxy: Proxy, upstream: Upstream, route: str, stream: bool) -> None:
+    upstream.play(Script(reply=differing, fault=hang_after(1)))
+    hang_up(proxy, upstream, route, "moa-base", done=1, stream=stream)
+    upstream.wait_until(lambda u: not u.alive, within_s=1)
+    assert len(upstream.calls) == 2
+
+
+def test_a_stream_that_is_closed_in_the_middle_of_its_answer(
+    proxy: Proxy, upstream: Upstream
+) -> None:
+    upstream.play(Script(reply=lambda *_: "word " * 1000, piece_s=0.05))
+    body = {"model": "re2-base", "stream": True, **CHAT}
+    headers = {"authorization": f"Bearer {proxy.master_key}"}
+    with httpx.stream(
+        "POST", f"{proxy.url}/v1/chat/completions", json=body, headers=headers, timeout=30
+    ) as response:
+        for line in response.iter_lines():
+            if "word" in line:
+                break
+    upstream.wait_until(lambda u: not u.alive, within_s=1)
+    assert upstream.calls[0].outcome == "gone"
+
+
+def test_the_proxy_serves_on(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.play(Script())
+    with proxy.openai() as client:
+        answer = client.chat.completions.create(
+            model="moa-base", messages=[{"role": "user", "content": "hi"}]
+        )
+    assert "42" in (answer.choices[0].message.content or "")

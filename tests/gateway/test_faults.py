@@ -1,0 +1,212 @@
+"""A provider that fails: an approach answers while one sample lives; when none does, the client
+gets the provider's own status, also on a stream that has not begun."""
+
+import json
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.proxy import Proxy, alias, hooked_config, model_group
+from tests.upstream import (
+    CLOSED,
+    CUT,
+    HANG,
+    LENGTH,
+    MALFORMED,
+    NO_CHOICES,
+    NO_USAGE,
+    NULL,
+    Call,
+    Fault,
+    Script,
+    Status,
+    Upstream,
+    always,
+    at,
+    chance,
+)
+
+CHAT = "/v1/chat/completions"
+MANY = ("bon", "moa", "self_consistency", "moa|bon", "re2&moa")
+ONE = ("none", "re2", "cot_reflection")
+DEADLINE_S = 6.0
+BROKEN: dict[str, Fault] = {
+    "status 500": Status(500),
+    "status 429": Status(429, retry_after="1"),
+    "status 401": Status(401),
+    "status 400": Status(400),
+    "closed connection": CLOSED,
+    "malformed JSON": MALFORMED,
+    "content null": NULL,
+    "no choices": NO_CHOICES,
+    "cut": CUT,
+}
+"""What leaves a call without an answer."""
+
+SPOILT: dict[str, Fault] = {"truncated": LENGTH, "no usage": NO_USAGE}
+"""What leaves a call with one."""
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
+    models = [
+        model_group("base", upstream.url),
+        *(alias(f"hurried-{name}", name, deadline_s=DEADLINE_S) for name in MANY),
+        alias("plainly", "moa", on_error="plain", deadline_s=DEADLINE_S),
+    ]
+    with Proxy(hooked_config(models), tmp_path_factory.mktemp("proxy")) as running:
+        yield running
+
+
+def ask(proxy: Proxy, model: str, *, stream: bool = False, n: int = 1) -> httpx.Response:
+    messages = [{"role": "user", "content": "What is 6 times 7?"}]
+    return proxy.post(CHAT, {"model": model, "messages": messages, "stream": stream, "n": n})
+
+
+def events(answer: httpx.Response) -> list[dict[str, object]]:
+    lines = [line.removeprefix("data: ") for line in answer.text.splitlines()]
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+def text_of(answer: httpx.Response, *, stream: bool) -> str:
+    """Return the text of choice 0."""
+    if not stream:
+        return str(answer.json()["choices"][0]["message"]["content"])
+    deltas = [
+        choice["delta"].get("content") or ""
+        for event in events(answer)
+        for choice in event.get("choices", [])  # type: ignore[attr-defined]
+        if choice["index"] == 0
+    ]
+    return "".join(deltas)
+
+
+def assert_answered(answer: httpx.Response, *, stream: bool = False) -> None:
+    assert answer.status_code == 200, answer.text[:1000]
+    assert '"error"' not in answer.text
+    assert "42" in text_of(answer, stream=stream)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("fault", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("name", MANY)
+def test_one_failed_sample_of_several_does_not_show(
+    proxy: Proxy, upstream: Upstream, name: str, fault: Fault, stream: bool
+) -> None:
+    upstream.play(Script(fault=at({1: fault}), n="refused"))
+    assert_answered(ask(proxy, f"{name}-base", stream=stream), stream=stream)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("fault", SPOILT.values(), ids=SPOILT)
+@pytest.mark.parametrize("name", [*ONE, *MANY])
+def test_a_truncated_or_uncounted_reply_is_used_as_far_as_it_goes(
+    proxy: Proxy, upstream: Upstream, name: str, fault: Fault, stream: bool
+) -> None:
+    upstream.play(
+        Script(reply=lambda *_: "The answer is 42.\nANSWER: 42 " * 2, fault=always(fault))
+    )
+    answer = ask(proxy, f"{name}-base", stream=stream)
+    assert_answered(answer, stream=stream)
+    expected = "length" if fault is LENGTH else "stop"
+    assert f'"finish_reason":"{expected}"' in answer.text.replace(": ", ":")
+
+
+@pytest.mark.parametrize("n", ["honoured", "ignored", "refused"])
+@pytest.mark.parametrize("name", MANY)
+def test_whatever_the_provider_does_with_n(
+    proxy: Proxy, upstream: Upstream, name: str, n: str
+) -> None:
+    upstream.play(Script(n=n))  # type: ignore[arg-type]
+    assert_answered(ask(proxy, f"{name}-base"))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", MANY)
+def test_with_three_calls_of_ten_failing(
+    proxy: Proxy, upstream: Upstream, name: str, seed: int
+) -> None:
+    """An answer whenever one of the calls whose text can be the answer has lived."""
+    upstream.play(Script(fault=chance(0.3, Status(500), seed=seed), n="ignored"))
+    answer = ask(proxy, f"{name}-base")
+    if any(call.outcome == "answered" for call in upstream.calls):
+        assert_answered(answer)
+    else:
+        assert answer.status_code == 500
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("name", MANY)
+def test_one_call_hanging(proxy: Proxy, upstream: Upstream, name: str, stream: bool) -> None:
+    upstream.play(Script(fault=at({3: HANG}), n="refused"))
+    answer = ask(proxy, f"hurried-{name}", stream=stream)
+    assert_answered(answer, stream=stream)
+    upstream.wait_until(lambda u: not u.alive, within_s=1)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("code", [400, 401, 403, 404, 429, 500, 503])
+@pytest.mark.parametrize("name", [*ONE, *MANY])
+def test_when_nothing_lives_the_client_gets_the_providers_status(
+    proxy: Proxy, upstream: Upstream, name: str, code: int, stream: bool
+) -> None:
+    upstream.play(Script(fault=always(Status(code, "sorry, no", retry_after="7"))))
+    answer = ask(proxy, f"{name}-base", stream=stream)
+    assert answer.status_code == code, answer.text[:500]
+    assert "sorry, no" in answer.json()["error"]["message"]
+    assert "Traceback" not in answer.text
+    if code == 429 and name != "none":  # LiteLLM itself leaves it out
+        assert answer.headers["retry-after"] == "7"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("fault", [NULL, NO_CHOICES, MALFORMED, CLOSED], ids=repr)
+@pytest.mark.parametrize("name", ["re2", "cot_reflection", *MANY])
+def test_an_error_is_never_told_as_an_answer(
+    proxy: Proxy, upstream: Upstream, name: str, fault: Fault, stream: bool
+) -> None:
+    if name == "re2" and stream and fault is MALFORMED:
+        pytest.skip("its first pieces are shown as they come")
+    upstream.play(Script(fault=always(fault)))
+    answer = ask(proxy, f"{name}-base", stream=stream)
+    assert 500 <= answer.status_code < 505, answer.text[:500]
+    assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["re2", "moa"])
+def test_a_stream_that_breaks_after_it_began_ends_in_an_error_event(
+    proxy: Proxy, upstream: Upstream, name: str
+) -> None:
+    def last_call(call: Call) -> Fault | None:
+        return CUT if call.streamed else None
+
+    upstream.play(Script(fault=last_call))
+    answer = ask(proxy, f"{name}-base", stream=True)
+    assert answer.status_code == 200
+    assert [event for event in events(answer) if "error" in event]
+    assert "Traceback" not in answer.text
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_plain_call_may_stand_in_and_says_so(
+    proxy: Proxy, upstream: Upstream, stream: bool
+) -> None:
+    def stages(call: Call) -> Fault | None:
+        return Status(500) if call.index < 4 else None
+
+    upstream.play(Script(fault=stages, n="ignored"))
+    answer = ask(proxy, "plainly", stream=stream)
+    assert_answered(answer, stream=stream)
+    assert '"degraded":[]' not in answer.text.replace(" ", "")
+    assert '"degraded"' in answer.text
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_nothing_to_show_at_the_deadline_is_a_504(
+    proxy: Proxy, upstream: Upstream, stream: bool
+) -> None:
+    upstream.play(Script(fault=always(HANG)))
+    answer = ask(proxy, "hurried-moa", stream=stream)
+    assert answer.status_code == 504
+    upstream.wait_until(lambda u: not u.alive, within_s=1)

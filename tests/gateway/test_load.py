@@ -1,0 +1,39 @@
+"""Many users at once: no error, no answer of another, and no memory that only grows."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks.load import MODELS, SCRIPT, burst, markers, memory
+from tests.proxy import Proxy, alias, hooked_config, model_group
+from tests.upstream import Upstream
+
+AT_ONCE = 200
+MOST_GROWTH = 40 * 2**20
+"""Bytes over the batches after the first; the full measurement is `benchmarks.load`."""
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
+    config = hooked_config([model_group("base", upstream.url), alias("reread", "re2")])
+    with Proxy(config, tmp_path_factory.mktemp("proxy"), ledger=False) as running:
+        yield running
+
+
+def test_two_hundred_mixed_requests_at_once(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.play(SCRIPT)
+    load = burst(proxy, requests=AT_ONCE, at_once=AT_ONCE)
+    assert load.failures == ()
+    assert load.cross_talk == ()
+    assert len(load.seconds) == AT_ONCE
+    mixed = [call.index for call in upstream.calls if len(markers(call.text)) != 1]
+    assert mixed == []
+
+
+def test_memory_stays(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.play(SCRIPT)
+    sizes = []
+    for _, rss, load in memory(proxy, batches=4, requests=4 * len(MODELS)):
+        assert load.failures == ()
+        sizes.append(rss)
+    assert sizes[-1] - sizes[0] < MOST_GROWTH

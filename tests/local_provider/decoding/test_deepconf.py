@@ -1,0 +1,99 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optillm_hooks.local_provider.decoding.base import Written
+from optillm_hooks.local_provider.decoding.deepconf import (
+    DeepConf,
+    DeepConfSettings,
+    Trace,
+    adapted_window,
+    lowest_group,
+    read_answer,
+    threshold,
+    votes,
+    winner,
+)
+from optillm_hooks.local_provider.generation import Law
+from optillm_hooks.local_provider.measures import Measured
+
+
+def test_the_lowest_group_is_worked_out_by_hand() -> None:
+    """Windows of 2 over 4, 2, 1, 5: means 3, 1.5, 3."""
+    assert lowest_group([4, 2, 1, 5], 2) == 1.5
+    assert lowest_group([4, 2], 10) == 3
+    assert lowest_group([], 10) == 0
+
+
+@given(confidences=st.lists(st.floats(0, 20), min_size=1, max_size=30), window=st.integers(1, 40))
+def test_the_running_sum_agrees_with_the_definition(confidences: list[float], window: int) -> None:
+    width = min(window, len(confidences))
+    means = [sum(confidences[i : i + width]) / width for i in range(len(confidences) - width + 1)]
+    assert lowest_group(confidences, window) == pytest.approx(min(means), abs=1e-9)
+
+
+def test_the_threshold_is_the_percentile_of_the_share_kept() -> None:
+    """Of 1..11 the 90th percentile is 10, the 10th is 2; of 1, 2 the 90th is 1.9."""
+    numbers = [float(i) for i in range(1, 12)]
+    assert threshold(numbers, 0.1) == pytest.approx(10)
+    assert threshold(numbers, 0.9) == pytest.approx(2)
+    assert threshold([1.0, 2.0], 0.1) == pytest.approx(1.9)
+
+
+def test_short_traces_get_a_window_that_they_fill() -> None:
+    assert adapted_window([400, 800, 1200], 2048) == 200
+    assert adapted_window([10, 12], 2048) == 16
+    assert adapted_window([100_000], 2048) == 2048
+
+
+def test_the_vote_is_a_sum_so_a_majority_beats_one_confident_outlier() -> None:
+    traces = [Trace("4", "4", 10.0)] * 9 + [Trace("9", "9", 11.0)]
+    assert votes(traces) == {"4": 90.0, "9": 11.0}
+    assert winner(traces).text == "4"
+
+
+def test_a_decimal_stays_whole_and_the_full_text_is_returned() -> None:
+    assert read_answer("That makes 3.5") == "3.5"
+    trace = Trace("So it is 3.5, done.", "3.5", 1.0)
+    assert winner([trace]).text == "So it is 3.5, done."
+
+
+def written(text: str, stopped: bool = False) -> Written:
+    return Written(text, (), (), "stop", stopped)
+
+
+def run(method: DeepConf, confidences: list[float], text: str) -> bool:
+    """Write one trace; returns whether it was stopped."""
+    branch = method.open()
+    assert branch is not None
+    for confidence in confidences:
+        branch.take(1, Measured(confidence=confidence), end=False)
+        if branch.stopped:
+            break
+    method.close(branch, written(text, branch.stopped))
+    return branch.stopped
+
+
+def test_a_trace_that_falls_below_the_floor_is_stopped_and_does_not_vote() -> None:
+    method = DeepConf(DeepConfSettings(warmup_samples=3, max_traces=5, variant="high"), Law())
+    assert method.wanted == 3
+    run(method, [10.0] * 64, "it is 1")
+    run(method, [9.5] * 64, "it is 2")
+    run(method, [9.0] * 64, "it is 3: below the floor of 9.1 that the three of them set")
+    assert method.wanted == 2
+    assert run(method, [12.0] * 10 + [1.0] * 50, "it is 4")
+    assert not run(method, [12.0] * 64, "it is 1")
+    outcome = method.outcome()
+    assert outcome.facts["stopped"] == 1
+    assert outcome.facts["votes"] == {"1": 22.0, "2": 9.5}
+    assert outcome.text == "it is 1"
+
+
+def test_consensus_ends_the_sampling_and_stops_what_still_runs() -> None:
+    method = DeepConf(DeepConfSettings(warmup_samples=2, max_traces=50), Law())
+    run(method, [10.0] * 20, "it is 1")
+    late = method.open()
+    assert late is not None
+    late.take(1, Measured(confidence=10.0), end=False)
+    method.close(late, written("it is 1"))
+    assert method.wanted == 0

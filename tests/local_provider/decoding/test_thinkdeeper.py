@@ -1,0 +1,115 @@
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optillm_hooks.local_provider.decoding.autothink import (
+    AutoThinkSettings,
+    complexity,
+    thinking_for,
+)
+from optillm_hooks.local_provider.decoding.thinkdeeper import Budget, Thinking, ThinkSettings
+from optillm_hooks.local_provider.generation import Law
+from optillm_hooks.local_provider.measures import Measured
+
+END = 0
+
+
+def encode(text: str) -> Sequence[int]:
+    return list(text.encode())
+
+
+def spell(token: int) -> bytes:
+    return bytes([token])
+
+
+def write(settings: ThinkSettings, room: int, model: str, *, then_ends: bool = True) -> str:
+    """Return what is written when the model draws the bytes of `model`, END as '$'."""
+    branch = Thinking(Law(), settings, room, encode, spell)
+    text = b""
+    branch_draws = [END if char == "$" else ord(char) for char in " " + model]
+    for token in branch_draws:
+        for written in branch.take(token, Measured(), end=token == END):
+            if written == END:
+                assert then_ends
+                return text.decode()
+            text += spell(written)
+    return text.decode()
+
+
+def test_thinking_opens_with_the_marker_and_the_prefill() -> None:
+    text = write(ThinkSettings(prefill="Let me see."), 1000, "x")
+    assert text == "<think>\nLet me see.x"
+
+
+def test_the_budget_ends_thinking_with_exactly_the_markers_text() -> None:
+    settings = ThinkSettings(max_thinking_tokens=30)
+    text = write(settings, 1000, "a" * 40 + "$")
+    thought, answer = text.removeprefix("<think>\n").split("\n</think>\n\n")
+    assert set(thought) == {"a"}
+    assert len(thought) + len("\n</think>\n\n") == 30
+    assert answer == "a" * (40 - len(thought))
+
+
+def test_an_early_end_is_replaced_by_words_that_go_on() -> None:
+    settings = ThinkSettings(min_thinking_tokens=40, thought_switch_tokens=("Wait,", "But"))
+    text = write(settings, 1000, "ab$cd$")
+    assert text == "<think>\nab\nWait,cd\nBut"
+
+
+def test_an_end_without_the_marker_gets_it_and_the_answer_follows() -> None:
+    settings = ThinkSettings(min_thinking_tokens=0)
+    assert write(settings, 1000, "ab$42$") == "<think>\nab\n</think>\n\n42"
+
+
+def test_the_models_own_marker_is_found_whatever_its_tokens() -> None:
+    settings = ThinkSettings(min_thinking_tokens=0)
+    assert write(settings, 1000, "ab</think>7$") == "<think>\nab</think>7"
+
+
+def test_too_many_changes_of_direction_end_the_thinking() -> None:
+    settings = ThinkSettings(
+        max_thoughts=2, thought_switch_tokens=("Wait,",), min_thinking_tokens=0
+    )
+    text = write(settings, 1000, "Wait,aWait,b$")
+    assert text == "<think>\nWait,aWait,\n</think>\n\nb"
+
+
+@given(
+    room=st.integers(1, 10_000),
+    most=st.none() | st.integers(0, 20_000),
+    least=st.none() | st.integers(0, 20_000),
+    effort=st.sampled_from(["low", "medium", "high"]),
+)
+def test_the_answer_always_keeps_a_part_of_the_reply(
+    room: int, most: int | None, least: int | None, effort: str
+) -> None:
+    settings = ThinkSettings.model_validate(
+        {
+            "max_thinking_tokens": most,
+            "min_thinking_tokens": least,
+            "reasoning_effort": effort,
+        }
+    )
+    budget = Budget(settings, room)
+    assert 0 <= budget.least <= budget.most
+    assert room - budget.most >= min(64, room // 2)
+
+
+@pytest.mark.parametrize(
+    ("effort", "most", "thoughts"), [("low", 330, 64), ("medium", 660, 256), ("high", 900, 512)]
+)
+def test_efforts_are_shares_of_the_reply(effort: str, most: int, thoughts: int) -> None:
+    budget = Budget(ThinkSettings.model_validate({"reasoning_effort": effort}), 1000)
+    assert (budget.least, budget.most, budget.thoughts) == (100, most, thoughts)
+
+
+def test_a_harder_question_thinks_longer() -> None:
+    easy = "What is the capital of France?"
+    hard = "Prove that if 3 < x < 5 then x*x - 8*x + 15 < 0, and compute at least 2 such values."
+    assert 0 <= complexity(easy) < complexity(hard) <= 1
+    budgets = [thinking_for(q, AutoThinkSettings(), 1000).max_thinking_tokens for q in (easy, hard)]
+    assert budgets[0] is not None
+    assert budgets[1] is not None
+    assert 100 <= budgets[0] < budgets[1] <= 600

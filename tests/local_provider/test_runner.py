@@ -1,0 +1,121 @@
+"""The runner against transformers' own forward pass, in float32."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from optillm_hooks.local_provider.chat_format import ChatFormat
+from optillm_hooks.local_provider.kv_cache import Row
+from optillm_hooks.local_provider.models import LoadedModel
+from optillm_hooks.local_provider.runner import Runner
+
+
+@pytest.fixture(autouse=True)
+def _no_rows_left(runner: Runner) -> Iterator[None]:
+    yield
+    for row in list(runner.rows.rows()):
+        runner.free(row)
+    assert runner.rows.bytes == 0
+
+
+@pytest.fixture
+def prompts(chat_format: ChatFormat) -> list[list[int]]:
+    questions = ["Hi", "What is the capital of France?", "Tell me about a river. " * 60]
+    return [chat_format.encode([{"role": "user", "content": q}]) for q in questions]
+
+
+def expected(loaded: LoadedModel, tokens: list[int]) -> Tensor:
+    with torch.inference_mode():
+        logits: Tensor = loaded.model(torch.tensor([tokens]), logits_to_keep=1).logits[0, -1]
+    return logits
+
+
+def assert_close(logits: Tensor, reference: Tensor) -> None:
+    assert (logits - reference).abs().max() < 1e-3
+
+
+def read(runner: Runner, prompt: list[int]) -> Row:
+    row = runner.begin(None, 0)
+    runner.step([(row, prompt)])
+    return row
+
+
+def test_prompts_of_all_lengths_in_one_step_give_the_models_logits(
+    runner: Runner, loaded: LoadedModel, prompts: list[list[int]]
+) -> None:
+    rows = [runner.begin(None, 0) for _ in prompts]
+    logits = runner.step(list(zip(rows, prompts, strict=True)))
+    for row_logits, prompt in zip(logits, prompts, strict=True):
+        assert_close(row_logits, expected(loaded, prompt))
+
+
+def test_a_chunk_of_a_prompt_goes_along_with_answers_under_way(
+    runner: Runner, loaded: LoadedModel, prompts: list[list[int]]
+) -> None:
+    short, middle, long = prompts
+    writing = [read(runner, short), read(runner, middle)]
+    reading = runner.begin(None, 0)
+    runner.step([(writing[0], [10]), (reading, long[:200]), (writing[1], [20, 21])])
+    logits = runner.step([(reading, long[200:]), (writing[1], [22]), (writing[0], [11])])
+    wanted = [long, [*middle, 20, 21, 22], [*short, 10, 11]]
+    for row_logits, tokens in zip(logits, wanted, strict=True):
+        assert_close(row_logits, expected(loaded, tokens))
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["by reference", "copied"])
+def test_rows_that_fork_from_one_prompt_go_their_own_ways(
+    runner: Runner, loaded: LoadedModel, prompts: list[list[int]], shared: bool
+) -> None:
+    prompt = prompts[2]
+    row = read(runner, prompt)
+    prefix = runner.snapshot(row, prompt)
+    runner.free(row)
+    other = read(runner, prompts[0])
+    forks = [runner.fork(prefix, shared=shared) for _ in range(3)]
+    runner.step([*((fork, [100 + i]) for i, fork in enumerate(forks)), (other, [7])])
+    logits = runner.step([(forks[0], [5]), (forks[2], [6]), (other, [8]), (forks[1], [7, 8, 9])])
+    wanted = [
+        [*prompt, 100, 5],
+        [*prompt, 102, 6],
+        [*prompts[0], 7, 8],
+        [*prompt, 101, 7, 8, 9],
+    ]
+    for row_logits, tokens in zip(logits, wanted, strict=True):
+        assert_close(row_logits, expected(loaded, tokens))
+
+
+def test_a_prompt_is_stored_once_for_all_rows_that_share_it(
+    runner: Runner, prompts: list[list[int]]
+) -> None:
+    row = read(runner, prompts[2])
+    prefix = runner.snapshot(row, prompts[2])
+    runner.free(row)
+    forks = [runner.fork(prefix, shared=True) for _ in range(4)]
+    assert all(fork.length == 0 for fork in forks)
+    assert runner.rows.bytes == runner.rows.bytes_for(4, 1)
+
+
+def test_rows_that_outgrow_their_slot_or_lose_a_neighbour_keep_their_content(
+    runner: Runner, loaded: LoadedModel, prompts: list[list[int]]
+) -> None:
+    first, second, third = (read(runner, prompts[1]) for _ in range(3))
+    runner.free(first)
+    more = [30 + i % 50 for i in range(256)]
+    runner.step([(second, more)])
+    logits = runner.step([(third, [9]), (second, [9])])
+    assert second.pool.length > third.pool.length
+    assert_close(logits[0], expected(loaded, [*prompts[1], 9]))
+    assert_close(logits[1], expected(loaded, [*prompts[1], *more, 9]))
+
+
+def test_the_beginning_of_another_prompt_is_copied_and_the_rest_computed(
+    runner: Runner, loaded: LoadedModel, prompts: list[list[int]]
+) -> None:
+    row = read(runner, prompts[2])
+    prefix = runner.snapshot(row, prompts[2])
+    begun = runner.begin(prefix, 50)
+    rest = prompts[1][:9]
+    (logits,) = runner.step([(begun, rest)])
+    assert_close(logits, expected(loaded, prompts[2][:50] + rest))
