@@ -25,11 +25,20 @@ EVERY = pytest.mark.parametrize("module", MODULES)
 
 LAYERS = [
     {"types", "errors", "answers", "items", "sections", "formulas", "search"},
-    {"llm", "expression", "deltas", "prompts", "formats", "sandbox", "equivalence"},
+    {
+        "llm",
+        "expression",
+        "deltas",
+        "prompts",
+        "formats",
+        "sandbox",
+        "equivalence",
+        "local_provider",
+    },
     {"context", "voting", "solver"},
     {"fanout", "registry"},
     {"judging", "plan", "settings"},
-    {"approaches", "local_provider"},
+    {"approaches"},
     {"pipeline", "catalogue"},
     {"gateway", "serve", "__init__"},
 ]

@@ -23,6 +23,7 @@ from optillm_hooks.errors import (
     SamplesFailed,
 )
 from optillm_hooks.expression import parse
+from optillm_hooks.local_provider.decoding import FIELD as DECODING
 from optillm_hooks.pipeline import Outcome, Request, run
 from optillm_hooks.plan import resolve
 from optillm_hooks.registry import Approach, Cost, all_approaches
@@ -55,11 +56,13 @@ Change = Callable[[int, str], Reply]
 class Lenient(AnsweringLLM):
     """Gives every call something that it can read: to samples, answers that all differ.
 
+    It decodes by whatever method, as a local model does.
+
     `change` gets the number of the call and that reply, and says what is given instead.
     """
 
     def __init__(self, change: Change = lambda _, text: text, *, most_choices: int = 1) -> None:
-        super().__init__(self._reply)
+        super().__init__(self._reply, fields=[DECODING])
         self.most_choices = most_choices
         self._change = change
         self._numbers = itertools.count()

@@ -237,6 +237,14 @@ async def test_an_answer_without_a_word_is_no_draft() -> None:
     assert [sent for sent, _ in llm.calls] == [ASKED, ASKED]
 
 
+async def test_a_drafts_thoughts_are_not_handed_on() -> None:
+    llm = ScriptedLLM(["<think>41? no</think>42", "ok"])
+    await outcome(request([DRAFT, DRAFT]), llm)
+    sent = question(llm.calls[1][0])
+    assert "42" in sent
+    assert "41" not in sent
+
+
 async def test_a_later_stage_that_fails_leaves_the_draft() -> None:
     ended = await outcome(request([DRAFT, DRAFT]), ScriptedLLM(["41", BUSY]))
     assert (ended.answers[0].text, ended.report.degraded) == ("41", ("provider_failed",))
