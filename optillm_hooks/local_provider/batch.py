@@ -55,6 +55,9 @@ class Capacity:
     prefix_bytes: int = 512 << 20
     """Most memory for those of prompts that are kept for later requests."""
 
+    reply_tokens: int = 4096
+    """Longest reply to a request that does not bound its own."""
+
 
 @dataclass(eq=False, slots=True)
 class _Active:
@@ -193,7 +196,7 @@ class Batch:
         if runner.rows.bytes_for(1, len(prompt) + 1) > self._capacity.kv_bytes:
             raise ProviderFailed("the prompt does not fit the engine's memory", status=503)
         seed = request.seed if request.seed is not None else int.from_bytes(os.urandom(8))
-        room = min(room, request.max_tokens or room)
+        room = min(room, request.max_tokens or self._capacity.reply_tokens)
         vocabulary = Vocabulary(self._format.encode_text, self._format.token_bytes)
         decoding = method(request, _question(request.messages), room, vocabulary)
         thinking = self._format.opens_thinking(prompt)

@@ -86,6 +86,8 @@ def parse(messages: Messages, fields: Mapping[str, Any]) -> Generation:
     if not messages:
         raise RequestRejected("messages must not be empty", param="messages")
     fields = {**fields, **(fields.get("extra_body") or {})}
+    if fields.get("response_format") == {"type": "text"}:
+        fields.pop("response_format")
     known = {k: v for k, v in fields.items() if k not in _WITHOUT_EFFECT and v is not None}
     try:
         request = ChatRequest.model_validate(known)
