@@ -142,7 +142,8 @@ async def sample_many(
     samples = [c for outcome in ended if not isinstance(outcome, SampleError) for c in outcome]
     errors = [outcome for outcome in ended if isinstance(outcome, SampleError)]
     if size > 1 and len(samples) < n and not any(e.status in _HOPELESS for e in errors):
-        missing = [single(number) for number in range(len(samples), n)]
+        # Numbers of their own: a seed that a batch has used would give its first sample again.
+        missing = [single(number) for number in range(n, 2 * n - len(samples))]
         topped_up = await outcomes(missing, until=until, enough=max(0, min_finished - len(samples)))
         samples += [c for o in topped_up if not isinstance(o, SampleError) for c in o]
         errors += [o for o in topped_up if isinstance(o, SampleError)]

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from optillm_hooks.answers import without_reasoning
 from optillm_hooks.context import (
     Budget,
     CallRecord,
@@ -351,9 +352,10 @@ async def _run_chain(chain: Chain, chat: Chat, llm: LLM, ctx: Context) -> Result
             draft = await call_final(result, llm, ctx) if isinstance(result, FinalCall) else result
             if draft.tool_calls:
                 return draft
-            if draft.text.strip():
+            text = without_reasoning(draft.text)
+            if text.strip():
                 ctx.offer(draft)
-                chat = with_draft(chat, draft.text, ctx)
+                chat = with_draft(chat, text, ctx)
             return await _run_chain(rest, chat, llm, ctx)
 
 

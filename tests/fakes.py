@@ -108,8 +108,14 @@ class ScriptedLLM:
 class AnsweringLLM(ScriptedLLM):
     """Answers every call by a function of conversation and sampling, for methods at random."""
 
-    def __init__(self, answer: Callable[[Chat, Sampling], Reply], *, model: str = "base") -> None:
-        super().__init__([], model=model)
+    def __init__(
+        self,
+        answer: Callable[[Chat, Sampling], Reply],
+        *,
+        model: str = "base",
+        fields: Sequence[str] = (),
+    ) -> None:
+        super().__init__([], model=model, fields=fields)
         self._answer = answer
 
     async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:

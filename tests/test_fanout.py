@@ -54,6 +54,12 @@ async def test_choices_that_a_call_for_n_leaves_out_are_topped_up() -> None:
     assert ctx.budget.usage.calls == 2
 
 
+async def test_a_sample_that_is_topped_up_has_a_seed_of_its_own() -> None:
+    llm = ScriptedLLM([ProviderFailed("502"), "c", "d", "e", "f"], most_choices=2)
+    assert await sample(llm, 4, client=Sampling(seed=7)) == ["c", "d", "e", "f"]
+    assert [sampling.seed for _, sampling in llm.calls] == [7, 9, 11, 12]
+
+
 async def test_a_refused_n_falls_back_to_single_calls() -> None:
     llm = ScriptedLLM([ProviderFailed("n unknown", status=400), "a", "b"], most_choices=2)
     assert await sample(llm, 2) == ["a", "b"]

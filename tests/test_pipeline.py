@@ -237,6 +237,14 @@ async def test_an_answer_without_a_word_is_no_draft() -> None:
     assert [sent for sent, _ in llm.calls] == [ASKED, ASKED]
 
 
+async def test_a_drafts_thoughts_are_not_handed_on() -> None:
+    llm = ScriptedLLM(["<think>41? no</think>42", "ok"])
+    await outcome(request([DRAFT, DRAFT]), llm)
+    sent = question(llm.calls[1][0])
+    assert "42" in sent
+    assert "41" not in sent
+
+
 async def test_a_later_stage_that_fails_leaves_the_draft() -> None:
     ended = await outcome(request([DRAFT, DRAFT]), ScriptedLLM(["41", BUSY]))
     assert (ended.answers[0].text, ended.report.degraded) == ("41", ("provider_failed",))
@@ -360,6 +368,12 @@ async def test_a_timeout_of_an_approachs_own_is_not_the_deadline() -> None:
     with pytest.raises(StageFailed) as caught:
         await outcome(request([answerer(impatient)]), ScriptedLLM([]))
     assert caught.value.status == 500
+
+
+async def test_two_requests_of_one_task_have_depths_of_their_own() -> None:
+    for _ in range(2):
+        ended = await outcome(request([THREE]), ScriptedLLM(["a", "b", "c"]))
+        assert ended.report.depth == 3
 
 
 # -------------------------------------------------------------------------------------- failures

@@ -105,6 +105,24 @@ async def test_cancelling_the_caller_kills_the_worker() -> None:
     assert children() == []
 
 
+@pytest.mark.parametrize(
+    "anyio_backend", [pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop")]
+)
+async def test_all_this_holds_on_the_loop_of_the_proxy() -> None:
+    request: Json = {"text": "(check-sat)", "seconds": 5}
+    assert isinstance(await ask_worker(SMTLIB, request, limits()), dict)
+    assert await failure(ENDLESS, limits(seconds=0.5)) == "time"
+    for moments in range(0, 30, 3):
+        task = asyncio.create_task(ask_worker(SMTLIB, request, limits()))
+        for _ in range(moments):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+    async with asyncio.timeout(5):  # this loop reaps a process it was just starting a bit later
+        while children():  # noqa: ASYNC110 (a process sets no event)
+            await asyncio.sleep(0)
+
+
 async def test_cancelling_at_any_moment_leaves_no_process() -> None:
     for moments in range(0, 60, 3):
         task = asyncio.create_task(

@@ -90,7 +90,8 @@ def _temperature(default: float, of: str) -> Any:
 def _length(of: str, zero: str | None = None) -> Any:
     skip = f" 0 leaves it out: {zero}." if zero else ""
     least = 0 if zero else 1
-    return Field(default=None, ge=least, description=f"Most tokens of {of}; unset: open.{skip}")
+    description = f"Most tokens of {of}; unset: open.{skip}"
+    return Field(default=None, ge=least, le=1_000_000, description=description)
 
 
 class CepoParams(Params):

@@ -51,9 +51,9 @@ async def cot_reflection(
 ) -> FinalCall:
     """Return the call whose output section is the answer.
 
-    Without an output section the answer is what follows the thinking, else the reply as it is. A
-    reply that is cut off inside its thinking has no answer, and fails as such. The client's stop
-    strings hold for the answer, not for the thinking before it.
+    Without an output section the answer is what follows the thinking, else the reply as it is. Of a
+    reply that is cut off inside its thinking nothing is shown but that it was cut off. The client's
+    stop strings hold for the answer, not for the thinking before it.
     """
     sampling = Sampling(temperature=params.temperature)
     chat = instruct(chat, INSTRUCTION)

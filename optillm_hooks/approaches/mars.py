@@ -123,7 +123,10 @@ class MarsParams(Params):
         default=True, description="Stop checking when enough hold, instead of checking all."
     )
     max_tokens: int | None = Field(
-        default=None, ge=1, description="Most tokens of a solution; unset: as the client says."
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Most tokens of a solution; unset: as the client says.",
     )
     enable_aggregation: bool = Field(default=True, description="Merge solutions recursively.")
     population_size: int = Field(default=6, ge=1, le=32, description="N: solutions per loop.")

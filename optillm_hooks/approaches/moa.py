@@ -14,6 +14,7 @@ from functools import partial
 
 from pydantic import AliasChoices, Field
 
+from optillm_hooks.answers import without_reasoning
 from optillm_hooks.context import Context
 from optillm_hooks.errors import SampleError
 from optillm_hooks.fanout import finished, sample_many
@@ -73,6 +74,8 @@ class MoaParams(Params):
 
 
 def _cost(params: MoaParams) -> Cost:
+    if params.proposers == 1:
+        return Cost(calls=1, depth=1)  # nothing to criticise or to fuse
     steps = params.layers + params.critique + 1
     return Cost(calls=params.layers * params.proposers + params.critique + 1, depth=steps)
 
@@ -117,7 +120,8 @@ class _Panel:
         ctx.offer(proposals[0])
         self._chat = chat
         self._mark = fence(ctx.rng)
-        self._texts = [p.text for p in ctx.rng.sample(proposals, len(proposals))]
+        shuffled = ctx.rng.sample(proposals, len(proposals))
+        self._texts = [without_reasoning(proposal.text) for proposal in shuffled]
 
     def asked(self, request: str, critique: str | None = None) -> Chat:
         """Return the conversation with the proposals, their critique if any, and `request`."""
@@ -158,4 +162,4 @@ async def _critique(panel: _Panel, aggregator: LLM, ctx: Context) -> str | None:
         ctx.trace.note("critique", failed=exc.code)
         return None
     ctx.trace.note("critique", truncated=critique.truncated)
-    return critique.text
+    return without_reasoning(critique.text)

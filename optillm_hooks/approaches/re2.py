@@ -10,7 +10,7 @@ from pydantic import Field
 
 from optillm_hooks.context import Context
 from optillm_hooks.llm import LLM
-from optillm_hooks.prompts import edit_question
+from optillm_hooks.prompts import edit_question, question
 from optillm_hooks.registry import Cost, Params, rewriter
 from optillm_hooks.types import Chat
 
@@ -23,8 +23,8 @@ class Re2Params(Params):
     )
 
 
-def read_again(question: str) -> str:
-    return f"{question}\n\nRead the question again: {question}"
+def read_again(asked: str) -> str:
+    return f"{asked}\n\nRead the question again: {asked}"
 
 
 @rewriter("re2", Re2Params, cost=lambda _: Cost(calls=0, depth=0))
@@ -34,11 +34,7 @@ async def re2(chat: Chat, _llm: LLM, params: Re2Params, _ctx: Context) -> Chat:
     A conversation without a user turn, or whose last one has no text, is returned as it is.
     """
 
-    def edit(question: str) -> str:
-        if not question.strip():
-            return question
-        return "\n\n".join(
-            [read_again(question), TRIGGER] if params.think else [read_again(question)]
-        )
-
-    return edit_question(chat, edit)
+    if not question(chat).strip():
+        return chat
+    parts = [TRIGGER] if params.think else []
+    return edit_question(chat, lambda asked: "\n\n".join([read_again(asked), *parts]))

@@ -8,14 +8,15 @@ from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy._types import UserAPIKeyAuth
 
 from optillm_hooks.errors import RequestRejected
-from optillm_hooks.gateway.caller import check_access, is_within_budget
+from optillm_hooks.gateway.caller import check_access, check_model_budgets, is_within_budget
 from optillm_hooks.gateway.convert import read_chat, read_sampling
-from optillm_hooks.gateway.failures import to_proxy
+from optillm_hooks.gateway.failures import over_budget, to_proxy
 from optillm_hooks.gateway.naming import PROVIDER
 from optillm_hooks.gateway.prepared import Prepared, Route, current
 from optillm_hooks.gateway.reports import header_values
 from optillm_hooks.gateway.router import ModelFacts, is_configured, proxy_router
 from optillm_hooks.gateway.selection import Selection, read_settings, select
+from optillm_hooks.plan import Plan
 from optillm_hooks.types import Fields
 
 _ROUTES: dict[str, Route] = {
@@ -29,8 +30,15 @@ _ROUTES: dict[str, Route] = {
 }
 """LiteLLM's call types that we serve."""
 
+_ONE_ANSWER: frozenset[Route] = frozenset({"messages", "responses"})
+"""Routes whose responses have no choices."""
+
 _REASONING_FIELDS = ["reasoning_effort", "thinking", "verbosity"]
 """Fields that LiteLLM refuses or drops for a custom provider unless they are named as allowed."""
+
+_UNCACHED = {"no-cache": True, "no-store": True}
+"""How LiteLLM's cache treats the outer call: its key knows neither base nor parameters of a plan.
+The inner calls are cached as any other."""
 
 
 class Hook(CustomLogger):
@@ -61,7 +69,7 @@ class Hook(CustomLogger):
             selection = select(data, router, settings)
             if selection is None:
                 return data
-            _check_request(data, route, settings.max_choices)
+            _check_request(data, route, selection.plan, settings.max_choices)
             await _check_access(selection, user_api_key_dict, router)
             _check_price(selection, router)
             if selection.plan.passes_through and selection.source != "alias":
@@ -70,6 +78,8 @@ class Hook(CustomLogger):
             return _rewritten(data, selection, route, router)
         except RequestRejected as exc:
             raise to_proxy(exc) from None
+        except BudgetExceededError as exc:
+            raise over_budget(exc) from None
 
     def async_post_call_streaming_iterator_hook(
         self,
@@ -91,13 +101,15 @@ class Hook(CustomLogger):
         self,
         data: dict[str, Any],  # noqa: ARG002 (LiteLLM's signature)
         user_api_key_dict: UserAPIKeyAuth,  # noqa: ARG002
-        response: Any,  # noqa: ARG002
+        response: Any,
         request_headers: Mapping[str, str] | None = None,  # noqa: ARG002
         **_: Any,
     ) -> dict[str, str] | None:
         """Return our headers; on a stream, which has only begun, those known by then."""
         prepared = current.get()
-        return None if prepared is None else header_values(prepared)
+        if prepared is None:
+            return None
+        return header_values(prepared, answered=response is not None)
 
 
 async def _named(events: AsyncIterator[Any], model: str) -> AsyncIterator[Any]:
@@ -116,25 +128,32 @@ def _fields_lost(data: Mapping[str, Any], route: Route) -> Fields:
     return {}
 
 
-def _check_request(data: Mapping[str, Any], route: Route, max_choices: int) -> None:
+def _check_request(data: Mapping[str, Any], route: Route, plan: Plan, max_choices: int) -> None:
     if route == "chat":
         read_chat(data.get("messages"))
-        read_sampling(data)
+    read_sampling(data)
     n = data.get("n")
     if n is not None and (type(n) is not int or not 1 <= n <= max_choices):
         raise RequestRejected(f"n must be a whole number from 1 to {max_choices}", param="n")
+    if route in _ONE_ANSWER and len(plan.chains) * (n or 1) > 1:
+        raise RequestRejected(
+            "this route has one answer, which several choices (n, or '|' between approaches) would "
+            "be mixed into: ask for one, or ask /v1/chat/completions"
+        )
+    allowed = data.get("allowed_openai_params")
+    if allowed is not None and not isinstance(allowed, list):
+        raise RequestRejected("allowed_openai_params must be a list", param="allowed_openai_params")
 
 
 async def _check_access(selection: Selection, key: UserAPIKeyAuth, router: Router) -> None:
     if not selection.inherits_access:
         await check_access(selection.base, key, router)
     for model in sorted(selection.plan.model_groups):
-        if not is_configured(router, model):
-            raise RequestRejected(f"no model {model!r} is configured", param="optillm_params")
         await check_access(model, key, router)
     for model in (selection.base, *sorted(selection.plan.model_groups)):
         if not await is_within_budget(model, key, router):
             raise BudgetExceededError(current_cost=key.spend, max_budget=key.max_budget)
+        await check_model_budgets(model, key)
 
 
 def _check_price(selection: Selection, router: Router) -> None:
@@ -162,6 +181,7 @@ def _rewritten(
         requested=requested,
         user=data.get("user") if isinstance(data.get("user"), str) else None,
         fields=_fields_lost(data, route),
+        cache=data["cache"] if isinstance(data.get("cache"), dict) else {},
         route=route,
     )
     current.set(prepared)
@@ -170,6 +190,7 @@ def _rewritten(
         **data,
         "model": deployment,
         "num_retries": 0,  # a retry would run, and pay, the whole plan again
+        "cache": _UNCACHED,
         "allowed_openai_params": [*(allowed or []), *_REASONING_FIELDS],
     }
 

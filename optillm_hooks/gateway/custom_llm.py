@@ -10,12 +10,13 @@ import httpx
 from litellm import Router
 from litellm.litellm_core_utils.asyncify import run_async_function
 from litellm.llms.custom_llm import CustomLLM
+from litellm.proxy._types import UserAPIKeyAuth
 from litellm.types.utils import ModelResponse, ModelResponseStream
 
 from optillm_hooks import expression
 from optillm_hooks.errors import OptiLLMError, RequestRejected
 from optillm_hooks.gateway import naming
-from optillm_hooks.gateway.caller import Caller, read_caller
+from optillm_hooks.gateway.caller import Caller, check_access, read_caller
 from optillm_hooks.gateway.convert import (
     read_chat,
     read_sampling,
@@ -23,12 +24,12 @@ from optillm_hooks.gateway.convert import (
     write_response,
     write_usage,
 )
-from optillm_hooks.gateway.failures import to_litellm
+from optillm_hooks.gateway.failures import as_sample_errors, to_litellm
 from optillm_hooks.gateway.prepared import Prepared, current
 from optillm_hooks.gateway.reports import report_object
 from optillm_hooks.gateway.router import alias_model, deployments, proxy_router
 from optillm_hooks.gateway.router_llm import RouterLLM
-from optillm_hooks.gateway.selection import alias_settings
+from optillm_hooks.gateway.selection import alias_settings, check_named
 from optillm_hooks.pipeline import Models, Outcome, Piece, Progress, Request, run, stream
 from optillm_hooks.plan import resolve
 from optillm_hooks.types import Delta, FinishReason
@@ -58,7 +59,7 @@ class Provider(CustomLLM):
         """Return the answers of a plan as one response, with the usage of all its calls."""
         model = str(call["model"])
         with _as_litellm_errors(model):
-            prepared, request, models = self._request(model, call)
+            prepared, request, models = await self._request(model, call)
             outcome = prepared.outcome = await run(request, models, prepared.trace)
         response = write_response(
             call["model_response"], outcome.answers, outcome.report.usage, prepared.requested
@@ -73,7 +74,7 @@ class Provider(CustomLLM):
         """Yield the answers of a plan, chunk by chunk, with usage and report before the last."""
         model = str(call["model"])
         with _as_litellm_errors(model):
-            prepared, request, models = self._request(model, call)
+            prepared, request, models = await self._request(model, call)
             async with aclosing(_chunks(prepared, request, models)) as chunks:
                 async for chunk in chunks:
                     yield chunk
@@ -83,11 +84,15 @@ class Provider(CustomLLM):
         response: ModelResponse = run_async_function(self.acompletion, **call)
         return response
 
-    def _request(self, model: str, call: Mapping[str, Any]) -> tuple[Prepared, Request, Models]:
+    async def _request(
+        self, model: str, call: Mapping[str, Any]
+    ) -> tuple[Prepared, Request, Models]:
         litellm_params = call.get("litellm_params") or {}
         optional = call["optional_params"]
         router = proxy_router() or self._router
         prepared = _prepared(model, litellm_params, optional, router)
+        if prepared is not current.get():
+            await _check_unprepared(prepared, litellm_params)
         client = read_sampling({**optional, **prepared.fields})
         limits = prepared.settings.limits()
         timeout = _seconds(call.get("timeout"))
@@ -103,7 +108,7 @@ class Provider(CustomLLM):
             on_error=prepared.settings.on_error,
             progress=prepared.settings.progress,
         )
-        caller = read_caller(litellm_params, prepared.user)
+        caller = read_caller(litellm_params, prepared.user, prepared.cache)
         return prepared, request, _models(router, caller)
 
 
@@ -146,18 +151,49 @@ def _prepared(
     if prepared is not None and group == prepared.deployment:
         return prepared
     named = naming.from_deployment(model)
-    if router is not None and any(
-        alias_model(found) is not None for found in deployments(router, named.base)
-    ):
-        raise RequestRejected(f"the base model {named.base!r} is itself an alias", param="model")
     temperature = optional.get("temperature")
+    plan = resolve(expression.parse(named.expression), temperature=temperature)
+    if router is not None:
+        if any(alias_model(found) is not None for found in deployments(router, named.base)):
+            raise RequestRejected(
+                f"the base model {named.base!r} is itself an alias", param="model"
+            )
+        check_named(plan, router)
     return Prepared(
-        plan=resolve(expression.parse(named.expression), temperature=temperature),
+        plan=plan,
         base=named.base,
         settings=alias_settings(litellm_params),
         deployment=group,
         requested=group,
     )
+
+
+async def _check_unprepared(prepared: Prepared, litellm_params: Mapping[str, Any]) -> None:
+    """Refuse what a proxy's client reaches past the hook and the hook would not have let it have.
+
+    That is an alias named as a fallback, or as one of several models separated by commas; by those
+    ways it could also spell a plan of its own, which nobody has checked.
+
+    Raises:
+        RequestRejected: the plan is spelt in the request, not in the configuration.
+        ProviderFailed: LiteLLM's own refusal of the base model.
+    """
+    router = proxy_router()
+    if router is None:
+        return
+    info = litellm_params.get("model_info") or {}
+    deployment = router.get_deployment(model_id=str(info.get("id")))
+    if deployment is not None and "*" in deployment.litellm_params.model:
+        raise RequestRejected(
+            "an approach before a model can only be asked for by itself: not as a fallback, nor as "
+            "one of several models",
+            param="model",
+        )
+    metadata = litellm_params.get("litellm_metadata") or litellm_params.get("metadata") or {}
+    key = metadata.get("user_api_key_auth")
+    if isinstance(key, UserAPIKeyAuth) and not alias_settings(litellm_params).inherit_access:
+        with as_sample_errors():
+            await check_access(prepared.base, key, router)
 
 
 def _seconds(timeout: object) -> float | None:

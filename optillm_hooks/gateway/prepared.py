@@ -33,6 +33,9 @@ class Prepared:
     fields: Fields = field(default_factory=dict[str, Json])
     """Fields of the client's request that LiteLLM does not carry to a provider on this route."""
 
+    cache: Fields = field(default_factory=dict[str, Json])
+    """What the client says of LiteLLM's cache; it holds for the inner calls."""
+
     route: Route = "chat"
     trace: Trace = field(default_factory=Trace)
     outcome: Outcome | None = None

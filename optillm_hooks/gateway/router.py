@@ -1,6 +1,7 @@
 """What we ask LiteLLM's router: which names exist, what they are, what they cost."""
 
 import sys
+from types import ModuleType
 from typing import Any
 
 import litellm
@@ -15,10 +16,14 @@ _MOST_CHOICES = 128
 """The most choices that OpenAI's API takes in one call."""
 
 
+def proxy_module() -> ModuleType | None:
+    """Return LiteLLM's module of the proxy that this process runs, or None outside a proxy."""
+    return sys.modules.get("litellm.proxy.proxy_server")
+
+
 def proxy_router() -> Router | None:
     """Return the router of the proxy that this process runs, or None outside a proxy."""
-    proxy = sys.modules.get("litellm.proxy.proxy_server")
-    return getattr(proxy, "llm_router", None)
+    return getattr(proxy_module(), "llm_router", None)
 
 
 def deployments(router: Router, name: str) -> list[dict[str, Any]]:
@@ -29,6 +34,15 @@ def deployments(router: Router, name: str) -> list[dict[str, Any]]:
 def is_configured(router: Router, name: str) -> bool:
     """Return whether `name` stands in the configuration itself, not only under a wildcard."""
     return name in router.model_names or name in (router.model_group_alias or {})
+
+
+def is_served(router: Router, name: str) -> bool:
+    """Return whether something serves `name`: also under a wildcard, by its id, or for a team."""
+    return (
+        bool(deployments(router, name))
+        or router.has_model_id(name)
+        or name in router.team_public_model_names
+    )
 
 
 def alias_model(deployment: dict[str, Any]) -> str | None:

@@ -16,6 +16,9 @@ from optillm_hooks.gateway.router import ModelFacts
 from optillm_hooks.llm import Price
 from optillm_hooks.types import Chat, Completion, Delta, Sampling, Usage
 
+_BYTES_PER_TOKEN = 3
+"""Of text that cannot be counted; English has about four."""
+
 
 class RouterLLM:
     """A model group, asked on a caller's account. Without a router, LiteLLM's SDK is asked."""
@@ -40,9 +43,16 @@ class RouterLLM:
 
     def count_tokens(self, chat: Chat, sampling: Sampling, /) -> int:
         tools = sampling.fields.get("tools")
-        counted: int = litellm.token_counter(
-            model=self.model, messages=write_chat(chat), tools=tools or None
-        )
+        messages = write_chat(chat)
+        try:
+            counted: int = litellm.token_counter(
+                model=self.model,
+                messages=messages,
+                tools=tools or None,
+                use_default_image_token_count=True,  # or it would fetch each image, and block
+            )
+        except Exception:  # parts that LiteLLM cannot count, such as files and audio
+            return sum(len(message.text.encode()) for message in chat) // _BYTES_PER_TOKEN
         return counted
 
     async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
@@ -88,8 +98,10 @@ class RouterLLM:
             "messages": write_chat(chat),
             "metadata": dict(self._caller.metadata),
         }
-        if sampling.sample and litellm.cache is not None:
-            request["cache"] = {"namespace": f"optillm-sample-{sampling.sample}"}
+        if litellm.cache is not None:
+            request["cache"] = dict(self._caller.cache)
+            if sampling.sample:
+                request["cache"]["namespace"] = f"optillm-sample-{sampling.sample}"
         return request
 
     @staticmethod

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from optillm_hooks import expression
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway import naming
-from optillm_hooks.gateway.router import alias_model, deployments, is_configured
+from optillm_hooks.gateway.router import alias_model, deployments, is_configured, is_served
 from optillm_hooks.gateway.tags import read_tags
 from optillm_hooks.plan import Plan, resolve
 from optillm_hooks.registry import all_approaches
@@ -102,6 +102,7 @@ def select(request: dict[str, Any], router: Router, settings: Settings) -> Selec
     plan = resolve(tree, given=_given(params), temperature=_temperature(request))
     plan = _with_body_fields(plan, tree, params, request)
     _check_form(plan, source, settings)
+    check_named(plan, router)
     asked = _valid(LimitSettings, limits or {}, "optillm_limits")
     return Selection(
         plan=plan,
@@ -134,7 +135,7 @@ def _target(requested: str, router: Router, settings: Settings) -> _Target:
 def _hint_unknown_prefix(requested: str, router: Router) -> None:
     """Refuse `foo-gpt-4o` where `gpt-4o` is configured and nothing serves the whole name."""
     slug, dash, rest = requested.partition("-")
-    if dash and is_configured(router, rest) and not deployments(router, requested):
+    if dash and is_configured(router, rest) and not is_served(router, requested):
         known = ", ".join(approach.name for approach in all_approaches())
         raise RequestRejected(
             f"unknown approach {slug!r} before the model {rest!r}; known: {known}", param="model"
@@ -177,6 +178,24 @@ def _check_base(requested: str, target: _Target, router: Router) -> None:
         raise RequestRejected(
             f"no model {target.base!r} is configured (asked for as {requested!r})", param="model"
         )
+
+
+def check_named(plan: Plan, router: Router) -> None:
+    """Refuse parameters that name no model, or an alias of ours: a plan that runs plans has no end.
+
+    Raises:
+        RequestRejected: the message names the model.
+    """
+    for model in sorted(plan.model_groups):
+        found = deployments(router, model)
+        if any(alias_model(deployment) is not None for deployment in found):
+            raise RequestRejected(
+                f"the model {model!r} is itself an alias of an approach: parameters can only name "
+                "ordinary models",
+                param="optillm_params",
+            )
+        if not found:
+            raise RequestRejected(f"no model {model!r} is configured", param="optillm_params")
 
 
 def _given(params: object) -> dict[str, dict[str, object]]:

@@ -1,0 +1,275 @@
+"""Ways around the hook and its limits, tried from outside: each must be shut."""
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.proxy import Proxy, alias, hooked_config, model_group
+from tests.upstream import Call, Script, Status, Upstream, at
+
+KEYS: dict[str, dict[str, object]] = {
+    "sk-all": {"models": []},
+    "sk-forms": {"models": ["other", "optillm/*"]},
+    "sk-alias": {"models": ["other", "careful", "lent"]},
+    **{
+        f"sk-model-budget-{number}": {
+            "models": [],
+            "model_max_budget": {"base": {"budget_limit": 1e-9, "time_period": "1d"}},
+        }
+        for number in range(5)
+    },
+    "sk-team": {"models": [], "team_id": "t", "team_models": []},
+}
+ROUTES = ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/completions"]
+_number = count()
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
+    team = model_group("hidden", upstream.url)
+    team["model_info"] = {"team_id": "t", "team_public_model_name": "prod-base"}
+    numbered = model_group("numbered", upstream.url)
+    numbered["model_info"] = {"id": "eu-base"}
+    any_name = model_group("served/*", upstream.url)
+    any_name["litellm_params"]["model"] = "openai/*"
+    models = [
+        model_group("base", upstream.url),
+        model_group("other", upstream.url),
+        team,
+        numbered,
+        any_name,
+        alias("careful", "re2"),
+        alias("lent", "re2", inherit_access=True),
+        alias("covered", "re2"),
+        alias("counted", "re2", max_tokens_total=5000),
+    ]
+    config = hooked_config(models, cache=True, cache_params={"type": "local"})
+    config["router_settings"]["fallbacks"] = [{"covered": ["other"]}]
+    with Proxy(config, tmp_path_factory.mktemp("proxy"), keys=KEYS) as running:
+        yield running
+
+
+def fresh() -> str:
+    """Return a question that no cache knows."""
+    return f"What is 6 times {next(_number)}?"
+
+
+def ask(
+    proxy: Proxy,
+    model: str,
+    *,
+    key: str = "sk-all",
+    route: str = ROUTES[0],
+    text: str | None = None,
+    **fields: Any,
+) -> httpx.Response:
+    question = text or fresh()
+    asked: dict[str, object] = {"messages": [{"role": "user", "content": question}]}
+    if route == "/v1/messages":
+        asked["max_tokens"] = 99
+    if route == "/v1/responses":
+        asked = {"input": question}
+    if route == "/v1/completions":
+        asked = {"prompt": question}
+    return proxy.post(route, {"model": model, **asked, **fields}, key=key)
+
+
+def asked_models(upstream: Upstream) -> list[str]:
+    return [call.body["model"] for call in upstream.calls]
+
+
+def by_number(call: Call, choice: int) -> str:
+    return f"{call.body['model']}, call {call.index}, choice {choice}"
+
+
+@pytest.mark.parametrize(
+    ("key", "hidden"),
+    [
+        pytest.param("sk-forms", "optillm/re2/base", id="a plan spelt in the request"),
+        pytest.param("sk-all", "optillm/bon(n=9)/base", id="so with access, past the limits"),
+        pytest.param("sk-alias", "careful", id="an alias that lends nothing"),
+    ],
+)
+def test_no_plan_comes_in_beside_another_model(
+    proxy: Proxy, upstream: Upstream, key: str, hidden: str
+) -> None:
+    upstream.play(Script())
+    ask(proxy, f"other,{hidden}", key=key)
+    assert asked_models(upstream) == ["other"]
+    upstream.play(Script(fault=at({0: Status(500)})))
+    refused = ask(proxy, "other", key=key, fallbacks=[hidden])
+    assert refused.status_code == 500
+    assert asked_models(upstream) == ["other"]
+
+
+def test_an_alias_is_a_fallback_for_who_may_call_its_base_or_is_lent_it(
+    proxy: Proxy, upstream: Upstream
+) -> None:
+    for key, fallback in (("sk-all", "careful"), ("sk-alias", "lent")):
+        upstream.play(Script(fault=at({0: Status(500)})))
+        assert ask(proxy, "other", key=key, fallbacks=[fallback]).status_code == 200
+        assert asked_models(upstream) == ["other", "base"]
+
+
+@pytest.mark.parametrize(
+    ("model", "approach"),
+    [
+        ("careful", "bon(n=2;judge=careful)"),
+        ("base", "bon(judge=careful)"),
+        ("base", "moa(models=[base, careful])"),
+        ("base", "re2&moa(aggregator=careful)"),
+        ("base", 'bon(judge="optillm/*")'),
+        ("base", 'bon(judge="optillm/re2/base")'),
+    ],
+)
+def test_a_plan_cannot_name_plans_as_its_models(
+    proxy: Proxy, upstream: Upstream, model: str, approach: str
+) -> None:
+    upstream.play(Script(reply=by_number))
+    refused = ask(proxy, model, optillm_approach=approach)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "optillm_params"
+    assert upstream.calls == []
+
+
+def test_a_judge_may_be_a_model_under_a_wildcard(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.play(Script(reply=by_number))
+    answer = ask(proxy, "base", optillm_approach='bon(n=2;judge="served/judge")')
+    assert answer.status_code == 200
+    assert set(asked_models(upstream)) == {"base", "judge"}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_cached_answer_is_never_another_plans(
+    proxy: Proxy, upstream: Upstream, route: str, stream: bool
+) -> None:
+    upstream.play(Script(reply=by_number))
+    text = fresh()
+    for model in ("re2-base", "re2-other", "re2(think=true)-base"):
+        assert ask(proxy, model, route=route, text=text, stream=stream).status_code == 200
+    assert asked_models(upstream) == ["base", "other", "base"]
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"seed": "abc"},
+        {"seed": [1]},
+        {"seed": True},
+        {"stop": 5},
+        {"stop": [5]},
+        {"stop": {"a": 1}},
+        {"temperature": "hot"},
+        {"top_p": [1]},
+        {"max_tokens": "5"},
+        {"max_tokens": 0},
+        {"max_tokens": -1_000_000},
+        {"max_completion_tokens": 1.5},
+        {"allowed_openai_params": 5},
+        {"allowed_openai_params": "tools"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("model", ["bon-base", "counted"])
+def test_a_field_of_the_wrong_type_is_refused(
+    proxy: Proxy, upstream: Upstream, model: str, field: dict[str, Any]
+) -> None:
+    upstream.play(Script())
+    refused = ask(proxy, model, **field)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == next(iter(field))
+    assert upstream.calls == []
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("route", ["/v1/messages", "/v1/responses"])
+@pytest.mark.parametrize(
+    ("model", "fields"), [("re2|none-base", {}), ("re2-base", {"n": 2})], ids=["branches", "n"]
+)
+def test_a_route_without_choices_is_not_given_several(
+    proxy: Proxy,
+    upstream: Upstream,
+    route: str,
+    stream: bool,
+    model: str,
+    fields: dict[str, Any],
+) -> None:
+    upstream.play(Script())
+    refused = ask(proxy, model, route=route, stream=stream, **fields)
+    assert refused.status_code == 400
+    assert "this route has one answer" in refused.json()["error"]["message"]
+    assert upstream.calls == []
+
+
+def test_a_name_with_a_line_break_writes_no_header(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.play(Script())
+    answer = ask(proxy, "re2-served/x\r\nx-evil: 1")
+    assert answer.status_code == 200
+    assert answer.headers["x-optillm-base-model"] == "served/x??x-evil: 1"
+    assert "x-evil" not in answer.headers
+
+
+PARTS: list[dict[str, object]] = [
+    {"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/x.png", "detail": "high"}},
+    {"type": "image_url", "image_url": {"url": "no address", "detail": "high"}},
+    {"type": "input_audio", "input_audio": {"data": "aa", "format": "wav"}},
+    {"type": "file", "file": {"file_id": "f"}},
+]
+
+
+@pytest.mark.parametrize("part", PARTS, ids=["image", "broken image", "audio", "file"])
+def test_a_limit_on_tokens_bears_with_content_that_cannot_be_counted(
+    proxy: Proxy, upstream: Upstream, part: dict[str, object]
+) -> None:
+    upstream.play(Script())
+    content = [{"type": "text", "text": fresh()}, part]
+    body = {"model": "counted", "messages": [{"role": "user", "content": content}]}
+    assert proxy.post(ROUTES[0], body, key="sk-all").status_code == 200
+    assert upstream.calls[0].messages[-1]["content"][-1] == part
+
+
+@pytest.mark.parametrize(("key", "model"), [("sk-team", "prod-base"), ("sk-all", "eu-base")])
+def test_a_model_that_litellm_knows_by_another_name_is_no_misspelt_approach(
+    proxy: Proxy, upstream: Upstream, key: str, model: str
+) -> None:
+    upstream.play(Script())
+    assert ask(proxy, model, key=key).status_code == 200
+    assert len(upstream.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "model", "fields"),
+    [
+        (0, "re2-base", {}),
+        (1, "none-base", {}),
+        (2, "careful", {}),
+        (3, "base", {"optillm_approach": "re2"}),
+        (4, "re2-other", {"optillm_approach": "moa(aggregator=base)"}),
+    ],
+    ids=["prefix", "none", "alias", "body field", "named model"],
+)
+def test_a_spent_budget_of_the_base_model_stops_every_form(
+    proxy: Proxy, upstream: Upstream, number: int, model: str, fields: dict[str, Any]
+) -> None:
+    upstream.play(Script())
+    key = f"sk-model-budget-{number}"
+    assert ask(proxy, "base", key=key).status_code == 200
+    proxy.settle()
+    refused = ask(proxy, model, key=key, **fields)
+    assert (refused.status_code, refused.json()["error"]["type"]) == (422, "budget_exceeded")
+    assert len(upstream.calls) == 1
+
+
+def test_an_operators_fallback_is_told(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.play(Script(fault=at({0: Status(500)})))
+    answer = ask(proxy, "covered")
+    assert asked_models(upstream) == ["base", "other"]
+    assert answer.status_code == 200
+    assert answer.headers["x-optillm-degraded"] == "fallback"
+    assert "x-should-retry" not in answer.headers
+    upstream.play(Script())
+    assert "x-optillm-degraded" not in ask(proxy, "covered").headers

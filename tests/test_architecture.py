@@ -1,0 +1,258 @@
+"""What may import what, who may start tasks or read the environment, and what loading costs."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from litellm.proxy.types_utils.utils import get_instance_fn
+
+import optillm_hooks
+from optillm_hooks import gateway, local_provider
+
+PACKAGE = Path(optillm_hooks.__file__).parent
+CONFIG = PACKAGE.parent / "litellm_config.yaml"
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text())
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+EVERY = pytest.mark.parametrize("module", MODULES)
+
+LAYERS = [
+    {"types", "errors", "answers", "items", "sections", "formulas", "search"},
+    {
+        "llm",
+        "expression",
+        "deltas",
+        "prompts",
+        "formats",
+        "sandbox",
+        "equivalence",
+        "local_provider",
+    },
+    {"context", "voting", "solver"},
+    {"fanout", "registry"},
+    {"judging", "plan", "settings"},
+    {"approaches"},
+    {"pipeline", "catalogue"},
+    {"gateway", "serve", "__init__"},
+]
+"""A module imports from layers before its own, and from its own package."""
+
+RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+HEAVY = ("torch", "transformers", "z3", "sympy")
+
+
+def top(module: str) -> str:
+    return module.split(".")[0]
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Yield the full name of everything that is imported, within functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(module: str) -> set[str]:
+    """Return the parts of the package that a module imports, by the name of their layer."""
+    found = [name.split(".") for name in imports(MODULES[module])]
+    return {parts[1] for parts in found if parts[0] == "optillm_hooks" and parts[1] in RANKS}
+
+
+def foreign_imports(module: str) -> set[str]:
+    return {name.split(".")[0] for name in imports(MODULES[module])}
+
+
+@EVERY
+def test_imports_go_one_way(module: str) -> None:
+    here = top(module)
+    assert here in RANKS, f"say in LAYERS where {here} stands"
+    wrong = {name for name in own_imports(module) if RANKS[name] >= RANKS[here] and name != here}
+    assert not wrong
+
+
+def test_every_layer_has_its_modules() -> None:
+    assert {top(module) for module in MODULES} == set(RANKS)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("approaches.")])
+def test_an_approach_is_one_file(module: str) -> None:
+    others = {
+        name for name in imports(MODULES[module]) if name.startswith("optillm_hooks.approaches")
+    }
+    assert not others
+
+
+def test_the_grammar_knows_no_approach_and_the_local_provider_no_pipeline() -> None:
+    assert own_imports("expression") == {"errors"}
+    for module in MODULES:
+        if top(module) == "local_provider":
+            assert own_imports(module) <= {"types", "errors", "local_provider"}, module
+
+
+@EVERY
+def test_only_the_gateway_and_the_local_handler_import_litellm(module: str) -> None:
+    may = top(module) == "gateway" or module == "local_provider.custom_llm"
+    assert may or "litellm" not in foreign_imports(module)
+
+
+@EVERY
+def test_only_the_local_provider_imports_torch(module: str) -> None:
+    may = top(module) == "local_provider"
+    assert may or not {"torch", "transformers"} & foreign_imports(module)
+
+
+@EVERY
+def test_heavy_packages_are_imported_where_they_are_used(module: str) -> None:
+    """Of the solver and the local provider, the parts that a process or a first call loads."""
+    if top(module) in ("solver", "local_provider"):
+        return
+    at_once = [n for n in MODULES[module].body if isinstance(n, ast.Import | ast.ImportFrom)]
+    assert not {name.split(".")[0] for node in at_once for name in imports(node)} & set(HEAVY)
+
+
+@EVERY
+def test_only_the_settings_read_the_environment(module: str) -> None:
+    if module in ("settings", "serve"):
+        return
+    found = [
+        node
+        for node in ast.walk(MODULES[module])
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv")
+    ]
+    assert not found
+    assert not {"os.environ", "os.environb", "os.getenv"} & set(imports(MODULES[module]))
+
+
+STARTERS = {
+    "create_task", "ensure_future", "TaskGroup", "run_coroutine_threadsafe", "new_event_loop",
+    "run_until_complete", "to_thread", "run_in_executor",
+}  # fmt: skip
+OF_ASYNCIO = {"gather", "run", "Runner", "wait_for", "as_completed"}
+"""Names that others use too, so that they count only as asyncio's."""
+
+ALLOWED = {
+    "fanout": {"create_task", "TaskGroup"},
+    "gateway.custom_llm": {"run"},  # the SDK's synchronous function has no loop of its own
+}
+
+
+@EVERY
+def test_only_the_fanout_starts_tasks(module: str) -> None:
+    found = set()
+    for node in ast.walk(MODULES[module]):
+        if isinstance(node, ast.Attribute):
+            of_asyncio = isinstance(node.value, ast.Name) and node.value.id == "asyncio"
+            if node.attr in STARTERS or (of_asyncio and node.attr in OF_ASYNCIO):
+                found.add(node.attr)
+    found |= {
+        name.removeprefix("asyncio.")
+        for name in imports(MODULES[module])
+        if name.removeprefix("asyncio.") in STARTERS | OF_ASYNCIO
+    }
+    assert found <= ALLOWED.get(module, set())
+
+
+@EVERY
+def test_nothing_sleeps_or_evaluates(module: str) -> None:
+    """No code out of a model's mouth, and no blocking of the event loop."""
+    names = {
+        node.func.id
+        for node in ast.walk(MODULES[module])
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    assert not names & {"eval", "exec", "compile", "__import__"}
+    assert (
+        "time.sleep"
+        not in {
+            ast.unparse(node.func)
+            for node in ast.walk(MODULES[module])
+            if isinstance(node, ast.Call)
+        }
+        or module == "serve"
+    )
+
+
+def loaded(statements: str) -> dict[str, object]:
+    """Run `statements` in a new process; return what `print(json.dumps(...))` there says."""
+    done = subprocess.run(
+        [sys.executable, "-c", statements],
+        env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_importing_the_package_loads_no_heavy_one_and_not_litellm() -> None:
+    found = loaded(
+        "import json, sys, optillm_hooks, optillm_hooks.approaches, optillm_hooks.pipeline;"
+        f"print(json.dumps({{n: n in sys.modules for n in ('litellm', *{HEAVY!r})}}))"
+    )
+    assert found == dict.fromkeys(("litellm", *HEAVY), False)
+
+
+def test_the_proxys_entries_load_no_heavy_package_and_little_time_beyond_litellm() -> None:
+    """Seconds of CPU, which other processes of the machine do not change much."""
+    theirs = sorted(
+        {
+            node.module
+            for tree in MODULES.values()
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module
+            if top(node.module) in ("litellm", "openai", "pydantic", "fastapi", "yaml")
+        }
+    )
+    found = loaded(
+        f"import json, sys, time, {', '.join(theirs)};"
+        "before = set(sys.modules); started = time.process_time();"
+        "import optillm_hooks.gateway, optillm_hooks.local_provider;"
+        "took = time.process_time() - started;"
+        f"heavy = [n for n in {HEAVY!r} if n in set(sys.modules) - before];"
+        "print(json.dumps({'took': took, 'heavy': heavy}))"
+    )
+    assert found["heavy"] == []
+    assert isinstance(found["took"], float)
+    assert found["took"] < 0.5
+
+
+def names_in_the_config() -> list[str]:
+    settings = yaml.safe_load(CONFIG.read_text())["litellm_settings"]
+    handlers = [entry["custom_handler"] for entry in settings["custom_provider_map"]]
+    return [*handlers, *(name for name in settings["callbacks"] if "." in name)]
+
+
+def test_the_names_of_the_config_are_the_imported_objects() -> None:
+    expected = {
+        "optillm_hooks.gateway.hook": gateway.hook,
+        "optillm_hooks.gateway.provider": gateway.provider,
+        "optillm_hooks.local_provider.provider": local_provider.provider,
+    }
+    assert set(names_in_the_config()) == set(expected)
+    for name, instance in expected.items():
+        assert get_instance_fn(name, config_file_path=str(CONFIG)) is instance
+        assert get_instance_fn(name) is instance
+
+
+def test_litellm_finds_the_hook_in_its_own_class() -> None:
+    """It skips a callback that merely inherits the method."""
+    assert "async_pre_call_hook" in vars(type(gateway.hook))
+
+
+@pytest.mark.parametrize("package", ["gateway", "local_provider"])
+def test_no_module_bears_the_name_of_an_instance(package: str) -> None:
+    """Importing it would put the module where the YAML's name expects the instance."""
+    taken = {module.split(".")[1] for module in MODULES if module.startswith(f"{package}.")}
+    assert not taken & {"hook", "provider"}

@@ -1,0 +1,344 @@
+"""What holds for every registered approach, whoever wrote it."""
+
+import asyncio
+import itertools
+import random
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+import optillm_hooks.approaches  # noqa: F401 (registers them)
+from optillm_hooks.context import Limits, Trace
+from optillm_hooks.errors import (
+    BudgetExceeded,
+    EmptyCompletion,
+    ProviderFailed,
+    SampleError,
+    SamplesFailed,
+)
+from optillm_hooks.expression import parse
+from optillm_hooks.local_provider.decoding import FIELD as DECODING
+from optillm_hooks.pipeline import Outcome, Request, run
+from optillm_hooks.plan import resolve
+from optillm_hooks.registry import Approach, Cost, all_approaches
+from optillm_hooks.types import Chat, Completion, Fields, Message, Sampling, Usage
+from tests.fakes import HANG, ONE_CALL, AnsweringLLM, Reply, chat
+
+pytestmark = pytest.mark.anyio
+EVERY = pytest.mark.parametrize("approach", all_approaches(), ids=lambda a: a.name)
+
+IMAGE: Fields = {"type": "image_url", "image_url": {"url": "data:,x"}}
+CALLING: Fields = {"tool_calls": [{"id": "1", "type": "function", "function": {"name": "f"}}]}
+CONVERSATION: Chat = (
+    Message("system", "Be terse.", {"name": "operator"}),
+    Message("user", ({"type": "text", "text": "What is in it?"}, IMAGE)),
+    Message("assistant", None, CALLING),
+    Message("tool", "a six and a seven", {"tool_call_id": "1"}),
+    Message("assistant", "Two numbers.", {"name": "model"}),
+    Message("user", ({"type": "text", "text": "What is their product?"}, IMAGE), {"name": "u"}),
+)
+SCRIPT = "```smt2\n(declare-const x Int)\n(assert (= x 42))\n(check-sat)\n```"
+VERDICT = "RATING: 1\nBEST: 1\nVERDICT: CORRECT"
+"""Within every scale, for every way of judging."""
+
+BLIND_DRAFTS = {"rto"}
+"""Approaches some of whose drafts must not know the question: it would give the answer away."""
+
+Change = Callable[[int, str], Reply]
+
+
+class Lenient(AnsweringLLM):
+    """Gives every call something that it can read: to samples, answers that all differ.
+
+    It decodes by whatever method, as a local model does.
+
+    `change` gets the number of the call and that reply, and says what is given instead.
+    """
+
+    def __init__(self, change: Change = lambda _, text: text, *, most_choices: int = 1) -> None:
+        super().__init__(self._reply, fields=[DECODING])
+        self.most_choices = most_choices
+        self._change = change
+        self._numbers = itertools.count()
+
+    def _reply(self, asked: Chat, sampling: Sampling) -> Reply:
+        number = next(self._numbers)
+        if sampling.purpose == "judge":
+            text = VERDICT
+        elif "SMT-LIB" in asked[-1].text:
+            text = SCRIPT
+        else:
+            items = "\n".join(f"{item}. idea {number}.{item}" for item in (1, 2, 3))
+            text = f"Way {number}.\n{items}\nANSWER: {number}"
+        return self._change(number, text)
+
+    async def complete_n(self, asked: Chat, sampling: Sampling, n: int, /) -> Sequence[Completion]:
+        self._replies += [self._answer(asked, sampling) for _ in range(n)]
+        return await super().complete_n(asked, sampling, n)
+
+
+def cost(approach: Approach) -> Cost:
+    """Return what a request for the approach alone costs, by what it declares."""
+    own: Cost = approach.cost(approach.params())
+    last = approach.kind in ("rewriter", "wrapper")  # a plain call ends those
+    return Cost(own.calls + last, own.depth + last)
+
+
+def is_bound(approach: Approach) -> bool:
+    """Return whether the approach says that its cost is a bound: how far it goes is open."""
+    paragraph = approach.doc.split("\nCost:", 1)[-1].split("\n\n", 1)[0]
+    return "at most" in paragraph
+
+
+async def ask(
+    approach: Approach,
+    llm: Lenient,
+    asked: Chat | None = None,
+    trace: Trace | None = None,
+    **how: Any,
+) -> Outcome:
+    how.setdefault("client", Sampling(seed=0))  # or each run searches in another order
+    plan = resolve(parse(approach.name))
+    request = Request(plan=plan, base="base", chat=asked or chat("6 * 7?"), **how)
+    return await run(request, {"base": llm}.__getitem__, trace)
+
+
+async def some_calls(approach: Approach) -> list[int]:
+    """Return the numbers of the calls of a run: the first six, the last, and some between."""
+    calls = (await ask(approach, Lenient())).report.calls
+    return sorted({*range(min(6, calls)), *range(6, calls, 5), calls - 1})
+
+
+# ------------------------------------------------------------------------ what is declared
+
+
+@EVERY
+def test_the_docstring_says_what_it_does_its_source_and_its_cost(approach: Approach) -> None:
+    what, *_ = approach.doc.split("\n\n", 1)
+    assert re.match(r"^\w[\w *²-]*: \S.*\.$", what.replace("\n", " ")), what
+    for paragraph in ("Source:", "Cost:"):
+        assert re.search(rf"^{paragraph} \S", approach.doc, re.MULTILINE), paragraph
+
+
+def _numbers(annotation: object) -> Iterator[object]:
+    """Yield the plain types in an annotation, those within unions too."""
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        for inner in typing.get_args(annotation):
+            yield from _numbers(inner)
+    else:
+        yield origin or annotation
+
+
+def _bounds(field: FieldInfo) -> set[str]:
+    return {
+        name
+        for bound in field.metadata
+        for name in ("ge", "gt", "le", "lt", "max_length")
+        if getattr(bound, name, None) is not None
+    }
+
+
+@EVERY
+def test_every_parameter_has_description_default_and_bounds(approach: Approach) -> None:
+    for name, field in approach.params.model_fields.items():
+        assert (field.description or "").endswith("."), f"{name}: description"
+        assert not field.is_required(), f"{name}: default"
+        bounds = _bounds(field)
+        for kind in _numbers(field.annotation):
+            if kind in (int, float):
+                assert bounds & {"ge", "gt"}, f"{name}: lower bound"
+                assert bounds & {"le", "lt"}, f"{name}: upper bound"
+            elif kind in (tuple, list, dict, set, frozenset):
+                assert "max_length" in bounds, f"{name}: max_length"
+    assert issubclass(approach.params, BaseModel)
+
+
+@EVERY
+def test_defaults_are_within_their_own_bounds(approach: Approach) -> None:
+    defaults = approach.params().model_dump()
+    assert approach.params.model_validate(defaults).model_dump() == defaults
+
+
+@EVERY
+def test_other_names_of_parameters_lead_to_parameters(approach: Approach) -> None:
+    names = set(approach.params.model_fields)
+    for name in set(approach.params.body_fields.values()) - names:
+        approach.params.model_validate({name: {}})  # an object of several parameters
+    assert set(approach.params.model_fields_named) <= names
+    taken = {
+        "model",
+        "messages",
+        "temperature",
+        "top_p",
+        "max_tokens",
+        "n",
+        "stop",
+        "seed",
+        "tools",
+    }
+    assert not taken & set(approach.params.body_fields), "a body field of OpenAI's"
+
+
+# -------------------------------------------------------------------------- what is done
+
+
+@EVERY
+async def test_a_default_run_costs_what_is_declared(approach: Approach) -> None:
+    llm = Lenient()
+    ended = await ask(approach, llm)
+    assert ended.answers[0].text.strip()
+    assert (ended.report.degraded, ended.report.stopped_by) == ((), None)
+    found = Cost(ended.report.calls, ended.report.depth)
+    if is_bound(approach):
+        assert found.calls <= cost(approach).calls
+        assert found.depth <= cost(approach).depth
+    else:
+        assert found == cost(approach)
+
+
+@EVERY
+async def test_every_call_is_counted(approach: Approach) -> None:
+    llm = Lenient()
+    report = (await ask(approach, llm)).report
+    assert report.calls == len(llm.calls) == len(report.trace)
+    assert report.usage == sum([ONE_CALL] * len(llm.calls), start=Usage())
+
+
+@EVERY
+async def test_where_n_is_honoured_it_costs_no_more_calls(approach: Approach) -> None:
+    llm = Lenient(most_choices=8)
+    ended = await ask(approach, llm)
+    assert ended.answers[0].text.strip()
+    assert ended.report.calls == len(llm.calls) <= cost(approach).calls
+
+
+def _images(message: Message) -> list[Fields]:
+    parts = message.content if isinstance(message.content, tuple) else ()
+    return [part for part in parts if part["type"] == "image_url"]
+
+
+@EVERY
+async def test_the_whole_conversation_reaches_every_call(approach: Approach) -> None:
+    """Messages stay where they are; only the system message and the last user turn may grow."""
+    llm = Lenient()
+    tools: Fields = {"tools": [{"type": "function", "function": {"name": "f"}}]}
+    await ask(approach, llm, CONVERSATION, client=Sampling(fields=tools))
+    assert llm.calls
+    for sent, sampling in llm.calls:
+        if approach.name in BLIND_DRAFTS and sampling.purpose == "draft":
+            continue
+        assert [m.role for m in sent[: len(CONVERSATION)]] == [m.role for m in CONVERSATION]
+        for number, (was, now) in enumerate(zip(CONVERSATION, sent, strict=False)):
+            assert now.fields == was.fields
+            if number in (0, len(CONVERSATION) - 1):
+                assert was.text in now.text
+                assert _images(now) == _images(was)
+            else:
+                assert now == was
+        assert "tools" in sampling.fields, "providers refuse tool calls without their tools"
+
+
+@EVERY
+async def test_a_chat_without_a_user_turn_is_no_error(approach: Approach) -> None:
+    await ask(approach, Lenient(), (Message("system", "Greet."),))
+
+
+@EVERY
+async def test_the_same_seed_and_replies_give_the_same_answer(approach: Approach) -> None:
+    client = Sampling(seed=7)
+    first, second = [await ask(approach, Lenient(), client=client) for _ in range(2)]
+    assert first.answers == second.answers
+    assert first.report.notes == second.report.notes
+
+
+# ------------------------------------------------------------------------ what goes wrong
+
+
+@EVERY
+async def test_cancelled_at_any_call_nothing_is_left_running(approach: Approach) -> None:
+    before = asyncio.all_tasks()
+    for hanging in await some_calls(approach):
+
+        def change(number: int, text: str, hanging: int = hanging) -> Reply:
+            return HANG if number == hanging else text
+
+        llm = Lenient(change)
+        task = asyncio.create_task(ask(approach, llm))
+        await llm.until_hanging(1)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert llm.inside == 0
+        assert asyncio.all_tasks() == before
+
+
+BUSY = ProviderFailed("busy", status=429)
+CUT = Completion("So far", finish_reason="length", usage=ONE_CALL)
+
+
+@EVERY
+@pytest.mark.parametrize("bad", [BUSY, "", CUT], ids=["failed", "empty", "cut"])
+async def test_one_bad_reply_is_survived_or_is_the_requests_own_failure(
+    approach: Approach, bad: Reply
+) -> None:
+    for broken in await some_calls(approach):
+
+        def change(number: int, text: str, broken: int = broken) -> Reply:
+            return bad if number == broken else text
+
+        trace = Trace()
+        try:
+            ended = await ask(approach, Lenient(change), trace=trace)
+        except (ProviderFailed, EmptyCompletion):
+            good = [call for call in trace.calls if call.outcome == "ok"]
+            assert all(call.purpose != "answer" for call in good), "an answer was lost"
+        else:
+            assert ended.answers[0].text.strip()
+            assert "stage_failed" not in ended.report.degraded
+
+
+@EVERY
+async def test_when_every_call_fails_the_status_is_the_providers(approach: Approach) -> None:
+    with pytest.raises(SampleError) as caught:
+        await ask(approach, Lenient(lambda *_: BUSY))
+    assert caught.value.status == 429
+
+
+@EVERY
+async def test_every_number_of_calls_is_a_budget(approach: Approach) -> None:
+    for calls in (number + 1 for number in await some_calls(approach)):
+        llm = Lenient()
+        try:
+            ended = await ask(approach, llm, limits=Limits(max_calls=calls))
+        except BudgetExceeded:
+            assert len(llm.calls) == calls
+        except SamplesFailed as exc:
+            assert exc.code == "budget_exceeded"  # noqa: PT017 (one of two ways to end)
+        else:
+            assert ended.answers[0].text.strip()
+            assert "stage_failed" not in ended.report.degraded
+        assert len(llm.calls) <= calls
+
+
+HOSTILE = [
+    " ", "0", "-1", "nan", "inf", "1e999", "9" * 400, "RATING: 1/0", "RATING: -5", "ANSWER:",
+    "ANSWER: \\frac{1}{0}", "ANSWER: \\boxed{", "```smt2\n(", "```smt2\n(check-sat)\n```", "```",
+    "{", "[" * 3000, '{"rating": null}', '{"best": [1]}', "null", "1.", "- \n- \n-", "<", "I can't",
+    "<think>", "</think>", "\x00", "\ud800", "\u202e", "BEST: 9999999999999999", "VERDICT: MAYBE",
+]  # fmt: skip
+
+
+@EVERY
+async def test_no_reply_makes_an_approach_break(approach: Approach) -> None:
+    for seed in range(6):
+        rng = random.Random(seed)
+        ended = await ask(approach, Lenient(lambda _, text: rng.choice([text, *HOSTILE])))  # noqa: B023 (done within the turn)
+        assert "stage_failed" not in ended.report.degraded
+        assert len(ended.answers) == 1
