@@ -37,6 +37,9 @@ MODELS = (
     "re2&moa-base",
     "careful",
 )
+BUDGETED = [(model,) for model in MODELS] + [("base", "re2"), ("base", "moa"), ("base", "moa|bon")]
+"""A model, and an approach in the body if any: only there does LiteLLM know a price beforehand."""
+
 ROUTES: dict[str, dict[str, object]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "6 times 7?"}]},
     "/v1/messages": {"messages": [{"role": "user", "content": "6 times 7?"}], "max_tokens": 99},
@@ -49,7 +52,7 @@ KEYS: dict[str, dict[str, object]] = {
     # Enough for one request, which is let in because nothing is spent yet.
     **{f"sk-poor-{i}": {"models": [], "max_budget": 1e-5} for i in range(5)},
     # A budget makes LiteLLM reserve the most that a request may cost, and settle it afterwards.
-    **{f"sk-rich-{model}": {"models": [], "max_budget": 1000.0} for model in MODELS},
+    **{f"sk-rich-{'+'.join(form)}": {"models": [], "max_budget": 1000.0} for form in BUDGETED},
     "sk-other-only": {"models": ["other"]},
     "sk-prefixes": {"models": ["other", "*-base"]},
     "sk-free-forms": {"models": ["other", "optillm/*", "moa-other"]},
@@ -124,14 +127,15 @@ def test_the_key_is_charged_what_the_provider_bills(
     spending.assert_equals(bill)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("form", BUDGETED, ids="+".join)
 def test_the_budget_counter_of_the_key_ends_at_the_bill(
-    proxy: Proxy, upstream: Upstream, model: str
+    proxy: Proxy, upstream: Upstream, form: tuple[str, ...]
 ) -> None:
     upstream.play(Script(fault=at({1: Status(500)}), n="refused"))
-    key = f"sk-rich-{model}"
+    key, (model, *approach) = f"sk-rich-{'+'.join(form)}", form
+    fields = {"optillm_approach": approach[0]} if approach else {}
     for stream in (False, True, False):
-        ask(proxy, model, key=key, stream=stream)
+        ask(proxy, model, key=key, stream=stream, **fields)
     bill = upstream.bill
     proxy.settle()
     assert proxy.charged(key) == pytest.approx(cost(bill), rel=1e-9)
