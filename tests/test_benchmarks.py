@@ -61,11 +61,11 @@ def test_memory_is_read_after_each_batch(proxies: tuple[Proxy, Proxy], upstream:
 
 @pytest.mark.filterwarnings("ignore:.*ReadOnly:UserWarning")  # of LiteLLM, at its first call
 def test_our_cpu_per_inner_call(upstream: Upstream) -> None:
-    upstream.play(Script())
-    [row] = inner_call_cpu.measure(upstream, plans=("re2",), requests=3)
-    assert row.calls == 1
-    assert 0 < row.own_ms < row.router_ms
-    assert row.own_ms < row.profiled_ms
+    few, many = inner_call_cpu.measure(upstream, plans=("re2", "moa"), requests=3)
+    assert (few.calls, many.calls) == (1, 5)
+    for row in (few, many):
+        assert 0 < row.alone_ms < row.router_ms
+        assert 0 < row.profiled_ms < row.router_ms
 
 
 def test_what_lies_in_the_router_is_not_ours() -> None:

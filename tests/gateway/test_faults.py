@@ -53,6 +53,7 @@ SPOILT: dict[str, Fault] = {"truncated": LENGTH, "no usage": NO_USAGE}
 def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
     models = [
         model_group("base", upstream.url),
+        model_group("single", upstream.url, model="cerebras/single"),  # known not to take n
         *(alias(f"hurried-{name}", name, deadline_s=DEADLINE_S) for name in MANY),
         alias("plainly", "moa", on_error="plain", deadline_s=DEADLINE_S),
     ]
@@ -121,6 +122,16 @@ def test_whatever_the_provider_does_with_n(
 ) -> None:
     upstream.play(Script(n=n))  # type: ignore[arg-type]
     assert_answered(ask(proxy, f"{name}-base"))
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_a_provider_that_is_known_not_to_take_n_is_not_asked_to(
+    proxy: Proxy, upstream: Upstream, name: str
+) -> None:
+    upstream.play(Script(n="refused"))
+    assert_answered(ask(proxy, f"{name}-single"))
+    assert {call.body.get("n", 1) for call in upstream.calls} == {1}
+    assert {call.outcome for call in upstream.calls} == {"answered"}
 
 
 @pytest.mark.parametrize("seed", range(3))
