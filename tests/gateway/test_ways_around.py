@@ -285,3 +285,23 @@ def test_an_aliass_limits_hold_for_whatever_approach_replaces_its_own(
     assert refused.status_code == 400
     assert "max_tokens_total" in refused.json()["error"]["message"]
     assert upstream.calls == []
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "message"),
+    [
+        ("&".join(["re2"] * 3) + "-base", {}, "stands more than 2 times"),
+        ("&".join(["re2"] * 40) + "-base", {}, "at most 32"),
+        ("|".join(["re2"] * 33) + "-base", {}, "at most 32"),
+        ("re2|none-base", {"n": 33}, "is 66, more than the 64 choices"),
+    ],
+    ids=["doubling", "doubling without end", "branches", "branches by n"],
+)
+def test_a_short_name_cannot_start_endless_work(
+    proxy: Proxy, upstream: Upstream, model: str, fields: dict[str, Any], message: str
+) -> None:
+    upstream.play(Script())
+    refused = ask(proxy, model, **fields)
+    assert refused.status_code == 400
+    assert message in refused.json()["error"]["message"]
+    assert upstream.calls == []
