@@ -72,7 +72,7 @@ class Hook(CustomLogger):
             _check_request(data, route, selection.plan, settings.max_choices)
             await _check_access(selection, user_api_key_dict, router)
             _check_price(selection, router)
-            if selection.plan.passes_through and selection.source != "alias":
+            if selection.plan.passes_through and not selection.on_alias:
                 data["model"] = selection.base
                 return data
             return _rewritten(data, selection, route, router)
