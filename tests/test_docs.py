@@ -63,7 +63,8 @@ def test_a_proxy_starts_on_a_configuration(block: Block, tmp_path: Path) -> None
     config = yaml.safe_load(block.text)
     for model in config["model_list"]:
         AliasSettings.model_validate(model.get("model_info", {}).get("optillm", {}))
-    with Proxy(config, tmp_path, env={"OPENAI_API_KEY": "unused"}) as proxy:
+    env = {"OPENAI_API_KEY": "unused"}
+    with Proxy(config, tmp_path, env=env, ledger=False) as proxy:
         listed = {model.id for model in proxy.openai().models.list()}
     assert listed == {m["model_name"] for m in config["model_list"] if "*" not in m["model_name"]}
 

@@ -176,7 +176,7 @@ async def _principles(
     principles = tuple(notes)
     if notes and params.condense:
         try:
-            principles = await _condensed(rules, notes, llm, params, mark)
+            principles = await _condensed(rules, notes, llm, params, mark) or principles
         except SampleError:
             complete = False
     if complete:
@@ -223,7 +223,7 @@ async def _lesson(
     ]
     request = f"{DIAGNOSE}\n{data_notice('case', mark)}\n\n{enclose(shown, 'case', mark)}"
     reply = await llm.complete((*rules, Message("user", request)), Sampling(purpose="judge"))
-    return without_reasoning(reply.text)
+    return without_reasoning(reply.text) or None
 
 
 def _wrong(attempt: str, example: Example) -> bool:

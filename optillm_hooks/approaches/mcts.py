@@ -62,7 +62,9 @@ class MctsParams(Params):
     parallel: int = Field(
         default=2, ge=1, le=16, description="Simulations at once; fewer learn more from each other."
     )
-    temperature: float = Field(default=1.0, ge=0, le=2, description="Of solutions and refinements.")
+    temperature: float = Field(
+        default=1.0, gt=0, le=2, description="Solutions must differ, so 0 is not allowed."
+    )
     judge: str | None = Field(
         default=None, description="Model group that rates solutions; by default the base model."
     )
@@ -79,7 +81,7 @@ Tree = MCTS[Solution | None, int]
 
 
 def _cost(params: MctsParams) -> Cost:
-    waves = math.ceil(params.simulations / params.parallel)
+    waves = math.ceil(params.simulations / min(params.parallel, params.branching**2))
     return Cost(
         calls=2 * (params.branching + params.depth * params.simulations),
         depth=2 + (params.depth + 1) * waves,

@@ -56,7 +56,9 @@ class PvgParams(Params):
         default=3, ge=1, le=16, description="Helpful solutions in each round."
     )
     num_decoys: int = Field(default=1, ge=1, le=16, description="Sneaky solutions in each round.")
-    temperature: float = Field(default=0.7, ge=0, le=2, description="Of the solutions.")
+    temperature: float = Field(
+        default=0.7, gt=0, le=2, description="Solutions must differ, so 0 is not allowed."
+    )
     verifier: str | None = Field(
         default=None, description="Model group that rates solutions; by default the base model."
     )

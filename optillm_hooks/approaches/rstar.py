@@ -160,7 +160,8 @@ def planned(first: Action, actions_left: int, rng: Random) -> list[Action]:
 
 
 def _cost(params: RstarParams) -> Cost:
-    waves = math.ceil(params.num_rollouts / params.parallel)
+    at_once = min(params.parallel, len(allowed(None, params.max_depth)) * params.candidates)
+    waves = math.ceil(params.num_rollouts / at_once)
     return Cost(
         calls=(params.max_depth + 1) * params.num_rollouts, depth=params.max_depth * waves + 1
     )

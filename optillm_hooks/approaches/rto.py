@@ -15,7 +15,7 @@ from pydantic import Field
 
 from optillm_hooks.answers import without_reasoning
 from optillm_hooks.context import Context
-from optillm_hooks.errors import SampleError
+from optillm_hooks.errors import EmptyCompletion, SampleError
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import ask, data_notice, enclose, fence
 from optillm_hooks.registry import Cost, Params, approach
@@ -76,15 +76,22 @@ async def rto(chat: Chat, llm: LLM, params: RtoParams, ctx: Context) -> Answer:
 async def _remade(
     chat: Chat, first: Completion, llm: LLM, params: RtoParams, ctx: Context
 ) -> Completion:
-    """Return the answer to a description of `first`, with nothing of the question in it."""
+    """Return the answer to a description of `first`, with nothing of the question in it.
+
+    Raises:
+        SampleError: one of the two calls failed, or the description says nothing.
+    """
     mark = fence(ctx.rng)
     work = enclose([without_reasoning(first.text)], "work", mark)
     request = f"{DESCRIBE}\n{data_notice('work', mark)}\n\n{work}"
     draft = Sampling(temperature=params.temperature, purpose="draft")
-    description = await llm.complete((Message("user", request),), draft)
+    reply = await llm.complete((Message("user", request),), draft)
+    description = without_reasoning(reply.text)
+    if not description:
+        raise EmptyCompletion
     ctx.progress("second version from a description")
     rules = tuple(message for message in chat if message.role in ("system", "developer"))
-    again = (*rules, Message("user", without_reasoning(description.text)))
+    again = (*rules, Message("user", description))
     return await llm.complete(again, draft)
 
 

@@ -8,9 +8,9 @@ from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy._types import UserAPIKeyAuth
 
 from optillm_hooks.errors import RequestRejected
-from optillm_hooks.gateway.caller import check_access, is_within_budget
+from optillm_hooks.gateway.caller import check_access, check_model_budgets, is_within_budget
 from optillm_hooks.gateway.convert import read_chat, read_sampling
-from optillm_hooks.gateway.failures import to_proxy
+from optillm_hooks.gateway.failures import over_budget, to_proxy
 from optillm_hooks.gateway.naming import PROVIDER
 from optillm_hooks.gateway.prepared import Prepared, Route, current
 from optillm_hooks.gateway.reports import header_values
@@ -78,6 +78,8 @@ class Hook(CustomLogger):
             return _rewritten(data, selection, route, router)
         except RequestRejected as exc:
             raise to_proxy(exc) from None
+        except BudgetExceededError as exc:
+            raise over_budget(exc) from None
 
     def async_post_call_streaming_iterator_hook(
         self,
@@ -99,13 +101,15 @@ class Hook(CustomLogger):
         self,
         data: dict[str, Any],  # noqa: ARG002 (LiteLLM's signature)
         user_api_key_dict: UserAPIKeyAuth,  # noqa: ARG002
-        response: Any,  # noqa: ARG002
+        response: Any,
         request_headers: Mapping[str, str] | None = None,  # noqa: ARG002
         **_: Any,
     ) -> dict[str, str] | None:
         """Return our headers; on a stream, which has only begun, those known by then."""
         prepared = current.get()
-        return None if prepared is None else header_values(prepared)
+        if prepared is None:
+            return None
+        return header_values(prepared, answered=response is not None)
 
 
 async def _named(events: AsyncIterator[Any], model: str) -> AsyncIterator[Any]:
@@ -149,6 +153,7 @@ async def _check_access(selection: Selection, key: UserAPIKeyAuth, router: Route
     for model in (selection.base, *sorted(selection.plan.model_groups)):
         if not await is_within_budget(model, key, router):
             raise BudgetExceededError(current_cost=key.spend, max_budget=key.max_budget)
+        await check_model_budgets(model, key)
 
 
 def _check_price(selection: Selection, router: Router) -> None:

@@ -10,6 +10,8 @@ from litellm.proxy._types import UserAPIKeyAuth
 from litellm.proxy.auth.auth_checks import can_key_call_resolved_model
 from litellm.proxy.auth.fallback_budget import is_token_within_budget_for_model
 
+from optillm_hooks.gateway.router import proxy_module
+
 CALL_ORIGIN = "optillm"
 """Marks inner calls in LiteLLM's logs. The rate limiter skips marked calls and counts the tokens
 of the outer response, which is the sum of theirs: so each token counts once."""
@@ -83,6 +85,35 @@ async def is_within_budget(model: str, key: UserAPIKeyAuth | None, router: Route
         model=model, valid_token=key, llm_router=router
     )
     return within
+
+
+async def check_model_budgets(model: str, key: UserAPIKeyAuth) -> None:
+    """Raise LiteLLM's own refusal if a budget that holds for `model` alone is used up.
+
+    LiteLLM checks them before a request against the name that is asked for, and charges the base.
+    """
+    limiter = getattr(proxy_module(), "model_max_budget_limiter", None)
+    if limiter is None:
+        return
+    if key.model_max_budget:
+        await limiter.is_key_within_model_budget(user_api_key_dict=key, model=model)
+    if key.user_id is not None and key.user_model_max_budget:
+        await limiter.is_user_within_model_budget(
+            user_id=key.user_id, user_model_max_budget=key.user_model_max_budget, model=model
+        )
+    if key.team_id is not None and key.team_model_max_budget:
+        await limiter.is_team_within_model_budget(
+            team_id=key.team_id,
+            team_model_max_budget=key.team_model_max_budget,
+            key_model_max_budget=key.model_max_budget,
+            model=model,
+        )
+    if key.end_user_id is not None and key.end_user_model_max_budget:
+        await limiter.is_end_user_within_model_budget(
+            end_user_id=key.end_user_id,
+            end_user_model_max_budget=key.end_user_model_max_budget,
+            model=model,
+        )
 
 
 async def check_access(model: str, key: UserAPIKeyAuth, router: Router) -> None:

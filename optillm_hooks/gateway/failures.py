@@ -9,7 +9,7 @@ import litellm
 import openai
 from fastapi import HTTPException
 from litellm.exceptions import BlockedPiiEntityError, GuardrailRaisedException
-from litellm.proxy._types import ProxyException
+from litellm.proxy._types import ProxyErrorTypes, ProxyException
 from litellm.types.router import RouterRateLimitError, RouterRateLimitErrorBasic
 
 from optillm_hooks.errors import OptiLLMError, ProviderFailed, RequestRejected
@@ -113,4 +113,14 @@ def to_proxy(error: RequestRejected) -> ProxyException:
     """Return the proxy's exception for a request that the hook refuses: a plain 400."""
     return ProxyException(
         message=str(error), type="invalid_request_error", param=error.param, code=error.status
+    )
+
+
+def over_budget(error: litellm.BudgetExceededError) -> ProxyException:
+    """Return the proxy's exception for a spent budget, as its own checks raise it."""
+    return ProxyException(
+        message=str(error),
+        type=ProxyErrorTypes.budget_exceeded,
+        param=None,
+        code=error.status_code,
     )

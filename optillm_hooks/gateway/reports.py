@@ -27,8 +27,11 @@ def report_object(report: Report) -> dict[str, Json]:
     }
 
 
-def header_values(prepared: Prepared) -> dict[str, str]:
-    """Return the `x-optillm-*` headers: what is known when they are sent."""
+def header_values(prepared: Prepared, *, answered: bool) -> dict[str, str]:
+    """Return the `x-optillm-*` headers: what is known when they are sent.
+
+    Where there is an answer although the plan has failed, it is that of a router's fallback.
+    """
     headers = {"x-optillm-approach": prepared.plan.label, "x-optillm-base-model": prepared.base}
     settings = prepared.settings
     if settings.deadline_s is not None:
@@ -47,7 +50,9 @@ def header_values(prepared: Prepared) -> dict[str, str]:
             headers["x-optillm-stopped-by"] = report.stopped_by
         if report.degraded:
             headers["x-optillm-degraded"] = ",".join(report.degraded)
-    if prepared.error is not None:
+    if prepared.error is not None and answered:
+        headers["x-optillm-degraded"] = "fallback"
+    elif prepared.error is not None:
         headers |= _retry_headers(prepared, prepared.error)
     return {name: _UNSAFE.sub("?", value) for name, value in headers.items()}
 

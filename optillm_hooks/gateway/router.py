@@ -1,6 +1,7 @@
 """What we ask LiteLLM's router: which names exist, what they are, what they cost."""
 
 import sys
+from types import ModuleType
 from typing import Any
 
 import litellm
@@ -15,10 +16,14 @@ _MOST_CHOICES = 128
 """The most choices that OpenAI's API takes in one call."""
 
 
+def proxy_module() -> ModuleType | None:
+    """Return LiteLLM's module of the proxy that this process runs, or None outside a proxy."""
+    return sys.modules.get("litellm.proxy.proxy_server")
+
+
 def proxy_router() -> Router | None:
     """Return the router of the proxy that this process runs, or None outside a proxy."""
-    proxy = sys.modules.get("litellm.proxy.proxy_server")
-    return getattr(proxy, "llm_router", None)
+    return getattr(proxy_module(), "llm_router", None)
 
 
 def deployments(router: Router, name: str) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optillm_hooks.errors import OptiLLMError, ProviderFailed
-from optillm_hooks.local_provider.chat_format import ChatFormat, Transcript, as_text
+from optillm_hooks.local_provider.chat_format import ChatFormat, ThinkSplitter, Transcript, as_text
 from optillm_hooks.local_provider.decoding.base import Branch, Decoding
 from optillm_hooks.local_provider.decoding.methods import Vocabulary, method
 from optillm_hooks.local_provider.generation import (
@@ -21,6 +21,7 @@ from optillm_hooks.local_provider.generation import (
     Piece,
     PromptTooLong,
     ScoredToken,
+    UnknownModel,
 )
 from optillm_hooks.local_provider.kv_cache import Prefix, Row
 from optillm_hooks.local_provider.measures import Measured, measure
@@ -54,6 +55,9 @@ class Capacity:
     prefix_bytes: int = 512 << 20
     """Most memory for those of prompts that are kept for later requests."""
 
+    reply_tokens: int = 4096
+    """Longest reply to a request that does not bound its own."""
+
 
 @dataclass(eq=False, slots=True)
 class _Active:
@@ -66,6 +70,9 @@ class _Active:
 
     seed: int
     decoding: Decoding
+    thinking: bool
+    """Whether the prompt ends inside a <think> block."""
+
     reading: "_Reading | None" = None
     prefix: Prefix | None = None
     first_logits: Tensor | None = None
@@ -74,6 +81,7 @@ class _Active:
     branches: "list[_Running]" = field(default_factory=list["_Running"])
     opened: int = 0
     drawn: int = 0
+    reasoning_tokens: int = 0
     cached_tokens: int = 0
 
     @property
@@ -174,6 +182,9 @@ class Batch:
 
     def _prepared(self, asked: Job) -> _Active:
         request, runner = asked.generation, self._runner
+        if request.adapter is not None and request.adapter not in runner.adapters.names:
+            known = ", ".join(sorted(runner.adapters.names)) or "none"
+            raise UnknownModel(f"no adapter {request.adapter!r}; this model has: {known}")
         prompt = self._format.encode(request.messages, request.tools)
         room = runner.context - len(prompt)
         if room < 1:
@@ -185,10 +196,11 @@ class Batch:
         if runner.rows.bytes_for(1, len(prompt) + 1) > self._capacity.kv_bytes:
             raise ProviderFailed("the prompt does not fit the engine's memory", status=503)
         seed = request.seed if request.seed is not None else int.from_bytes(os.urandom(8))
-        room = min(room, request.max_tokens or room)
+        room = min(room, request.max_tokens or self._capacity.reply_tokens)
         vocabulary = Vocabulary(self._format.encode_text, self._format.token_bytes)
         decoding = method(request, _question(request.messages), room, vocabulary)
-        return _Active(asked, prompt, room, seed, decoding)
+        thinking = self._format.opens_thinking(prompt)
+        return _Active(asked, prompt, room, seed, decoding, thinking)
 
     def _admit(self) -> None:
         free = self._capacity.rows - sum(job.running for job in self._jobs)
@@ -208,7 +220,7 @@ class Batch:
             else:
                 assert job.prefix is not None  # noqa: S101 (kept as long as branches are wanted)
                 shared = len(job.prompt) >= _SHARED_FROM
-                opened += self._open(job, self._runner.fork(job.prefix, shared=shared))
+                opened += self._open(job, self._fork(job, job.prefix, shared=shared))
         self._first(opened)
 
     def _claim(self, job: _Active) -> int:
@@ -218,12 +230,13 @@ class Batch:
         return self._runner.rows.bytes_for(1, len(job.prompt) + reply)
 
     def _read(self, job: _Active) -> None:
-        hit = self._prefixes.find(job.prompt)
+        adapter = job.generation.adapter
+        hit = self._prefixes.find(job.prompt, adapter)
         if hit is None:
-            job.reading = _Reading(self._runner.begin(None, 0), list(job.prompt))
+            job.reading = _Reading(self._runner.begin(None, 0, adapter), list(job.prompt))
         else:
             job.cached_tokens = hit.tokens
-            row = self._runner.begin(hit.prefix, hit.tokens)
+            row = self._runner.begin(hit.prefix, hit.tokens, adapter)
             job.reading = _Reading(row, job.prompt[hit.tokens :])
 
     def _prompt_read(self, job: _Active, logits: Tensor) -> None:
@@ -232,22 +245,27 @@ class Batch:
         row, job.reading = job.reading.row, None
         job.prefix = self._runner.snapshot(row, job.prompt)
         job.first_logits = logits
-        self._prefixes.add(job.prefix)
+        self._prefixes.add(job.prefix, job.generation.adapter)
         likeliest = logits.softmax(dim=-1).topk(min(_FIRST_TOKENS, len(logits)))
         job.decoding.begin(
             list(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True))
         )
         if job.decoding.wanted > 1 and len(job.prompt) >= _SHARED_FROM:
             self._runner.free(row)
-            row = self._runner.fork(job.prefix, shared=True)
+            row = self._fork(job, job.prefix, shared=True)
         self._first(self._open(job, row))
+
+    def _fork(self, job: _Active, prefix: Prefix, *, shared: bool) -> Row:
+        return self._runner.fork(prefix, shared=shared, adapter=job.generation.adapter)
 
     def _open(self, job: _Active, row: Row) -> list[_Running]:
         branch = job.decoding.open()
         if branch is None:
             self._runner.free(row)
             return []
-        transcript = Transcript(job.opened, self._format, job.generation.stop)
+        transcript = Transcript(
+            job.opened, self._format, job.generation.stop, thinking=job.thinking
+        )
         dice = random.Random(f"{job.seed}:{job.opened}")  # noqa: S311 (no secret)
         job.opened += 1
         running = _Running(job, branch, row, transcript, dice)
@@ -289,15 +307,21 @@ class Batch:
     def _close(self, b: _Running) -> None:
         self._runner.free(b.row)
         b.job.branches.remove(b)
+        b.job.reasoning_tokens += b.transcript.reasoning_tokens
         b.job.decoding.close(b.branch, b.transcript.written(stopped=b.branch.stopped))
 
     def _finish(self, job: _Active) -> None:
         facts: Fields = {}
         if not job.decoding.live:
             outcome = job.decoding.outcome()
-            job.asked.deliver(Piece(0, outcome.text, finish_reason=outcome.finish_reason))
+            splitter = ThinkSplitter(opened=job.thinking)
+            for text, reasoning in (splitter.feed(outcome.text), splitter.close()):
+                job.asked.deliver(Piece(0, text, reasoning))
+            job.asked.deliver(Piece(0, finish_reason=outcome.finish_reason))
             facts = outcome.facts
-        job.asked.deliver(Finished(len(job.prompt), job.drawn, job.cached_tokens, facts))
+        job.asked.deliver(
+            Finished(len(job.prompt), job.drawn, job.cached_tokens, job.reasoning_tokens, facts)
+        )
         self._leave(job)
 
     def _leave(self, job: _Active) -> None:

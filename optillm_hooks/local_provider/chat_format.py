@@ -1,7 +1,7 @@
 """Between conversations and token ids: the chat template, text piece by piece, stop strings."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from tokenizers.decoders import DecodeStream
 
@@ -10,6 +10,7 @@ from optillm_hooks.local_provider.decoding.base import Written
 from optillm_hooks.local_provider.generation import Messages, Piece, ScoredToken, SpelledToken
 from optillm_hooks.types import FinishReason
 
+_THINK, _THOUGHT = "<think>", "</think>"
 _ROLES = {"developer": "system", "function": "tool"}
 
 
@@ -42,6 +43,11 @@ class ChatFormat:
                 f"the model's chat template refuses these messages: {exc}", param="messages"
             ) from exc
         return ids
+
+    def opens_thinking(self, prompt: Sequence[int]) -> bool:
+        """Return whether the reply to `prompt` begins inside a <think> block."""
+        end: str = self._tokenizer.decode(list(prompt[-8:]), skip_special_tokens=False)
+        return end.rstrip().endswith(_THINK)
 
     def encode_text(self, text: str) -> list[int]:
         """Return the ids of `text` alone, without any special token added."""
@@ -145,11 +151,72 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
 
+class Shown(NamedTuple):
+    """A piece of a reply, by what it is."""
+
+    text: str
+    reasoning: str
+
+
+class ThinkSplitter:
+    """Parts a reply that begins with <think> into its reasoning and its text.
+
+    `opened`: the prompt ends with the marker already, as some chat templates have it.
+    """
+
+    def __init__(self, *, opened: bool = False) -> None:
+        self._held = ""
+        self._state: Literal["start", "thinking", "after", "text"] = (
+            "thinking" if opened else "start"
+        )
+
+    @property
+    def thinking(self) -> bool:
+        return self._state == "thinking"
+
+    def feed(self, text: str) -> Shown:
+        """Return what can be shown; the beginning of a marker is held back until it is certain."""
+        self._held += text
+        reasoning = ""
+        if self._state == "start":
+            begun = self._held.lstrip()
+            if _THINK.startswith(begun):
+                return Shown("", "")
+            self._state = "thinking" if begun.startswith(_THINK) else "text"
+            if self._state == "thinking":
+                self._held = begun.removeprefix(_THINK).lstrip("\n")
+        if self._state == "thinking":
+            reasoning, marker, rest = self._held.partition(_THOUGHT)
+            if not marker:
+                keep = len(reasoning) - _overlap(reasoning, _THOUGHT)
+                self._held = reasoning[keep:]
+                return Shown("", reasoning[:keep])
+            self._state, self._held = "after", rest
+        if self._state == "after":
+            self._held = self._held.lstrip("\n")
+            self._state = "text" if self._held else "after"
+        shown, self._held = self._held, ""
+        return Shown(shown, reasoning)
+
+    def close(self) -> Shown:
+        """Return what was held back, now that no more comes."""
+        held, self._held = self._held, ""
+        return Shown("", held) if self.thinking else Shown(held, "")
+
+
 class Transcript:
     """One choice as it is written: takes tokens, gives pieces to show."""
 
-    def __init__(self, choice: int, chat_format: ChatFormat, stop: Sequence[str]) -> None:
+    def __init__(
+        self,
+        choice: int,
+        chat_format: ChatFormat,
+        stop: Sequence[str],
+        *,
+        thinking: bool = False,
+    ) -> None:
         self._choice = choice
+        self._splitter = ThinkSplitter(opened=thinking)
         self._format = chat_format
         self._detokenizer = chat_format.detokenizer()
         self._stop = StopFinder(stop)
@@ -157,6 +224,7 @@ class Transcript:
         self._ends: list[int] = []
         self._shown = ""
         self.ids: list[int] = []
+        self.reasoning_tokens = 0
         self.finish_reason: FinishReason | None = None
 
     def add(self, token: int, scored: ScoredToken | None, *, last: bool) -> Piece | None:
@@ -175,6 +243,7 @@ class Transcript:
             elif last:
                 self.finish_reason = "length"
         self.ids.append(token)
+        self.reasoning_tokens += self._splitter.thinking
         self._ends.append(start + len(written))
         if self.finish_reason is not None:
             text += self._stop.close()
@@ -188,9 +257,13 @@ class Transcript:
 
     def _piece(self, text: str) -> Piece | None:
         self._shown += text
+        shown = self._splitter.feed(text)
+        if self.finish_reason is not None:
+            rest = self._splitter.close()
+            shown = Shown(shown.text + rest.text, shown.reasoning + rest.reasoning)
         ended = self.finish_reason is not None and not self._stop.found
         tokens = [token for start, token in self._waiting if start < len(self._shown) or ended]
         del self._waiting[: len(tokens)]
-        if not text and not tokens and self.finish_reason is None:
+        if not (any(shown) or tokens or self.finish_reason):
             return None
-        return Piece(self._choice, text, tuple(tokens), self.finish_reason)
+        return Piece(self._choice, shown.text, shown.reasoning, tuple(tokens), self.finish_reason)

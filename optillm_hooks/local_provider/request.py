@@ -36,6 +36,7 @@ class ChatRequest(BaseModel):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[dict[str, Any]] | None = None
+    active_adapter: str | None = Field(None, min_length=1, max_length=200)
     optillm_decoding: dict[str, dict[str, Any]] | None = Field(None, min_length=1, max_length=1)
     """A decoding method by name, with its settings."""
 
@@ -56,6 +57,7 @@ class ChatRequest(BaseModel):
             max_tokens=min(limits, default=None),
             stop=tuple(text for text in stop if text),
             seed=self.seed,
+            adapter=self.active_adapter,
             decoding=self._decoding(),
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
@@ -84,6 +86,8 @@ def parse(messages: Messages, fields: Mapping[str, Any]) -> Generation:
     if not messages:
         raise RequestRejected("messages must not be empty", param="messages")
     fields = {**fields, **(fields.get("extra_body") or {})}
+    if fields.get("response_format") == {"type": "text"}:
+        fields.pop("response_format")
     known = {k: v for k, v in fields.items() if k not in _WITHOUT_EFFECT and v is not None}
     try:
         request = ChatRequest.model_validate(known)

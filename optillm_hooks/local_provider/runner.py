@@ -1,6 +1,6 @@
 """The model itself: feeds tokens to rows, gives logits. Only the engine's thread calls it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from optillm_hooks.errors import ProviderFailed
+from optillm_hooks.local_provider.adapters import Adapters
 from optillm_hooks.local_provider.kv_cache import KeyValues, Prefix, Row, Shape, StepPlan
 
 _ATTENTION = "optillm_rows"
@@ -16,7 +17,8 @@ _ATTENTION = "optillm_rows"
 class Runner:
     """A causal language model on one device, with the keys and values of its rows."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, adapters: Mapping[str, str] | None = None) -> None:
+        """`adapters`: folders of LoRA adapters, by the names under which rows choose them."""
         config = model.config
         if {"sliding_attention", "linear_attention"} & set(getattr(config, "layer_types", ())):
             raise ProviderFailed(f"{config.model_type} models have layers that are not supported")
@@ -35,6 +37,7 @@ class Runner:
         """Most tokens of a prompt and its answer together."""
 
         self.rows = KeyValues(self._shape, self.context)
+        self.adapters = Adapters(model, adapters or {})
 
     @torch.inference_mode()
     def step(self, feeds: Sequence[tuple[Row, Sequence[int]]]) -> Tensor:
@@ -44,6 +47,8 @@ class Runner:
             row.length += len(tokens)
         plan = StepPlan([(row, len(tokens)) for row, tokens in feeds], self._shape)
         flat = [token for _, tokens in feeds for token in tokens]
+        of_rows = [row.adapter for row, tokens in feeds for _ in tokens]
+        self.adapters.choose(of_rows, self._shape.device)
         output = self._model(
             input_ids=torch.tensor([flat], device=self._shape.device),
             position_ids=plan.positions[None],

@@ -200,6 +200,18 @@ async def test_lessons_are_used_as_they_are_if_condensing_fails() -> None:
     assert len(again.calls) == 4
 
 
+async def test_lessons_are_used_as_they_are_if_condensing_says_nothing() -> None:
+    llm = ScriptedLLM([solution("5"), "Multiply.", "<think>Hm.</think>", "25"])
+    await answer("leap", CHAT, llm, examples=EXAMPLES[:1])
+    assert "Multiply." in llm.calls[-1][0][-1].text
+
+
+async def test_a_lesson_that_says_nothing_is_none() -> None:
+    llm = ScriptedLLM([solution("5"), "<think>Hm.</think>", "25"])
+    await answer("leap", CHAT, llm, examples=EXAMPLES[:1])
+    assert len(llm.calls) == 3
+
+
 async def test_no_more_principles_than_asked_for() -> None:
     llm = AnsweringLLM(learner)
     ctx = context()

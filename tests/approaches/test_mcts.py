@@ -93,6 +93,7 @@ async def test_the_judge_sees_question_and_solution() -> None:
         pytest.param({"simulations": 3}, 12, 6, id="the last wave is not full"),
         pytest.param({"depth": 3}, 18, 6, id="three refinements in a row"),
         pytest.param({"branching": 5}, 14, 4, id="five first solutions"),
+        pytest.param({"branching": 1}, 6, 6, id="one after another for want of solutions"),
     ],
 )
 async def test_calls_and_critical_path(given: dict[str, int], calls: int, depth: int) -> None:
@@ -250,7 +251,14 @@ async def test_the_order_of_arrival_changes_nothing() -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"simulations": 0}, {"simulations": "two"}, {"depth": 0}, {"exploration": -1}, {"width": 3}],
+    [
+        {"simulations": 0},
+        {"simulations": "two"},
+        {"depth": 0},
+        {"exploration": -1},
+        {"temperature": 0},
+        {"width": 3},
+    ],
     ids=str,
 )
 def test_bad_params_are_refused(bad: dict[str, object]) -> None:

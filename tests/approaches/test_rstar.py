@@ -91,7 +91,7 @@ async def test_the_answer_has_the_highest_value_times_support(seed: int) -> None
     ctx = context(seed=seed)
     llm = AnsweringLLM(reasoner(answers, echo))
     assert (await answer("rstar", CHAT, llm, ctx, **one_by_one)).text[:3] in ("(2)", "(3)", "(4)")
-    assert ctx.trace.events[-1][1] == {"trajectories": 5, "trusted": 5, "support": 0.8}
+    assert ctx.trace.events[-1][1]["support"] == 0.8
 
 
 async def test_nobody_is_asked_where_all_agree() -> None:
@@ -141,13 +141,24 @@ async def test_a_step_is_shown_those_before_it_without_their_thoughts() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_calls_and_critical_path_are_within_the_stated_cost(seed: int) -> None:
-    cost = get_approach("rstar").cost(params("rstar"))
-    assert (cost.calls, cost.depth) == (20, 4)
+@pytest.mark.parametrize(
+    ("given", "calls", "depth"),
+    [
+        pytest.param({}, 20, 4, id="defaults"),
+        pytest.param({"num_rollouts": 8, "parallel": 4}, 32, 7, id="two waves"),
+        pytest.param({"candidates": 1}, 20, 7, id="two waves for want of actions"),
+        pytest.param({"max_depth": 5}, 30, 6, id="longer trajectories"),
+    ],
+)
+async def test_calls_and_critical_path_are_within_the_stated_cost(
+    given: dict[str, int], calls: int, depth: int, seed: int
+) -> None:
+    cost = get_approach("rstar").cost(params("rstar", **given))
+    assert (cost.calls, cost.depth) == (calls, depth)
     ctx = context(seed=seed)
-    await answer("rstar", CHAT, AnsweringLLM(reasoner(["41", "42"] * 3)), ctx)
-    assert ctx.budget.usage.calls <= cost.calls
-    assert ctx.trace.depth <= cost.depth
+    await answer("rstar", CHAT, AnsweringLLM(reasoner(["41", "42"] * 4)), ctx, **given)
+    assert ctx.budget.usage.calls <= calls
+    assert ctx.trace.depth <= depth
 
 
 async def test_rollouts_at_once_begin_with_different_actions() -> None:

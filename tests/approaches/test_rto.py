@@ -95,6 +95,7 @@ async def test_answers_of_several_files_survive() -> None:
     "replies",
     [
         pytest.param([ProviderFailed("502")], id="the description fails"),
+        pytest.param(["<think>Hm.</think>"], id="the description says nothing"),
         pytest.param(["Print one.", ProviderFailed("502")], id="the second version fails"),
         pytest.param(["Print one.", ""], id="the second version is empty"),
         pytest.param(

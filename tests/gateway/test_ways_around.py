@@ -14,6 +14,13 @@ KEYS: dict[str, dict[str, object]] = {
     "sk-all": {"models": []},
     "sk-forms": {"models": ["other", "optillm/*"]},
     "sk-alias": {"models": ["other", "careful", "lent"]},
+    **{
+        f"sk-model-budget-{number}": {
+            "models": [],
+            "model_max_budget": {"base": {"budget_limit": 1e-9, "time_period": "1d"}},
+        }
+        for number in range(5)
+    },
     "sk-team": {"models": [], "team_id": "t", "team_models": []},
 }
 ROUTES = ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/completions"]
@@ -36,9 +43,11 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
         any_name,
         alias("careful", "re2"),
         alias("lent", "re2", inherit_access=True),
+        alias("covered", "re2"),
         alias("counted", "re2", max_tokens_total=5000),
     ]
     config = hooked_config(models, cache=True, cache_params={"type": "local"})
+    config["router_settings"]["fallbacks"] = [{"covered": ["other"]}]
     with Proxy(config, tmp_path_factory.mktemp("proxy"), keys=KEYS) as running:
         yield running
 
@@ -167,7 +176,7 @@ def test_a_cached_answer_is_never_another_plans(
 )
 @pytest.mark.parametrize("model", ["bon-base", "counted"])
 def test_a_field_of_the_wrong_type_is_refused(
-    proxy: Proxy, upstream: Upstream, model: str, field: dict[str, object]
+    proxy: Proxy, upstream: Upstream, model: str, field: dict[str, Any]
 ) -> None:
     upstream.play(Script())
     refused = ask(proxy, model, **field)
@@ -187,7 +196,7 @@ def test_a_route_without_choices_is_not_given_several(
     route: str,
     stream: bool,
     model: str,
-    fields: dict[str, object],
+    fields: dict[str, Any],
 ) -> None:
     upstream.play(Script())
     refused = ask(proxy, model, route=route, stream=stream, **fields)
@@ -230,3 +239,37 @@ def test_a_model_that_litellm_knows_by_another_name_is_no_misspelt_approach(
     upstream.play(Script())
     assert ask(proxy, model, key=key).status_code == 200
     assert len(upstream.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "model", "fields"),
+    [
+        (0, "re2-base", {}),
+        (1, "none-base", {}),
+        (2, "careful", {}),
+        (3, "base", {"optillm_approach": "re2"}),
+        (4, "re2-other", {"optillm_approach": "moa(aggregator=base)"}),
+    ],
+    ids=["prefix", "none", "alias", "body field", "named model"],
+)
+def test_a_spent_budget_of_the_base_model_stops_every_form(
+    proxy: Proxy, upstream: Upstream, number: int, model: str, fields: dict[str, Any]
+) -> None:
+    upstream.play(Script())
+    key = f"sk-model-budget-{number}"
+    assert ask(proxy, "base", key=key).status_code == 200
+    proxy.settle()
+    refused = ask(proxy, model, key=key, **fields)
+    assert (refused.status_code, refused.json()["error"]["type"]) == (422, "budget_exceeded")
+    assert len(upstream.calls) == 1
+
+
+def test_an_operators_fallback_is_told(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.play(Script(fault=at({0: Status(500)})))
+    answer = ask(proxy, "covered")
+    assert asked_models(upstream) == ["base", "other"]
+    assert answer.status_code == 200
+    assert answer.headers["x-optillm-degraded"] == "fallback"
+    assert "x-should-retry" not in answer.headers
+    upstream.play(Script())
+    assert "x-optillm-degraded" not in ask(proxy, "covered").headers

@@ -5,7 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optillm_hooks.errors import RequestRejected
-from optillm_hooks.local_provider.chat_format import ChatFormat, StopFinder, Transcript
+from optillm_hooks.local_provider.chat_format import (
+    ChatFormat,
+    StopFinder,
+    ThinkSplitter,
+    Transcript,
+)
 from optillm_hooks.local_provider.generation import ScoredToken
 
 TEXTS = st.text(alphabet="ab ", max_size=30)
@@ -111,3 +116,33 @@ def test_the_prompt_is_written_by_the_models_own_template(chat_format: ChatForma
 def test_an_image_is_refused(chat_format: ChatFormat) -> None:
     with pytest.raises(RequestRejected, match="text only, not image_url"):
         chat_format.encode([{"role": "user", "content": [{"type": "image_url"}]}])
+
+
+@pytest.mark.parametrize(
+    ("reply", "reasoning", "text"),
+    [
+        ("<think>\nfirst\n</think>\n\nthen", "first\n", "then"),
+        (" <think>cut off", "cut off", ""),
+        ("no <think> here </think>", "", "no <think> here </think>"),
+        ("<thin", "", "<thin"),
+        ("<think></think>x", "", "x"),
+    ],
+    ids=["both", "never closed", "not at the start", "half a marker", "empty"],
+)
+@pytest.mark.parametrize("size", [1, 3, 100], ids="in pieces of {}".format)
+def test_reasoning_is_parted_from_the_text(
+    reply: str, reasoning: str, text: str, size: int
+) -> None:
+    splitter = ThinkSplitter()
+    shown = [splitter.feed(reply[i : i + size]) for i in range(0, len(reply), size)]
+    shown.append(splitter.close())
+    assert "".join(piece.reasoning for piece in shown) == reasoning
+    assert "".join(piece.text for piece in shown) == text
+
+
+def test_a_prompt_that_opens_the_thinking_is_recognised(chat_format: ChatFormat) -> None:
+    prompt = chat_format.encode_text("<|im_start|>assistant\n<think>\n")
+    assert chat_format.opens_thinking(prompt)
+    assert not chat_format.opens_thinking(prompt[:3])
+    splitter = ThinkSplitter(opened=True)
+    assert splitter.feed("so</think>it is") == ("it is", "so")

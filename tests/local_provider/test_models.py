@@ -1,11 +1,13 @@
 """Models out of the operator's YAML: what is found, what is refused, and how one is loaded."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import litellm
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from optillm_hooks.errors import ProviderFailed
@@ -13,6 +15,7 @@ from optillm_hooks.local_provider import models
 from optillm_hooks.local_provider.custom_llm import PROVIDER, LocalProvider
 from optillm_hooks.local_provider.generation import UnknownModel
 from optillm_hooks.local_provider.models import LoadedModel
+from optillm_hooks.local_provider.runner import Runner
 
 pytestmark = [
     # LiteLLM's own use of pydantic.
@@ -84,7 +87,8 @@ async def test_the_router_serves_a_model_by_its_deployments_settings(tiny: Path)
     )
     assert response.usage.completion_tokens == 4
     ((name, spec),) = provider._engines
-    assert (name, spec.path, spec.dtype) == ("tiny", str(tiny), "bfloat16")
+    assert name == "tiny"
+    assert models.ModelSpec.model_validate_json(spec).path == str(tiny)
     with pytest.raises(litellm.ContextWindowExceededError):
         await router.acompletion(
             model="mine", messages=[{"role": "user", "content": "word " * 300}]
@@ -101,3 +105,95 @@ def test_a_model_takes_the_dtype_it_is_told(tiny: Path) -> None:
 def test_a_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(Exception, match=str(tmp_path)):
         models.load(models.find("empty", {"path": str(tmp_path)}))
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Two LoRA adapters of the tiny model, in PEFT's format."""
+    folders = {}
+    generator = torch.Generator().manual_seed(1)
+    for name, alpha in (("a", 8), ("b", 16)):
+        folder: Path = tmp_path_factory.mktemp(name)
+        config = {"peft_type": "LORA", "r": 4, "lora_alpha": alpha, "bias": "none"}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        weights = {}
+        for layer in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"):
+            out = 32 if layer.endswith("q_proj") else 64
+            key = f"base_model.model.{layer}.lora"
+            weights[f"{key}_A.weight"] = torch.randn(4, 32, generator=generator)
+            weights[f"{key}_B.weight"] = torch.randn(out, 4, generator=generator)
+        save_file(weights, folder / "adapter_model.safetensors")
+        folders[name] = str(folder)
+    return folders
+
+
+def merged(tiny: Path, folder: str | None) -> torch.nn.Module:
+    """The reference: the adapter's product added to the weights themselves."""
+    model: torch.nn.Module = LlamaForCausalLM.from_pretrained(tiny)
+    if folder is not None:
+        scale = json.loads((Path(folder) / "adapter_config.json").read_text())["lora_alpha"] / 4
+        weights = load_file(Path(folder) / "adapter_model.safetensors")
+        for key in [key for key in weights if ".lora_A." in key]:
+            layer = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            change = weights[key.replace("lora_A", "lora_B")] @ weights[key]
+            model.get_submodule(layer).weight.data += scale * change
+    return model
+
+
+def test_two_adapters_and_the_base_in_one_batch_are_each_as_if_merged(
+    tiny: Path, adapters: dict[str, str]
+) -> None:
+    spec = models.find("tiny", {"path": str(tiny), "adapters": adapters, "device": "cpu"})
+    runner = Runner(models.load(spec).model, spec.adapters)
+    prompts = {"a": [5, 6, 7, 8], "b": [9, 10], None: [11, 12, 13]}
+    rows = {name: runner.begin(None, 0, name) for name in prompts}
+    runner.step([(rows[name], prompt) for name, prompt in prompts.items()])
+    logits = runner.step([(row, [20]) for row in rows.values()])
+    references = []
+    for (name, prompt), row_logits in zip(prompts.items(), logits, strict=True):
+        folder = adapters[name] if name else None
+        with torch.inference_mode():
+            reference = merged(tiny, folder)(torch.tensor([[*prompt, 20]])).logits[0, -1]
+        assert (row_logits - reference).abs().max() < 1e-4
+        references.append(reference)
+    with torch.inference_mode():
+        base = merged(tiny, None)(torch.tensor([[5, 6, 7, 8, 20]])).logits[0, -1]
+    assert (references[0] - base).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("broken", ["missing", "shape", "kind"])
+def test_a_bad_adapter_is_an_error_when_it_is_loaded(
+    tiny: Path, tmp_path: Path, broken: str
+) -> None:
+    if broken != "missing":
+        kind = "LORA" if broken == "shape" else "IA3"
+        config = {"peft_type": kind, "r": 4, "lora_alpha": 8}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+        key = "base_model.model.model.layers.0.self_attn.q_proj.lora"
+        weights = {f"{key}_A.weight": torch.ones(4, 99), f"{key}_B.weight": torch.ones(32, 4)}
+        save_file(weights, tmp_path / "adapter_model.safetensors")
+    spec = models.find("tiny", {"path": str(tiny), "adapters": {"x": str(tmp_path)}})
+    with pytest.raises(ProviderFailed, match="adapter 'x'"):
+        models.start(spec)
+
+
+@pytest.mark.anyio
+async def test_a_name_with_a_plus_sign_uses_the_adapter_in_the_same_engine(
+    tiny: Path, adapters: dict[str, str]
+) -> None:
+    provider = LocalProvider()
+    info = {"model_info": {"optillm_local": {"path": str(tiny), "adapters": adapters}}}
+    call: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "Hi"}],
+        "optional_params": {"temperature": 0, "max_tokens": 8},
+        "litellm_params": info,
+    }
+    base = await provider.acompletion("tiny", **call)
+    adapted = await provider.acompletion("tiny+b", **call)
+    chosen = {**call, "optional_params": {**call["optional_params"], "active_adapter": "b"}}
+    by_field = await provider.acompletion("tiny", **chosen)
+    assert adapted.choices[0].message.content == by_field.choices[0].message.content
+    assert adapted.choices[0].message.content != base.choices[0].message.content
+    assert len(provider._engines) == 1
+    with pytest.raises(litellm.NotFoundError, match="no adapter 'c'; this model has: a, b"):
+        await provider.acompletion("tiny+c", **call)

@@ -22,7 +22,7 @@ def _no_rows_left(runner: Runner) -> Iterator[None]:
 
 @pytest.fixture
 def prompts(chat_format: ChatFormat) -> list[list[int]]:
-    questions = ["Hi", "What is the capital of France?", "Tell me about a river. " * 60]
+    questions = ["Hi", "What is the capital of France?", "Tell me about a river. " * 22]
     return [chat_format.encode([{"role": "user", "content": q}]) for q in questions]
 
 
@@ -57,8 +57,8 @@ def test_a_chunk_of_a_prompt_goes_along_with_answers_under_way(
     short, middle, long = prompts
     writing = [read(runner, short), read(runner, middle)]
     reading = runner.begin(None, 0)
-    runner.step([(writing[0], [10]), (reading, long[:200]), (writing[1], [20, 21])])
-    logits = runner.step([(reading, long[200:]), (writing[1], [22]), (writing[0], [11])])
+    runner.step([(writing[0], [10]), (reading, long[:80]), (writing[1], [20, 21])])
+    logits = runner.step([(reading, long[80:]), (writing[1], [22]), (writing[0], [11])])
     wanted = [long, [*middle, 20, 21, 22], [*short, 10, 11]]
     for row_logits, tokens in zip(logits, wanted, strict=True):
         assert_close(row_logits, expected(loaded, tokens))

@@ -56,9 +56,9 @@ async def test_thinkdeeper_stays_within_max_tokens(served: dict[str, Any]) -> No
     settings = {"reasoning_effort": "high"}
     response = await decoded(served, "thinkdeeper", settings, max_tokens=60, temperature=0)
     assert response.usage.completion_tokens <= 60
-    text = response.choices[0].message.content
-    assert text.startswith("<think>")
-    assert "</think>" in text
+    assert response.choices[0].message.reasoning_content
+    assert "think>" not in response.choices[0].message.content
+    assert 10 < response.usage.completion_tokens_details.reasoning_tokens < 60
 
 
 @pytest.mark.parametrize("method", ["entropy_decoding", "autothink"])
@@ -68,8 +68,13 @@ async def test_the_other_methods_stream_and_keep_to_the_seed(
     call = {"max_tokens": 20, "seed": 4}
     whole = await decoded(served, method, **call)
     parts = [p async for p in await decoded(served, method, **call, stream=True)]
-    text = "".join(p.choices[0].delta.content or "" for p in parts if p.choices)
-    assert text == whole.choices[0].message.content != ""
+    deltas = [part.choices[0].delta for part in parts if part.choices]
+    text = "".join(delta.content or "" for delta in deltas)
+    thoughts = "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas)
+    message = whole.choices[0].message
+    assert text == (message.content or "")
+    assert thoughts == (getattr(message, "reasoning_content", None) or "")
+    assert text + thoughts
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,98 @@
+"""LoRA adapters beside one base model: each row of a step goes through its own, or none.
+
+Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685:
+y = W x + s B A x, with s = alpha / r. The files are those that PEFT writes. PEFT's own layers pick
+an adapter per element of the batch; a step here is one flat list of tokens, so the same sum is made
+by a hook, over the tokens of each adapter's rows.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from optillm_hooks.errors import ProviderFailed
+
+_PREFIX = "base_model.model."
+_UNSUPPORTED = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication")
+
+
+class LowRank(NamedTuple):
+    """The change to one linear layer: down [r, in], up [out, r] with the scale in it."""
+
+    down: Tensor
+    up: Tensor
+
+
+class Adapters:
+    """The adapters of one model, by name. A wrong one is an error when it is loaded."""
+
+    def __init__(self, model: Any, folders: Mapping[str, str]) -> None:
+        self._rows: Mapping[str, Tensor] = {}
+        changed: dict[str, dict[str, LowRank]] = {}
+        for name, folder in folders.items():
+            for layer, change in _read(model, name, Path(folder)).items():
+                changed.setdefault(layer, {})[name] = change
+        self.names = frozenset(folders)
+        for layer, changes in changed.items():
+            hook = partial(self._add, changes)
+            model.get_submodule(layer).register_forward_hook(hook)
+
+    def choose(self, adapters: Sequence[str | None], device: torch.device) -> None:
+        """Say for each token of the next step which adapter its row has."""
+        self._rows = {
+            name: torch.tensor([i for i, a in enumerate(adapters) if a == name], device=device)
+            for name in sorted({adapter for adapter in adapters if adapter is not None})
+        }
+
+    def _add(
+        self, changes: Mapping[str, LowRank], _layer: Any, given: tuple[Tensor, ...], out: Tensor
+    ) -> Tensor:
+        """Return `out` [1, tokens, width] with each adapter's change on its own tokens."""
+        for name, rows in self._rows.items():
+            if name in changes:
+                change = changes[name]
+                out[0, rows] += given[0][0, rows] @ change.down.T @ change.up.T
+        return out
+
+
+def _read(model: Any, name: str, folder: Path) -> dict[str, LowRank]:
+    """Return an adapter's changes by the name of the layer.
+
+    Raises:
+        ProviderFailed: it is not there, of another kind, or made for another model.
+    """
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        weights = load_file(folder / "adapter_model.safetensors")
+    except OSError as exc:
+        raise ProviderFailed(f"adapter {name!r}: {exc}", status=500) from exc
+    odd = [key for key in _UNSUPPORTED if config.get(key)]
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or odd:
+        raise ProviderFailed(f"adapter {name!r} is not plain LoRA: {odd or config}", status=500)
+    rank = config["r"]
+    scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    layers = {key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in weights}
+    found = {layer: _change(model, weights, layer, scale) for layer in layers}
+    wrong = sorted(layer for layer, change in found.items() if change is None)
+    if wrong or not found:
+        raise ProviderFailed(f"adapter {name!r} does not fit the model: {wrong[:3]}", status=500)
+    return {layer: change for layer, change in found.items() if change is not None}
+
+
+def _change(model: Any, weights: Mapping[str, Tensor], layer: str, scale: float) -> LowRank | None:
+    down = weights.get(f"{_PREFIX}{layer}.lora_A.weight")
+    up = weights.get(f"{_PREFIX}{layer}.lora_B.weight")
+    try:
+        weight = model.get_submodule(layer).weight
+    except AttributeError:
+        return None
+    if down is None or up is None or (up.shape[0], down.shape[1]) != tuple(weight.shape):
+        return None
+    return LowRank(down.to(weight), (up * scale).to(weight))
