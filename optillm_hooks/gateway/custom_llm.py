@@ -240,11 +240,13 @@ async def _chunks(
     report = prepared.outcome.report
     totals = chunk({0: Delta()})
     totals.usage = write_usage(report.usage)
-    if prepared.route == "chat":
-        totals.optillm = report_object(report)
-        # The proxy writes chunks without one of a few fields by a short cut, which knows no others.
-        totals.system_fingerprint = FINGERPRINT
     yield totals
+    if prepared.route == "chat":
+        told = chunk({0: Delta()})
+        told.optillm = report_object(report)
+        # The proxy writes chunks without one of a few fields by a short cut, which knows no others.
+        told.system_fingerprint = FINGERPRINT
+        yield told  # by itself: the proxy may take away a chunk for its usage
     others = {choice: Delta(finish_reason=end) for choice, end in ends.items() if choice != 0}
     if others:
         yield chunk({0: Delta(), **others})
