@@ -34,8 +34,6 @@ from optillm_hooks.pipeline import Models, Outcome, Piece, Progress, Request, ru
 from optillm_hooks.plan import resolve
 from optillm_hooks.types import Delta, FinishReason
 
-FINGERPRINT = "optillm-hooks"
-
 _SELF_TIMEOUT = 600.0
 """LiteLLM's own time limit where nobody has set one: not a deadline that an operator chose."""
 
@@ -240,13 +238,12 @@ async def _chunks(
     report = prepared.outcome.report
     totals = chunk({0: Delta()})
     totals.usage = write_usage(report.usage)
-    yield totals
     if prepared.route == "chat":
-        told = chunk({0: Delta()})
-        told.optillm = report_object(report)
-        # The proxy writes chunks without one of a few fields by a short cut, which knows no others.
-        told.system_fingerprint = FINGERPRINT
-        yield told  # by itself: the proxy may take away a chunk for its usage
+        totals.optillm = report_object(report)
+        # Without a field of the provider's own, the proxy takes a chunk without text for one that
+        # only carries usage, and drops it where no usage was asked for.
+        totals.provider_specific_fields = {}
+    yield totals
     others = {choice: Delta(finish_reason=end) for choice, end in ends.items() if choice != 0}
     if others:
         yield chunk({0: Delta(), **others})
