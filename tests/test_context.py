@@ -512,7 +512,7 @@ async def test_samples_and_runs_have_seeds_and_numbers_of_their_own() -> None:
         for sample in range(3)
         if (got := await sent(Sampling(sample=sample), run=run))
     ]
-    assert len(set(seen)) == len({number for _, number in seen}) == 9
+    assert len({seed for seed, _ in seen}) == len({number for _, number in seen}) == 9
     assert seen[:3] == [(7, 0), (8, 1), (9, 2)]
 
 
