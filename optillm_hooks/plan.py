@@ -14,6 +14,12 @@ from optillm_hooks.registry import Approach, Cost, Params, get_approach
 PASS_THROUGH = "none"  # noqa: S105 (no password)
 """The approach that is a plain call."""
 
+_MOST_STAGES = 32
+"""Of one plan: what a line of text may start."""
+
+_MOST_ALIKE = 2
+"""Times that a stage which feeds others may stand in a chain: re2 doubles the question."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -84,7 +90,8 @@ def resolve(
 
     Raises:
         RequestRejected: an unknown approach or parameter, a value out of bounds, a parameter for
-            an approach that is not in the expression, or stages that cannot be composed.
+            an approach that is not in the expression, too many stages, or ones that cannot be
+            composed.
     """
     given = given or {}
     chains = tuple(
@@ -99,12 +106,29 @@ def resolve(
                 f"optillm_params sets {name!r}, which is not in the approach {plan.text!r}",
                 param="optillm_params",
             )
+    if len(plan.stages) > _MOST_STAGES:
+        raise RequestRejected(f"a request can have at most {_MOST_STAGES} approaches")
     for chain in chains:
+        _check_repeated(chain)
         if len(chain) > 1 and any(stage.approach.name == PASS_THROUGH for stage in chain):
             raise RequestRejected(
                 f"{PASS_THROUGH!r} makes a plain call and cannot be composed by '&': leave it out"
             )
     return plan
+
+
+def _check_repeated(chain: Chain) -> None:
+    """Refuse a stage that feeds what follows and stands more than `_MOST_ALIKE` times.
+
+    Raises:
+        RequestRejected: the message names the approach.
+    """
+    feeding = [s.approach.name for s in chain if s.approach.kind != "answerer"]
+    repeated = next((name for name in feeding if feeding.count(name) > _MOST_ALIKE), None)
+    if repeated is not None:
+        raise RequestRejected(
+            f"{repeated!r} stands more than {_MOST_ALIKE} times in one chain of '&'"
+        )
 
 
 def _stage(call: Call, given: Mapping[str, object], temperature: float | None) -> Stage:

@@ -38,7 +38,7 @@ _MARK: Final[Config] = {
     "model_name": "mark",
     "litellm_params": {"model": "openai/mark", "api_key": "none", "mock_response": "noted"},
 }
-_START_S: Final = 120.0
+_START_S: Final = 300.0
 _CHECK_S: Final = 0.05
 
 

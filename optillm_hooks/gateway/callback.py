@@ -135,7 +135,14 @@ def _check_request(data: Mapping[str, Any], route: Route, plan: Plan, max_choice
     n = data.get("n")
     if n is not None and (type(n) is not int or not 1 <= n <= max_choices):
         raise RequestRejected(f"n must be a whole number from 1 to {max_choices}", param="n")
-    if route in _ONE_ANSWER and len(plan.chains) * (n or 1) > 1:
+    choices = len(plan.chains) * (n or 1)
+    if choices > max_choices:
+        raise RequestRejected(
+            f"n times the approaches between '|' is {choices}, more than the {max_choices} choices "
+            "that one request can have",
+            param="n",
+        )
+    if route in _ONE_ANSWER and choices > 1:
         raise RequestRejected(
             "this route has one answer, which several choices (n, or '|' between approaches) would "
             "be mixed into: ask for one, or ask /v1/chat/completions"

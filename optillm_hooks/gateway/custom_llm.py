@@ -34,8 +34,6 @@ from optillm_hooks.pipeline import Models, Outcome, Piece, Progress, Request, ru
 from optillm_hooks.plan import resolve
 from optillm_hooks.types import Delta, FinishReason
 
-FINGERPRINT = "optillm-hooks"
-
 _SELF_TIMEOUT = 600.0
 """LiteLLM's own time limit where nobody has set one: not a deadline that an operator chose."""
 
@@ -242,8 +240,9 @@ async def _chunks(
     totals.usage = write_usage(report.usage)
     if prepared.route == "chat":
         totals.optillm = report_object(report)
-        # The proxy writes chunks without one of a few fields by a short cut, which knows no others.
-        totals.system_fingerprint = FINGERPRINT
+        # Without a field of the provider's own, the proxy takes a chunk without text for one that
+        # only carries usage, and drops it where no usage was asked for.
+        totals.provider_specific_fields = {}
     yield totals
     others = {choice: Delta(finish_reason=end) for choice, end in ends.items() if choice != 0}
     if others:

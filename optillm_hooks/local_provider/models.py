@@ -1,6 +1,7 @@
 """The models that can be served, and how each gets into memory."""
 
 import importlib.util
+import os
 import shutil
 import tempfile
 import time
@@ -42,6 +43,9 @@ class ModelSpec(BaseModel):
     trust_remote_code: bool = Field(False, description="Run Python code out of the model's folder.")
     reply_tokens: int = Field(
         4096, ge=1, description="Longest reply to a request that sets no max_tokens."
+    )
+    threads: int | None = Field(
+        None, ge=1, description="Threads of a model on the CPU; unset, all cores but one."
     )
     rows: int = Field(64, ge=1, le=4096, description="Most sequences at once.")
     kv_gib: float = Field(4.0, gt=0, description="Most memory for keys and values of sequences.")
@@ -120,10 +124,14 @@ def load(spec: ModelSpec, cache: Path | None = None) -> LoadedModel:
 
 def start(spec: ModelSpec) -> "Batch":
     """Return an empty batch of the model of `spec`. Blocking: seconds."""
+    import torch
+
     from optillm_hooks.local_provider.batch import Batch, Capacity
     from optillm_hooks.local_provider.chat_format import ChatFormat
     from optillm_hooks.local_provider.runner import Runner
 
+    # The proxy's event loop needs a core: threads of one operation wait for the slowest of them.
+    torch.set_num_threads(spec.threads or max(1, (os.cpu_count() or 2) - 1))
     loaded = load(spec)
     capacity = Capacity(
         rows=spec.rows,

@@ -3,6 +3,7 @@ gets the provider's own status, also on a stream that has not begun."""
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -210,3 +211,26 @@ def test_nothing_to_show_at_the_deadline_is_a_504(
     answer = ask(proxy, "hurried-moa", stream=stream)
     assert answer.status_code == 504
     upstream.wait_until(lambda u: not u.alive, within_s=1)
+
+
+ROUTES: dict[str, dict[str, Any]] = {
+    "/v1/messages": {
+        "messages": [{"role": "user", "content": "What is 6 times 7?"}],
+        "max_tokens": 99,
+    },
+    "/v1/responses": {"input": "What is 6 times 7?"},
+    "/v1/completions": {"prompt": "What is 6 times 7?"},
+}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("code", [401, 429, 500])
+@pytest.mark.parametrize("name", ["re2", "moa"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_the_providers_status_on_every_route(
+    proxy: Proxy, upstream: Upstream, route: str, name: str, code: int, stream: bool
+) -> None:
+    upstream.play(Script(fault=always(Status(code, "sorry, no"))))
+    answer = proxy.post(route, {"model": f"{name}-base", "stream": stream, **ROUTES[route]})
+    assert answer.status_code == code, answer.text[:500]
+    assert "sorry, no" in answer.text

@@ -44,6 +44,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
         alias("careful", "re2"),
         alias("lent", "re2", inherit_access=True),
         alias("covered", "re2"),
+        alias("tiny", "re2", max_tokens_total=1),
         alias("counted", "re2", max_tokens_total=5000),
     ]
     config = hooked_config(models, cache=True, cache_params={"type": "local"})
@@ -273,3 +274,34 @@ def test_an_operators_fallback_is_told(proxy: Proxy, upstream: Upstream) -> None
     assert "x-should-retry" not in answer.headers
     upstream.play(Script())
     assert "x-optillm-degraded" not in ask(proxy, "covered").headers
+
+
+@pytest.mark.parametrize("approach", ["none", "re2"])
+def test_an_aliass_limits_hold_for_whatever_approach_replaces_its_own(
+    proxy: Proxy, upstream: Upstream, approach: str
+) -> None:
+    upstream.play(Script())
+    refused = ask(proxy, "tiny", optillm_approach=approach)
+    assert refused.status_code == 400
+    assert "max_tokens_total" in refused.json()["error"]["message"]
+    assert upstream.calls == []
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "message"),
+    [
+        ("&".join(["re2"] * 3) + "-base", {}, "stands more than 2 times"),
+        ("&".join(["re2"] * 40) + "-base", {}, "at most 32"),
+        ("|".join(["re2"] * 33) + "-base", {}, "at most 32"),
+        ("re2|none-base", {"n": 33}, "is 66, more than the 64 choices"),
+    ],
+    ids=["doubling", "doubling without end", "branches", "branches by n"],
+)
+def test_a_short_name_cannot_start_endless_work(
+    proxy: Proxy, upstream: Upstream, model: str, fields: dict[str, Any], message: str
+) -> None:
+    upstream.play(Script())
+    refused = ask(proxy, model, **fields)
+    assert refused.status_code == 400
+    assert message in refused.json()["error"]["message"]
+    assert upstream.calls == []

