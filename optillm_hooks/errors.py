@@ -20,6 +20,8 @@ class OptiLLMError(Exception):
 
     status: int = 500
     code: str = "optillm_error"
+    retry_after: str | None = None
+    """What the provider said in its header of that name."""
 
 
 class RequestRejected(OptiLLMError):
@@ -111,6 +113,7 @@ class SamplesFailed(SampleError):
         super().__init__(f"needed {needed} finished samples, {len(self.errors)} failed: {reasons}")
         if self.errors:
             self.status, self.code = self.errors[0].status, self.errors[0].code
+            self.retry_after = self.errors[0].retry_after
 
 
 def _leaves(error: SampleError) -> tuple[SampleError, ...]:

@@ -162,6 +162,7 @@ class _Run:
             expected_calls=request.plan.expected_calls * request.n,
         )
         self._started = False
+        self._choices = _Choices(self._emit)
 
     async def outcome(self) -> Outcome:
         request = self._request
@@ -190,7 +191,8 @@ class _Run:
             if not isinstance(answer, SampleError)
         ]
         if not good:
-            good = [(await self._plain_instead(root, failed[0]), PASS_THROUGH)]
+            answer = await self._plain_instead(root, failed[0], len(runs))
+            good = [(answer, PASS_THROUGH)]
         self._degraded += [error.code for error in failed]
         wanted = request.client.fields.get("response_format")
         if not all(answer.tool_calls or fits(answer.text, wanted) for answer, _ in good):
@@ -198,6 +200,13 @@ class _Run:
         return Outcome(tuple(a for a, _ in good), self._report([label for _, label in good]))
 
     async def _choice(self, chain: Chain, ctx: Context, number: int) -> Answer:
+        try:
+            return await self._answer(chain, ctx, number)
+        except SampleError:
+            self._choices.drop(number)
+            raise
+
+    async def _answer(self, chain: Chain, ctx: Context, number: int) -> Answer:
         """Return one choice; where a limit or failure ends it early, the best so far."""
         llm = MeteredLLM(self._models(self._request.base), ctx)
         scope = asyncio.timeout_at(ctx.deadline + _GRACE_S)
@@ -218,21 +227,24 @@ class _Run:
             return self._best(ctx, number, StageFailed(ctx.stage))
 
     def _best(self, ctx: Context, number: int, error: SampleError) -> Answer:
-        if ctx.best is None:
+        if ctx.best is None or self._choices.has_spoken(number):
             raise error
         if self._budget.stopped_by is None:
             self._degraded.append(error.code)
         self._show(number, ctx.best)
         return ctx.best
 
-    async def _plain_instead(self, root: Context, error: SampleError) -> Answer:
-        """Return the answer of one plain call, if the operator wants that in place of `error`."""
-        if self._request.on_error != "plain":
+    async def _plain_instead(self, root: Context, error: SampleError, number: int) -> Answer:
+        """Return the answer of one plain call, if the operator wants that in place of `error`.
+
+        Not once a stream has shown words: what comes after them could only be confusing.
+        """
+        if self._request.on_error != "plain" or self._choices.anyone_has_spoken:
             raise error
         ctx = root.child(0, stage=PASS_THROUGH)
         llm = MeteredLLM(self._models(self._request.base), ctx)
         try:
-            return await self._finish(FinalCall(self._request.chat), llm, ctx, 0)
+            return await self._finish(FinalCall(self._request.chat), llm, ctx, number)
         except SampleError:
             raise error from None
 
@@ -246,7 +258,7 @@ class _Run:
                 return await call_final(result, llm, ctx)
             return await self._stream_final(result, llm, number)
         except SampleError as exc:
-            if result.fallback is None:
+            if result.fallback is None or self._choices.has_spoken(number):
                 raise
             if self._budget.stopped_by is None:
                 self._degraded.append(exc.code)
@@ -256,8 +268,8 @@ class _Run:
     async def _stream_final(self, final: FinalCall, llm: LLM, number: int) -> Answer:
         """Return the answer of the final call, each piece shown as it comes.
 
-        A call that breaks off after its first words ends as a truncated answer: what the client
-        has seen stands.
+        A call that a limit ends after its first words is a truncated answer: what the client has
+        seen stands. One that breaks off is a failure all the same.
         """
         shown = Accumulated()
         text_filter = final.text_filter() if final.text_filter else None
@@ -270,27 +282,25 @@ class _Run:
                     piece = replace(delta, text=text, finish_reason=None, usage=None)
                     if piece != Delta():
                         shown.add(piece)
-                        self._emit(Piece(number, piece))
+                        self._choices.add(number, piece)
         except EmptyCompletion as exc:
             if final.fallback is not None or not exc.truncated:
                 raise
-        except SampleError as exc:
-            if shown.answer("length").empty:
+        except SampleError:
+            if shown.answer("length").empty or self._budget.stopped_by is None:
                 raise
-            if self._budget.stopped_by is None:
-                self._degraded.append(exc.code)
             finish_reason = "length"
         rest = Delta(text=text_filter.close()) if text_filter else Delta()
         shown.add(rest)
         answer = shown.answer(finish_reason)
         if answer.empty and (final.fallback is not None or not answer.truncated):
             raise EmptyCompletion(truncated=answer.truncated)
-        self._emit(Piece(number, replace(rest, finish_reason=finish_reason)))
+        self._choices.add(number, replace(rest, finish_reason=finish_reason))
         return answer
 
     def _show(self, number: int, answer: Answer) -> None:
         """Put a whole answer on the stream, if there is one."""
-        self._emit(Piece(number, whole(answer)))
+        self._choices.add(number, whole(answer))
 
     def _emit(self, event: Event | None) -> None:
         if self._events is not None:
@@ -323,6 +333,52 @@ class _Run:
             notes=tuple(self._trace.events),
             trace=tuple(self._trace.calls),
         )
+
+
+class _Choices:
+    """Gives the choices of a stream their numbers: in their order, without those that failed.
+
+    A choice whose forerunners have neither begun nor failed is held back until they have.
+    """
+
+    def __init__(self, emit: Callable[[Event], None]) -> None:
+        self._emit = emit
+        self._held: dict[int, list[Delta]] = {}
+        self._number: dict[int, int] = {}
+        self._spoken: set[int] = set()
+        self._dropped: set[int] = set()
+        self._next = 0
+
+    def add(self, run: int, delta: Delta) -> None:
+        """Show `delta` as a piece of the choice that `run` makes, now or when its turn comes."""
+        if delta.text or delta.tool_calls:
+            self._spoken.add(run)
+        self._held.setdefault(run, []).append(delta)
+        self._release()
+
+    def drop(self, run: int) -> None:
+        """Give the number of a run that has failed to the next one, if it was not yet shown."""
+        if run not in self._number:
+            self._held.pop(run, None)
+            self._dropped.add(run)
+            self._release()
+
+    def has_spoken(self, run: int) -> bool:
+        return run in self._spoken
+
+    @property
+    def anyone_has_spoken(self) -> bool:
+        return any(run in self._number for run in self._spoken)
+
+    def _release(self) -> None:
+        while self._next in self._dropped or self._next in self._held:
+            if self._next in self._held:
+                self._number[self._next] = len(self._number)
+            self._next += 1
+        for run in self._held.keys() & self._number.keys():
+            for delta in self._held[run]:
+                self._emit(Piece(self._number[run], delta))
+            self._held[run] = []
 
 
 async def _run_chain(chain: Chain, chat: Chat, llm: LLM, ctx: Context) -> Result:

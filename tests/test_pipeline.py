@@ -608,12 +608,39 @@ async def test_the_filters_text_is_streamed() -> None:
     assert shown[-1].finish_reason == "length"
 
 
-async def test_a_stream_that_breaks_off_ends_as_a_cut_answer() -> None:
-    found = await events(request([FINAL]), Pieces([Delta(text="4"), BUSY]))
-    assert found[-2] == Piece(0, Delta(finish_reason="length"))
-    assert isinstance(found[-1], Outcome)
-    assert found[-1].answers == (Answer("4", "length"),)
-    assert found[-1].report.degraded == ("provider_failed",)
+@pytest.mark.parametrize("on_error", ["error", "plain"])
+async def test_a_stream_that_breaks_off_after_its_first_words_fails_and_shows_nothing_else(
+    on_error: str,
+) -> None:
+    async def fusing(chat: Chat, _llm: LLM, _params: NoParams, ctx: Context) -> FinalCall:
+        ctx.offer(Answer("a best so far"))
+        return FinalCall(chat, fallback=Answer("a proposal"))
+
+    llm = Pieces([Delta(text="4"), BUSY])
+    found: list[Event] = []
+    asked = request([answerer(fusing)], on_error=on_error)
+    with pytest.raises(ProviderFailed) as caught:
+        found.extend([event async for event in stream(asked, lambda _: llm)])
+    assert caught.value is BUSY
+
+
+async def test_a_streamed_choice_that_fails_leaves_no_gap_in_the_numbers() -> None:
+    async def failing(_chat: Chat, *_: object) -> Answer:
+        raise BUSY
+
+    found = await events(request([answerer(failing)], [FINAL]), ScriptedLLM(["42"]))
+    assert {event.choice for event in found if isinstance(event, Piece)} == {0}
+    assert text_of(found) == "42"
+
+
+async def test_a_streamed_choice_waits_for_the_numbers_of_those_before_it() -> None:
+    async def late(_chat: Chat, llm: LLM, _params: NoParams, _ctx: Context) -> Answer:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return await llm.complete(chat("late"), Sampling())
+
+    found = await events(request([answerer(late)], [FINAL]), ScriptedLLM(["quick", "late"]))
+    assert (text_of(found, 0), text_of(found, 1)) == ("late", "quick")
 
 
 async def test_a_stream_that_breaks_off_in_its_thoughts_is_a_failure() -> None:

@@ -120,6 +120,16 @@ async def _named(events: AsyncIterator[Any], model: str) -> AsyncIterator[Any]:
         yield event
 
 
+def _end_user(data: Mapping[str, Any], route: Route) -> str | None:
+    """Return the client's own user, as OpenAI's routes and Anthropic's name it."""
+    metadata = data.get("metadata")
+    if route == "messages" and isinstance(metadata, dict):
+        user = metadata.get("user_id")
+    else:
+        user = data.get("user")
+    return user if isinstance(user, str) else None
+
+
 def _fields_lost(data: Mapping[str, Any], route: Route) -> Fields:
     """Return what LiteLLM's bridge from this route to chat does not carry over."""
     text = data.get("text")
@@ -186,7 +196,7 @@ def _rewritten(
         settings=selection.settings,
         deployment=deployment,
         requested=requested,
-        user=data.get("user") if isinstance(data.get("user"), str) else None,
+        user=_end_user(data, route),
         fields=_fields_lost(data, route),
         cache=data["cache"] if isinstance(data.get("cache"), dict) else {},
         route=route,

@@ -2,7 +2,7 @@
 
 import re
 
-from optillm_hooks.errors import OptiLLMError, ProviderFailed
+from optillm_hooks.errors import OptiLLMError
 from optillm_hooks.gateway.prepared import Prepared
 from optillm_hooks.pipeline import Report
 from optillm_hooks.types import Json
@@ -64,7 +64,7 @@ def _retry_headers(prepared: Prepared, error: OptiLLMError) -> dict[str, str]:
     """
     paid = any(call.outcome == "ok" for call in prepared.trace.calls)
     headers = {"x-should-retry": "false"} if paid else {}
-    if isinstance(error, ProviderFailed) and error.retry_after is not None:
+    if error.retry_after is not None:
         headers["retry-after"] = error.retry_after
     return headers
 
