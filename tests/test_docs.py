@@ -104,38 +104,6 @@ def test_a_request_is_answered_as_shown(block: Block, local_proxy: Proxy) -> Non
     assert _shape(json.loads(ended.stdout)) == _shape(json.loads(shown.text))
 
 
-@pytest.mark.parametrize(
-    "model", ["smollm2", *(f"{a}-smollm2" for a in ("none", "re2", "bon", "moa"))]
-)
-def test_the_embedded_model_answers(model: str, local_proxy: Proxy) -> None:
-    answer = local_proxy.openai().chat.completions.create(
-        model=model,
-        messages=[{"role": "user", "content": "Name one planet with rings."}],
-        max_tokens=16,
-        seed=1,
-    )
-    assert answer.model == model
-    assert answer.choices[0].message.content
-    assert answer.usage is not None
-    assert answer.usage.completion_tokens > 0
-
-
-@pytest.mark.parametrize("model", ["self_consistency-smollm2", "cot_reflection-smollm2"])
-def test_the_embedded_model_streams(model: str, local_proxy: Proxy) -> None:
-    chunks = list(
-        local_proxy.openai().chat.completions.create(
-            model=model,
-            messages=[{"role": "user", "content": "Say hello."}],
-            max_tokens=16,
-            seed=1,
-            stream=True,
-        )
-    )
-    ends = [choice.finish_reason for chunk in chunks for choice in chunk.choices]
-    assert ends[-1] in ("stop", "length")
-    assert any(chunk.model_extra and "optillm" in chunk.model_extra for chunk in chunks)
-
-
 def _shape(value: object) -> object:
     """Return the names and types of a JSON value, without what may differ between two runs."""
     if isinstance(value, dict):

@@ -73,8 +73,7 @@ class Hook(CustomLogger):
             await _check_access(selection, user_api_key_dict, router)
             _check_price(selection, router)
             if selection.plan.passes_through and not selection.on_alias:
-                data["model"] = selection.base
-                return data
+                return _passed_through(data, selection.base)
             return _rewritten(data, selection, route, router)
         except RequestRejected as exc:
             raise to_proxy(exc) from None
@@ -118,6 +117,23 @@ async def _named(events: AsyncIterator[Any], model: str) -> AsyncIterator[Any]:
         if getattr(inner, "model", None) is not None:
             inner.model = model
         yield event
+
+
+def _passed_through(data: dict[str, Any], base: str) -> dict[str, Any]:
+    """Return the request for the base model itself.
+
+    Of a stream, LiteLLM asks for usage, by which it bills, before it knows that this is a request
+    for a model that has it; so that is made good, and the client is not shown what it did not ask.
+    """
+    options = data.get("stream_options") or {}
+    if data.get("stream") is not True or options.get("include_usage") is True:
+        return {**data, "model": base}
+    return {
+        **data,
+        "model": base,
+        "stream_options": {**options, "include_usage": True},
+        "_litellm_strip_stream_usage": True,
+    }
 
 
 def _end_user(data: Mapping[str, Any], route: Route) -> str | None:

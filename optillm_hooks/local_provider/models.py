@@ -72,7 +72,7 @@ def _smollm2() -> ModelSpec:
         )
     folder = str(Path(package.origin).parent)
     # So small a model often does not find an end by itself.
-    return ModelSpec(path=folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", reply_tokens=256)
+    return ModelSpec(path=folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", reply_tokens=128)
 
 
 BUILT_IN: dict[str, Callable[[], ModelSpec]] = {"smollm2": _smollm2}
