@@ -39,10 +39,10 @@ def markers(text: str) -> set[str]:
     return set(_MARKER.findall(text))
 
 
-def marked(call: Call, _choice: int) -> str:
-    """Reply with the marker of the prompt, in a form that voters and raters can read."""
+def marked(call: Call, choice: int) -> str:
+    """Reply with the marker of the prompt, each time in other words, for voters and raters too."""
     seen = ", ".join(sorted(markers(call.text)))
-    return f"Seen: {seen}.\nRating: 8\nANSWER: {seen}"
+    return f"Seen by {call.index}.{choice}: {seen}.\nRating: {1 + choice}\nANSWER: {seen}"
 
 
 SCRIPT: Final = Script(reply=marked, latency_s=LATENCY_S)
