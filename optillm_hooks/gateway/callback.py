@@ -73,7 +73,7 @@ class Hook(CustomLogger):
             await _check_access(selection, user_api_key_dict, router)
             _check_price(selection, router)
             if selection.plan.passes_through and not selection.on_alias:
-                return _passed_through(data, selection.base)
+                return _passed_through(data, selection.base, route)
             return _rewritten(data, selection, route, router)
         except RequestRejected as exc:
             raise to_proxy(exc) from None
@@ -119,14 +119,15 @@ async def _named(events: AsyncIterator[Any], model: str) -> AsyncIterator[Any]:
         yield event
 
 
-def _passed_through(data: dict[str, Any], base: str) -> dict[str, Any]:
+def _passed_through(data: dict[str, Any], base: str, route: Route) -> dict[str, Any]:
     """Return the request for the base model itself.
 
     Of a stream, LiteLLM asks for usage, by which it bills, before it knows that this is a request
     for a model that has it; so that is made good, and the client is not shown what it did not ask.
     """
     options = data.get("stream_options") or {}
-    if data.get("stream") is not True or options.get("include_usage") is True:
+    asked = not isinstance(options, dict) or options.get("include_usage") is True
+    if route != "chat" or data.get("stream") is not True or asked:
         return {**data, "model": base}
     return {
         **data,
