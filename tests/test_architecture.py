@@ -140,10 +140,7 @@ STARTERS = {
 OF_ASYNCIO = {"gather", "run", "Runner", "wait_for", "as_completed"}
 """Names that others use too, so that they count only as asyncio's."""
 
-ALLOWED = {
-    "fanout": {"create_task", "TaskGroup"},
-    "gateway.custom_llm": {"run"},  # the SDK's synchronous function has no loop of its own
-}
+ALLOWED = {"fanout": {"create_task", "TaskGroup"}}
 
 
 @EVERY

@@ -4,11 +4,12 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import httpx
+from anyio.from_thread import start_blocking_portal
 from litellm import Router
-from litellm.litellm_core_utils.asyncify import run_async_function
 from litellm.llms.custom_llm import CustomLLM
 from litellm.proxy._types import UserAPIKeyAuth
 from litellm.types.utils import ModelResponse, ModelResponseStream
@@ -79,8 +80,8 @@ class Provider(CustomLLM):
 
     def completion(self, *_: Any, **call: Any) -> ModelResponse:
         """Return what `acompletion` does, for the SDK's synchronous function."""
-        response: ModelResponse = run_async_function(self.acompletion, **call)
-        return response
+        with start_blocking_portal() as loop:
+            return loop.call(partial(self.acompletion, **call))
 
     async def _request(
         self, model: str, call: Mapping[str, Any]

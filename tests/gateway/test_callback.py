@@ -16,6 +16,7 @@ from optillm_hooks.settings import RunSettings
 
 pytestmark = [
     pytest.mark.anyio,
+    pytest.mark.usefixtures("litellm_in_this_loop"),
     pytest.mark.filterwarnings("ignore:.*`ReadOnly`:UserWarning"),  # LiteLLM's own types
 ]
 LIMITS = {"max_calls": 2, "max_tokens_total": 500}

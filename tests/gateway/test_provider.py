@@ -10,7 +10,7 @@ from litellm.utils import custom_llm_setup
 from optillm_hooks.gateway import provider
 from tests.upstream import Script, Status, Upstream, always
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("litellm_in_this_loop")]
 ASKED = [{"role": "user", "content": "6 * 7?"}]
 
 

@@ -66,6 +66,7 @@ def test_a_wrong_configuration_says_where(configured: dict[str, Any], message: s
 
 
 @pytest.mark.anyio
+@pytest.mark.usefixtures("litellm_in_this_loop")
 async def test_the_router_serves_a_model_by_its_deployments_settings(tiny: Path) -> None:
     provider = LocalProvider()
     litellm.custom_provider_map = [{"provider": PROVIDER, "custom_handler": provider}]

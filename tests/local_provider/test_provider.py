@@ -12,6 +12,7 @@ from optillm_hooks.local_provider import models
 
 pytestmark = [
     pytest.mark.anyio,
+    pytest.mark.usefixtures("litellm_in_this_loop"),
     # LiteLLM's own use of pydantic.
     pytest.mark.filterwarnings("ignore:.*`ReadOnly` qualifier:UserWarning"),
     pytest.mark.filterwarnings("ignore:Accessing the 'model_.*' attribute on the instance"),
