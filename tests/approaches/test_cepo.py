@@ -531,27 +531,29 @@ async def test_cancelling_at_every_stage_leaves_nothing_running(
 
 
 @pytest.mark.parametrize(
-    ("stage", "expected"),
+    ("stage", "expected", "given"),
     [
-        ("plan", None),
-        ("execute", None),
-        ("compare", "execute"),
-        ("final", "compare"),
-        ("rate", "final"),
+        pytest.param("diverse", None, {"use_plan_diversity": True}, id="diversity"),
+        pytest.param("plan", None, {}, id="plans"),
+        pytest.param("execute", None, {}, id="executions"),
+        pytest.param("compare", "execute", {}, id="comparisons"),
+        pytest.param("final", "compare", {}, id="last calls"),
+        pytest.param("rate", "final", {}, id="ratings"),
+        pytest.param("choose", "final", {"bestofn_rating_type": "pairwise"}, id="pairs"),
     ],
 )
 async def test_the_deadline_at_every_stage_leaves_what_there_is(
-    stage: str, expected: str | None
+    stage: str, expected: str | None, given: dict[str, object]
 ) -> None:
-    order = ["plan", "execute", "direct", "compare", "final", "rate"]
+    order = ["diverse", "plan", "execute", "direct", "compare", "final", "rate", "choose"]
     llm = Model(dict.fromkeys(order[order.index(stage) :], HANG))
     ctx = context(limits=Limits(deadline_s=0.05))
     if expected is None:
         with pytest.raises(SamplesFailed) as caught:
-            await ask(llm, ctx)
+            await ask(llm, ctx, **given)
         assert caught.value.status == 504
     else:
-        assert await ask(llm, ctx) == expected
+        assert await ask(llm, ctx, **given) == expected
     assert llm.inside == 0
     assert ctx.budget.stopped_by == "deadline"
 

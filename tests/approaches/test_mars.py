@@ -12,7 +12,7 @@ import pytest
 
 from optillm_hooks.approaches.mars import read_verdict
 from optillm_hooks.context import Context, Limits
-from optillm_hooks.errors import ProviderFailed, SamplesFailed
+from optillm_hooks.errors import DeadlineExceeded, ProviderFailed, SamplesFailed
 from optillm_hooks.llm import FinalCall
 from optillm_hooks.registry import get_approach
 from optillm_hooks.types import Answer, Chat, Completion, Message, Sampling, ToolCall
@@ -597,6 +597,33 @@ async def test_the_deadline_at_every_stage_leaves_what_there_is(
         assert result.fallback is not None
         assert result.fallback.text.startswith(expected[:7])
         assert ctx.best is not None
+    assert llm.inside == 0
+    assert ctx.budget.stopped_by == "deadline"
+
+
+STRATEGIES_ONLY = {
+    "enable_aggregation": False, "max_iterations": 0, "answer_extraction_mode": "none"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["extract", "enhance"])
+async def test_a_deadline_among_strategies_leaves_the_explorations(stage: str) -> None:
+    llm = Model({stage: HANG})
+    ctx = context(limits=Limits(deadline_s=0.1))
+    result = await run("mars", ASKED, llm, ctx, **STRATEGIES_ONLY)
+    shown = result if isinstance(result, Answer) else result.fallback
+    assert shown is not None
+    assert shown.text.startswith("explore")
+    assert llm.inside == 0
+
+
+async def test_a_deadline_in_the_synthesis_leaves_the_best_solution() -> None:
+    llm = Model({"verify": REJECTED, "synthesise": HANG})
+    ctx = context(limits=Limits(deadline_s=0.1))
+    with pytest.raises(DeadlineExceeded):
+        await ask(llm, ctx, **STRATEGIES_ONLY)
+    assert ctx.best is not None
+    assert ctx.best.text.split()[0] in ("explore", "enhance")
     assert llm.inside == 0
     assert ctx.budget.stopped_by == "deadline"
 

@@ -1,10 +1,12 @@
 """The critical path of the methods of many calls, at defaults, through the proxy."""
 
+import json
 from collections.abc import Iterator
 
 import pytest
 
 import optillm_hooks.approaches  # noqa: F401 (registers them)
+from optillm_hooks.approaches import leap
 from optillm_hooks.registry import get_approach
 from tests.proxy import Proxy, hooked_config, model_group
 from tests.upstream import Call, Script, Upstream
@@ -52,3 +54,25 @@ def test_the_critical_path_is_no_longer_than_the_method_needs(
     assert upstream.depth <= most
     assert int(answer.headers["x-optillm-depth"]) <= most
     assert len(upstream.calls) <= declared.cost(declared.params()).calls
+
+
+EXAMPLES = [{"question": f"{n} * {n}?", "answer": str(n * n)} for n in (2, 3, 4)]
+
+
+def taught(call: Call, _choice: int) -> str:
+    """A reply that finds the examples and errs on each, as a student of leap does."""
+    asked = call.body["messages"][-1]["content"]
+    return json.dumps(EXAMPLES) if leap.FIND in asked else "1. Mind the sign.\nANSWER: 7"
+
+
+def test_mistakes_on_all_examples_of_the_request_are_learnt_from_at_once(
+    proxy: Proxy, upstream: Upstream
+) -> None:
+    upstream.play(Script(reply=taught, latency_s=LATENCY_S))
+    shown = "\n".join(f"Q: {each['question']} A: {each['answer']}" for each in EXAMPLES)
+    answer = proxy.openai().chat.completions.with_raw_response.create(
+        model="leap-base", messages=[{"role": "user", "content": f"{shown}\n6 * 7?"}]
+    )
+    # To find the examples, solve them, learn from the mistakes, merge what was learnt, answer.
+    assert upstream.depth == int(answer.headers["x-optillm-depth"]) == 5
+    assert len(upstream.calls) == 3 + 2 * len(EXAMPLES)

@@ -152,6 +152,54 @@ NUMBERS = [
     ),
 ]
 
+UNITS = [
+    Puzzle(
+        name="hours, minutes and seconds of 7384 seconds",
+        script=ints("h m s", 0, 59) + "(assert (= 7384 (+ (* 3600 h) (* 60 m) s)))",
+        domain={"h": range(4), "m": range(60), "s": range(60)},
+        rule=lambda h, m, s: 3600 * h + 60 * m + s == 7384,
+    ),
+    Puzzle(
+        name="the whole Celsius degrees at which Fahrenheit is twice as much, below 200",
+        script=ints("c f", 0, 400)
+        + "(assert (= (* 5 (- f 32)) (* 9 c)))(assert (= f (* 2 c)))(assert (< c 200))",
+        domain=cases("c f", 0, 400),
+        rule=lambda c, f: 5 * (f - 32) == 9 * c and f == 2 * c and c < 200,
+    ),
+    Puzzle(
+        name="feet and inches of 175 centimetres, to the nearest inch",
+        script=ints("feet inches", 0, 11)
+        + "(assert (<= (* 100 175) (+ 127 (* 254 (+ (* 12 feet) inches)))))"
+        + "(assert (< (* 254 (+ (* 12 feet) inches)) (+ 127 (* 100 175))))",
+        domain=cases("feet inches", 0, 11),
+        rule=lambda feet, inches: (
+            254 * (12 * feet + inches) + 127 >= 17500 and 254 * (12 * feet + inches) < 17500 + 127
+        ),
+    ),
+    Puzzle(
+        name="the speed in km/h at which 150 metres take 6 seconds",
+        script=ints("v", 0, 300) + "(assert (= (* v 6 1000) (* 150 3600)))",
+        domain=cases("v", 0, 300),
+        rule=lambda v: v * 6 * 1000 == 150 * 3600,
+    ),
+    Puzzle(
+        name="six litres from jugs of 4 and 9 litres, filled and emptied as few times as can be",
+        script="(declare-const fours Int)(declare-const nines Int)"
+        + "(assert (<= (- 10) fours 10))(assert (<= (- 10) nines 10))"
+        + "(assert (= 6 (+ (* 4 fours) (* 9 nines))))"
+        + "(minimize (+ (ite (< fours 0) (- fours) fours) (ite (< nines 0) (- nines) nines)))",
+        domain=cases("fours nines", -10, 10),
+        rule=lambda fours, nines: 4 * fours + 9 * nines == 6,
+        score=lambda fours, nines: abs(fours) + abs(nines),
+    ),
+    Puzzle(
+        name="no whole number of inches is a whole number of metres below 100 inches",
+        script=ints("inches metres", 1, 100) + "(assert (= (* 254 inches) (* 10000 metres)))",
+        domain=cases("inches metres", 1, 100),
+        rule=lambda inches, metres: 254 * inches == 10000 * metres,
+    ),
+]
+
 KNIGHTS = [
     Puzzle(
         name="a says that b is a knave, b that they are alike",
@@ -615,6 +663,7 @@ GRAPHS = [
 
 PUZZLES = [
     *NUMBERS,
+    *UNITS,
     *KNIGHTS,
     *SCHEDULES,
     *OPTIMA,

@@ -42,7 +42,10 @@ def written(value: Value) -> str:
 
 
 def as_number(text: str) -> str:
-    """Return Z3's text of a bit-vector as a decimal number; any other text as it is."""
+    """Return Z3's text of a bit-vector or a negative number in decimal; any other as it is."""
+    negative = re.fullmatch(r"\(- (\d+)\)", text)
+    if negative:
+        return f"-{negative[1]}"
     return str(int(text[2:], 16)) if text.startswith("#x") else text
 
 
