@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from optillm_hooks.code.runner import CodeRunner
 from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, EmptyCompletion, SampleError
 from optillm_hooks.llm import LLM, Price
 from optillm_hooks.types import Answer, Chat, Completion, Delta, Fields, Purpose, Sampling, Usage
@@ -213,6 +214,9 @@ class Context:
     best: Answer | None = None
     models: Callable[[str], LLM] = _no_other_models
     """Gives the bare LLM of a model group that the request may use."""
+
+    code_runner: CodeRunner | None = None
+    """Runs programs that a model wrote; None where the operator does not allow it."""
 
     progress: Callable[[str], None] = _ignore
     """Tells the client, if it asked to be told, what is being done. Never text of a model."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from optillm_hooks.answers import without_reasoning
+from optillm_hooks.code.runner import CodeRunner
 from optillm_hooks.context import (
     Budget,
     CallRecord,
@@ -57,6 +58,8 @@ class Request:
     on_error: Literal["error", "plain"] = "error"
     progress: bool = False
     """Whether a streaming client is told what is being done."""
+
+    code_runner: CodeRunner | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +176,7 @@ class _Run:
             client=request.client,
             trace=self._trace,
             models=self._models,
+            code_runner=request.code_runner,
             progress=self._progress,
         )
         runs: list[Callable[[], Awaitable[Answer]]] = []

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from optillm_hooks.code.runner import RunnerName
 from optillm_hooks.context import Limits
 from optillm_hooks.registry import Approach
 
@@ -56,6 +57,10 @@ class RunSettings(LimitSettings):
     )
     progress: bool = Field(
         default=False, description="Tell streaming clients what is being done, as reasoning deltas."
+    )
+    code_runner: RunnerName = Field(
+        default="off",
+        description="Where programs that a model wrote are run, for approaches that test them.",
     )
 
 

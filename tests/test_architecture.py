@@ -35,7 +35,8 @@ LAYERS = [
         "equivalence",
         "local_provider",
     },
-    {"context", "voting", "solver"},
+    {"voting", "solver", "code"},
+    {"context"},
     {"fanout", "registry"},
     {"judging", "plan", "settings"},
     {"approaches"},
@@ -45,7 +46,7 @@ LAYERS = [
 """A module imports from layers before its own, and from its own package."""
 
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-HEAVY = ("torch", "transformers", "z3", "sympy")
+HEAVY = ("torch", "transformers", "z3", "sympy", "pydantic_monty")
 
 
 def top(module: str) -> str:

@@ -5,10 +5,11 @@ arXiv:2409.03733. First-order observations; subsets of them of at most `subset_s
 subset, observations of second order and a plan that uses both; an answer by each plan. Deviations:
 `leaves` subsets are drawn instead of all; the second-order observations and the plan of a leaf are
 one call, so that the answers can still be judged on the same critical path; the paper's second plan
-per leaf (made by calling the first one wrong) and its pseudocode step are left out; answers are
-selected by a judge where the paper runs public tests. The prompts ask for an answer, not for
-Python: code is not assumed.
-Cost: `1 + 3 * leaves` calls, 4 of them one after another.
+per leaf (made by calling the first one wrong) and its pseudocode step are left out. As in the
+paper, answers are selected by the tests that the request holds, where the operator lets programs
+run; a judge selects among those that pass as many, and where there is nothing to run. The prompts
+ask for an answer, not for Python: code is not assumed.
+Cost: `1 + 3 * leaves` calls, 4 of them one after another; no judge where tests decide.
 """
 
 from collections.abc import Sequence
@@ -21,9 +22,11 @@ from typing import ClassVar
 from pydantic import Field
 
 from optillm_hooks.answers import without_reasoning
+from optillm_hooks.code.public_tests import PublicTests, passed_tests, read_program, read_tests
+from optillm_hooks.code.runner import CodeRunner
 from optillm_hooks.context import Context
 from optillm_hooks.errors import SampleError
-from optillm_hooks.fanout import finished
+from optillm_hooks.fanout import finished, outcomes
 from optillm_hooks.items import read_items
 from optillm_hooks.judging import rate_all
 from optillm_hooks.llm import LLM
@@ -78,11 +81,12 @@ def _cost(params: PlansearchParams) -> Cost:
 
 @approach("plansearch", PlansearchParams, cost=_cost)
 async def plansearch(chat: Chat, llm: LLM, params: PlansearchParams, ctx: Context) -> Answer:
-    """Return the answer that the judge rates highest, among one for each plan.
+    """Return the answer that passes most tests, and of those the one that the judge rates highest.
 
-    Among equal ratings, and without any, the final answers vote; ties go to the plan that was drawn
-    first. An observation, plan or answer that fails is left out, and so is a truncated answer if
-    there is a whole one. If most answers call tools, the first that does is returned as it is.
+    There is one answer for each plan. Among equal ratings, and without any, the final answers vote;
+    ties go to the plan that was drawn first. An observation, plan or answer that fails is left out,
+    and so is a truncated answer if there is a whole one. If most answers call tools, the first that
+    does is returned as it is.
 
     Raises:
         SamplesFailed: no answer was written.
@@ -98,12 +102,37 @@ async def plansearch(chat: Chat, llm: LLM, params: PlansearchParams, ctx: Contex
     answers = contenders(await finished(leaves, until=ctx.within(0.7)))
     if answers[0].tool_calls or len(answers) == 1:
         return answers[0]
+    passed = await _passed(answers, chat, ctx)
+    ctx.trace.note("plans", observations=len(observations), answers=len(answers), passed=passed)
+    best = [answers[at] for at in leaders(passed)]
+    if len(best) == 1:
+        return best[0]
+    ctx.offer(best[0])
     judge = ctx.llm(params.judge) if params.judge else llm
-    ratings = await rate_all([found.text for found in answers], chat, judge, ctx)
-    best = [answers[at] for at in leaders(ratings)]
+    ratings = await rate_all([found.text for found in best], chat, judge, ctx)
+    ctx.trace.note("judged", ratings=ratings)
+    best = [best[at] for at in leaders(ratings)]
     vote = elect(best, question=question(chat), as_json=json_is_asked(ctx.client))
-    ctx.trace.note("plans", observations=len(observations), answers=len(answers), ratings=ratings)
     return best[vote.winner]
+
+
+async def _passed(answers: Sequence[Completion], chat: Chat, ctx: Context) -> list[int | None]:
+    """Return of each answer how many tests of the request its program passes.
+
+    All are None where no programs may be run, and where there are no tests.
+    """
+    tests = read_tests(question(chat))
+    if ctx.code_runner is None or not tests:
+        return [None] * len(answers)
+    ctx.progress(f"running {len(tests)} tests")
+    runs = [partial(_passed_by, answer.text, tests, ctx.code_runner) for answer in answers]
+    ended = await outcomes(runs, until=ctx.deadline)
+    return [0 if isinstance(outcome, SampleError) else outcome for outcome in ended]
+
+
+async def _passed_by(text: str, tests: PublicTests, runner: CodeRunner) -> int:
+    program = read_program(without_reasoning(text))
+    return await passed_tests(program, tests, runner) if program else 0
 
 
 async def _observed(chat: Chat, llm: LLM, params: PlansearchParams) -> list[str]:

@@ -15,6 +15,7 @@ from litellm.proxy._types import UserAPIKeyAuth
 from litellm.types.utils import ModelResponse, ModelResponseStream
 
 from optillm_hooks import expression
+from optillm_hooks.code.runner import code_runner
 from optillm_hooks.errors import OptiLLMError, RequestRejected
 from optillm_hooks.gateway import naming
 from optillm_hooks.gateway.caller import Caller, check_access, read_caller
@@ -106,6 +107,7 @@ class Provider(CustomLLM):
             limits=limits,
             on_error=prepared.settings.on_error,
             progress=prepared.settings.progress,
+            code_runner=code_runner(prepared.settings.code_runner),
         )
         caller = read_caller(litellm_params, prepared.user, prepared.cache)
         return prepared, request, _models(router, caller)

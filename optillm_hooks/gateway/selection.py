@@ -254,7 +254,9 @@ def _check_form(plan: Plan, source: Source, settings: Settings) -> None:
 
 def _run_settings(own: RunSettings, asked: LimitSettings) -> RunSettings:
     lowered = own.lowered(asked).limit_values()
-    return RunSettings(on_error=own.on_error, progress=own.progress, **lowered)
+    return RunSettings(
+        on_error=own.on_error, progress=own.progress, code_runner=own.code_runner, **lowered
+    )
 
 
 def _valid(model: type[S], value: object, where: str) -> S:

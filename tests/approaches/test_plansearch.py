@@ -2,17 +2,21 @@
 
 import random
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from optillm_hooks.approaches.plansearch import draw_subsets
-from optillm_hooks.context import Limits
+from optillm_hooks.code.runner import MontyRunner
+from optillm_hooks.context import Context, Limits
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.registry import get_approach
 from optillm_hooks.types import Answer, Chat, Completion, Message, Sampling, ToolCall
-from tests.fakes import AnsweringLLM, Reply, answer, context, params, run
+from tests.fakes import AnsweringLLM, Reply, answer, chat, context, params, run
 from tests.simulated import RIGHT, Fallible, Unhurried, answer_in, kind, rating, solution
 
 pytestmark = pytest.mark.anyio
@@ -111,10 +115,10 @@ async def test_each_answer_follows_its_own_plan() -> None:
 async def test_the_conversation_is_in_every_call_and_nobody_asks_for_python() -> None:
     llm = AnsweringLLM(planner)
     await answer("plansearch", CHAT, llm)
-    for chat, _ in llm.calls:
-        assert chat[:3] == CHAT[:3]
-        assert chat[3].text.startswith(CHAT[3].text)
-        assert "python" not in chat[3].text.lower()
+    for conversation, _ in llm.calls:
+        assert conversation[:3] == CHAT[:3]
+        assert conversation[3].text.startswith(CHAT[3].text)
+        assert "python" not in conversation[3].text.lower()
 
 
 @pytest.mark.parametrize(
@@ -227,3 +231,72 @@ async def test_the_search_is_right_more_often_than_one_call() -> None:
         found = await answer("plansearch", CHAT, Fallible(rng, p=0.5, q=0.8))
         right += answer_in(found.text) == RIGHT
     assert right / problems > 0.6
+
+
+TESTED = chat("Write f, the square.\n\n>>> f(2)\n4\n>>> f(3)\n9")
+SQUARE = "```python\ndef f(x):\n    return x * x\n```"
+DOUBLE = "```python\ndef f(x):\n    return x + x\n```"
+
+
+def programmer(*programs: str) -> AnsweringLLM:
+    """Answers by the leaf's program; the judge likes the doubling best."""
+
+    def reply(chat: Chat, sampling: Sampling) -> str:
+        match kind(chat, sampling):
+            case "rate":
+                return rating(9 if DOUBLE in chat[-1].text else 2 + ("!" in chat[-1].text))
+            case "answer by plan":
+                return programs[sampling.sample]
+            case _:
+                return OBSERVATIONS
+
+    return AnsweringLLM(reply)
+
+
+def with_runner(**limits: Any) -> Context:
+    return replace(context(limits=Limits(**limits)), code_runner=MontyRunner(seconds=1.0))
+
+
+async def test_tests_of_the_request_decide_where_programs_may_run() -> None:
+    llm = programmer(DOUBLE, SQUARE, "No program.")
+    ctx = with_runner()
+    assert (await answer("plansearch", TESTED, llm, ctx)).text == SQUARE
+    assert not asked_for(llm, "rate")
+    assert (ctx.budget.usage.calls, ctx.trace.depth) == (7, 3)
+    ((name, facts),) = ctx.trace.events
+    assert (name, facts["passed"]) == ("plans", [1, 2, 0])
+
+
+async def test_the_judge_decides_among_those_that_pass_as_many() -> None:
+    llm = programmer(SQUARE, f"Better!\n{SQUARE}", DOUBLE)
+    result = await answer("plansearch", TESTED, llm, with_runner())
+    assert result.text.startswith("Better!")
+    assert len(asked_for(llm, "rate")) == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "ctx"),
+    [
+        pytest.param(TESTED, lambda: context(limits=Limits()), id="no runner"),
+        pytest.param(chat("Write f, the square."), with_runner, id="no tests"),
+    ],
+)
+async def test_without_tests_or_a_runner_the_judge_decides(
+    asked: Chat, ctx: Callable[[], Context]
+) -> None:
+    llm = programmer(SQUARE, DOUBLE, SQUARE)
+    assert (await answer("plansearch", asked, llm, ctx())).text == DOUBLE
+
+
+async def test_where_no_program_passes_the_judge_decides() -> None:
+    llm = programmer("None.", DOUBLE.replace("x + x", "y"), "Nothing.")
+    result = await answer("plansearch", TESTED, llm, with_runner())
+    assert len(asked_for(llm, "rate")) == 3
+    assert result.text == "None."
+
+
+async def test_a_budget_that_ends_with_the_tests_leaves_one_that_passes_most() -> None:
+    llm = programmer(DOUBLE, SQUARE, SQUARE)
+    ctx = with_runner(max_calls=7)
+    result = await answer("plansearch", TESTED, llm, ctx)
+    assert result.text == SQUARE

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 
 import optillm_hooks.approaches  # noqa: F401 (registers them)
-from optillm_hooks.approaches import leap
+from optillm_hooks.approaches import leap, plansearch
 from optillm_hooks.registry import get_approach
-from tests.proxy import Proxy, hooked_config, model_group
+from tests.proxy import Proxy, alias, hooked_config, model_group
 from tests.upstream import Call, Script, Upstream
 
 LATENCY_S = 0.5
@@ -37,7 +37,8 @@ def cooperative(call: Call, choice: int) -> str:
 
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
-    config = hooked_config([model_group("base", upstream.url)])
+    tested = alias("tested", "plansearch", code_runner="monty")
+    config = hooked_config([model_group("base", upstream.url), tested])
     with Proxy(config, tmp_path_factory.mktemp("proxy")) as running:
         yield running
 
@@ -76,3 +77,24 @@ def test_mistakes_on_all_examples_of_the_request_are_learnt_from_at_once(
     # To find the examples, solve them, learn from the mistakes, merge what was learnt, answer.
     assert upstream.depth == int(answer.headers["x-optillm-depth"]) == 5
     assert len(upstream.calls) == 3 + 2 * len(EXAMPLES)
+
+
+SQUARES = "Write f, the square.\n\n>>> f(3)\n9"
+
+
+def by_plan(call: Call, choice: int) -> str:
+    """A reply that holds a program; only the first answer's squares, and all are rated alike."""
+    if plansearch.ANSWER not in call.body["messages"][-1]["content"]:
+        return cooperative(call, choice)
+    return f"```python\ndef f(x):\n    return x * x + {call.index % 3}\n```"
+
+
+def test_where_programs_may_run_the_tests_of_the_request_choose(
+    proxy: Proxy, upstream: Upstream
+) -> None:
+    upstream.play(Script(reply=by_plan))
+    answer = proxy.openai().chat.completions.create(
+        model="tested", messages=[{"role": "user", "content": SQUARES}]
+    )
+    assert "return x * x + 0" in str(answer.choices[0].message.content)
+    assert len(upstream.calls) == 7

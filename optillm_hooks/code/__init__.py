@@ -1,0 +1,1 @@
+"""Programs that a model wrote: running them where the operator allows it, and testing them."""

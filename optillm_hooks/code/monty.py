@@ -1,0 +1,50 @@
+"""The worker that runs programs with Monty, an interpreter of Python that reaches nothing outside.
+
+It is asked through `sandbox.ask_worker`: Monty has a process of its own again, so that neither a
+program nor a fault of the interpreter touches the process that answers requests.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from optillm_hooks.types import Json
+
+MOST_PRINTED: Final = 1 << 16
+"""Bytes that a snippet may print."""
+
+
+def answer(request: Mapping[str, Any]) -> Json:
+    """Return what each of the snippets did in one session: its output and its error, if any.
+
+    The request holds `snippets`, `stdin`, which `input()` reads line by line, and per snippet
+    `seconds` and `memory_mb`. Time that runs out ends the session: what follows is not run.
+    """
+    from pydantic_monty import CollectString, Monty, MontyError
+
+    lines = iter(str(request["stdin"]).splitlines())
+
+    def read_line(*_prompt: object) -> str:
+        line = next(lines, None)
+        if line is None:
+            raise EOFError("EOF when reading a line")
+        return line
+
+    limits: Any = {
+        "max_feed_duration_secs": request["seconds"],
+        "max_memory": request["memory_mb"] << 20,
+    }
+    ran: list[Json] = []
+    with Monty(max_processes=1) as pool, pool.checkout(limits=limits) as session:
+        for snippet in request["snippets"]:
+            printed = CollectString(MOST_PRINTED)
+            error = ""
+            try:
+                session.feed_run(
+                    snippet, print_callback=printed, external_lookup={"input": read_line}
+                )
+            except MontyError as exc:
+                error = str(exc)[:500]
+            ran.append({"output": printed.output, "error": error})
+            if error.startswith("TimeoutError"):
+                break
+    return ran
