@@ -75,7 +75,7 @@ async def _ask(plan: str, times: int) -> None:
         await litellm.acompletion(model=f"optillm/{plan}/base", messages=QUESTION)
 
 
-class _Answered(litellm.Router):  # type: ignore[misc]
+class _Answered(litellm.Router):
     """A router that has the reply to every call already."""
 
     reply: ModelResponse

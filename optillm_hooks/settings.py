@@ -1,9 +1,9 @@
 """What the operator sets, in YAML. Frozen models; an unknown key is an error that names it."""
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from optillm_hooks.code.runner import RunnerName
 from optillm_hooks.context import Limits
@@ -58,7 +58,8 @@ class RunSettings(LimitSettings):
     progress: bool = Field(
         default=False, description="Tell streaming clients what is being done, as reasoning deltas."
     )
-    code_runner: RunnerName = Field(
+    # YAML reads a bare off as false.
+    code_runner: Annotated[RunnerName, BeforeValidator(lambda v: v or "off")] = Field(
         default="off",
         description="Where programs that a model wrote are run, for approaches that test them.",
     )

@@ -1,10 +1,13 @@
 """The benchmarks run, and what they compute is right. Their bounds are for a quiet machine."""
 
+import math
+import random
+import re
 from collections.abc import Iterator
 
 import pytest
 
-from benchmarks import inner_call_cpu, load, overhead
+from benchmarks import accuracy, inner_call_cpu, load, overhead
 from benchmarks.report import Interval, interval, table, with_section
 from tests.proxy import Proxy
 from tests.upstream import Call, Script, Upstream
@@ -105,3 +108,47 @@ def test_the_upstream_replies_with_the_markers_of_the_prompt() -> None:
     messages = [{"role": "user", "content": "Say marker-7-end."}]
     call = Call(0, {"messages": messages}, {}, 0.0)
     assert load.markers(load.marked(call, 0)) == {"marker-7-end"}
+
+
+@pytest.mark.parametrize(
+    ("candidate", "rating"),
+    [
+        pytest.param("4 * 5 = 20, and 20 + 1 = 21.", 10, id="all hold"),
+        pytest.param("4 * 5 = 20, and 20 + 1 = 22.", 0, id="one does not"),
+        pytest.param("30 - 12 = $18", 10, id="money"),
+        pytest.param("It is 20.", 3, id="none"),
+    ],
+)
+def test_the_calculator_checks_equations(candidate: str, rating: int) -> None:
+    assert accuracy.checked(candidate) == rating
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [("20 pens. The answer is 20.", True), ("It is 20, not 21", False), ("None.", False)],
+)
+def test_an_answer_is_right_by_its_last_number(text: str, right: bool) -> None:
+    assert accuracy.is_right(text, 20) is right
+
+
+@pytest.mark.parametrize("family", accuracy.FAMILIES)
+def test_problems_are_solved_as_their_numbers_say(family: str) -> None:
+    rng = random.Random(0)
+    for problem in (accuracy.FAMILIES[family](rng) for _ in range(50)):
+        numbers = [int(n) for n in re.findall(r"\d+", problem.messages[-1]["content"])]
+        assert problem.answer in (sum(numbers), math.prod(numbers), numbers[0] - numbers[1])
+        for turn in problem.messages[1:-1:2]:
+            assert accuracy.checked(turn["content"]) == 10
+
+
+def test_the_statistics_of_the_table() -> None:
+    """By hand: of 5 differences 4 wins, 2 (1 + 5) / 32; Wilson of 1 in 2, 0.5 +- 0.405."""
+    assert accuracy.mcnemar(4, 1) == accuracy.mcnemar(1, 4) == 0.375
+    assert accuracy.mcnemar(0, 0) == accuracy.mcnemar(2, 2) == 1.0
+    low, high = accuracy.wilson(1, 2)
+    assert (low + high, high - low) == pytest.approx((1.0, 0.8109), abs=1e-4)
+    base = accuracy.Row("greedy", [True, False, False], 5, 1.0)
+    row = accuracy.Row("vote", [False, True, True], 9, 2.0)
+    assert accuracy.render([base, row]).splitlines()[-1] == (
+        "| vote | 66.7 [21, 94] | 2 : 1 | 1 | 9 | 2 |"
+    )

@@ -1,6 +1,7 @@
 """What the operator sets: strict keys, bounds, and limits that clients can only lower."""
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -85,6 +86,16 @@ def test_the_defaults_are_safe() -> None:
     assert (settings.forms.tag, settings.on_error, settings.progress) == ("safe", "error", False)
     alias = AliasSettings()
     assert (alias.locked, alias.inherit_access) == (False, False)
+
+
+@pytest.mark.parametrize("model", [RunSettings, AliasSettings, Settings])
+def test_a_bare_off_of_yaml_is_off(model: type[RunSettings]) -> None:
+    read = yaml.safe_load("code_runner: off")
+    assert read == {"code_runner": False}
+    assert model.model_validate(read).code_runner == "off"
+    assert model.model_validate({"code_runner": "monty"}).code_runner == "monty"
+    with pytest.raises(ValidationError):
+        model.model_validate({"code_runner": True})
 
 
 @pytest.mark.parametrize("model", [LimitSettings, RunSettings, AliasSettings, Settings])

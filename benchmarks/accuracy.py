@@ -1,0 +1,284 @@
+"""What the methods are worth on one small model: share of right answers, tokens and seconds.
+
+    python -m benchmarks.accuracy [--problems 100] [--seed 2026] [--dtype bfloat16] [--write]
+
+Two families of problems in arithmetic. In `shown`, products and sums in words follow four worked
+examples as earlier turns; the model can often do them. In `bare`, of half as many, sums and
+differences come without any example; it mostly cannot. All methods get the same problems,
+so each is compared with greedy decoding by the exact test of McNemar over the problems on which the
+two differ. Everything runs over LiteLLM's router, as an application would call it.
+"""
+
+import asyncio
+import math
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+
+import litellm
+from anyio import CapacityLimiter
+from litellm.types.utils import ModelResponse
+from litellm.utils import custom_llm_setup
+
+from benchmarks.report import parser, publish, table
+from optillm_hooks.gateway import provider
+from optillm_hooks.local_provider import models
+from optillm_hooks.local_provider import provider as local
+
+Messages = list[dict[str, str]]
+
+BASE: Final = "smollm2"
+METHODS: Final[Mapping[str, str]] = {
+    "greedy": BASE,
+    "one sample": BASE,
+    "self_consistency": f"optillm/self_consistency(n=8,temperature=0.7)/{BASE}",
+    "majority_voting": f"optillm/majority_voting(n=8,temperature=0.7)/{BASE}",
+    "bon, a calculator as judge": f"optillm/bon(n=8,temperature=0.7,judge=calculator)/{BASE}",
+    "cot_decoding": f"optillm/cot_decoding(k=10)/{BASE}",
+    "entropy_decoding": f"optillm/entropy_decoding/{BASE}",
+    "deepconf": f"optillm/deepconf(warmup_samples=8,max_traces=16)/{BASE}",
+}
+TEMPERATURES: Final[Mapping[str, float]] = {
+    "greedy": 0.0,
+    "one sample": 0.7,
+    "entropy_decoding": 0.7,
+    "deepconf": 0.7,
+}
+AT_ONCE: Final = 32
+MOST_TOKENS: Final = 64
+
+_EQUATION: Final = re.compile(r"(\d+) ?([-+*x]) ?(\d+) ?= ?\$?(\d+)")
+_NUMBER: Final = re.compile(r"\d[\d,]*(?:\.\d+)?")
+_CANDIDATE: Final = re.compile(r"<answer 1 (\S+)>\n(.*)\n</answer 1 \1>", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    messages: Messages
+    answer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a method did with all problems of a family."""
+
+    method: str
+    right: Sequence[bool]
+    tokens: int
+    """Written by the model, per problem on average."""
+
+    seconds: float
+    """For all problems, `AT_ONCE` of them at a time."""
+
+
+class Calculator(litellm.CustomLLM):
+    """A judge that recomputes the equations of a candidate, and knows nothing else."""
+
+    async def acompletion(
+        self, *_: Any, messages: Messages, model_response: ModelResponse, **__: Any
+    ) -> ModelResponse:
+        shown = _CANDIDATE.search(messages[-1]["content"])
+        model_response.choices[0].message.content = f"RATING: {checked(shown[2] if shown else '')}"
+        return model_response
+
+
+def checked(candidate: str) -> int:
+    """Return 10 if all equations of `candidate` hold, 0 if one does not, 3 if there are none."""
+    equations = _EQUATION.findall(candidate)
+    if not equations:
+        return 3
+    return 10 * all(_computed(int(a), sign, int(b)) == int(c) for a, sign, b, c in equations)
+
+
+def _computed(a: int, sign: str, b: int) -> int:
+    return a + b if sign == "+" else a - b if sign == "-" else a * b
+
+
+def _product(a: int, b: int) -> tuple[str, str]:
+    asked = f"There are {a} boxes with {b} pens in each. How many pens are there in all?"
+    return (
+        asked,
+        f"{a} boxes with {b} pens each are {a} * {b} = {a * b} pens. The answer is {a * b}.",
+    )
+
+
+def _sum(a: int, b: int) -> tuple[str, str]:
+    asked = f"Mia has {a} coins and finds {b} more. How many coins does she have now?"
+    return asked, f"{a} coins and {b} coins are {a} + {b} = {a + b} coins. The answer is {a + b}."
+
+
+EXAMPLES: Final = (_product(3, 4), _sum(6, 5), _product(7, 2), _sum(2, 9))
+
+
+def shown(rng: random.Random) -> Problem:
+    """Return a product or sum of small numbers after four worked examples."""
+    if rng.random() < 0.5:
+        a, b = rng.randint(3, 12), rng.randint(3, 9)
+        (asked, _), answer = _product(a, b), a * b
+    else:
+        a, b = rng.randint(11, 49), rng.randint(11, 49)
+        (asked, _), answer = _sum(a, b), a + b
+    turns = [
+        {"role": role, "content": text}
+        for example in EXAMPLES
+        for role, text in zip(("user", "assistant"), example, strict=True)
+    ]
+    return Problem([*turns, {"role": "user", "content": asked}], answer)
+
+
+def bare(rng: random.Random) -> Problem:
+    """Return a problem of one step, alone."""
+    a, b = rng.randint(12, 90), rng.randint(11, 60)
+    kinds: tuple[Callable[[], tuple[str, int]], ...] = (
+        lambda: (f"What is {a} + {b}?", a + b),
+        lambda: (f"What is {a + b} - {b}?", a),
+        lambda: (f"A shop had {a + b} lamps and sold {b}. How many are left?", a),
+        lambda: (f"A train of {a} people takes on {b} more. How many are in it now?", a + b),
+    )
+    asked, answer = rng.choice(kinds)()
+    return Problem([{"role": "user", "content": asked}], answer)
+
+
+FAMILIES: Final[Mapping[str, Callable[[random.Random], Problem]]] = {"shown": shown, "bare": bare}
+
+
+def is_right(text: str, answer: int) -> bool:
+    """Return whether the last number in `text` is `answer`."""
+    numbers = _NUMBER.findall(text)
+    return bool(numbers) and float(numbers[-1].replace(",", "")) == answer
+
+
+def wilson(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
+    """Return the Wilson interval of a share, at 95 % by default."""
+    share, weight = right / of, z * z / of
+    middle = (share + weight / 2) / (1 + weight)
+    half = z * math.sqrt(share * (1 - share) / of + weight / of / 4) / (1 + weight)
+    return middle - half, middle + half
+
+
+def mcnemar(wins: int, losses: int) -> float:
+    """Return the two-sided probability of so uneven a split of wins and losses by fair coins."""
+    count, few = wins + losses, min(wins, losses)
+    return min(1.0, 2 * sum(math.comb(count, k) for k in range(few + 1)) * 0.5**count)
+
+
+def router(dtype: str, threads: int) -> litellm.Router:
+    """Return LiteLLM's router over the local model, the methods and the calculator."""
+    litellm.custom_provider_map = [
+        {"provider": "optillm", "custom_handler": provider},
+        {"provider": "optillm-local", "custom_handler": local},
+        {"provider": "calculator", "custom_handler": Calculator()},
+    ]
+    custom_llm_setup()
+    spec = models.find(BASE).model_copy(update={"dtype": dtype, "threads": threads, "rows": 64})
+    made = litellm.Router(
+        [
+            {
+                "model_name": BASE,
+                "litellm_params": {"model": f"optillm-local/{BASE}"},
+                "model_info": {"optillm_local": spec.model_dump(exclude_defaults=True)},
+            },
+            _group("calculator", "calculator/it"),
+            *(_group(method, model) for method, model in METHODS.items() if model != BASE),
+        ],
+        num_retries=0,
+    )
+    provider.use(made)
+    return made
+
+
+def _group(name: str, model: str) -> dict[str, Any]:
+    return {"model_name": name, "litellm_params": {"model": model}}
+
+
+async def measure(
+    asked: litellm.Router, method: str, problems: Sequence[Problem], seed: int
+) -> Row:
+    """Return what `method` does with `problems`; greedy where it samples nothing."""
+    free = CapacityLimiter(AT_ONCE)
+    model = BASE if METHODS[method] == BASE else method
+    sampling = {"temperature": TEMPERATURES[method]} if method in TEMPERATURES else {}
+
+    async def solve(number: int, problem: Problem) -> tuple[bool, int]:
+        async with free:
+            response = await asked.acompletion(
+                model=model,
+                messages=problem.messages,
+                max_tokens=MOST_TOKENS,
+                seed=seed + 1000 * number,
+                **sampling,
+            )
+        text = response.choices[0].message.content or ""
+        return is_right(text, problem.answer), response.usage.completion_tokens
+
+    begun = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(solve(n, problem)) for n, problem in enumerate(problems)]
+    seconds = time.perf_counter() - begun
+    solved = [task.result() for task in tasks]
+    written = sum(tokens for _, tokens in solved)
+    return Row(method, [right for right, _ in solved], round(written / len(problems)), seconds)
+
+
+def render(rows: Sequence[Row]) -> str:
+    """Return the table of a family; the first row is what the others are compared with."""
+    return table(
+        ("method", "right, % [95 %]", "wins : losses", "p", "tokens per problem", "seconds"),
+        [_line(row, rows[0]) for row in rows],
+    )
+
+
+def _line(row: Row, base: Row) -> tuple[str, ...]:
+    count, right = len(row.right), sum(row.right)
+    low, high = wilson(right, count)
+    pairs = list(zip(row.right, base.right, strict=True))
+    wins, losses = pairs.count((True, False)), pairs.count((False, True))
+    compared = ("", "") if row is base else (f"{wins} : {losses}", f"{mcnemar(wins, losses):.2g}")
+    return (
+        row.method,
+        f"{100 * right / count:.1f} [{100 * low:.0f}, {100 * high:.0f}]",
+        *compared,
+        str(row.tokens),
+        f"{row.seconds:.0f}",
+    )
+
+
+async def run(problems: int, seed: int, dtype: str, threads: int) -> dict[str, list[Row]]:
+    """Return the rows of each family."""
+    asked = router(dtype, threads)
+    await asked.acompletion(model=BASE, messages=bare(random.Random(0)).messages, max_tokens=1)  # noqa: S311
+    rows: dict[str, list[Row]] = {}
+    for family, make in FAMILIES.items():
+        rng = random.Random(f"{family} {seed}")  # noqa: S311
+        drawn = [make(rng) for _ in range(problems if family == "shown" else problems // 2)]
+        rows[family] = [await measure(asked, method, drawn, seed) for method in METHODS]
+    return rows
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--problems", type=int, default=100, help="of each family")
+    options.add_argument("--seed", type=int, default=2026)
+    options.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
+    options.add_argument("--threads", type=int, default=os.cpu_count())
+    given = options.parse_args()
+    begun = time.perf_counter()
+    rows = asyncio.run(run(given.problems, given.seed, given.dtype, given.threads))
+    body = "\n\n".join(
+        f"`{family}`: {len(of[0].right)} problems\n\n{render(of)}" for family, of in rows.items()
+    )
+    total = (
+        f"SmolLM2-135M, {given.dtype}, {given.threads} threads, {AT_ONCE} problems at a time, seed "
+        f"{given.seed}; {time.perf_counter() - begun:.0f} s in all."
+    )
+    publish("Accuracy", "benchmarks.accuracy", f"{total}\n\n{body}", write=given.write)
+
+
+if __name__ == "__main__":
+    main()
