@@ -1,19 +1,29 @@
-"""How much faster the local engine is than the plain way, side by side on this machine.
+"""How fast the local engine is: against the plain way, the machine's limits, and llama.cpp.
 
-    python benchmarks/local_speed.py [--dtype float32] [--tokens 128] [--threads 2] [--only CASE]
+    python -m benchmarks.local_speed [--tokens 128] [--threads 2] [--only CASE] [--write]
 
 Each case runs the engine's batch and its baseline one after the other, with transformers' own
-`generate` as the baseline, and prints seconds of both and their ratio. Times on a machine that does
-other work swing; the ratio swings less, as both sides share the weather.
+`generate` and the same weights as the baseline; the ratio of their seconds is what counts. Times on
+a machine that does other work swing; the ratio swings less, as both sides share the weather.
+
+The limit of a step is the larger of two times: to read all weights once at the bandwidth at which
+this machine sums a large array, and to multiply them with every row at the rate at which it
+multiplies two matrices of 1024 x 1024. llama.cpp is the prebuilt wheel `xllamacpp`, if installed,
+with the 4-bit weights of the file; what it saves in bandwidth is not open to the others.
 """
 
 import argparse
+import importlib.util
+import os
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 
+from benchmarks.report import parser, publish, table
 from optillm_hooks.local_provider import models
 from optillm_hooks.local_provider.batch import Batch, Capacity
 from optillm_hooks.local_provider.chat_format import ChatFormat
@@ -23,7 +33,10 @@ from optillm_hooks.local_provider.generation import Event, Finished, Generation,
 from optillm_hooks.local_provider.models import LoadedModel
 from optillm_hooks.local_provider.runner import Runner
 
-QUESTION = "Explain how a river shapes the land around it."
+QUESTION: Final = "Explain how a river shapes the land around it."
+DTYPES: Final = ("float32", "bfloat16")
+BUSY: Final = 31
+ROWS: Final = (1, 8, 32)
 
 
 class Bench:
@@ -123,6 +136,23 @@ class Bench:
             batch.step()
         return max(steps), for_all
 
+    def beside(self) -> tuple[float, float]:
+        """First token of a short request beside 31 busy rows, against three of their steps."""
+        batch, events = self.batch(), list[Event]()
+        begun: list[list[Event]] = [[] for _ in range(BUSY)]
+        for number, seen in enumerate(begun):
+            batch.add(Job(self.asked(f"{number}. {QUESTION}"), seen.append))
+        while not all(begun):
+            batch.step()
+        step = sorted(timed(batch.step) for _ in range(9))[4]
+        batch.add(Job(self.asked("Hi", max_tokens=1), events.append))
+
+        def until_answered() -> None:
+            while not any(isinstance(event, Finished) for event in events):
+                batch.step()
+
+        return timed(until_answered), 3 * step
+
     def _branches(self, text: str) -> tuple[float, float]:
         asked = self.asked(text, decoding=CotSettings(k=10))
         fast = timed(lambda: self.run(self.batch(), asked))
@@ -135,25 +165,119 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-CASES = ("single", "crowd", "cot", "cot_long", "deepconf", "reuse", "stall")
+CASES: Final[Mapping[str, str]] = {
+    "single": "1",
+    "crowd": "6 / 9",
+    "cot": "5 / 8",
+    "cot_long": "5.5",
+    "deepconf": "7",
+    "reuse": "4",
+    "stall": "",
+    "beside": "",
+}
+"""Each case, and the ratio below which something is wrong: float32 / bfloat16."""
+
+
+def limit(bench: Bench, rows: int) -> float:
+    """Return the tokens per second that `rows` rows at once could have on this machine."""
+    weights = list(bench.loaded.model.parameters())
+    size = sum(p.numel() * p.element_size() for p in weights)
+    work = 2 * sum(p.numel() for p in weights) * rows
+    seconds: float = max(size / bandwidth(), work / matrix_rate(weights[0].dtype))
+    return rows / seconds
+
+
+def bandwidth() -> float:
+    """Return the bytes per second at which a large array is read."""
+    array = torch.ones(1 << 26)
+    return array.numel() * array.element_size() / min(timed(array.sum) for _ in range(5))
+
+
+def matrix_rate(dtype: torch.dtype) -> float:
+    """Return the floating-point operations per second of a large product."""
+    a = torch.ones(1024, 1024, dtype=dtype)
+    a @ a
+    return 2 * 1024**3 / min(timed(lambda: a @ a) for _ in range(5))
+
+
+def llama_cpp(threads: int, tokens: int) -> dict[int, float]:
+    """Return the tokens per second of llama.cpp by rows at once; none if it is not installed."""
+    if importlib.util.find_spec("xllamacpp") is None:
+        return {}
+    import xllamacpp
+
+    spec = models.find("smollm2")
+    speeds: dict[int, float] = {}
+    for rows in ROWS:
+        given = xllamacpp.CommonParams()
+        given.model.path = str(Path(spec.path) / str(spec.gguf_file))
+        given.n_parallel, given.n_ctx, given.verbosity = rows, 512 * rows, -1
+        given.cpuparams.n_threads = given.cpuparams_batch.n_threads = threads
+        server = xllamacpp.Server(given)
+
+        def complete(number: int, of: Any = server) -> None:
+            asked = {"prompt": f"{number}. {QUESTION}", "n_predict": tokens}
+            of.handle_completions({**asked, "temperature": 0, "ignore_eos": True})
+
+        complete(0)
+        with ThreadPoolExecutor(rows) as threads_of_callers:
+            begun = time.perf_counter()
+            list(threads_of_callers.map(complete, range(rows)))
+            seconds = time.perf_counter() - begun
+        speeds[rows] = rows * tokens / seconds
+    return speeds
+
+
+def speed(bench: Bench, rows: int) -> float:
+    """Return the engine's tokens per second with `rows` requests at once."""
+    asked = [bench.asked(f"{number}. {QUESTION}") for number in range(rows)]
+    return rows * bench.tokens / timed(lambda: bench.run(bench.batch(), *asked))
+
+
+def compare(benches: Sequence[Bench], names: Sequence[str]) -> str:
+    """Return the table of the cases."""
+    lines: list[tuple[str, ...]] = []
+    for name in names:
+        cells = []
+        for bench in benches:
+            ours, plain = getattr(bench, name)()
+            cells.append(f"{plain / ours:.2f} ({ours:.2f} s : {plain:.2f} s)")
+        lines.append((str(getattr(Bench, name).__doc__).splitlines()[0], *cells, CASES[name]))
+    return table(("case", *DTYPES, "at least"), lines)
+
+
+def stand(benches: Sequence[Bench], threads: int, tokens: int) -> str:
+    """Return the table of speeds against the machine's limits and llama.cpp."""
+    others = llama_cpp(threads, tokens)
+    lines = []
+    for rows in ROWS:
+        cells = []
+        for bench in benches:
+            reached, most = speed(bench, rows), limit(bench, rows)
+            cells.append(f"{reached:.0f} ({100 * reached / most:.0f} % of {most:.0f})")
+        lines.append((str(rows), *cells, f"{others[rows]:.0f}" if rows in others else "-"))
+    return table(("rows at once", *DTYPES, "llama.cpp, Q4_1"), lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", choices=CASES, action="append")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    bench = Bench(options.dtype, options.tokens)
-    bench.run(bench.batch(), bench.asked("Hi", max_tokens=4))
-    bench.generate("Hi", 4)
-    print(f"{options.dtype}, {options.tokens} tokens, {options.threads} threads")
-    for name in options.only or CASES:
-        case = getattr(bench, name)
-        fast, slow = case()
-        print(f"{slow / fast:6.2f} x  {fast:7.2f} s  {slow:7.2f} s  {case.__doc__.splitlines()[0]}")
+    options: argparse.ArgumentParser = parser(__doc__)
+    options.add_argument("--tokens", type=int, default=128)
+    options.add_argument("--threads", type=int, default=os.cpu_count())
+    options.add_argument("--only", choices=CASES, action="append")
+    given = options.parse_args()
+    torch.set_num_threads(given.threads)
+    benches = [Bench(dtype, given.tokens) for dtype in DTYPES]
+    for bench in benches:
+        bench.run(bench.batch(), bench.asked("Hi", max_tokens=4))
+        bench.generate("Hi", 4)
+    body = (
+        f"SmolLM2-135M, {given.tokens} tokens, {given.threads} threads, torch {torch.__version__}."
+        f"\n\nHow many times faster than the plain way:\n\n"
+        f"{compare(benches, given.only or list(CASES))}\n\n"
+        f"Tokens per second, and of the machine's limit:\n\n"
+        f"{stand(benches, given.threads, given.tokens)}"
+    )
+    publish("The local engine", "benchmarks.local_speed", body, write=given.write)
 
 
 if __name__ == "__main__":
