@@ -36,7 +36,7 @@ from optillm_hooks.local_provider.generation import (
     SpelledToken,
     UnknownModel,
 )
-from optillm_hooks.types import Fields
+from optillm_hooks.types import Fields, ToolCall
 
 PROVIDER = "optillm-local"
 
@@ -211,8 +211,9 @@ class _Answer:
                     finish_reason=choice.finish_reason,
                     message=Message(
                         role="assistant",
-                        content=choice.text,
+                        content=choice.text or (None if choice.tool_calls else ""),
                         reasoning_content=choice.reasoning or None,
+                        tool_calls=[_call(call) for call in choice.tool_calls] or None,
                     ),
                     logprobs=_logprobs(choice.tokens) if self._scored else None,
                 )
@@ -238,7 +239,9 @@ class _Chunks:
         self._model = model
         self._id = _new_id()
         self._created = int(time.time())
-        self._begun: set[int] = set()
+        self._calls: dict[int, int] = {}
+        """How many calls each choice has made; a choice is here once it has begun."""
+
         self._first_reason: str | None = None
 
     def of(self, event: Piece | Finished) -> Iterator[ModelResponseStream]:
@@ -246,11 +249,20 @@ class _Chunks:
             yield self._chunk([StreamingChoices(index=0, delta=Delta())], usage=_usage(event))
             yield self._chunk([StreamingChoices(finish_reason=self._first_reason, delta=Delta())])
             return
-        if event.text or event.reasoning or event.tokens:
-            role = None if event.choice in self._begun else "assistant"
-            self._begun.add(event.choice)
+        if event.text or event.reasoning or event.tokens or event.tool_calls:
+            role = None if event.choice in self._calls else "assistant"
+            before = self._calls.get(event.choice, 0)
+            self._calls[event.choice] = before + len(event.tool_calls)
             logprobs = _logprobs(event.tokens) if event.tokens else None
-            delta = Delta(content=event.text, role=role, reasoning_content=event.reasoning or None)
+            delta = Delta(
+                content=event.text or (None if event.tool_calls else ""),
+                role=role,
+                reasoning_content=event.reasoning or None,
+                tool_calls=[
+                    {**_call(call), "index": before + i} for i, call in enumerate(event.tool_calls)
+                ]
+                or None,
+            )
             yield self._chunk(
                 [StreamingChoices(index=event.choice, delta=delta, logprobs=logprobs)]
             )
@@ -278,6 +290,11 @@ def _usage(finished: Finished) -> Usage:
         prompt_tokens_details={"cached_tokens": finished.cached_tokens},
         completion_tokens_details={"reasoning_tokens": finished.reasoning_tokens},
     )
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def _logprobs(tokens: Sequence[SpelledToken]) -> ChoiceLogprobs:
