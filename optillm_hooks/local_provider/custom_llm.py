@@ -69,18 +69,11 @@ class LocalProvider(CustomLLM):
             return self._engines[key]
 
     def completion(
-        self,
-        model: str,
-        messages: list[dict[str, Any]],
-        *_args: Any,
-        optional_params: dict[str, Any],
-        litellm_params: dict[str, Any] | None = None,
-        **_kwargs: Any,
+        self, model: str, messages: list[dict[str, Any]], *_args: Any, **kwargs: Any
     ) -> ModelResponse:
         """Return the whole answer. Blocks the calling thread."""
         with _errors_of(model):
-            generation = _generation(model, messages, optional_params)
-            engine = self.engine(model, litellm_params)
+            engine, generation = self._asked(model, messages, **kwargs)
             answer = _Answer(model, generation)
             with closing(engine.stream_sync(generation)) as events:
                 for event in events:
@@ -88,18 +81,11 @@ class LocalProvider(CustomLLM):
         return answer.response()
 
     async def acompletion(
-        self,
-        model: str,
-        messages: list[dict[str, Any]],
-        *_args: Any,
-        optional_params: dict[str, Any],
-        litellm_params: dict[str, Any] | None = None,
-        **_kwargs: Any,
+        self, model: str, messages: list[dict[str, Any]], *_args: Any, **kwargs: Any
     ) -> ModelResponse:
         """Return the whole answer; cancelling the task stops the generation."""
         with _errors_of(model):
-            generation = _generation(model, messages, optional_params)
-            engine = self.engine(model, litellm_params)
+            engine, generation = self._asked(model, messages, **kwargs)
             answer = _Answer(model, generation)
             async with aclosing(engine.stream(generation)) as events:
                 async for event in events:
@@ -107,37 +93,42 @@ class LocalProvider(CustomLLM):
         return answer.response()
 
     def streaming(
-        self,
-        model: str,
-        messages: list[dict[str, Any]],
-        *_args: Any,
-        optional_params: dict[str, Any],
-        litellm_params: dict[str, Any] | None = None,
-        **_kwargs: Any,
+        self, model: str, messages: list[dict[str, Any]], *_args: Any, **kwargs: Any
     ) -> Iterator[ModelResponseStream]:
         """Return the chunks of the answer. What is wrong with the fields is raised at once."""
         with _errors_of(model):
-            generation = _generation(model, messages, optional_params)
-            engine = self.engine(model, litellm_params)
+            engine, generation = self._asked(model, messages, **kwargs)
         return self._chunks_sync(model, engine, generation)
 
     def astreaming(
-        self,
-        model: str,
-        messages: list[dict[str, Any]],
-        *_args: Any,
-        optional_params: dict[str, Any],
-        litellm_params: dict[str, Any] | None = None,
-        **_kwargs: Any,
+        self, model: str, messages: list[dict[str, Any]], *_args: Any, **kwargs: Any
     ) -> AsyncIterator[ModelResponseStream]:
         """Return the chunks of the answer; closing the iterator stops the generation.
 
         What is wrong with the fields is raised at once, before there is a stream.
         """
         with _errors_of(model):
-            generation = _generation(model, messages, optional_params)
-            engine = self.engine(model, litellm_params)
+            engine, generation = self._asked(model, messages, **kwargs)
         return self._chunks(model, engine, generation)
+
+    def _asked(
+        self,
+        model: str,
+        messages: list[dict[str, Any]],
+        *,
+        optional_params: dict[str, Any],
+        litellm_params: dict[str, Any] | None = None,
+        **_others: Any,
+    ) -> tuple[Engine, Generation]:
+        """Return who serves a call of LiteLLM, and what it asks for.
+
+        `model` may name an adapter behind a plus sign.
+        """
+        generation = request.parse(messages, optional_params)
+        adapter = model.partition("+")[2]
+        if adapter:
+            generation = replace(generation, adapter=adapter)
+        return self.engine(model, litellm_params), generation
 
     def _chunks_sync(
         self, model: str, engine: Engine, generation: Generation
@@ -156,15 +147,6 @@ class LocalProvider(CustomLLM):
                 async for event in events:
                     for chunk in chunks.of(event):
                         yield chunk
-
-
-def _generation(
-    model: str, messages: list[dict[str, Any]], optional_params: dict[str, Any]
-) -> Generation:
-    """Return what is asked of `model`, which may name an adapter behind a plus sign."""
-    generation = request.parse(messages, optional_params)
-    adapter = model.partition("+")[2]
-    return replace(generation, adapter=adapter) if adapter else generation
 
 
 @contextmanager

@@ -94,20 +94,18 @@ class Tools:
             value = json.loads(written)
             entries = value if isinstance(value, list) else [value]
             calls = tuple(self._call(entry) for entry in entries)
-        except (ValueError, RecursionError):
+        except (KeyError, TypeError, ValueError, RecursionError):
             return ()
         return calls if self.parallel else calls[:1]
 
     def _call(self, entry: Any) -> ToolCall:
-        """Return `entry` as a call, or raise a ValueError."""
-        if not isinstance(entry, dict) or entry.get("name") not in self.schemas:
+        """Return `entry` as a call, or raise what comes of its being something else."""
+        name, arguments = entry["name"], entry[self.form.arguments]
+        if not isinstance(arguments, dict) or name not in self.schemas:
             raise ValueError("no call of one of these tools")
-        arguments = entry.get(self.form.arguments)
-        if not isinstance(arguments, dict):
-            raise ValueError("no arguments")  # noqa: TRY004 (of the text, not of our types)
         # Nine letters or digits: the only ids that Mistral's templates take back.
         call_id = "".join(secrets.choice(_ID_LETTERS) for _ in range(9))
-        return ToolCall(call_id, entry["name"], json.dumps(arguments, allow_nan=False))
+        return ToolCall(call_id, name, json.dumps(arguments, allow_nan=False))
 
     def _head(self, name: str) -> str:
         return f'{{"name": {json.dumps(name)}, "{self.form.arguments}": '
