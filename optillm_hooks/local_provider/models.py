@@ -41,6 +41,9 @@ class ModelSpec(BaseModel):
         default_factory=dict, description="Folders of LoRA adapters, by name: model+name uses one."
     )
     trust_remote_code: bool = Field(False, description="Run Python code out of the model's folder.")
+    context: int | None = Field(
+        None, ge=1, description="Most tokens of a prompt and its answer; unset, the model's own."
+    )
     reply_tokens: int = Field(
         4096, ge=1, description="Longest reply to a request that sets no max_tokens."
     )
@@ -139,9 +142,8 @@ def start(spec: ModelSpec) -> "Batch":
         prefix_bytes=int(spec.prefix_gib * 2**30),
         reply_tokens=spec.reply_tokens,
     )
-    return Batch(
-        Runner(loaded.model, spec.adapters), ChatFormat(loaded.tokenizer, end_ids(loaded)), capacity
-    )
+    runner = Runner(loaded.model, spec.adapters, spec.context)
+    return Batch(runner, ChatFormat(loaded.tokenizer, end_ids(loaded)), capacity)
 
 
 def _device(name: str) -> str:
