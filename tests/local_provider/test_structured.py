@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,6 +26,7 @@ from optillm_hooks.local_provider.engine import Engine
 from optillm_hooks.local_provider.generation import Choice, Generation, Law, Piece
 from optillm_hooks.local_provider.grammar import Constraint, Grammars
 from tests.local_provider import tiny
+from tests.local_provider.laws import assert_follows, exact
 
 HI = [{"role": "user", "content": "Hi"}]
 FORMAT = tiny.chat_format()
@@ -215,26 +215,6 @@ def test_what_is_drawn_from_is_the_models_law_renormalised_over_what_is_allowed(
     assert_follows(
         [counts[FORMAT.token_bytes(token)] for token in expected], list(expected.values())
     )
-
-
-def exact(logits: dict[int, float], law: Law) -> dict[int, float]:
-    """The law spelled out over plain numbers."""
-    order = sorted(logits, key=lambda token: -logits[token])[: law.top_k or None]
-    weights = {token: math.exp(logits[token] / law.temperature) for token in order}
-    total = sum(weights.values())
-    kept, mass = dict[int, float](), 0.0
-    for token, weight in weights.items():
-        if mass < law.top_p * total:
-            kept[token] = weight
-            mass += weight
-    return {token: weight / mass for token, weight in kept.items()}
-
-
-def assert_follows(counts: list[int], law: list[float]) -> None:
-    n = sum(counts)
-    distance = sum((c - n * p) ** 2 / (n * p) for c, p in zip(counts, law, strict=True))
-    freedom = torch.tensor((len(law) - 1) / 2)
-    assert torch.special.gammaincc(freedom, torch.tensor(distance / 2)) > 1e-7
 
 
 def test_logprobs_are_those_of_the_model_without_the_form(engine: Engine) -> None:

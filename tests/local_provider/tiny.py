@@ -38,12 +38,14 @@ def chat_format(template: str = CHATML) -> ChatFormat:
     return ChatFormat(tokenizer(template), {END})
 
 
-def model(context: int = 1024, spread: float = 1.0) -> LlamaForCausalLM:
-    """Return a model whose next token depends on all before it. `spread`: of its logits."""
+def model(context: int = 1024, spread: float = 1.0, spare: int = 7) -> LlamaForCausalLM:
+    """Return a model whose next token depends on all before it. `spread`: of its logits.
+
+    `spare`: rows of logits without a token, as many checkpoints have them.
+    """
     torch.manual_seed(0)
     config = LlamaConfig(
-        # More rows than the tokenizer has tokens, as in many checkpoints.
-        vocab_size=len(tokenizer()) + 7,
+        vocab_size=len(tokenizer()) + spare,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
