@@ -148,6 +148,11 @@ class Batch:
         return not self._jobs
 
     @property
+    def weight_bytes(self) -> int:
+        """Memory of the model itself."""
+        return self._runner.weight_bytes
+
+    @property
     def bytes(self) -> int:
         """Memory for keys and values, of rows and of remembered prompts."""
         return self._runner.rows.bytes + self._prefixes.bytes

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import litellm
 from litellm import CustomLLM
@@ -36,7 +36,11 @@ from optillm_hooks.local_provider.generation import (
     SpelledToken,
     UnknownModel,
 )
+from optillm_hooks.local_provider.memory import make_room
 from optillm_hooks.types import Fields, ToolCall
+
+if TYPE_CHECKING:
+    from optillm_hooks.local_provider.batch import Batch
 
 PROVIDER = "optillm-local"
 
@@ -48,6 +52,7 @@ class LocalProvider(CustomLLM):
         super().__init__()
         self._engines: dict[tuple[str, str], Engine] = {}
         self._lock = threading.Lock()
+        self._loading = threading.Lock()
 
     def engine(self, model: str, litellm_params: Mapping[str, Any] | None = None) -> Engine:
         """Return the engine of a model, which its adapters share.
@@ -64,9 +69,23 @@ class LocalProvider(CustomLLM):
         with self._lock:
             key = (name, spec.model_dump_json())
             if key not in self._engines:
-                load = partial(models.start, spec)
+                load = partial(self._load, key, spec)
                 self._engines[key] = Engine(name, load, unload_after_s=spec.unload_after_s)
             return self._engines[key]
+
+    def _load(self, key: tuple[str, str], spec: models.ModelSpec) -> "Batch":
+        """Return the model of `spec`, for which idle ones on its device leave if they must."""
+        with self._loading:
+            device = models.device_of(spec)
+            with self._lock:
+                others = [
+                    engine
+                    for (name, text), engine in self._engines.items()
+                    if (name, text) != key
+                    and models.device_of(models.ModelSpec.model_validate_json(text)) == device
+                ]
+            make_room(key[0], models.weight_bytes(spec), models.memory_limit(spec), others)
+            return models.start(spec)
 
     def completion(
         self, model: str, messages: list[dict[str, Any]], *_args: Any, **kwargs: Any

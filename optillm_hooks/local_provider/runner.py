@@ -51,6 +51,7 @@ class Runner:
         """Most tokens of a prompt and its answer together."""
 
         _check_windows(config, self.context)
+        self.weight_bytes: int = sum(p.numel() * p.element_size() for p in model.parameters())
         self.rows = KeyValues(self._shape, self.context)
         self.adapters = Adapters(model, {})
         self._take_over_attention(config)
