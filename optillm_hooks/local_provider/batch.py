@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from optillm_hooks.errors import OptiLLMError, ProviderFailed
-from optillm_hooks.local_provider.chat_format import ChatFormat, ThinkSplitter, Transcript, as_text
+from optillm_hooks.local_provider.chat_format import ChatFormat, ReplyReader, Transcript, as_text
+from optillm_hooks.local_provider.decoding.autothink import AutoThinkSettings
 from optillm_hooks.local_provider.decoding.base import Branch, Decoding
 from optillm_hooks.local_provider.decoding.methods import Vocabulary, method
+from optillm_hooks.local_provider.decoding.thinkdeeper import ThinkSettings
 from optillm_hooks.local_provider.generation import (
     Finished,
     Generation,
@@ -23,12 +25,14 @@ from optillm_hooks.local_provider.generation import (
     ScoredToken,
     UnknownModel,
 )
+from optillm_hooks.local_provider.grammar import Constraint
 from optillm_hooks.local_provider.kv_cache import Prefix, Row
 from optillm_hooks.local_provider.measures import Measured, measure
 from optillm_hooks.local_provider.prefix_cache import PrefixCache
 from optillm_hooks.local_provider.runner import Runner
 from optillm_hooks.local_provider.sampling import draw, score, shift
 from optillm_hooks.local_provider.scheduler import grant, split
+from optillm_hooks.local_provider.tool_calls import Tools
 from optillm_hooks.types import Fields
 
 _SHARED_FROM = 64
@@ -73,6 +77,10 @@ class _Active:
     thinking: bool
     """Whether the prompt ends inside a <think> block."""
 
+    tools: Tools | None = None
+    constraint: Constraint | None = None
+    """The form of the reply, at its beginning."""
+
     reading: "_Reading | None" = None
     prefix: Prefix | None = None
     first_logits: Tensor | None = None
@@ -116,6 +124,7 @@ class _Running:
     row: Row
     transcript: Transcript
     dice: random.Random
+    constraint: Constraint | None = None
     waiting: list[int] = field(default_factory=list[int])
     """Tokens that are written but not yet fed."""
 
@@ -130,12 +139,18 @@ class Batch:
         self._runner = runner
         self._format = chat_format
         self._capacity = capacity
+        self._grammars = chat_format.grammars
         self._prefixes: PrefixCache[Prefix] = PrefixCache(capacity.prefix_bytes)
         self._jobs: list[_Active] = []
 
     @property
     def idle(self) -> bool:
         return not self._jobs
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the model itself."""
+        return self._runner.weight_bytes
 
     @property
     def bytes(self) -> int:
@@ -185,6 +200,7 @@ class Batch:
         if request.adapter is not None and request.adapter not in runner.adapters.names:
             known = ", ".join(sorted(runner.adapters.names)) or "none"
             raise UnknownModel(f"no adapter {request.adapter!r}; this model has: {known}")
+        tools = self._format.tools(request)
         prompt = self._format.encode(request.messages, request.tools)
         room = runner.context - len(prompt)
         if room < 1:
@@ -200,7 +216,9 @@ class Batch:
         vocabulary = Vocabulary(self._format.encode_text, self._format.token_bytes)
         decoding = method(request, _question(request.messages), room, vocabulary)
         thinking = self._format.opens_thinking(prompt)
-        return _Active(asked, prompt, room, seed, decoding, thinking)
+        thinks = isinstance(request.decoding, ThinkSettings | AutoThinkSettings)
+        constraint = self._format.constraint(request, tools, opened=thinking, thinks=thinks)
+        return _Active(asked, prompt, room, seed, decoding, thinking, tools, constraint)
 
     def _admit(self) -> None:
         free = self._capacity.rows - sum(job.running for job in self._jobs)
@@ -246,7 +264,8 @@ class Batch:
         job.prefix = self._runner.snapshot(row, job.prompt)
         job.first_logits = logits
         self._prefixes.add(job.prefix, job.generation.adapter)
-        likeliest = logits.softmax(dim=-1).topk(min(_FIRST_TOKENS, len(logits)))
+        (first,) = self._grammars.mask(logits[None], [job.constraint]).softmax(dim=-1)
+        likeliest = first.topk(min(_FIRST_TOKENS, int(first.count_nonzero())))
         job.decoding.begin(
             list(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True))
         )
@@ -264,11 +283,16 @@ class Batch:
             self._runner.free(row)
             return []
         transcript = Transcript(
-            job.opened, self._format, job.generation.stop, thinking=job.thinking
+            job.opened,
+            self._format,
+            job.generation.stop,
+            thinking=job.thinking,
+            tools=job.tools,
         )
+        constraint = None if job.constraint is None else job.constraint.fork()
         dice = random.Random(f"{job.seed}:{job.opened}")  # noqa: S311 (no secret)
         job.opened += 1
-        running = _Running(job, branch, row, transcript, dice)
+        running = _Running(job, branch, row, transcript, dice, constraint)
         job.branches.append(running)
         return [running]
 
@@ -282,16 +306,23 @@ class Batch:
         seen = _measured(running, logits)
         laws = [b.branch.law(m) for b, m in zip(running, seen, strict=True)]
         shifted = shift(logits, [b.job.generation.shifts(b.counts) for b in running])
-        tokens = draw(shifted, laws, [b.dice.random() for b in running])
+        masked = self._grammars.mask(shifted, [b.constraint for b in running])
+        tokens = draw(masked, laws, [b.dice.random() for b in running])
         scores = _scored(running, logits, tokens)
         for b, token, m, scored in zip(running, tokens, seen, scores, strict=True):
-            self._take(b, token, m, scored)
+            try:
+                self._take(b, token, m, scored)
+            except ProviderFailed as exc:
+                b.job.asked.deliver(exc)
+                b.job.asked.cancelled = True
 
     def _take(
         self, b: _Running, token: int, measured: Measured, scored: ScoredToken | None
     ) -> None:
         job = b.job
         for written in b.branch.take(token, measured, end=token in self._format.end_ids):
+            if b.constraint is not None:
+                b.constraint.take(written)
             last = len(b.transcript.ids) + 1 >= job.room
             piece = b.transcript.add(written, scored if written == token else None, last=last)
             if piece is not None and job.decoding.live:
@@ -314,10 +345,13 @@ class Batch:
         facts: Fields = {}
         if not job.decoding.live:
             outcome = job.decoding.outcome()
-            splitter = ThinkSplitter(opened=job.thinking)
-            for text, reasoning in (splitter.feed(outcome.text), splitter.close()):
-                job.asked.deliver(Piece(0, text, reasoning))
-            job.asked.deliver(Piece(0, finish_reason=outcome.finish_reason))
+            reader = ReplyReader(opened=job.thinking, tools=job.tools)
+            for shown in (reader.feed(outcome.text), reader.close()):
+                job.asked.deliver(Piece(0, shown.text, shown.reasoning, tool_calls=shown.calls))
+            called = reader.called and outcome.finish_reason == "stop"
+            job.asked.deliver(
+                Piece(0, finish_reason="tool_calls" if called else outcome.finish_reason)
+            )
             facts = outcome.facts
         job.asked.deliver(
             Finished(len(job.prompt), job.drawn, job.cached_tokens, job.reasoning_tokens, facts)

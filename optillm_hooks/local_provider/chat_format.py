@@ -1,16 +1,31 @@
-"""Between conversations and token ids: the chat template, text piece by piece, stop strings."""
+"""Between conversations and token ids: the chat template, tools, replies piece by piece."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from tokenizers.decoders import DecodeStream
 
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.decoding.base import Written
-from optillm_hooks.local_provider.generation import Messages, Piece, ScoredToken, SpelledToken
-from optillm_hooks.types import FinishReason
+from optillm_hooks.local_provider.generation import (
+    Generation,
+    Messages,
+    Piece,
+    ScoredToken,
+    SpelledToken,
+)
+from optillm_hooks.local_provider.grammar import (
+    Constraint,
+    Grammars,
+    Thinking,
+    json_rule,
+)
+from optillm_hooks.local_provider.text import THINK, THOUGHT, StopFinder, ThinkSplitter
+from optillm_hooks.local_provider.tool_calls import CallFinder, Tools, form_of
+from optillm_hooks.types import FinishReason, ToolCall
 
-_THINK, _THOUGHT = "<think>", "</think>"
 _ROLES = {"developer": "system", "function": "tool"}
 
 
@@ -20,7 +35,14 @@ class ChatFormat:
     def __init__(self, tokenizer: Any, end_ids: Iterable[int]) -> None:
         self._tokenizer = tokenizer
         self.end_ids = frozenset(end_ids)
-        self._bytes = _byte_alphabet()
+        self._added = tokenizer.added_tokens_decoder
+        byte_level = "ByteLevel" in repr(tokenizer.backend_tokenizer.decoder)
+        self._bytes = _byte_alphabet() if byte_level else {}
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """The grammars for this tokenizer, which take a second to make ready."""
+        return Grammars(self._tokenizer, self.end_ids)
 
     def encode(
         self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None
@@ -44,10 +66,60 @@ class ChatFormat:
             ) from exc
         return ids
 
+    def tools(self, request: Generation) -> Tools | None:
+        """Return the tools of a request as this model calls them; None: calls are not looked for.
+
+        Raises:
+            RequestRejected: the model was never taught of tools, or not so that it could be forced.
+        """
+        if not request.tools:
+            return None
+        template = self._template(request.tools)
+        if "tools" not in template:
+            raise RequestRejected(
+                "this model's chat template has no place for tools", param="tools"
+            )
+        form = form_of(template)
+        if form is None and request.must_call:
+            raise RequestRejected(
+                "no call can be required of this model: how it writes calls is not known here",
+                param="tool_choice",
+            )
+        functions = {str(tool["function"]["name"]): tool["function"] for tool in request.tools}
+        nothing = {"properties": {}, "additionalProperties": False}
+        schemas = {
+            name: {"type": "object", **(function.get("parameters") or nothing)}
+            for name, function in functions.items()
+        }
+        return Tools(form, schemas, request.parallel_tool_calls) if form else None
+
+    def constraint(
+        self, request: Generation, tools: Tools | None, *, opened: bool, thinks: bool
+    ) -> Constraint | None:
+        """Return what the form of a reply to `request` has to obey; None if nothing.
+
+        `opened`: it begins inside a <think> block. `thinks`: it may open one, whatever the model.
+
+        Raises:
+            RequestRejected: llguidance cannot enforce the form.
+        """
+        forms: dict[str, str] = {}
+        if request.schema is not None and not request.must_call:
+            forms["answer"] = f"answer: {json_rule(request.schema)}"
+        if tools is not None and (request.must_call or forms):
+            names = request.must_call or tuple(tools.schemas)
+            forms["calls"] = tools.rules(names, self.grammars.symbol)
+        if not forms:
+            return None
+        thinks = thinks or THOUGHT in self._template(request.tools)
+        thinking: Thinking = "opened" if opened else "possible" if thinks else "none"
+        param = "response_format" if "answer" in forms else "tool_choice"
+        return self.grammars.start(self.grammars.reply(forms, thinking), param)
+
     def opens_thinking(self, prompt: Sequence[int]) -> bool:
         """Return whether the reply to `prompt` begins inside a <think> block."""
         end: str = self._tokenizer.decode(list(prompt[-8:]), skip_special_tokens=False)
-        return end.rstrip().endswith(_THINK)
+        return end.rstrip().endswith(THINK)
 
     def encode_text(self, text: str) -> list[int]:
         """Return the ids of `text` alone, without any special token added."""
@@ -60,20 +132,41 @@ class ChatFormat:
         return text
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the exact bytes that a token stands for, which may be half a character."""
-        piece: str = self._tokenizer.convert_ids_to_tokens(token)
+        """Return the exact bytes that a token stands for, which may be half a character.
+
+        None for an id without a token: models may have more rows than their tokenizers.
+        """
+        piece: str = self._tokenizer.convert_ids_to_tokens(token) or ""
+        if token in self._added:
+            return piece.encode()
+        if self._bytes and all(char in self._bytes for char in piece):
+            return bytes(self._bytes[char] for char in piece)
         if piece.startswith("<0x") and len(piece) == 6:
             return bytes([int(piece[3:5], 16)])
-        if all(char in self._bytes for char in piece):
-            return bytes(self._bytes[char] for char in piece)
         return piece.replace("\u2581", " ").encode()
 
     def spelled(self, scored: ScoredToken) -> SpelledToken:
         top = tuple((self.token_bytes(token), logprob) for token, logprob in scored.top)
         return SpelledToken(self.token_bytes(scored.id), scored.logprob, top)
 
-    def detokenizer(self) -> "Detokenizer":
-        return Detokenizer(self._tokenizer.backend_tokenizer)
+    def detokenizer(self, tools: Tools | None = None) -> "Detokenizer":
+        """Return a new one, which keeps the marker of calls even if it is a special token."""
+        special = None if tools is None else self._special(tools.form.opening)
+        kept = {} if special is None or tools is None else {special: tools.form.opening}
+        return Detokenizer(self._tokenizer.backend_tokenizer, kept)
+
+    def _template(self, tools: Sequence[Mapping[str, Any]] | None) -> str:
+        """Return the text of the chat template; empty if the tokenizer has none."""
+        try:
+            return str(self._tokenizer.get_chat_template(tools=list(tools) if tools else None))
+        except ValueError:
+            return ""
+
+    def _special(self, marker: str) -> int | None:
+        """Return the id of the special token that `marker` is, or None if it is plain text."""
+        token = self._tokenizer.backend_tokenizer.token_to_id(marker)
+        added = self._added.get(token)
+        return token if added is not None and added.special else None
 
 
 def as_text(message: Mapping[str, Any]) -> str:
@@ -92,7 +185,19 @@ def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
         if kinds:
             named = ", ".join(sorted(kinds))
             raise RequestRejected(f"local models read text only, not {named}", param="messages")
-    return {**message, "role": _ROLES.get(role, role), "content": as_text(message)}
+    plain = {**message, "role": _ROLES.get(role, role), "content": as_text(message)}
+    # Templates take the presence of this for a call.
+    calls = plain.pop("tool_calls", None)
+    return {**plain, "tool_calls": [_read_call(call) for call in calls]} if calls else plain
+
+
+def _read_call(call: Any) -> Any:
+    """Return a call with its arguments as an object, which is how templates write them out."""
+    try:
+        function = {**call["function"], "arguments": json.loads(call["function"]["arguments"])}
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return call
+    return {**call, "function": function}
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -106,102 +211,64 @@ def _byte_alphabet() -> dict[str, int]:
 class Detokenizer:
     """Turns ids into text one by one; a character comes out when its last byte is in."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, kept: Mapping[int, str]) -> None:
+        """`kept`: special tokens that are text all the same; the others are left out."""
         self._tokenizer = tokenizer
+        self._kept = kept
         self._stream = DecodeStream(skip_special_tokens=True)
 
     def feed(self, token: int) -> str:
         """Return the text that `token` completes."""
-        return self._stream.step(self._tokenizer, token) or ""
-
-
-class StopFinder:
-    """Finds the first of several strings in a text that comes in pieces.
-
-    What might be the beginning of one is held back until it is certain.
-    """
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._held = ""
-        self.found = False
-
-    def feed(self, text: str) -> str:
-        """Return what can be shown now; after a stop string was found, nothing more."""
-        if self.found:
-            return ""
-        text = self._held + text
-        ends = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        if ends:
-            self.found, self._held = True, ""
-            return text[: min(ends)]
-        hold = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - hold :]
-        return text[: len(text) - hold]
-
-    def close(self) -> str:
-        """Return what was held back, now that no more text comes."""
-        held, self._held = self._held, ""
-        return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of `text` with which `stop` begins."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+        return self._kept.get(token) or self._stream.step(self._tokenizer, token) or ""
 
 
 class Shown(NamedTuple):
-    """A piece of a reply, by what it is."""
+    """A piece of a reply, by what it is; the calls come after the text."""
 
-    text: str
-    reasoning: str
+    text: str = ""
+    reasoning: str = ""
+    calls: tuple[ToolCall, ...] = ()
 
 
-class ThinkSplitter:
-    """Parts a reply that begins with <think> into its reasoning and its text.
+class ReplyReader:
+    """Parts a reply into reasoning, text and tool calls.
 
-    `opened`: the prompt ends with the marker already, as some chat templates have it.
+    `opened`: the prompt ends inside a <think> block. `tools`: None, calls are not looked for.
     """
 
-    def __init__(self, *, opened: bool = False) -> None:
-        self._held = ""
-        self._state: Literal["start", "thinking", "after", "text"] = (
-            "thinking" if opened else "start"
-        )
+    def __init__(self, *, opened: bool = False, tools: Tools | None = None) -> None:
+        self._splitter = ThinkSplitter(opened=opened)
+        self._finder = CallFinder(tools) if tools is not None else None
 
     @property
     def thinking(self) -> bool:
-        return self._state == "thinking"
+        return self._splitter.thinking
+
+    @property
+    def called(self) -> bool:
+        """Whether there were calls."""
+        return self._finder is not None and self._finder.calls > 0
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing of use can follow."""
+        return self._finder is not None and self._finder.done
 
     def feed(self, text: str) -> Shown:
-        """Return what can be shown; the beginning of a marker is held back until it is certain."""
-        self._held += text
-        reasoning = ""
-        if self._state == "start":
-            begun = self._held.lstrip()
-            if _THINK.startswith(begun):
-                return Shown("", "")
-            self._state = "thinking" if begun.startswith(_THINK) else "text"
-            if self._state == "thinking":
-                self._held = begun.removeprefix(_THINK).lstrip("\n")
-        if self._state == "thinking":
-            reasoning, marker, rest = self._held.partition(_THOUGHT)
-            if not marker:
-                keep = len(reasoning) - _overlap(reasoning, _THOUGHT)
-                self._held = reasoning[keep:]
-                return Shown("", reasoning[:keep])
-            self._state, self._held = "after", rest
-        if self._state == "after":
-            self._held = self._held.lstrip("\n")
-            self._state = "text" if self._held else "after"
-        shown, self._held = self._held, ""
-        return Shown(shown, reasoning)
+        """Return what is certain now."""
+        text, reasoning = self._splitter.feed(text)
+        if self._finder is None:
+            return Shown(text, reasoning)
+        found = self._finder.feed(text)
+        return Shown(found.text, reasoning, found.calls)
 
     def close(self) -> Shown:
         """Return what was held back, now that no more comes."""
-        held, self._held = self._held, ""
-        return Shown("", held) if self.thinking else Shown(held, "")
+        text, reasoning = self._splitter.close()
+        if self._finder is None:
+            return Shown(text, reasoning)
+        first, rest = self._finder.feed(text), self._finder.close()
+        return Shown(first.text + rest.text, reasoning, first.calls + rest.calls)
 
 
 class Transcript:
@@ -214,11 +281,12 @@ class Transcript:
         stop: Sequence[str],
         *,
         thinking: bool = False,
+        tools: Tools | None = None,
     ) -> None:
         self._choice = choice
-        self._splitter = ThinkSplitter(opened=thinking)
+        self._reader = ReplyReader(opened=thinking, tools=tools)
         self._format = chat_format
-        self._detokenizer = chat_format.detokenizer()
+        self._detokenizer = chat_format.detokenizer(tools)
         self._stop = StopFinder(stop)
         self._waiting: list[tuple[int, SpelledToken]] = []
         self._ends: list[int] = []
@@ -243,7 +311,7 @@ class Transcript:
             elif last:
                 self.finish_reason = "length"
         self.ids.append(token)
-        self.reasoning_tokens += self._splitter.thinking
+        self.reasoning_tokens += self._reader.thinking
         self._ends.append(start + len(written))
         if self.finish_reason is not None:
             text += self._stop.close()
@@ -257,13 +325,26 @@ class Transcript:
 
     def _piece(self, text: str) -> Piece | None:
         self._shown += text
-        shown = self._splitter.feed(text)
+        shown = self._reader.feed(text)
+        if self._reader.done and self.finish_reason is None:
+            self.finish_reason = "tool_calls"
         if self.finish_reason is not None:
-            rest = self._splitter.close()
-            shown = Shown(shown.text + rest.text, shown.reasoning + rest.reasoning)
+            rest = self._reader.close()
+            shown = Shown(
+                shown.text + rest.text, shown.reasoning + rest.reasoning, shown.calls + rest.calls
+            )
+            if self._reader.called and self.finish_reason == "stop":
+                self.finish_reason = "tool_calls"
         ended = self.finish_reason is not None and not self._stop.found
         tokens = [token for start, token in self._waiting if start < len(self._shown) or ended]
         del self._waiting[: len(tokens)]
         if not (any(shown) or tokens or self.finish_reason):
             return None
-        return Piece(self._choice, shown.text, shown.reasoning, tuple(tokens), self.finish_reason)
+        return Piece(
+            self._choice,
+            shown.text,
+            shown.reasoning,
+            tuple(tokens),
+            self.finish_reason,
+            shown.calls,
+        )

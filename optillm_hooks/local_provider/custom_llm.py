@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import litellm
 from litellm import CustomLLM
@@ -36,7 +36,11 @@ from optillm_hooks.local_provider.generation import (
     SpelledToken,
     UnknownModel,
 )
-from optillm_hooks.types import Fields
+from optillm_hooks.local_provider.memory import make_room
+from optillm_hooks.types import Fields, ToolCall
+
+if TYPE_CHECKING:
+    from optillm_hooks.local_provider.batch import Batch
 
 PROVIDER = "optillm-local"
 
@@ -48,6 +52,7 @@ class LocalProvider(CustomLLM):
         super().__init__()
         self._engines: dict[tuple[str, str], Engine] = {}
         self._lock = threading.Lock()
+        self._loading = threading.Lock()
 
     def engine(self, model: str, litellm_params: Mapping[str, Any] | None = None) -> Engine:
         """Return the engine of a model, which its adapters share.
@@ -64,23 +69,30 @@ class LocalProvider(CustomLLM):
         with self._lock:
             key = (name, spec.model_dump_json())
             if key not in self._engines:
-                load = partial(models.start, spec)
+                load = partial(self._load, key, spec)
                 self._engines[key] = Engine(name, load, unload_after_s=spec.unload_after_s)
             return self._engines[key]
 
+    def _load(self, key: tuple[str, str], spec: models.ModelSpec) -> "Batch":
+        """Return the model of `spec`, for which idle ones on its device leave if they must."""
+        with self._loading:
+            device = models.device_of(spec)
+            with self._lock:
+                others = [
+                    engine
+                    for (name, text), engine in self._engines.items()
+                    if (name, text) != key
+                    and models.device_of(models.ModelSpec.model_validate_json(text)) == device
+                ]
+            make_room(key[0], models.weight_bytes(spec), models.memory_limit(spec), others)
+            return models.start(spec)
+
     def completion(
-        self,
-        model: str,
-        messages: list[dict[str, Any]],
-        *_args: Any,
-        optional_params: dict[str, Any],
-        litellm_params: dict[str, Any] | None = None,
-        **_kwargs: Any,
+        self, model: str, messages: list[dict[str, Any]], *_args: Any, **kwargs: Any
     ) -> ModelResponse:
         """Return the whole answer. Blocks the calling thread."""
         with _errors_of(model):
-            generation = _generation(model, messages, optional_params)
-            engine = self.engine(model, litellm_params)
+            engine, generation = self._asked(model, messages, **kwargs)
             answer = _Answer(model, generation)
             with closing(engine.stream_sync(generation)) as events:
                 for event in events:
@@ -88,18 +100,11 @@ class LocalProvider(CustomLLM):
         return answer.response()
 
     async def acompletion(
-        self,
-        model: str,
-        messages: list[dict[str, Any]],
-        *_args: Any,
-        optional_params: dict[str, Any],
-        litellm_params: dict[str, Any] | None = None,
-        **_kwargs: Any,
+        self, model: str, messages: list[dict[str, Any]], *_args: Any, **kwargs: Any
     ) -> ModelResponse:
         """Return the whole answer; cancelling the task stops the generation."""
         with _errors_of(model):
-            generation = _generation(model, messages, optional_params)
-            engine = self.engine(model, litellm_params)
+            engine, generation = self._asked(model, messages, **kwargs)
             answer = _Answer(model, generation)
             async with aclosing(engine.stream(generation)) as events:
                 async for event in events:
@@ -107,37 +112,42 @@ class LocalProvider(CustomLLM):
         return answer.response()
 
     def streaming(
-        self,
-        model: str,
-        messages: list[dict[str, Any]],
-        *_args: Any,
-        optional_params: dict[str, Any],
-        litellm_params: dict[str, Any] | None = None,
-        **_kwargs: Any,
+        self, model: str, messages: list[dict[str, Any]], *_args: Any, **kwargs: Any
     ) -> Iterator[ModelResponseStream]:
         """Return the chunks of the answer. What is wrong with the fields is raised at once."""
         with _errors_of(model):
-            generation = _generation(model, messages, optional_params)
-            engine = self.engine(model, litellm_params)
+            engine, generation = self._asked(model, messages, **kwargs)
         return self._chunks_sync(model, engine, generation)
 
     def astreaming(
-        self,
-        model: str,
-        messages: list[dict[str, Any]],
-        *_args: Any,
-        optional_params: dict[str, Any],
-        litellm_params: dict[str, Any] | None = None,
-        **_kwargs: Any,
+        self, model: str, messages: list[dict[str, Any]], *_args: Any, **kwargs: Any
     ) -> AsyncIterator[ModelResponseStream]:
         """Return the chunks of the answer; closing the iterator stops the generation.
 
         What is wrong with the fields is raised at once, before there is a stream.
         """
         with _errors_of(model):
-            generation = _generation(model, messages, optional_params)
-            engine = self.engine(model, litellm_params)
+            engine, generation = self._asked(model, messages, **kwargs)
         return self._chunks(model, engine, generation)
+
+    def _asked(
+        self,
+        model: str,
+        messages: list[dict[str, Any]],
+        *,
+        optional_params: dict[str, Any],
+        litellm_params: dict[str, Any] | None = None,
+        **_others: Any,
+    ) -> tuple[Engine, Generation]:
+        """Return who serves a call of LiteLLM, and what it asks for.
+
+        `model` may name an adapter behind a plus sign.
+        """
+        generation = request.parse(messages, optional_params)
+        adapter = model.partition("+")[2]
+        if adapter:
+            generation = replace(generation, adapter=adapter)
+        return self.engine(model, litellm_params), generation
 
     def _chunks_sync(
         self, model: str, engine: Engine, generation: Generation
@@ -156,15 +166,6 @@ class LocalProvider(CustomLLM):
                 async for event in events:
                     for chunk in chunks.of(event):
                         yield chunk
-
-
-def _generation(
-    model: str, messages: list[dict[str, Any]], optional_params: dict[str, Any]
-) -> Generation:
-    """Return what is asked of `model`, which may name an adapter behind a plus sign."""
-    generation = request.parse(messages, optional_params)
-    adapter = model.partition("+")[2]
-    return replace(generation, adapter=adapter) if adapter else generation
 
 
 @contextmanager
@@ -211,8 +212,9 @@ class _Answer:
                     finish_reason=choice.finish_reason,
                     message=Message(
                         role="assistant",
-                        content=choice.text,
+                        content=choice.text or (None if choice.tool_calls else ""),
                         reasoning_content=choice.reasoning or None,
+                        tool_calls=[_call(call) for call in choice.tool_calls] or None,
                     ),
                     logprobs=_logprobs(choice.tokens) if self._scored else None,
                 )
@@ -238,7 +240,9 @@ class _Chunks:
         self._model = model
         self._id = _new_id()
         self._created = int(time.time())
-        self._begun: set[int] = set()
+        self._calls: dict[int, int] = {}
+        """How many calls each choice has made; a choice is here once it has begun."""
+
         self._first_reason: str | None = None
 
     def of(self, event: Piece | Finished) -> Iterator[ModelResponseStream]:
@@ -246,11 +250,20 @@ class _Chunks:
             yield self._chunk([StreamingChoices(index=0, delta=Delta())], usage=_usage(event))
             yield self._chunk([StreamingChoices(finish_reason=self._first_reason, delta=Delta())])
             return
-        if event.text or event.reasoning or event.tokens:
-            role = None if event.choice in self._begun else "assistant"
-            self._begun.add(event.choice)
+        if event.text or event.reasoning or event.tokens or event.tool_calls:
+            role = None if event.choice in self._calls else "assistant"
+            before = self._calls.get(event.choice, 0)
+            self._calls[event.choice] = before + len(event.tool_calls)
             logprobs = _logprobs(event.tokens) if event.tokens else None
-            delta = Delta(content=event.text, role=role, reasoning_content=event.reasoning or None)
+            delta = Delta(
+                content=event.text or (None if event.tool_calls else ""),
+                role=role,
+                reasoning_content=event.reasoning or None,
+                tool_calls=[
+                    {**_call(call), "index": before + i} for i, call in enumerate(event.tool_calls)
+                ]
+                or None,
+            )
             yield self._chunk(
                 [StreamingChoices(index=event.choice, delta=delta, logprobs=logprobs)]
             )
@@ -278,6 +291,11 @@ def _usage(finished: Finished) -> Usage:
         prompt_tokens_details={"cached_tokens": finished.cached_tokens},
         completion_tokens_details={"reasoning_tokens": finished.reasoning_tokens},
     )
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def _logprobs(tokens: Sequence[SpelledToken]) -> ChoiceLogprobs:

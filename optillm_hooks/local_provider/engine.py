@@ -6,13 +6,15 @@ events through a call-back, so no event loop ever waits for a step.
 
 import asyncio
 import contextlib
+import gc
 import queue
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from optillm_hooks.errors import ProviderFailed
+from optillm_hooks.errors import OptiLLMError, ProviderFailed
 from optillm_hooks.local_provider.generation import Event, Finished, Generation, Job, Piece
 
 if TYPE_CHECKING:
@@ -21,6 +23,13 @@ if TYPE_CHECKING:
 Load = Callable[[], "Batch"]
 MOST_REQUESTS = 512
 """Requests that may be in one engine at once, running and waiting."""
+
+
+class _Leave:
+    """A wish that the model leave memory."""
+
+    def __init__(self) -> None:
+        self.answered = threading.Event()
 
 
 class Engine:
@@ -39,11 +48,12 @@ class Engine:
         most_requests: int = MOST_REQUESTS,
         unload_after_s: float = 1800.0,
     ) -> None:
-        self._name = name
+        self.name = name
+        self.last_used = time.monotonic()
         self._load = load
         self._most_requests = most_requests
         self._unload_after_s = unload_after_s
-        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Job | _Leave | None] = queue.SimpleQueue()
         self._inside = 0
         self._lock = threading.Lock()
         self._batch: Batch | None = None
@@ -53,6 +63,23 @@ class Engine:
     @property
     def loaded(self) -> bool:
         return self._batch is not None
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the model with its keys and values; 0 while it is not loaded."""
+        batch = self._batch
+        return 0 if batch is None else batch.weight_bytes + batch.bytes
+
+    def unload(self) -> bool:
+        """Let the model leave memory unless it has requests; return whether it is gone.
+
+        It is loaded again for the next request. Blocks for a step at most.
+        """
+        leave = _Leave()
+        self._inbox.put(leave)
+        while self.loaded and not leave.answered.wait(0.01):
+            pass
+        return not self.loaded
 
     async def stream(self, generation: Generation) -> AsyncGenerator[Piece | Finished, None]:
         """Yield the events of a request; closing the iterator, or cancelling, stops it.
@@ -97,8 +124,9 @@ class Engine:
     ) -> Iterator[None]:
         with self._lock:
             if self._inside >= self._most_requests:
-                raise ProviderFailed(f"the engine of {self._name} is full; try later", status=503)
+                raise ProviderFailed(f"the engine of {self.name} is full; try later", status=503)
             self._inside += 1
+            self.last_used = time.monotonic()
         job = Job(generation, deliver)
         try:
             self._inbox.put(job)
@@ -107,14 +135,18 @@ class Engine:
             job.cancelled = True
             with self._lock:
                 self._inside -= 1
+                self.last_used = time.monotonic()
 
     def _run(self) -> None:
         closing = False
         while not (closing and self._idle):
-            for job in self._arrivals():
-                closing = closing or job is None
-                if job is not None and not job.cancelled:
-                    self._guarded(job)
+            for arrived in self._arrivals():
+                if arrived is None:
+                    closing = True
+                elif isinstance(arrived, _Leave):
+                    self._leave(arrived)
+                elif not arrived.cancelled:
+                    self._guarded(arrived)
             if not self._idle:
                 self._guarded(None)
 
@@ -122,13 +154,22 @@ class Engine:
     def _idle(self) -> bool:
         return self._batch is None or self._batch.idle
 
-    def _arrivals(self) -> Iterator[Job | None]:
+    def _leave(self, asked: "_Leave | None" = None) -> None:
+        """Let go of the model, unless a request has come."""
+        if self._idle:
+            self._batch = None
+            # A model refers to itself: without this its memory stays for a while.
+            gc.collect()
+        if asked is not None:
+            asked.answered.set()
+
+    def _arrivals(self) -> "Iterator[Job | _Leave | None]":
         """Yield what is in the inbox; with nothing else to do, wait for it."""
         if self._idle:
             try:
                 yield self._inbox.get(timeout=self._unload_after_s if self.loaded else None)
             except queue.Empty:
-                self._batch = None
+                self._leave()
                 return
         with contextlib.suppress(queue.Empty):
             while True:
@@ -146,11 +187,16 @@ class Engine:
                 self._batch.add(arrived)
             else:
                 self._batch.step()
+        except OptiLLMError as exc:
+            self._failed(arrived, exc)
         except Exception as exc:
-            failure = ProviderFailed(f"{self._name}: {type(exc).__name__}: {exc}", status=500)
+            failure = ProviderFailed(f"{self.name}: {type(exc).__name__}: {exc}", status=500)
             failure.__cause__ = exc
-            if arrived is not None:
-                arrived.deliver(failure)
-            if self._batch is not None:
-                self._batch.fail(failure)
-                self._batch = None
+            self._failed(arrived, failure)
+
+    def _failed(self, arrived: Job | None, failure: OptiLLMError) -> None:
+        if arrived is not None:
+            arrived.deliver(failure)
+        if self._batch is not None:
+            self._batch.fail(failure)
+            self._batch = None

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from optillm_hooks.errors import ProviderFailed, RequestRejected
-from optillm_hooks.types import Fields, FinishReason, Json
+from optillm_hooks.types import Fields, FinishReason, Json, ToolCall
 
 Messages = Sequence[Mapping[str, Any]]
 """A conversation in OpenAI's form, oldest message first."""
@@ -51,6 +51,15 @@ class Generation:
 
     messages: Messages
     tools: Sequence[Mapping[str, Any]] | None = None
+    """Functions that the model may call, in OpenAI's form."""
+
+    must_call: tuple[str, ...] = ()
+    """The functions of which the reply has to call one; empty: it is free."""
+
+    parallel_tool_calls: bool = True
+    schema: Mapping[str, Any] | None = None
+    """The JSON schema that the text of the reply has to obey; None: it is free."""
+
     law: Law = Law()
     n: int = 1
     max_tokens: int | None = None
@@ -114,9 +123,11 @@ class Piece:
     text: str = ""
     reasoning: str = ""
     tokens: tuple[SpelledToken, ...] = ()
-    """The tokens of text and reasoning, if log-probabilities were asked for."""
+    """All tokens of the reply, if log-probabilities were asked for."""
 
     finish_reason: FinishReason | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Whole calls; they come after the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +158,14 @@ class Choice:
     text: str = ""
     reasoning: str = ""
     tokens: list[SpelledToken] = field(default_factory=list[SpelledToken])
+    tool_calls: list[ToolCall] = field(default_factory=list[ToolCall])
     finish_reason: FinishReason = "stop"
 
     def add(self, piece: Piece) -> None:
         self.text += piece.text
         self.reasoning += piece.reasoning
         self.tokens += piece.tokens
+        self.tool_calls += piece.tool_calls
         self.finish_reason = piece.finish_reason or self.finish_reason
 
 

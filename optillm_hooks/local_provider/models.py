@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.local_provider.generation import UnknownModel
+from optillm_hooks.local_provider.memory import device_memory
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +42,9 @@ class ModelSpec(BaseModel):
         default_factory=dict, description="Folders of LoRA adapters, by name: model+name uses one."
     )
     trust_remote_code: bool = Field(False, description="Run Python code out of the model's folder.")
+    context: int | None = Field(
+        None, ge=1, description="Most tokens of a prompt and its answer; unset, the model's own."
+    )
     reply_tokens: int = Field(
         4096, ge=1, description="Longest reply to a request that sets no max_tokens."
     )
@@ -50,6 +54,12 @@ class ModelSpec(BaseModel):
     rows: int = Field(64, ge=1, le=4096, description="Most sequences at once.")
     kv_gib: float = Field(4.0, gt=0, description="Most memory for keys and values of sequences.")
     prefix_gib: float = Field(0.5, ge=0, description="Most memory for prompts kept for later.")
+    models_gib: float | None = Field(
+        None,
+        gt=0,
+        description="Most memory of all models on its device while this one is being loaded; "
+        "unset, 80 % of the device's. Idle models leave for it.",
+    )
     unload_after_s: float = Field(
         1800.0, gt=0, description="Seconds without a request after which it leaves memory."
     )
@@ -105,6 +115,42 @@ def load(spec: ModelSpec, cache: Path | None = None) -> LoadedModel:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    folder, where = _source(spec, cache)
+    device = device_of(spec)
+    dtype = _fastest_dtype(device) if spec.dtype == "fastest" else spec.dtype
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **where)
+    return LoadedModel(model.to(device).eval(), tokenizer)
+
+
+def weight_bytes(spec: ModelSpec, cache: Path | None = None) -> int:
+    """Return the memory that the weights of a model will take, without reading them.
+
+    With `dtype: fastest` it is that of float32, the most that it may turn out to be.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder, where = _source(spec, cache)
+    config = AutoConfig.from_pretrained(folder, **where)
+    trusted = {"trust_remote_code": spec.trust_remote_code}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, **trusted)
+    named = {"auto": config.dtype or torch.float32, "fastest": torch.float32}
+    dtype = named.get(spec.dtype) or getattr(torch, spec.dtype)
+    numbers: int = sum(weight.numel() for weight in model.parameters())
+    return numbers * int(dtype.itemsize)
+
+
+def memory_limit(spec: ModelSpec) -> int:
+    """Return the bytes that all models on the device of `spec` may take together."""
+    if spec.models_gib is not None:
+        return int(spec.models_gib * 2**30)
+    return device_memory(device_of(spec))
+
+
+def _source(spec: ModelSpec, cache: Path | None) -> tuple[str, dict[str, Any]]:
+    """Return the folder or hub id to read from, and how."""
     folder = spec.path
     if spec.gguf_file is not None:
         folder = str(_unpacked(Path(spec.path) / spec.gguf_file, cache or _default_cache()))
@@ -115,11 +161,7 @@ def load(spec: ModelSpec, cache: Path | None = None) -> LoadedModel:
     }
     if not local:
         where["revision"] = spec.revision or "main"
-    device = _device(spec.device)
-    dtype = _fastest_dtype(device) if spec.dtype == "fastest" else spec.dtype
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where)
-    tokenizer = AutoTokenizer.from_pretrained(folder, **where)
-    return LoadedModel(model.to(device).eval(), tokenizer)
+    return folder, where
 
 
 def start(spec: ModelSpec) -> "Batch":
@@ -139,16 +181,16 @@ def start(spec: ModelSpec) -> "Batch":
         prefix_bytes=int(spec.prefix_gib * 2**30),
         reply_tokens=spec.reply_tokens,
     )
-    return Batch(
-        Runner(loaded.model, spec.adapters), ChatFormat(loaded.tokenizer, end_ids(loaded)), capacity
-    )
+    runner = Runner(loaded.model, spec.adapters, spec.context)
+    return Batch(runner, ChatFormat(loaded.tokenizer, end_ids(loaded)), capacity)
 
 
-def _device(name: str) -> str:
+def device_of(spec: ModelSpec) -> str:
+    """Return the device that a model goes to."""
     import torch
 
-    if name != "auto":
-        return name
+    if spec.device != "auto":
+        return spec.device
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"

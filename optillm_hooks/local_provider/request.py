@@ -1,19 +1,96 @@
 """The body of a chat request, as a client sends it, checked field by field."""
 
+import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.decoding.methods import ONE_CHOICE, SETTINGS
+from optillm_hooks.local_provider.decoding.thinkdeeper import ThinkSettings
 from optillm_hooks.local_provider.generation import Generation, Law, Messages
+from optillm_hooks.local_provider.text import MARKERS
 
 _WITHOUT_EFFECT = frozenset(
-    {"max_retries", "metadata", "parallel_tool_calls", "prompt_cache_key", "safety_identifier",
+    {"max_retries", "metadata", "prompt_cache_key", "safety_identifier",
      "service_tier", "store", "stream", "stream_options", "user", "extra_body", "extra_headers"}
 )  # fmt: skip
 """Fields that clients, or LiteLLM's router, send to every model and that change nothing here."""
+
+
+_MOST_SCHEMA = 120_000
+"""Characters of a schema: as many as OpenAI takes."""
+
+_NAME = r"^[a-zA-Z0-9_.:-]{1,64}$"
+
+
+class _JsonSchema(BaseModel):
+    """`strict` makes no difference here: the schema always holds."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    document: dict[str, Any] = Field(default_factory=dict[str, Any], alias="schema")
+
+
+class _JsonObjectFormat(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    type: Literal["json_object"]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        return {"type": "object"}
+
+
+class _JsonSchemaFormat(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    type: Literal["json_schema"]
+    json_schema: _JsonSchema
+
+    @property
+    def document(self) -> dict[str, Any]:
+        return self.json_schema.document
+
+
+class _TextFormat(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    type: Literal["text"]
+    document: None = None
+
+
+class _Function(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str = Field(pattern=_NAME)
+    parameters: dict[str, Any] | None = None
+
+
+class _Tool(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    type: Literal["function"]
+    function: _Function
+
+
+class _FunctionName(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+
+
+class _NamedTool(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    type: Literal["function"]
+    function: _FunctionName
+
+
+_ResponseFormat = Annotated[
+    _TextFormat | _JsonObjectFormat | _JsonSchemaFormat, Field(discriminator="type")
+]
 
 
 class ChatRequest(BaseModel):
@@ -35,7 +112,10 @@ class ChatRequest(BaseModel):
     n: int | None = Field(None, ge=1, le=128)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    tools: list[dict[str, Any]] | None = None
+    response_format: _ResponseFormat | None = None
+    tools: list[_Tool] | None = Field(None, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | _NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     active_adapter: str | None = Field(None, min_length=1, max_length=200)
     optillm_decoding: dict[str, dict[str, Any]] | None = Field(None, min_length=1, max_length=1)
     """A decoding method by name, with its settings."""
@@ -46,7 +126,10 @@ class ChatRequest(BaseModel):
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return Generation(
             messages=messages,
-            tools=self.tools,
+            tools=self._tools(),
+            must_call=self._must_call(),
+            parallel_tool_calls=self.parallel_tool_calls is not False,
+            schema=self._schema(),
             law=Law(
                 temperature=1.0 if self.temperature is None else self.temperature,
                 top_p=1.0 if self.top_p is None else self.top_p,
@@ -65,6 +148,30 @@ class ChatRequest(BaseModel):
             top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
         )
 
+    def _tools(self) -> list[dict[str, Any]] | None:
+        if not self.tools or self.tool_choice == "none":
+            return None
+        return [tool.model_dump(exclude_unset=True) for tool in self.tools]
+
+    def _must_call(self) -> tuple[str, ...]:
+        """Return the functions of which one has to be called."""
+        if self.tool_choice in (None, "none", "auto"):
+            return ()
+        names = tuple(tool.function.name for tool in self.tools or ())
+        if isinstance(self.tool_choice, _NamedTool):
+            names = tuple({self.tool_choice.function.name} & set(names))
+        if not names:
+            raise RequestRejected("tool_choice names no tool of this request", param="tool_choice")
+        return names
+
+    def _schema(self) -> dict[str, Any] | None:
+        document = None if self.response_format is None else self.response_format.document
+        if document is not None and len(json.dumps(document)) > _MOST_SCHEMA:
+            raise RequestRejected(
+                f"the schema has more than {_MOST_SCHEMA} characters", param="response_format"
+            )
+        return document
+
     def _decoding(self) -> BaseModel | None:
         for name, settings in (self.optillm_decoding or {}).items():
             if name not in SETTINGS:
@@ -73,8 +180,17 @@ class ChatRequest(BaseModel):
             method = SETTINGS[name].model_validate(settings)
             if isinstance(method, ONE_CHOICE) and ((self.n or 1) > 1 or self.logprobs):
                 raise RequestRejected(f"{name} gives one choice, without logprobs")
+            formed = self._schema() is not None or self._must_call()
+            if formed and isinstance(method, ThinkSettings) and _markers(method) != MARKERS:
+                raise RequestRejected(
+                    "a reply of a given form can only think between <think> and </think>"
+                )
             return method
         return None
+
+
+def _markers(settings: ThinkSettings) -> tuple[str, str]:
+    return settings.start_think_token, settings.end_think_token
 
 
 def parse(messages: Messages, fields: Mapping[str, Any]) -> Generation:
@@ -86,8 +202,6 @@ def parse(messages: Messages, fields: Mapping[str, Any]) -> Generation:
     if not messages:
         raise RequestRejected("messages must not be empty", param="messages")
     fields = {**fields, **(fields.get("extra_body") or {})}
-    if fields.get("response_format") == {"type": "text"}:
-        fields.pop("response_format")
     known = {k: v for k, v in fields.items() if k not in _WITHOUT_EFFECT and v is not None}
     try:
         request = ChatRequest.model_validate(known)

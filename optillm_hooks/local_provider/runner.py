@@ -12,20 +12,33 @@ from optillm_hooks.local_provider.adapters import Adapters
 from optillm_hooks.local_provider.kv_cache import KeyValues, Prefix, Row, Shape, StepPlan
 
 _ATTENTION = "optillm_rows"
+_WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+_CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3}
+_CLOSE_IN_HALF = 0.1
+"""Relative differences of logits that are rounding."""
+
+_CHANGES_SCORES = ("softcap", "s_aux")
+"""Arguments by which models ask for another attention than that of queries over keys."""
 
 
 class Runner:
     """A causal language model on one device, with the keys and values of its rows."""
 
-    def __init__(self, model: Any, adapters: Mapping[str, str] | None = None) -> None:
-        """`adapters`: folders of LoRA adapters, by the names under which rows choose them."""
-        config = model.config
-        if {"sliding_attention", "linear_attention"} & set(getattr(config, "layer_types", ())):
-            raise ProviderFailed(f"{config.model_type} models have layers that are not supported")
-        AttentionInterface.register(_ATTENTION, _attention)
-        model.set_attn_implementation(_ATTENTION)
-        self._model = model
+    def __init__(
+        self, model: Any, adapters: Mapping[str, str] | None = None, context: int | None = None
+    ) -> None:
+        """`adapters`: folders of LoRA adapters, by the names under which rows choose them.
+
+        `context`: most tokens of a prompt and its answer together; None is what the model allows.
+
+        Raises:
+            ProviderFailed: the model's attention is of a kind that rows do not serve rightly, or an
+                adapter is wrong.
+        """
+        config = model.config.get_text_config()
+        _check_layers(config)
         heads = config.num_attention_heads
+        self._model = model
         self._shape = Shape(
             layers=config.num_hidden_layers,
             heads=getattr(config, "num_key_value_heads", None) or heads,
@@ -33,11 +46,42 @@ class Runner:
             dtype=model.dtype,
             device=model.device,
         )
-        self.context = int(config.max_position_embeddings)
+        most = int(config.max_position_embeddings)
+        self.context = min(context or most, most)
         """Most tokens of a prompt and its answer together."""
 
+        _check_windows(config, self.context)
+        self.weight_bytes: int = sum(p.numel() * p.element_size() for p in model.parameters())
         self.rows = KeyValues(self._shape, self.context)
+        self.adapters = Adapters(model, {})
+        self._take_over_attention(config)
         self.adapters = Adapters(model, adapters or {})
+
+    def _take_over_attention(self, config: Any) -> None:
+        """Let the model read and write our rows, and see that it still says the same.
+
+        Not every model asks the attention function, or asks it for all that it does.
+        """
+        tokens = [1 + i % (config.vocab_size - 1) for i in range(8)]
+        with torch.inference_mode():
+            ids = torch.tensor([tokens], device=self._shape.device)
+            expected = self._model(input_ids=ids, use_cache=False).logits[0, -1].float()
+        AttentionInterface.register(_ATTENTION, _attention)
+        row = self.rows.new()
+        try:
+            self._model.set_attn_implementation(_ATTENTION)
+            self.step([(row, tokens[:-1])])
+            (found,) = self.step([(row, tokens[-1:])])
+            off = float((found - expected).norm() / expected.norm())
+            written = row.pool.keys[:, row.slot].flatten(1).any(dim=1)
+        except Exception as exc:  # whatever a model's own code does with what it does not expect
+            raise _unsupported(config, f"{type(exc).__name__}: {exc}") from exc
+        finally:
+            self.rows.free(row)
+        if not written.all():
+            raise _unsupported(config, "its attention cannot be replaced")
+        if not off < _CLOSE.get(self._shape.dtype, _CLOSE_IN_HALF):
+            raise _unsupported(config, f"its logits are off by {off:.1%}")
 
     @torch.inference_mode()
     def step(self, feeds: Sequence[tuple[Row, Sequence[int]]]) -> Tensor:
@@ -85,6 +129,32 @@ class Runner:
         self.rows.free(row)
 
 
+def _check_layers(config: Any) -> None:
+    """Raise ProviderFailed if there is anything but layers of attention over one text."""
+    odd = set(getattr(config, "layer_types", None) or ()) - {"full_attention", *_WINDOWS}
+    if odd:
+        raise _unsupported(config, f"it has layers of {', '.join(sorted(odd))}")
+    if config.is_encoder_decoder:
+        raise _unsupported(config, "it has an encoder")
+
+
+def _check_windows(config: Any, context: int) -> None:
+    """Raise ProviderFailed if a layer does not see all tokens of `context`."""
+    kinds = set(getattr(config, "layer_types", None) or _WINDOWS)
+    for kind in kinds & set(_WINDOWS):
+        window = getattr(config, _WINDOWS[kind], None)
+        if window and window < context:
+            raise _unsupported(
+                config,
+                f"it has layers that see {window} tokens of its context of {context}; "
+                f"with `context: {window}` or less it can be served",
+            )
+
+
+def _unsupported(config: Any, reason: str) -> ProviderFailed:
+    return ProviderFailed(f"{config.model_type} models are not supported: {reason}", status=500)
+
+
 class _Layer(Protocol):
     layer_idx: int
 
@@ -98,7 +168,10 @@ def _attention(
     *,
     scaling: float,
     plan: StepPlan,
-    **_unused: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """The attention function that transformers' models call in each layer."""
+    odd = [name for name in _CHANGES_SCORES if others.get(name) is not None]
+    if odd:
+        raise NotImplementedError(f"attention with {' and '.join(odd)}")
     return plan.attend(module.layer_idx, query, key, value, scaling), None

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from optillm_hooks.local_provider.generation import Law, ScoredToken
 
+_BELOW_ONE = 1 - 2**-24
+"""The largest float32 below 1."""
+
 _HEAD = 256
 """Tokens that are sorted first: a nucleus is seldom larger, and a whole vocabulary is slow."""
 
@@ -97,7 +100,9 @@ def _warm(logits: Tensor, laws: Sequence[Law], rows: Sequence[int]) -> Tensor:
 def _invert(z: Tensor, uniforms: Tensor) -> Tensor:
     """Return the index per row at which the cumulative softmax of `z` exceeds `uniforms` [B, 1]."""
     cumulative = z.softmax(dim=-1).cumsum(dim=-1)
-    reached = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
+    # A number next to 1 rounds to it, and would then be reached by no token that can be drawn.
+    below = uniforms.clamp(max=_BELOW_ONE) * cumulative[:, -1:]
+    reached = torch.searchsorted(cumulative, below, right=True)
     return reached.clamp(max=z.shape[1] - 1)[:, 0]
 
 

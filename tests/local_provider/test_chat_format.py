@@ -5,13 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optillm_hooks.errors import RequestRejected
-from optillm_hooks.local_provider.chat_format import (
-    ChatFormat,
-    StopFinder,
-    ThinkSplitter,
-    Transcript,
-)
+from optillm_hooks.local_provider.chat_format import ChatFormat, Transcript
 from optillm_hooks.local_provider.generation import ScoredToken
+from optillm_hooks.local_provider.text import StopFinder, ThinkSplitter
 
 TEXTS = st.text(alphabet="ab ", max_size=30)
 STOPS = st.lists(st.text(alphabet="ab", min_size=1, max_size=4), max_size=3)

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.local_provider.chat_format import ChatFormat
 from optillm_hooks.local_provider.kv_cache import Row
 from optillm_hooks.local_provider.models import LoadedModel
@@ -119,3 +121,95 @@ def test_the_beginning_of_another_prompt_is_copied_and_the_rest_computed(
     rest = prompts[1][:9]
     (logits,) = runner.step([(begun, rest)])
     assert_close(logits, expected(loaded, prompts[2][:50] + rest))
+
+
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 300,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def made(kind: str, fields: dict[str, object], context: int | None = None) -> Runner:
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[kind](**{**SMALL, **fields})
+    return Runner(AutoModelForCausalLM.from_config(config).eval(), context=context)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("mistral", {"sliding_window": 300}),
+        ("mistral", {"sliding_window": None}),
+        ("gemma3_text", {"sliding_window": 300}),
+        ("mixtral", {"num_local_experts": 4}),
+        ("qwen3", {}),
+    ],
+    ids=["window as long as the context", "no window", "gemma", "experts", "qwen"],
+)
+def test_models_of_many_kinds_say_what_they_say_alone(kind: str, fields: dict[str, object]) -> None:
+    runner = made(kind, fields)
+    tokens = [3 + i * 7 % 60 for i in range(290)]
+    row = runner.begin(None, 0)
+    runner.step([(row, tokens[:280])])
+    (logits,) = runner.step([(row, tokens[280:])])
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[kind](**{**SMALL, **fields})
+    reference = AutoModelForCausalLM.from_config(config).eval()
+    with torch.inference_mode():
+        assert_close(logits, reference(torch.tensor([tokens])).logits[0, -1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "reason"),
+    [
+        (
+            "mistral",
+            {"sliding_window": 64},
+            r"see 64 tokens of its context of 300; with `context: 64`",
+        ),
+        ("gemma3_text", {"sliding_window": 64}, "see 64 tokens"),
+        ("gemma2", {"sliding_window": 300}, "attention with softcap"),
+        ("gpt_oss", {"sliding_window": 300, "num_local_experts": 4}, "attention with s_aux"),
+        ("qwen3_next", {}, "layers of linear_attention"),
+        ("mamba", {}, "layers of linear_attention"),
+        ("bloom", {"n_head": 4, "n_layer": 2}, "attention cannot be replaced"),
+    ],
+    ids=[
+        "sliding window",
+        "some sliding layers",
+        "soft cap",
+        "sinks",
+        "hybrid",
+        "no attention",
+        "alibi",
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_whose_attention_is_another_is_refused_when_it_is_loaded(
+    kind: str, fields: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(ProviderFailed, match=f"{kind} models are not supported: .*{reason}"):
+        made(kind, fields)
+
+
+def test_a_smaller_context_makes_a_short_window_enough() -> None:
+    assert made("mistral", {"sliding_window": 64}, context=64).context == 64
+
+
+def test_a_model_that_does_not_say_the_same_in_rows_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("optillm_hooks.local_provider.kv_cache._bias", lambda _visible, shape: (
+        torch.zeros(_visible.shape, dtype=shape.dtype)
+    ))  # fmt: skip
+    with pytest.raises(ProviderFailed, match="its logits are off by"):
+        made("qwen3", {})

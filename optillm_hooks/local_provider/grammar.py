@@ -1,0 +1,148 @@
+"""Replies in a form that was asked for: a grammar says which tokens may come next.
+
+Source: Willard and Louf 2023, "Efficient Guided Generation for Large Language Models",
+arXiv:2307.09702: before each draw the tokens that cannot continue the form are taken out, so what
+is drawn from is the model's own law, renormalised over those that can. The grammars are written in
+llguidance's dialect of Lark.
+"""
+
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from llguidance import LLExecutor, LLMatcher
+from llguidance.hf import from_tokenizer
+from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
+from torch import Tensor
+
+from optillm_hooks.errors import ProviderFailed, RequestRejected
+from optillm_hooks.local_provider.text import THINK, THOUGHT
+
+Thinking = Literal["opened", "possible", "none"]
+"""Whether a reply begins inside a <think> block, may open one, or has none."""
+
+_MOST_KEPT = 64
+"""Grammars that are remembered."""
+
+_STRICTLY = {
+    # Small models would go on with blanks for ever.
+    "whitespace_pattern": r"[ \n\t]{1,20}",
+    "lenient": False,
+    "coerce_one_of": False,
+}
+_THOUGHT_IN_LETTERS = r"""
+thought: thinking /\n{0,4}/
+thinking[lazy]: /(?s:.*)<\/think>/
+"""
+_SOURCE_LINES = re.compile(r"\n +\d+ \|")
+
+
+def json_rule(schema: Mapping[str, Any]) -> str:
+    """Return the right side of a rule for JSON documents that `schema` allows."""
+    return "%json " + json.dumps({**schema, "x-guidance": _STRICTLY})
+
+
+class Constraint:
+    """Where one reply is in its grammar."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self.matcher = matcher
+
+    def fork(self) -> "Constraint":
+        """Return one for another reply, at the same place."""
+        return Constraint(self.matcher.deep_copy())
+
+    def take(self, token: int) -> None:
+        """Go on by a token of the reply; an end token counts.
+
+        Raises:
+            ProviderFailed: the grammar has no place for it, or became too large to follow.
+        """
+        if not self.matcher.consume_token(token):
+            reason = _first_lines(self.matcher.get_error()) or "it came to its end"
+            raise ProviderFailed(f"the form of the reply could not be kept: {reason}", status=500)
+
+
+class Grammars:
+    """The grammars for one tokenizer. Making this takes about a second, and each grammar
+    milliseconds: llguidance bounds the work that a grammar may be."""
+
+    def __init__(self, tokenizer: Any, end_ids: Iterable[int]) -> None:
+        self._tokenizer = from_tokenizer(tokenizer, eos_token=sorted(end_ids))
+        self._id_of = tokenizer.backend_tokenizer.token_to_id
+        self._executor = LLExecutor()
+        self._compiled: OrderedDict[str, Constraint] = OrderedDict()
+
+    def symbol(self, marker: str) -> str:
+        """Return `marker` as a grammar has it: one token, if it is more than its letters."""
+        token = self._id_of(marker)
+        special = token is not None and self._tokenizer.is_special_token(token)
+        return f"<[{token}]>" if special else json.dumps(marker)
+
+    def reply(self, forms: Mapping[str, str], thinking: Thinking) -> str:
+        """Return the grammar of a reply that has one of `forms` after its thinking.
+
+        `forms` maps the name of a rule to the text that defines it, and the rules it needs.
+        """
+        beginnings: Mapping[Thinking, str] = {
+            "opened": "thought",
+            "possible": f"({self.symbol(THINK)} thought)?",
+            "none": "",
+        }
+        start = f"start: {beginnings[thinking]} ({' | '.join(forms)})"
+        return "\n".join([start, *forms.values(), "" if thinking == "none" else self._thought()])
+
+    def start(self, grammar: str, param: str) -> Constraint:
+        """Return a constraint at the beginning of `grammar`. Those used lately are remembered.
+
+        Raises:
+            RequestRejected: the grammar asks for what cannot be enforced, by the field `param`.
+        """
+        if grammar not in self._compiled:
+            matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+            if matcher.is_error():
+                reason = _first_lines(matcher.get_error())
+                raise RequestRejected(f"{param} cannot be enforced: {reason}", param=param)
+            self._compiled[grammar] = Constraint(matcher)
+            if len(self._compiled) > _MOST_KEPT:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(grammar)
+        return self._compiled[grammar].fork()
+
+    def _thought(self) -> str:
+        """Return the rule for what is between the markers of thinking, and the second of them."""
+        end = self._id_of(THOUGHT)
+        if self.symbol(THOUGHT) == json.dumps(THOUGHT):
+            return _THOUGHT_IN_LETTERS
+        # Tokens and not text, because a decoding method may close the thinking amid a character.
+        closing = ",".join(str(token) for token in sorted({end, *self._tokenizer.eos_tokens}))
+        return f"thought: <[^{closing}]>* <[{end}]> /\\n{{0,4}}/"
+
+    def mask(self, logits: Tensor, constraints: Sequence[Constraint | None]) -> Tensor:
+        """Return `logits` [B, V] with -inf where row b may not go by `constraints[b]`.
+
+        An end token stays only where the reply may end.
+        """
+        rows = [b for b, constraint in enumerate(constraints) if constraint is not None]
+        if not rows:
+            return logits
+        bits = allocate_token_bitmask(len(rows), self._tokenizer.vocab_size)
+        matchers = [(c.matcher, i) for i, c in enumerate(filter(None, constraints))]
+        fill_next_token_bitmask_par(self._executor, matchers, bits)
+        packed = torch.from_numpy(bits).to(logits.device)
+        shifts = torch.arange(32, device=logits.device, dtype=torch.int32)
+        allowed = (packed[:, :, None] >> shifts & 1).bool().flatten(1)
+        masked = torch.full_like(logits[rows], -torch.inf)
+        # The model may have more rows of logits than the tokenizer has tokens, and conversely.
+        width = min(allowed.shape[1], logits.shape[1])
+        masked[:, :width] = logits[rows, :width].masked_fill(~allowed[:, :width], -torch.inf)
+        return logits.index_put((torch.tensor(rows, device=logits.device),), masked)
+
+
+def _first_lines(error: str) -> str:
+    """Return an error of llguidance without its place in, and the text of, our grammar."""
+    message = _SOURCE_LINES.split(error.partition("\n<state>")[0])[0]
+    return " ".join(message.rpartition("failed to compile JSON schema: ")[2].split())

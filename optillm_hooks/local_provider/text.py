@@ -1,0 +1,96 @@
+"""Text that comes in pieces: where it stops, and where thinking ends."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+MARKERS = THINK, THOUGHT = "<think>", "</think>"
+"""Between which models think."""
+
+
+class StopFinder:
+    """Finds the first of several strings in a text that comes in pieces.
+
+    What might be the beginning of one is held back until it is certain.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.found = False
+
+    def feed(self, text: str) -> str:
+        """Return what can be shown now; after a stop string was found, nothing more."""
+        if self.found:
+            return ""
+        text = self._held + text
+        ends = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if ends:
+            self.found, self._held = True, ""
+            return text[: min(ends)]
+        hold = max((overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - hold :]
+        return text[: len(text) - hold]
+
+    def close(self) -> str:
+        """Return what was held back, now that no more text comes."""
+        held, self._held = self._held, ""
+        return held
+
+
+def overlap(text: str, stop: str) -> int:
+    """Return the length of the longest end of `text` with which `stop` begins."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+
+
+class Parted(NamedTuple):
+    """A piece of a reply: what is shown of it, and what was thinking."""
+
+    text: str
+    reasoning: str
+
+
+class ThinkSplitter:
+    """Parts a reply that begins with <think> into its reasoning and its text.
+
+    `opened`: the prompt ends with the marker already, as some chat templates have it.
+    """
+
+    def __init__(self, *, opened: bool = False) -> None:
+        self._held = ""
+        self._state: Literal["start", "thinking", "after", "text"] = (
+            "thinking" if opened else "start"
+        )
+
+    @property
+    def thinking(self) -> bool:
+        return self._state == "thinking"
+
+    def feed(self, text: str) -> Parted:
+        """Return what can be shown; the beginning of a marker is held back until it is certain."""
+        self._held += text
+        reasoning = ""
+        if self._state == "start":
+            begun = self._held.lstrip()
+            if THINK.startswith(begun):
+                return Parted("", "")
+            self._state = "thinking" if begun.startswith(THINK) else "text"
+            if self._state == "thinking":
+                self._held = begun.removeprefix(THINK).lstrip("\n")
+        if self._state == "thinking":
+            reasoning, marker, rest = self._held.partition(THOUGHT)
+            if not marker:
+                keep = len(reasoning) - overlap(reasoning, THOUGHT)
+                self._held = reasoning[keep:]
+                return Parted("", reasoning[:keep])
+            self._state, self._held = "after", rest
+        if self._state == "after":
+            self._held = self._held.lstrip("\n")
+            self._state = "text" if self._held else "after"
+        shown, self._held = self._held, ""
+        return Parted(shown, reasoning)
+
+    def close(self) -> Parted:
+        """Return what was held back, now that no more comes."""
+        held, self._held = self._held, ""
+        return Parted("", held) if self.thinking else Parted(held, "")

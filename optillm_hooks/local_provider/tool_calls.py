@@ -1,0 +1,213 @@
+"""Tool calls: how models write them, each in the form that its chat template teaches.
+
+Transformers has a parser for replies too (`response_template`), but an answer with a broken call
+is an error to it; here what is no call stays text.
+"""
+
+import json
+import secrets
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from optillm_hooks.local_provider.grammar import json_rule
+from optillm_hooks.local_provider.text import overlap
+from optillm_hooks.types import ToolCall
+
+_LINE = '"\\n"'
+_ID_LETTERS = string.ascii_letters + string.digits
+
+
+@dataclass(frozen=True, slots=True)
+class CallForm:
+    """How calls are written: JSON objects with the name and the arguments of a function."""
+
+    opening: str
+    closing: str = ""
+    """None: the call is the rest of the reply."""
+
+    arguments: str = "arguments"
+    """The key of the arguments."""
+
+    listed: bool = False
+    """All calls stand in one JSON array."""
+
+    bare: bool = False
+    """A reply that is nothing but such an object is a call, without the opening too."""
+
+    single: bool = False
+    """The template has no place for several calls at once."""
+
+
+HERMES = CallForm("<tool_call>", "</tool_call>")
+MISTRAL = CallForm("[TOOL_CALLS]", listed=True)
+LLAMA = CallForm("<|python_tag|>", arguments="parameters", bare=True, single=True)
+
+
+def form_of(template: str) -> CallForm | None:
+    """Return how a model with this chat template writes calls, or None if it is not known here."""
+    if "<tool_call>" in template and "arguments" in template:
+        # Other forms between the same tags: Qwen3-Coder's and GLM's.
+        return None if "<function=" in template or "<arg_key>" in template else HERMES
+    if "[TOOL_CALLS]" in template and "[ARGS]" not in template:
+        return MISTRAL
+    return LLAMA if "ipython" in template and '"parameters"' in template else None
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The tools of one request, and how the model calls them."""
+
+    form: CallForm
+    schemas: Mapping[str, Mapping[str, Any]]
+    """The JSON schema of the arguments, by the name of the function."""
+
+    parallel: bool = True
+
+    def rules(self, names: Sequence[str], symbol: Callable[[str], str]) -> str:
+        """Return the grammar's rule `calls`: a call of one of `names`, or several.
+
+        `symbol` gives a marker as it is written in a grammar.
+        """
+        form = self.form
+        calls = [f"call_{i}" for i, _ in enumerate(names)]
+        lines = [
+            f"call_{i}: {_quoted(self._head(name))} {json_rule(self.schemas[name])} {_quoted('}')}"
+            for i, name in enumerate(names)
+        ]
+        several = self.parallel and not form.single
+        if form.bare:
+            start = "call"
+        elif form.listed:
+            more = f"({_quoted(', ')} call)*" if several else ""
+            start = f"{symbol(form.opening)} {_quoted(' [')} call {more} {_quoted(']')}"
+        else:
+            start = f"tagged ({_LINE} tagged)*" if several else "tagged"
+            opening, closing = symbol(form.opening), symbol(form.closing)
+            lines.append(f"tagged: {opening} {_LINE} call {_LINE} {closing}")
+        return "\n".join([f"calls: {start}", f"call: {' | '.join(calls)}", *lines])
+
+    def read(self, written: str) -> tuple[ToolCall, ...]:
+        """Return the calls that `written` consists of; none if it is anything else."""
+        try:
+            value = json.loads(written)
+            entries = value if isinstance(value, list) else [value]
+            calls = tuple(self._call(entry) for entry in entries)
+        except (KeyError, TypeError, ValueError, RecursionError):
+            return ()
+        return calls if self.parallel else calls[:1]
+
+    def _call(self, entry: Any) -> ToolCall:
+        """Return `entry` as a call, or raise what comes of its being something else."""
+        name, arguments = entry["name"], entry[self.form.arguments]
+        if not isinstance(arguments, dict) or name not in self.schemas:
+            raise ValueError("no call of one of these tools")
+        # Nine letters or digits: the only ids that Mistral's templates take back.
+        call_id = "".join(secrets.choice(_ID_LETTERS) for _ in range(9))
+        return ToolCall(call_id, name, json.dumps(arguments, allow_nan=False))
+
+    def _head(self, name: str) -> str:
+        return f'{{"name": {json.dumps(name)}, "{self.form.arguments}": '
+
+
+class Found(NamedTuple):
+    """A piece of a reply: its text, and the calls that follow it."""
+
+    text: str
+    calls: tuple[ToolCall, ...] = ()
+
+
+class CallFinder:
+    """Parts a reply that comes in pieces into text and calls.
+
+    What may be the beginning of a call is held back until it is certain. A call names a tool of the
+    request and gives its arguments as a JSON object; whatever else looks like one is text. Blanks
+    around calls are dropped, and so is what follows the call where only one was asked for.
+    """
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._held = ""
+        self._begun = False
+        """Whether there was text that is not blank."""
+
+        self.calls = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether the one call that was asked for is there."""
+        return self.calls > 0 and not self._tools.parallel
+
+    def feed(self, text: str) -> Found:
+        """Return what is certain now."""
+        self._held += text
+        shown, calls = "", tuple[ToolCall, ...]()
+        while not self.done and (found := self._next()) is not None:
+            shown, calls = shown + found.text, calls + found.calls
+        return Found(shown, calls)
+
+    def close(self) -> Found:
+        """Return what was held back, now that no more comes."""
+        held, self._held = self._held, ""
+        if self.calls and (self.done or not held.strip()):
+            return Found("")
+        form = self._tools.form
+        before, opening, body = held.partition(form.opening)
+        if form.closing:
+            return Found(held)
+        if not opening and self._bare(held):
+            before, body = "", held
+        return self._read(before, body, held)
+
+    def _next(self) -> Found | None:
+        """Return the next certain piece of what is held back, and let go of it."""
+        form = self._tools.form
+        at = self._held.find(form.opening)
+        if at < 0:
+            return None if self._bare(self._held) else self._text()
+        start = at + len(form.opening)
+        end = self._held.find(form.closing, start) if form.closing else -1
+        while end >= 0 and _cut_in_a_string(self._held[start:end]):
+            end = self._held.find(form.closing, end + 1)
+        if end < 0:
+            return None
+        before, body = self._held[:at], self._held[start:end]
+        written = self._held[: end + len(form.closing)]
+        self._held = self._held.removeprefix(written)
+        return self._read(before, body, written)
+
+    def _text(self) -> Found | None:
+        """Return what is certainly text: all but blanks and half an opening at the end."""
+        half = overlap(self._held, self._tools.form.opening)
+        certain = self._held[: len(self._held) - half].rstrip()
+        if not certain:
+            return None
+        self._held = self._held.removeprefix(certain)
+        self._begun = True
+        return Found(certain)
+
+    def _bare(self, text: str) -> bool:
+        return self._tools.form.bare and not self._begun and text.lstrip().startswith("{")
+
+    def _read(self, before: str, body: str, written: str) -> Found:
+        """Return the calls in `body` after the text `before`; without any, all that was written."""
+        calls = self._tools.read(body)
+        self._begun = True
+        self.calls += len(calls)
+        return Found(before.rstrip(), calls) if calls else Found(written)
+
+
+def _cut_in_a_string(text: str) -> bool:
+    """Return whether `text` is the beginning of JSON that ends inside a string."""
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as exc:
+        return exc.msg.startswith("Unterminated string")
+    except (ValueError, RecursionError):
+        pass
+    return False
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text)

@@ -1,0 +1,249 @@
+"""Many requests at once: everyone is answered, nobody starves, and nothing is left behind."""
+
+import asyncio
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from optillm_hooks.errors import OptiLLMError, ProviderFailed, RequestRejected
+from optillm_hooks.local_provider.batch import Batch, Capacity
+from optillm_hooks.local_provider.engine import Engine
+from optillm_hooks.local_provider.generation import (
+    Choice,
+    Event,
+    Finished,
+    Generation,
+    Job,
+    Law,
+    Piece,
+)
+from optillm_hooks.local_provider.kv_cache import Row
+from optillm_hooks.local_provider.runner import Runner
+from tests.local_provider import tiny
+
+pytestmark = pytest.mark.anyio
+FORMAT = tiny.chat_format()
+ENDLESS = {FORMAT.encode_text("a")[0]: 90.0}
+"""A letter for every token, so that each is shown at once and none ends a reply."""
+
+
+def asked(letters: int, **fields: Any) -> Generation:
+    text = "".join(random.Random(letters).choices("abcdefgh ", k=letters))
+    return Generation(messages=[{"role": "user", "content": text}], **fields)
+
+
+class Counted(Runner):
+    """A runner that notes how many tokens of prompts each step feeds."""
+
+    def __init__(self) -> None:
+        self.prompt_tokens: list[int] = []
+        super().__init__(tiny.model(2048))
+        self.prompt_tokens.clear()
+
+    def step(self, feeds: Sequence[tuple[Row, Sequence[int]]]) -> Tensor:
+        self.prompt_tokens.append(sum(len(tokens) for _, tokens in feeds if len(tokens) > 1))
+        return super().step(feeds)
+
+
+@dataclass(eq=False)
+class Client:
+    """A request put into a batch by hand, so that steps can be counted."""
+
+    job: Job = field(init=False)
+    events: list[tuple[int, Event]] = field(default_factory=list)
+    step: int = 0
+
+    @classmethod
+    def of(cls, generation: Generation) -> "Client":
+        client = cls()
+        client.job = Job(generation, lambda event: client.events.append((client.step, event)))
+        return client
+
+    @property
+    def steps(self) -> list[int]:
+        """In which steps it was shown something."""
+        return [step for step, event in self.events if isinstance(event, Piece)]
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.events) and isinstance(self.events[-1][1], Finished)
+
+
+def run(batch: Batch, arrivals: dict[int, Client]) -> None:
+    """Take steps until all are served; each client arrives before the step of its number."""
+    for step in range(5000):
+        for client in arrivals.values():
+            client.step = step
+        if step in arrivals:
+            batch.add(arrivals[step].job)
+        elif batch.idle and step > max(arrivals):
+            return
+        batch.step()
+    raise AssertionError("it does not end")
+
+
+async def test_sixty_four_streams_at_once_are_all_answered_and_nothing_is_left() -> None:
+    runner = tiny.runner(2048)
+    capacity = Capacity(rows=24, prefix_bytes=1 << 20)
+    batches: list[Batch] = []
+
+    def load() -> Batch:
+        batches.append(Batch(runner, FORMAT, capacity))
+        return batches[-1]
+
+    engine = Engine("loaded", load)
+    schema = {"type": "array", "items": {"type": "boolean"}, "maxItems": 3}
+    kinds: list[tuple[str, Generation]] = []
+    for i in range(64):
+        letters = [4, 30, 120, 700, 1400][i % 5]
+        match i % 8:
+            case 0:
+                kinds.append(("cancelled", asked(letters, max_tokens=600, logit_bias=ENDLESS, n=2)))
+            case 1:
+                kinds.append(("several", asked(letters, max_tokens=9, n=5, seed=i)))
+            case 2:
+                kinds.append(("stopped", asked(letters, max_tokens=400, stop=("a", "b"), seed=i)))
+            case 3:
+                kinds.append(("formed", asked(letters, max_tokens=300, schema=schema, seed=i)))
+            case 4:
+                kinds.append(("wrong", asked(letters, schema={"not": {}})))
+            case 5:
+                kinds.append(("too long", asked(3000 + letters, max_tokens=5)))
+            case _:
+                kinds.append(("plain", asked(letters, max_tokens=12, law=Law(temperature=0))))
+
+    async def client(kind: str, generation: Generation) -> str:
+        choices = [Choice() for _ in range(generation.n)]
+        events = engine.stream(generation)
+        finished = None
+        try:
+            async for event in events:
+                if isinstance(event, Finished):
+                    finished = event
+                    continue
+                choices[event.choice].add(event)
+                if kind == "cancelled" and len(choices[0].text) > 5:
+                    await events.aclose()
+                    return kind
+        except RequestRejected:
+            return "refused"
+        assert finished is not None
+        if kind == "several":
+            assert 5 <= finished.completion_tokens <= 45
+        if kind == "stopped":
+            assert not {"a", "b"} & set(choices[0].text)
+        if kind == "formed" and choices[0].finish_reason == "stop":
+            assert len(json.loads(choices[0].text)) <= 3
+        return kind
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(client(kind, one)) for kind, one in kinds]
+    answered = [task.result() for task in tasks]
+    refused = {"wrong", "too long"}
+    assert answered == ["refused" if kind in refused else kind for kind, _ in kinds]
+    (batch,) = batches
+    engine.close()
+    assert batch.idle
+    assert not list(runner.rows.rows())
+    assert runner.rows.bytes == 0
+    assert batch.bytes <= capacity.prefix_bytes
+    assert engine._inside == 0
+
+
+async def test_a_full_queue_refuses_and_answers_those_inside() -> None:
+    runner = tiny.runner()
+    engine = Engine("queue", lambda: Batch(runner, FORMAT, Capacity(rows=2)), most_requests=6)
+    results: list[str] = []
+
+    async def client() -> None:
+        try:
+            async for _ in engine.stream(asked(5, max_tokens=4)):
+                pass
+            results.append("answered")
+        except ProviderFailed as exc:
+            results.append(str(exc.status))
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(20):
+            group.create_task(client())
+    engine.close()
+    assert sorted(results) == ["503"] * 14 + ["answered"] * 6
+
+
+@pytest.mark.parametrize("chunk", [64, 256])
+def test_a_long_prompt_stalls_a_running_stream_by_one_chunk_per_token(chunk: int) -> None:
+    runner = Counted()
+    batch = Batch(runner, FORMAT, Capacity(chunk=chunk))
+    running = Client.of(asked(4, max_tokens=40, logit_bias=ENDLESS))
+    long = Client.of(asked(1500, max_tokens=2, logit_bias=ENDLESS))
+    run(batch, {0: running, 10: long})
+    assert max(runner.prompt_tokens) <= chunk
+    assert sum(runner.prompt_tokens) > 1500
+    reading = -(-1516 // chunk)
+    assert long.steps[0] >= 10 + reading - 1
+    # A token for every step, also while the prompt is read.
+    first = running.steps[0]
+    assert running.steps == list(range(first, first + 40))
+
+
+def test_two_long_prompts_at_once_share_one_chunk() -> None:
+    runner = Counted()
+    batch = Batch(runner, FORMAT, Capacity())
+    clients = {i: Client.of(asked(900 + i, max_tokens=2)) for i in range(3)}
+    run(batch, clients)
+    assert max(runner.prompt_tokens) <= 256
+    assert all(client.finished for client in clients.values())
+
+
+def test_a_short_request_behind_a_wide_one_has_its_row_as_soon_as_one_is_free() -> None:
+    """Four rows; the wide request would fill them for 25 rounds of 8 tokens."""
+    batch = Batch(Counted(), FORMAT, Capacity(rows=4))
+    wide = Client.of(asked(5, n=100, max_tokens=8, logit_bias=ENDLESS))
+    short = Client.of(asked(6, max_tokens=2, logit_bias=ENDLESS))
+    run(batch, {0: wide, 3: short})
+    assert short.steps[0] <= 3 + 8 + 1
+    assert wide.finished
+    assert len({event.choice for _, event in wide.events if isinstance(event, Piece)}) == 100
+
+
+def test_requests_are_begun_in_the_order_of_their_coming() -> None:
+    batch = Batch(Counted(), FORMAT, Capacity(rows=1))
+    clients = {i: Client.of(asked(5 + i, max_tokens=3, logit_bias=ENDLESS)) for i in range(6)}
+    run(batch, clients)
+    begun = [client.steps[0] for client in clients.values()]
+    assert begun == sorted(begun)
+
+
+@pytest.mark.parametrize("at", ["waiting", "reading", "writing"])
+def test_a_request_that_is_cancelled_at_any_time_frees_its_rows_at_the_next_step(at: str) -> None:
+    runner = Counted()
+    batch = Batch(runner, FORMAT, Capacity(rows=1 if at == "waiting" else 8, prefix_bytes=0))
+    other = Client.of(asked(4, max_tokens=60, logit_bias=ENDLESS))
+    gone = Client.of(asked(1200, n=3, max_tokens=50, logit_bias=ENDLESS))
+    batch.add(other.job)
+    batch.add(gone.job)
+    for _ in range({"waiting": 3, "reading": 2, "writing": 12}[at]):
+        batch.step()
+    assert len(list(runner.rows.rows())) == {"waiting": 1, "reading": 2, "writing": 4}[at]
+    gone.job.cancelled = True
+    batch.step()
+    assert len(list(runner.rows.rows())) == 1
+    told = len(gone.events)
+    while not batch.idle:
+        batch.step()
+    assert len(gone.events) == told
+    assert other.finished
+    assert batch.bytes == 0
+
+
+def test_an_error_for_one_says_nothing_to_the_others() -> None:
+    batch = Batch(Counted(), FORMAT, Capacity())
+    good, bad = Client.of(asked(4, max_tokens=5)), Client.of(asked(4, schema={"not": {}}))
+    run(batch, {0: good, 1: bad})
+    assert good.finished
+    assert [isinstance(event, OptiLLMError) for _, event in bad.events] == [True]
