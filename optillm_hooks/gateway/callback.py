@@ -16,7 +16,6 @@ from optillm_hooks.gateway.prepared import Prepared, Route, current
 from optillm_hooks.gateway.reports import header_values
 from optillm_hooks.gateway.router import ModelFacts, is_configured, proxy_router
 from optillm_hooks.gateway.selection import Selection, read_settings, select
-from optillm_hooks.plan import Plan
 from optillm_hooks.types import Fields
 
 _ROUTES: dict[str, Route] = {
@@ -69,7 +68,7 @@ class Hook(CustomLogger):
             selection = select(data, router, settings)
             if selection is None:
                 return data
-            _check_request(data, route, selection.plan, settings.max_choices)
+            _check_request(data, route, selection, settings.max_choices)
             await _check_access(selection, user_api_key_dict, router)
             _check_price(selection, router)
             if selection.plan.passes_through and not selection.on_alias:
@@ -155,20 +154,23 @@ def _fields_lost(data: Mapping[str, Any], route: Route) -> Fields:
     return {}
 
 
-def _check_request(data: Mapping[str, Any], route: Route, plan: Plan, max_choices: int) -> None:
+def _check_request(
+    data: Mapping[str, Any], route: Route, selection: Selection, max_choices: int
+) -> None:
     if route == "chat":
         read_chat(data.get("messages"))
     read_sampling(data)
     n = data.get("n")
     if n is not None and (type(n) is not int or not 1 <= n <= max_choices):
         raise RequestRejected(f"n must be a whole number from 1 to {max_choices}", param="n")
-    choices = len(plan.chains) * (n or 1)
+    choices = len(selection.plan.chains) * (n or 1)
     if choices > max_choices:
         raise RequestRejected(
             f"n times the approaches between '|' is {choices}, more than the {max_choices} choices "
             "that one request can have",
             param="n",
         )
+    selection.calls.check(selection.plan, n or 1)
     if route in _ONE_ANSWER and choices > 1:
         raise RequestRejected(
             "this route has one answer, which several choices (n, or '|' between approaches) would "

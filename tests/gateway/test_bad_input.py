@@ -27,6 +27,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
         alias("unknown", "no_such_approach"),
         alias("wrong", "bon(n=0)"),
         alias("typo", "re2", dead_line=3),
+        alias("dear", "bon(n=64;ratings=16)"),
         alias("metered", "re2", max_cost_usd=1.0, base="unpriced"),
         {
             "model_name": "unpriced",
@@ -121,6 +122,20 @@ BAD: dict[str, tuple[object, int, str]] = {
     "n a text": (request(n="two"), 400, "n"),
     "n a fraction": (request(n=1.5), 400, "n"),
     "n too large": (request(n=100_000), 400, "n"),
+    "a plan of a thousand calls": (request("bon(n=64;ratings=16)-base"), 400, "1088 model calls"),
+    "such a plan in a tag": (tagged("bon(n=64;ratings=16)"), 400, "plan_calls.client"),
+    "such a plan in the body": (
+        request("base", optillm_approach="bon(n=64,ratings=16)"),
+        400,
+        "and 64 is the most",
+    ),
+    "such a plan by parameters of an alias": (
+        request("careful", optillm_params={"self_consistency": {"n": 64}}, n=2),
+        400,
+        "plan_calls.client",
+    ),
+    "such a plan by n": (request("moa-base", n=64), 400, "(n)"),
+    "such a plan in an alias": (request("dear"), 400, "plan_calls.alias"),
     "model null": ({"model": None, "messages": QUESTION}, 400, ""),
     "model a number": ({"model": 7, "messages": QUESTION}, 400, ""),
     "a very long model name": (request(f"bon({'n=1;' * 5000})-base"), 400, ""),
