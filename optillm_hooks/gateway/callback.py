@@ -7,12 +7,14 @@ from litellm import BudgetExceededError, Router
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy._types import UserAPIKeyAuth
 
-from optillm_hooks.errors import RequestRejected
-from optillm_hooks.gateway.caller import check_access, check_model_budgets, is_within_budget
+from optillm_hooks.errors import OptiLLMError, RequestRejected
+from optillm_hooks.gateway.budgets import check_budgets
+from optillm_hooks.gateway.caller import check_access
 from optillm_hooks.gateway.convert import read_chat, read_sampling
 from optillm_hooks.gateway.failures import over_budget, to_proxy
 from optillm_hooks.gateway.naming import PROVIDER
 from optillm_hooks.gateway.prepared import Prepared, Route, current
+from optillm_hooks.gateway.rates import ModelRates
 from optillm_hooks.gateway.reports import header_values
 from optillm_hooks.gateway.router import ModelFacts, is_configured, proxy_router
 from optillm_hooks.gateway.selection import Selection, read_settings, select
@@ -73,8 +75,12 @@ class Hook(CustomLogger):
             _check_price(selection, router)
             if selection.plan.passes_through and not selection.on_alias:
                 return _passed_through(data, selection.base, route)
-            return _rewritten(data, selection, route, router)
-        except RequestRejected as exc:
+            if not selection.on_alias:
+                _check_free_forms(router)
+            for model in selection.models:
+                await ModelRates(model, user_api_key_dict).count_request()
+            return _rewritten(data, selection, route)
+        except OptiLLMError as exc:
             raise to_proxy(exc) from None
         except BudgetExceededError as exc:
             raise over_budget(exc) from None
@@ -186,29 +192,23 @@ async def _check_access(selection: Selection, key: UserAPIKeyAuth, router: Route
         await check_access(selection.base, key, router)
     for model in sorted(selection.plan.model_groups):
         await check_access(model, key, router)
-    for model in (selection.base, *sorted(selection.plan.model_groups)):
-        if not await is_within_budget(model, key, router):
-            raise BudgetExceededError(current_cost=key.spend, max_budget=key.max_budget)
-        await check_model_budgets(model, key)
+    for model in selection.models:
+        await check_budgets(model, key, router, key.budget_reservation)
 
 
 def _check_price(selection: Selection, router: Router) -> None:
     if selection.settings.max_cost_usd is None:
         return
-    for model in (selection.base, *sorted(selection.plan.model_groups)):
+    for model in selection.models:
         if ModelFacts(router, model).price is None:
             raise RequestRejected(
                 f"max_cost_usd is set, but the price of {model!r} is not known", param="model"
             )
 
 
-def _rewritten(
-    data: dict[str, Any], selection: Selection, route: Route, router: Router
-) -> dict[str, Any]:
+def _rewritten(data: dict[str, Any], selection: Selection, route: Route) -> dict[str, Any]:
     requested = str(data["model"])
     deployment = requested if selection.on_alias else f"{PROVIDER}/{selection.plan.label}"
-    if not selection.on_alias:
-        _check_free_forms(router)
     prepared = Prepared(
         plan=selection.plan,
         base=selection.base,

@@ -69,6 +69,11 @@ class Selection:
     on_alias: bool
     inherits_access: bool
 
+    @property
+    def models(self) -> list[str]:
+        """The models that are called: the base, then those that parameters name."""
+        return [self.base, *sorted(self.plan.model_groups - {self.base})]
+
 
 @dataclass(frozen=True, slots=True)
 class _Target:
