@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, EmptyCompletion, SampleError
-from optillm_hooks.llm import LLM, Price
+from optillm_hooks.llm import LLM, Forwarding, Price
 from optillm_hooks.types import (
     Answer,
     Chat,
@@ -313,30 +313,12 @@ def _least(own: int | None, client: int | None) -> int | None:
     return min(given) if given else None
 
 
-class MeteredLLM:
+class MeteredLLM(Forwarding):
     """An `LLM` that spends a `Context`. Approaches are handed this one, never the bare one."""
 
     def __init__(self, inner: LLM, ctx: Context) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._ctx = ctx
-
-    @property
-    def model(self) -> str:
-        return self._inner.model
-
-    @property
-    def most_choices(self) -> int:
-        return self._inner.most_choices
-
-    @property
-    def price(self) -> Price | None:
-        return self._inner.price
-
-    def supports(self, name: str, /) -> bool:
-        return self._inner.supports(name)
-
-    def count_tokens(self, chat: Chat, sampling: Sampling, /) -> int:
-        return self._inner.count_tokens(chat, sampling)
 
     async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
         """Return one completion that is not empty, and pay for it.

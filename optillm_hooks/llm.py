@@ -54,6 +54,31 @@ class LLM(Protocol):
         ...
 
 
+class Forwarding:
+    """What an `LLM` over another one takes from it as it is."""
+
+    def __init__(self, inner: LLM) -> None:
+        self._inner = inner
+
+    @property
+    def model(self) -> str:
+        return self._inner.model
+
+    @property
+    def most_choices(self) -> int:
+        return self._inner.most_choices
+
+    @property
+    def price(self) -> Price | None:
+        return self._inner.price
+
+    def supports(self, name: str, /) -> bool:
+        return self._inner.supports(name)
+
+    def count_tokens(self, chat: Chat, sampling: Sampling, /) -> int:
+        return self._inner.count_tokens(chat, sampling)
+
+
 @dataclass(frozen=True, slots=True)
 class FinalCall:
     """The last call of an approach, which the pipeline makes, and streams if the client does."""
