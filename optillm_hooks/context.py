@@ -243,6 +243,11 @@ class Context:
     def deadline(self) -> float:
         return self.budget.deadline
 
+    @property
+    def forms_answers(self) -> bool:
+        """Whether the client asks of answers what drafts are not asked for, such as a format."""
+        return bool(self.client.stop) or not _FORM_FIELDS.isdisjoint(self.client.fields)
+
     def offer(self, answer: Answer) -> None:
         """Keep `answer` as the best so far: it is returned if the request has to stop here."""
         self.best = answer
