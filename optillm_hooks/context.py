@@ -134,7 +134,8 @@ class Budget:
         """Reserve one call, its prompt, and `choices` replies of the most tokens they may have.
 
         Where tokens or money are limited and the reply's length is not, the call gets its share of
-        what is left as `max_tokens`; a given `max_tokens` is lowered to what is left. So a fan-out
+        what is left as `max_tokens`, but no more than the model can give; a given `max_tokens` is
+        lowered to what is left. So a fan-out
         cannot spend more than the limit by more than the error of the prompt estimate.
 
         Raises:
@@ -153,6 +154,7 @@ class Budget:
         ask = sampling.max_tokens
         if ask is None and room < _UNBOUNDED:
             ask = max(1, room // max(1, self.expected_calls - self.calls_taken))
+            ask = ask if llm.most_output is None else min(ask, llm.most_output)
         max_tokens = None if ask is None else min(ask, room)
         reply = choices * (max_tokens or 0)
         reserved = Reservation(

@@ -29,6 +29,11 @@ class LLM(Protocol):
         ...
 
     @property
+    def most_output(self) -> int | None:
+        """The most tokens that a reply can have, or None if nobody knows."""
+        ...
+
+    @property
     def price(self) -> Price | None:
         """What it costs, or None if nobody knows."""
         ...
@@ -67,6 +72,10 @@ class Forwarding:
     @property
     def most_choices(self) -> int:
         return self._inner.most_choices
+
+    @property
+    def most_output(self) -> int | None:
+        return self._inner.most_output
 
     @property
     def price(self) -> Price | None:

@@ -171,6 +171,18 @@ async def test_a_fanout_shares_what_is_left() -> None:
     assert ctx.budget.tokens_taken == 4 * PROMPT
 
 
+@pytest.mark.parametrize(
+    ("most_output", "asked"), [(None, 96), (20, 20), (500, 96)], ids=["unknown", "less", "more"]
+)
+async def test_a_share_is_no_more_than_the_model_can_give(
+    most_output: int | None, asked: int
+) -> None:
+    llm = ScriptedLLM(["a"], most_output=most_output)
+    ctx = context(limits=Limits(max_tokens_total=100))
+    await MeteredLLM(llm, ctx).complete(ASKED, Sampling())
+    assert asked_for(llm) == [asked]
+
+
 async def test_a_call_for_n_reserves_every_choice() -> None:
     llm = ScriptedLLM(["a", "b", "c", "d"], most_choices=8)
     ctx = context(limits=Limits(max_tokens_total=PROMPT + 100))
@@ -305,6 +317,7 @@ class Bill:
     plan: list[Planned]
     model: str = "base"
     most_choices: int = 4
+    most_output: int | None = None
     price: Price = PRICE
     billed: Usage = field(default_factory=Usage)
     cut_off: int = 0

@@ -18,6 +18,7 @@ from optillm_hooks.gateway.rates import ModelRates
 from optillm_hooks.gateway.reports import header_values
 from optillm_hooks.gateway.router import ModelFacts, is_configured, proxy_router
 from optillm_hooks.gateway.selection import Selection, read_settings, select
+from optillm_hooks.settings import Settings
 from optillm_hooks.types import Fields
 
 _ROUTES: dict[str, Route] = {
@@ -60,20 +61,22 @@ class Hook(CustomLogger):
             ProxyException: the request is refused: 400 for its form, LiteLLM's own status where
                 the caller may not use a model.
         """
-        current.set(None)
         router = proxy_router()
         route = _ROUTES.get(call_type)
         if route is None or router is None:
             return data
+        current.set(None)
         try:
-            settings = read_settings()
+            settings, invalid = _settings()
             selection = select(data, router, settings)
             if selection is None:
                 return data
+            if invalid is not None:
+                raise invalid
             _check_request(data, route, selection, settings.max_choices)
             await _check_access(selection, user_api_key_dict, router)
             _check_price(selection, router)
-            if selection.plan.passes_through and not selection.on_alias:
+            if selection.passes_through:
                 return _passed_through(data, selection.base, route)
             if not selection.on_alias:
                 _check_free_forms(router)
@@ -114,6 +117,17 @@ class Hook(CustomLogger):
         if prepared is None:
             return None
         return header_values(prepared, answered=response is not None)
+
+
+def _settings() -> tuple[Settings, RequestRejected | None]:
+    """Return the operator's settings, and what is wrong with them if those are not these.
+
+    Requests for plain models are served whatever the settings are.
+    """
+    try:
+        return read_settings(), None
+    except RequestRejected as exc:
+        return Settings(), exc
 
 
 async def _named(events: AsyncIterator[Any], model: str) -> AsyncIterator[Any]:

@@ -39,6 +39,10 @@ class RouterLLM:
         return self._facts.most_choices
 
     @property
+    def most_output(self) -> int | None:
+        return self._facts.most_output
+
+    @property
     def price(self) -> Price | None:
         return self._facts.price
 
@@ -84,7 +88,7 @@ class RouterLLM:
                 )
                 try:
                     async for chunk in chunks:
-                        delta = self._priced(read_delta(chunk, 0.0))
+                        delta = self._priced(read_delta(chunk, 0.0), chunk)
                         call.usage = delta.usage or call.usage
                         yield delta
                 finally:
@@ -136,10 +140,14 @@ class RouterLLM:
         hidden = getattr(response, "_hidden_params", None) or {}
         return float(hidden.get("response_cost") or 0.0)
 
-    def _priced(self, delta: Delta) -> Delta:
-        """Return the piece with the cost that its usage has at the group's price."""
-        usage, price = delta.usage, self.price
-        if usage is None or price is None:
+    def _priced(self, delta: Delta, chunk: object) -> Delta:
+        """Return the piece with the cost of its usage at the price of who has answered."""
+        usage = delta.usage
+        if usage is None:
+            return delta
+        hidden = getattr(chunk, "_hidden_params", None) or {}
+        price = self._facts.price_at(hidden.get("model_id"))
+        if price is None:
             return delta
         cost = usage.prompt_tokens * price.prompt + usage.completion_tokens * price.completion
         return replace(delta, usage=usage + Usage(cost_usd=cost))

@@ -66,8 +66,16 @@ class Selection:
     source: Source
     settings: RunSettings
     calls: CallLimit
+    limited: bool
+    """Whether the client has limits of its own for this request."""
+
     on_alias: bool
     inherits_access: bool
+
+    @property
+    def passes_through(self) -> bool:
+        """Whether the base itself can be asked, by LiteLLM alone."""
+        return self.plan.passes_through and not self.on_alias and not self.limited
 
     @property
     def models(self) -> list[str]:
@@ -91,7 +99,12 @@ def read_settings() -> Settings:
     Raises:
         RequestRejected: they are not valid; the message names the key.
     """
-    return _valid(Settings, getattr(litellm, "optillm_settings", None) or {}, "optillm_settings")
+    return valid_settings(getattr(litellm, "optillm_settings", None))
+
+
+def valid_settings(given: object) -> Settings:
+    """Return `given`, the value of `optillm_settings`, as settings. Raises as `read_settings`."""
+    return _valid(Settings, given or {}, "optillm_settings")
 
 
 def alias_settings(deployment: Mapping[str, Any]) -> AliasSettings:
@@ -144,6 +157,7 @@ def select(request: dict[str, Any], router: Router, settings: Settings) -> Selec
         source=source,
         settings=run_settings(target.alias or settings, calls, asked),
         calls=calls,
+        limited=asked != LimitSettings(),
         on_alias=target.alias is not None,
         inherits_access=target.alias is not None and target.alias.inherit_access,
     )

@@ -289,5 +289,22 @@ def test_half_a_character_is_an_error_or_an_answer_and_never_a_traceback(
     assert "Traceback" not in answer.text
 
 
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("broken", "re2("),
+        ("unknown", "no_such_approach"),
+        ("wrong", "bon: n"),
+        ("typo", "model_info.optillm.dead_line"),
+        ("dear", "plan_calls.alias"),
+    ],
+)
+def test_an_alias_that_cannot_be_served_is_in_the_log_from_the_start(
+    proxy: Proxy, model: str, said: str
+) -> None:
+    [line] = [line for line in proxy.log.splitlines() if f"optillm: model '{model}': " in line]
+    assert said in line
+
+
 def test_the_proxy_logs_no_traceback_of_ours(proxy: Proxy) -> None:
     assert "optillm_hooks/" not in proxy.log, proxy.log[-3000:]
