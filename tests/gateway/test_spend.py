@@ -156,6 +156,27 @@ def test_the_key_is_charged_what_the_provider_bills(
     spending.assert_equals(bill)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"input_cost_per_token": 0, "output_cost_per_token": 0},
+        {"base_model": "gpt-3.5-turbo"},
+        {"mock_response": "free"},
+        {"mock_testing_fallbacks": True, "fallbacks": ["other"]},
+        {"cache": {"no-store": True}, "litellm_call_id": "x", "litellm_metadata": {"a": 1}},
+    ],
+    ids=",".join,
+)
+def test_a_client_cannot_steer_what_its_inner_calls_cost(
+    proxy: Proxy, upstream: Upstream, spending: Spending, fields: dict[str, Any]
+) -> None:
+    upstream.play(Script())
+    answer = ask(proxy, "re2-base", **fields)
+    if answer.status_code == 200 and upstream.calls:
+        assert [call.body["model"] for call in upstream.calls] == ["base"]
+    spending.assert_equals(upstream.bill)
+
+
 @pytest.mark.parametrize("form", BUDGETED, ids="+".join)
 def test_the_budget_counter_of_the_key_ends_at_the_bill(
     proxy: Proxy, upstream: Upstream, form: tuple[str, ...]
