@@ -1,6 +1,7 @@
 """Money: what LiteLLM logs for the caller's key is what the provider bills, no more and no less;
 who may not call the base model cannot reach it by any form, and no budget check is waived."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,6 +95,8 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
     models = [
         model_group("base", upstream.url),
         model_group("other", upstream.url),
+        model_group("mixed", upstream.url, order=1),
+        model_group("mixed", upstream.url, order=2, input_cost_per_token=0.01),
         alias("careful", "re2"),
         alias("lent", "re2", inherit_access=True),
         alias("hurried", "moa", deadline_s=3),
@@ -154,6 +157,16 @@ def test_the_key_is_charged_what_the_provider_bills(
     bill = upstream.bill
     assert bill.prompt_tokens >= 200
     spending.assert_equals(bill)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_the_report_tells_the_price_of_the_deployment_that_has_answered(
+    proxy: Proxy, upstream: Upstream, stream: bool
+) -> None:
+    upstream.play(Script())
+    told = ask(proxy, "re2-mixed", stream=stream).text
+    [found] = re.findall(r'"cost_usd": ?([\d.e-]+)', told)
+    assert float(found) == pytest.approx(cost(upstream.bill))
 
 
 @pytest.mark.parametrize(
