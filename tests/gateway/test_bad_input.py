@@ -1,41 +1,22 @@
 """Requests that cannot be served: an OpenAI error object, the right status, and no call paid."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.proxy import Proxy, alias, hooked_config, model_group
+from tests.proxy import Proxy
 from tests.upstream import Script, Upstream
 
 QUESTION = [{"role": "user", "content": "What is 6 times 7?"}]
 CHAT = "/v1/chat/completions"
 
 
-@pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
-    models = [
-        model_group("base", upstream.url),
-        model_group("a-b", upstream.url),
-        alias("careful", "self_consistency(n=3)"),
-        alias("fixed", "re2", locked=True),
-        alias("nested", "re2", base="careful"),
-        alias("lost", "re2", base="no-such-model"),
-        alias("broken", "re2("),
-        alias("unknown", "no_such_approach"),
-        alias("wrong", "bon(n=0)"),
-        alias("typo", "re2", dead_line=3),
-        alias("dear", "bon(n=64;ratings=16)"),
-        alias("metered", "re2", max_cost_usd=1.0, base="unpriced"),
-        {
-            "model_name": "unpriced",
-            "litellm_params": {"model": "openai/x", "api_base": upstream.url, "api_key": "none"},
-        },
-    ]
-    with Proxy(hooked_config(models), tmp_path_factory.mktemp("proxy")) as running:
-        yield running
+@pytest.fixture(scope="module", autouse=True)
+def log_before(proxy: Proxy) -> int:
+    """Return how long the log is before the tests of this module."""
+    return len(proxy.log)
 
 
 def request(model: str = "bon-base", **fields: Any) -> dict[str, Any]:
@@ -306,5 +287,6 @@ def test_an_alias_that_cannot_be_served_is_in_the_log_from_the_start(
     assert said in line
 
 
-def test_the_proxy_logs_no_traceback_of_ours(proxy: Proxy) -> None:
-    assert "optillm_hooks/" not in proxy.log, proxy.log[-3000:]
+def test_the_proxy_logs_no_traceback_of_ours(proxy: Proxy, log_before: int) -> None:
+    log = proxy.log[log_before:]
+    assert "optillm_hooks/" not in log, log[-3000:]

@@ -99,7 +99,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
         model_group("mixed", upstream.url, order=2, input_cost_per_token=0.01),
         alias("careful", "re2"),
         alias("lent", "re2", inherit_access=True),
-        alias("hurried", "moa", deadline_s=3),
+        alias("hurried", "moa", deadline_s=1.5),
     ]
     with Proxy(hooked_config(models), tmp_path_factory.mktemp("proxy"), keys=KEYS) as running:
         yield running
@@ -245,7 +245,7 @@ def test_so_when_the_client_hangs_up_between_two_stages(
     upstream.play(Script(fault=_from(1, HANG)))
     body = {"model": "moa-base", "stream": stream, **ROUTES["/v1/chat/completions"]}
     with pytest.raises(httpx.TimeoutException):
-        proxy.post("/v1/chat/completions", body, key="sk-spender", timeout_s=2)
+        proxy.post("/v1/chat/completions", body, key="sk-spender", timeout_s=1)
     upstream.wait_until(lambda u: not u.alive, within_s=1)
     assert upstream.bill.prompt_tokens == 100
     spending.assert_equals(upstream.bill)
