@@ -10,14 +10,27 @@ from typing import Literal
 
 from optillm_hooks.code.runner import CodeRunner
 from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, EmptyCompletion, SampleError
-from optillm_hooks.llm import LLM, Price
-from optillm_hooks.types import Answer, Chat, Completion, Delta, Fields, Purpose, Sampling, Usage
+from optillm_hooks.llm import LLM, Forwarding, Price
+from optillm_hooks.types import (
+    Answer,
+    Chat,
+    Completion,
+    Delta,
+    Fields,
+    Message,
+    Purpose,
+    Sampling,
+    Usage,
+)
 
 CallOutcome = Literal["ok", "failed", "cancelled"]
 StoppedBy = Literal["deadline", "max_calls", "max_tokens_total", "max_cost_usd", "caller_budget"]
 
 _RUN_STRIDE = 1000
 """Room for the sample numbers of one run, so that no two runs of a request share one."""
+
+_UNANSWERED = frozenset({408, 504})
+"""Statuses of a call that was given up while its provider may have been at work."""
 
 _UNBOUNDED = 2**31
 """Tokens or places where no limit says how many."""
@@ -122,7 +135,8 @@ class Budget:
         """Reserve one call, its prompt, and `choices` replies of the most tokens they may have.
 
         Where tokens or money are limited and the reply's length is not, the call gets its share of
-        what is left as `max_tokens`; a given `max_tokens` is lowered to what is left. So a fan-out
+        what is left as `max_tokens`, but no more than the model can give; a given `max_tokens` is
+        lowered to what is left. So a fan-out
         cannot spend more than the limit by more than the error of the prompt estimate.
 
         Raises:
@@ -133,7 +147,7 @@ class Budget:
             raise self._stop("max_calls", f"no calls left of {limits.max_calls}")
         if limits.max_tokens_total is None and limits.max_cost_usd is None:
             self.calls_taken += 1
-            return Reservation(sampling, 0, 0.0)
+            return Reservation(sampling, 0, 0, Price(0.0, 0.0))
         prompt = llm.count_tokens(chat, sampling)
         room, limited_by = self._reply_room(llm.price, prompt, choices)
         if room < 1:
@@ -141,27 +155,21 @@ class Budget:
         ask = sampling.max_tokens
         if ask is None and room < _UNBOUNDED:
             ask = max(1, room // max(1, self.expected_calls - self.calls_taken))
+            ask = ask if llm.most_output is None else min(ask, llm.most_output)
         max_tokens = None if ask is None else min(ask, room)
         reply = choices * (max_tokens or 0)
-        tokens = prompt + reply
-        price = llm.price or Price(0.0, 0.0)
-        cost = prompt * price.prompt + reply * price.completion
+        reserved = Reservation(
+            replace(sampling, max_tokens=max_tokens), prompt, reply, llm.price or Price(0.0, 0.0)
+        )
         self.calls_taken += 1
-        self.tokens_taken += tokens
-        self.cost_taken += cost
-        return Reservation(replace(sampling, max_tokens=max_tokens), tokens, cost)
+        self.tokens_taken += reserved.tokens
+        self.cost_taken += reserved.cost
+        return reserved
 
-    def settle(self, reserved: "Reservation", usage: Usage, *, ended: CallOutcome) -> None:
-        """Replace what was reserved by what the call used; nothing if it failed.
-
-        A good reply whose provider does not say what it used keeps what was reserved.
-        """
-        self.usage += usage
-        if ended == "ok" and not usage.total_tokens:
-            return
-        if reserved.tokens:
-            self.tokens_taken += usage.total_tokens - reserved.tokens
-            self.cost_taken += usage.cost_usd - reserved.cost
+    def settle(self, reserved: "Reservation", spent: Usage) -> None:
+        """Replace what was reserved by what the call has spent."""
+        self.tokens_taken += spent.total_tokens - reserved.tokens
+        self.cost_taken += spent.cost_usd - reserved.cost
 
     def _reply_room(self, price: Price | None, prompt: int, choices: int) -> tuple[int, StoppedBy]:
         """Return how many tokens each reply may have, and the limit that says so."""
@@ -187,8 +195,24 @@ class Reservation:
     sampling: Sampling
     """The call's sampling, with `max_tokens` as the budget allows."""
 
-    tokens: int
-    cost: float
+    prompt: int
+    reply: int
+    """Tokens; both are 0 where neither tokens nor money are limited."""
+
+    price: Price
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt + self.reply
+
+    @property
+    def cost(self) -> float:
+        return self.prompt * self.price.prompt + self.reply * self.price.completion
+
+    def spent(self, replied: int) -> Usage:
+        """Return what the call has spent if its reply has so many tokens, at most all reserved."""
+        used = replace(self, reply=min(replied, self.reply))
+        return Usage(prompt_tokens=used.prompt, completion_tokens=used.reply, cost_usd=used.cost)
 
 
 def _ignore(_: str) -> None:
@@ -224,6 +248,11 @@ class Context:
     @property
     def deadline(self) -> float:
         return self.budget.deadline
+
+    @property
+    def forms_answers(self) -> bool:
+        """Whether the client asks of answers what drafts are not asked for, such as a format."""
+        return bool(self.client.stop) or not _FORM_FIELDS.isdisjoint(self.client.fields)
 
     def offer(self, answer: Answer) -> None:
         """Keep `answer` as the best so far: it is returned if the request has to stop here."""
@@ -295,30 +324,12 @@ def _least(own: int | None, client: int | None) -> int | None:
     return min(given) if given else None
 
 
-class MeteredLLM:
+class MeteredLLM(Forwarding):
     """An `LLM` that spends a `Context`. Approaches are handed this one, never the bare one."""
 
     def __init__(self, inner: LLM, ctx: Context) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._ctx = ctx
-
-    @property
-    def model(self) -> str:
-        return self._inner.model
-
-    @property
-    def most_choices(self) -> int:
-        return self._inner.most_choices
-
-    @property
-    def price(self) -> Price | None:
-        return self._inner.price
-
-    def supports(self, name: str, /) -> bool:
-        return self._inner.supports(name)
-
-    def count_tokens(self, chat: Chat, sampling: Sampling, /) -> int:
-        return self._inner.count_tokens(chat, sampling)
 
     async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
         """Return one completion that is not empty, and pay for it.
@@ -348,6 +359,7 @@ class MeteredLLM:
                 async for delta in pieces:
                     if delta.usage is not None:
                         call.usage = delta.usage
+                    call.streamed.append(delta.text + delta.reasoning)
                     empty = empty and delta.empty
                     truncated = truncated or delta.finish_reason == "length"
                     yield delta
@@ -364,6 +376,7 @@ class MeteredLLM:
         depth = depth_so_far.get() + 1
         started = clock()
         outcome: CallOutcome = "cancelled"
+        refused = False
         scope = asyncio.timeout_at(ctx.deadline)
         try:
             async with scope, budget.slots:
@@ -377,15 +390,17 @@ class MeteredLLM:
             budget.stopped_by = budget.stopped_by or "deadline"
             raise DeadlineExceeded("deadline passed while waiting for the model") from exc
         except BudgetExceeded:
-            outcome = "failed"
+            outcome, refused = "failed", True
             budget.stopped_by = budget.stopped_by or "caller_budget"
             raise
-        except SampleError:
+        except SampleError as exc:
             outcome = "failed"
+            refused = exc.status not in _UNANSWERED and not call.streamed
             raise
         finally:
             depth_so_far.set(depth)
-            budget.settle(reserved, call.usage, ended=outcome)
+            budget.usage += call.usage
+            budget.settle(reserved, self._spent(reserved, call, outcome, refused))
             ctx.trace.record(
                 CallRecord(
                     stage=ctx.stage,
@@ -398,6 +413,27 @@ class MeteredLLM:
                     usage=call.usage,
                 )
             )
+
+    def _spent(
+        self, reserved: Reservation, call: "_Call", outcome: CallOutcome, refused: bool
+    ) -> Usage:
+        """Return what a call counts with towards the limits: what its provider says, if it does.
+
+        Otherwise a good reply counts with all that was reserved, one that was cut off with its
+        prompt and with what had come of it, and one that was refused, or never sent, with nothing.
+        """
+        if not reserved.tokens or call.usage.total_tokens:
+            return call.usage
+        if outcome == "ok":
+            return reserved.spent(reserved.reply)
+        if refused or not call.usage.calls:
+            return Usage()
+        streamed = "".join(call.streamed)
+        if not streamed:
+            return reserved.spent(0)
+        return reserved.spent(
+            self._inner.count_tokens((Message("assistant", streamed),), Sampling())
+        )
 
     def _kept(self, completions: Sequence[Completion], purpose: Purpose) -> Sequence[Completion]:
         """Return the completions with content; an answer among them is a best so far.
@@ -418,3 +454,4 @@ class MeteredLLM:
 class _Call:
     sampling: Sampling
     usage: Usage = field(default=Usage())
+    streamed: list[str] = field(default_factory=list[str])

@@ -29,6 +29,11 @@ class LLM(Protocol):
         ...
 
     @property
+    def most_output(self) -> int | None:
+        """The most tokens that a reply can have, or None if nobody knows."""
+        ...
+
+    @property
     def price(self) -> Price | None:
         """What it costs, or None if nobody knows."""
         ...
@@ -52,6 +57,35 @@ class LLM(Protocol):
     def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
         """Yield the pieces of one completion. A `SampleError` may come before or between them."""
         ...
+
+
+class Forwarding:
+    """What an `LLM` over another one takes from it as it is."""
+
+    def __init__(self, inner: LLM) -> None:
+        self._inner = inner
+
+    @property
+    def model(self) -> str:
+        return self._inner.model
+
+    @property
+    def most_choices(self) -> int:
+        return self._inner.most_choices
+
+    @property
+    def most_output(self) -> int | None:
+        return self._inner.most_output
+
+    @property
+    def price(self) -> Price | None:
+        return self._inner.price
+
+    def supports(self, name: str, /) -> bool:
+        return self._inner.supports(name)
+
+    def count_tokens(self, chat: Chat, sampling: Sampling, /) -> int:
+        return self._inner.count_tokens(chat, sampling)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from optillm_hooks.answers import without_reasoning
 from optillm_hooks.code.runner import CodeRunner
@@ -33,7 +33,7 @@ from optillm_hooks.errors import (
 )
 from optillm_hooks.fanout import outcomes, speculating
 from optillm_hooks.formats import fits
-from optillm_hooks.llm import LLM, FinalCall, Price
+from optillm_hooks.llm import LLM, FinalCall, Forwarding
 from optillm_hooks.plan import PASS_THROUGH, Chain, Plan, Stage
 from optillm_hooks.prompts import ask, data_notice, enclose, fence
 from optillm_hooks.registry import Result
@@ -106,6 +106,7 @@ class Progress:
 
 Event = Piece | Progress | Outcome
 Models = Callable[[str], LLM]
+T = TypeVar("T")
 
 
 async def run(request: Request, models: Models, trace: Trace | None = None) -> Outcome:
@@ -213,42 +214,56 @@ class _Run:
     async def _answer(self, chain: Chain, ctx: Context, number: int) -> Answer:
         """Return one choice; where a limit or failure ends it early, the best so far."""
         llm = MeteredLLM(self._models(self._request.base), ctx)
-        scope = asyncio.timeout_at(ctx.deadline + _GRACE_S)
+
+        async def to_the_end() -> Answer:
+            result = await self._run_chain(chain, self._request.chat, llm, ctx, _GRACE_S)
+            return await self._finish(result, llm, ctx, number)
+
+        try:
+            return await self._in_time(to_the_end, ctx, _GRACE_S)
+        except SampleError as exc:
+            if ctx.best is None or self._choices.has_spoken(number):
+                raise
+            self._note_failure(exc)
+            self._show(number, ctx.best)
+            return ctx.best
+
+    async def _in_time(self, work: Callable[[], Awaitable[T]], ctx: Context, grace_s: float) -> T:
+        """Return the result of `work`, or raise what kept it from one as a `SampleError`."""
+        scope = asyncio.timeout_at(ctx.deadline + grace_s)
         try:
             async with scope:
-                result = await _run_chain(chain, self._request.chat, llm, ctx)
-                return await self._finish(result, llm, ctx, number)
-        except SampleError as exc:
-            return self._best(ctx, number, exc)
+                return await work()
+        except SampleError:
+            raise
         except RequestRejected as exc:
             raise Refused(str(exc)) from exc
         except Exception as exc:
             if isinstance(exc, TimeoutError) and scope.expired():
                 self._budget.stopped_by = self._budget.stopped_by or "deadline"
-                return self._best(ctx, number, DeadlineExceeded("the deadline passed"))
+                raise DeadlineExceeded("the deadline passed") from exc
             # Its text may hold a prompt, so only the place is logged.
             _log.error("approach %s failed: %s", ctx.stage, _place(exc))
-            return self._best(ctx, number, StageFailed(ctx.stage))
+            raise StageFailed(ctx.stage) from exc
 
-    def _best(self, ctx: Context, number: int, error: SampleError) -> Answer:
-        if ctx.best is None or self._choices.has_spoken(number):
-            raise error
+    def _note_failure(self, error: SampleError) -> None:
+        """Report a failure that was worked around, unless a limit explains it."""
         if self._budget.stopped_by is None:
             self._degraded.append(error.code)
-        self._show(number, ctx.best)
-        return ctx.best
 
     async def _plain_instead(self, root: Context, error: SampleError, number: int) -> Answer:
         """Return the answer of one plain call, if the operator wants that in place of `error`.
 
-        Not once a stream has shown words: what comes after them could only be confusing.
+        The wrappers of the first chain wrap it too. Not once a stream has shown words: what comes
+        after them could only be confusing.
         """
         if self._request.on_error != "plain" or self._choices.anyone_has_spoken:
             raise error
         ctx = root.child(0, stage=PASS_THROUGH)
-        llm = MeteredLLM(self._models(self._request.base), ctx)
+        first = self._request.plan.chains[0]
+        wrappers = tuple(stage for stage in first if stage.approach.kind == "wrapper")
         try:
-            return await self._finish(FinalCall(self._request.chat), llm, ctx, number)
+            return await self._answer(wrappers, ctx, number)
         except SampleError:
             raise error from None
 
@@ -264,10 +279,73 @@ class _Run:
         except SampleError as exc:
             if result.fallback is None or self._choices.has_spoken(number):
                 raise
-            if self._budget.stopped_by is None:
-                self._degraded.append(exc.code)
+            self._note_failure(exc)
             self._show(number, result.fallback)
             return result.fallback
+
+    async def _run_chain(
+        self, chain: Chain, chat: Chat, llm: LLM, ctx: Context, grace_s: float
+    ) -> Result:
+        """Return the result of `chain` on `chat`; without an answerer, the plain call that ends it.
+
+        An answerer that follows another gets the conversation with the other's answer, if it has
+        any text, as a draft. An answer that calls tools ends the chain: nobody but the client can
+        go on.
+        """
+        if not chain:
+            return FinalCall(chat, llm=llm)
+        stage, rest = chain[0], chain[1:]
+        run_stage, params = stage.approach.run, stage.params
+        match stage.approach.kind:
+            case "rewriter":
+                chat = await run_stage(chat, llm, params, ctx)
+                return await self._run_chain(rest, chat, llm, ctx, grace_s)
+            case "wrapper":
+                inside = partial(self._inside, rest, llm=llm, ctx=ctx, grace_s=grace_s / 2)
+                result: Result = await run_stage(chat, inside, llm, params, ctx)
+                return result
+            case "decoder":
+                decoded = DecodedLLM(llm, stage, ctx)
+                return await self._run_chain(rest, chat, decoded, ctx, grace_s)
+            case "answerer":
+                result = await run_stage(chat, llm, params, ctx)
+                if not rest:
+                    return _by(llm, result)
+                draft = (
+                    await call_final(result, llm, ctx) if isinstance(result, FinalCall) else result
+                )
+                if draft.tool_calls:
+                    return draft
+                text = without_reasoning(draft.text)
+                if text.strip():
+                    ctx.offer(draft)
+                    chat = with_draft(chat, text, ctx)
+                return await self._run_chain(rest, chat, llm, ctx, grace_s)
+
+    async def _inside(
+        self, chain: Chain, chat: Chat, *, llm: LLM, ctx: Context, grace_s: float
+    ) -> Result:
+        """Return the result of what a wrapper wraps; where that ends early, its best so far.
+
+        So the wrapper has its turn on whatever the user gets. Answers from inside are no best so
+        far outside. It has to end before the time that the wrapper itself has left.
+        """
+        before, ctx.best = ctx.best, None
+        try:
+            result = await self._in_time(
+                partial(self._run_chain, chain, chat, llm, ctx, grace_s), ctx, grace_s
+            )
+        except SampleError as exc:
+            if ctx.best is None:
+                raise
+            self._note_failure(exc)
+            return ctx.best
+        else:
+            if isinstance(result, FinalCall) and result.fallback is None:
+                return replace(result, fallback=ctx.best)
+            return result
+        finally:
+            ctx.best = before
 
     async def _stream_final(self, final: FinalCall, llm: LLM, number: int) -> Answer:
         """Return the answer of the final call, each piece shown as it comes.
@@ -385,40 +463,6 @@ class _Choices:
             self._held[run] = []
 
 
-async def _run_chain(chain: Chain, chat: Chat, llm: LLM, ctx: Context) -> Result:
-    """Return the result of `chain` on `chat`; without an answerer, the plain call that ends it.
-
-    An answerer that follows another gets the conversation with the other's answer, if it has any
-    text, as a draft. An answer that calls tools ends the chain: nobody but the client can go on.
-    """
-    if not chain:
-        return FinalCall(chat, llm=llm)
-    stage, rest = chain[0], chain[1:]
-    run_stage, params = stage.approach.run, stage.params
-    match stage.approach.kind:
-        case "rewriter":
-            return await _run_chain(rest, await run_stage(chat, llm, params, ctx), llm, ctx)
-        case "wrapper":
-            result: Result = await run_stage(
-                chat, lambda inner: _run_chain(rest, inner, llm, ctx), llm, params, ctx
-            )
-            return result
-        case "decoder":
-            return await _run_chain(rest, chat, DecodedLLM(llm, stage, ctx), ctx)
-        case "answerer":
-            result = await run_stage(chat, llm, params, ctx)
-            if not rest:
-                return _by(llm, result)
-            draft = await call_final(result, llm, ctx) if isinstance(result, FinalCall) else result
-            if draft.tool_calls:
-                return draft
-            text = without_reasoning(draft.text)
-            if text.strip():
-                ctx.offer(draft)
-                chat = with_draft(chat, text, ctx)
-            return await _run_chain(rest, chat, llm, ctx)
-
-
 def _by(llm: LLM, result: Result) -> Result:
     if isinstance(result, FinalCall) and result.llm is None:
         return replace(result, llm=llm)
@@ -457,29 +501,18 @@ def with_draft(chat: Chat, draft: str, ctx: Context) -> Chat:
     )
 
 
-class DecodedLLM:
+class DecodedLLM(Forwarding):
     """An `LLM` whose generations are made by a decoder; judges' calls pass as they are."""
 
-    most_choices = 1
-
     def __init__(self, inner: LLM, stage: Stage, ctx: Context) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._stage = stage
         self._ctx = ctx
 
     @property
-    def model(self) -> str:
-        return self._inner.model
-
-    @property
-    def price(self) -> Price | None:
-        return self._inner.price
-
-    def supports(self, name: str, /) -> bool:
-        return self._inner.supports(name)
-
-    def count_tokens(self, chat: Chat, sampling: Sampling, /) -> int:
-        return self._inner.count_tokens(chat, sampling)
+    def most_choices(self) -> int:
+        """One: every sample is decoded by itself."""
+        return 1
 
     async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
         decoded = await self._decoded(chat, sampling)
@@ -488,7 +521,6 @@ class DecodedLLM:
         return await self._inner.complete(chat, decoded)
 
     async def complete_n(self, chat: Chat, sampling: Sampling, _n: int, /) -> Sequence[Completion]:
-        """Return one completion: every sample is decoded by itself."""
         return [await self.complete(chat, sampling)]
 
     async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:

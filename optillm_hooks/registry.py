@@ -68,7 +68,9 @@ class Cost:
 P = TypeVar("P", bound=Params)
 Result = Answer | FinalCall
 Rest = Callable[[Chat], Awaitable[Result]]
-"""What follows a wrapper: takes the conversation, returns its result."""
+"""What follows a wrapper: takes the conversation, returns its result; where a limit or a failure
+ends it, its best so far. What a wrapper does to an answer it does to a final call's fallback too.
+"""
 
 AnswererFn = Callable[[Chat, LLM, P, Context], Awaitable[Result]]
 RewriterFn = Callable[[Chat, LLM, P, Context], Awaitable[Chat]]

@@ -89,13 +89,25 @@ class Forms(_Settings):
     prefix: NamedApproaches = "all"
 
 
+class PlanCalls(_Settings):
+    """Most model calls that a plan may be estimated at, by who has spelt it."""
+
+    alias: int = Field(default=256, ge=1, description="In an alias, or the default approach.")
+    client: int = Field(default=64, ge=1, description="In a request: prefix, tag or body field.")
+
+
 class Settings(RunSettings):
     """`litellm_settings.optillm_settings`: what holds for requests that name no alias."""
 
     default_approach: str | None = Field(
         default=None, description="The approach of requests that choose none; unset, none at all."
     )
-    forms: Forms = Field(default_factory=Forms)
+    forms: Forms = Field(
+        default_factory=Forms, description="Which approaches each form of choosing may name."
+    )
+    plan_calls: PlanCalls = Field(
+        default_factory=PlanCalls, description="Most model calls that a plan may be estimated at."
+    )
     max_choices: int = Field(default=64, ge=1, description="Most choices of one request (n).")
 
 

@@ -43,8 +43,10 @@ class ScriptedLLM:
         most_choices: int = 1,
         price: Price | None = None,
         fields: Sequence[str] = (),
+        most_output: int | None = None,
     ) -> None:
         self._replies = list(replies)
+        self.most_output = most_output
         self.model = model
         self.most_choices = most_choices
         self.price = price

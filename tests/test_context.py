@@ -168,7 +168,19 @@ async def test_a_fanout_shares_what_is_left() -> None:
     assert ctx.budget.tokens_taken <= 4 * (PROMPT + 25)
     fanout.cancel()
     await asyncio.wait([fanout])
-    assert ctx.budget.tokens_taken == 0
+    assert ctx.budget.tokens_taken == 4 * PROMPT
+
+
+@pytest.mark.parametrize(
+    ("most_output", "asked"), [(None, 96), (20, 20), (500, 96)], ids=["unknown", "less", "more"]
+)
+async def test_a_share_is_no_more_than_the_model_can_give(
+    most_output: int | None, asked: int
+) -> None:
+    llm = ScriptedLLM(["a"], most_output=most_output)
+    ctx = context(limits=Limits(max_tokens_total=100))
+    await MeteredLLM(llm, ctx).complete(ASKED, Sampling())
+    assert asked_for(llm) == [asked]
 
 
 async def test_a_call_for_n_reserves_every_choice() -> None:
@@ -196,15 +208,52 @@ async def test_what_a_failed_call_reserved_is_free_again() -> None:
     assert (ctx.budget.tokens_taken, ctx.budget.cost_taken) == (0, 0.0)
 
 
-async def test_what_a_cancelled_call_reserved_is_free_again() -> None:
-    ctx = context(limits=Limits(max_tokens_total=100))
-    llm = ScriptedLLM([HANG])
+async def test_a_cancelled_call_counts_with_its_prompt() -> None:
+    ctx = context(limits=Limits(max_tokens_total=100, max_cost_usd=1.0))
+    llm = ScriptedLLM([HANG], price=Price(0.001, 0.001))
     task = asyncio.create_task(MeteredLLM(llm, ctx).complete(ASKED, Sampling()))
     await llm.until_hanging(1)
     assert ctx.budget.tokens_taken == 100
     task.cancel()
     await asyncio.wait([task])
-    assert (ctx.budget.tokens_taken, llm.inside) == (0, 0)
+    assert (ctx.budget.tokens_taken, llm.inside) == (PROMPT, 0)
+    assert ctx.budget.cost_taken == pytest.approx(PROMPT * 0.001)
+    assert ctx.budget.usage == Usage(calls=1)  # the bill says what the provider says
+
+
+async def test_a_call_that_was_never_sent_counts_with_nothing() -> None:
+    ctx = context(limits=Limits(max_tokens_total=100, max_parallel=1, deadline_s=0.01))
+    llm = ScriptedLLM([HANG])
+    metered = MeteredLLM(llm, ctx)
+    calls = [partial(metered.complete, ASKED, Sampling(max_tokens=10)) for _ in range(2)]
+    assert [type(ended) for ended in await outcomes(calls)] == [DeadlineExceeded] * 2
+    assert (len(llm.calls), ctx.budget.tokens_taken) == (1, PROMPT)
+
+
+@pytest.mark.parametrize(("status", "counted"), [(408, PROMPT), (504, PROMPT), (500, 0), (429, 0)])
+async def test_a_call_given_up_counts_with_its_prompt_and_a_refused_one_with_nothing(
+    status: int, counted: int
+) -> None:
+    ctx = context(limits=Limits(max_tokens_total=100))
+    llm = ScriptedLLM([ProviderFailed("no", status=status)])
+    with pytest.raises(ProviderFailed):
+        await MeteredLLM(llm, ctx).complete(ASKED, Sampling())
+    assert ctx.budget.tokens_taken == counted
+
+
+@pytest.mark.parametrize("end", ["closed", "broken off", "all used"])
+async def test_a_stream_that_is_cut_off_counts_with_its_prompt_and_what_came(end: str) -> None:
+    last: Exception | Hang = ProviderFailed("broke off") if end == "broken off" else HANG
+    said = 3 if end == "all used" else 10
+    ctx = context(limits=Limits(max_tokens_total=100, deadline_s=60))
+    llm = Pieces([Delta(text="un deux "), Delta(reasoning="three ", text="four "), last])
+    pieces = MeteredLLM(llm, ctx).stream(ASKED, Sampling(max_tokens=said))
+    assert [await anext(pieces), await anext(pieces)]
+    if end == "broken off":
+        with pytest.raises(ProviderFailed):
+            await anext(pieces)
+    await pieces.aclose()
+    assert ctx.budget.tokens_taken == PROMPT + min(said, 4)
 
 
 async def test_a_call_without_usage_costs_what_was_reserved() -> None:
@@ -268,8 +317,12 @@ class Bill:
     plan: list[Planned]
     model: str = "base"
     most_choices: int = 4
+    most_output: int | None = None
     price: Price = PRICE
     billed: Usage = field(default_factory=Usage)
+    cut_off: int = 0
+    """Calls that were cancelled under way."""
+
     error: int = 0
     """How much longer the prompts were than estimated, in all."""
 
@@ -284,12 +337,16 @@ class Bill:
 
     async def complete_n(self, _asked: Chat, sampling: Sampling, n: int, /) -> Sequence[Completion]:
         now = self.plan[sampling.sample]
-        for _ in range(now.waits):
-            await asyncio.sleep(0)
+        try:
+            for _ in range(now.waits):
+                await asyncio.sleep(0)
+            if now.ends == "hanging":
+                await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cut_off += 1
+            raise
         if now.ends == "failed":
             raise ProviderFailed("busy")
-        if now.ends == "hanging":
-            await asyncio.Event().wait()
         assert sampling.max_tokens is not None
         assert sampling.max_tokens >= 1
         assert now.max_tokens is None or sampling.max_tokens <= now.max_tokens
@@ -359,8 +416,10 @@ def test_spending_passes_a_limit_by_no_more_than_the_estimates_were_wrong(
     counted = replace(budget.usage, calls=0, cost_usd=0.0)
     assert counted == replace(llm.billed, calls=0, cost_usd=0.0)
     assert budget.usage.cost_usd == pytest.approx(llm.billed.cost_usd)
-    assert budget.tokens_taken == llm.billed.total_tokens  # nothing stays reserved
-    assert budget.cost_taken == pytest.approx(llm.billed.cost_usd, abs=1e-9)
+    cut_off = PROMPT * llm.cut_off
+    assert budget.tokens_taken == llm.billed.total_tokens + cut_off  # nothing stays reserved
+    cost_taken = llm.billed.cost_usd + cut_off * llm.price.prompt
+    assert budget.cost_taken == pytest.approx(cost_taken, abs=1e-9)
     if tokens is not None:
         assert llm.billed.total_tokens <= tokens + llm.error
     if cost is not None:

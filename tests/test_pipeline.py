@@ -136,8 +136,13 @@ async def rewriting(chat: Chat, _llm: LLM, _params: NoParams, _ctx: Context) -> 
 async def wrapping(chat: Chat, rest: Rest, _llm: LLM, _params: NoParams, _ctx: Context) -> Result:
     result = await rest(edit_question(chat, lambda text: f"{text} wrapped"))
     if isinstance(result, FinalCall):
-        return replace(result, text_filter=Brackets)
-    return replace(result, text=f"<{result.text}>")
+        fallback = result.fallback and bracketed(result.fallback)
+        return replace(result, text_filter=Brackets, fallback=fallback)
+    return bracketed(result)
+
+
+def bracketed(answer: Answer) -> Answer:
+    return replace(answer, text=f"<{answer.text}>")
 
 
 async def cooling(
@@ -404,6 +409,51 @@ class TestFailures:
         assert ended.answers[0].text == "plain"
         assert llm.calls[-1][0] == ASKED
         assert (ended.report.choices, ended.report.degraded) == (("none",), ("provider_failed",))
+
+    @pytest.mark.parametrize("end", ["a limit", "the deadline", "late work", "a bug", "the last"])
+    async def test_a_wrapper_has_its_turn_on_the_best_so_far(
+        self, streamed: bool, end: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("optillm_hooks.pipeline._GRACE_S", 0.1)
+
+        async def inner(chat: Chat, llm: LLM, _params: NoParams, _ctx: Context) -> Result:
+            await llm.complete(chat, Sampling())
+            if end == "late work":
+                await asyncio.Event().wait()
+            if end == "a bug":
+                raise KeyError(end)
+            if end == "the last":
+                return FinalCall(chat)
+            return await llm.complete(chat, Sampling(sample=1))
+
+        limits = {
+            "a limit": Limits(max_calls=1),
+            "the deadline": Limits(deadline_s=0.05),
+            "late work": Limits(deadline_s=0.05),
+        }
+        asked = request([KINDS["wrapper"], answerer(inner)], limits=limits.get(end, Limits()))
+        more: dict[str, list[Reply]] = {"the deadline": [HANG], "the last": [BUSY]}
+        replies: list[Reply] = ["a", *more.get(end, [])]
+        ended = await self.ended(streamed, asked, ScriptedLLM(replies))
+        assert ended.answers[0].text == "<a>"
+        told = {"a limit": "max_calls", "a bug": None, "the last": None}.get(end, "deadline")
+        assert (ended.report.stopped_by, bool(ended.report.degraded)) == (told, told is None)
+
+    async def test_what_a_wrapper_has_not_seen_is_never_the_answer(self, streamed: bool) -> None:
+        async def refusing(chat: Chat, rest: Rest, *_: object) -> Result:
+            await rest(chat)
+            raise BUSY
+
+        asked = request([stage("refusing", "wrapper", refusing, 0), DRAFT])
+        with pytest.raises(ProviderFailed):
+            await self.ended(streamed, asked, ScriptedLLM(["secret"]))
+
+    async def test_on_error_plain_wraps_the_plain_call(self, streamed: bool) -> None:
+        llm = ScriptedLLM([BUSY, "plain"])
+        chain = [KINDS["rewriter"], KINDS["wrapper"], THREE]
+        ended = await self.ended(streamed, request(chain, on_error="plain"), llm)
+        assert ended.answers[0].text == "<plain>"
+        assert question(llm.calls[-1][0]) == "6 * 7? wrapped"
 
     async def test_on_error_plain_keeps_the_first_error_if_that_fails(self, streamed: bool) -> None:
         llm = ScriptedLLM([BUSY, ProviderFailed("also", status=500)])

@@ -21,7 +21,7 @@ from optillm_hooks.fanout import finished, sample_many
 from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.prompts import ask, data_notice, enclose, fence
 from optillm_hooks.registry import Cost, Params, approach
-from optillm_hooks.types import Answer, Chat, Completion, Sampling
+from optillm_hooks.types import Answer, Chat, Completion, Purpose, Sampling
 
 PROPOSAL, REVIEW = "response", "review"
 INTRO = "Several attempts at answering this conversation were made independently of each other."
@@ -85,7 +85,8 @@ async def moa(chat: Chat, llm: LLM, params: MoaParams, ctx: Context) -> Answer |
     """Return the call that fuses the proposals, or a proposal where fusing makes no sense.
 
     A proposal that calls tools is returned as it is (the first one): calls cannot be fused. A
-    single proposal is returned without critique or fusion. Failed and truncated proposals are left
+    single proposal is returned without critique or fusion, unless the client wants answers in a
+    form that proposals do not have. Failed and truncated proposals are left
     out while a whole one lives; a layer that fails leaves the one before it. A critique that was
     cut off is used as far as it goes; one that failed is left out. If the fusing call fails, the
     first proposal is the answer.
@@ -104,11 +105,15 @@ async def moa(chat: Chat, llm: LLM, params: MoaParams, ctx: Context) -> Answer |
             break
     ctx.trace.note("proposals", asked=params.proposers, finished=len(proposals))
     calling = [proposal for proposal in proposals if proposal.tool_calls]
-    if calling or len(proposals) == 1:
-        return (calling or proposals)[0]
+    if calling:
+        return calling[0]
+    alone = len(proposals) == 1
+    if alone and (params.proposers == 1 or not ctx.forms_answers):
+        return proposals[0]
     panel = _Panel(chat, proposals, ctx)
     aggregator = llm if params.aggregator is None else ctx.llm(params.aggregator)
-    critique = await _critique(panel, aggregator, ctx) if params.critique else None
+    criticised = params.critique and not alone
+    critique = await _critique(panel, aggregator, ctx) if criticised else None
     ctx.progress("fusing the proposals")
     return FinalCall(panel.asked(FUSE, critique), fallback=proposals[0], llm=aggregator)
 
@@ -135,7 +140,8 @@ class _Panel:
 
 async def _layer(chat: Chat, llm: LLM, params: MoaParams, ctx: Context) -> list[Completion]:
     """Return the layer's proposals, whole ones only if there is any."""
-    sampling = Sampling(temperature=params.temperature, purpose="draft")
+    purpose: Purpose = "answer" if params.proposers == 1 else "draft"
+    sampling = Sampling(temperature=params.temperature, purpose=purpose)
     until = ctx.within(TIME_FOR_A_STAGE)
     ctx.progress(f"asking for {params.proposers} proposals")
     panel: list[LLM] = [ctx.llm(name) for name in params.models] or [llm]

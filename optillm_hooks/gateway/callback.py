@@ -7,16 +7,18 @@ from litellm import BudgetExceededError, Router
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy._types import UserAPIKeyAuth
 
-from optillm_hooks.errors import RequestRejected
-from optillm_hooks.gateway.caller import check_access, check_model_budgets, is_within_budget
+from optillm_hooks.errors import OptiLLMError, RequestRejected
+from optillm_hooks.gateway.budgets import check_budgets
+from optillm_hooks.gateway.caller import check_access
 from optillm_hooks.gateway.convert import read_chat, read_sampling
 from optillm_hooks.gateway.failures import over_budget, to_proxy
 from optillm_hooks.gateway.naming import PROVIDER
 from optillm_hooks.gateway.prepared import Prepared, Route, current
+from optillm_hooks.gateway.rates import ModelRates
 from optillm_hooks.gateway.reports import header_values
 from optillm_hooks.gateway.router import ModelFacts, is_configured, proxy_router
 from optillm_hooks.gateway.selection import Selection, read_settings, select
-from optillm_hooks.plan import Plan
+from optillm_hooks.settings import Settings
 from optillm_hooks.types import Fields
 
 _ROUTES: dict[str, Route] = {
@@ -59,23 +61,29 @@ class Hook(CustomLogger):
             ProxyException: the request is refused: 400 for its form, LiteLLM's own status where
                 the caller may not use a model.
         """
-        current.set(None)
         router = proxy_router()
         route = _ROUTES.get(call_type)
         if route is None or router is None:
             return data
+        current.set(None)
         try:
-            settings = read_settings()
+            settings, invalid = _settings()
             selection = select(data, router, settings)
             if selection is None:
                 return data
-            _check_request(data, route, selection.plan, settings.max_choices)
+            if invalid is not None:
+                raise invalid
+            _check_request(data, route, selection, settings.max_choices)
             await _check_access(selection, user_api_key_dict, router)
             _check_price(selection, router)
-            if selection.plan.passes_through and not selection.on_alias:
+            if selection.passes_through:
                 return _passed_through(data, selection.base, route)
-            return _rewritten(data, selection, route, router)
-        except RequestRejected as exc:
+            if not selection.on_alias:
+                _check_free_forms(router)
+            for model in selection.models:
+                await ModelRates(model, user_api_key_dict).count_request()
+            return _rewritten(data, selection, route)
+        except OptiLLMError as exc:
             raise to_proxy(exc) from None
         except BudgetExceededError as exc:
             raise over_budget(exc) from None
@@ -109,6 +117,17 @@ class Hook(CustomLogger):
         if prepared is None:
             return None
         return header_values(prepared, answered=response is not None)
+
+
+def _settings() -> tuple[Settings, RequestRejected | None]:
+    """Return the operator's settings, and what is wrong with them if those are not these.
+
+    Requests for plain models are served whatever the settings are.
+    """
+    try:
+        return read_settings(), None
+    except RequestRejected as exc:
+        return Settings(), exc
 
 
 async def _named(events: AsyncIterator[Any], model: str) -> AsyncIterator[Any]:
@@ -155,20 +174,23 @@ def _fields_lost(data: Mapping[str, Any], route: Route) -> Fields:
     return {}
 
 
-def _check_request(data: Mapping[str, Any], route: Route, plan: Plan, max_choices: int) -> None:
+def _check_request(
+    data: Mapping[str, Any], route: Route, selection: Selection, max_choices: int
+) -> None:
     if route == "chat":
         read_chat(data.get("messages"))
     read_sampling(data)
     n = data.get("n")
     if n is not None and (type(n) is not int or not 1 <= n <= max_choices):
         raise RequestRejected(f"n must be a whole number from 1 to {max_choices}", param="n")
-    choices = len(plan.chains) * (n or 1)
+    choices = len(selection.plan.chains) * (n or 1)
     if choices > max_choices:
         raise RequestRejected(
             f"n times the approaches between '|' is {choices}, more than the {max_choices} choices "
             "that one request can have",
             param="n",
         )
+    selection.calls.check(selection.plan, n or 1)
     if route in _ONE_ANSWER and choices > 1:
         raise RequestRejected(
             "this route has one answer, which several choices (n, or '|' between approaches) would "
@@ -184,29 +206,23 @@ async def _check_access(selection: Selection, key: UserAPIKeyAuth, router: Route
         await check_access(selection.base, key, router)
     for model in sorted(selection.plan.model_groups):
         await check_access(model, key, router)
-    for model in (selection.base, *sorted(selection.plan.model_groups)):
-        if not await is_within_budget(model, key, router):
-            raise BudgetExceededError(current_cost=key.spend, max_budget=key.max_budget)
-        await check_model_budgets(model, key)
+    for model in selection.models:
+        await check_budgets(model, key, router, key.budget_reservation)
 
 
 def _check_price(selection: Selection, router: Router) -> None:
     if selection.settings.max_cost_usd is None:
         return
-    for model in (selection.base, *sorted(selection.plan.model_groups)):
+    for model in selection.models:
         if ModelFacts(router, model).price is None:
             raise RequestRejected(
                 f"max_cost_usd is set, but the price of {model!r} is not known", param="model"
             )
 
 
-def _rewritten(
-    data: dict[str, Any], selection: Selection, route: Route, router: Router
-) -> dict[str, Any]:
+def _rewritten(data: dict[str, Any], selection: Selection, route: Route) -> dict[str, Any]:
     requested = str(data["model"])
     deployment = requested if selection.on_alias else f"{PROVIDER}/{selection.plan.label}"
-    if not selection.on_alias:
-        _check_free_forms(router)
     prepared = Prepared(
         plan=selection.plan,
         base=selection.base,

@@ -4,6 +4,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast, get_args
 
+from litellm.constants import (
+    DEFAULT_CHAT_COMPLETION_PARAM_VALUES,
+    OPENAI_CHAT_COMPLETION_PARAMS,
+)
 from litellm.types.utils import (
     ChatCompletionDeltaToolCall,
     ChatCompletionMessageToolCall,
@@ -17,6 +21,7 @@ from litellm.types.utils import (
     PromptTokensDetailsWrapper,
     StreamingChoices,
     TopLogprob,
+    all_litellm_params,
 )
 from litellm.types.utils import Delta as LiteLLMDelta
 from litellm.types.utils import Message as LiteLLMMessage
@@ -45,15 +50,54 @@ _FINISH_REASONS = frozenset(get_args(FinishReason))
 _MESSAGE_OWN = frozenset({"role", "content", "tool_calls", "reasoning_content"})
 """Fields of a reply's message that have a place of their own in `Answer`."""
 
-_REQUEST_OWN = frozenset(
+_OWN_PLACE = frozenset(
+    {"temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed"}
+)
+"""Request fields that have a place of their own in `Sampling`."""
+
+_OF_THE_REQUEST = frozenset(
     {
-        "temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed",
-        "n", "stream", "stream_options",
-        "model", "messages", "api_key", "api_base", "base_url", "custom_llm_provider",
-        "metadata", "litellm_metadata", "model_info", "allowed_openai_params", "num_retries",
+        "model", "messages", "n", "stream", "stream_options", "metadata", "drop_params",
+        "additional_drop_params",
     }
 )  # fmt: skip
-"""Request fields with a place of their own, or that say where a call goes: the router decides."""
+"""OpenAI's and LiteLLM's fields that say something of the client's request as a whole."""
+
+_OF_THE_ROUTER = frozenset(
+    {
+        "content_policy_fallbacks", "context_window_fallbacks", "disable_fallbacks",
+        "include_fallback_errors", "litellm_params", "model_group_retry_policy", "model_id",
+        "original_function", "original_generic_function", "priority", "routing_strategy_args",
+        "specific_deployment", "standard_callback_dynamic_params", "standard_logging_object",
+    }
+)  # fmt: skip
+"""Arguments of the router that stand in no list of LiteLLM's."""
+
+_OF_LITELLM = (
+    _OF_THE_ROUTER
+    | frozenset(all_litellm_params)
+    | frozenset(OPENAI_CHAT_COMPLETION_PARAMS)
+    | frozenset(DEFAULT_CHAT_COMPLETION_PARAM_VALUES)
+)
+_OPENAIS = (
+    frozenset(DEFAULT_CHAT_COMPLETION_PARAM_VALUES)
+    - frozenset(all_litellm_params)
+    - _OF_THE_REQUEST
+    - _OWN_PLACE
+)
+"""OpenAI's fields for one completion, by LiteLLM's list."""
+
+_PRIVATE = ("_", "litellm_", "mock_")
+"""How further names of LiteLLM's own begin."""
+
+
+def _is_for_the_provider(field: str) -> bool:
+    """Return whether a field of the client's goes to the inner calls.
+
+    Those are OpenAI's for one completion, and the provider's own: what LiteLLM takes for that, any
+    name that it does not know. All others would tell the router how and where to make the call.
+    """
+    return field in _OPENAIS or not (field in _OF_LITELLM or field.startswith(_PRIVATE))
 
 
 class _Check(NamedTuple):
@@ -140,7 +184,7 @@ def read_sampling(params: Mapping[str, Any]) -> Sampling:
         max_tokens=params.get("max_tokens") if longest is None else longest,
         stop=None if stop is None else (stop,) if isinstance(stop, str) else tuple(stop),
         seed=params.get("seed"),
-        fields={k: v for k, v in params.items() if k not in _REQUEST_OWN and v is not None},
+        fields={k: v for k, v in params.items() if _is_for_the_provider(k) and v is not None},
     )
 
 

@@ -31,7 +31,13 @@ from optillm_hooks.gateway.prepared import Prepared, current
 from optillm_hooks.gateway.reports import report_object
 from optillm_hooks.gateway.router import alias_model, deployments, proxy_router
 from optillm_hooks.gateway.router_llm import RouterLLM
-from optillm_hooks.gateway.selection import alias_settings, check_named
+from optillm_hooks.gateway.selection import (
+    alias_settings,
+    call_limit,
+    check_named,
+    read_settings,
+    run_settings,
+)
 from optillm_hooks.pipeline import Models, Outcome, Piece, Progress, Request, run, stream
 from optillm_hooks.plan import resolve
 from optillm_hooks.types import Delta, FinishReason
@@ -160,10 +166,12 @@ def _prepared(
                 f"the base model {named.base!r} is itself an alias", param="model"
             )
         check_named(plan, router)
+    calls = call_limit(read_settings(), operators=True)
+    calls.check(plan, optional.get("n") or 1)
     return Prepared(
         plan=plan,
         base=named.base,
-        settings=alias_settings(litellm_params),
+        settings=run_settings(alias_settings(litellm_params), calls),
         deployment=group,
         requested=group,
     )

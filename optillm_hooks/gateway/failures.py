@@ -109,10 +109,14 @@ def _response(status: int) -> httpx.Response:
     return httpx.Response(status, request=httpx.Request("POST", "http://optillm.invalid"))
 
 
-def to_proxy(error: RequestRejected) -> ProxyException:
-    """Return the proxy's exception for a request that the hook refuses: a plain 400."""
+def to_proxy(error: OptiLLMError) -> ProxyException:
+    """Return the proxy's exception for a request that the hook refuses."""
     return ProxyException(
-        message=str(error), type="invalid_request_error", param=error.param, code=error.status
+        message=str(error),
+        type="rate_limit_error" if error.status == 429 else "invalid_request_error",
+        param=error.param if isinstance(error, RequestRejected) else None,
+        code=error.status,
+        headers=None if error.retry_after is None else {"retry-after": error.retry_after},
     )
 
 

@@ -68,6 +68,17 @@ class ModelFacts:
         return _MOST_CHOICES if self.supports("n") else 1
 
     @property
+    def most_output(self) -> int | None:
+        """The most tokens that a reply of every deployment can have, of those that are known."""
+        known = [fact["info"].get("max_output_tokens") for fact in self._facts()]
+        return min((most for most in known if isinstance(most, int)), default=None)
+
+    def price_at(self, deployment: object) -> Price | None:
+        """Return the price of the deployment with that id; of an unknown one, the dearest."""
+        prices = [_price(fact) for fact in self._facts() if fact["info"].get("id") == deployment]
+        return prices[0] if prices else self.price
+
+    @property
     def price(self) -> Price | None:
         """The dearest price among the deployments, or None if one of them has none."""
         prices = [_price(facts) for facts in self._facts()]

@@ -1,17 +1,20 @@
 """An `LLM` over LiteLLM's router, which does retries, fallbacks, cooldowns and load balancing."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 import litellm
-from litellm import Router
+from litellm import BudgetExceededError, Router
 from litellm.types.utils import ModelResponse
 
 from optillm_hooks.errors import BudgetExceeded, ProviderFailed
-from optillm_hooks.gateway.caller import Caller, is_within_budget
+from optillm_hooks.gateway.budgets import check_budgets
+from optillm_hooks.gateway.caller import Caller
 from optillm_hooks.gateway.convert import read_completions, read_delta, write_chat, write_sampling
 from optillm_hooks.gateway.failures import as_sample_errors
+from optillm_hooks.gateway.rates import Counted, ModelRates
 from optillm_hooks.gateway.router import ModelFacts
 from optillm_hooks.llm import Price
 from optillm_hooks.types import Chat, Completion, Delta, Sampling, Usage
@@ -29,10 +32,15 @@ class RouterLLM:
         self._router = router
         self._facts = ModelFacts(router, model)
         self._caller = caller
+        self._rates = ModelRates(model, caller.key)
 
     @property
     def most_choices(self) -> int:
         return self._facts.most_choices
+
+    @property
+    def most_output(self) -> int | None:
+        return self._facts.most_output
 
     @property
     def price(self) -> Price | None:
@@ -59,36 +67,59 @@ class RouterLLM:
         return (await self.complete_n(chat, sampling, 1))[0]
 
     async def complete_n(self, chat: Chat, sampling: Sampling, n: int, /) -> Sequence[Completion]:
-        await self._check_budget()
-        with as_sample_errors():
-            response = await self._ask(
-                **self._request(chat, sampling), **({"n": n} if n > 1 else {})
-            )
-        if not isinstance(response, ModelResponse) or not response.choices:
-            raise ProviderFailed("the provider's reply has no choices")
-        return read_completions(response, self._cost(response))
+        async with self._on_account(chat, sampling, n) as call:
+            with as_sample_errors():
+                response = await self._ask(
+                    **self._request(chat, sampling), **({"n": n} if n > 1 else {})
+                )
+            if not isinstance(response, ModelResponse) or not response.choices:
+                raise ProviderFailed("the provider's reply has no choices")
+            completions = read_completions(response, self._cost(response))
+            call.usage = completions[0].usage
+            return completions
 
     async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
-        await self._check_budget()
-        with as_sample_errors():
-            chunks = await self._ask(
-                **self._request(chat, sampling),
-                stream=True,
-                stream_options={"include_usage": True},
-            )
-            try:
-                async for chunk in chunks:
-                    delta = read_delta(chunk, 0.0)
-                    yield delta if delta.usage is None else self._priced(delta)
-            finally:
-                await chunks.aclose()
+        async with self._on_account(chat, sampling, 1) as call:
+            with as_sample_errors():
+                chunks = await self._ask(
+                    **self._request(chat, sampling),
+                    stream=True,
+                    stream_options={"include_usage": True},
+                )
+                try:
+                    async for chunk in chunks:
+                        delta = self._priced(read_delta(chunk, 0.0), chunk)
+                        call.usage = delta.usage or call.usage
+                        yield delta
+                finally:
+                    await chunks.aclose()
 
-    async def _check_budget(self) -> None:
-        """Raise `BudgetExceeded` if the budget of the caller's key is used up, by whatever."""
-        if self._router is None:
-            return
-        if not await is_within_budget(self.model, self._caller.key, self._router):
-            raise BudgetExceeded("the budget of the caller's key is used up")
+    @asynccontextmanager
+    async def _on_account(
+        self, chat: Chat, sampling: Sampling, choices: int
+    ) -> AsyncIterator[Counted]:
+        """Make one call under the caller's budgets and rate limits.
+
+        Raises:
+            BudgetExceeded: a budget is used up, by whatever.
+            ProviderFailed: a rate limit of the caller's for this model is reached.
+        """
+
+        def expected() -> Usage:
+            prompt = self.count_tokens(chat, sampling)
+            return Usage(
+                prompt_tokens=prompt, completion_tokens=choices * (sampling.max_tokens or 0)
+            )
+
+        if self._router is not None:
+            caller = self._caller
+            with as_sample_errors():
+                try:
+                    await check_budgets(self.model, caller.key, self._router, caller.reservation)
+                except BudgetExceededError:
+                    raise BudgetExceeded("a budget of the caller's is used up") from None
+        async with self._rates.counting(expected) as call:
+            yield call
 
     def _request(self, chat: Chat, sampling: Sampling) -> dict[str, Any]:
         request = {
@@ -109,10 +140,14 @@ class RouterLLM:
         hidden = getattr(response, "_hidden_params", None) or {}
         return float(hidden.get("response_cost") or 0.0)
 
-    def _priced(self, delta: Delta) -> Delta:
-        """Return the piece with the cost that its usage has at the group's price."""
-        usage, price = delta.usage, self.price
-        if usage is None or price is None:
+    def _priced(self, delta: Delta, chunk: object) -> Delta:
+        """Return the piece with the cost of its usage at the price of who has answered."""
+        usage = delta.usage
+        if usage is None:
+            return delta
+        hidden = getattr(chunk, "_hidden_params", None) or {}
+        price = self._facts.price_at(hidden.get("model_id"))
+        if price is None:
             return delta
         cost = usage.prompt_tokens * price.prompt + usage.completion_tokens * price.completion
         return replace(delta, usage=usage + Usage(cost_usd=cost))

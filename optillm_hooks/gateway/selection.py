@@ -6,7 +6,7 @@ of a configured model always wins over reading it as a prefix.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import litellm
 from litellm import Router
@@ -30,7 +30,33 @@ from optillm_hooks.settings import (
 S = TypeVar("S", bound=BaseModel)
 Source = Literal["body", "tag", "prefix", "alias", "default"]
 
+_OPERATORS: frozenset[Source] = frozenset({"alias", "default"})
+"""Where the operator has spelt the plan, and not the client."""
+
 OWN_FIELDS = ("optillm_approach", "optillm_params", "optillm_limits")
+
+
+class CallLimit(NamedTuple):
+    """Most model calls that a plan may be estimated at."""
+
+    most: int
+    setting: str
+    """The operator's setting that says so."""
+
+    def check(self, plan: Plan, n: int) -> None:
+        """Refuse `n` runs of a plan that is estimated at more calls.
+
+        Raises:
+            RequestRejected: the message has both numbers, and says what to change.
+        """
+        estimated = plan.expected_calls * n
+        if estimated > self.most:
+            raise RequestRejected(
+                f"this request is estimated at {estimated} model calls, and {self.most} is the "
+                "most here: ask for fewer samples, layers or choices (n), or have the operator "
+                f"raise {self.setting}",
+                param="n" if plan.expected_calls <= self.most else "optillm_params",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +65,22 @@ class Selection:
     base: str
     source: Source
     settings: RunSettings
+    calls: CallLimit
+    limited: bool
+    """Whether the client has limits of its own for this request."""
+
     on_alias: bool
     inherits_access: bool
+
+    @property
+    def passes_through(self) -> bool:
+        """Whether the base itself can be asked, by LiteLLM alone."""
+        return self.plan.passes_through and not self.on_alias and not self.limited
+
+    @property
+    def models(self) -> list[str]:
+        """The models that are called: the base, then those that parameters name."""
+        return [self.base, *sorted(self.plan.model_groups - {self.base})]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +99,12 @@ def read_settings() -> Settings:
     Raises:
         RequestRejected: they are not valid; the message names the key.
     """
-    return _valid(Settings, getattr(litellm, "optillm_settings", None) or {}, "optillm_settings")
+    return valid_settings(getattr(litellm, "optillm_settings", None))
+
+
+def valid_settings(given: object) -> Settings:
+    """Return `given`, the value of `optillm_settings`, as settings. Raises as `read_settings`."""
+    return _valid(Settings, given or {}, "optillm_settings")
 
 
 def alias_settings(deployment: Mapping[str, Any]) -> AliasSettings:
@@ -104,11 +149,15 @@ def select(request: dict[str, Any], router: Router, settings: Settings) -> Selec
     _check_form(plan, source, settings)
     check_named(plan, router)
     asked = _valid(LimitSettings, limits or {}, "optillm_limits")
+    spelt = resolve(tree).expected_calls if source in _OPERATORS else 0
+    calls = call_limit(settings, operators=plan.expected_calls <= spelt)
     return Selection(
         plan=plan,
         base=target.base,
         source=source,
-        settings=_run_settings(target.alias or settings, asked),
+        settings=run_settings(target.alias or settings, calls, asked),
+        calls=calls,
+        limited=asked != LimitSettings(),
         on_alias=target.alias is not None,
         inherits_access=target.alias is not None and target.alias.inherit_access,
     )
@@ -237,7 +286,7 @@ def _with_body_fields(
 
 
 def _check_form(plan: Plan, source: Source, settings: Settings) -> None:
-    if source in ("alias", "default"):
+    if source in _OPERATORS:
         return
     allowed = {
         "body": settings.forms.body,
@@ -252,10 +301,24 @@ def _check_form(plan: Plan, source: Source, settings: Settings) -> None:
         )
 
 
-def _run_settings(own: RunSettings, asked: LimitSettings) -> RunSettings:
-    lowered = own.lowered(asked).limit_values()
+def call_limit(settings: Settings, *, operators: bool) -> CallLimit:
+    """Return the limit for a plan that the operator has spelt, or else for a client's.
+
+    An alias that a client's parameters make dearer is the client's.
+    """
+    if operators:
+        return CallLimit(settings.plan_calls.alias, "optillm_settings.plan_calls.alias")
+    return CallLimit(settings.plan_calls.client, "optillm_settings.plan_calls.client")
+
+
+def run_settings(
+    own: RunSettings, calls: CallLimit, asked: LimitSettings | None = None
+) -> RunSettings:
+    """Return `own` with what the client has lowered; where nobody limits calls, `calls` does."""
+    limits = own.lowered(asked or LimitSettings()).limit_values()
+    limits["max_calls"] = limits["max_calls"] or calls.most
     return RunSettings(
-        on_error=own.on_error, progress=own.progress, code_runner=own.code_runner, **lowered
+        on_error=own.on_error, progress=own.progress, code_runner=own.code_runner, **limits
     )
 
 

@@ -126,6 +126,30 @@ async def test_a_single_proposal_that_is_left_is_the_answer() -> None:
     assert result.text == "b"
 
 
+@pytest.mark.parametrize(
+    "client",
+    [Sampling(fields={"response_format": {"type": "json_object"}}), Sampling(stop=("END",))],
+    ids=["a format", "a stop"],
+)
+async def test_a_single_proposal_is_put_into_the_form_that_the_client_wants(
+    client: Sampling,
+) -> None:
+    llm = ScriptedLLM([BUSY, "b", ""])
+    result = await run("moa", CHAT, llm, context(limits=Limits(), client=client))
+    assert isinstance(result, FinalCall)
+    assert shown(result.chat) == ["b"]
+    assert result.fallback is not None
+    assert result.fallback.text == "b"
+
+
+async def test_a_single_proposer_answers_in_the_clients_form() -> None:
+    llm = ScriptedLLM(["b"])
+    client = Sampling(fields={"response_format": {"type": "json_object"}})
+    result = await run("moa", CHAT, llm, context(limits=Limits(), client=client), n=1)
+    assert isinstance(result, Answer)
+    assert "response_format" in llm.calls[0][1].fields
+
+
 async def test_no_proposal_at_all_has_the_providers_status() -> None:
     with pytest.raises(SamplesFailed) as caught:
         await ended([BUSY, ProviderFailed("502"), ""])

@@ -4,13 +4,22 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.gateway.shared import shared_config
+from tests.proxy import Proxy
 from tests.upstream import Upstream
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def upstream() -> Iterator[Upstream]:
     with Upstream() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
+    """The shared proxy; modules that need keys or settings have one of their own."""
+    with Proxy(shared_config(upstream), tmp_path_factory.mktemp("proxy")) as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)

@@ -1,40 +1,22 @@
 """Requests that cannot be served: an OpenAI error object, the right status, and no call paid."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.proxy import Proxy, alias, hooked_config, model_group
+from tests.proxy import Proxy
 from tests.upstream import Script, Upstream
 
 QUESTION = [{"role": "user", "content": "What is 6 times 7?"}]
 CHAT = "/v1/chat/completions"
 
 
-@pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
-    models = [
-        model_group("base", upstream.url),
-        model_group("a-b", upstream.url),
-        alias("careful", "self_consistency(n=3)"),
-        alias("fixed", "re2", locked=True),
-        alias("nested", "re2", base="careful"),
-        alias("lost", "re2", base="no-such-model"),
-        alias("broken", "re2("),
-        alias("unknown", "no_such_approach"),
-        alias("wrong", "bon(n=0)"),
-        alias("typo", "re2", dead_line=3),
-        alias("metered", "re2", max_cost_usd=1.0, base="unpriced"),
-        {
-            "model_name": "unpriced",
-            "litellm_params": {"model": "openai/x", "api_base": upstream.url, "api_key": "none"},
-        },
-    ]
-    with Proxy(hooked_config(models), tmp_path_factory.mktemp("proxy")) as running:
-        yield running
+@pytest.fixture(scope="module", autouse=True)
+def log_before(proxy: Proxy) -> int:
+    """Return how long the log is before the tests of this module."""
+    return len(proxy.log)
 
 
 def request(model: str = "bon-base", **fields: Any) -> dict[str, Any]:
@@ -121,6 +103,20 @@ BAD: dict[str, tuple[object, int, str]] = {
     "n a text": (request(n="two"), 400, "n"),
     "n a fraction": (request(n=1.5), 400, "n"),
     "n too large": (request(n=100_000), 400, "n"),
+    "a plan of a thousand calls": (request("bon(n=64;ratings=16)-base"), 400, "1088 model calls"),
+    "such a plan in a tag": (tagged("bon(n=64;ratings=16)"), 400, "plan_calls.client"),
+    "such a plan in the body": (
+        request("base", optillm_approach="bon(n=64,ratings=16)"),
+        400,
+        "and 64 is the most",
+    ),
+    "such a plan by parameters of an alias": (
+        request("careful", optillm_params={"self_consistency": {"n": 64}}, n=2),
+        400,
+        "plan_calls.client",
+    ),
+    "such a plan by n": (request("moa-base", n=64), 400, "(n)"),
+    "such a plan in an alias": (request("dear"), 400, "plan_calls.alias"),
     "model null": ({"model": None, "messages": QUESTION}, 400, ""),
     "model a number": ({"model": 7, "messages": QUESTION}, 400, ""),
     "a very long model name": (request(f"bon({'n=1;' * 5000})-base"), 400, ""),
@@ -274,5 +270,23 @@ def test_half_a_character_is_an_error_or_an_answer_and_never_a_traceback(
     assert "Traceback" not in answer.text
 
 
-def test_the_proxy_logs_no_traceback_of_ours(proxy: Proxy) -> None:
-    assert "optillm_hooks/" not in proxy.log, proxy.log[-3000:]
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("broken", "re2("),
+        ("unknown", "no_such_approach"),
+        ("wrong", "bon: n"),
+        ("typo", "model_info.optillm.dead_line"),
+        ("dear", "plan_calls.alias"),
+    ],
+)
+def test_an_alias_that_cannot_be_served_is_in_the_log_from_the_start(
+    proxy: Proxy, model: str, said: str
+) -> None:
+    [line] = [line for line in proxy.log.splitlines() if f"optillm: model '{model}': " in line]
+    assert said in line
+
+
+def test_the_proxy_logs_no_traceback_of_ours(proxy: Proxy, log_before: int) -> None:
+    log = proxy.log[log_before:]
+    assert "optillm_hooks/" not in log, log[-3000:]

@@ -76,8 +76,27 @@ async def test_a_request_without_an_approach_passes_untouched(call_type: str) ->
     assert prepared is None
 
 
+@pytest.mark.parametrize("model", ["base", "none-base", "moa-base", "careful"])
+async def test_settings_that_are_not_valid_do_not_touch_plain_requests(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(litellm, "optillm_settings", {"max_choice": 3}, raising=False)
+    if model == "base":
+        assert (await called(model))[0]["model"] == "base"
+    else:
+        with pytest.raises(ProxyException, match=r"optillm_settings\.max_choice"):
+            await called(model)
+
+
+async def test_a_call_that_is_not_ours_leaves_the_request_it_belongs_to() -> None:
+    _, prepared = await called("re2-base")
+    assert prepared is not None
+    assert (await called("base", "mcp_call"))[1] is prepared
+
+
 @pytest.mark.parametrize("call_type", ["aembedding", "arerank", "mcp_call", ""])
 async def test_other_kinds_of_calls_pass_untouched(call_type: str) -> None:
+    current.set(None)
     found, prepared = await called("re2-base", call_type)
     assert (found["model"], prepared) == ("re2-base", None)
 
@@ -90,6 +109,14 @@ async def test_none_becomes_the_base_itself(model: str, fields: dict[str, Any]) 
     found, prepared = await called(model, **fields)
     assert (found["model"], prepared) == ("base", None)
     assert "optillm_approach" not in found
+
+
+async def test_limits_of_the_clients_hold_for_none_too() -> None:
+    found, prepared = await called("none-base", optillm_limits={"max_tokens_total": 50})
+    assert found["model"] == "optillm/none"
+    assert prepared is not None
+    assert prepared.settings.max_tokens_total == 50
+    assert (await called("none-base", optillm_limits={}))[0]["model"] == "base"
 
 
 async def test_none_on_an_alias_keeps_the_aliass_limits() -> None:

@@ -175,6 +175,19 @@ def test_fields_of_sampling(params: dict[str, Any], sampling: Sampling) -> None:
 
 
 @pytest.mark.parametrize(
+    "field",
+    [
+        *("base_model", "cache", "custom_llm_provider", "fallbacks", "guardrails", "headers"),
+        *("input_cost_per_token", "litellm_call_id", "litellm_made_up", "mock_response"),
+        *("mock_testing_fallbacks", "model_info", "num_retries", "specific_deployment", "timeout"),
+        *("allowed_openai_params", "default_headers", "_private"),
+    ],
+)
+def test_a_field_by_which_litellm_is_steered_does_not_reach_the_inner_calls(field: str) -> None:
+    assert read_sampling({field: "x", "top_k": 3}) == Sampling(fields={"top_k": 3})
+
+
+@pytest.mark.parametrize(
     ("params", "field"),
     [
         ({"temperature": "hot"}, "temperature"),

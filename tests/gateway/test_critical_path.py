@@ -1,13 +1,13 @@
 """How many model calls lie one after another, by a provider that takes a while for each."""
 
-from collections.abc import Iterator
-
 import pytest
 
-from tests.proxy import Proxy, hooked_config, model_group
+from tests.proxy import Proxy
 from tests.upstream import Call, Script, Upstream
 
-LATENCY_S = 0.4
+LATENCY_S = {1: 0.25, 3: 0.4}
+"""By the number of choices: calls of one stage start one after another, in a fraction of it."""
+
 DEPTHS = {
     "none-base": 1,
     "re2-base": 1,
@@ -27,20 +27,13 @@ def differing(call: Call, choice: int) -> str:
     return f"By way {call.index}.{choice}: 6 * 7 = 42.\nRating: {1 + choice}\nANSWER: 42"
 
 
-@pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
-    config = hooked_config([model_group("base", upstream.url)])
-    with Proxy(config, tmp_path_factory.mktemp("proxy")) as running:
-        yield running
-
-
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("n", [1, 3], ids=["one choice", "three choices"])
 @pytest.mark.parametrize(("model", "depth"), DEPTHS.items(), ids=DEPTHS)
 def test_calls_that_do_not_need_each_other_run_at_once(
     proxy: Proxy, upstream: Upstream, model: str, depth: int, n: int, stream: bool
 ) -> None:
-    upstream.play(Script(reply=differing, latency_s=LATENCY_S))
+    upstream.play(Script(reply=differing, latency_s=LATENCY_S[n]))
     body = {
         "model": model,
         "n": n,

@@ -1,14 +1,13 @@
 """The critical path of the methods of many calls, at defaults, through the proxy."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
 import optillm_hooks.approaches  # noqa: F401 (registers them)
 from optillm_hooks.approaches import leap, plansearch
 from optillm_hooks.registry import get_approach
-from tests.proxy import Proxy, alias, hooked_config, model_group
+from tests.proxy import Proxy
 from tests.upstream import Call, Script, Upstream
 
 LATENCY_S = 0.5
@@ -33,14 +32,6 @@ def cooperative(call: Call, choice: int) -> str:
         f"1. The numbers are {call.index} and {choice}.\n2. They are to be multiplied.\n\n"
         f"Rating: 1\nBEST: 1\nVERDICT: CORRECT\nANSWER: {call.index * 100 + choice}"
     )
-
-
-@pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
-    tested = alias("tested", "plansearch", code_runner="monty")
-    config = hooked_config([model_group("base", upstream.url), tested])
-    with Proxy(config, tmp_path_factory.mktemp("proxy")) as running:
-        yield running
 
 
 @pytest.mark.parametrize(("approach", "most"), MOST.items(), ids=MOST)

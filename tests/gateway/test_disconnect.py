@@ -2,13 +2,12 @@
 
 import json
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.proxy import Proxy, alias, hooked_config, model_group
+from tests.proxy import Proxy
 from tests.upstream import HANG, Call, Fault, FaultRule, Script, Upstream
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "What is 6 times 7?"}]}
@@ -32,13 +31,6 @@ STAGES = {
     "careful": [0],
 }
 CASES = [(model, done) for model, stages in STAGES.items() for done in stages]
-
-
-@pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
-    models = [model_group("base", upstream.url), alias("careful", "self_consistency(n=3)")]
-    with Proxy(hooked_config(models), tmp_path_factory.mktemp("proxy")) as running:
-        yield running
 
 
 def differing(call: Call, choice: int) -> str:

@@ -2,13 +2,16 @@
 gets the provider's own status, also on a stream that has not begun."""
 
 import json
-from collections.abc import Iterator
+import re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.proxy import Proxy, alias, hooked_config, model_group
+from tests.gateway.shared import MANY
+from tests.proxy import Proxy
 from tests.upstream import (
     CLOSED,
     CUT,
@@ -29,9 +32,7 @@ from tests.upstream import (
 )
 
 CHAT = "/v1/chat/completions"
-MANY = ("bon", "moa", "self_consistency", "moa|bon", "re2&moa")
 ONE = ("none", "re2", "cot_reflection")
-DEADLINE_S = 6.0
 BROKEN: dict[str, Fault] = {
     "status 500": Status(500),
     "status 429": Status(429, retry_after="1"),
@@ -49,20 +50,10 @@ SPOILT: dict[str, Fault] = {"truncated": LENGTH, "no usage": NO_USAGE}
 """What leaves a call with one."""
 
 
-@pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
-    models = [
-        model_group("base", upstream.url),
-        model_group("single", upstream.url, model="cerebras/single"),  # known not to take n
-        *(alias(f"hurried-{name}", name, deadline_s=DEADLINE_S) for name in MANY),
-        alias("plainly", "moa", on_error="plain", deadline_s=DEADLINE_S),
-    ]
-    with Proxy(hooked_config(models), tmp_path_factory.mktemp("proxy")) as running:
-        yield running
-
-
-def ask(proxy: Proxy, model: str, *, stream: bool = False, n: int = 1) -> httpx.Response:
-    messages = [{"role": "user", "content": "What is 6 times 7?"}]
+def ask(
+    proxy: Proxy, model: str, *, stream: bool = False, n: int = 1, about: str = ""
+) -> httpx.Response:
+    messages = [{"role": "user", "content": f"What is 6 times 7? {about}"}]
     return proxy.post(CHAT, {"model": model, "messages": messages, "stream": stream, "n": n})
 
 
@@ -148,13 +139,34 @@ def test_with_three_calls_of_ten_failing(
         assert answer.status_code == 500
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("name", MANY)
-def test_one_call_hanging(proxy: Proxy, upstream: Upstream, name: str, stream: bool) -> None:
-    upstream.play(Script(fault=at({3: HANG}), n="refused"))
-    answer = ask(proxy, f"hurried-{name}", stream=stream)
-    assert_answered(answer, stream=stream)
+HANGING = [(name, stream) for name in MANY for stream in (False, True)]
+
+
+@pytest.fixture(scope="module")
+def answers_with_one_call_hanging(proxy: Proxy, upstream: Upstream) -> list[httpx.Response]:
+    """Return the answers to `HANGING`, asked at once: each may take as long as its deadline."""
+    calls: Counter[str] = Counter()
+
+    def the_fourth(call: Call) -> Fault | None:
+        [case] = set(re.findall(r"case \d+", call.text))
+        calls[case] += 1
+        return HANG if calls[case] == 4 else None
+
+    def answer(number: int) -> httpx.Response:
+        name, stream = HANGING[number]
+        return ask(proxy, f"hurried-{name}", stream=stream, about=f"case {number}")
+
+    upstream.play(Script(fault=the_fourth, n="refused"))
+    with ThreadPoolExecutor(len(HANGING)) as pool:
+        answers = list(pool.map(answer, range(len(HANGING))))
     upstream.wait_until(lambda u: not u.alive, within_s=1)
+    assert [call.outcome for call in upstream.calls].count("gone") == len(HANGING)
+    return answers
+
+
+@pytest.mark.parametrize("number", range(len(HANGING)), ids=[str(case) for case in HANGING])
+def test_one_call_hanging(answers_with_one_call_hanging: list[httpx.Response], number: int) -> None:
+    assert_answered(answers_with_one_call_hanging[number], stream=HANGING[number][1])
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
@@ -228,7 +240,7 @@ def test_nothing_to_show_at_the_deadline_is_a_504(
     proxy: Proxy, upstream: Upstream, stream: bool
 ) -> None:
     upstream.play(Script(fault=always(HANG)))
-    answer = ask(proxy, "hurried-moa", stream=stream)
+    answer = ask(proxy, "hasty", stream=stream)
     assert answer.status_code == 504
     upstream.wait_until(lambda u: not u.alive, within_s=1)
 

@@ -58,11 +58,17 @@ CHAT_FIELDS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", params=[False, True], ids=["drop_params off", "drop_params on"])
 def proxy(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, upstream: Upstream
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    upstream: Upstream,
+    proxy: Proxy,
 ) -> Iterator[Proxy]:
+    if not request.param:
+        yield proxy
+        return
     known = "gpt-4o-mini"  # LiteLLM sends some fields to models only that it knows to take them
     groups = [model_group(name, upstream.url) for name in ("base", known)]
-    config = hooked_config(groups, drop_params=request.param)
+    config = hooked_config(groups, drop_params=True)
     with Proxy(config, tmp_path_factory.mktemp("proxy")) as running:
         yield running
 

@@ -1,23 +1,12 @@
 """Many users at once: no error, no answer of another, and no memory that only grows."""
 
-from collections.abc import Iterator
-
-import pytest
-
 from benchmarks.load import MODELS, SCRIPT, burst, markers, memory
-from tests.proxy import Proxy, alias, hooked_config, model_group
+from tests.proxy import Proxy
 from tests.upstream import Upstream
 
 AT_ONCE = 200
 MOST_GROWTH = 40 * 2**20
 """Bytes over the batches after the first; the full measurement is `benchmarks.load`."""
-
-
-@pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
-    config = hooked_config([model_group("base", upstream.url), alias("reread", "re2")])
-    with Proxy(config, tmp_path_factory.mktemp("proxy"), ledger=False) as running:
-        yield running
 
 
 def test_two_hundred_mixed_requests_at_once(proxy: Proxy, upstream: Upstream) -> None:

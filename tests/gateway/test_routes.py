@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from optillm_hooks.types import TokenLogprob
-from tests.proxy import Proxy, alias, hooked_config, model_group
+from tests.proxy import Proxy
 from tests.upstream import Call, Reply, Script, Upstream
 
 MODELS = (
@@ -25,13 +25,6 @@ QUESTION: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "c
 
 def differing(call: Call, choice: int) -> str:
     return f"By way {call.index}.{choice}: 42.\nRating: {1 + choice}\nANSWER: 42"
-
-
-@pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
-    models = [model_group("base", upstream.url), alias("careful", "self_consistency(n=3)")]
-    with Proxy(hooked_config(models), tmp_path_factory.mktemp("proxy")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

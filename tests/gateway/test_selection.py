@@ -276,6 +276,45 @@ def test_an_alias_has_its_own_limits_also_under_another_approach(router: Router)
         assert (found.settings.on_error, found.settings.progress) == ("plain", False)
 
 
+@pytest.mark.parametrize(
+    ("request_", "limit"),
+    [
+        (ask("moa-base"), 64),
+        (ask("base", tagged("moa")), 64),
+        (ask("base", optillm_approach="moa"), 64),
+        (ask("optillm/moa/base"), 64),
+        (ask("careful", optillm_approach="moa"), 64),
+        (ask("careful", optillm_params={"moa": {"layers": 2}}), 64),
+        (ask("careful", optillm_params={"moa": {"temperature": 0.5}}), 256),
+        (ask("careful"), 256),
+        (ask("base"), 256),
+    ],
+    ids=["prefix", "tag", "body", "our form", "on an alias", "dearer", "same", "alias", "default"],
+)
+def test_a_plan_may_make_the_calls_allowed_to_who_spelt_it(
+    router: Router, request_: dict[str, Any], limit: int
+) -> None:
+    found = selected(router, request_, Settings(default_approach="re2"))
+    assert found.calls.most == limit
+    found.calls.check(found.plan, 1)
+    with pytest.raises(RequestRejected, match=rf"\d+ model calls, and {limit} is the most"):
+        found.calls.check(found.plan, limit + 1)
+
+
+def test_where_nobody_limits_calls_they_end_at_what_a_plan_may_be_estimated_at(
+    router: Router,
+) -> None:
+    settings = Settings.model_validate({"plan_calls": {"alias": 9, "client": 7}})
+    assert selected(router, ask("moa-base"), settings).settings.max_calls == 7
+    assert selected(router, ask("locked"), settings).settings.max_calls == 9
+    assert selected(router, ask("careful"), settings).settings.max_calls == 12
+
+
+@pytest.mark.parametrize("approach", registry.all_approaches(), ids=lambda found: found.name)
+def test_no_approach_comes_near_the_limit_at_its_defaults(approach: registry.Approach) -> None:
+    assert 2 * approach.cost(approach.params()).calls <= Settings().plan_calls.client
+
+
 def test_other_requests_have_the_operators_limits(router: Router) -> None:
     found = selected(router, ask("moa-base"), Settings(max_calls=3, on_error="plain"))
     assert (found.settings.max_calls, found.settings.on_error) == (3, "plain")

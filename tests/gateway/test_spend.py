@@ -1,6 +1,7 @@
 """Money: what LiteLLM logs for the caller's key is what the provider bills, no more and no less;
 who may not call the base model cannot reach it by any form, and no budget check is waived."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,6 +47,30 @@ ROUTES: dict[str, dict[str, object]] = {
     "/v1/responses": {"input": "6 times 7?"},
     "/v1/completions": {"prompt": "6 times 7?"},
 }
+OF_BASE = {"base": {"budget_limit": 1e-5, "time_period": "1d"}}
+THIN: dict[str, tuple[dict[str, Any], dict[str, object]]] = {
+    "key": ({"model": "moa-base"}, {"max_budget": 1e-5}),
+    # Here LiteLLM reserves what a plain call may cost, and we do not take that for spent.
+    "reserved": ({"model": "base", "optillm_approach": "moa"}, {"max_budget": 1e-5}),
+    "user": ({"model": "moa-base"}, {"user_id": "thin", "user_max_budget": 1e-5}),
+    "team": ({"model": "moa-base"}, {"team_id": "thin", "team_max_budget": 1e-5}),
+    "organisation": ({"model": "moa-base"}, {"org_id": "o", "organization_max_budget": 1e-5}),
+    "end user": ({"model": "moa-base"}, {"end_user_id": "e", "end_user_max_budget": 1e-5}),
+    "key for the model": ({"model": "moa-base"}, {"model_max_budget": OF_BASE}),
+    "team for the model": (
+        {"model": "moa-base"},
+        {"team_id": "thinner", "team_model_max_budget": OF_BASE},
+    ),
+}
+"""A request, and the fields of a key whose budget ends in the middle of it."""
+
+SLOW: dict[str, dict[str, object]] = {
+    **{f"key-{form}": {"metadata": {"model_rpm_limit": {"base": 2}}} for form in range(5)},
+    "team": {"team_id": "slow", "team_metadata": {"model_rpm_limit": {"base": 2}}},
+    "organisation": {"org_id": "s", "organization_metadata": {"model_rpm_limit": {"base": 2}}},
+}
+"""Fields of keys that may ask the base model twice a minute."""
+
 KEYS: dict[str, dict[str, object]] = {
     "sk-spender": {"models": [], "key_alias": "spender", "user_id": "u1", "team_id": None},
     "sk-counted": {"models": [], "tpm_limit": 1_000_000, "key_alias": "counted"},
@@ -53,6 +78,11 @@ KEYS: dict[str, dict[str, object]] = {
     **{f"sk-poor-{i}": {"models": [], "max_budget": 1e-5} for i in range(5)},
     # A budget makes LiteLLM reserve the most that a request may cost, and settle it afterwards.
     **{f"sk-rich-{'+'.join(form)}": {"models": [], "max_budget": 1000.0} for form in BUDGETED},
+    # Enough for one call, in a budget that is checked between calls.
+    **{f"sk-thin-{owner}": fields for owner, (_, fields) in THIN.items()},
+    **{f"sk-slow-{owner}": fields for owner, fields in SLOW.items()},
+    "sk-tokens": {"models": [], "metadata": {"model_tpm_limit": {"base": 100_000}}},
+    "sk-few-tokens": {"models": [], "metadata": {"model_tpm_limit": {"base": 200}}},
     "sk-other-only": {"models": ["other"]},
     "sk-prefixes": {"models": ["other", "*-base"]},
     "sk-free-forms": {"models": ["other", "optillm/*", "moa-other"]},
@@ -65,9 +95,11 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
     models = [
         model_group("base", upstream.url),
         model_group("other", upstream.url),
+        model_group("mixed", upstream.url, order=1),
+        model_group("mixed", upstream.url, order=2, input_cost_per_token=0.01),
         alias("careful", "re2"),
         alias("lent", "re2", inherit_access=True),
-        alias("hurried", "moa", deadline_s=3),
+        alias("hurried", "moa", deadline_s=1.5),
     ]
     with Proxy(hooked_config(models), tmp_path_factory.mktemp("proxy"), keys=KEYS) as running:
         yield running
@@ -127,6 +159,37 @@ def test_the_key_is_charged_what_the_provider_bills(
     spending.assert_equals(bill)
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_the_report_tells_the_price_of_the_deployment_that_has_answered(
+    proxy: Proxy, upstream: Upstream, stream: bool
+) -> None:
+    upstream.play(Script())
+    told = ask(proxy, "re2-mixed", stream=stream).text
+    [found] = re.findall(r'"cost_usd": ?([\d.e-]+)', told)
+    assert float(found) == pytest.approx(cost(upstream.bill))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"input_cost_per_token": 0, "output_cost_per_token": 0},
+        {"base_model": "gpt-3.5-turbo"},
+        {"mock_response": "free"},
+        {"mock_testing_fallbacks": True, "fallbacks": ["other"]},
+        {"cache": {"no-store": True}, "litellm_call_id": "x", "litellm_metadata": {"a": 1}},
+    ],
+    ids=",".join,
+)
+def test_a_client_cannot_steer_what_its_inner_calls_cost(
+    proxy: Proxy, upstream: Upstream, spending: Spending, fields: dict[str, Any]
+) -> None:
+    upstream.play(Script())
+    answer = ask(proxy, "re2-base", **fields)
+    if answer.status_code == 200 and upstream.calls:
+        assert [call.body["model"] for call in upstream.calls] == ["base"]
+    spending.assert_equals(upstream.bill)
+
+
 @pytest.mark.parametrize("form", BUDGETED, ids="+".join)
 def test_the_budget_counter_of_the_key_ends_at_the_bill(
     proxy: Proxy, upstream: Upstream, form: tuple[str, ...]
@@ -182,7 +245,7 @@ def test_so_when_the_client_hangs_up_between_two_stages(
     upstream.play(Script(fault=_from(1, HANG)))
     body = {"model": "moa-base", "stream": stream, **ROUTES["/v1/chat/completions"]}
     with pytest.raises(httpx.TimeoutException):
-        proxy.post("/v1/chat/completions", body, key="sk-spender", timeout_s=2)
+        proxy.post("/v1/chat/completions", body, key="sk-spender", timeout_s=1)
     upstream.wait_until(lambda u: not u.alive, within_s=1)
     assert upstream.bill.prompt_tokens == 100
     spending.assert_equals(upstream.bill)
@@ -242,6 +305,76 @@ def test_a_spent_budget_stops_every_form(
     refused = ask(proxy, model, key=key, **fields)
     assert (refused.status_code, refused.json()["error"]["type"]) == (422, "budget_exceeded")
     assert len(upstream.calls) == paid
+
+
+@pytest.mark.parametrize("owner", THIN)
+def test_a_budget_that_ends_in_the_middle_of_a_request_ends_its_calls(
+    proxy: Proxy, upstream: Upstream, owner: str
+) -> None:
+    """LiteLLM books a call soon after it has ended: the stage after the next one sees it."""
+    upstream.play(Script(latency_s=0.2))
+    (request, _) = THIN[owner]
+    answer = ask(proxy, key=f"sk-thin-{owner}", **request)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["optillm"]["stopped_by"] == "caller_budget"
+    assert 1 <= len(upstream.calls) <= 2  # of 3
+
+
+@pytest.mark.parametrize(
+    ("key", "model", "fields"),
+    [
+        ("key-0", "re2-base", {}),
+        ("key-1", "none-base", {}),
+        ("key-2", "careful", {}),
+        ("key-3", "base", {"optillm_approach": "moa"}),
+        ("key-4", "moa-other", {"optillm_params": {"moa": {"models": ["base"]}}}),
+        ("team", "re2-base", {}),
+        ("organisation", "re2-base", {}),
+    ],
+    ids=["prefix", "none", "alias", "body field", "another model", "team", "organisation"],
+)
+def test_a_models_limit_of_requests_counts_each_request_once_by_every_form(
+    proxy: Proxy, upstream: Upstream, key: str, model: str, fields: dict[str, Any]
+) -> None:
+    upstream.play(Script())
+    key = f"sk-slow-{key}"
+    assert ask(proxy, model, key=key, **fields).status_code == 200
+    assert ask(proxy, "base", key=key).status_code == 200
+    paid = len(upstream.calls)
+    refused = ask(proxy, model, key=key, **fields)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "60"), refused.text
+    assert ask(proxy, "base", key=key).status_code == 429
+    assert len(upstream.calls) == paid
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("model", ["base", "none-base", "re2-base", "moa-base", "careful"])
+def test_each_token_counts_once_towards_the_models_limit(
+    proxy: Proxy, upstream: Upstream, model: str, stream: bool
+) -> None:
+    def remaining() -> int:
+        proxy.settle()
+        answer = ask(proxy, "base", key="sk-tokens", max_tokens=1)
+        return int(answer.headers["x-ratelimit-model_per_key-remaining-tokens"])
+
+    upstream.play(Script(fault=at({1: Status(500)}), n="refused"))
+    before = remaining()
+    ask(proxy, model, key="sk-tokens", stream=stream)
+    spent = upstream.bill.total_tokens
+    assert before - remaining() == spent
+
+
+def test_a_models_limit_of_tokens_ends_a_request_between_its_calls(
+    proxy: Proxy, upstream: Upstream
+) -> None:
+    upstream.play(Script())
+    answer = ask(proxy, "moa-base", key="sk-few-tokens")
+    assert answer.status_code == 200, answer.text
+    assert "rate_limit_exceeded" in answer.json()["optillm"]["degraded"]
+    assert len(upstream.calls) == 1
+    assert ask(proxy, "re2-base", key="sk-few-tokens").status_code == 200  # fits in what is left
+    refused = ask(proxy, "re2-base", key="sk-few-tokens")
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "60"), refused.text
 
 
 TAG = "<optillm_approach>{}</optillm_approach> What is 6 times 7?"

@@ -1,0 +1,138 @@
+"""LiteLLM's rate limits of single models, applied to the models that a plan calls.
+
+LiteLLM's limiter looks at the name that a request asks for; `model_rpm_limit` and `model_tpm_limit`
+of a key, team or organisation are written for base models. So the same limiter is asked for those:
+a client's request counts once for each model of its plan, tokens call by call.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from litellm.proxy._types import UserAPIKeyAuth
+
+from optillm_hooks.errors import ProviderFailed, SampleError
+from optillm_hooks.gateway.router import proxy_module
+from optillm_hooks.types import Usage
+
+_OF_MODELS = "model_per_"
+"""How the limiter's keys of limits for single models begin."""
+
+_NEEDED = (
+    "create_rate_limit_descriptors",
+    "create_organization_rate_limit_descriptor",
+    "should_rate_limit",
+    "reserve_tpm_tokens",
+    "create_rate_limit_keys",
+    "async_increment_tokens_with_ttl_preservation",
+    "get_rate_limit_type",
+    "window_size",
+)
+
+
+@dataclass(slots=True)
+class Counted:
+    """One call; `usage` is what it has used, as far as that is known."""
+
+    usage: Usage
+
+
+class ModelRates:
+    """The limits of one model for one key; nothing where the proxy has no such limiter."""
+
+    def __init__(self, model: str, key: UserAPIKeyAuth | None) -> None:
+        self._model = model
+        self._limiter: Any = None if key is None else _limiter()
+        self._limits = [] if key is None else _limits(self._limiter, model, key)
+
+    async def count_request(self) -> None:
+        """Count a client's request.
+
+        Raises:
+            ProviderFailed: the limit of requests per minute is reached; its status is 429.
+        """
+        if self._limits:
+            self._check(await self._limiter.should_rate_limit(self._limits, skip_tpm_check=True))
+
+    @asynccontextmanager
+    async def counting(self, expected: Callable[[], Usage]) -> AsyncIterator[Counted]:
+        """Hold the expected tokens for a call while it lasts, then count what it has used.
+
+        A call that is cut off has used its prompt, one that fails nothing. `expected` is asked only
+        where tokens are limited.
+
+        Raises:
+            ProviderFailed: the limit of tokens per minute leaves no room; its status is 429.
+        """
+        if not self._token_counters:
+            yield Counted(Usage())
+            return
+        most = expected()
+        held = max(1, self._used(most))
+        self._check(await self._limiter.reserve_tpm_tokens(self._limits, held))
+        call = Counted(replace(most, completion_tokens=0))
+        try:
+            yield call
+        except SampleError:
+            call.usage = Usage()
+            raise
+        finally:
+            await self._settle(self._used(call.usage) - held)
+
+    @property
+    def _token_counters(self) -> list[str]:
+        return [
+            self._limiter.create_rate_limit_keys(limit["key"], limit["value"], "tokens")
+            for limit in self._limits
+            if limit["rate_limit"].get("tokens_per_unit") is not None
+        ]
+
+    async def _settle(self, more: int) -> None:
+        window = self._limiter.window_size
+        await self._limiter.async_increment_tokens_with_ttl_preservation(
+            [
+                {"key": counter, "increment_value": more, "ttl": window}
+                for counter in self._token_counters
+            ]
+        )
+
+    def _used(self, usage: Usage) -> int:
+        counted: dict[str, int] = {"input": usage.prompt_tokens, "output": usage.completion_tokens}
+        return counted.get(self._limiter.get_rate_limit_type(), usage.total_tokens)
+
+    def _check(self, response: Any) -> None:
+        if response["overall_code"] != "OVER_LIMIT":
+            return
+        over = next(s for s in response["statuses"] if s["code"] == "OVER_LIMIT")
+        raise ProviderFailed(
+            f"rate limit of {self._model!r} reached: {over['current_limit']} "
+            f"{over['rate_limit_type']} per {self._limiter.window_size} s "
+            f"({over['descriptor_key']})",
+            status=429,
+            retry_after=str(self._limiter.window_size),
+            code="rate_limit_exceeded",
+        )
+
+
+def _limiter() -> Any:
+    """Return the proxy's limiter of rates if it is of the kind that has limits of models."""
+    logging = getattr(proxy_module(), "proxy_logging_obj", None)
+    found = None if logging is None else logging.get_proxy_hook("parallel_request_limiter")
+    return found if all(hasattr(found, name) for name in _NEEDED) else None
+
+
+def _limits(limiter: Any, model: str, key: UserAPIKeyAuth) -> list[Any]:
+    if limiter is None:
+        return []
+    found = [
+        *limiter.create_rate_limit_descriptors(
+            user_api_key_dict=key,
+            data={"model": model},
+            rpm_limit_type=None,
+            tpm_limit_type=None,
+            model_has_failures=False,
+        ),
+        *limiter.create_organization_rate_limit_descriptor(key, model),
+    ]
+    return [limit for limit in found if limit["key"].startswith(_OF_MODELS)]

@@ -1,0 +1,51 @@
+"""Our part of the proxy's configuration, checked when it is read and not at the first request."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from optillm_hooks.errors import RequestRejected
+from optillm_hooks.expression import parse
+from optillm_hooks.gateway import naming
+from optillm_hooks.gateway.router import alias_model, proxy_module
+from optillm_hooks.gateway.selection import alias_settings, call_limit, valid_settings
+from optillm_hooks.plan import resolve
+from optillm_hooks.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+
+def log_problems() -> None:
+    """Log what is wrong in the configuration of the proxy that this process runs, if one does."""
+    proxy_config = getattr(proxy_module(), "proxy_config", None)
+    for problem in problems(getattr(proxy_config, "config", None) or {}):
+        _log.error("optillm: %s", problem)
+
+
+def problems(config: Mapping[str, Any]) -> list[str]:
+    """Return what in `config` (the proxy's YAML) will make requests be refused, a line each."""
+    return list(_problems(config))
+
+
+def _problems(config: Mapping[str, Any]) -> Iterator[str]:
+    settings = Settings()
+    try:
+        given = (config.get("litellm_settings") or {}).get("optillm_settings")
+        settings = valid_settings(given)
+        if settings.default_approach is not None:
+            _check_plan(settings.default_approach, settings)
+    except RequestRejected as exc:
+        yield f"litellm_settings: {exc}; requests that name an approach are refused"
+    for entry in config.get("model_list") or ():
+        try:
+            alias = alias_model(entry)
+            if alias is None or "*" in alias:
+                continue
+            alias_settings(entry)
+            _check_plan(naming.from_deployment(alias).expression, settings)
+        except RequestRejected as exc:
+            yield f"model {entry.get('model_name')!r}: {exc}; requests for it are refused"
+
+
+def _check_plan(text: str, settings: Settings) -> None:
+    call_limit(settings, operators=True).check(resolve(parse(text)), 1)

@@ -1,0 +1,53 @@
+"""What is wrong in the configuration is known when the proxy reads it."""
+
+import logging
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from optillm_hooks.gateway.startup import log_problems, problems
+from tests.proxy import alias, hooked_config, model_group
+
+MODEL = model_group("base", "http://127.0.0.1:9")
+
+
+def config(*models: dict[str, Any], **settings: object) -> dict[str, Any]:
+    return hooked_config([MODEL, *models], optillm_settings=settings)
+
+
+def test_a_right_configuration_has_no_problems() -> None:
+    right = config(alias("careful", "moa", max_calls=9), default_approach="re2", max_choices=3)
+    assert problems(right) == []
+    assert problems({}) == problems({"litellm_settings": None, "model_list": None}) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (config(max_choice=3), "optillm_settings.max_choice"),
+        (config(forms={"tags": "all"}), "optillm_settings.forms.tags"),
+        (config(plan_calls={"client": 0}), "optillm_settings.plan_calls.client"),
+        (config(default_approach="mao"), "unknown approach 'mao'"),
+        (config(default_approach="bon(n=64;ratings=16)"), "1088 model calls"),
+        (config(alias("a", "moa", max_call=9)), "model 'a': model_info.optillm.max_call"),
+        (config(alias("a", "moa&")), "model 'a': approach expression"),
+        (config(alias("a", "bon(n=8)"), plan_calls={"alias": 9}), "model 'a': this request"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_problem_is_told_once(wrong: dict[str, Any], said: str) -> None:
+    [problem] = problems(wrong)
+    assert said in problem
+    assert "refused" in problem
+
+
+def test_all_problems_are_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrong = config(alias("a", "mao"), alias("b", "moa("), alias("c", "moa"), max_choice=3)
+    proxy = SimpleNamespace(proxy_config=SimpleNamespace(config=wrong))
+    monkeypatch.setitem(sys.modules, "litellm.proxy.proxy_server", proxy)
+    log_problems()
+    assert [record.levelno for record in caplog.records] == [logging.ERROR] * 3
