@@ -194,6 +194,10 @@ def _ignore(_: str) -> None:
     return None
 
 
+def _as_it_is(llm: LLM) -> LLM:
+    return llm
+
+
 def _no_other_models(model: str) -> LLM:
     raise LookupError(f"no model {model!r} in this context")
 
@@ -214,6 +218,9 @@ class Context:
     models: Callable[[str], LLM] = _no_other_models
     """Gives the bare LLM of a model group that the request may use."""
 
+    decoded: Callable[[LLM], LLM] = _as_it_is
+    """Makes the replies of a model be decoded as the chain says."""
+
     progress: Callable[[str], None] = _ignore
     """Tells the client, if it asked to be told, what is being done. Never text of a model."""
 
@@ -224,6 +231,11 @@ class Context:
     def offer(self, answer: Answer) -> None:
         """Keep `answer` as the best so far: it is returned if the request has to stop here."""
         self.best = answer
+
+    def keep(self, answer: Answer) -> None:
+        """Offer `answer` if there is none yet, or only a truncated one and it is not."""
+        if self.best is None or (self.best.truncated and not answer.truncated):
+            self.offer(answer)
 
     def within(self, share: float) -> float:
         """Return the instant at which `share` of the time left will have passed.
@@ -246,9 +258,9 @@ class Context:
             best=None,
         )
 
-    def llm(self, model: str) -> "MeteredLLM":
+    def llm(self, model: str) -> LLM:
         """Return the metered LLM of another model group that the request was allowed."""
-        return MeteredLLM(self.models(model), self)
+        return self.decoded(MeteredLLM(self.models(model), self))
 
     def filled(self, chat: Chat, sampling: Sampling) -> Sampling:
         """Return `sampling` with the client's fields where its purpose lets them through.
@@ -263,7 +275,7 @@ class Context:
                 return sampling
             defined: Fields = {"tools": client.fields["tools"], "tool_choice": "none"}
             return replace(sampling, fields={**defined, **sampling.fields})
-        hidden = _FORM_FIELDS if sampling.purpose == "draft" else frozenset[str]()
+        hidden = frozenset[str]() if sampling.purpose == "answer" else _FORM_FIELDS
         seed = client.seed if sampling.seed is None else sampling.seed
         number = sampling.sample + _RUN_STRIDE * self.run
         return replace(
@@ -337,18 +349,33 @@ class MeteredLLM:
             return self._kept(completions, sampling.purpose)
 
     async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
-        """Yield the pieces of one completion, and pay for it. Errors as in `complete`."""
+        """Yield the pieces of one completion, and pay for it. Errors as in `complete`.
+
+        A provider does not say what a stream has cost that is closed before its end: it is counted
+        by the pieces that came.
+        """
         async with self._paying(chat, sampling, 1) as call:
-            empty, truncated = True, False
-            async with aclosing(self._inner.stream(chat, call.sampling)) as pieces:
-                async for delta in pieces:
-                    if delta.usage is not None:
-                        call.usage = delta.usage
-                    empty = empty and delta.empty
-                    truncated = truncated or delta.finish_reason == "length"
-                    yield delta
+            empty, truncated, tokens = sampling.purpose != "piece", False, 0
+            try:
+                async with aclosing(self._inner.stream(chat, call.sampling)) as pieces:
+                    async for delta in pieces:
+                        if delta.usage is not None:
+                            call.usage = delta.usage
+                        empty = empty and delta.empty
+                        truncated = truncated or delta.finish_reason == "length"
+                        tokens += len(delta.logprobs) or bool(delta.text or delta.reasoning)
+                        yield delta
+            except (GeneratorExit, asyncio.CancelledError):
+                if tokens and not call.usage.total_tokens:
+                    call.usage = self._counted(chat, call.sampling, tokens)
+                raise
             if empty:
                 raise EmptyCompletion(truncated=truncated)
+
+    def _counted(self, chat: Chat, sampling: Sampling, tokens: int) -> Usage:
+        prompt, price = self.count_tokens(chat, sampling), self.price or Price(0.0, 0.0)
+        cost = prompt * price.prompt + tokens * price.completion
+        return Usage(calls=1, prompt_tokens=prompt, completion_tokens=tokens, cost_usd=cost)
 
     @asynccontextmanager
     async def _paying(self, chat: Chat, sampling: Sampling, choices: int) -> AsyncIterator["_Call"]:
@@ -401,12 +428,13 @@ class MeteredLLM:
         A complete one replaces a truncated one: nothing already paid for is lost, whatever the
         approach offers by itself.
         """
+        if purpose == "piece":
+            return completions
         kept = [completion for completion in completions if not completion.empty]
         if not kept:
             raise EmptyCompletion(truncated=any(c.truncated for c in completions))
-        best = self._ctx.best
-        if purpose == "answer" and (best is None or (best.truncated and not kept[0].truncated)):
-            self._ctx.offer(kept[0])
+        if purpose == "answer":
+            self._ctx.keep(kept[0])
         return kept
 
 
