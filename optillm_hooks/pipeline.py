@@ -36,7 +36,16 @@ from optillm_hooks.llm import LLM, FinalCall, Price
 from optillm_hooks.plan import PASS_THROUGH, Chain, Plan, Stage
 from optillm_hooks.prompts import ask, data_notice, enclose, fence
 from optillm_hooks.registry import Result
-from optillm_hooks.types import Answer, Chat, Completion, Delta, FinishReason, Sampling, Usage
+from optillm_hooks.types import (
+    Answer,
+    Chat,
+    Completion,
+    Delta,
+    Fields,
+    FinishReason,
+    Sampling,
+    Usage,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -400,6 +409,8 @@ async def _run_chain(chain: Chain, chat: Chat, llm: LLM, ctx: Context) -> Result
             )
             return result
         case "decoder":
+            # For models that a later stage takes by name; a wrapper may come by here again.
+            ctx.decoded = lambda inner: DecodedLLM(inner, stage, ctx)
             return await _run_chain(rest, chat, DecodedLLM(llm, stage, ctx), ctx)
         case "answerer":
             result = await run_stage(chat, llm, params, ctx)
@@ -481,7 +492,9 @@ class DecodedLLM:
         decoded = await self._decoded(chat, sampling)
         if isinstance(decoded, Completion):
             return decoded
-        return await self._inner.complete(chat, decoded)
+        completion = await self._inner.complete(chat, decoded)
+        self._note(completion.facts)
+        return completion
 
     async def complete_n(self, chat: Chat, sampling: Sampling, _n: int, /) -> Sequence[Completion]:
         """Return one completion: every sample is decoded by itself."""
@@ -494,7 +507,12 @@ class DecodedLLM:
             return
         async with aclosing(self._inner.stream(chat, decoded)) as pieces:
             async for delta in pieces:
-                yield delta
+                self._note(delta.facts)
+                yield replace(delta, facts={})
+
+    def _note(self, facts: Fields) -> None:
+        if facts:
+            self._ctx.trace.note(self._stage.approach.name, **facts)
 
     async def _decoded(self, chat: Chat, sampling: Sampling) -> Completion | Sampling:
         if sampling.purpose == "judge":
@@ -508,6 +526,8 @@ class DecodedLLM:
             raise Refused(str(exc)) from exc
         if isinstance(decoded, Completion) and decoded.empty:
             raise EmptyCompletion(truncated=decoded.truncated)
+        if isinstance(decoded, Completion) and sampling.purpose == "answer":
+            self._ctx.keep(decoded)
         return decoded
 
 
