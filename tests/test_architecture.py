@@ -37,7 +37,7 @@ LAYERS = [
     },
     {"context", "voting", "solver"},
     {"fanout", "registry"},
-    {"judging", "plan", "settings"},
+    {"judging", "plan", "settings", "remote_decoding"},
     {"approaches"},
     {"pipeline", "catalogue"},
     {"gateway", "serve", "__init__"},

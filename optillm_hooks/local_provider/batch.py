@@ -29,7 +29,6 @@ from optillm_hooks.local_provider.prefix_cache import PrefixCache
 from optillm_hooks.local_provider.runner import Runner
 from optillm_hooks.local_provider.sampling import draw, score, shift
 from optillm_hooks.local_provider.scheduler import grant, split
-from optillm_hooks.types import Fields
 
 _SHARED_FROM = 64
 """Tokens from which a prompt is read by reference: below, one more copy is the smaller cost."""
@@ -311,17 +310,14 @@ class Batch:
         b.job.decoding.close(b.branch, b.transcript.written(stopped=b.branch.stopped))
 
     def _finish(self, job: _Active) -> None:
-        facts: Fields = {}
+        outcome = job.decoding.outcome()
         if not job.decoding.live:
-            outcome = job.decoding.outcome()
             splitter = ThinkSplitter(opened=job.thinking)
             for text, reasoning in (splitter.feed(outcome.text), splitter.close()):
                 job.asked.deliver(Piece(0, text, reasoning))
             job.asked.deliver(Piece(0, finish_reason=outcome.finish_reason))
-            facts = outcome.facts
-        job.asked.deliver(
-            Finished(len(job.prompt), job.drawn, job.cached_tokens, job.reasoning_tokens, facts)
-        )
+        counts = (len(job.prompt), job.drawn, job.cached_tokens, job.reasoning_tokens)
+        job.asked.deliver(Finished(*counts, outcome.facts))
         self._leave(job)
 
     def _leave(self, job: _Active) -> None:
