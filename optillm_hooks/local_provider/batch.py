@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from optillm_hooks.errors import OptiLLMError, ProviderFailed
+from optillm_hooks.errors import OptiLLMError, ProviderFailed, RequestRejected
 from optillm_hooks.local_provider.chat_format import ChatFormat, ThinkSplitter, Transcript, as_text
 from optillm_hooks.local_provider.decoding.base import Branch, Decoding
-from optillm_hooks.local_provider.decoding.methods import Vocabulary, method
+from optillm_hooks.local_provider.decoding.methods import Vocabulary, method, steering
 from optillm_hooks.local_provider.generation import (
     Finished,
     Generation,
@@ -184,6 +184,13 @@ class Batch:
         if request.adapter is not None and request.adapter not in runner.adapters.names:
             known = ", ".join(sorted(runner.adapters.names)) or "none"
             raise UnknownModel(f"no adapter {request.adapter!r}; this model has: {known}")
+        unknown = steering(request).keys() - runner.steering.names
+        if unknown:
+            known = ", ".join(sorted(runner.steering.names)) or "none"
+            raise RequestRejected(
+                f"no steering vector {min(unknown)[:80]!r}; this model has: {known}",
+                param="pattern_strengths",
+            )
         prompt = self._format.encode(request.messages, request.tools)
         room = runner.context - len(prompt)
         if room < 1:
@@ -262,6 +269,7 @@ class Batch:
         if branch is None:
             self._runner.free(row)
             return []
+        row.steering = branch.steering
         transcript = Transcript(
             job.opened, self._format, job.generation.stop, thinking=job.thinking
         )

@@ -40,6 +40,10 @@ class ModelSpec(BaseModel):
     adapters: dict[str, str] = Field(
         default_factory=dict, description="Folders of LoRA adapters, by name: model+name uses one."
     )
+    steering: dict[str, str] = Field(
+        default_factory=dict,
+        description="Files of steering vectors, by the name under which autothink may use one.",
+    )
     trust_remote_code: bool = Field(False, description="Run Python code out of the model's folder.")
     reply_tokens: int = Field(
         4096, ge=1, description="Longest reply to a request that sets no max_tokens."
@@ -140,7 +144,9 @@ def start(spec: ModelSpec) -> "Batch":
         reply_tokens=spec.reply_tokens,
     )
     return Batch(
-        Runner(loaded.model, spec.adapters), ChatFormat(loaded.tokenizer, end_ids(loaded)), capacity
+        Runner(loaded.model, spec.adapters, spec.steering),
+        ChatFormat(loaded.tokenizer, end_ids(loaded)),
+        capacity,
     )
 
 

@@ -10,6 +10,7 @@ from transformers import AttentionInterface
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.local_provider.adapters import Adapters
 from optillm_hooks.local_provider.kv_cache import KeyValues, Prefix, Row, Shape, StepPlan
+from optillm_hooks.local_provider.steering import Steering
 
 _ATTENTION = "optillm_rows"
 
@@ -17,8 +18,14 @@ _ATTENTION = "optillm_rows"
 class Runner:
     """A causal language model on one device, with the keys and values of its rows."""
 
-    def __init__(self, model: Any, adapters: Mapping[str, str] | None = None) -> None:
-        """`adapters`: folders of LoRA adapters, by the names under which rows choose them."""
+    def __init__(
+        self,
+        model: Any,
+        adapters: Mapping[str, str] | None = None,
+        steering: Mapping[str, str] | None = None,
+    ) -> None:
+        """`adapters`: folders of LoRA adapters, `steering`: files of steering vectors, by the names
+        under which rows choose them."""
         config = model.config
         if {"sliding_attention", "linear_attention"} & set(getattr(config, "layer_types", ())):
             raise ProviderFailed(f"{config.model_type} models have layers that are not supported")
@@ -37,6 +44,7 @@ class Runner:
         """Most tokens of a prompt and its answer together."""
 
         self.rows = KeyValues(self._shape, self.context)
+        self.steering = Steering(model, steering or {})
         self.adapters = Adapters(model, adapters or {})
 
     @torch.inference_mode()
@@ -49,6 +57,7 @@ class Runner:
         flat = [token for _, tokens in feeds for token in tokens]
         of_rows = [row.adapter for row, tokens in feeds for _ in tokens]
         self.adapters.choose(of_rows, self._shape.device)
+        self.steering.choose([row.steering for row, tokens in feeds for _ in tokens])
         output = self._model(
             input_ids=torch.tensor([flat], device=self._shape.device),
             position_ids=plan.positions[None],

@@ -34,6 +34,12 @@ class Vocabulary:
     spell: Callable[[int], bytes]
 
 
+def steering(request: Generation) -> Mapping[str, float]:
+    """Return the strengths of the steering vectors that a request wants, by name."""
+    asked = request.decoding
+    return asked.pattern_strengths if isinstance(asked, AutoThinkSettings) else {}
+
+
 def method(request: Generation, question: str, room: int, vocabulary: Vocabulary) -> Decoding:
     """Return the method of a request whose last user turn is `question`.
 
