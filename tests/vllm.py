@@ -67,8 +67,14 @@ def serve(writes: Writes, body: Mapping[str, Any]) -> Written:
         if found:
             text, tokens, finish_reason = text[: min(found)], tokens[: at + 1], "stop"
             break
-    shown = tuple(replace(t, top=t.top[:asked]) for t in tokens) if body.get("logprobs") else ()
+    shown = tuple(_shown(t, asked) for t in tokens) if body.get("logprobs") else ()
     return Written(shown or tuple(TokenLogprob(t.token, 0.0) for t in tokens), text, finish_reason)
+
+
+def _shown(written: TokenLogprob, asked: int) -> TokenLogprob:
+    """Return a token as vLLM shows it: among its alternatives first, whatever its rank."""
+    others = [pair for pair in written.top if pair[0] != written.token]
+    return replace(written, top=((written.token, written.logprob), *others)[:asked])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,6 +38,9 @@ from optillm_hooks.types import Answer, Chat, Completion, Sampling, TokenLogprob
 _NO_TEXT = re.compile(r"<[|\uff5c].*[|\uff5c]>|</?s>|<eos>|<end_of_turn>|\s*|.*\ufffd.*", re.DOTALL)
 """End tokens as common vocabularies spell them, blanks, and bytes that are half a character."""
 
+_TOP = 3
+"""Alternatives that hold the two likeliest: vLLM shows the chosen one first, whatever its rank."""
+
 
 class _Branch(NamedTuple):
     path: Path
@@ -117,7 +120,7 @@ async def _branch(
             max_tokens=None if most is None else most - 1,
             stop=stops(sampling, ctx),
         )
-        asked = piece(goes_on, top=2, continues=True)
+        asked = piece(goes_on, top=_TOP, continues=True)
         rest = await llm.complete(continuing(chat, start), asked)
     tokens = scores(rest)
     text = start + rest.text

@@ -36,7 +36,7 @@ async def deepconf_decode(
     """
     election = Election(settings)
     warmup = election.wanted
-    ctx.budget.expected_calls += settings.max_traces - 1
+    ctx.budget.expected_calls += warmup - 1
     scored = replace(
         sampling,
         sample=sampling.sample * _OTHER_SEEDS * settings.max_traces,

@@ -14,7 +14,7 @@ import pytest
 
 from optillm_hooks.types import TokenLogprob
 from tests.proxy import Proxy, hooked_config, model_group
-from tests.upstream import Upstream
+from tests.upstream import HANG, Call, Fault, Upstream
 from tests.vllm import peaked, sure, token, vllm
 
 CONTINUES = {"optillm": {"continues_prefix": True}}
@@ -80,7 +80,7 @@ def test_cot_decoding_branches_on_alternatives_and_continues_each(
     assert {branch["messages"][-1]["content"] for branch in branches} == {"41", "Six", "By"}
     for branch in branches:
         assert (branch["continue_final_message"], branch["add_generation_prompt"]) == (True, False)
-        assert (branch["max_tokens"], branch["top_logprobs"], branch["temperature"]) == (8, 2, 0)
+        assert (branch["max_tokens"], branch["top_logprobs"], branch["temperature"]) == (8, 3, 0)
         assert "k" not in branch
         assert "decoding" not in branch
     told = upstream.bill
@@ -135,6 +135,49 @@ def test_deepconf_hangs_up_on_streams_that_lose_confidence(
     assert [c.outcome for c in upstream.calls if c.streamed] == ["gone", "gone"]
     streamed = answer["usage"]["completion_tokens"] - upstream.bill.completion_tokens
     assert streamed == 2 * 16, "what was read of the streams is counted"
+
+
+def prefix_of(body: Mapping[str, Any]) -> str:
+    return str(body["messages"][-1]["content"])
+
+
+@pytest.mark.parametrize(
+    ("model", "alive"),
+    [
+        ("cot_decoding(k=3)-by_openai", 3),
+        ("thinkdeeper-by_openai", 1),
+        ("deepconf(warmup_samples=2;variant=high)-by_openai", 2),
+    ],
+)
+def test_a_client_that_hangs_up_ends_every_call(
+    proxy: Proxy, upstream: Upstream, model: str, alive: int
+) -> None:
+    """It goes when branches, answer or streams are under way, after a first call; none goes on."""
+    numbers = count(40)
+
+    def hangs(call: Call) -> Fault | None:
+        body = call.body
+        continues = "continue_final_message" in body and prefix_of(body) != "<think>\n"
+        return HANG if body.get("stream") or continues else None
+
+    def writes(prefix: str, body: Mapping[str, Any]) -> Sequence[TokenLogprob]:
+        if prefix == "<think>\n":
+            return sure(*["hm "] * 2000)
+        if body["top_logprobs"] == 20 and body.get("max_tokens") != 1:
+            return [*[peaked("x", 10.0)] * 20, peaked(f" {next(numbers)}", 10.0)]
+        return two_ways(prefix, body)
+
+    upstream.play(vllm(writes, fault=hangs))
+    asked = {"model": model, "messages": [{"role": "user", "content": "6 * 7?"}]}
+    with proxy.http.stream(
+        "POST",
+        f"{proxy.url}/v1/chat/completions",
+        json={**asked, "stream": True},
+        headers={"authorization": f"Bearer {proxy.master_key}"},
+    ):
+        upstream.wait_until(lambda u: len(u.alive) == alive)
+    upstream.wait_until(lambda u: not u.alive, within_s=2)
+    assert [call.outcome for call in upstream.calls].count("gone") == alive
 
 
 def test_facts_come_on_streams_too(proxy: Proxy, upstream: Upstream) -> None:

@@ -73,6 +73,16 @@ async def test_branches_keep_to_the_clients_limit_and_stop_and_are_greedy() -> N
     assert ended.answers[0].finish_reason == "stop"
 
 
+async def test_the_margin_is_that_of_the_two_likeliest_whichever_was_drawn() -> None:
+    """Drawn is the third of 0.6, 0.3 and 0.1: the margin is 0.3."""
+
+    def unlikely(prefix: str, body: Mapping[str, Any]) -> Sequence[TokenLogprob]:
+        return apples(prefix, body) if prefix == "" else [token(" 7", 0.1, ("a", 0.6), ("b", 0.3))]
+
+    ended = await ask(PrefixLLM(unlikely), "cot_decoding(k=1;branch_temperature=1)")
+    assert ended.report.notes[0][1]["confidence"] == pytest.approx(0.3)
+
+
 async def test_a_reply_of_one_token_needs_no_branch() -> None:
     llm = PrefixLLM(apples)
     ended = await ask(llm, client=Sampling(max_tokens=1))

@@ -23,7 +23,7 @@ from optillm_hooks.local_provider.decoding.base import Branch, Outcome, Written
 from optillm_hooks.local_provider.decoding.cot_decoding import answer_span, comparable
 from optillm_hooks.local_provider.generation import Law
 from optillm_hooks.local_provider.measures import Measured
-from optillm_hooks.types import FinishReason
+from optillm_hooks.types import FinishReason, Json
 
 Metric = Literal["lowest_group", "average_confidence", "bottom_10_percent"]
 _KEPT = {"low": 0.1, "high": 0.9}
@@ -187,6 +187,10 @@ class Election:
         self._floor: float | None = None
         self._ended: dict[int, _Ended | None] = {}
         self._counted = 0
+        self._stopped = 0
+        self._whole: list[tuple[float, Trace]] = []
+        """The traces that were counted and not stopped, each with its lowest group."""
+
         self.opened = 0
         self.settled = False
         """Whether no further trace can be of use."""
@@ -219,26 +223,43 @@ class Election:
         voters = self._voters()
         best = winner(voters)
         weights = sorted(votes(voters).values(), reverse=True)
-        counted = [self._ended.get(number) for number in range(self._counted)]
-        return Outcome(
-            best.text,
-            best.finish_reason,
-            {
-                "traces": self._counted,
-                "stopped": sum(ended is not None and ended.stopped for ended in counted),
-                "votes": [round(weight, 3) for weight in weights],
-            },
-        )
+        facts: dict[str, Json] = {
+            "traces": self._counted,
+            "stopped": self._stopped,
+            "votes": [round(weight, 3) for weight in weights],
+        }
+        return Outcome(best.text, best.finish_reason, facts)
 
     def _close(self, number: int, ended: _Ended | None) -> None:
         self._ended[number] = ended
-        if self._floor is None and len(self._ended) == self._warmup:
+        if self._floor is None:
+            if len(self._ended) < self._warmup:
+                return
             self._set_floor()
-            self._counted = self._warmup
+            for _ in range(self._warmup):
+                self._count()
             self.settled = self._agreed()
-        while self._floor is not None and not self.settled and self._counted in self._ended:
-            self._counted += 1
+        while not self.settled and self._counted in self._ended:
+            self._count()
             self.settled = self._agreed()
+
+    def _count(self) -> None:
+        """Take the next trace, which has ended, into account."""
+        ended = self._ended[self._counted]
+        self._counted += 1
+        if ended is None:
+            return
+        if ended.stopped:
+            self._stopped += 1
+            return
+        metric = self._settings.confidence_metric
+        trace = Trace(
+            ended.text,
+            read_answer(ended.text),
+            trace_confidence(ended.confidences, self._window, metric),
+            ended.finish_reason,
+        )
+        self._whole.append((lowest_group(ended.confidences, self._window), trace))
 
     def _set_floor(self) -> None:
         whole = [ended.confidences for ended in self._ended.values() if ended is not None]
@@ -255,20 +276,9 @@ class Election:
 
     def _voters(self) -> list[Trace]:
         """Return the traces that vote: not stopped, and not below the floor (warm-up ones)."""
-        counted = [self._ended.get(number) for number in range(self._counted)]
-        whole = [ended for ended in counted if ended is not None and not ended.stopped]
         floor = -math.inf if self._floor is None else self._floor
-        passed = [e for e in whole if lowest_group(e.confidences, self._window) >= floor] or whole
-        metric = self._settings.confidence_metric
-        return [
-            Trace(
-                ended.text,
-                read_answer(ended.text),
-                trace_confidence(ended.confidences, self._window, metric),
-                ended.finish_reason,
-            )
-            for ended in passed
-        ]
+        passed = [trace for lowest, trace in self._whole if lowest >= floor]
+        return passed or [trace for _, trace in self._whole]
 
 
 class _Confident(Branch):
