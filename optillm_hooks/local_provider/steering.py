@@ -80,9 +80,9 @@ class Steering:
     def choose(self, strengths: Sequence[Mapping[str, float]]) -> None:
         """Say for each token of the next step how strongly it is pushed along which vectors."""
         self._pushes = {}
-        pushed = [place for place, of_token in enumerate(strengths) if any(of_token.values())]
-        if not pushed:
+        if not self._vectors:
             return
+        pushed = [place for place, of_token in enumerate(strengths) if any(of_token.values())]
         for layer in {v.layer for v in self._vectors.values()}:
             mine = {name: v.direction for name, v in self._vectors.items() if v.layer == layer}
             places = [p for p in pushed if strengths[p].keys() & mine.keys()]

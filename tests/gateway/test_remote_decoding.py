@@ -88,6 +88,25 @@ def test_cot_decoding_branches_on_alternatives_and_continues_each(
     assert answer["usage"]["prompt_tokens"] == told.prompt_tokens
 
 
+@pytest.mark.parametrize(
+    ("route", "asked"),
+    [
+        ("/v1/messages", {"messages": [{"role": "user", "content": "6 * 7?"}], "max_tokens": 9}),
+        ("/v1/responses", {"input": "6 * 7?"}),
+        ("/v1/completions", {"prompt": "6 * 7?"}),
+    ],
+)
+def test_the_field_decoding_is_read_on_every_route(
+    proxy: Proxy, upstream: Upstream, route: str, asked: dict[str, Any]
+) -> None:
+    upstream.play(vllm(two_ways))
+    fields = {"decoding": "cot_decoding", "k": 3}
+    response = proxy.post(route, {"model": "by_hosted_vllm", **asked, **fields})
+    assert response.status_code == 200, response.text
+    assert "Six sevens are 42" in response.text
+    assert len(upstream.calls) == 4
+
+
 def thinker(prefix: str, _body: Mapping[str, Any]) -> Sequence[TokenLogprob]:
     if prefix.endswith("</think>\n\n"):
         return sure("It", " is", " 42.")

@@ -116,8 +116,8 @@ class Thinking(Branch):
             return [token]
         self._tokens += 1
         closes = end or (self._text + self._spell(token)).rstrip().endswith(self._marker)
-        if closes and self._tokens < self._budget.least:
-            return self._go_on()
+        if closes and self._tokens < self._budget.least and (more := self._more()):
+            return more
         if closes and not end:
             self._answering = True
             return [token]
@@ -132,12 +132,16 @@ class Thinking(Branch):
     def facts(self) -> Mapping[str, Json]:
         return self._budget.facts(self._tokens, self._thoughts, self._pushed)
 
-    def _go_on(self) -> Sequence[int]:
-        """Return the words that make the model think on; each in turn."""
+    def _more(self) -> Sequence[int]:
+        """Return the words that make the model think on, each in turn; none if they do not fit."""
         word = self._switches[self._pushed % len(self._switches)]
-        self._pushed += 1
         written = self._encode(f"\n{word.decode()}")
-        self._tokens += len(written) - 1
+        # The token that they replace is counted already.
+        tokens = self._tokens + len(written) - 1
+        if tokens + len(self._ending) >= self._budget.most:
+            return ()
+        self._pushed += 1
+        self._tokens = tokens
         self._read(b"\n" + word)
         return written
 
