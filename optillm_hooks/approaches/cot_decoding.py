@@ -12,11 +12,12 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from optillm_hooks.context import Context
+from optillm_hooks.errors import RequestRejected
 from optillm_hooks.llm import LLM
 from optillm_hooks.local_provider.decoding import FIELD, Supports, by_engine, settings_of
 from optillm_hooks.local_provider.decoding.cot_decoding import CotSettings
 from optillm_hooks.registry import Cost, Params, decoder
-from optillm_hooks.remote_decoding.calls import check_continues
+from optillm_hooks.remote_decoding.calls import MOST_ALTERNATIVES, check_continues
 from optillm_hooks.remote_decoding.cot_decoding import cot_decode
 from optillm_hooks.types import Chat, Completion, Sampling
 
@@ -46,6 +47,11 @@ class CotDecodingParams(CotSettings, Params):
 
     def check_model(self, model: str, supports: Supports) -> None:
         check_continues("cot_decoding", model, supports, "it chooses first tokens")
+        if self.k > MOST_ALTERNATIVES and not supports(FIELD):
+            raise RequestRejected(
+                f"cot_decoding: k can be at most {MOST_ALTERNATIVES} on {model!r}, got {self.k}: a "
+                "provider shows no more alternatives of a token"
+            )
 
 
 @decoder("cot_decoding", CotDecodingParams, cost=lambda _: Cost(calls=1, depth=1))

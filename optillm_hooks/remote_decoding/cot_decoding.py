@@ -12,7 +12,7 @@ from functools import partial
 from typing import NamedTuple
 
 from optillm_hooks.context import Context
-from optillm_hooks.errors import EmptyCompletion, RequestRejected
+from optillm_hooks.errors import EmptyCompletion
 from optillm_hooks.fanout import finished
 from optillm_hooks.llm import LLM
 from optillm_hooks.local_provider.decoding.cot_decoding import (
@@ -53,17 +53,12 @@ async def cot_decode(
 ) -> Completion:
     """Return the reply on which the branches agree with most confidence.
 
-    A branch that fails is left out. If the likeliest branch calls tools, it is returned as it is.
+    A branch that fails is left out. If the likeliest of the others calls tools, it is returned as
+    it is.
 
     Raises:
-        RequestRejected: more branches are asked for than a provider shows alternatives.
         SamplesFailed: every branch failed.
     """
-    if settings.k > MOST_ALTERNATIVES:
-        raise RequestRejected(
-            f"cot_decoding: k can be at most {MOST_ALTERNATIVES} on this model, got {settings.k}: "
-            "a provider shows no more alternatives of a token"
-        )
     first = await _first_token(chat, sampling, llm)
     starts = first_tokens(first, settings.k)
     ctx.budget.expected_calls += len(starts)

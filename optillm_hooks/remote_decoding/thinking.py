@@ -9,6 +9,7 @@ begin it, after it was paid for.
 from dataclasses import dataclass, replace
 
 from optillm_hooks.context import Context
+from optillm_hooks.errors import SampleError
 from optillm_hooks.llm import LLM
 from optillm_hooks.local_provider.decoding.thinkdeeper import Budget, ThinkSettings
 from optillm_hooks.remote_decoding.calls import continuing, piece, stops, usual_room
@@ -37,7 +38,8 @@ async def think(
 ) -> tuple[Completion, dict[str, Json]]:
     """Return the reply, its thinking apart from its text, and what it made of its budget.
 
-    All calls together write no more than the reply's `max_tokens` (4,096 if nobody sets any).
+    All calls together write no more than the reply's `max_tokens` (4,096 if nobody sets any). A
+    call that fails ends the thinking, unless it is the first.
     """
     most = usual_room(sampling, ctx)
     budget = Budget(settings, most)
@@ -81,7 +83,12 @@ async def _thoughts(
             sample=sampling.sample + so_far.pushed,
         )
         prompt = continuing(chat, opening + so_far.text)
-        reply = await llm.complete(prompt, piece(asked, continues=True))
+        try:
+            reply = await llm.complete(prompt, piece(asked, continues=True))
+        except SampleError:
+            if not so_far.text:
+                raise
+            break
         thought = (reply.reasoning + reply.text).partition(settings.end_think_token)[0]
         so_far.tokens += _tokens(reply)
         kept, switches = up_to_thought(thought, words, budget.thoughts - so_far.thoughts)

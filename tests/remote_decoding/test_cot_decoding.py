@@ -114,7 +114,7 @@ async def test_a_limit_of_tokens_is_shared_out_to_the_branches() -> None:
 
 
 async def test_more_branches_than_alternatives_are_refused() -> None:
-    with pytest.raises(Refused, match="k can be at most 20 on this model, got 21"):
+    with pytest.raises(Refused, match="k can be at most 20 on 'base', got 21"):
         await ask(PrefixLLM(apples), "cot_decoding(k=21)")
 
 

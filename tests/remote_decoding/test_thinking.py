@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.expression import parse
 from optillm_hooks.pipeline import Outcome, Request, run
 from optillm_hooks.plan import resolve
@@ -81,6 +82,34 @@ async def test_a_model_that_will_not_think_is_not_asked_for_ever() -> None:
     assert facts_of(ended)["pushed_on"] == 8
     assert len(llm.calls) == 8 + 1 + 1
     assert ended.answers[0].text == "It is 42."
+
+
+async def test_thinking_that_fails_midway_ends_and_the_answer_follows() -> None:
+    class Failing(Thinker):
+        def __call__(self, prefix: str, body: Mapping[str, Any]) -> Sequence[TokenLogprob]:
+            if len(self.prefixes) == 1 and not prefix.endswith("</think>\n\n"):
+                self.prefixes.append(prefix)
+                raise ProviderFailed("busy", status=503)
+            return super().__call__(prefix, body)
+
+    ended, _ = await ask(Failing("ab"), "thinkdeeper(min_thinking_tokens=30)")
+    assert ended.answers[0].reasoning.startswith("ab\n")
+    assert ended.answers[0].text == "It is 42."
+
+
+async def test_a_first_call_that_fails_is_the_requests_failure() -> None:
+    asked_for: list[str] = []
+
+    def failing(prefix: str, _body: Mapping[str, Any]) -> Sequence[TokenLogprob]:
+        asked_for.append(prefix)
+        raise ProviderFailed("busy", status=503)
+
+    llm = PrefixLLM(failing)
+    plan = resolve(parse("thinkdeeper"))
+    asked = Request(plan=plan, base="base", chat=chat("6 * 7?"))
+    with pytest.raises(ProviderFailed, match="busy"):
+        await run(asked, {"base": llm}.__getitem__)
+    assert asked_for == ["<think>\n"]
 
 
 async def test_thoughts_too_many_are_cut_off_behind_the_word_that_begins_them() -> None:
