@@ -219,6 +219,10 @@ def _ignore(_: str) -> None:
     return None
 
 
+def _as_it_is(llm: LLM) -> LLM:
+    return llm
+
+
 def _no_other_models(model: str) -> LLM:
     raise LookupError(f"no model {model!r} in this context")
 
@@ -242,6 +246,9 @@ class Context:
     code_runner: CodeRunner | None = None
     """Runs programs that a model wrote; None where the operator does not allow it."""
 
+    decoded: Callable[[LLM], LLM] = _as_it_is
+    """Makes the replies of a model be decoded as the chain says."""
+
     progress: Callable[[str], None] = _ignore
     """Tells the client, if it asked to be told, what is being done. Never text of a model."""
 
@@ -257,6 +264,11 @@ class Context:
     def offer(self, answer: Answer) -> None:
         """Keep `answer` as the best so far: it is returned if the request has to stop here."""
         self.best = answer
+
+    def keep(self, answer: Answer) -> None:
+        """Offer `answer` if there is none yet, or only a truncated one and it is not."""
+        if self.best is None or (self.best.truncated and not answer.truncated):
+            self.offer(answer)
 
     def within(self, share: float) -> float:
         """Return the instant at which `share` of the time left will have passed.
@@ -279,9 +291,9 @@ class Context:
             best=None,
         )
 
-    def llm(self, model: str) -> "MeteredLLM":
+    def llm(self, model: str) -> LLM:
         """Return the metered LLM of another model group that the request was allowed."""
-        return MeteredLLM(self.models(model), self)
+        return self.decoded(MeteredLLM(self.models(model), self))
 
     def filled(self, chat: Chat, sampling: Sampling) -> Sampling:
         """Return `sampling` with the client's fields where its purpose lets them through.
@@ -296,7 +308,7 @@ class Context:
                 return sampling
             defined: Fields = {"tools": client.fields["tools"], "tool_choice": "none"}
             return replace(sampling, fields={**defined, **sampling.fields})
-        hidden = _FORM_FIELDS if sampling.purpose == "draft" else frozenset[str]()
+        hidden = frozenset[str]() if sampling.purpose == "answer" else _FORM_FIELDS
         seed = client.seed if sampling.seed is None else sampling.seed
         number = sampling.sample + _RUN_STRIDE * self.run
         return replace(
@@ -352,19 +364,43 @@ class MeteredLLM(Forwarding):
             return self._kept(completions, sampling.purpose)
 
     async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
-        """Yield the pieces of one completion, and pay for it. Errors as in `complete`."""
+        """Yield the pieces of one completion, and pay for it. Errors as in `complete`.
+
+        A provider does not say what a stream has cost that is closed before its end: it is counted
+        by the pieces that came.
+        """
         async with self._paying(chat, sampling, 1) as call:
-            empty, truncated = True, False
-            async with aclosing(self._inner.stream(chat, call.sampling)) as pieces:
-                async for delta in pieces:
-                    if delta.usage is not None:
-                        call.usage = delta.usage
-                    call.streamed.append(delta.text + delta.reasoning)
-                    empty = empty and delta.empty
-                    truncated = truncated or delta.finish_reason == "length"
-                    yield delta
+            empty, truncated = sampling.purpose != "piece", False
+            try:
+                async with aclosing(self._inner.stream(chat, call.sampling)) as pieces:
+                    async for delta in pieces:
+                        if delta.usage is not None:
+                            call.usage = delta.usage
+                        call.streamed.append(delta.text + delta.reasoning)
+                        call.scored += len(delta.logprobs)
+                        empty = empty and delta.empty
+                        truncated = truncated or delta.finish_reason == "length"
+                        yield delta
+            except (GeneratorExit, asyncio.CancelledError):
+                if any(call.streamed) and not call.usage.total_tokens:
+                    call.usage = self._counted(chat, call)
+                raise
             if empty:
                 raise EmptyCompletion(truncated=truncated)
+
+    def _counted(self, chat: Chat, call: "_Call") -> Usage:
+        prompt, tokens = self.count_tokens(chat, call.sampling), self._streamed(call)
+        price = self.price or Price(0.0, 0.0)
+        cost = prompt * price.prompt + tokens * price.completion
+        return Usage(calls=1, prompt_tokens=prompt, completion_tokens=tokens, cost_usd=cost)
+
+    def _streamed(self, call: "_Call") -> int:
+        """Return how many tokens of a reply came: those with log-probabilities, or an estimate."""
+        text = "".join(call.streamed)
+        if not text:
+            return call.scored
+        counted = self._inner.count_tokens((Message("assistant", text),), Sampling())
+        return min(call.scored or counted, call.sampling.max_tokens or counted)
 
     @asynccontextmanager
     async def _paying(self, chat: Chat, sampling: Sampling, choices: int) -> AsyncIterator["_Call"]:
@@ -428,12 +464,7 @@ class MeteredLLM(Forwarding):
             return reserved.spent(reserved.reply)
         if refused or not call.usage.calls:
             return Usage()
-        streamed = "".join(call.streamed)
-        if not streamed:
-            return reserved.spent(0)
-        return reserved.spent(
-            self._inner.count_tokens((Message("assistant", streamed),), Sampling())
-        )
+        return reserved.spent(self._streamed(call))
 
     def _kept(self, completions: Sequence[Completion], purpose: Purpose) -> Sequence[Completion]:
         """Return the completions with content; an answer among them is a best so far.
@@ -441,12 +472,13 @@ class MeteredLLM(Forwarding):
         A complete one replaces a truncated one: nothing already paid for is lost, whatever the
         approach offers by itself.
         """
+        if purpose == "piece":
+            return completions
         kept = [completion for completion in completions if not completion.empty]
         if not kept:
             raise EmptyCompletion(truncated=any(c.truncated for c in completions))
-        best = self._ctx.best
-        if purpose == "answer" and (best is None or (best.truncated and not kept[0].truncated)):
-            self._ctx.offer(kept[0])
+        if purpose == "answer":
+            self._ctx.keep(kept[0])
         return kept
 
 
@@ -455,3 +487,5 @@ class _Call:
     sampling: Sampling
     usage: Usage = field(default=Usage())
     streamed: list[str] = field(default_factory=list[str])
+    scored: int = 0
+    """Tokens streamed with their log-probabilities."""

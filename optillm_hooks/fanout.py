@@ -18,20 +18,24 @@ _HOPELESS = frozenset({401, 402, 403, 404})
 
 
 async def outcomes(
-    calls: Sequence[Callable[[], Awaitable[T]]], *, until: float | None = None, enough: int = 1
+    calls: Sequence[Callable[[], Awaitable[T]]],
+    *,
+    until: float | None = None,
+    enough: int = 1,
+    settled: Callable[[], bool] | None = None,
 ) -> list[T | SampleError]:
     """Return what each of `calls`, run at once, came to, in the order of the calls.
 
     A `SampleError` is an outcome. Any other exception, and cancellation, stops all of them.
     From the instant `until` on, the calls under way are cancelled as soon as `enough` others have
-    succeeded, and count as `DeadlineExceeded`.
+    succeeded, and count as `DeadlineExceeded`. So are they once `settled` holds when one has ended.
     """
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(_outcome(call)) for call in calls]
-        if until is not None:
-            await _cut_stragglers(tasks, until, enough)
+        if until is not None or settled is not None:
+            await _cut_stragglers(tasks, until or float("inf"), enough, settled)
     ended = [
-        (DeadlineExceeded("cut off: the next stage needs the time left"), 0)
+        (DeadlineExceeded("cut off: the rest was enough, or needs the time left"), 0)
         if task.cancelled()
         else task.result()
         for task in tasks
@@ -49,7 +53,10 @@ async def _outcome(call: Callable[[], Awaitable[T]]) -> tuple[T | SampleError, i
 
 
 async def _cut_stragglers(
-    tasks: Sequence[asyncio.Task[tuple[T | SampleError, int]]], until: float, enough: int
+    tasks: Sequence[asyncio.Task[tuple[T | SampleError, int]]],
+    until: float,
+    enough: int,
+    settled: Callable[[], bool] | None,
 ) -> None:
     clock = asyncio.get_running_loop().time
     pending = set(tasks)
@@ -60,7 +67,8 @@ async def _cut_stragglers(
             timeout=wait_s if 0 < wait_s < float("inf") else None,
             return_when=asyncio.FIRST_COMPLETED,
         )
-        if clock() >= until and _succeeded(tasks) >= enough:
+        late = clock() >= until and _succeeded(tasks) >= enough
+        if late or (settled is not None and settled()):
             for straggler in pending:
                 straggler.cancel()
             return

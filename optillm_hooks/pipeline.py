@@ -37,7 +37,16 @@ from optillm_hooks.llm import LLM, FinalCall, Forwarding
 from optillm_hooks.plan import PASS_THROUGH, Chain, Plan, Stage
 from optillm_hooks.prompts import ask, data_notice, enclose, fence
 from optillm_hooks.registry import Result
-from optillm_hooks.types import Answer, Chat, Completion, Delta, FinishReason, Sampling, Usage
+from optillm_hooks.types import (
+    Answer,
+    Chat,
+    Completion,
+    Delta,
+    Fields,
+    FinishReason,
+    Sampling,
+    Usage,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -305,6 +314,8 @@ class _Run:
                 result: Result = await run_stage(chat, inside, llm, params, ctx)
                 return result
             case "decoder":
+                # For models that a later stage takes by name; a wrapper may come by here again.
+                ctx.decoded = lambda inner: DecodedLLM(inner, stage, ctx)
                 decoded = DecodedLLM(llm, stage, ctx)
                 return await self._run_chain(rest, chat, decoded, ctx, grace_s)
             case "answerer":
@@ -518,7 +529,9 @@ class DecodedLLM(Forwarding):
         decoded = await self._decoded(chat, sampling)
         if isinstance(decoded, Completion):
             return decoded
-        return await self._inner.complete(chat, decoded)
+        completion = await self._inner.complete(chat, decoded)
+        self._note(completion.facts)
+        return completion
 
     async def complete_n(self, chat: Chat, sampling: Sampling, _n: int, /) -> Sequence[Completion]:
         return [await self.complete(chat, sampling)]
@@ -530,7 +543,12 @@ class DecodedLLM(Forwarding):
             return
         async with aclosing(self._inner.stream(chat, decoded)) as pieces:
             async for delta in pieces:
-                yield delta
+                self._note(delta.facts)
+                yield replace(delta, facts={})
+
+    def _note(self, facts: Fields) -> None:
+        if facts:
+            self._ctx.trace.note(self._stage.approach.name, **facts)
 
     async def _decoded(self, chat: Chat, sampling: Sampling) -> Completion | Sampling:
         if sampling.purpose == "judge":
@@ -544,6 +562,8 @@ class DecodedLLM(Forwarding):
             raise Refused(str(exc)) from exc
         if isinstance(decoded, Completion) and decoded.empty:
             raise EmptyCompletion(truncated=decoded.truncated)
+        if isinstance(decoded, Completion) and sampling.purpose == "answer":
+            self._ctx.keep(decoded)
         return decoded
 
 

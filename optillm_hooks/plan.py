@@ -110,6 +110,7 @@ def resolve(
         raise RequestRejected(f"a request can have at most {_MOST_STAGES} approaches")
     for chain in chains:
         _check_repeated(chain)
+        _check_one_decoder(chain)
         if len(chain) > 1 and any(stage.approach.name == PASS_THROUGH for stage in chain):
             raise RequestRejected(
                 f"{PASS_THROUGH!r} makes a plain call and cannot be composed by '&': leave it out"
@@ -128,6 +129,20 @@ def _check_repeated(chain: Chain) -> None:
     if repeated is not None:
         raise RequestRejected(
             f"{repeated!r} stands more than {_MOST_ALIKE} times in one chain of '&'"
+        )
+
+
+def _check_one_decoder(chain: Chain) -> None:
+    """Refuse two decoders in a chain: each says how every token is chosen.
+
+    Raises:
+        RequestRejected: the message names them.
+    """
+    decoders = [stage.approach.name for stage in chain if stage.approach.kind == "decoder"]
+    if len(decoders) > 1:
+        raise RequestRejected(
+            f"a chain of '&' can have one decoder, not {' and '.join(decoders)}: a reply is "
+            "decoded in one way"
         )
 
 

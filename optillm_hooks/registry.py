@@ -43,13 +43,29 @@ class Params(BaseModel):
     model_fields_named: ClassVar[tuple[str, ...]] = ()
     """The parameters that name other model groups, which the caller must be allowed to use."""
 
+    judges_named: ClassVar[tuple[str, ...]] = ()
+    """Those of them whose model judges only: a decoder leaves its calls as they are."""
+
     def model_groups(self) -> tuple[str, ...]:
         """Return the model groups that the parameters name, in order."""
+        return self._groups(self.model_fields_named)
+
+    def generators(self) -> tuple[str, ...]:
+        """Return those of them that write answers, and do not only judge."""
+        return self._groups([f for f in self.model_fields_named if f not in self.judges_named])
+
+    def _groups(self, fields: Iterable[str]) -> tuple[str, ...]:
         named: list[str] = []
-        for name in self.model_fields_named:
+        for name in fields:
             value = getattr(self, name)
             named += [value] if isinstance(value, str) else list(value or ())
         return tuple(named)
+
+    def check_model(self, model: str, supports: Callable[[str], bool]) -> None:
+        """Raise `RequestRejected` if the stage cannot run on `model`, which `supports` describes.
+
+        Asked before any call is paid for; a stage that runs on any model leaves it as it is.
+        """
 
 
 class NoParams(Params):

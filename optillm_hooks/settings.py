@@ -77,6 +77,16 @@ class AliasSettings(RunSettings):
     )
 
 
+class DeploymentSettings(_Settings):
+    """`model_info.optillm` of an ordinary deployment: what LiteLLM does not know of it."""
+
+    continues_prefix: bool = Field(
+        default=False,
+        description="Whether it goes on with an assistant's message that ends the conversation "
+        "(continue_final_message, as vLLM and SGLang do) and returns top_logprobs.",
+    )
+
+
 NamedApproaches = Literal["all", "safe", "none"] | tuple[str, ...]
 """Which approaches a form may name; "safe" are those that only ask models."""
 

@@ -13,13 +13,15 @@ Fields = Mapping[str, Json]
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
-Purpose = Literal["answer", "draft", "judge"]
+Purpose = Literal["answer", "draft", "judge", "piece"]
 """What a call is for, which decides the fields of the client's request that it gets.
 
 * answer: its text may be the user's answer as it stands: every field of the client.
 * draft: a step on the way (a plan, a proposal that is fused later): sampling fields and tools, but
   not what shapes the answer's form (`response_format`, `stop`, `logprobs`).
 * judge: it rates, compares or reads other texts: none of the client's sampling fields.
+* piece: a part of a reply that a decoder puts together: the fields of a draft. It is no answer by
+  itself, and may be empty.
 """
 
 
@@ -150,6 +152,9 @@ class Completion(Answer):
     usage: Usage = field(default=Usage(calls=1))
     """What the call cost; of a call that returned several choices, the first carries all."""
 
+    facts: Fields = field(default_factory=dict[str, Json])
+    """What the model says of how the reply was decoded, for the trace. Never text."""
+
 
 @dataclass(frozen=True, slots=True)
 class Delta:
@@ -164,6 +169,8 @@ class Delta:
     fields: Fields = field(default_factory=dict[str, Json])
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    facts: Fields = field(default_factory=dict[str, Json])
+    """As in `Completion`; in one piece only."""
 
     @property
     def empty(self) -> bool:

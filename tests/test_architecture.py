@@ -38,7 +38,7 @@ LAYERS = [
     {"voting", "solver", "code"},
     {"context"},
     {"fanout", "registry"},
-    {"judging", "plan", "settings"},
+    {"judging", "plan", "settings", "remote_decoding"},
     {"approaches"},
     {"pipeline", "catalogue"},
     {"gateway", "serve", "__init__"},

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from optillm_hooks.catalogue import reference, with_table
-from optillm_hooks.settings import AliasSettings, Settings
+from optillm_hooks.settings import AliasSettings, DeploymentSettings, Settings
 from tests.proxy import ROOT, Proxy
 
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -62,7 +62,9 @@ def test_a_python_block_runs(block: Block) -> None:
 def test_a_proxy_starts_on_a_configuration(block: Block, tmp_path: Path) -> None:
     config = yaml.safe_load(block.text)
     for model in config["model_list"]:
-        AliasSettings.model_validate(model.get("model_info", {}).get("optillm", {}))
+        is_alias = model["litellm_params"]["model"].startswith("optillm/")
+        settings = AliasSettings if is_alias else DeploymentSettings
+        settings.model_validate(model.get("model_info", {}).get("optillm", {}))
     env = {"OPENAI_API_KEY": "unused"}
     with Proxy(config, tmp_path, env=env, ledger=False) as proxy:
         listed = {model.id for model in proxy.openai().models.list()}

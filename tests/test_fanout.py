@@ -152,3 +152,23 @@ async def test_a_speculative_call_gives_its_result_or_its_error() -> None:
     async with speculating(lambda: llm.complete(ASKED, Sampling())) as direct:
         with pytest.raises(DeadlineExceeded):
             await direct()
+
+
+@pytest.mark.anyio
+async def test_once_it_is_settled_the_calls_under_way_are_cancelled() -> None:
+    ended: list[str] = []
+
+    async def hangs() -> str:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("cut")
+        raise AssertionError("unreachable")
+
+    async def decides() -> str:
+        ended.append("decided")
+        return "decided"
+
+    found = await outcomes([hangs, decides, hangs], settled=lambda: "decided" in ended)
+    assert [type(o) for o in found] == [DeadlineExceeded, str, DeadlineExceeded]
+    assert ended == ["decided", "cut", "cut"]

@@ -853,6 +853,54 @@ async def test_a_decoder_leaves_judges_alone() -> None:
     assert [sampling.temperature for _, sampling in llm.calls] == [0.1, 0.0, 0.0]
 
 
+async def test_a_decoder_reaches_models_that_an_approach_takes_by_name() -> None:
+    async def panel(chat: Chat, _llm: LLM, _params: NoParams, ctx: Context) -> FinalCall:
+        other = ctx.llm("other")
+        await other.complete(chat, Sampling(temperature=0.7, purpose="draft"))
+        await other.complete(chat, Sampling(temperature=0.1, purpose="judge"))
+        return FinalCall(chat, Sampling(temperature=0.9), llm=other)
+
+    async def around(chat: Chat, rest: Rest, *_: object) -> Result:
+        await rest(chat)
+        return await rest(chat)
+
+    base, other = ScriptedLLM([]), ScriptedLLM(["draft", "judge"] * 2 + ["answer"], model="other")
+    wrapped = [stage("twice", "wrapper", around, 0), KINDS["decoder"], answerer(panel)]
+    await outcome(request(wrapped), base, other)
+    assert [s.temperature for _, s in other.calls] == [0.0, 0.1] * 2 + [0.0]
+    other = ScriptedLLM(["draft", "judge", "answer"], model="other")
+    await outcome(request([answerer(panel)]), base, other)
+    assert [s.temperature for _, s in other.calls] == [0.7, 0.1, 0.9]
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+async def test_what_a_model_says_of_its_decoding_is_noted_and_not_shown(streamed: bool) -> None:
+    facts: Fields = {"paths": 3}
+    decoded = KINDS["decoder"]
+    if streamed:
+        last = Delta(finish_reason="stop", usage=ONE_CALL, facts=facts)
+        found = await events(request([decoded]), Pieces([Delta(text="42"), last]))
+        pieces = [event.delta for event in found if isinstance(event, Piece)]
+        assert pieces == [Delta(text="42"), Delta(finish_reason="stop")]
+        report = report_of(found)
+    else:
+        reply = Completion("42", usage=ONE_CALL, facts=facts)
+        report = (await outcome(request([decoded]), ScriptedLLM([reply]))).report
+    assert report.notes == (("decoder", {"paths": 3}),)
+
+
+async def test_a_decoders_own_reply_is_a_best_so_far() -> None:
+    async def ready(*_: object) -> Completion:
+        return Completion("42")
+
+    async def then_fails(chat: Chat, llm: LLM, *_: object) -> Answer:
+        await llm.complete(chat, Sampling())
+        raise BUSY
+
+    ended = await outcome(request([decoder(ready), answerer(then_fails)]), ScriptedLLM([]))
+    assert ended.answers[0].text == "42"
+
+
 async def test_a_decoder_that_refuses_is_the_callers_fault() -> None:
     async def picky(*_: object) -> Completion:
         raise RequestRejected("the model gives no logprobs")

@@ -2,33 +2,80 @@
 
 Source: Sharma 2025, "AutoThink: efficient inference for reasoning LLMs", SSRN 5253327; what differs
 is said in `local_provider.decoding.autothink`.
-Cost: one call; the local engine runs its branches in one batch from one reading of the prompt.
+Cost: one call of a local model. Of a model elsewhere as `thinkdeeper`, and without
+steering vectors.
 """
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from pydantic import Field, field_validator
 
 from optillm_hooks.context import Context
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.llm import LLM
-from optillm_hooks.local_provider.decoding import FIELD, by_engine
-from optillm_hooks.local_provider.decoding.autothink import AutoThinkSettings
+from optillm_hooks.local_provider.decoding import FIELD, Supports, by_engine, settings_of
+from optillm_hooks.local_provider.decoding.autothink import (
+    AutoThinkSettings,
+    complexity,
+    thinking_for,
+)
+from optillm_hooks.prompts import question
 from optillm_hooks.registry import Cost, Params, decoder
-from optillm_hooks.types import Chat, Sampling
+from optillm_hooks.remote_decoding.calls import check_continues, usual_room
+from optillm_hooks.remote_decoding.thinking import think
+from optillm_hooks.types import Chat, Completion, Sampling
 
 
 class AutoThinkParams(AutoThinkSettings, Params):
-    """The engine's own settings."""
+    """The method's own settings, and those by which OptiLLM's clients name vectors of their own."""
+
+    steering_dataset: None = Field(
+        default=None, description="Not taken: vectors are the operator's, in the model's settings."
+    )
+    target_layer: None = Field(
+        default=None, description="Not taken: a file of steering vectors says its layer."
+    )
+
+    body_fields: ClassVar[Mapping[str, str]] = {
+        "pattern_strengths": "pattern_strengths",
+        "steering_dataset": "steering_dataset",
+        "target_layer": "target_layer",
+    }
+
+    @field_validator("steering_dataset", "target_layer", mode="before")
+    @classmethod
+    def _are_the_operators(cls, value: object) -> None:
+        if value is not None:
+            raise ValueError(
+                "steering vectors are the operator's, in the model's settings: name them, each "
+                "with its strength, in pattern_strengths"
+            )
+
+    def check_model(self, model: str, supports: Supports) -> None:
+        check_continues("autothink", model, supports, "it writes into the reply")
+        if self.pattern_strengths and not supports(FIELD):
+            raise RequestRejected(
+                f"autothink: pattern_strengths needs a local model (optillm-local/...), which "
+                f"{model!r} is not: steering changes what happens between a model's layers"
+            )
 
 
 @decoder("autothink", AutoThinkParams, cost=lambda _: Cost(calls=1, depth=1))
 async def autothink(
-    _chat: Chat, sampling: Sampling, llm: LLM, params: AutoThinkParams, _ctx: Context
-) -> Sampling:
-    """Return the sampling by which a local model decodes so.
+    chat: Chat, sampling: Sampling, llm: LLM, params: AutoThinkParams, ctx: Context
+) -> Completion | Sampling:
+    """Return the sampling by which a local model decodes so, or another model's decoded reply.
 
     Raises:
-        RequestRejected: the model is not a local one.
+        RequestRejected: the model is neither, or cannot be steered.
     """
-    if not llm.supports(FIELD):
-        raise RequestRejected(
-            "autothink needs a local model (optillm-local/...): it replaces tokens"
-        )
-    return by_engine("autothink", params, sampling)
+    params.check_model(llm.model, llm.supports)
+    settings = settings_of(AutoThinkSettings, params)
+    if llm.supports(FIELD):
+        return by_engine("autothink", settings, sampling)
+    asked = question(chat)
+    budgets = thinking_for(asked, settings, usual_room(sampling, ctx))
+    reply, facts = await think(chat, sampling, llm, budgets, ctx)
+    ctx.trace.note("autothink", complexity=round(complexity(asked), 3), **facts)
+    return reply

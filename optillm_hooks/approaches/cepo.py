@@ -98,6 +98,7 @@ class CepoParams(Params):
     """A parameter that is not given has the value of the preset."""
 
     model_fields_named: ClassVar[tuple[str, ...]] = ("rating_model",)
+    judges_named: ClassVar[tuple[str, ...]] = ("rating_model",)
 
     preset: Preset = Field(default="default", description="Set of values for the others.")
     bestofn_n: int = Field(default=3, ge=1, le=16, description="Candidates.")

@@ -1,39 +1,73 @@
-"""CoT decoding: k greedy branches, one per likely first token; the surest answer wins.
+"""CoT decoding: k branches, one per likely first token; the answer they are surest of wins.
 
 Source: Wang and Zhou 2024, "Chain-of-Thought Reasoning Without Prompting", arXiv:2402.10200; what
-differs is said in `local_provider.decoding.cot_decoding`.
-Cost: one call; the local engine runs its branches in one batch from one reading of the prompt.
+differs is said in `local_provider.decoding.cot_decoding` and `remote_decoding.cot_decoding`.
+Cost: one call of a local model, which runs its branches in one batch from one reading of the
+prompt. Of a model elsewhere `1 + k` calls, 2 deep; it must continue a prefix.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
+
+from pydantic import Field
 
 from optillm_hooks.context import Context
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.llm import LLM
-from optillm_hooks.local_provider.decoding import FIELD, by_engine
+from optillm_hooks.local_provider.decoding import FIELD, Supports, by_engine, settings_of
 from optillm_hooks.local_provider.decoding.cot_decoding import CotSettings
 from optillm_hooks.registry import Cost, Params, decoder
-from optillm_hooks.types import Chat, Sampling
+from optillm_hooks.remote_decoding.calls import MOST_ALTERNATIVES, check_continues
+from optillm_hooks.remote_decoding.cot_decoding import cot_decode
+from optillm_hooks.types import Chat, Completion, Sampling
 
 
 class CotDecodingParams(CotSettings, Params):
-    """The engine's own settings."""
+    """The method's own settings, and those of a beam search, which it is not."""
 
-    body_fields: ClassVar[Mapping[str, str]] = {"k": "k", "aggregate_paths": "aggregate_paths"}
+    num_beams: Literal[1] = Field(default=1, description="No beams: a branch is one text.")
+    length_penalty: float = Field(
+        default=1.0, ge=1, le=1, description="Of a beam search: no other value is taken."
+    )
+    no_repeat_ngram_size: Literal[0] = Field(
+        default=0, description="Branches may repeat themselves: no other value is taken."
+    )
+    early_stopping: Literal[False] = Field(
+        default=False, description="Of a beam search: no other value is taken."
+    )
+
+    body_fields: ClassVar[Mapping[str, str]] = {
+        "k": "k",
+        "aggregate_paths": "aggregate_paths",
+        "num_beams": "num_beams",
+        "length_penalty": "length_penalty",
+        "no_repeat_ngram_size": "no_repeat_ngram_size",
+        "early_stopping": "early_stopping",
+    }
+
+    def check_model(self, model: str, supports: Supports) -> None:
+        check_continues("cot_decoding", model, supports, "it chooses first tokens")
+        if self.k > MOST_ALTERNATIVES and not supports(FIELD):
+            raise RequestRejected(
+                f"cot_decoding: k can be at most {MOST_ALTERNATIVES} on {model!r}, got {self.k}: a "
+                "provider shows no more alternatives of a token"
+            )
 
 
 @decoder("cot_decoding", CotDecodingParams, cost=lambda _: Cost(calls=1, depth=1))
 async def cot_decoding(
-    _chat: Chat, sampling: Sampling, llm: LLM, params: CotDecodingParams, _ctx: Context
-) -> Sampling:
-    """Return the sampling by which a local model decodes so.
+    chat: Chat, sampling: Sampling, llm: LLM, params: CotDecodingParams, ctx: Context
+) -> Completion | Sampling:
+    """Return the sampling by which a local model decodes so, or another model's decoded reply.
 
     Raises:
-        RequestRejected: the model is not a local one.
+        RequestRejected: the model is neither.
     """
-    if not llm.supports(FIELD):
-        raise RequestRejected(
-            "cot_decoding needs a local model (optillm-local/...): it chooses first tokens"
-        )
-    return by_engine("cot_decoding", params, sampling)
+    params.check_model(llm.model, llm.supports)
+    settings = settings_of(CotSettings, params)
+    if settings.branch_temperature is None:
+        update = {"branch_temperature": sampling.temperature or 0.0}
+        settings = settings.model_copy(update=update)
+    if llm.supports(FIELD):
+        return by_engine("cot_decoding", settings, sampling)
+    return await cot_decode(chat, sampling, llm, settings, ctx)

@@ -1,24 +1,37 @@
 """DeepConf: samples that lose confidence are stopped, the rest vote with their confidence.
 
-Source: Fu et al. 2025, "Deep Think with Confidence", arXiv:2508.15260, online form; what differs is
-said in `local_provider.decoding.deepconf`.
-Cost: one call; the local engine runs its branches in one batch from one reading of the prompt.
+Source: Fu et al. 2025, "Deep Think with Confidence", arXiv:2508.15260: online, and offline with as
+many traces as warm-up samples; what differs is said in `local_provider.decoding.deepconf` and
+`remote_decoding.deepconf`.
+Cost: one call of a local model, which runs its traces in one batch from one reading of the prompt.
+Of a model elsewhere a call for each trace, `max_traces` of them; it must return `top_logprobs`.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
+from pydantic import Field
+
 from optillm_hooks.context import Context
-from optillm_hooks.errors import RequestRejected
 from optillm_hooks.llm import LLM
-from optillm_hooks.local_provider.decoding import FIELD, by_engine
+from optillm_hooks.local_provider.decoding import FIELD, Supports, by_engine, settings_of
 from optillm_hooks.local_provider.decoding.deepconf import DeepConfSettings
 from optillm_hooks.registry import Cost, Params, decoder
-from optillm_hooks.types import Chat, Sampling
+from optillm_hooks.remote_decoding.calls import check_scored
+from optillm_hooks.remote_decoding.deepconf import deepconf_decode
+from optillm_hooks.types import Chat, Completion, Sampling
 
 
 class DeepConfParams(DeepConfSettings, Params):
-    """The engine's own settings."""
+    """The method's own settings, and how long a trace may be."""
+
+    max_tokens_per_trace: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Most tokens of a trace; unset: as asked for."
+    )
+    include_stats: bool = Field(
+        default=False, description="Taken and without effect: the statistics are always reported."
+    )
 
     body_fields: ClassVar[Mapping[str, str]] = {
         "variant": "variant",
@@ -26,20 +39,30 @@ class DeepConfParams(DeepConfSettings, Params):
         "max_traces": "max_traces",
         "consensus_threshold": "consensus_threshold",
         "window_size": "window_size",
+        "min_trace_length": "min_trace_length",
+        "max_tokens_per_trace": "max_tokens_per_trace",
+        "confidence_metric": "confidence_metric",
+        "include_stats": "include_stats",
     }
+
+    def check_model(self, model: str, supports: Supports) -> None:
+        check_scored("deepconf", model, supports, "confidence is made of them")
 
 
 @decoder("deepconf", DeepConfParams, cost=lambda _: Cost(calls=1, depth=1))
 async def deepconf(
-    _chat: Chat, sampling: Sampling, llm: LLM, params: DeepConfParams, _ctx: Context
-) -> Sampling:
-    """Return the sampling by which a local model decodes so.
+    chat: Chat, sampling: Sampling, llm: LLM, params: DeepConfParams, ctx: Context
+) -> Completion | Sampling:
+    """Return the sampling by which a local model decodes so, or another model's decoded reply.
 
     Raises:
-        RequestRejected: the model is not a local one.
+        RequestRejected: the model is neither a local one nor returns log-probabilities.
     """
-    if not llm.supports(FIELD):
-        raise RequestRejected(
-            "deepconf needs a local model (optillm-local/...): it stops samples under way"
-        )
-    return by_engine("deepconf", params, sampling)
+    params.check_model(llm.model, llm.supports)
+    settings = settings_of(DeepConfSettings, params)
+    most = params.max_tokens_per_trace
+    if most is not None and (sampling.max_tokens is None or most < sampling.max_tokens):
+        sampling = replace(sampling, max_tokens=most)
+    if llm.supports(FIELD):
+        return by_engine("deepconf", settings, sampling)
+    return await deepconf_decode(chat, sampling, llm, settings, ctx)

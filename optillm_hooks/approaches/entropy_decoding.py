@@ -2,20 +2,27 @@
 
 Source: the sampler of entropix (xjdr, 2024), on logits alone; what differs is said in
 `local_provider.decoding.entropy_decoding`.
-Cost: one call; the local engine runs its branches in one batch from one reading of the prompt.
+Cost: one call, of a local model: entropy and varentropy are those of the whole distribution, of
+which other providers show 20 tokens.
 """
 
 from optillm_hooks.context import Context
-from optillm_hooks.errors import RequestRejected
 from optillm_hooks.llm import LLM
-from optillm_hooks.local_provider.decoding import FIELD, by_engine
+from optillm_hooks.local_provider.decoding import Supports, by_engine
 from optillm_hooks.local_provider.decoding.entropy_decoding import EntropySettings
 from optillm_hooks.registry import Cost, Params, decoder
+from optillm_hooks.remote_decoding.calls import check_local
 from optillm_hooks.types import Chat, Sampling
 
 
 class EntropyDecodingParams(EntropySettings, Params):
     """The engine's own settings."""
+
+    def check_model(self, model: str, supports: Supports) -> None:
+        reason = (
+            "entropy and varentropy need the whole distribution; other providers show 20 tokens"
+        )
+        check_local("entropy_decoding", model, supports, reason)
 
 
 @decoder("entropy_decoding", EntropyDecodingParams, cost=lambda _: Cost(calls=1, depth=1))
@@ -27,8 +34,5 @@ async def entropy_decoding(
     Raises:
         RequestRejected: the model is not a local one.
     """
-    if not llm.supports(FIELD):
-        raise RequestRejected(
-            "entropy_decoding needs a local model (optillm-local/...): it sees whole distributions"
-        )
+    params.check_model(llm.model, llm.supports)
     return by_engine("entropy_decoding", params, sampling)

@@ -46,6 +46,7 @@ class MctsParams(Params):
         "mcts_depth": "depth",
     }
     model_fields_named: ClassVar[tuple[str, ...]] = ("judge",)
+    judges_named: ClassVar[tuple[str, ...]] = ("judge",)
 
     simulations: int = Field(
         default=2, ge=1, le=64, description="Walks down the tree, after the first solutions."

@@ -57,6 +57,7 @@ is not. Reply with the complete answer to the request only, and do not mention t
 
 class PlansearchParams(Params):
     model_fields_named: ClassVar[tuple[str, ...]] = ("judge",)
+    judges_named: ClassVar[tuple[str, ...]] = ("judge",)
 
     leaves: int = Field(default=3, ge=1, le=32, description="Plans to make and answers to write.")
     observations: int = Field(default=3, ge=1, le=10, description="First-order observations.")

@@ -50,6 +50,7 @@ CARE = "Reviewers of earlier solutions asked that these points be minded."
 
 class PvgParams(Params):
     model_fields_named: ClassVar[tuple[str, ...]] = ("verifier",)
+    judges_named: ClassVar[tuple[str, ...]] = ("verifier",)
 
     num_rounds: int = Field(default=2, ge=1, le=8, description="Rounds of the game.")
     num_solutions: int = Field(

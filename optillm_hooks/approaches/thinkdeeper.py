@@ -1,20 +1,22 @@
 """ThinkDeeper: at least and at most so many tokens of thinking before the answer.
 
 Source: Muennighoff et al. 2025, "s1: Simple test-time scaling", arXiv:2501.19393 (budget forcing);
-what differs is said in `local_provider.decoding.thinkdeeper`.
-Cost: one call; the local engine runs its branches in one batch from one reading of the prompt.
+what differs is said in `local_provider.decoding.thinkdeeper` and `remote_decoding.thinking`.
+Cost: one call of a local model. Of a model elsewhere 2 calls, one after another, and one more each
+time (at most 8) that the model is made to think on; it must continue a prefix.
 """
 
 from collections.abc import Mapping
 from typing import ClassVar
 
 from optillm_hooks.context import Context
-from optillm_hooks.errors import RequestRejected
 from optillm_hooks.llm import LLM
-from optillm_hooks.local_provider.decoding import FIELD, by_engine
+from optillm_hooks.local_provider.decoding import FIELD, Supports, by_engine, settings_of
 from optillm_hooks.local_provider.decoding.thinkdeeper import ThinkSettings
 from optillm_hooks.registry import Cost, Params, decoder
-from optillm_hooks.types import Chat, Sampling
+from optillm_hooks.remote_decoding.calls import check_continues
+from optillm_hooks.remote_decoding.thinking import think
+from optillm_hooks.types import Chat, Completion, Sampling
 
 
 class ThinkDeeperParams(ThinkSettings, Params):
@@ -31,18 +33,23 @@ class ThinkDeeperParams(ThinkSettings, Params):
         "end_think_token": "end_think_token",
     }
 
+    def check_model(self, model: str, supports: Supports) -> None:
+        check_continues("thinkdeeper", model, supports, "it writes into the reply")
+
 
 @decoder("thinkdeeper", ThinkDeeperParams, cost=lambda _: Cost(calls=1, depth=1))
 async def thinkdeeper(
-    _chat: Chat, sampling: Sampling, llm: LLM, params: ThinkDeeperParams, _ctx: Context
-) -> Sampling:
-    """Return the sampling by which a local model decodes so.
+    chat: Chat, sampling: Sampling, llm: LLM, params: ThinkDeeperParams, ctx: Context
+) -> Completion | Sampling:
+    """Return the sampling by which a local model decodes so, or another model's decoded reply.
 
     Raises:
-        RequestRejected: the model is not a local one.
+        RequestRejected: the model is neither.
     """
-    if not llm.supports(FIELD):
-        raise RequestRejected(
-            "thinkdeeper needs a local model (optillm-local/...): it replaces tokens"
-        )
-    return by_engine("thinkdeeper", params, sampling)
+    params.check_model(llm.model, llm.supports)
+    settings = settings_of(ThinkSettings, params)
+    if llm.supports(FIELD):
+        return by_engine("thinkdeeper", settings, sampling)
+    reply, facts = await think(chat, sampling, llm, settings, ctx)
+    ctx.trace.note("thinkdeeper", **facts)
+    return reply

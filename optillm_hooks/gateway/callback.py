@@ -76,6 +76,7 @@ class Hook(CustomLogger):
             _check_request(data, route, selection, settings.max_choices)
             await _check_access(selection, user_api_key_dict, router)
             _check_price(selection, router)
+            _check_decoders(selection, router)
             if selection.passes_through:
                 return _passed_through(data, selection.base, route)
             if not selection.on_alias:
@@ -218,6 +219,15 @@ def _check_price(selection: Selection, router: Router) -> None:
             raise RequestRejected(
                 f"max_cost_usd is set, but the price of {model!r} is not known", param="model"
             )
+
+
+def _check_decoders(selection: Selection, router: Router) -> None:
+    """Refuse a decoder that cannot run on a model whose replies it is to decode."""
+    for chain in selection.plan.chains:
+        for at, stage in enumerate(chain):
+            named = [model for later in chain[at:] for model in later.params.generators()]
+            for model in dict.fromkeys((selection.base, *named)):
+                stage.params.check_model(model, ModelFacts(router, model).supports)
 
 
 def _rewritten(data: dict[str, Any], selection: Selection, route: Route) -> dict[str, Any]:

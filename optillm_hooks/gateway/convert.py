@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, cast, get_args
 
 from litellm.constants import (
@@ -207,10 +208,11 @@ def write_sampling(sampling: Sampling) -> dict[str, Any]:
 def read_completions(response: ModelResponse, cost_usd: float) -> list[Completion]:
     """Return the choices of a reply; the first carries the usage of all."""
     usage = read_usage(getattr(response, "usage", None), cost_usd)
-    return [
+    first, *others = [
         _read_choice(cast(Choices, choice), usage if number == 0 else Usage())
         for number, choice in enumerate(response.choices)
     ]
+    return [replace(first, facts=_read_facts(response)), *others]
 
 
 def _read_choice(choice: Choices, usage: Usage) -> Completion:
@@ -241,8 +243,9 @@ def read_delta(chunk: ModelResponseStream, cost_usd: float) -> Delta:
     """Return a chunk of a single choice as a piece; its usage with `cost_usd`, if it has one."""
     usage = getattr(chunk, "usage", None)
     read = None if usage is None else read_usage(usage, cost_usd)
+    facts = _read_facts(chunk)
     if not chunk.choices:
-        return Delta(usage=read)
+        return Delta(usage=read, facts=facts)
     choice = chunk.choices[0]
     delta = choice.delta.model_dump(exclude_none=True)
     reason = choice.finish_reason
@@ -254,7 +257,14 @@ def read_delta(chunk: ModelResponseStream, cost_usd: float) -> Delta:
         fields=_other_fields(delta),
         finish_reason=None if reason is None else read_finish_reason(reason),
         usage=read,
+        facts=facts,
     )
+
+
+def _read_facts(response: object) -> Fields:
+    """Return what a local model says of how it decoded a reply."""
+    facts = getattr(response, "optillm_decoding", None)
+    return facts if isinstance(facts, dict) else {}
 
 
 def read_finish_reason(reason: str | None) -> FinishReason:

@@ -6,11 +6,17 @@ from typing import Any
 
 import litellm
 from litellm import Router
+from pydantic import ValidationError
 
+from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway.naming import PROVIDER
 from optillm_hooks.llm import Price
+from optillm_hooks.settings import DeploymentSettings
 
 LOCAL_PROVIDER = "optillm-local"
+
+_PREFIX_FIELDS = ("continue_final_message", "logprobs", "top_logprobs")
+"""What a deployment takes of which the operator says that it continues a prefix."""
 
 _MOST_CHOICES = 128
 """The most choices that OpenAI's API takes in one call."""
@@ -114,10 +120,21 @@ def _facts_of(params: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
     except litellm.BadRequestError:
         return {"provider": None, "supported": None, "info": info}
     supported = litellm.get_supported_openai_params(model=model, custom_llm_provider=provider)
+    if _continues_prefix(info):
+        supported = [*(supported or ()), *_PREFIX_FIELDS]
     mapped: dict[str, Any] = litellm.model_cost.get(
         f"{provider}/{model}"
     ) or litellm.model_cost.get(model, {})
     return {"provider": provider, "supported": supported, "info": {**mapped, **params, **info}}
+
+
+def _continues_prefix(info: dict[str, Any]) -> bool:
+    try:
+        return DeploymentSettings.model_validate(info.get("optillm") or {}).continues_prefix
+    except ValidationError as exc:
+        error = exc.errors()[0]
+        place = ".".join(["model_info.optillm", *map(str, error["loc"])])
+        raise RequestRejected(f"{place}: {error['msg']}", param=place) from None
 
 
 def _price(facts: dict[str, Any]) -> Price | None:

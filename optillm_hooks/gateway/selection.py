@@ -1,10 +1,11 @@
 """Which approach a request asks for, on which base model, under which settings.
 
 Strongest first: body field, tag, prefix of the model name, alias, the operator's default. The name
-of a configured model always wins over reading it as a prefix.
+of a configured model always wins over reading it as a prefix. OptiLLM's body field `decoding` puts
+a decoder before whatever that is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -14,11 +15,12 @@ from pydantic import BaseModel, ValidationError
 
 from optillm_hooks import expression
 from optillm_hooks.errors import RequestRejected
+from optillm_hooks.expression import Call, Chain, Parallel, Tree
 from optillm_hooks.gateway import naming
 from optillm_hooks.gateway.router import alias_model, deployments, is_configured, is_served
 from optillm_hooks.gateway.tags import read_tags
-from optillm_hooks.plan import Plan, resolve
-from optillm_hooks.registry import all_approaches
+from optillm_hooks.plan import PASS_THROUGH, Plan, resolve
+from optillm_hooks.registry import Approach, all_approaches
 from optillm_hooks.settings import (
     AliasSettings,
     LimitSettings,
@@ -33,7 +35,7 @@ Source = Literal["body", "tag", "prefix", "alias", "default"]
 _OPERATORS: frozenset[Source] = frozenset({"alias", "default"})
 """Where the operator has spelt the plan, and not the client."""
 
-OWN_FIELDS = ("optillm_approach", "optillm_params", "optillm_limits")
+OWN_FIELDS = ("optillm_approach", "optillm_params", "optillm_limits", "decoding")
 
 
 class CallLimit(NamedTuple):
@@ -125,11 +127,14 @@ def select(request: dict[str, Any], router: Router, settings: Settings) -> Selec
     tagged = read_tags(request)
     if tagged.changed:
         request.update(tagged.changed)
-    body, params, limits = (request.pop(name, None) for name in OWN_FIELDS)
+    body, params, limits, decoding = (request.pop(name, None) for name in OWN_FIELDS)
     if not isinstance(requested, str):
         return None
+    decoder = _decoder(decoding)
     target = _target(requested, router, settings)
     text, source = _chosen(body, tagged.approach, target)
+    if text is None and decoder is not None:
+        text, source = PASS_THROUGH, "body"
     if text is None:
         if params is not None or limits is not None:
             raise RequestRejected(
@@ -137,16 +142,20 @@ def select(request: dict[str, Any], router: Router, settings: Settings) -> Selec
                 param="optillm_params",
             )
         return None
-    if target.alias is not None and target.alias.locked and source != "alias":
+    if target.alias is not None and target.alias.locked and (source != "alias" or decoder):
         raise RequestRejected(
-            f"the model {requested!r} is locked to its approach; leave out the {source}'s",
+            f"the model {requested!r} is locked to its approach; leave out the "
+            f"{'body' if decoder else source}'s",
             param="optillm_approach",
         )
     _check_base(requested, target, router)
     tree = expression.parse(text, commas=source != "prefix")
+    if decoder is not None:
+        _check_form([decoder], "body", settings)
+        tree = _decoded(tree, decoder.name)
     plan = resolve(tree, given=_given(params), temperature=_temperature(request))
     plan = _with_body_fields(plan, tree, params, request)
-    _check_form(plan, source, settings)
+    _check_form([stage.approach for stage in plan.stages], source, settings)
     check_named(plan, router)
     asked = _valid(LimitSettings, limits or {}, "optillm_limits")
     spelt = resolve(tree).expected_calls if source in _OPERATORS else 0
@@ -199,6 +208,37 @@ def _chosen(body: object, tag: str | None, target: _Target) -> tuple[str | None,
     if tag is not None:
         return tag, "tag"
     return target.expression, target.source
+
+
+def _decoder(name: object) -> Approach | None:
+    """Return the decoder that the body field `decoding` names; None if it is left out."""
+    if name is None:
+        return None
+    known = {found.name: found for found in all_approaches() if found.kind == "decoder"}
+    if not isinstance(name, str) or name not in known:
+        raise RequestRejected(
+            f"unknown decoding {str(name)[:80]!r}; known: {', '.join(known)}", param="decoding"
+        )
+    return known[name]
+
+
+def _decoded(tree: Tree, decoder: str) -> Tree:
+    """Return `tree` with `decoder` before each branch that does not name it, and in place of none.
+
+    OptiLLM knows the last form only: there a decoding method does not combine with an approach.
+    """
+    if isinstance(tree, Parallel):
+        return Parallel(tuple(_decoded_branch(branch, decoder) for branch in tree.branches))
+    return _decoded_branch(tree, decoder)
+
+
+def _decoded_branch(branch: Call | Chain, decoder: str) -> Call | Chain:
+    stages = branch.stages if isinstance(branch, Chain) else (branch,)
+    if [stage.name for stage in stages if isinstance(stage, Call)] == [PASS_THROUGH]:
+        return Call(decoder)
+    if any(isinstance(stage, Call) and stage.name == decoder for stage in stages):
+        return branch
+    return Chain((Call(decoder), *stages))
 
 
 def _check_base(requested: str, target: _Target, router: Router) -> None:
@@ -285,7 +325,7 @@ def _with_body_fields(
     return resolve(tree, given=given, temperature=_temperature(request))
 
 
-def _check_form(plan: Plan, source: Source, settings: Settings) -> None:
+def _check_form(approaches: Sequence[Approach], source: Source, settings: Settings) -> None:
     if source in _OPERATORS:
         return
     allowed = {
@@ -293,7 +333,7 @@ def _check_form(plan: Plan, source: Source, settings: Settings) -> None:
         "tag": settings.forms.tag,
         "prefix": settings.forms.prefix,
     }
-    refused = forbidden((stage.approach for stage in plan.stages), allowed[source])
+    refused = forbidden(approaches, allowed[source])
     if refused:
         raise RequestRejected(
             f"a {source} may not name {', '.join(sorted(set(refused)))} on this proxy",

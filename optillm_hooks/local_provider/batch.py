@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from optillm_hooks.errors import OptiLLMError, ProviderFailed
+from optillm_hooks.errors import OptiLLMError, ProviderFailed, RequestRejected
 from optillm_hooks.local_provider.chat_format import ChatFormat, ReplyReader, Transcript, as_text
 from optillm_hooks.local_provider.decoding.autothink import AutoThinkSettings
 from optillm_hooks.local_provider.decoding.base import Branch, Decoding
-from optillm_hooks.local_provider.decoding.methods import Vocabulary, method
+from optillm_hooks.local_provider.decoding.methods import Vocabulary, method, steering
 from optillm_hooks.local_provider.decoding.thinkdeeper import ThinkSettings
 from optillm_hooks.local_provider.generation import (
     Finished,
@@ -33,7 +33,6 @@ from optillm_hooks.local_provider.runner import Runner
 from optillm_hooks.local_provider.sampling import draw, score, shift
 from optillm_hooks.local_provider.scheduler import grant, split
 from optillm_hooks.local_provider.tool_calls import Tools
-from optillm_hooks.types import Fields
 
 _SHARED_FROM = 64
 """Tokens from which a prompt is read by reference: below, one more copy is the smaller cost."""
@@ -200,6 +199,13 @@ class Batch:
         if request.adapter is not None and request.adapter not in runner.adapters.names:
             known = ", ".join(sorted(runner.adapters.names)) or "none"
             raise UnknownModel(f"no adapter {request.adapter!r}; this model has: {known}")
+        unknown = steering(request).keys() - runner.steering.names
+        if unknown:
+            known = ", ".join(sorted(runner.steering.names)) or "none"
+            raise RequestRejected(
+                f"no steering vector {min(unknown)[:80]!r}; this model has: {known}",
+                param="pattern_strengths",
+            )
         tools = self._format.tools(request)
         prompt = self._format.encode(request.messages, request.tools)
         room = runner.context - len(prompt)
@@ -282,6 +288,7 @@ class Batch:
         if branch is None:
             self._runner.free(row)
             return []
+        row.steering = branch.steering
         transcript = Transcript(
             job.opened,
             self._format,
@@ -342,9 +349,8 @@ class Batch:
         b.job.decoding.close(b.branch, b.transcript.written(stopped=b.branch.stopped))
 
     def _finish(self, job: _Active) -> None:
-        facts: Fields = {}
+        outcome = job.decoding.outcome()
         if not job.decoding.live:
-            outcome = job.decoding.outcome()
             reader = ReplyReader(opened=job.thinking, tools=job.tools)
             for shown in (reader.feed(outcome.text), reader.close()):
                 job.asked.deliver(Piece(0, shown.text, shown.reasoning, tool_calls=shown.calls))
@@ -352,10 +358,8 @@ class Batch:
             job.asked.deliver(
                 Piece(0, finish_reason="tool_calls" if called else outcome.finish_reason)
             )
-            facts = outcome.facts
-        job.asked.deliver(
-            Finished(len(job.prompt), job.drawn, job.cached_tokens, job.reasoning_tokens, facts)
-        )
+        counts = (len(job.prompt), job.drawn, job.cached_tokens, job.reasoning_tokens)
+        job.asked.deliver(Finished(*counts, outcome.facts))
         self._leave(job)
 
     def _leave(self, job: _Active) -> None:

@@ -247,7 +247,10 @@ class _Chunks:
 
     def of(self, event: Piece | Finished) -> Iterator[ModelResponseStream]:
         if isinstance(event, Finished):
-            yield self._chunk([StreamingChoices(index=0, delta=Delta())], usage=_usage(event))
+            totals = self._chunk([StreamingChoices(index=0, delta=Delta())], usage=_usage(event))
+            if event.facts:
+                totals.optillm_decoding = dict(event.facts)
+            yield totals
             yield self._chunk([StreamingChoices(finish_reason=self._first_reason, delta=Delta())])
             return
         if event.text or event.reasoning or event.tokens or event.tool_calls:

@@ -9,7 +9,7 @@ tokens at once, whether a token continues an answer or belongs to a prompt that 
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -108,6 +108,8 @@ class Row:
     prefix: Prefix | None = None
     length: int = 0
     adapter: str | None = None
+    steering: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Steering vectors by name, with the strength of each; for tokens fed from now on."""
 
     @property
     def position(self) -> int:

@@ -1,7 +1,7 @@
 """Pure functions from logits (float32 [B, V], nats) to what a step tells about the model."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -62,3 +62,18 @@ def entropy(logprobs: "Tensor") -> "tuple[Tensor, Tensor]":
     h = (p * surprise).sum(dim=-1)
     v = (p * (surprise - h[:, None]).square()).sum(dim=-1)
     return h, v
+
+
+def listed_margin(logprobs: Sequence[float]) -> float:
+    """Return the margin of one distribution of which the likeliest log-probabilities are listed."""
+    best = sorted(logprobs, reverse=True)[:2]
+    return math.exp(best[0]) - (math.exp(best[1]) if len(best) > 1 else 0.0) if best else 0.0
+
+
+def listed_confidence(logprobs: Sequence[float]) -> float:
+    """Return the confidence of one distribution of which the likeliest ones are listed.
+
+    Of fewer than 20 it is that of those: comparable with others of as many.
+    """
+    best = sorted(logprobs, reverse=True)[:CONFIDENCE_TOKENS]
+    return -sum(best) / len(best) if best else 0.0

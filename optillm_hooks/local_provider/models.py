@@ -41,6 +41,10 @@ class ModelSpec(BaseModel):
     adapters: dict[str, str] = Field(
         default_factory=dict, description="Folders of LoRA adapters, by name: model+name uses one."
     )
+    steering: dict[str, str] = Field(
+        default_factory=dict,
+        description="Files of steering vectors, by the name under which autothink may use one.",
+    )
     trust_remote_code: bool = Field(False, description="Run Python code out of the model's folder.")
     context: int | None = Field(
         None, ge=1, description="Most tokens of a prompt and its answer; unset, the model's own."
@@ -181,7 +185,7 @@ def start(spec: ModelSpec) -> "Batch":
         prefix_bytes=int(spec.prefix_gib * 2**30),
         reply_tokens=spec.reply_tokens,
     )
-    runner = Runner(loaded.model, spec.adapters, spec.context)
+    runner = Runner(loaded.model, spec.adapters, spec.steering, spec.context)
     return Batch(runner, ChatFormat(loaded.tokenizer, end_ids(loaded)), capacity)
 
 

@@ -10,6 +10,7 @@ from transformers import AttentionInterface
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.local_provider.adapters import Adapters
 from optillm_hooks.local_provider.kv_cache import KeyValues, Prefix, Row, Shape, StepPlan
+from optillm_hooks.local_provider.steering import Steering
 
 _ATTENTION = "optillm_rows"
 _WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
@@ -25,9 +26,14 @@ class Runner:
     """A causal language model on one device, with the keys and values of its rows."""
 
     def __init__(
-        self, model: Any, adapters: Mapping[str, str] | None = None, context: int | None = None
+        self,
+        model: Any,
+        adapters: Mapping[str, str] | None = None,
+        steering: Mapping[str, str] | None = None,
+        context: int | None = None,
     ) -> None:
-        """`adapters`: folders of LoRA adapters, by the names under which rows choose them.
+        """`adapters`: folders of LoRA adapters, `steering`: files of steering vectors, by the names
+        under which rows choose them.
 
         `context`: most tokens of a prompt and its answer together; None is what the model allows.
 
@@ -54,6 +60,7 @@ class Runner:
         self.weight_bytes: int = sum(p.numel() * p.element_size() for p in model.parameters())
         self.rows = KeyValues(self._shape, self.context)
         self.adapters = Adapters(model, {})
+        self.steering = Steering(model, steering or {})
         self._take_over_attention(config)
         self.adapters = Adapters(model, adapters or {})
 
@@ -93,6 +100,7 @@ class Runner:
         flat = [token for _, tokens in feeds for token in tokens]
         of_rows = [row.adapter for row, tokens in feeds for _ in tokens]
         self.adapters.choose(of_rows, self._shape.device)
+        self.steering.choose([row.steering for row, tokens in feeds for _ in tokens])
         output = self._model(
             input_ids=torch.tensor([flat], device=self._shape.device),
             position_ids=plan.positions[None],

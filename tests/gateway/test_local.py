@@ -105,6 +105,47 @@ def test_it_streams(client: openai.OpenAI) -> None:
     assert len([piece for piece in pieces if piece]) > 3
 
 
+def optillm(said: Any) -> dict[str, Any]:
+    return dict(said.model_extra["optillm"])
+
+
+def test_a_decoder_says_what_it_did(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="smollm2",
+        messages=QUESTION,
+        max_tokens=6,
+        extra_body={"decoding": "cot_decoding", "k": 2},
+    )
+    [note] = optillm(answer)["notes"]
+    assert (note["name"], note["paths"]) == ("cot_decoding", 2)
+    assert (answer.choices[0].message.content or "").strip()
+
+
+def test_a_decoder_says_so_on_a_stream_too(client: openai.OpenAI) -> None:
+    with client.chat.completions.create(
+        model="thinkdeeper-smollm2",
+        messages=QUESTION,
+        max_tokens=20,
+        stream=True,
+        extra_body={"max_thinking_tokens": 8},
+    ) as chunks:
+        reports = [optillm(c) for c in chunks if "optillm" in (c.model_extra or {})]
+    [note] = reports[0]["notes"]
+    assert (note["name"], note["most_thinking"]) == ("thinkdeeper", 8)
+    assert 0 < note["thinking"] <= 8
+
+
+def test_a_decoder_makes_the_samples_of_an_approach(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="bon(n=2)-smollm2",
+        messages=QUESTION,
+        max_tokens=6,
+        extra_body={"decoding": "cot_decoding", "k": 2},
+    )
+    decoded = [note for note in optillm(answer)["notes"] if note["name"] == "cot_decoding"]
+    assert [note["paths"] for note in decoded] == [2, 2]
+
+
 def test_a_seed_gives_the_same_answer_again(client: openai.OpenAI) -> None:
     def ask() -> str | None:
         answer = client.chat.completions.create(

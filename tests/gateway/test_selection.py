@@ -413,3 +413,110 @@ def test_a_group_costs_its_dearest_deployment_and_nothing_is_guessed() -> None:
     unknown = group("x", "openai/c")
     assert ModelFacts(Router(model_list=[cheap, dear]), "x").price == Price(2e-6, 5e-6)
     assert ModelFacts(Router(model_list=[cheap, unknown]), "x").price is None
+
+
+# ---------------------------------------------------------------------- OptiLLM's decoding fields
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (ask("base"), "cot_decoding"),
+        (ask("none-base"), "cot_decoding"),
+        (ask("bon-base"), "cot_decoding&bon"),
+        (ask("re2&bon-base"), "cot_decoding&re2&bon"),
+        (ask("none|bon-base"), "cot_decoding|cot_decoding&bon"),
+        (ask("cot_decoding(k=3)&bon-base"), "cot_decoding(k=3)&bon"),
+        (ask("careful"), "cot_decoding&moa(proposers=2)"),
+        (ask("base", tagged("bon")), "cot_decoding&bon"),
+    ],
+    ids=["alone", "none", "prefix", "chain", "branches", "named already", "alias", "tag"],
+)
+def test_the_field_decoding_puts_a_decoder_before_the_approach(
+    router: Router, request_: dict[str, Any], expected: str
+) -> None:
+    request = {**request_, "decoding": "cot_decoding"}
+    assert selected(router, request).plan.text == expected
+    assert "decoding" not in request
+
+
+DECODING_FIELDS = [
+    ("cot_decoding", "k", 3),
+    ("cot_decoding", "aggregate_paths", False),
+    ("cot_decoding", "num_beams", 1),
+    ("cot_decoding", "length_penalty", 1.0),
+    ("cot_decoding", "no_repeat_ngram_size", 0),
+    ("cot_decoding", "early_stopping", False),
+    ("thinkdeeper", "reasoning_effort", "high"),
+    ("thinkdeeper", "min_thinking_tokens", 5),
+    ("thinkdeeper", "max_thinking_tokens", 50),
+    ("thinkdeeper", "max_thoughts", 3),
+    ("thinkdeeper", "thought_switch_tokens", ["Hm,"]),
+    ("thinkdeeper", "prefill", "First,"),
+    ("thinkdeeper", "start_think_token", "<t>"),
+    ("thinkdeeper", "end_think_token", "</t>"),
+    ("autothink", "pattern_strengths", {"careful": -0.5}),
+    ("deepconf", "variant", "high"),
+    ("deepconf", "warmup_samples", 3),
+    ("deepconf", "consensus_threshold", 0.5),
+    ("deepconf", "max_traces", 7),
+    ("deepconf", "window_size", 99),
+    ("deepconf", "min_trace_length", 9),
+    ("deepconf", "max_tokens_per_trace", 99),
+    ("deepconf", "confidence_metric", "average_confidence"),
+    ("deepconf", "include_stats", True),
+]
+
+
+@pytest.mark.parametrize(
+    ("decoding", "field", "value"), DECODING_FIELDS, ids=[f"{d} {f}" for d, f, _ in DECODING_FIELDS]
+)
+def test_each_field_of_a_decoding_method_reaches_it(
+    router: Router, decoding: str, field: str, value: Any
+) -> None:
+    request = ask("base", decoding=decoding, **{field: value})
+    [found] = selected(router, request).plan.stages
+    assert found.params.model_dump(mode="json")[field] == value
+    assert field not in request
+
+
+@pytest.mark.parametrize(
+    ("decoding", "fields", "message"),
+    [
+        ("beam", {}, r"unknown decoding 'beam'; known: autothink, cot_decoding, deepconf, ent"),
+        (["cot_decoding"], {}, "unknown decoding"),
+        ("cot_decoding", {"k": 0}, "cot_decoding: k: .* greater than or equal to 1, got 0"),
+        ("cot_decoding", {"num_beams": 4}, "cot_decoding: num_beams: .* 1, got 4"),
+        ("cot_decoding", {"optillm_approach": "deepconf&bon"}, "one decoder, not cot_dec.* and d"),
+        ("autothink", {"steering_dataset": "some/set"}, "vectors are the operator's"),
+    ],
+    ids=["unknown", "no text", "bounds", "beams", "two decoders", "a data set of the client's"],
+)
+def test_a_wrong_decoding_is_refused(
+    router: Router, decoding: Any, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RequestRejected, match=message):
+        select(ask("base", decoding=decoding, **fields), router, Settings())
+
+
+def test_a_locked_alias_takes_no_decoding_and_a_body_only_those_that_it_may_name(
+    router: Router,
+) -> None:
+    with pytest.raises(RequestRejected, match="locked to its approach; leave out the body's"):
+        select(ask("locked", decoding="cot_decoding"), router, Settings())
+    nothing = Settings.model_validate({"forms": {"body": "none"}})
+    with pytest.raises(RequestRejected, match="a body may not name cot_decoding"):
+        select(ask("bon-base", decoding="cot_decoding"), router, nothing)
+
+
+def test_without_a_decoder_the_same_fields_are_the_providers(router: Router) -> None:
+    fields: dict[str, Any] = {"reasoning_effort": "high", "k": 3, "variant": "low", "top_k": 5}
+    assert select(plain := ask("base", **fields), router, Settings()) is None
+    assert plain == ask("base", **fields)
+    selected(router, composed := ask("bon-base", **fields))
+    assert {name: composed[name] for name in fields} == fields
+
+
+def test_a_null_decoding_is_none(router: Router) -> None:
+    assert select(request := ask("base", decoding=None), router, Settings()) is None
+    assert "decoding" not in request

@@ -2,15 +2,19 @@
 
 Source: Sharma 2025, "AutoThink: efficient inference for reasoning LLMs", SSRN 5253327. There a
 trained classifier gives one of two budgets in tokens; here a rule that needs no download gives a
-score, and thinking gets a share of the reply that grows with it. The paper's steering vectors are
-left out. The thinking itself is that of thinkdeeper.
+score, and thinking gets a share of the reply that grows with it. The thinking itself is that of
+thinkdeeper. Steering vectors are the operator's (`local_provider.steering`); a request says which,
+and how strongly, instead of having a classifier find one.
 """
 
 import re
+from collections.abc import Callable, Mapping, Sequence
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from optillm_hooks.local_provider.decoding.thinkdeeper import ThinkSettings
+from optillm_hooks.local_provider.decoding.thinkdeeper import Thinking, ThinkSettings
+from optillm_hooks.local_provider.generation import Law
+from optillm_hooks.types import Json
 
 _SIGNS = (
     r"\b(prove|proof|derive|show that|explain why|step by step)\b",
@@ -35,6 +39,19 @@ class AutoThinkSettings(BaseModel):
     most_share: float = Field(
         default=0.6, ge=0, le=1, description="Share of the reply for thinking, hardest question."
     )
+    pattern_strengths: dict[str, float] = Field(
+        default_factory=dict[str, float],
+        max_length=16,
+        description="Steering vectors of the model by name, each with its strength from -1 to 1: "
+        "the share of a hidden state's length that is added along it.",
+    )
+
+    @field_validator("pattern_strengths")
+    @classmethod
+    def _bounded(cls, strengths: dict[str, float]) -> dict[str, float]:
+        if not all(-1 <= strength <= 1 for strength in strengths.values()):
+            raise ValueError("a strength lies between -1 and 1")
+        return strengths
 
 
 def complexity(question: str) -> float:
@@ -49,3 +66,27 @@ def thinking_for(question: str, settings: AutoThinkSettings, room: int) -> Think
     low, high = sorted((settings.least_share, settings.most_share))
     most = int(room * (low + (high - low) * complexity(question)))
     return ThinkSettings(max_thinking_tokens=most, min_thinking_tokens=min(most, room // 20))
+
+
+class SteeredThinking(Thinking):
+    """Thinking with the budget of its question, along the steering vectors that were asked for."""
+
+    def __init__(
+        self,
+        law: Law,
+        question: str,
+        settings: AutoThinkSettings,
+        room: int,
+        encode: Callable[[str], Sequence[int]],
+        spell: Callable[[int], bytes],
+    ) -> None:
+        super().__init__(law, thinking_for(question, settings, room), room, encode, spell)
+        self._complexity = complexity(question)
+        self.steering = settings.pattern_strengths
+
+    def facts(self) -> Mapping[str, Json]:
+        return {
+            "complexity": round(self._complexity, 3),
+            "steering": dict(self.steering),
+            **super().facts(),
+        }

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol
 
 from optillm_hooks.local_provider.generation import Law
@@ -14,6 +15,9 @@ class Branch:
 
     asks: frozenset[Measure] = frozenset()
     """The measures that it wants to see of each step."""
+
+    steering: Mapping[str, float] = MappingProxyType({})
+    """Steering vectors by name, with the strength of each: see `local_provider.steering`."""
 
     def __init__(self, law: Law) -> None:
         self._law = law
@@ -30,6 +34,10 @@ class Branch:
         There is at least one; several are written one after another.
         """
         return [token]
+
+    def facts(self) -> Mapping[str, Json]:
+        """Return how it went, for the response's vendor fields. Never text."""
+        return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +88,7 @@ class Decoding(Protocol):
         ...
 
     def outcome(self) -> Outcome:
-        """Return the reply, when no branch is open and none wanted. Not asked of live methods."""
+        """Return the reply, when no branch is open and none wanted; of a live method the facts."""
         ...
 
 
@@ -91,11 +99,13 @@ class Samples:
 
     def __init__(self, make: Callable[[], Branch], n: int) -> None:
         self._make = make
+        self._opened: list[Branch] = []
         self.wanted = n
 
     def open(self) -> Branch | None:
         self.wanted -= 1
-        return self._make()
+        self._opened.append(self._make())
+        return self._opened[-1]
 
     def begin(self, likeliest: Sequence[tuple[int, float]]) -> None:
         """Nothing depends on the first tokens."""
@@ -104,4 +114,7 @@ class Samples:
         """Nothing is picked from the samples."""
 
     def outcome(self) -> Outcome:
-        raise NotImplementedError("each sample is a choice of its own")
+        facts = [dict(branch.facts()) for branch in self._opened]
+        if len(facts) == 1 or not any(facts):
+            return Outcome("", facts=facts[0] if facts else {})
+        return Outcome("", facts={"choices": [*facts]})

@@ -1,4 +1,4 @@
-"""CoT decoding: k greedy branches, one per likely first token; the answer they are surest of wins.
+"""CoT decoding: k branches, one per likely first token; the answer they are surest of wins.
 
 Source: Wang and Zhou 2024, "Chain-of-Thought Reasoning Without Prompting", arXiv:2402.10200,
 sections 2.2 and 3. As there, confidence is the mean gap between the two likeliest tokens over the
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from optillm_hooks.local_provider.decoding.base import Branch, Outcome, Written
 from optillm_hooks.local_provider.generation import Law
 from optillm_hooks.local_provider.measures import Measured
-from optillm_hooks.types import FinishReason
+from optillm_hooks.types import FinishReason, Json
 
 _NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?")
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
@@ -33,6 +33,13 @@ class CotSettings(BaseModel):
     aggregate_paths: bool = Field(
         default=True,
         description="Add up the confidence of branches with equal answers; else the surest wins.",
+    )
+    branch_temperature: float | None = Field(
+        default=None,
+        ge=0,
+        le=2,
+        description="Of what follows a first token. Unset: 0 as in the paper, and within an "
+        "approach that samples, that approach's: greedy branches would give it one answer only.",
     )
 
 
@@ -120,11 +127,20 @@ def choose(paths: Sequence[Path], *, aggregate: bool) -> Path:
     return max((path for path in able if path.answer == best), key=lambda path: path.confidence)
 
 
-class _Greedy(Branch):
+def facts(paths: Sequence[Path], best: Path) -> dict[str, Json]:
+    """Return what can be said of how `best` won."""
+    return {
+        "paths": len(paths),
+        "agreeing": sum(path.answer == best.answer for path in paths),
+        "confidence": round(best.confidence, 6),
+    }
+
+
+class _FirstGiven(Branch):
     asks = frozenset({"margin"})
 
-    def __init__(self, first: int) -> None:
-        super().__init__(Law(temperature=0))
+    def __init__(self, first: int, temperature: float) -> None:
+        super().__init__(Law(temperature))
         self._first: int | None = first
         self.margins: list[float] = []
 
@@ -153,11 +169,12 @@ class CotDecoding:
         self._firsts = [token for token, _ in likeliest[: self._settings.k]]
 
     def open(self) -> Branch | None:
-        self._opened.append(_Greedy(self._firsts.pop(0)))
+        temperature = self._settings.branch_temperature or 0.0
+        self._opened.append(_FirstGiven(self._firsts.pop(0), temperature))
         return self._opened[-1]
 
     def close(self, branch: Branch, written: Written) -> None:
-        if isinstance(branch, _Greedy):
+        if isinstance(branch, _FirstGiven):
             self._paths[branch] = read_path(
                 written.text, branch.margins, written.ends, written.finish_reason
             )
@@ -165,12 +182,4 @@ class CotDecoding:
     def outcome(self) -> Outcome:
         paths = [self._paths[branch] for branch in self._opened]
         best = choose(paths, aggregate=self._settings.aggregate_paths)
-        return Outcome(
-            best.text,
-            best.finish_reason,
-            {
-                "paths": len(paths),
-                "agreeing": sum(path.answer == best.answer for path in paths),
-                "confidence": best.confidence,
-            },
-        )
+        return Outcome(best.text, best.finish_reason, facts(paths, best))

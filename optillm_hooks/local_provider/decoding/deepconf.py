@@ -1,10 +1,13 @@
 """DeepConf: samples that lose confidence are stopped, the rest vote with their confidence.
 
-Source: Fu et al. 2025, "Deep Think with Confidence", arXiv:2508.15260, sections 3.1 to 3.3 (online
-form). A group is the mean confidence of a window of tokens; a trace is as good as its lowest group.
-Warm-up traces set the threshold, later ones end below it and do not vote, and sampling stops on
-consensus. The paper's window of 2,048 tokens is for long reasoning: here it shrinks to a quarter of
-the median warm-up trace, at least 16 tokens, or short answers would never have a group.
+Source: Fu et al. 2025, "Deep Think with Confidence", arXiv:2508.15260, sections 3.1 to 3.3. A group
+is the mean confidence of a window of tokens; a trace is as good as its lowest group. Warm-up traces
+set the threshold, later ones end below it and do not vote, and sampling stops on consensus (the
+online form); with no more traces than warm-up ones it is the offline form: all are whole, and the
+least confident do not vote. The paper's window of 2,048 tokens is for long reasoning: here it
+shrinks to a quarter of the median warm-up trace, at least 16 tokens, or short answers would never
+have a group. Traces count in the order in which they were begun, so that which of them ends first
+changes nothing.
 """
 
 import math
@@ -20,8 +23,9 @@ from optillm_hooks.local_provider.decoding.base import Branch, Outcome, Written
 from optillm_hooks.local_provider.decoding.cot_decoding import answer_span, comparable
 from optillm_hooks.local_provider.generation import Law
 from optillm_hooks.local_provider.measures import Measured
-from optillm_hooks.types import FinishReason
+from optillm_hooks.types import FinishReason, Json
 
+Metric = Literal["lowest_group", "average_confidence", "bottom_10_percent"]
 _KEPT = {"low": 0.1, "high": 0.9}
 _LEAST_WINDOW = 16
 
@@ -47,6 +51,14 @@ class DeepConfSettings(BaseModel):
     window_size: int = Field(
         default=2048, ge=1, le=65536, description="Most tokens of a confidence group."
     )
+    min_trace_length: int = Field(
+        default=0, ge=0, le=1_000_000, description="Tokens before which no trace is stopped."
+    )
+    confidence_metric: Metric = Field(
+        default="lowest_group",
+        description="What a trace's vote weighs: its lowest group, the mean over its tokens, or "
+        "the mean of the lowest tenth of its groups.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +68,36 @@ class Trace:
     text: str
     answer: str | None
     confidence: float
-    """Of its lowest group."""
+    """What its vote weighs."""
 
     finish_reason: FinishReason = "stop"
 
 
-def lowest_group(confidences: Sequence[float], window: int) -> float:
-    """Return the least mean over `window` tokens in a row; of a shorter trace its mean."""
-    if not confidences:
-        return 0.0
+def group_means(confidences: Sequence[float], window: int) -> list[float]:
+    """Return the mean of each `window` tokens in a row; of a shorter trace its one mean."""
     width = min(window, len(confidences))
+    if not width:
+        return []
     total = sum(confidences[:width])
-    lowest = total
+    totals = [total]
     for old, new in zip(confidences, confidences[width:], strict=False):
         total += new - old
-        lowest = min(lowest, total)
-    return lowest / width
+        totals.append(total)
+    return [total / width for total in totals]
+
+
+def lowest_group(confidences: Sequence[float], window: int) -> float:
+    """Return the least mean over `window` tokens in a row; 0 if there are no tokens."""
+    return min(group_means(confidences, window), default=0.0)
+
+
+def trace_confidence(confidences: Sequence[float], window: int, metric: Metric) -> float:
+    """Return the confidence of a trace; 0 if there are no tokens."""
+    if metric == "average_confidence":
+        return group_means(confidences, len(confidences))[0] if confidences else 0.0
+    means = sorted(group_means(confidences, window))
+    lowest = means[: 1 if metric == "lowest_group" else math.ceil(len(means) / 10)]
+    return sum(lowest) / len(lowest) if lowest else 0.0
 
 
 def threshold(lowest: Sequence[float], kept: float) -> float:
@@ -115,26 +141,158 @@ def read_answer(text: str) -> str | None:
     return None if span is None else comparable(text[span.start : span.end])
 
 
+class Watch:
+    """The confidences of a trace that is being written, and whether it is to be stopped."""
+
+    def __init__(self, window: int, floor: float | None, least: int) -> None:
+        self._window = window
+        self._floor = floor
+        self._least = least
+        self._total = 0.0
+        self.confidences: list[float] = []
+
+    def falls(self, confidence: float) -> bool:
+        """Take the confidence of the next token; return whether its group lies below the floor.
+
+        Only a whole group can, and none that ends within the first `least` tokens.
+        """
+        self.confidences.append(confidence)
+        self._total += confidence
+        extra = len(self.confidences) - self._window
+        if extra > 0:
+            self._total -= self.confidences[extra - 1]
+        if self._floor is None or extra < 0 or len(self.confidences) < self._least:
+            return False
+        return self._total < self._floor * self._window
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    confidences: Sequence[float]
+    text: str
+    finish_reason: FinishReason
+    stopped: bool
+
+
+class Election:
+    """The traces of one request: how many are wanted, which of them vote, and for what.
+
+    A trace that came to nothing is closed without an end.
+    """
+
+    def __init__(self, settings: DeepConfSettings) -> None:
+        self._settings = settings
+        self._warmup = min(settings.warmup_samples, settings.max_traces)
+        self._window = settings.window_size
+        self._floor: float | None = None
+        self._ended: dict[int, _Ended | None] = {}
+        self._counted = 0
+        self._stopped = 0
+        self._whole: list[tuple[float, Trace]] = []
+        """The traces that were counted and not stopped, each with its lowest group."""
+
+        self.opened = 0
+        self.settled = False
+        """Whether no further trace can be of use."""
+
+    @property
+    def wanted(self) -> int:
+        """How many traces may be begun now."""
+        if self.settled:
+            return 0
+        return (self._warmup if self._floor is None else self._settings.max_traces) - self.opened
+
+    def open(self) -> tuple[int, Watch]:
+        """Return the number of the next trace, and what watches over it."""
+        self.opened += 1
+        watch = Watch(self._window, self._floor, self._settings.min_trace_length)
+        return self.opened - 1, watch
+
+    def close(
+        self, number: int, watch: Watch, text: str, finish_reason: FinishReason, *, stopped: bool
+    ) -> None:
+        """Take note of the end of a trace."""
+        self._close(number, _Ended(watch.confidences, text, finish_reason, stopped))
+
+    def give_up(self, number: int) -> None:
+        """Take note that a trace failed."""
+        self._close(number, None)
+
+    def outcome(self) -> Outcome:
+        """Return the surest trace of the answer with most votes. There must be one at least."""
+        voters = self._voters()
+        best = winner(voters)
+        weights = sorted(votes(voters).values(), reverse=True)
+        facts: dict[str, Json] = {
+            "traces": self._counted,
+            "stopped": self._stopped,
+            "votes": [round(weight, 3) for weight in weights],
+        }
+        return Outcome(best.text, best.finish_reason, facts)
+
+    def _close(self, number: int, ended: _Ended | None) -> None:
+        self._ended[number] = ended
+        if self._floor is None:
+            if len(self._ended) < self._warmup:
+                return
+            self._set_floor()
+            for _ in range(self._warmup):
+                self._count()
+            self.settled = self._agreed()
+        while not self.settled and self._counted in self._ended:
+            self._count()
+            self.settled = self._agreed()
+
+    def _count(self) -> None:
+        """Take the next trace, which has ended, into account."""
+        ended = self._ended[self._counted]
+        self._counted += 1
+        if ended is None:
+            return
+        if ended.stopped:
+            self._stopped += 1
+            return
+        metric = self._settings.confidence_metric
+        trace = Trace(
+            ended.text,
+            read_answer(ended.text),
+            trace_confidence(ended.confidences, self._window, metric),
+            ended.finish_reason,
+        )
+        self._whole.append((lowest_group(ended.confidences, self._window), trace))
+
+    def _set_floor(self) -> None:
+        whole = [ended.confidences for ended in self._ended.values() if ended is not None]
+        if not whole:
+            return
+        self._window = adapted_window([len(c) for c in whole], self._settings.window_size)
+        lowest = [lowest_group(confidences, self._window) for confidences in whole]
+        self._floor = threshold(lowest, _KEPT[self._settings.variant])
+
+    def _agreed(self) -> bool:
+        tally = votes(self._voters())
+        share = self._settings.consensus_threshold
+        return bool(tally) and max(tally.values()) >= share * sum(tally.values())
+
+    def _voters(self) -> list[Trace]:
+        """Return the traces that vote: not stopped, and not below the floor (warm-up ones)."""
+        floor = -math.inf if self._floor is None else self._floor
+        passed = [trace for lowest, trace in self._whole if lowest >= floor]
+        return passed or [trace for _, trace in self._whole]
+
+
 class _Confident(Branch):
     """A sample that ends when a whole group of its tokens falls below the floor."""
 
     asks = frozenset({"confidence"})
 
-    def __init__(self, law: Law, window: int, floor: float | None) -> None:
+    def __init__(self, law: Law, number: int, watch: Watch) -> None:
         super().__init__(law)
-        self._window = window
-        self._floor = floor
-        self._total = 0.0
-        self.confidences: list[float] = []
+        self.number = number
+        self.watch = watch
 
     def take(self, token: int, measured: Measured, *, end: bool) -> Sequence[int]:  # noqa: ARG002
-        self.confidences.append(measured.confidence)
-        self._total += measured.confidence
-        extra = len(self.confidences) - self._window
-        if extra > 0:
-            self._total -= self.confidences[extra - 1]
-        if self._floor is not None and extra >= 0 and self._total < self._floor * self._window:
-            self.stopped = True
+        self.stopped = self.watch.falls(measured.confidence) or self.stopped
         return [token]
 
 
@@ -144,73 +302,36 @@ class DeepConf:
     live = False
 
     def __init__(self, settings: DeepConfSettings, law: Law) -> None:
-        self._settings = settings
         self._law = law
-        self._warmup = min(settings.warmup_samples, settings.max_traces)
-        self._window = settings.window_size
-        self._floor: float | None = None
-        self._opened: list[_Confident] = []
-        self._ended: dict[Branch, Written] = {}
-        self._agreed = False
+        self._election = Election(settings)
+        self._open: set[_Confident] = set()
 
     @property
     def wanted(self) -> int:
-        if self._agreed:
-            return 0
-        most = self._warmup if self._floor is None else self._settings.max_traces
-        return most - len(self._opened)
+        return self._election.wanted
 
     def begin(self, likeliest: Sequence[tuple[int, float]]) -> None:
         """Nothing depends on the first tokens."""
 
     def open(self) -> Branch | None:
-        self._opened.append(_Confident(self._law, self._window, self._floor))
-        return self._opened[-1]
+        branch = _Confident(self._law, *self._election.open())
+        self._open.add(branch)
+        return branch
 
     def close(self, branch: Branch, written: Written) -> None:
-        self._ended[branch] = written
-        if self._floor is None:
-            if len(self._ended) < self._warmup:
-                return
-            self._set_floor()
-        tally = votes(self._voters())
-        if tally and max(tally.values()) >= self._settings.consensus_threshold * sum(
-            tally.values()
-        ):
-            self._agreed = True
-            for running in self._opened:
-                running.stopped = running.stopped or running not in self._ended
+        if not isinstance(branch, _Confident):
+            return
+        self._open.discard(branch)
+        self._election.close(
+            branch.number,
+            branch.watch,
+            written.text,
+            written.finish_reason,
+            stopped=written.stopped,
+        )
+        if self._election.settled:
+            for running in self._open:
+                running.stopped = True
 
     def outcome(self) -> Outcome:
-        voters = self._voters()
-        best = winner(voters)
-        return Outcome(
-            best.text,
-            best.finish_reason,
-            {
-                "traces": len(self._opened),
-                "stopped": sum(written.stopped for written in self._ended.values()),
-                "votes": {answer: round(weight, 3) for answer, weight in votes(voters).items()},
-            },
-        )
-
-    def _set_floor(self) -> None:
-        self._window = adapted_window(
-            [len(branch.confidences) for branch in self._opened], self._settings.window_size
-        )
-        lowest = [lowest_group(branch.confidences, self._window) for branch in self._opened]
-        self._floor = threshold(lowest, _KEPT[self._settings.variant])
-
-    def _voters(self) -> list[Trace]:
-        """Return the traces that vote: not stopped, and not below the floor (warm-up ones)."""
-        whole = [
-            (lowest_group(branch.confidences, self._window), self._ended[branch])
-            for branch in self._opened
-            if branch in self._ended and not self._ended[branch].stopped
-        ]
-        floor = -math.inf if self._floor is None else self._floor
-        passed = [(low, written) for low, written in whole if low >= floor] or whole
-        return [
-            Trace(written.text, read_answer(written.text), low, written.finish_reason)
-            for low, written in passed
-        ]
+        return self._election.outcome()

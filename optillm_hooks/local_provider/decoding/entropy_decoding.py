@@ -7,13 +7,20 @@ them; top-p keeps the likeliest tokens; a hesitant model is not made to write a 
 where the distribution is ordinary the request's own law holds, with a lower min-p when it is flat.
 """
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from optillm_hooks.local_provider.decoding.base import Branch
 from optillm_hooks.local_provider.generation import Law
 from optillm_hooks.local_provider.measures import Measured
+from optillm_hooks.types import Json
+
+State = Literal["certain", "hesitant", "fork", "fog", "ordinary"]
+"""What the uncertainty of the next token looks like."""
 
 
 class EntropySettings(BaseModel):
@@ -37,6 +44,18 @@ class EntropySettings(BaseModel):
     )
 
 
+def state(measured: Measured, settings: EntropySettings) -> State:
+    """Return what entropy and varentropy say of the next token."""
+    h, v, s = measured.entropy, measured.varentropy, settings
+    if h < s.low_entropy and v < s.low_varentropy:
+        return "certain"
+    if h > s.hesitant_entropy and v < s.low_varentropy:
+        return "hesitant"
+    if v > s.high_varentropy:
+        return "fork" if h < s.high_entropy else "fog"
+    return "ordinary"
+
+
 def adapted(law: Law, measured: Measured, settings: EntropySettings) -> Law:
     """Return the law for one token. At temperature 0 every token stays greedy.
 
@@ -46,16 +65,22 @@ def adapted(law: Law, measured: Measured, settings: EntropySettings) -> Law:
     * fog (much of both): warmer by 1.5, and a smaller nucleus keeps the tail out
     * otherwise: the request's law, min_p falling to half as the distribution flattens
     """
-    h, v, s = measured.entropy, measured.varentropy, settings
-    if law.temperature == 0 or (h < s.low_entropy and v < s.low_varentropy):
-        return replace(law, temperature=0.0)
-    if h > s.hesitant_entropy and v < s.low_varentropy:
-        return _warmer(law, 1.3, s)
-    if v > s.high_varentropy and h < s.high_entropy:
-        return replace(_warmer(law, 1.2, s), top_k=max(law.top_k, 5) if law.top_k else 0)
-    if v > s.high_varentropy:
-        return replace(_warmer(law, 1.5, s), top_p=max(min(law.top_p, 0.9) - 0.2, 0.5))
-    return replace(law, min_p=law.min_p * max(1 - 0.1 * (h + v), 0.5))
+    if law.temperature == 0:
+        return law
+    match state(measured, settings):
+        case "certain":
+            return replace(law, temperature=0.0)
+        case "hesitant":
+            return _warmer(law, 1.3, settings)
+        case "fork":
+            top_k = max(law.top_k, 5) if law.top_k else 0
+            return replace(_warmer(law, 1.2, settings), top_k=top_k)
+        case "fog":
+            top_p = max(min(law.top_p, 0.9) - 0.2, 0.5)
+            return replace(_warmer(law, 1.5, settings), top_p=top_p)
+        case "ordinary":
+            flat = measured.entropy + measured.varentropy
+            return replace(law, min_p=law.min_p * max(1 - 0.1 * flat, 0.5))
 
 
 def _warmer(law: Law, factor: float, settings: EntropySettings) -> Law:
@@ -72,6 +97,11 @@ class Adaptive(Branch):
     def __init__(self, law: Law, settings: EntropySettings) -> None:
         super().__init__(law)
         self._settings = settings
+        self._states: Counter[State] = Counter()
 
     def law(self, measured: Measured) -> Law:
+        self._states[state(measured, self._settings)] += 1
         return adapted(self._law, measured, self._settings)
+
+    def facts(self) -> Mapping[str, Json]:
+        return {name: self._states[name] for name in sorted(self._states)}

@@ -6,7 +6,7 @@ from functools import partial
 
 from pydantic import BaseModel
 
-from optillm_hooks.local_provider.decoding.autothink import AutoThinkSettings, thinking_for
+from optillm_hooks.local_provider.decoding.autothink import AutoThinkSettings, SteeredThinking
 from optillm_hooks.local_provider.decoding.base import Branch, Decoding, Samples
 from optillm_hooks.local_provider.decoding.cot_decoding import CotDecoding, CotSettings
 from optillm_hooks.local_provider.decoding.deepconf import DeepConf, DeepConfSettings
@@ -34,12 +34,19 @@ class Vocabulary:
     spell: Callable[[int], bytes]
 
 
+def steering(request: Generation) -> Mapping[str, float]:
+    """Return the strengths of the steering vectors that a request wants, by name."""
+    asked = request.decoding
+    return asked.pattern_strengths if isinstance(asked, AutoThinkSettings) else {}
+
+
 def method(request: Generation, question: str, room: int, vocabulary: Vocabulary) -> Decoding:
     """Return the method of a request whose last user turn is `question`.
 
     `room` is the most tokens of a reply.
     """
     law, n = request.law, request.n
+    encode, spell = vocabulary.encode, vocabulary.spell
     match request.decoding:
         case CotSettings() as settings:
             return CotDecoding(settings)
@@ -48,10 +55,9 @@ def method(request: Generation, question: str, room: int, vocabulary: Vocabulary
         case EntropySettings() as settings:
             return Samples(partial(Adaptive, law, settings), n)
         case AutoThinkSettings() as settings:
-            budgets = thinking_for(question, settings, room)
+            steered = partial(SteeredThinking, law, question, settings, room, encode, spell)
+            return Samples(steered, n)
         case ThinkSettings() as settings:
-            budgets = settings
+            return Samples(partial(Thinking, law, settings, room, encode, spell), n)
         case _:
             return Samples(partial(Branch, law), n)
-    encode, spell = vocabulary.encode, vocabulary.spell
-    return Samples(partial(Thinking, law, budgets, room, encode, spell), n)

@@ -6,7 +6,7 @@ at the budget the end marker is written for it. Limiting the number of thoughts 
 2025, arXiv:2501.18585, which penalises switching; here switches are counted.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from optillm_hooks.local_provider.decoding.base import Branch
 from optillm_hooks.local_provider.generation import Law
 from optillm_hooks.local_provider.measures import Measured
+from optillm_hooks.types import Json
 
 _SHARES = {"low": 0.33, "medium": 0.66, "high": 0.9}
 _THOUGHTS = {"low": 64, "medium": 256, "high": 512}
@@ -67,6 +68,16 @@ class Budget:
         self.least = min(least, self.most)
         self.thoughts = settings.max_thoughts or _THOUGHTS[settings.reasoning_effort]
 
+    def facts(self, tokens: int, thoughts: int, pushed: int) -> dict[str, Json]:
+        """Return what a reply made of its budget."""
+        return {
+            "least_thinking": self.least,
+            "most_thinking": self.most,
+            "thinking": tokens,
+            "thoughts": thoughts,
+            "pushed_on": pushed,
+        }
+
 
 class Thinking(Branch):
     """A reply that begins with thinking.
@@ -105,8 +116,8 @@ class Thinking(Branch):
             return [token]
         self._tokens += 1
         closes = end or (self._text + self._spell(token)).rstrip().endswith(self._marker)
-        if closes and self._tokens < self._budget.least:
-            return self._go_on()
+        if closes and self._tokens < self._budget.least and (more := self._more()):
+            return more
         if closes and not end:
             self._answering = True
             return [token]
@@ -118,12 +129,19 @@ class Thinking(Branch):
             return self._ending if end else [token, *self._ending]
         return [token]
 
-    def _go_on(self) -> Sequence[int]:
-        """Return the words that make the model think on; each in turn."""
+    def facts(self) -> Mapping[str, Json]:
+        return self._budget.facts(self._tokens, self._thoughts, self._pushed)
+
+    def _more(self) -> Sequence[int]:
+        """Return the words that make the model think on, each in turn; none if they do not fit."""
         word = self._switches[self._pushed % len(self._switches)]
-        self._pushed += 1
         written = self._encode(f"\n{word.decode()}")
-        self._tokens += len(written) - 1
+        # The token that they replace is counted already.
+        tokens = self._tokens + len(written) - 1
+        if tokens + len(self._ending) >= self._budget.most:
+            return ()
+        self._pushed += 1
+        self._tokens = tokens
         self._read(b"\n" + word)
         return written
 

@@ -1,4 +1,5 @@
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -6,16 +7,23 @@ from optillm_hooks.local_provider.decoding.base import Written
 from optillm_hooks.local_provider.decoding.deepconf import (
     DeepConf,
     DeepConfSettings,
+    Election,
     Trace,
     adapted_window,
     lowest_group,
     read_answer,
     threshold,
+    trace_confidence,
     votes,
     winner,
 )
 from optillm_hooks.local_provider.generation import Law
-from optillm_hooks.local_provider.measures import Measured
+from optillm_hooks.local_provider.measures import (
+    Measured,
+    listed_confidence,
+    listed_margin,
+    measure,
+)
 
 
 def test_the_lowest_group_is_worked_out_by_hand() -> None:
@@ -85,7 +93,7 @@ def test_a_trace_that_falls_below_the_floor_is_stopped_and_does_not_vote() -> No
     assert not run(method, [12.0] * 64, "it is 1")
     outcome = method.outcome()
     assert outcome.facts["stopped"] == 1
-    assert outcome.facts["votes"] == {"1": 22.0, "2": 9.5}
+    assert outcome.facts["votes"] == [22.0, 9.5]
     assert outcome.text == "it is 1"
 
 
@@ -97,3 +105,48 @@ def test_consensus_ends_the_sampling_and_stops_what_still_runs() -> None:
     late.take(1, Measured(confidence=10.0), end=False)
     method.close(late, written("it is 1"))
     assert method.wanted == 0
+
+
+def test_what_a_trace_weighs_is_worked_out_by_hand() -> None:
+    """Windows of 2 over 4, 2, 1, 5: means 3, 1.5, 3; of 11 windows the lowest two make a tenth."""
+    trace = [4.0, 2.0, 1.0, 5.0]
+    assert trace_confidence(trace, 2, "lowest_group") == 1.5
+    assert trace_confidence(trace, 2, "average_confidence") == 3
+    assert trace_confidence(trace, 2, "bottom_10_percent") == 1.5
+    rising = [float(i) for i in range(12)]
+    assert trace_confidence(rising, 2, "bottom_10_percent") == (0.5 + 1.5) / 2
+    assert {trace_confidence([], 2, m) for m in ("lowest_group", "average_confidence")} == {0.0}
+
+
+@given(order=st.permutations(range(5)))
+def test_the_vote_does_not_depend_on_the_order_in_which_traces_end(order: list[int]) -> None:
+    """After two warm-up traces five run at once; the third of them makes the consensus."""
+    settings = DeepConfSettings(
+        warmup_samples=2, max_traces=7, variant="high", consensus_threshold=0.6
+    )
+    election = Election(settings)
+    for answer in ("1", "2"):
+        number, watch = election.open()
+        watch.falls(10.0)
+        election.close(number, watch, answer, "stop", stopped=False)
+    running = [election.open() for _ in range(5)]
+    answers = ("3", "1", "1", "2", "2")
+    for at in order:
+        number, watch = running[at]
+        watch.falls(20.0)
+        election.close(number, watch, answers[at], "stop", stopped=False)
+    outcome = election.outcome()
+    assert outcome.text == "1"
+    assert outcome.facts == {"traces": 5, "stopped": 0, "votes": [50.0, 20.0, 10.0]}
+
+
+def test_a_list_of_alternatives_measures_as_the_whole_distribution_does() -> None:
+    logits = torch.randn(4, 300, generator=torch.Generator().manual_seed(0)) * 4
+    for row, seen in zip(
+        logits.log_softmax(-1), measure(logits, {"margin", "confidence"}), strict=True
+    ):
+        listed = row.topk(20).values.flip(0).tolist()
+        assert listed_margin(listed) == pytest.approx(seen.margin, abs=1e-6)
+        assert listed_confidence(listed) == pytest.approx(seen.confidence, abs=1e-5)
+    assert listed_margin([]) == listed_confidence([]) == 0
+    assert listed_margin([0.0]) == 1

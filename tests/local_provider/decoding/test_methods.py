@@ -62,6 +62,14 @@ async def test_thinkdeeper_stays_within_max_tokens(served: dict[str, Any]) -> No
     assert 10 < response.usage.completion_tokens_details.reasoning_tokens < 60
 
 
+async def test_entropy_decoding_at_temperature_zero_is_greedy(served: dict[str, Any]) -> None:
+    call = {"max_tokens": 8, "temperature": 0}
+    plain = await litellm.acompletion(**served, **call)
+    found = await decoded(served, "entropy_decoding", **call)
+    assert found.choices[0].message.content == plain.choices[0].message.content
+    assert sum(found.optillm_decoding.values()) == found.usage.completion_tokens
+
+
 @pytest.mark.parametrize("method", ["entropy_decoding", "autothink"])
 async def test_the_other_methods_stream_and_keep_to_the_seed(
     served: dict[str, Any], method: str

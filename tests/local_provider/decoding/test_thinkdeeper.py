@@ -2,6 +2,7 @@ from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as trying
 from hypothesis import strategies as st
 
 from optillm_hooks.local_provider.decoding.autothink import (
@@ -113,3 +114,66 @@ def test_a_harder_question_thinks_longer() -> None:
     assert budgets[0] is not None
     assert budgets[1] is not None
     assert 100 <= budgets[0] < budgets[1] <= 600
+
+
+@st.composite
+def vocabularies(draw: st.DrawFn) -> tuple[list[bytes], set[int]]:
+    """A vocabulary of all bytes and of some longer pieces, with several end tokens of no text."""
+    pieces = st.sampled_from([b"</think>", b"</", b"think", b">\n", b"\n\n", b"<think>", b"Wait,"])
+    longer = draw(st.lists(pieces, unique=True))
+    ends = draw(st.integers(1, 3))
+    tokens = [bytes([i]) for i in range(128)] + longer + [b""] * ends
+    return tokens, set(range(len(tokens) - ends, len(tokens)))
+
+
+@trying(max_examples=40)
+@given(
+    vocabulary=vocabularies(),
+    drawn=st.lists(st.integers(0, 200), min_size=300, max_size=300),
+    room=st.integers(2, 250),
+    least=st.integers(0, 250),
+    thoughts=st.integers(1, 4),
+)
+def test_on_any_tokenizer_it_ends_in_time_with_the_marker_as_it_is(
+    vocabulary: tuple[list[bytes], set[int]],
+    drawn: list[int],
+    room: int,
+    least: int,
+    thoughts: int,
+) -> None:
+    """The engine's loop in small: a reply ends at its room, or at an end token that is written."""
+    tokens, ends = vocabulary
+
+    def encode_greedily(text: str) -> Sequence[int]:
+        rest, ids = text.encode(), list[int]()
+        while rest:
+            found = max(
+                (i for i, piece in enumerate(tokens) if piece and rest.startswith(piece)),
+                key=lambda i: len(tokens[i]),
+            )
+            ids.append(found)
+            rest = rest[len(tokens[found]) :]
+        return ids
+
+    settings = ThinkSettings(min_thinking_tokens=least, max_thoughts=thoughts)
+    branch = Thinking(Law(), settings, room, encode_greedily, tokens.__getitem__)
+    written: list[int] = []
+    for draw in drawn:
+        token = draw % len(tokens)
+        new = list(branch.take(token, Measured(), end=token in ends))
+        assert new, "something is written for each token that is drawn"
+        written += new
+        if len(written) >= room or written[-1] in ends:
+            break
+    assert len(written) >= room or written[-1] in ends, "it comes to an end"
+    text = b"".join(tokens[i] for i in written)
+    facts = branch.facts()
+    budget = Budget(settings, room)
+    opening = len(encode_greedily("<think>\n"))
+    if len(written) >= opening:
+        assert text.startswith(b"<think>\n")
+    if written[-1] in ends:
+        assert b"</think>" in text, "an answer only comes behind the marker"
+    ending = len(encode_greedily("\n</think>\n\n"))
+    assert isinstance(facts["thinking"], int)
+    assert facts["thinking"] + ending <= max(budget.most, 1 + ending), "the budget holds"
