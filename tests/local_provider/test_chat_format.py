@@ -3,11 +3,16 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteFallback, Fuse, Replace, Sequence
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.chat_format import ChatFormat, Transcript
 from optillm_hooks.local_provider.generation import ScoredToken
 from optillm_hooks.local_provider.text import StopFinder, ThinkSplitter
+from tests.local_provider import tiny
 
 TEXTS = st.text(alphabet="ab ", max_size=30)
 STOPS = st.lists(st.text(alphabet="ab", min_size=1, max_size=4), max_size=3)
@@ -142,3 +147,20 @@ def test_a_prompt_that_opens_the_thinking_is_recognised(chat_format: ChatFormat)
     assert not chat_format.opens_thinking(prompt[:3])
     splitter = ThinkSplitter(opened=True)
     assert splitter.feed("so</think>it is") == ("it is", "so")
+
+
+def test_the_bytes_of_tokens_of_other_vocabularies() -> None:
+    """SentencePiece's write letters as themselves, blanks as a bar, odd bytes in hexadecimal."""
+    pieces = ["</s>", "\u2581caf", "\u00e9", "n\u00e9", "<0xC3>", "\u00ae"]
+    backend = Tokenizer(BPE({piece: i for i, piece in enumerate(pieces)}, []))
+    backend.decoder = Sequence([Replace("\u2581", " "), ByteFallback(), Fuse()])
+    other = ChatFormat(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>"), {0})
+    spelled = [other.token_bytes(token) for token in range(7)]
+    assert spelled == [b"</s>", b" caf", "é".encode(), "né".encode(), b"\xc3", "®".encode(), b""]
+
+
+def test_the_bytes_of_an_added_token_are_its_letters(chat_format: ChatFormat) -> None:
+    tokenizer = tiny.tokenizer(words=("é",))
+    token = tokenizer.convert_tokens_to_ids("é")
+    assert ChatFormat(tokenizer, {0}).token_bytes(token) == "é".encode()
+    assert chat_format.token_bytes(10**6) == b""

@@ -1,9 +1,11 @@
 """The provider as LiteLLM's users meet it, on the real model."""
 
+import json
 import subprocess
 import sys
 from typing import Any
 
+import jsonschema
 import litellm
 import pytest
 import torch
@@ -123,6 +125,25 @@ async def test_logprobs_are_those_of_an_independent_pass(
         assert best == pytest.approx(row.topk(2).values.tolist(), abs=1e-3)
 
 
+async def test_a_schema_is_obeyed_by_the_real_model(served: dict[str, Any]) -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "capital": {"type": "string", "maxLength": 20},
+            "continent": {"enum": ["Africa", "Europe", "Asia"]},
+        },
+        "required": ["capital", "continent"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "facts", "schema": schema}}
+    call = {**served, "response_format": form, "max_tokens": 40, "n": 2, "temperature": 0.3}
+    response = await litellm.acompletion(**call, seed=1)
+    answers = [json.loads(choice.message.content) for choice in response.choices]
+    for answer in answers:
+        jsonschema.validate(answer, schema)
+    assert "Paris" in [answer["capital"] for answer in answers]
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
@@ -132,6 +153,11 @@ async def test_logprobs_are_those_of_an_independent_pass(
         ({"no_such_field": 1}, litellm.BadRequestError, "do not support the field 'no_such_field'"),
         ({"top_logprobs": 2}, litellm.BadRequestError, "top_logprobs needs logprobs"),
         ({"messages": []}, litellm.BadRequestError, "messages must not be empty"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "now"}}]},
+            litellm.BadRequestError,
+            "chat template has no place for tools",
+        ),
         ({"model": "optillm-local/gpt-9"}, litellm.NotFoundError, "no local model 'gpt-9'"),
         (
             {"messages": [{"role": "user", "content": "hi " * 8200}]},
@@ -139,7 +165,7 @@ async def test_logprobs_are_those_of_an_independent_pass(
             "context of 8192",
         ),
     ],
-    ids=["temperature", "n", "unknown field", "top_logprobs", "no message", "model", "too long"],
+    ids=["temperature", "n", "unknown", "top_logprobs", "no message", "tools", "model", "too long"],
 )
 async def test_a_wrong_request_is_refused(
     served: dict[str, Any],

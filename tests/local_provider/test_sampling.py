@@ -89,3 +89,10 @@ def test_penalties_and_bias_are_those_that_openai_defines() -> None:
     assert shifts == {1: 3.0 + 0.5 - 0.5, 4: -100.0, 2: 0.25 - 0.5}
     logits = shift(torch.ones(2, 5), [shifts, {}])
     assert logits.tolist() == [[1.0, 4.0, 0.75, 1.0, -99.0], [1.0] * 5]
+
+
+@pytest.mark.parametrize("law", [Law(), Law(top_k=3)], ids=["plain", "cut"])
+def test_a_number_next_to_one_draws_a_token_that_can_be_drawn(law: Law) -> None:
+    """In float32 the largest number below 1 in float64 is 1."""
+    logits = torch.tensor([[0.0, 1.0, -torch.inf, 0.5, -torch.inf, -torch.inf]])
+    assert draw(logits, [law], [1 - 2**-53])[0] in (0, 1, 3)

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
@@ -24,7 +24,7 @@ from optillm_hooks.local_provider.decoding.entropy_decoding import EntropySettin
 from optillm_hooks.local_provider.decoding.thinkdeeper import ThinkSettings
 from optillm_hooks.local_provider.engine import Engine
 from optillm_hooks.local_provider.generation import Choice, Generation, Law, Piece
-from optillm_hooks.local_provider.grammar import Constraint, Grammars
+from optillm_hooks.local_provider.grammar import Constraint, Grammars, Thinking
 from tests.local_provider import tiny
 from tests.local_provider.laws import assert_follows, exact
 
@@ -386,6 +386,39 @@ def test_thinking_between_other_markers_has_no_form() -> None:
         request.parse(
             HI, {"response_format": {"type": "json_object"}, "optillm_decoding": decoding}
         )
+
+
+@pytest.mark.parametrize("words", [tiny.WORDS, ()], ids=["markers are tokens", "in letters"])
+@pytest.mark.parametrize(
+    ("thinking", "reply", "fits"),
+    [
+        ("none", '"x"', True),
+        ("none", '<think>a</think>"x"', False),
+        ("possible", '"x"', True),
+        ("possible", '<think>\na "y" {</think>\n\n"x"', True),
+        ("possible", "<think>a</think>b", False),
+        ("possible", 'a</think>"x"', False),
+        ("opened", 'a <b> </think>"x"', True),
+        ("opened", '</think>"x"', True),
+        ("opened", '"x"', False),
+    ],
+)
+def test_what_a_reply_with_thinking_may_be(
+    words: Sequence[str], thinking: Thinking, reply: str, fits: bool
+) -> None:
+    chat_format = tiny.chat_format(words=words)
+    grammar = chat_format.grammars.reply({"answer": 'answer: "\\"x\\""'}, thinking)
+    constraint = chat_format.grammars.start(grammar, "response_format")
+
+    def take_all() -> None:
+        for token in [*chat_format.encode_text(reply), tiny.END]:
+            constraint.take(token)
+
+    if fits:
+        take_all()
+    else:
+        with pytest.raises(ProviderFailed, match="could not be kept"):
+            take_all()
 
 
 @pytest.mark.parametrize("opened", [True, False], ids=["opened by the prompt", "by the model"])

@@ -1,5 +1,7 @@
 """A random model of two small layers that writes bytes: a step takes a millisecond."""
 
+from collections.abc import Sequence
+
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import ByteLevel
@@ -20,7 +22,7 @@ SPELLED = range(len(SPECIAL), len(SPECIAL) + 256 + len(WORDS))
 """The tokens that stand for text."""
 
 
-def tokenizer(template: str = CHATML) -> PreTrainedTokenizerFast:
+def tokenizer(template: str = CHATML, words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
     """Return one with a token for each byte, the special ones and a few words."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {piece: i for i, piece in enumerate([*SPECIAL, *letters])}
@@ -29,13 +31,13 @@ def tokenizer(template: str = CHATML) -> PreTrainedTokenizerFast:
     backend.decoder = ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=SPECIAL[END])
     fast.add_special_tokens({"additional_special_tokens": list(SPECIAL[1:])})
-    fast.add_tokens(list(WORDS))
+    fast.add_tokens(list(words))
     fast.chat_template = template
     return fast
 
 
-def chat_format(template: str = CHATML) -> ChatFormat:
-    return ChatFormat(tokenizer(template), {END})
+def chat_format(template: str = CHATML, words: Sequence[str] = WORDS) -> ChatFormat:
+    return ChatFormat(tokenizer(template, words), {END})
 
 
 def model(context: int = 1024, spread: float = 1.0, spare: int = 7) -> LlamaForCausalLM:
