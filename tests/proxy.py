@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -150,7 +151,8 @@ class Proxy:
         self._keys = keys
         self._extra_env = dict(env or {})
         self._process: subprocess.Popen[bytes] | None = None
-        self.http = httpx.Client()
+        self._clients = ExitStack()
+        self.http = self._clients.enter_context(httpx.Client())
         self.port = free_port()
         self.master_key = f"sk-{secrets.token_hex(16)}"
 
@@ -192,14 +194,15 @@ class Proxy:
         return footprint(self.pid)
 
     def openai(self, key: str | None = None, **options: Any) -> openai.OpenAI:
-        """Return a client that does not retry."""
-        return openai.OpenAI(
+        """Return a client that does not retry. It is closed with the proxy."""
+        made = openai.OpenAI(
             base_url=f"{self.url}/v1",
             api_key=key or self.master_key,
             max_retries=0,
             timeout=60,
             **options,
         )
+        return self._clients.enter_context(made)
 
     def post(
         self, path: str, body: object, *, key: str | None = None, timeout_s: float = 60
@@ -273,7 +276,7 @@ class Proxy:
 
     def _end(self) -> None:
         assert self._process is not None
-        self.http.close()
+        self._clients.close()
         self._process.terminate()
         try:
             self._process.wait(15)

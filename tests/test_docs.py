@@ -1,48 +1,26 @@
-"""Every code block of the documentation, run or read by what it is written for."""
+"""Every code block of the documentation, run or read by what it is written for.
 
-import json
+Requests to the embedded model are sent in `tests.gateway.test_local`, where it is served.
+"""
+
 import os
-import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import yaml
 
 from optillm_hooks.catalogue import reference, with_table
 from optillm_hooks.settings import AliasSettings, DeploymentSettings, Settings
+from tests.documents import Block, all_blocks, blocks
 from tests.proxy import ROOT, Proxy
-
-_FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-class Block(NamedTuple):
-    file: str
-    language: str
-    text: str
-
-
-def _blocks() -> list[Block]:
-    files = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    return [
-        Block(str(path.relative_to(ROOT)), language, text)
-        for path in files
-        for language, text in _FENCE.findall(path.read_text())
-    ]
-
-
-def blocks(language: str, holding: str = "") -> list[object]:
-    found = [b for b in _blocks() if b.language == language and holding in b.text]
-    return [pytest.param(b, id=f"{b.file} {number}") for number, b in enumerate(found)]
 
 
 def test_every_block_is_of_a_kind_that_a_test_below_runs() -> None:
-    assert {block.language for block in _blocks()} <= {"sh", "yaml", "python", "json"}
-    for block in _blocks():
+    assert {block.language for block in all_blocks()} <= {"sh", "yaml", "python", "json"}
+    for block in all_blocks():
         if block.language == "sh":
             assert block.text.startswith(("make ", "curl "))
         if block.language == "yaml":
@@ -83,36 +61,6 @@ def test_make_knows_the_commands(block: Block) -> None:
         command = shlex.split(line, comments=True)
         known = subprocess.run([*command, "-n"], cwd=ROOT, capture_output=True, check=False)
         assert known.returncode == 0, known.stderr
-
-
-@pytest.fixture(scope="module")
-def local_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """The proxy that `make serve` starts, with every socket beyond loopback blocked."""
-    config = yaml.safe_load((ROOT / "litellm_config.yaml").read_text())
-    with Proxy(config, tmp_path_factory.mktemp("proxy")) as running:
-        yield running
-
-
-@pytest.mark.parametrize("block", blocks("sh", "curl "))
-def test_a_request_is_answered_as_shown(block: Block, local_proxy: Proxy) -> None:
-    ended = subprocess.run(
-        ["/bin/sh", "-c", block.text.replace("http://127.0.0.1:4000", local_proxy.url)],
-        env={**os.environ, "LITELLM_MASTER_KEY": local_proxy.master_key},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    shown = next(b for b in _blocks() if b.language == "json" and b.file == block.file)
-    assert _shape(json.loads(ended.stdout)) == _shape(json.loads(shown.text))
-
-
-def _shape(value: object) -> object:
-    """Return the names and types of a JSON value, without what may differ between two runs."""
-    if isinstance(value, dict):
-        return {key: _shape(item) for key, item in value.items() if key != "notes"}
-    if isinstance(value, list):
-        return [_shape(item) for item in value[:1]]
-    return "number" if isinstance(value, int | float) else type(value).__name__
 
 
 def test_the_generated_parts_are_current() -> None:

@@ -1,6 +1,7 @@
 """The harness itself, on a stock proxy: keys, ledger, spend, no network."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import openai
 import pytest
@@ -106,11 +107,12 @@ def test_the_proxy_reaches_nothing_beyond_loopback(proxy: Proxy) -> None:
     assert proxy.blocked == []
 
 
-def test_a_proxy_that_cannot_start_says_why(tmp_path_factory: pytest.TempPathFactory) -> None:
-    broken = plain_config([])
-    broken["litellm_settings"]["callbacks"] = ["no_such_module.hook"]
+def test_a_proxy_that_cannot_start_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.proxy._LITELLM", "raise SystemExit('no_such_module')")
     with (
-        pytest.raises(AssertionError, match="no_such_module"),
-        Proxy(broken, tmp_path_factory.mktemp("broken")),
+        pytest.raises(AssertionError, match=r"the proxy ended with 1:\n.*no_such_module"),
+        Proxy(plain_config([]), tmp_path),
     ):
         pass

@@ -1,5 +1,6 @@
 """From `make serve` to the first answer: our own configuration, the embedded model, no network."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import openai
 import pytest
 
 from optillm_hooks.serve import KEY, read_env
+from tests.documents import Block, all_blocks, blocks
 from tests.proxy import ROOT, free_port
 
 pytestmark = pytest.mark.skipif(
@@ -31,6 +33,7 @@ MODELS = (
     "smollm2-best",
     "smollm2-reread",
 )
+PLAIN = ("smollm2", "none-smollm2")
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
 
 
@@ -90,7 +93,11 @@ def client(folder: Path) -> Iterator[openai.OpenAI]:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_embedded_model_answers(client: openai.OpenAI, model: str) -> None:
-    answer = client.chat.completions.create(model=model, messages=QUESTION, max_tokens=12)
+    # A small model that judges may ramble; without a limit of tokens it would do so for minutes.
+    limits = {} if model in PLAIN else {"optillm_limits": {"max_tokens_total": 700}}
+    answer = client.chat.completions.create(
+        model=model, messages=QUESTION, max_tokens=12, extra_body=limits
+    )
     assert (answer.choices[0].message.content or "").strip()
     assert answer.model == model
     assert answer.usage is not None
@@ -154,6 +161,31 @@ def test_a_seed_gives_the_same_answer_again(client: openai.OpenAI) -> None:
         return answer.choices[0].message.content
 
     assert ask() == ask()
+
+
+@pytest.mark.parametrize("block", blocks("sh", "curl "))
+def test_a_request_is_answered_as_the_documentation_shows(
+    block: Block, client: openai.OpenAI
+) -> None:
+    address = str(client.base_url).removesuffix("/v1/")
+    ended = subprocess.run(
+        ["/bin/sh", "-c", block.text.replace("http://127.0.0.1:4000", address)],
+        env={**os.environ, KEY: client.api_key},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    shown = next(b for b in all_blocks() if b.language == "json" and b.file == block.file)
+    assert _shape(json.loads(ended.stdout)) == _shape(json.loads(shown.text))
+
+
+def _shape(value: object) -> object:
+    """Return the names and types of a JSON value, without what may differ between two runs."""
+    if isinstance(value, dict):
+        return {key: _shape(item) for key, item in value.items() if key != "notes"}
+    if isinstance(value, list):
+        return [_shape(item) for item in value[:1]]
+    return "number" if isinstance(value, int | float) else type(value).__name__
 
 
 def test_its_models_are_listed(client: openai.OpenAI) -> None:
