@@ -4,6 +4,7 @@ What it writes is scripted token by token. It is as strict as vLLM: a request th
 assistant's message must say that it is to be continued, and one that does not must not.
 """
 
+import asyncio
 import math
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -117,8 +118,13 @@ class PrefixLLM(AnsweringLLM):
             usage=Usage(calls=1, prompt_tokens=100, completion_tokens=len(made.tokens)),
         )
 
+    async def complete(self, asked: Chat, sampling: Sampling, /) -> Completion:
+        await asyncio.sleep(0)  # as a network does: calls at once are all begun before one ends
+        return await super().complete(asked, sampling)
+
     async def stream(self, asked: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
         self.calls.append((asked, sampling))
+        await asyncio.sleep(0)
         made = self._reply(asked, sampling)
         for scored in made.logprobs:
             self.sent += 1

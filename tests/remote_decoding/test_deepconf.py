@@ -189,6 +189,20 @@ async def test_traces_that_fail_do_not_vote() -> None:
     assert error.value.status == 429
 
 
+async def test_a_stream_that_fails_is_passed_over() -> None:
+    class Failing(PrefixLLM):
+        async def stream(self, asked: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
+            if sampling.sample == 3 * 2:
+                raise ProviderFailed("busy", status=429)
+            async for delta in super().stream(asked, sampling):
+                yield delta
+
+    warmup = [("42", [10.0] * 20), ("43", [10.0] * 20)]
+    llm = Failing(Traces(warmup, [("41", [10.0] * 20), ("42", [20.0] * 20)]), fields=SCORED)
+    ended = await ask(llm, "deepconf(warmup_samples=2;max_traces=4;variant=high)")
+    assert facts_of(ended)["votes"] == pytest.approx([30, 10])
+
+
 async def test_without_log_probabilities_the_first_answer_stands_and_the_report_says_so() -> None:
     class Hiding(PrefixLLM):
         async def complete(self, *call: Any) -> Completion:

@@ -126,7 +126,7 @@ async def test_all_calls_together_write_no_more_than_asked_for() -> None:
     writes = Thinker("ab", *["c" * 400] * 3)
     ended, _ = await ask(writes, "thinkdeeper(reasoning_effort=high)", max_tokens=100)
     assert ended.report.usage.completion_tokens <= 100
-    assert facts_of(ended)["most_thinking"] == 50
+    assert facts_of(ended)["most_thinking"] == facts_of(ended)["thinking"] == 50
 
 
 async def test_markers_and_prefill_are_the_requests() -> None:
