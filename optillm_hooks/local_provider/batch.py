@@ -28,11 +28,14 @@ from optillm_hooks.local_provider.generation import (
 from optillm_hooks.local_provider.grammar import Constraint
 from optillm_hooks.local_provider.kv_cache import Prefix, Row
 from optillm_hooks.local_provider.measures import Measured, measure
-from optillm_hooks.local_provider.prefix_cache import PrefixCache
+from optillm_hooks.local_provider.prefix_cache import PrefixCache, common_beginning
 from optillm_hooks.local_provider.runner import Runner
 from optillm_hooks.local_provider.sampling import draw, score, shift
 from optillm_hooks.local_provider.scheduler import grant, split
 from optillm_hooks.local_provider.tool_calls import Tools
+
+_WORTH_WAITING = 32
+"""Tokens of a prompt that another request is reading from which they are not read twice."""
 
 _SHARED_FROM = 64
 """Tokens from which a prompt is read by reference: below, one more copy is the smaller cost."""
@@ -240,7 +243,8 @@ class Batch:
         opened: list[_Running] = []
         for job in grant(self._jobs, free, fits):
             if job.first_logits is None:
-                self._read(job)
+                if not self._is_being_read(job):
+                    self._read(job)
             else:
                 assert job.prefix is not None  # noqa: S101 (kept as long as branches are wanted)
                 shared = len(job.prompt) >= _SHARED_FROM
@@ -252,6 +256,21 @@ class Batch:
         asked = job.generation.max_tokens
         reply = job.room if asked is not None else min(job.room, _USUAL_REPLY)
         return self._runner.rows.bytes_for(1, len(job.prompt) + reply)
+
+    def _is_being_read(self, job: _Active) -> bool:
+        """Return whether much of a prompt is in another that is being read: it is copied then.
+
+        Prompts are read one after another anyway, so waiting costs `job` no time.
+        """
+        hit = self._prefixes.find(job.prompt, job.generation.adapter)
+        enough = (hit.tokens if hit else 0) + _WORTH_WAITING
+        return any(
+            other.reading is not None
+            and other.generation.adapter == job.generation.adapter
+            and self._prefixes.takes(self._runner.rows.bytes_for(1, len(other.prompt)))
+            and common_beginning(job.prompt[:-1], other.prompt) >= enough
+            for other in self._jobs
+        )
 
     def _read(self, job: _Active) -> None:
         adapter = job.generation.adapter

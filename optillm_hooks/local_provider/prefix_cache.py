@@ -44,16 +44,20 @@ class PrefixCache(Generic[R]):
         best_key = None
         asked = tuple(prompt[:-1])
         for key, prefix in self._entries.items():
-            common = _common(asked, key[1]) if key[0] == adapter else 0
+            common = common_beginning(asked, key[1]) if key[0] == adapter else 0
             if common >= self._least_tokens and (best is None or common > best.tokens):
                 best, best_key = Hit(prefix, common), key
         if best_key is not None:
             self._entries.move_to_end(best_key)
         return best
 
+    def takes(self, prefix_bytes: int) -> bool:
+        """Return whether a prefix of that size would be remembered."""
+        return prefix_bytes <= self._most_bytes
+
     def add(self, prefix: R, adapter: str | None = None) -> None:
         """Remember `prefix`; entries that are its own beginning are dropped for it."""
-        if prefix.bytes > self._most_bytes or len(prefix.tokens) < self._least_tokens:
+        if not self.takes(prefix.bytes) or len(prefix.tokens) < self._least_tokens:
             return
         for key in [k for k in self._entries if k[0] == adapter]:
             if prefix.tokens[: len(key[1])] == key[1]:
@@ -71,7 +75,7 @@ class PrefixCache(Generic[R]):
         self.bytes -= self._entries.pop(key).bytes
 
 
-def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+def common_beginning(a: Sequence[int], b: Sequence[int]) -> int:
     """Return the number of leading elements that `a` and `b` share."""
     low, high = 0, min(len(a), len(b))
     while low < high:

@@ -200,6 +200,47 @@ def test_two_long_prompts_at_once_share_one_chunk() -> None:
     assert all(client.finished for client in clients.values())
 
 
+def written(client: Client) -> str:
+    return "".join(event.text for _, event in client.events if isinstance(event, Piece))
+
+
+@pytest.mark.parametrize("prefix_bytes", [1 << 28, 0], ids=["remembered", "not remembered"])
+def test_prompts_with_the_same_beginning_that_come_together_are_read_once(
+    prefix_bytes: int,
+) -> None:
+    shared = "".join(random.Random(0).choices("abcdefgh ", k=600))
+    messages = [[{"role": "user", "content": f"{shared}{end}"}] for end in ("one", "two", "three")]
+    runner = Counted()
+    batch = Batch(runner, FORMAT, Capacity(prefix_bytes=prefix_bytes))
+    clients = [Client.of(Generation(messages=m, max_tokens=5, seed=1)) for m in messages]
+    for client in clients:
+        batch.add(client.job)
+    while not batch.idle:
+        batch.step()
+    assert all(client.finished for client in clients)
+    cached = [e.cached_tokens for c in clients for _, e in c.events if isinstance(e, Finished)]
+    if prefix_bytes:
+        assert cached[0] == 0
+        assert min(cached[1:]) > 600
+        assert sum(runner.prompt_tokens) < 800
+    else:
+        assert cached == [0, 0, 0]
+        assert sum(runner.prompt_tokens) > 1800
+    for client, asked_for in zip(clients, messages, strict=True):
+        alone = Client.of(Generation(messages=asked_for, max_tokens=5, seed=1))
+        run(Batch(Counted(), FORMAT, Capacity()), {0: alone})
+        assert written(client) == written(alone)
+
+
+def test_a_prompt_with_a_beginning_of_its_own_waits_for_no_other() -> None:
+    batch = Batch(Counted(), FORMAT, Capacity(chunk=64))
+    long, other = Client.of(asked(600, max_tokens=2)), Client.of(asked(40, max_tokens=2))
+    batch.add(long.job)
+    batch.add(other.job)
+    batch.step()
+    assert len(list(batch._runner.rows.rows())) == 2
+
+
 def test_a_short_request_behind_a_wide_one_has_its_row_as_soon_as_one_is_free() -> None:
     """Four rows; the wide request would fill them for 25 rounds of 8 tokens."""
     batch = Batch(Counted(), FORMAT, Capacity(rows=4))
