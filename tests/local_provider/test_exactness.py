@@ -137,7 +137,7 @@ LAWS = {
 
 def asked(letters: int, law: Law, seed: int, **fields: Any) -> Generation:
     text = "".join(random.Random(seed).choices("abcdefgh ", k=letters))
-    fields = {"max_tokens": 12, "top_logprobs": 20, **fields}
+    fields = {"max_tokens": 8, "top_logprobs": 20, **fields}
     return Generation(messages=[{"role": "user", "content": text}], law=law, seed=seed, **fields)
 
 
@@ -149,14 +149,14 @@ async def test_tokens_and_scores_are_those_of_transformers(
 ) -> None:
     requests = [asked(length, law, seed) for seed, length in enumerate(LENGTHS)]
     sure = 0
-    for start in range(0, 16 if at_once == 16 else 5, at_once):
+    for start in range(0, 16 if at_once == 16 else 4, at_once):
         some = requests[start : start + at_once]
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(choices(engine, one)) for one in some]
         for one, task in zip(some, tasks, strict=True):
             sure += assert_as_generated(reference, one, 0, task.result()[0])
             assert_scored_as_alone(reference, one, task.result()[0])
-    assert sure > (100 if at_once == 16 else 30)
+    assert sure > (80 if at_once == 16 else 20)
 
 
 @pytest.mark.anyio
@@ -165,7 +165,7 @@ async def test_tokens_and_scores_are_those_of_transformers(
 async def test_choices_of_one_prompt_are_those_of_transformers(
     engine: Engine, reference: LlamaForCausalLM, law: Law, letters: int
 ) -> None:
-    one = asked(letters, law, 77, n=4, max_tokens=20)
+    one = asked(letters, law, 77, n=3, max_tokens=12)
     sure = 0
     for index, choice in enumerate(await choices(engine, one)):
         sure += assert_as_generated(reference, one, index, choice)
@@ -196,12 +196,12 @@ LETTERS = dict.fromkeys((FORMAT.encode_text(letter)[0] for letter in "xyz"), 90.
 async def test_pairs_of_tokens_follow_the_exact_law(
     engine: Engine, reference: LlamaForCausalLM, fields: dict[str, Any]
 ) -> None:
-    """Chi-square of 1,500 pairs of three letters, which are all that a bias leaves."""
+    """Chi-square of 1,000 pairs of three letters, which are all that a bias leaves."""
     settings: dict[str, Any] = {"logit_bias": LETTERS, "max_tokens": 2, "n": 125, **fields}
     settings = {"law": Law(temperature=2), **settings}
     messages = [{"role": "user", "content": "Hi"}]
     counts: Counter[tuple[int, ...]] = Counter()
-    for seed in range(12):
+    for seed in range(8):
         one = Generation(messages=messages, seed=seed, top_logprobs=0, **settings)
         for choice in await choices(engine, one):
             counts[tuple(IDS[token.spelling] for token in choice.tokens)] += 1

@@ -22,6 +22,8 @@ from tests.local_provider import tiny
 
 pytestmark = pytest.mark.anyio
 MESSAGES = [{"role": "user", "content": "Hi"}]
+ENDLESS = {tiny.SPELLED[-1]: 90.0}
+"""A word for every token, so that none ends a reply."""
 
 
 @dataclass
@@ -64,7 +66,7 @@ def test_a_model_that_never_fits_says_so_and_nobody_leaves_for_it() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder: Path = tmp_path_factory.mktemp("tiny")
-    tiny.model().save_pretrained(folder)
+    tiny.model(8192).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     return str(folder)
 
@@ -136,11 +138,17 @@ async def test_models_that_fit_together_stay_and_first_requests_load_each_once(
 
 async def test_a_model_in_use_does_not_leave(folder: str) -> None:
     provider = LocalProvider()
-    busy = provider.astreaming("a", **call(folder, 1.5, max_tokens=900, logit_bias={"0": -100}))
+    endless = call(folder, 1.5, max_tokens=8000, logit_bias=ENDLESS)
+    busy: Any = provider.astreaming("a", **endless)
     await anext(busy)
     with pytest.raises(litellm.ServiceUnavailableError, match="no memory for b beside a"):
         await provider.acompletion("b", **call(folder, 1.5))
-    assert len([chunk async for chunk in busy]) > 100
+    (a, _) = provider._engines.values()
+    assert a.loaded
+    assert await anext(busy)
+    await busy.aclose()
+    while not a.unload():  # noqa: ASYNC110 (another thread lets go of the row)
+        await asyncio.sleep(0)
     await provider.acompletion("b", **call(folder, 1.5))
     for engine in provider._engines.values():
         engine.close()
@@ -151,7 +159,7 @@ async def test_an_engine_asked_to_unload_between_requests_does_and_in_one_does_n
     engine = Engine("tiny", lambda: Batch(runner, chat_format, Capacity()))
     assert engine.unload()
     assert engine.bytes == 0
-    events = engine.stream(Generation(messages=MESSAGES, max_tokens=900, logit_bias={0: -100.0}))
+    events = engine.stream(Generation(messages=MESSAGES, max_tokens=1000, logit_bias=ENDLESS))
     await anext(events)
     assert engine.bytes > runner.weight_bytes > 0
     assert not engine.unload()
