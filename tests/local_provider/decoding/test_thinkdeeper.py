@@ -59,6 +59,17 @@ def test_an_early_end_is_replaced_by_words_that_go_on() -> None:
     assert text == "<think>\nab\nWait,cd\nBut"
 
 
+def test_words_that_would_exceed_the_budget_are_not_written() -> None:
+    """16 tokens, 18 of the words and 11 of the marker are more than 40; 30 are not."""
+    settings = ThinkSettings(
+        min_thinking_tokens=40,
+        max_thinking_tokens=40,
+        thought_switch_tokens=("On second thought,",),
+    )
+    assert write(settings, 1000, "a" * 15 + "$42$") == f"<think>\n{'a' * 15}\n</think>\n\n42"
+    assert "On second" in write(settings, 1000, "a" * 5 + "$42$")
+
+
 def test_an_end_without_the_marker_gets_it_and_the_answer_follows() -> None:
     settings = ThinkSettings(min_thinking_tokens=0)
     assert write(settings, 1000, "ab$42$") == "<think>\nab\n</think>\n\n42"
