@@ -1,6 +1,10 @@
-"""The configuration of the proxy that the modules share which need no keys and no settings."""
+"""What several modules share: the proxy's configuration, and a client that hangs up."""
 
-from tests.proxy import Config, alias, hooked_config, model_group
+import json
+import socket
+from collections.abc import Mapping
+
+from tests.proxy import Config, Proxy, alias, hooked_config, model_group
 from tests.upstream import Upstream
 
 MANY = ("bon", "moa", "self_consistency", "moa|bon", "re2&moa")
@@ -10,7 +14,7 @@ DEADLINE_S = 6.0
 
 
 def shared_config(upstream: Upstream) -> Config:
-    """Return models, right aliases and wrong ones over the scripted provider."""
+    """Return the configuration of the proxy for modules that need no keys and no settings."""
     return hooked_config(
         [
             model_group("base", upstream.url),
@@ -41,3 +45,24 @@ def shared_config(upstream: Upstream) -> Config:
             alias("dear", "bon(n=64;ratings=16)"),
         ]
     )
+
+
+def hang_up(
+    proxy: Proxy,
+    upstream: Upstream,
+    route: str,
+    body: Mapping[str, object],
+    *,
+    done: int,
+    key: str | None = None,
+) -> None:
+    """Send a request, and close the connection once a call beyond the first `done` hangs."""
+    content = json.dumps(body)
+    head = (
+        f"POST {route} HTTP/1.1\r\nhost: proxy\r\n"
+        f"authorization: Bearer {key or proxy.master_key}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", proxy.port)) as connection:
+        connection.sendall(f"{head}{content}".encode())
+        upstream.wait_until(lambda u: len(u.calls) > done, within_s=30)

@@ -1,12 +1,11 @@
 """A client that hangs up, at every stage of a plan: a second later no call goes on."""
 
-import json
-import socket
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.gateway.shared import hang_up
 from tests.proxy import Proxy
 from tests.upstream import HANG, Call, Fault, FaultRule, Script, Upstream
 
@@ -44,27 +43,14 @@ def hang_after(calls: int) -> FaultRule:
     return rule
 
 
-def hang_up(
-    proxy: Proxy, upstream: Upstream, route: str, model: str, *, done: int, stream: bool
-) -> None:
-    """Send a request, and close the connection once a call beyond the first `done` hangs."""
-    body = json.dumps({"model": model, "stream": stream, **ROUTES[route]})
-    head = (
-        f"POST {route} HTTP/1.1\r\nhost: proxy\r\nauthorization: Bearer {proxy.master_key}\r\n"
-        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    )
-    with socket.create_connection(("127.0.0.1", proxy.port)) as connection:
-        connection.sendall(f"{head}{body}".encode())
-        upstream.wait_until(lambda u: len(u.calls) > done, within_s=30)
-
-
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize(("model", "done"), CASES)
 def test_no_call_is_alive_a_second_later(
     proxy: Proxy, upstream: Upstream, model: str, done: int, stream: bool
 ) -> None:
     upstream.play(Script(reply=differing, fault=hang_after(done)))
-    hang_up(proxy, upstream, "/v1/chat/completions", model, done=done, stream=stream)
+    body = {"model": model, "stream": stream, **CHAT}
+    hang_up(proxy, upstream, "/v1/chat/completions", body, done=done)
     upstream.wait_until(lambda u: not u.alive, within_s=1)
     assert {call.outcome for call in upstream.calls[done:]} == {"gone"}
 
@@ -73,7 +59,8 @@ def test_no_call_is_alive_a_second_later(
 @pytest.mark.parametrize("route", ROUTES)
 def test_so_on_every_route(proxy: Proxy, upstream: Upstream, route: str, stream: bool) -> None:
     upstream.play(Script(reply=differing, fault=hang_after(1)))
-    hang_up(proxy, upstream, route, "moa-base", done=1, stream=stream)
+    body = {"model": "moa-base", "stream": stream, **ROUTES[route]}
+    hang_up(proxy, upstream, route, body, done=1)
     upstream.wait_until(lambda u: not u.alive, within_s=1)
     assert len(upstream.calls) == 2
 

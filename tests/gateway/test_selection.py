@@ -393,18 +393,23 @@ def test_what_the_router_is_asked(router: Router) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "price", "most_choices"),
+    ("model", "price", "most_choices", "most_output"),
     [
-        pytest.param("base", Price(1.5e-07, 6e-07), 128, id="in LiteLLM's map"),
-        pytest.param("mars-7b", None, 128, id="unknown price"),
-        pytest.param("nobody", None, 1, id="unknown model"),
+        pytest.param("base", Price(1.5e-07, 6e-07), 128, 16384, id="in LiteLLM's map"),
+        pytest.param("mars-7b", None, 128, None, id="unknown price"),
+        pytest.param("nobody", None, 1, None, id="unknown model"),
     ],
 )
 def test_facts_of_a_model(
-    router: Router, model: str, price: Price | None, most_choices: int
+    router: Router,
+    model: str,
+    price: Price | None,
+    most_choices: int,
+    most_output: int | None,
 ) -> None:
     facts = ModelFacts(router, model)
     assert (facts.price, facts.most_choices) == (price, most_choices)
+    assert facts.most_output == most_output
 
 
 def test_a_group_costs_its_dearest_deployment_and_nothing_is_guessed() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.gateway.shared import hang_up
 from tests.proxy import PRICE, Entry, Proxy, alias, hooked_config, model_group
 from tests.upstream import (
     CLOSED,
@@ -99,7 +100,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
         model_group("mixed", upstream.url, order=2, input_cost_per_token=0.01),
         alias("careful", "re2"),
         alias("lent", "re2", inherit_access=True),
-        alias("hurried", "moa", deadline_s=1.5),
+        alias("hurried", "moa", deadline_s=3),
     ]
     with Proxy(hooked_config(models), tmp_path_factory.mktemp("proxy"), keys=KEYS) as running:
         yield running
@@ -244,8 +245,7 @@ def test_so_when_the_client_hangs_up_between_two_stages(
 ) -> None:
     upstream.play(Script(fault=_from(1, HANG)))
     body = {"model": "moa-base", "stream": stream, **ROUTES["/v1/chat/completions"]}
-    with pytest.raises(httpx.TimeoutException):
-        proxy.post("/v1/chat/completions", body, key="sk-spender", timeout_s=1)
+    hang_up(proxy, upstream, "/v1/chat/completions", body, done=1, key="sk-spender")
     upstream.wait_until(lambda u: not u.alive, within_s=1)
     assert upstream.bill.prompt_tokens == 100
     spending.assert_equals(upstream.bill)
@@ -428,9 +428,10 @@ def test_an_alias_may_lend_its_base_model(proxy: Proxy, upstream: Upstream) -> N
 def test_a_key_with_the_base_model_reaches_it(proxy: Proxy, upstream: Upstream, model: str) -> None:
     upstream.play(Script(fault=no_fault))
     fields = {"optillm_approach": "re2"} if model == "other" else {}
-    statuses = {key: ask(proxy, model, key=key, **fields).status_code for key in KEYS}
+    limited = ("sk-poor", "sk-rich", "sk-thin", "sk-slow", "sk-tokens", "sk-few-tokens")
+    keys = [key for key in KEYS if not key.startswith(limited)]
+    statuses = {key: ask(proxy, model, key=key, **fields).status_code for key in keys}
     allowed = {"sk-spender", "sk-counted"}
     allowed |= {"sk-free-forms"} if model.startswith("optillm/") else set()
     allowed |= {"sk-other-only", "sk-prefixes", "sk-free-forms"} if model == "other" else set()
-    budgeted = {key for key in KEYS if key.startswith(("sk-poor", "sk-rich"))}
-    assert {key for key, status in statuses.items() if status == 200} - budgeted == allowed
+    assert {key for key, status in statuses.items() if status == 200} == allowed
