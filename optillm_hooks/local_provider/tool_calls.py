@@ -34,15 +34,13 @@ class CallForm:
     """All calls stand in one JSON array."""
 
     bare: bool = False
-    """A reply that is nothing but such an object is a call, without the opening too."""
-
-    single: bool = False
-    """The template has no place for several calls at once."""
+    """A reply that is nothing but such an object is a call, without the opening too. There is no
+    place for several calls at once."""
 
 
 HERMES = CallForm("<tool_call>", "</tool_call>")
 MISTRAL = CallForm("[TOOL_CALLS]", listed=True)
-LLAMA = CallForm("<|python_tag|>", arguments="parameters", bare=True, single=True)
+LLAMA = CallForm("<|python_tag|>", arguments="parameters", bare=True)
 
 
 def form_of(template: str) -> CallForm | None:
@@ -76,7 +74,7 @@ class Tools:
             f"call_{i}: {_quoted(self._head(name))} {json_rule(self.schemas[name])} {_quoted('}')}"
             for i, name in enumerate(names)
         ]
-        several = self.parallel and not form.single
+        several = self.parallel
         if form.bare:
             start = "call"
         elif form.listed:

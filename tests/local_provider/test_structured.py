@@ -23,7 +23,14 @@ from optillm_hooks.local_provider.decoding.deepconf import DeepConfSettings
 from optillm_hooks.local_provider.decoding.entropy_decoding import EntropySettings
 from optillm_hooks.local_provider.decoding.thinkdeeper import ThinkSettings
 from optillm_hooks.local_provider.engine import Engine
-from optillm_hooks.local_provider.generation import Choice, Generation, Law, Piece
+from optillm_hooks.local_provider.generation import (
+    Choice,
+    Event,
+    Generation,
+    Job,
+    Law,
+    Piece,
+)
 from optillm_hooks.local_provider.grammar import Constraint, Grammars, Thinking
 from tests.local_provider import tiny
 from tests.local_provider.laws import assert_follows, exact
@@ -357,6 +364,12 @@ def test_a_form_that_cannot_be_kept_fails_its_request_alone(
         patched.setattr(Grammars, "mask", lambda _self, logits, _constraints: logits)
         with pytest.raises(ProviderFailed, match="form of the reply could not be kept: too big"):
             replies(engine, asked(PERSON, n=3))
+        batch, events = Batch(tiny.runner(), FORMAT, Capacity()), list[Event]()
+        batch.add(Job(asked(PERSON, n=3), events.append))
+        for _ in range(4):
+            batch.step()
+        assert batch.idle
+        assert isinstance(events[0], ProviderFailed)
     assert replies(engine, asked({"const": 1}, seed=1))[0].text == "1"
 
 

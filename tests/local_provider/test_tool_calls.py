@@ -337,6 +337,23 @@ def test_with_a_form_of_answers_a_reply_is_an_answer_or_a_call(engine: Engine) -
         assert (choice.text, len(choice.tool_calls)) in [('"answer"', 0), ("", 1)]
 
 
+def test_a_call_that_is_required_is_no_answer_of_a_given_form(engine: Engine) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": "answer"}}}
+    fields = {"tool_choice": "required", "parallel_tool_calls": False}
+    for choice in replies(engine, parse(response_format=form, n=6, logit_bias=BIAS, **fields)):
+        assert choice.text == ""
+        assert choice.tool_calls
+
+
+@pytest.mark.parametrize("form", [HERMES, MISTRAL], ids=["hermes", "mistral"])
+def test_a_grammar_repeats_calls_only_where_several_are_asked_for(form: CallForm) -> None:
+    (several, one) = (
+        Tools(form, SCHEMAS, many).rules(["now"], json.dumps) for many in (True, False)
+    )
+    assert ")*" in several.splitlines()[0]
+    assert ")*" not in one.splitlines()[0]
+
+
 def test_a_method_that_makes_one_reply_of_many_gives_calls_too(engine: Engine) -> None:
     asked = parse(tool_choice="required", optillm_decoding={"cot_decoding": {"k": 3}})
     assert isinstance(asked.decoding, CotSettings)
