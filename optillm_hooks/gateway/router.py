@@ -11,9 +11,13 @@ from pydantic import ValidationError
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway.naming import PROVIDER
 from optillm_hooks.llm import Price
+from optillm_hooks.local_provider.decoding import FIELD
 from optillm_hooks.settings import DeploymentSettings
 
 LOCAL_PROVIDER = "optillm-local"
+
+_LOCAL_FIELDS = (FIELD, "logprobs", "n", "response_format", "tools", "top_logprobs")
+"""What local models take, which LiteLLM cannot know. It lets no `reasoning_effort` through."""
 
 _PREFIX_FIELDS = ("continue_final_message", "logprobs", "top_logprobs")
 """What a deployment takes of which the operator says that it continues a prefix."""
@@ -95,10 +99,7 @@ class ModelFacts:
 
     def supports(self, name: str) -> bool:
         facts = self._facts()
-        return bool(facts) and all(
-            fact["provider"] == LOCAL_PROVIDER or name in (fact["supported"] or ())
-            for fact in facts
-        )
+        return bool(facts) and all(name in (fact["supported"] or ()) for fact in facts)
 
     def _facts(self) -> list[dict[str, Any]]:
         if self._found is None:
@@ -120,6 +121,8 @@ def _facts_of(params: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
     except litellm.BadRequestError:
         return {"provider": None, "supported": None, "info": info}
     supported = litellm.get_supported_openai_params(model=model, custom_llm_provider=provider)
+    if provider == LOCAL_PROVIDER:
+        supported = [*_LOCAL_FIELDS]
     if _continues_prefix(info):
         supported = [*(supported or ()), *_PREFIX_FIELDS]
     mapped: dict[str, Any] = litellm.model_cost.get(

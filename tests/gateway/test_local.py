@@ -29,6 +29,8 @@ MODELS = (
     "bon-smollm2",
     "moa-smollm2",
     "self_consistency-smollm2",
+    "cepo(bestofn_n=1;planning_n=1;planning_m=1)-smollm2",
+    "mars(lightweight=true)-smollm2",
     "smollm2-careful",
     "smollm2-best",
     "smollm2-reread",

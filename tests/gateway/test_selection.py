@@ -14,6 +14,7 @@ from optillm_hooks.gateway import provider
 from optillm_hooks.gateway.router import ModelFacts, alias_model, deployments, is_configured
 from optillm_hooks.gateway.selection import Selection, read_settings, select
 from optillm_hooks.llm import Price
+from optillm_hooks.local_provider.decoding import FIELD
 from optillm_hooks.registry import Cost, NoParams, Result, approach
 from optillm_hooks.settings import Settings
 
@@ -410,6 +411,15 @@ def test_facts_of_a_model(
     facts = ModelFacts(router, model)
     assert (facts.price, facts.most_choices) == (price, most_choices)
     assert facts.most_output == most_output
+
+
+def test_what_a_local_model_takes() -> None:
+    """LiteLLM refuses a reasoning effort for it; an approach that sent one would fail whole."""
+    model = {"model_name": "mine", "litellm_params": {"model": "optillm-local/smollm2"}}
+    facts = ModelFacts(litellm.Router([model]), "mine")
+    assert facts.supports("n")
+    assert facts.supports(FIELD)
+    assert not facts.supports("reasoning_effort")
 
 
 def test_a_group_costs_its_dearest_deployment_and_nothing_is_guessed() -> None:
