@@ -413,8 +413,11 @@ def test_facts_of_a_model(
     assert facts.most_output == most_output
 
 
-def test_what_a_local_model_takes() -> None:
+def test_what_a_local_model_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """LiteLLM refuses a reasoning effort for it; an approach that sent one would fail whole."""
+    handler = {"provider": "optillm-local", "custom_handler": litellm.CustomLLM()}
+    monkeypatch.setattr(litellm, "custom_provider_map", [handler])
+    custom_llm_setup()
     model = {"model_name": "mine", "litellm_params": {"model": "optillm-local/smollm2"}}
     facts = ModelFacts(litellm.Router([model]), "mine")
     assert facts.supports("n")
