@@ -397,10 +397,11 @@ class MeteredLLM(Forwarding):
     def _streamed(self, call: "_Call") -> int:
         """Return how many tokens of a reply came: those with log-probabilities, or an estimate."""
         text = "".join(call.streamed)
-        if not text:
-            return call.scored
-        counted = self._inner.count_tokens((Message("assistant", text),), Sampling())
-        return min(call.scored or counted, call.sampling.max_tokens or counted)
+        tokens = call.scored
+        if text and not tokens:
+            tokens = self._inner.count_tokens((Message("assistant", text),), Sampling())
+        most = call.sampling.max_tokens
+        return tokens if most is None else min(tokens, most)
 
     @asynccontextmanager
     async def _paying(self, chat: Chat, sampling: Sampling, choices: int) -> AsyncIterator["_Call"]:

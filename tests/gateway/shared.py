@@ -43,6 +43,7 @@ def shared_config(upstream: Upstream) -> Config:
             alias("wrong", "bon(n=0)"),
             alias("typo", "re2", dead_line=3),
             alias("dear", "bon(n=64;ratings=16)"),
+            alias("tested", "plansearch", code_runner="monty"),
         ]
     )
 
