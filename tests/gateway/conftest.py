@@ -9,13 +9,13 @@ from tests.proxy import Proxy
 from tests.upstream import Upstream
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def upstream() -> Iterator[Upstream]:
     with Upstream() as server:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
     """The shared proxy; modules that need keys or settings have one of their own."""
     with Proxy(shared_config(upstream), tmp_path_factory.mktemp("proxy")) as running:
