@@ -1,6 +1,6 @@
 """What the methods are worth on one small model: share of right answers, tokens and seconds.
 
-    python -m benchmarks.accuracy [--problems 100] [--seed 2026] [--dtype bfloat16] [--write]
+    python -m benchmarks.accuracy [--problems 50] [--seed 2026] [--dtype bfloat16] [--write]
 
 Two families of problems in arithmetic. In `shown`, products and sums in words follow four worked
 examples as earlier turns; the model can often do them. In `bare`, of half as many, sums and
@@ -14,6 +14,7 @@ import math
 import os
 import random
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -257,13 +258,16 @@ async def run(problems: int, seed: int, dtype: str, threads: int) -> dict[str, l
     for family, make in FAMILIES.items():
         rng = random.Random(f"{family} {seed}")  # noqa: S311
         drawn = [make(rng) for _ in range(problems if family == "shown" else problems // 2)]
-        rows[family] = [await measure(asked, method, drawn, seed) for method in METHODS]
+        rows[family] = []
+        for method in METHODS:
+            rows[family].append(await measure(asked, method, drawn, seed))
+            print(f"{family}, {method}: {rows[family][-1].seconds:.0f} s", file=sys.stderr)
     return rows
 
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--problems", type=int, default=100, help="of each family")
+    options.add_argument("--problems", type=int, default=50, help="of the first family")
     options.add_argument("--seed", type=int, default=2026)
     options.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
     options.add_argument("--threads", type=int, default=os.cpu_count())
