@@ -390,9 +390,8 @@ class MeteredLLM(Forwarding):
 
     def _counted(self, chat: Chat, call: "_Call") -> Usage:
         prompt, tokens = self.count_tokens(chat, call.sampling), self._streamed(call)
-        price = self.price or Price(0.0, 0.0)
-        cost = prompt * price.prompt + tokens * price.completion
-        return Usage(calls=1, prompt_tokens=prompt, completion_tokens=tokens, cost_usd=cost)
+        whole = Reservation(call.sampling, prompt, tokens, self.price or Price(0.0, 0.0))
+        return replace(whole.spent(tokens), calls=1)
 
     def _streamed(self, call: "_Call") -> int:
         """Return how many tokens of a reply came: those with log-probabilities, or an estimate."""
