@@ -11,6 +11,7 @@ tokens at once, whether a token continues an answer or belongs to a prompt that 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
@@ -197,15 +198,17 @@ class _Run:
 
 @dataclass(slots=True, eq=False)
 class _Singles:
-    """One token each of rows of one pool. Slots without a token take part with a stranger's."""
+    """One token each of rows of one pool: places `start` to `end` of the flat list, by slot."""
 
     pool: Pool
-    slots: int
-    places: Tensor
-    """int [slots]: where in the flat list each slot's token is."""
-
-    busy: Tensor
+    start: int
+    end: int
+    slots: Tensor
     """int [rows]: the slots that have a token."""
+
+    places: Tensor | None
+    """int [slots]: of each slot's token among these, where slots without one take part with a
+    stranger's; None if all slots have one."""
 
     mask: Tensor
     """float [slots, 1, 1, longest]"""
@@ -214,32 +217,57 @@ class _Singles:
     """Prefixes, and the slots of the rows that continue each."""
 
 
+@dataclass(slots=True, eq=False)
+class _Write:
+    """The tokens of one pool's rows: places `start` to `end` of the flat list."""
+
+    pool: Pool
+    start: int
+    end: int
+    slots: Tensor
+    offsets: Tensor
+    """int [tokens]: where each is to lie in its slot."""
+
+
+Feed = tuple[Row, Sequence[int]]
+
+
 class StepPlan:
     """Where the tokens of one step are, for the attention of every layer.
 
-    Made before the forward pass; the rows' lengths already count the step's tokens.
+    Made before the forward pass; the rows' lengths already count the step's tokens. In the flat
+    list of all tokens those of a pool lie together, single tokens first and in the order of their
+    slots: then most of what attention reads and writes is one piece of memory.
     """
 
-    def __init__(self, feeds: Sequence[tuple[Row, int]], shape: Shape) -> None:
-        self._writes = [
-            (pool, *_indexes(pool, feeds, shape.device))
-            for pool in dict.fromkeys(row.pool for row, _ in feeds)
-        ]
-        starts = [0]
-        for _, count in feeds:
-            starts.append(starts[-1] + count)
-        self.last = torch.tensor([start - 1 for start in starts[1:]], device=shape.device)
-        self.positions = torch.cat(
-            [torch.arange(row.position - count, row.position) for row, count in feeds]
-        ).to(shape.device)
+    def __init__(self, feeds: Sequence[Feed], shape: Shape) -> None:
+        on = shape.device
+        order = sorted(
+            feeds, key=lambda feed: (feed[0].pool.length, len(feed[1]) > 1, feed[0].slot)
+        )
+        self.rows = [row for row, tokens in order for _ in tokens]
+        """The row of each token."""
+
+        self.tokens = torch.tensor([token for _, tokens in order for token in tokens], device=on)
+        ends = dict(zip((row for row, _ in order), _ends(order), strict=True))
+        self.last = torch.tensor([ends[row] - 1 for row, _ in feeds], device=on)
+        """Where the last token of each row is, in the order in which the rows were given."""
+
+        seen = [range(row.position - len(tokens), row.position) for row, tokens in order]
+        self.positions = torch.tensor([position for some in seen for position in some], device=on)
+        self._writes: list[_Write] = []
+        self._singles: list[_Singles] = []
         self._runs: list[_Run] = []
-        singles: dict[Pool, list[tuple[Row, int]]] = defaultdict(list)
-        for (row, count), start in zip(feeds, starts, strict=False):
-            if count == 1:
-                singles[row.pool].append((row, start))
-            else:
-                self._runs.append(_Run(row, start, start + count, _causal(row, count, shape)))
-        self._singles = [_singles(pool, rows, shape) for pool, rows in singles.items()]
+        for pool, of_pool in groupby(order, key=lambda feed: feed[0].pool):
+            mine = list(of_pool)
+            self._writes.append(_write(pool, mine, ends, on))
+            single = [row for row, tokens in mine if len(tokens) == 1]
+            if single:
+                self._singles.append(_single(pool, single, ends[single[0]] - 1, shape))
+            self._runs += [
+                _Run(row, ends[row] - len(tokens), ends[row], _causal(row, len(tokens), shape))
+                for row, tokens in mine[len(single) :]
+            ]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Store keys and values; return what each token reads: [1, tokens, query heads, width].
@@ -247,9 +275,9 @@ class StepPlan:
         query: [1, query heads, tokens, width]; key, value: [1, heads, tokens, width]
         """
         keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)
-        for pool, places, slots, offsets in self._writes:
-            pool.keys[layer][slots, :, offsets] = keys[places]
-            pool.values[layer][slots, :, offsets] = values[places]
+        for w in self._writes:
+            w.pool.keys[layer][w.slots, :, w.offsets] = keys[w.start : w.end]
+            w.pool.values[layer][w.slots, :, w.offsets] = values[w.start : w.end]
         out = torch.empty_like(query.transpose(1, 2))
         for singles in self._singles:
             _attend_singles(singles, layer, query[0], out[0], scale)
@@ -258,19 +286,21 @@ class StepPlan:
         return out
 
 
-def _indexes(
-    pool: Pool, feeds: Sequence[tuple[Row, int]], device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return places, slots and offsets of the step's tokens in `pool`."""
-    places, slots, offsets, start = list[int](), list[int](), list[int](), 0
-    for row, count in feeds:
-        if row.pool is pool:
-            places += range(start, start + count)
-            slots += [row.slot] * count
-            offsets += range(row.length - count, row.length)
-        start += count
-    whole = torch.tensor([places, slots, offsets], device=device)
-    return whole[0], whole[1], whole[2]
+def _ends(feeds: Sequence[Feed]) -> Iterator[int]:
+    """Yield where in the flat list the tokens of each row end."""
+    return accumulate(len(tokens) for _, tokens in feeds)
+
+
+def _write(
+    pool: Pool, feeds: Sequence[Feed], ends: Mapping[Row, int], device: torch.device
+) -> _Write:
+    slots, offsets = list[int](), list[int]()
+    for row, tokens in feeds:
+        slots += [row.slot] * len(tokens)
+        offsets += range(row.length - len(tokens), row.length)
+    first, end = feeds[0], ends[feeds[-1][0]]
+    whole = torch.tensor([slots, offsets], device=device)
+    return _Write(pool, ends[first[0]] - len(first[1]), end, whole[0], whole[1])
 
 
 def _causal(row: Row, count: int, shape: Shape) -> Tensor:
@@ -285,12 +315,12 @@ def _bias(visible: Tensor, shape: Shape) -> Tensor:
     )
 
 
-def _singles(pool: Pool, rows: Sequence[tuple[Row, int]], shape: Shape) -> _Singles:
-    slots = 1 + max(row.slot for row, _ in rows)
-    longest = max(row.length for row, _ in rows)
-    places, lengths = [rows[0][1]] * slots, [1] * slots
+def _single(pool: Pool, rows: Sequence[Row], start: int, shape: Shape) -> _Singles:
+    count = 1 + rows[-1].slot
+    longest = max(row.length for row in rows)
+    places, lengths = [0] * count, [1] * count
     shared: dict[Prefix, list[int]] = defaultdict(list)
-    for row, place in rows:
+    for place, row in enumerate(rows):
         places[row.slot], lengths[row.slot] = place, row.length
         if row.prefix is not None:
             shared[row.prefix].append(row.slot)
@@ -298,25 +328,28 @@ def _singles(pool: Pool, rows: Sequence[tuple[Row, int]], shape: Shape) -> _Sing
     visible = torch.arange(longest, device=on) < torch.tensor(lengths, device=on)[:, None]
     return _Singles(
         pool,
-        slots,
-        torch.tensor(places, device=on),
-        torch.tensor([row.slot for row, _ in rows], device=on),
+        start,
+        start + len(rows),
+        torch.tensor([row.slot for row in rows], device=on),
+        None if count == len(rows) else torch.tensor(places, device=on),
         _bias(visible, shape)[:, None, None],
         [(prefix, torch.tensor(mine, device=on)) for prefix, mine in shared.items()],
     )
 
 
 def _attend_singles(s: _Singles, layer: int, query: Tensor, out: Tensor, scale: float) -> None:
-    heads, width, longest = s.pool.shape.heads, s.pool.shape.width, s.mask.shape[-1]
+    heads, width, (count, _, _, longest) = s.pool.shape.heads, s.pool.shape.width, s.mask.shape
+    asked = query[:, s.start : s.end].transpose(0, 1)
     # The query heads of one key-value head stand where other queries would: nothing is repeated.
-    q = query[:, s.places].transpose(0, 1).reshape(s.slots, heads, -1, width)
-    k = s.pool.keys[layer, : s.slots, :, :longest]
-    v = s.pool.values[layer, : s.slots, :, :longest]
+    q = (asked if s.places is None else asked[s.places]).reshape(count, heads, -1, width)
+    k = s.pool.keys[layer, :count, :, :longest]
+    v = s.pool.values[layer, :count, :, :longest]
     if s.shared:
         read = _with_prefixes(s, layer, q, k, v, scale)
     else:
         read = scaled_dot_product_attention(q, k, v, attn_mask=s.mask, scale=scale)
-    out[s.places[s.busy]] = read[s.busy].reshape(len(s.busy), -1, width)
+    found = read.reshape(count, -1, width)
+    out[s.start : s.end] = found if s.places is None else found[s.slots]
 
 
 def _with_prefixes(

@@ -10,6 +10,7 @@ from transformers import AttentionInterface
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.local_provider.adapters import Adapters
 from optillm_hooks.local_provider.kv_cache import KeyValues, Prefix, Row, Shape, StepPlan
+from optillm_hooks.local_provider.linear import put_weights_first
 from optillm_hooks.local_provider.steering import Steering
 
 _ATTENTION = "optillm_rows"
@@ -62,6 +63,7 @@ class Runner:
         self.adapters = Adapters(model, {})
         self.steering = Steering(model, steering or {})
         self._take_over_attention(config)
+        put_weights_first(model)
         self.adapters = Adapters(model, adapters or {})
 
     def _take_over_attention(self, config: Any) -> None:
@@ -96,20 +98,18 @@ class Runner:
         for row, tokens in feeds:
             self.rows.reserve(row, len(tokens))
             row.length += len(tokens)
-        plan = StepPlan([(row, len(tokens)) for row, tokens in feeds], self._shape)
-        flat = [token for _, tokens in feeds for token in tokens]
-        of_rows = [row.adapter for row, tokens in feeds for _ in tokens]
-        self.adapters.choose(of_rows, self._shape.device)
-        self.steering.choose([row.steering for row, tokens in feeds for _ in tokens])
+        plan = StepPlan(feeds, self._shape)
+        self.adapters.choose([row.adapter for row in plan.rows], self._shape.device)
+        self.steering.choose([row.steering for row in plan.rows])
         output = self._model(
-            input_ids=torch.tensor([flat], device=self._shape.device),
+            input_ids=plan.tokens[None],
             position_ids=plan.positions[None],
             use_cache=False,
             logits_to_keep=plan.last,
             plan=plan,
         )
-        logits: Tensor = output.logits[0].float()
-        return logits
+        logits: Tensor = output.logits[0]
+        return logits.float().contiguous()
 
     @torch.inference_mode()
     def fork(self, prefix: Prefix, *, shared: bool, adapter: str | None = None) -> Row:
