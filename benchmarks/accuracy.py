@@ -101,30 +101,37 @@ def _computed(a: int, sign: str, b: int) -> int:
     return a + b if sign == "+" else a - b if sign == "-" else a * b
 
 
-def _product(a: int, b: int) -> tuple[str, str]:
-    asked = f"There are {a} boxes with {b} pens in each. How many pens are there in all?"
+def _product(a: int, b: int, box: str = "boxes", thing: str = "pens") -> tuple[str, str]:
+    asked = f"There are {a} {box} with {b} {thing} in each. How many {thing} are there in all?"
     return (
         asked,
-        f"{a} boxes with {b} pens each are {a} * {b} = {a * b} pens. The answer is {a * b}.",
+        f"{a} {box} with {b} {thing} each are {a} * {b} = {a * b} {thing}. The answer is {a * b}.",
     )
 
 
-def _sum(a: int, b: int) -> tuple[str, str]:
-    asked = f"Mia has {a} coins and finds {b} more. How many coins does she have now?"
-    return asked, f"{a} coins and {b} coins are {a} + {b} = {a + b} coins. The answer is {a + b}."
+def _sum(a: int, b: int, name: str = "Mia", thing: str = "coins") -> tuple[str, str]:
+    asked = f"{name} has {a} {thing} and finds {b} more. How many {thing} does {name} have now?"
+    return (
+        asked,
+        f"{a} {thing} and {b} {thing} are {a} + {b} = {a + b} {thing}. The answer is {a + b}.",
+    )
 
 
 EXAMPLES: Final = (_product(3, 4), _sum(6, 5), _product(7, 2), _sum(2, 9))
+BOXES: Final = ("bags", "crates", "tins", "drawers", "baskets")
+THINGS: Final = ("apples", "books", "cards", "shells", "stamps", "nails")
+NAMES: Final = ("Ada", "Ben", "Carla", "Dan", "Eve")
 
 
 def shown(rng: random.Random) -> Problem:
     """Return a product or sum of small numbers after four worked examples."""
+    thing = rng.choice(THINGS)
     if rng.random() < 0.5:
-        a, b = rng.randint(3, 12), rng.randint(3, 9)
-        (asked, _), answer = _product(a, b), a * b
+        a, b = rng.randint(2, 9), rng.randint(2, 6)
+        (asked, _), answer = _product(a, b, rng.choice(BOXES), thing), a * b
     else:
-        a, b = rng.randint(11, 49), rng.randint(11, 49)
-        (asked, _), answer = _sum(a, b), a + b
+        a, b = rng.randint(2, 9), rng.randint(2, 9)
+        (asked, _), answer = _sum(a, b, rng.choice(NAMES), thing), a + b
     turns = [
         {"role": role, "content": text}
         for example in EXAMPLES

@@ -15,6 +15,7 @@ with the 4-bit weights of the file; what it saves in bandwidth is not open to th
 import argparse
 import importlib.util
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -242,6 +243,7 @@ def compare(benches: Sequence[Bench], names: Sequence[str]) -> str:
         for bench in benches:
             ours, plain = getattr(bench, name)()
             cells.append(f"{plain / ours:.2f} ({ours:.2f} s : {plain:.2f} s)")
+            print(f"{name}: {cells[-1]}", file=sys.stderr, flush=True)
         lines.append((str(getattr(Bench, name).__doc__).splitlines()[0], *cells, CASES[name]))
     return table(("case", *DTYPES, "at least"), lines)
 

@@ -85,6 +85,9 @@ class _Active:
 
     reading: "_Reading | None" = None
     prefix: Prefix | None = None
+    shared: bool = False
+    """Whether its rows read the prompt by reference; else each has a copy."""
+
     first_logits: Tensor | None = None
     """Of the first token of the reply, from which every branch begins."""
 
@@ -231,13 +234,17 @@ class Batch:
 
     def _admit(self) -> None:
         free = self._capacity.rows - sum(job.running for job in self._jobs)
-        taken = sum(self._claim(job) * job.running for job in self._jobs)
+        taken = sum(self._claim(job, job.running) for job in self._jobs)
+        given: Counter[_Active] = Counter()
 
         def fits(job: _Active) -> bool:
             nonlocal taken
-            if taken and taken + self._claim(job) > self._capacity.kv_bytes:
+            rows = job.running + given[job]
+            more = self._claim(job, rows + 1) - self._claim(job, rows)
+            if taken and taken + more > self._capacity.kv_bytes:
                 return False
-            taken += self._claim(job)
+            taken += more
+            given[job] += 1
             return True
 
         opened: list[_Running] = []
@@ -247,15 +254,17 @@ class Batch:
                     self._read(job)
             else:
                 assert job.prefix is not None  # noqa: S101 (kept as long as branches are wanted)
-                shared = len(job.prompt) >= _SHARED_FROM
-                opened += self._open(job, self._fork(job, job.prefix, shared=shared))
+                opened += self._open(job, self._fork(job, job.prefix))
         self._first(opened)
 
-    def _claim(self, job: _Active) -> int:
-        """Return the memory that a row of `job` may come to need."""
+    def _claim(self, job: _Active, rows: int) -> int:
+        """Return the memory that `rows` rows of `job` may come to need."""
         asked = job.generation.max_tokens
         reply = job.room if asked is not None else min(job.room, _USUAL_REPLY)
-        return self._runner.rows.bytes_for(1, len(job.prompt) + reply)
+        bytes_for = self._runner.rows.bytes_for
+        if job.shared and rows:
+            return bytes_for(1, len(job.prompt)) + bytes_for(rows, reply)
+        return bytes_for(rows, len(job.prompt) + reply)
 
     def _is_being_read(self, job: _Active) -> bool:
         """Return whether much of a prompt is in another that is being read: it is copied then.
@@ -294,13 +303,14 @@ class Batch:
         job.decoding.begin(
             list(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True))
         )
-        if job.decoding.wanted > 1 and len(job.prompt) >= _SHARED_FROM:
+        job.shared = job.decoding.wanted > 1 and len(job.prompt) >= _SHARED_FROM
+        if job.shared:
             self._runner.free(row)
-            row = self._fork(job, job.prefix, shared=True)
+            row = self._fork(job, job.prefix)
         self._first(self._open(job, row))
 
-    def _fork(self, job: _Active, prefix: Prefix, *, shared: bool) -> Row:
-        return self._runner.fork(prefix, shared=shared, adapter=job.generation.adapter)
+    def _fork(self, job: _Active, prefix: Prefix) -> Row:
+        return self._runner.fork(prefix, shared=job.shared, adapter=job.generation.adapter)
 
     def _open(self, job: _Active, row: Row) -> list[_Running]:
         branch = job.decoding.open()

@@ -1,8 +1,9 @@
 """Keys and values of the running rows, and attention over them.
 
-A row's tokens lie in two places: a `Prefix` that it may share with other rows, stored once and
-read once for all of them, and its own slot of a `Pool`. Pools are length classes: a row moves to
-the next one when it outgrows its own, so that one long row does not make all the short ones long.
+A row's tokens lie in two places: a `Prefix` that it may share with other rows, which has one slot
+and is read once for all of them, and its own slot of a `Pool`. Pools are length classes: a row
+moves to the next one when it outgrows its own, so that one long row does not make all the short
+ones long. Prefixes have pools of their own, so that all those of a step are read in one go.
 
 A step feeds any number of tokens to any of the rows, as one flat list: the linear layers see all
 tokens at once, whether a token continues an answer or belongs to a prompt that is being read.
@@ -24,7 +25,10 @@ class Shape:
 
     layers: int
     heads: int
-    """Key-value heads, which may be fewer than the query heads."""
+    """Key-value heads."""
+
+    group: int
+    """Query heads that read each of them."""
 
     width: int
     dtype: torch.dtype
@@ -68,7 +72,7 @@ class Pool:
     def add(self, row: "Row") -> None:
         """Give `row` a slot; its content is undefined."""
         if len(self.rows) == self.keys.shape[1]:
-            self._resize(max(4, 2 * len(self.rows)))
+            self._resize(max(1, 2 * len(self.rows)))
         row.pool, row.slot = self, len(self.rows)
         self.rows.append(row)
 
@@ -85,10 +89,11 @@ class Pool:
             self._resize(0)
 
     def _resize(self, slots: int) -> None:
+        longest = max((row.length for row in self.rows), default=0)
         for name in ("keys", "values"):
             old, new = getattr(self, name), self._empty(slots)
             both = min(slots, old.shape[1])
-            new[:, :both] = old[:, :both]
+            new[:, :both, :, :longest] = old[:, :both, :, :longest]
             setattr(self, name, new)
 
     def _empty(self, slots: int) -> Tensor:
@@ -107,6 +112,9 @@ class Row:
     pool: Pool
     slot: int
     prefix: Prefix | None = None
+    trunk: "Row | None" = None
+    """The slot of the prefix."""
+
     length: int = 0
     adapter: str | None = None
     steering: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -125,33 +133,49 @@ class KeyValues:
         self.shape = shape
         lengths = [256]
         while lengths[-1] < context:
-            lengths.append(min(4 * lengths[-1], context))
+            lengths.append(min(2 * lengths[-1], context))
         self._pools = [Pool(shape, length) for length in lengths]
+        self._trunk_pools = [Pool(shape, length) for length in lengths]
+        self._trunks: dict[Prefix, Row] = {}
 
     @property
     def bytes(self) -> int:
-        """Memory of all slots, used or not, without the prefixes."""
-        return sum(pool.bytes for pool in self._pools)
+        """Memory of all slots, used or not."""
+        return sum(pool.bytes for pool in self._pools + self._trunk_pools)
 
     def bytes_for(self, rows: int, tokens: int) -> int:
         """Return the memory that `rows` rows of `tokens` own tokens take at most."""
-        return rows * self._class_of(tokens).length * self.shape.token_bytes
+        return rows * _class_of(tokens, self._pools).length * self.shape.token_bytes
 
     def rows(self) -> Iterator[Row]:
         for pool in self._pools:
             yield from pool.rows
 
-    def new(self, prefix: Prefix | None = None, adapter: str | None = None) -> Row:
-        row = Row(self._pools[0], -1, prefix, adapter=adapter)
-        self._pools[0].add(row)
+    def new(self, prefix: Prefix | None = None, adapter: str | None = None, tokens: int = 0) -> Row:
+        """Return an empty row whose slot has room for `tokens` tokens or more."""
+        pool = _class_of(tokens, self._pools)
+        trunk = None if prefix is None else self._trunk(prefix)
+        row = Row(pool, -1, prefix, trunk, adapter=adapter)
+        pool.add(row)
         return row
 
     def free(self, row: Row) -> None:
         row.pool.remove(row)
+        if row.prefix is not None and all(other.trunk is not row.trunk for other in self.rows()):
+            trunk = self._trunks.pop(row.prefix)
+            trunk.pool.remove(trunk)
+
+    def _trunk(self, prefix: Prefix) -> Row:
+        if prefix not in self._trunks:
+            pool = _class_of(len(prefix.tokens), self._trunk_pools)
+            trunk = self._trunks[prefix] = Row(pool, -1)
+            pool.add(trunk)
+            self.fill(trunk, prefix, len(prefix.tokens))
+        return self._trunks[prefix]
 
     def reserve(self, row: Row, tokens: int) -> None:
         """Make sure that `tokens` more fit into the slot of `row`."""
-        pool = self._class_of(row.length + tokens)
+        pool = _class_of(row.length + tokens, self._pools)
         if pool.length <= row.pool.length:
             return
         old = Row(row.pool, row.slot, length=row.length)
@@ -163,8 +187,7 @@ class KeyValues:
         old.pool.remove(old)
 
     def fill(self, row: Row, prefix: Prefix, tokens: int) -> None:
-        """Copy the first `tokens` tokens of `prefix` into the empty slot of `row`."""
-        self.reserve(row, tokens)
+        """Copy the first `tokens` tokens of `prefix` into the slot of `row`, which has room."""
         row.pool.keys[:, row.slot, :, :tokens] = prefix.keys[:, :, :tokens]
         row.pool.values[:, row.slot, :, :tokens] = prefix.values[:, :, :tokens]
         row.length = tokens
@@ -181,8 +204,9 @@ class KeyValues:
             torch.cat([row.prefix.values, values], dim=2),
         )
 
-    def _class_of(self, tokens: int) -> Pool:
-        return next(pool for pool in self._pools if pool.length >= tokens)
+
+def _class_of(tokens: int, pools: Sequence[Pool]) -> Pool:
+    return next(pool for pool in pools if pool.length >= tokens)
 
 
 @dataclass(slots=True, eq=False)
@@ -193,7 +217,7 @@ class _Run:
     start: int
     end: int
     mask: Tensor
-    """float [tokens, keys]: 0 where a token may look, -inf elsewhere."""
+    """float [group x tokens, keys]: 0 where a token may look, -inf elsewhere."""
 
 
 @dataclass(slots=True, eq=False)
@@ -213,8 +237,24 @@ class _Singles:
     mask: Tensor
     """float [slots, 1, 1, longest]"""
 
-    shared: list[tuple[Prefix, Tensor]] = field(default_factory=list[tuple[Prefix, Tensor]])
-    """Prefixes, and the slots of the rows that continue each."""
+
+@dataclass(slots=True, eq=False)
+class _Shared:
+    """Single tokens of rows that continue prefixes of one pool."""
+
+    pool: Pool
+    asking: Tensor
+    """int [prefixes, most rows of one]: the places of the tokens that read each prefix. Where a
+    prefix has fewer, a stranger's takes part."""
+
+    spots: Tensor
+    """int [tokens]: where in `asking`, flattened, each token is."""
+
+    places: Tensor
+    """int [tokens]: where each is in the flat list."""
+
+    mask: Tensor
+    """float [prefixes, 1, 1, longest]"""
 
 
 @dataclass(slots=True, eq=False)
@@ -268,6 +308,7 @@ class StepPlan:
                 _Run(row, ends[row] - len(tokens), ends[row], _causal(row, len(tokens), shape))
                 for row, tokens in mine[len(single) :]
             ]
+        self._shared = list(_shared(order, ends, shape))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Store keys and values; return what each token reads: [1, tokens, query heads, width].
@@ -278,12 +319,17 @@ class StepPlan:
         for w in self._writes:
             w.pool.keys[layer][w.slots, :, w.offsets] = keys[w.start : w.end]
             w.pool.values[layer][w.slots, :, w.offsets] = values[w.start : w.end]
-        out = torch.empty_like(query.transpose(1, 2))
+        asked = query[0].transpose(0, 1)
+        out = torch.empty_like(asked)
+        totals = out.new_empty(out.shape[:2], dtype=torch.float32) if self._shared else None
         for singles in self._singles:
-            _attend_singles(singles, layer, query[0], out[0], scale)
+            _attend_singles(singles, layer, asked, out, totals, scale)
+        for shared in self._shared:
+            assert totals is not None  # noqa: S101
+            _add_prefixes(shared, layer, asked, out, totals, scale)
         for run in self._runs:
-            _attend_run(run, layer, query[0], out[0], scale)
-        return out
+            _attend_run(run, layer, query[0], out, scale)
+        return out[None]
 
 
 def _ends(feeds: Sequence[Feed]) -> Iterator[int]:
@@ -306,7 +352,7 @@ def _write(
 def _causal(row: Row, count: int, shape: Shape) -> Tensor:
     seen = torch.arange(row.position, device=shape.device)
     own = torch.arange(row.position - count, row.position, device=shape.device)
-    return _bias(seen[None] <= own[:, None], shape)
+    return _bias(seen[None] <= own[:, None], shape).repeat(shape.group, 1)
 
 
 def _bias(visible: Tensor, shape: Shape) -> Tensor:
@@ -315,64 +361,108 @@ def _bias(visible: Tensor, shape: Shape) -> Tensor:
     )
 
 
+def _until(lengths: Sequence[int], shape: Shape) -> Tensor:
+    """Return a mask [slots, 1, 1, longest] that shows of each slot its first tokens."""
+    seen = torch.arange(max(lengths), device=shape.device)
+    return _bias(seen < torch.tensor(lengths, device=shape.device)[:, None], shape)[:, None, None]
+
+
 def _single(pool: Pool, rows: Sequence[Row], start: int, shape: Shape) -> _Singles:
     count = 1 + rows[-1].slot
-    longest = max(row.length for row in rows)
     places, lengths = [0] * count, [1] * count
-    shared: dict[Prefix, list[int]] = defaultdict(list)
     for place, row in enumerate(rows):
         places[row.slot], lengths[row.slot] = place, row.length
-        if row.prefix is not None:
-            shared[row.prefix].append(row.slot)
     on = shape.device
-    visible = torch.arange(longest, device=on) < torch.tensor(lengths, device=on)[:, None]
     return _Singles(
         pool,
         start,
         start + len(rows),
         torch.tensor([row.slot for row in rows], device=on),
         None if count == len(rows) else torch.tensor(places, device=on),
-        _bias(visible, shape)[:, None, None],
-        [(prefix, torch.tensor(mine, device=on)) for prefix, mine in shared.items()],
+        _until(lengths, shape),
     )
 
 
-def _attend_singles(s: _Singles, layer: int, query: Tensor, out: Tensor, scale: float) -> None:
+def _shared(feeds: Sequence[Feed], ends: Mapping[Row, int], shape: Shape) -> Iterator[_Shared]:
+    readers: dict[Pool, dict[Row, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for row, tokens in feeds:
+        if row.trunk is not None and len(tokens) == 1:
+            readers[row.trunk.pool][row.trunk].append(ends[row] - 1)
+    for pool, by_trunk in readers.items():
+        count, most = 1 + max(trunk.slot for trunk in by_trunk), max(map(len, by_trunk.values()))
+        asking = [[next(iter(by_trunk.values()))[0]] * most for _ in range(count)]
+        lengths, spots = [1] * count, list[int]()
+        for trunk, places in by_trunk.items():
+            asking[trunk.slot][: len(places)] = places
+            lengths[trunk.slot] = trunk.length
+            spots += range(trunk.slot * most, trunk.slot * most + len(places))
+        flat = [place for places in by_trunk.values() for place in places]
+        numbers = [torch.tensor(some, device=shape.device) for some in (asking, spots, flat)]
+        yield _Shared(pool, numbers[0], numbers[1], numbers[2], _until(lengths, shape))
+
+
+def _attend_singles(
+    s: _Singles, layer: int, query: Tensor, out: Tensor, totals: Tensor | None, scale: float
+) -> None:
     heads, width, (count, _, _, longest) = s.pool.shape.heads, s.pool.shape.width, s.mask.shape
-    asked = query[:, s.start : s.end].transpose(0, 1)
+    asked = query[s.start : s.end]
     # The query heads of one key-value head stand where other queries would: nothing is repeated.
     q = (asked if s.places is None else asked[s.places]).reshape(count, heads, -1, width)
     k = s.pool.keys[layer, :count, :, :longest]
     v = s.pool.values[layer, :count, :, :longest]
-    if s.shared:
-        read = _with_prefixes(s, layer, q, k, v, scale)
-    else:
+    if totals is None:
         read = scaled_dot_product_attention(q, k, v, attn_mask=s.mask, scale=scale)
+    else:
+        read, total = read_with_total(q, k, v, s.mask, scale)
+        total = total.reshape(count, -1)
+        totals[s.start : s.end] = total if s.places is None else total[s.slots]
     found = read.reshape(count, -1, width)
     out[s.start : s.end] = found if s.places is None else found[s.slots]
 
 
-def _with_prefixes(
-    s: _Singles, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float
-) -> Tensor:
-    """Return attention over prefix and slot together: [slots, heads, group, width].
+def _add_prefixes(
+    s: _Shared, layer: int, query: Tensor, out: Tensor, totals: Tensor, scale: float
+) -> None:
+    """Make of what each token reads in its slot what it reads in prefix and slot together.
 
-    Both parts are softmaxed apart and weighed by their shares of the whole normaliser.
+    Both parts were softmaxed apart and are weighed by their shares of the whole normaliser.
     """
-    scores = torch.matmul(q, k.transpose(-1, -2)).float() * scale + s.mask.float()
+    heads, group, width = s.pool.shape.heads, s.pool.shape.group, s.pool.shape.width
+    (count, most), longest = s.asking.shape, s.mask.shape[-1]
+    q = query[s.asking].reshape(count, most, heads, group, width).transpose(1, 2)
+    k = s.pool.keys[layer, :count, :, :longest]
+    v = s.pool.values[layer, :count, :, :longest]
+    read, total = read_with_total(q.reshape(count, heads, -1, width), k, v, s.mask, scale)
+    read = read.reshape(count, heads, most, group, width).transpose(1, 2)
+    total = total.reshape(count, heads, most, group).transpose(1, 2)
+    found = read.reshape(count * most, -1, width)[s.spots]
+    share = torch.sigmoid(total.reshape(count * most, -1)[s.spots] - totals[s.places])
+    out[s.places] = torch.lerp(out[s.places], found, share[..., None].to(out.dtype))
+
+
+def read_with_total(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Return attention [B, heads, queries, width] and the logs of its normalisers, without width.
+
+    `mask` [B, 1, 1, keys] is added to the scores.
+    """
+    if query.device.type == "cpu":
+        # What `scaled_dot_product_attention` runs on CPUs; only that it keeps the normaliser.
+        read, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, attn_mask=mask, scale=scale
+        )
+        return read, total
+    return multiplied(query, key, value, mask, scale)
+
+
+def multiplied(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Return what `read_with_total` does, by plain products on any device."""
+    scores = torch.matmul(query, key.transpose(-1, -2)).float() * scale + mask.float()
     total = scores.logsumexp(dim=-1, keepdim=True)
-    read = torch.matmul((scores - total).exp().to(v.dtype), v)
-    for prefix, slots in s.shared:
-        heads, group, width = q.shape[1:]
-        asked = q[slots].transpose(0, 1).reshape(heads, -1, width)
-        scores = torch.matmul(asked, prefix.keys[layer].transpose(-1, -2)).float() * scale
-        before = scores.logsumexp(dim=-1, keepdim=True)
-        from_prefix = torch.matmul((scores - before).exp().to(v.dtype), prefix.values[layer])
-        before = before.reshape(heads, len(slots), group, 1).transpose(0, 1)
-        from_prefix = from_prefix.reshape(heads, len(slots), group, width).transpose(0, 1)
-        share = torch.sigmoid(before - total[slots]).to(v.dtype)
-        read[slots] = torch.lerp(read[slots], from_prefix, share)
-    return read
+    return torch.matmul((scores - total).exp().to(value.dtype), value), total[..., 0]
 
 
 def _attend_run(run: _Run, layer: int, query: Tensor, out: Tensor, scale: float) -> None:
@@ -384,6 +474,5 @@ def _attend_run(run: _Run, layer: int, query: Tensor, out: Tensor, scale: float)
         v = torch.cat([row.prefix.values[layer], v], dim=1)
     heads, _, width = k.shape
     q = query[:, run.start : run.end].reshape(heads, -1, width)
-    mask = run.mask.repeat(q.shape[1] // count, 1)
-    read = scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask, scale=scale)
+    read = scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=run.mask, scale=scale)
     out[run.start : run.end] = read.reshape(-1, count, width).transpose(0, 1)

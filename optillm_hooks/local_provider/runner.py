@@ -44,12 +44,14 @@ class Runner:
         """
         config = model.config.get_text_config()
         _check_layers(config)
-        heads = config.num_attention_heads
+        asking = config.num_attention_heads
+        heads = getattr(config, "num_key_value_heads", None) or asking
         self._model = model
         self._shape = Shape(
             layers=config.num_hidden_layers,
-            heads=getattr(config, "num_key_value_heads", None) or heads,
-            width=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            heads=heads,
+            group=asking // heads,
+            width=getattr(config, "head_dim", None) or config.hidden_size // asking,
             dtype=model.dtype,
             device=model.device,
         )
@@ -114,15 +116,14 @@ class Runner:
     @torch.inference_mode()
     def fork(self, prefix: Prefix, *, shared: bool, adapter: str | None = None) -> Row:
         """Return a new row that holds `prefix`: by reference if `shared`, else as a copy."""
-        row = self.rows.new(prefix if shared else None, adapter)
         if not shared:
-            self.rows.fill(row, prefix, len(prefix.tokens))
-        return row
+            return self.begin(prefix, len(prefix.tokens), adapter)
+        return self.rows.new(prefix, adapter)
 
     @torch.inference_mode()
     def begin(self, prefix: Prefix | None, tokens: int, adapter: str | None = None) -> Row:
         """Return a new row that holds a copy of the first `tokens` tokens of `prefix`."""
-        row = self.rows.new(adapter=adapter)
+        row = self.rows.new(adapter=adapter, tokens=tokens)
         if prefix is not None:
             self.rows.fill(row, prefix, tokens)
         return row

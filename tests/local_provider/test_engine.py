@@ -12,9 +12,18 @@ from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.local_provider.batch import Batch, Capacity
 from optillm_hooks.local_provider.chat_format import ChatFormat
 from optillm_hooks.local_provider.engine import Engine
-from optillm_hooks.local_provider.generation import Choice, Finished, Generation, Law, Piece
+from optillm_hooks.local_provider.generation import (
+    Choice,
+    Event,
+    Finished,
+    Generation,
+    Job,
+    Law,
+    Piece,
+)
 from optillm_hooks.local_provider.models import LoadedModel
 from optillm_hooks.local_provider.runner import Runner
+from tests.local_provider import tiny
 
 pytestmark = pytest.mark.anyio
 GREEDY = Law(temperature=0)
@@ -263,3 +272,25 @@ async def test_little_memory_makes_requests_wait_but_answers_all(
     requests = [asked("Hi", max_tokens=5, n=2) for _ in range(4)]
     assert all(all(texts) for texts in await together(engine, *requests))
     engine.close()
+
+
+def test_rows_of_one_long_prompt_take_its_memory_once() -> None:
+    """Room for the prompt and 8 replies: 8 of 16 rows run at a time, and no more bytes are used."""
+    runner = tiny.runner(context=4096)
+    bytes_for, prompt = runner.rows.bytes_for, 1100
+    most = bytes_for(1, prompt + 30) + bytes_for(8, 20)
+    batch = Batch(runner, tiny.chat_format(), Capacity(kv_bytes=most, prefix_bytes=0))
+    events: list[Event] = []
+    endless = {tiny.END: -100.0}
+    generation = asked("a" * prompt, max_tokens=20, n=16, logit_bias=endless, seed=1)
+    batch.add(Job(generation, events.append))
+    crowds, used = set(), set()
+    while not batch.idle:
+        batch.step()
+        crowds.add(len(list(runner.rows.rows())))
+        used.add(batch.bytes)
+    assert max(crowds) == 8
+    assert max(used) <= most
+    assert isinstance(events[-1], Finished)
+    assert events[-1].completion_tokens == 16 * 20
+    assert batch.bytes == 0

@@ -9,7 +9,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.local_provider.chat_format import ChatFormat
-from optillm_hooks.local_provider.kv_cache import Row
+from optillm_hooks.local_provider.kv_cache import Row, multiplied, read_with_total
 from optillm_hooks.local_provider.models import LoadedModel
 from optillm_hooks.local_provider.runner import Runner
 
@@ -96,7 +96,51 @@ def test_a_prompt_is_stored_once_for_all_rows_that_share_it(
     runner.free(row)
     forks = [runner.fork(prefix, shared=True) for _ in range(4)]
     assert all(fork.length == 0 for fork in forks)
-    assert runner.rows.bytes == runner.rows.bytes_for(4, 1)
+    assert runner.rows.bytes == sum(map(runner.rows.bytes_for, (4, 1), (1, len(prompts[2]))))
+
+
+def test_several_prompts_are_each_read_by_their_own_rows(
+    runner: Runner, loaded: LoadedModel, prompts: list[list[int]]
+) -> None:
+    """Of two lengths of slots, with 3, 1 and 1 rows, beside one without; some wait, some leave."""
+    long = prompts[2] + [40 + i % 60 for i in range(200)]
+    texts = [prompts[2], prompts[1], long]
+    prefixes = []
+    for text in texts:
+        row = read(runner, text)
+        prefixes.append(runner.snapshot(row, text))
+        runner.free(row)
+    rows = [runner.fork(prefixes[i], shared=True) for i in (0, 1, 0, 2, 0)]
+    held = [list(texts[i]) for i in (0, 1, 0, 2, 0)]
+    rows.insert(2, read(runner, prompts[0]))
+    held.insert(2, list(prompts[0]))
+    for step, fed in enumerate([range(6), (5, 2, 0, 4), (4, 1, 3, 5), range(6)]):
+        for i in fed:
+            held[i].append(10 * step + i + 5)
+        logits = runner.step([(rows[i], held[i][-1:]) for i in fed])
+        for row_logits, i in zip(logits, fed, strict=True):
+            assert_close(row_logits, expected(loaded, held[i]))
+    for i in (5, 3, 0):  # those of the first prompt: another's slot takes its place
+        runner.free(rows.pop(i))
+        held.pop(i)
+    logits = runner.step([(row, [9]) for row in rows])
+    for row_logits, tokens in zip(logits, held, strict=True):
+        assert_close(row_logits, expected(loaded, [*tokens, 9]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_two_ways_to_attention_with_its_normaliser_agree(dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(3, 2, tokens, 16, generator=draw).to(dtype) for tokens in (6, 9, 9)
+    )
+    mask = torch.zeros(3, 1, 1, 9, dtype=dtype)
+    mask[0, ..., 4:] = mask[2, ..., 1:] = -torch.inf
+    found = read_with_total(query, key, value, mask, 0.25)
+    wanted = multiplied(query, key, value, mask, 0.25)
+    for one, other in zip(found, wanted, strict=True):
+        near = 1e-5 if dtype is torch.float32 else 2e-2
+        torch.testing.assert_close(one, other, atol=near, rtol=near, check_dtype=False)
 
 
 def test_rows_that_outgrow_their_slot_or_lose_a_neighbour_keep_their_content(
