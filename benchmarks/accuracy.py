@@ -1,9 +1,9 @@
 """What the methods are worth on one small model: share of right answers, tokens and seconds.
 
-    python -m benchmarks.accuracy [--problems 50] [--seed 2026] [--dtype bfloat16] [--write]
+    python -m benchmarks.accuracy [--problems 75] [--seed 2026] [--dtype bfloat16] [--write]
 
 Two families of problems in arithmetic. In `shown`, products and sums in words follow four worked
-examples as earlier turns; the model can often do them. In `bare`, of half as many, sums and
+examples as earlier turns; the model can often do them. In `bare`, of a third as many, sums and
 differences come without any example; it mostly cannot. All methods get the same problems,
 so each is compared with greedy decoding by the exact test of McNemar over the problems on which the
 two differ. Everything runs over LiteLLM's router, as an application would call it.
@@ -43,18 +43,22 @@ METHODS: Final[Mapping[str, str]] = {
     "bon, a calculator as judge": f"optillm/bon(n=8,temperature=0.7,judge=calculator)/{BASE}",
     "cot_decoding": f"optillm/cot_decoding(k=10)/{BASE}",
     "entropy_decoding": f"optillm/entropy_decoding/{BASE}",
-    "deepconf": f"optillm/deepconf(warmup_samples=8,max_traces=16)/{BASE}",
+    "deepconf, the surest tenth": f"optillm/deepconf(warmup_samples=8,max_traces=16)/{BASE}",
+    "deepconf, nine tenths": (
+        f"optillm/deepconf(warmup_samples=8,max_traces=16,variant=high)/{BASE}"
+    ),
 }
 TEMPERATURES: Final[Mapping[str, float]] = {
     "greedy": 0.0,
     "one sample": 0.7,
     "entropy_decoding": 0.7,
-    "deepconf": 0.7,
+    "deepconf, the surest tenth": 0.7,
+    "deepconf, nine tenths": 0.7,
 }
 AT_ONCE: Final = 32
 MOST_TOKENS: Final = 64
 
-_EQUATION: Final = re.compile(r"(\d+) ?([-+*x]) ?(\d+) ?= ?\$?(\d+)")
+_EQUATION: Final = re.compile(r"(\d+) ?([-+*/x]) ?(\d+) ?= ?\$?(\d+)")
 _NUMBER: Final = re.compile(r"\d[\d,]*(?:\.\d+)?")
 _CANDIDATE: Final = re.compile(r"<answer 1 (\S+)>\n(.*)\n</answer 1 \1>", re.DOTALL)
 
@@ -84,21 +88,27 @@ class Calculator(litellm.CustomLLM):
     async def acompletion(
         self, *_: Any, messages: Messages, model_response: ModelResponse, **__: Any
     ) -> ModelResponse:
-        shown = _CANDIDATE.search(messages[-1]["content"])
-        model_response.choices[0].message.content = f"RATING: {checked(shown[2] if shown else '')}"
+        prompt = messages[-1]["content"]
+        shown = _CANDIDATE.search(prompt)
+        rating = checked(prompt.partition("\n\n")[0], shown[2] if shown else "")
+        model_response.choices[0].message.content = f"RATING: {rating}"
         return model_response
 
 
-def checked(candidate: str) -> int:
-    """Return 10 if all equations of `candidate` hold, 0 if one does not, 3 if there are none."""
-    equations = _EQUATION.findall(candidate)
-    if not equations:
-        return 3
-    return 10 * all(_computed(int(a), sign, int(b)) == int(c) for a, sign, b, c in equations)
+def checked(question: str, candidate: str) -> int:
+    """Return 0 if an equation of `candidate` is wrong, 10 if one is over the question's numbers.
+
+    3 if there is none. That it should have been another equation is nothing a calculator sees.
+    """
+    equations = [(int(a), sign, int(b), int(c)) for a, sign, b, c in _EQUATION.findall(candidate)]
+    if not all(_holds(*equation) for equation in equations):
+        return 0
+    numbers = sorted(map(int, re.findall(r"\d+", question)))
+    return 10 if any(sorted((a, b)) == numbers for a, _, b, _ in equations) else 3
 
 
-def _computed(a: int, sign: str, b: int) -> int:
-    return a + b if sign == "+" else a - b if sign == "-" else a * b
+def _holds(a: int, sign: str, b: int, c: int) -> bool:
+    return {"+": a + b == c, "-": a - b == c, "/": a == b * c}.get(sign, a * b == c)
 
 
 def _product(a: int, b: int, box: str = "boxes", thing: str = "pens") -> tuple[str, str]:
@@ -117,14 +127,27 @@ def _sum(a: int, b: int, name: str = "Mia", thing: str = "coins") -> tuple[str, 
     )
 
 
-EXAMPLES: Final = (_product(3, 4), _sum(6, 5), _product(7, 2), _sum(2, 9))
+def _difference(a: int, b: int) -> tuple[str, str]:
+    asked = f"A shop has {a} lamps and sells {b} of them. How many lamps are left?"
+    return asked, f"{a} lamps less {b} lamps are {a} - {b} = {a - b} lamps. The answer is {a - b}."
+
+
+def _share(a: int, b: int) -> tuple[str, str]:
+    asked = f"{a * b} sweets are shared equally by {b} children. How many does each child get?"
+    return (
+        asked,
+        f"{a * b} sweets for {b} children are {a * b} / {b} = {a} sweets each. The answer is {a}.",
+    )
+
+
+EXAMPLES: Final = (_product(3, 4), _difference(11, 4), _sum(6, 5), _share(5, 3))
 BOXES: Final = ("bags", "crates", "tins", "drawers", "baskets")
 THINGS: Final = ("apples", "books", "cards", "shells", "stamps", "nails")
 NAMES: Final = ("Ada", "Ben", "Carla", "Dan", "Eve")
 
 
 def shown(rng: random.Random) -> Problem:
-    """Return a product or sum of small numbers after four worked examples."""
+    """Return a product or sum of small numbers after worked examples of four kinds."""
     thing = rng.choice(THINGS)
     if rng.random() < 0.5:
         a, b = rng.randint(2, 9), rng.randint(2, 6)
@@ -184,13 +207,12 @@ def router(dtype: str, threads: int) -> litellm.Router:
         {"provider": "calculator", "custom_handler": Calculator()},
     ]
     custom_llm_setup()
-    spec = models.find(BASE).model_copy(update={"dtype": dtype, "threads": threads, "rows": 64})
     made = litellm.Router(
         [
             {
                 "model_name": BASE,
                 "litellm_params": {"model": f"optillm-local/{BASE}"},
-                "model_info": {"optillm_local": spec.model_dump(exclude_defaults=True)},
+                "model_info": described(dtype, threads),
             },
             _group("calculator", "calculator/it"),
             *(_group(method, model) for method, model in METHODS.items() if model != BASE),
@@ -201,12 +223,22 @@ def router(dtype: str, threads: int) -> litellm.Router:
     return made
 
 
+def described(dtype: str, threads: int) -> dict[str, Any]:
+    """Return the local model's `model_info`."""
+    spec = models.find(BASE).model_copy(update={"dtype": dtype, "threads": threads, "rows": 64})
+    return {"optillm_local": spec.model_dump(exclude_defaults=True)}
+
+
 def _group(name: str, model: str) -> dict[str, Any]:
     return {"model_name": name, "litellm_params": {"model": model}}
 
 
 async def measure(
-    asked: litellm.Router, method: str, problems: Sequence[Problem], seed: int
+    asked: litellm.Router,
+    method: str,
+    problems: Sequence[Problem],
+    seed: int,
+    most_tokens: int = MOST_TOKENS,
 ) -> Row:
     """Return what `method` does with `problems`; greedy where it samples nothing."""
     free = CapacityLimiter(AT_ONCE)
@@ -218,7 +250,7 @@ async def measure(
             response = await asked.acompletion(
                 model=model,
                 messages=problem.messages,
-                max_tokens=MOST_TOKENS,
+                max_tokens=most_tokens,
                 seed=seed + 1000 * number,
                 **sampling,
             )
@@ -264,7 +296,7 @@ async def run(problems: int, seed: int, dtype: str, threads: int) -> dict[str, l
     rows: dict[str, list[Row]] = {}
     for family, make in FAMILIES.items():
         rng = random.Random(f"{family} {seed}")  # noqa: S311
-        drawn = [make(rng) for _ in range(problems if family == "shown" else problems // 2)]
+        drawn = [make(rng) for _ in range(problems if family == "shown" else problems // 3)]
         rows[family] = []
         for method in METHODS:
             rows[family].append(await measure(asked, method, drawn, seed))
@@ -274,7 +306,7 @@ async def run(problems: int, seed: int, dtype: str, threads: int) -> dict[str, l
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--problems", type=int, default=50, help="of the first family")
+    options.add_argument("--problems", type=int, default=75, help="of the first family")
     options.add_argument("--seed", type=int, default=2026)
     options.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
     options.add_argument("--threads", type=int, default=os.cpu_count())

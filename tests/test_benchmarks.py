@@ -5,10 +5,12 @@ import random
 import re
 from collections.abc import Iterator
 
+import litellm
 import pytest
 
-from benchmarks import accuracy, inner_call_cpu, load, overhead
+from benchmarks import accuracy, inner_call_cpu, load, local_speed, overhead
 from benchmarks.report import Interval, interval, table, with_section
+from optillm_hooks.local_provider import provider as local
 from tests.proxy import Proxy
 from tests.upstream import Call, Script, Upstream
 
@@ -114,13 +116,16 @@ def test_the_upstream_replies_with_the_markers_of_the_prompt() -> None:
     ("candidate", "rating"),
     [
         pytest.param("4 * 5 = 20, and 20 + 1 = 21.", 10, id="all hold"),
+        pytest.param("5 x 4 = 20", 10, id="the other way round"),
         pytest.param("4 * 5 = 20, and 20 + 1 = 22.", 0, id="one does not"),
-        pytest.param("30 - 12 = $18", 10, id="money"),
+        pytest.param("4 - 5 = $1", 0, id="money"),
+        pytest.param("4 + 4 = 8", 3, id="of other numbers"),
         pytest.param("It is 20.", 3, id="none"),
     ],
 )
 def test_the_calculator_checks_equations(candidate: str, rating: int) -> None:
-    assert accuracy.checked(candidate) == rating
+    question = "There are 4 boxes with 5 pens in each. How many pens are there in all?"
+    assert accuracy.checked(question, candidate) == rating
 
 
 @pytest.mark.parametrize(
@@ -137,8 +142,9 @@ def test_problems_are_solved_as_their_numbers_say(family: str) -> None:
     for problem in (accuracy.FAMILIES[family](rng) for _ in range(50)):
         numbers = [int(n) for n in re.findall(r"\d+", problem.messages[-1]["content"])]
         assert problem.answer in (sum(numbers), math.prod(numbers), numbers[0] - numbers[1])
-        for turn in problem.messages[1:-1:2]:
-            assert accuracy.checked(turn["content"]) == 10
+        turns = [turn["content"] for turn in problem.messages[:-1]]
+        for asked, reply in zip(turns[::2], turns[1::2], strict=True):
+            assert accuracy.checked(asked, reply) == 10
 
 
 def test_the_statistics_of_the_table() -> None:
@@ -152,3 +158,30 @@ def test_the_statistics_of_the_table() -> None:
     assert accuracy.render([base, row]).splitlines()[-1] == (
         "| vote | 66.7 [21, 94] | 2 : 1 | 1 | 9 | 2 |"
     )
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("litellm_in_this_loop")
+async def test_every_method_is_measured_on_the_real_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(litellm, "custom_provider_map", [])
+    asked = accuracy.router("float32", threads=1)
+    problem = accuracy.shown(random.Random(0))
+    rows = [
+        await accuracy.measure(asked, method, [problem], seed=3, most_tokens=6)
+        for method in accuracy.METHODS
+    ]
+    local.engine(accuracy.BASE, {"model_info": accuracy.described("float32", 1)}).close()
+    tokens = {row.method: row.tokens for row in rows}
+    assert 0 < tokens["greedy"] <= 6
+    assert tokens["cot_decoding"] > 6 * tokens["greedy"]
+    assert all(6 < tokens[method] <= 8 * 6 for method in tokens if "voting" in method)
+    assert accuracy.render(rows).count("\n") == 1 + len(accuracy.METHODS)
+
+
+def test_the_engine_is_measured_against_generate() -> None:
+    bench = local_speed.Bench("float32", 3)
+    lines = local_speed.compare([bench], ["single", "reuse"]).splitlines()
+    assert [re.sub(r"\d+\.\d+", "#", line.split("|")[2]) for line in lines[2:]] == [
+        " # (# s : # s) ",
+        " # (# s : # s) ",
+    ]
