@@ -1,6 +1,6 @@
 """What the methods are worth on one small model: share of right answers, tokens and seconds.
 
-    python -m benchmarks.accuracy [--problems 75] [--seed 2026] [--dtype bfloat16] [--write]
+    python -m benchmarks.accuracy [--problems 60] [--seed 2026] [--dtype bfloat16] [--write]
 
 Two families of problems in arithmetic. In `shown`, products and sums in words follow four worked
 examples as earlier turns; the model can often do them. In `bare`, of a third as many, sums and
@@ -306,7 +306,7 @@ async def run(problems: int, seed: int, dtype: str, threads: int) -> dict[str, l
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--problems", type=int, default=75, help="of the first family")
+    options.add_argument("--problems", type=int, default=60, help="of the first family")
     options.add_argument("--seed", type=int, default=2026)
     options.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
     options.add_argument("--threads", type=int, default=os.cpu_count())

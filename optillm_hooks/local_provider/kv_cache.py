@@ -320,7 +320,7 @@ class StepPlan:
             w.pool.keys[layer][w.slots, :, w.offsets] = keys[w.start : w.end]
             w.pool.values[layer][w.slots, :, w.offsets] = values[w.start : w.end]
         asked = query[0].transpose(0, 1)
-        out = torch.empty_like(asked)
+        out = asked.new_empty(asked.shape)
         totals = out.new_empty(out.shape[:2], dtype=torch.float32) if self._shared else None
         for singles in self._singles:
             _attend_singles(singles, layer, asked, out, totals, scale)
