@@ -92,7 +92,7 @@ class Bench:
         """16 requests at once against one after another."""
         texts = [f"{QUESTION} Say {i} things." for i in range(16)]
         at_once = timed(lambda: self.run(self.batch(), *map(self.asked, texts)))
-        return at_once, timed(lambda: sum(map(self.generate, texts[:4]))) * 4
+        return at_once, timed(lambda: sum(map(self.generate, texts[:2]))) * 8
 
     def cot(self) -> tuple[float, float]:
         """CoT decoding, k=10, against a branch at a time."""
@@ -108,9 +108,9 @@ class Bench:
         asked = self.asked(QUESTION, decoding=settings, law=Law(0.7))
         fast = timed(lambda: self.run(self.batch(), asked))
         slow = timed(
-            lambda: [self.generate(QUESTION, do_sample=True, temperature=0.7) for _ in range(4)]
+            lambda: [self.generate(QUESTION, do_sample=True, temperature=0.7) for _ in range(2)]
         )
-        return fast, slow * 4
+        return fast, slow * 8
 
     def reuse(self) -> tuple[float, float]:
         """First token of a request whose first 280 tokens are known, against one all new.
@@ -160,8 +160,10 @@ class Bench:
 
     def _branches(self, text: str) -> tuple[float, float]:
         asked = self.asked(text, decoding=CotSettings(k=10))
-        fast = timed(lambda: self.run(self.batch(), asked))
-        return fast, timed(lambda: [self.generate(text) for _ in range(2)]) * 5
+        fast, slow = paired(
+            lambda: self.run(self.batch(), asked), lambda: self.generate(text), rounds=2
+        )
+        return fast, slow * 10
 
 
 def timed(work: Callable[[], object]) -> float:
