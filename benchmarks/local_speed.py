@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -180,17 +181,25 @@ def paired(
     return min(ours for ours, _ in seconds), min(plain for _, plain in seconds)
 
 
-CASES: Final[Mapping[str, str]] = {
-    "single": "1",
-    "crowd": "6 / 9",
-    "cot": "5 / 8",
-    "cot_long": "5.5",
-    "deepconf": "7",
-    "reuse": "4",
-    "stall": "",
-    "beside": "",
+@dataclass(frozen=True, slots=True)
+class Case:
+    least: str = ""
+    """The ratio below which something is wrong: float32 / bfloat16."""
+
+    rows: int = 0
+    """How many rows write `tokens` tokens each; 0 if that is not what is timed."""
+
+
+CASES: Final[Mapping[str, Case]] = {
+    "single": Case("1", 1),
+    "crowd": Case("6 / 9", 16),
+    "cot": Case("5 / 8", 10),
+    "cot_long": Case("5.5", 10),
+    "deepconf": Case("7", 16),
+    "reuse": Case("4"),
+    "stall": Case(),
+    "beside": Case(),
 }
-"""Each case, and the ratio below which something is wrong: float32 / bfloat16."""
 
 
 def limit(bench: Bench, rows: int) -> float:
@@ -250,15 +259,18 @@ def speed(bench: Bench, rows: int) -> float:
 
 
 def compare(benches: Sequence[Bench], names: Sequence[str]) -> str:
-    """Return the table of the cases."""
+    """Return the table of the cases; per cent are of the machine's limit."""
     lines: list[tuple[str, ...]] = []
     for name in names:
         cells = []
         for bench in benches:
             ours, plain = getattr(bench, name)()
-            cells.append(f"{plain / ours:.2f} ({ours:.2f} s : {plain:.2f} s)")
+            rows = CASES[name].rows
+            share = 100 * rows * bench.tokens / ours / limit(bench, rows) if rows else 0
+            of_limit = f", {share:.0f} %" if rows else ""
+            cells.append(f"{plain / ours:.2f} ({ours:.2f} s : {plain:.2f} s{of_limit})")
             print(f"{name}: {cells[-1]}", file=sys.stderr, flush=True)
-        lines.append((str(getattr(Bench, name).__doc__).splitlines()[0], *cells, CASES[name]))
+        lines.append((str(getattr(Bench, name).__doc__).splitlines()[0], *cells, CASES[name].least))
     return table(("case", *DTYPES, "at least"), lines)
 
 
@@ -288,7 +300,8 @@ def main() -> None:
         bench.generate("Hi", 4)
     body = (
         f"SmolLM2-135M, {given.tokens} tokens, {given.threads} threads, torch {torch.__version__}."
-        f"\n\nHow many times faster than the plain way:\n\n"
+        f"\n\nHow many times faster than the plain way, and what share of the machine's limit "
+        f"(reading prompts counts for nothing) that is:\n\n"
         f"{compare(benches, given.only or list(CASES))}\n\n"
         f"Tokens per second, and of the machine's limit:\n\n"
         f"{stand(benches, given.threads, given.tokens)}"
