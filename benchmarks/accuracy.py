@@ -296,7 +296,7 @@ async def run(problems: int, seed: int, dtype: str, threads: int) -> dict[str, l
     rows: dict[str, list[Row]] = {}
     for family, make in FAMILIES.items():
         rng = random.Random(f"{family} {seed}")  # noqa: S311
-        drawn = [make(rng) for _ in range(problems if family == "shown" else problems // 3)]
+        drawn = [make(rng) for _ in range(problems if family == "shown" else max(1, problems // 3))]
         rows[family] = []
         for method in METHODS:
             rows[family].append(await measure(asked, method, drawn, seed))

@@ -167,11 +167,20 @@ async def test_every_method_is_measured_on_the_real_model(monkeypatch: pytest.Mo
     monkeypatch.setattr(litellm, "custom_provider_map", [])
     asked = accuracy.router("float32", threads=1)
     problem = accuracy.shown(random.Random(0))
+    judged: list[tuple[str, str]] = []
+
+    def rated(question: str, candidate: str) -> int:
+        judged.append((question, candidate))
+        return 5
+
+    monkeypatch.setattr(accuracy, "checked", rated)
     rows = [
         await accuracy.measure(asked, method, [problem], seed=3, most_tokens=6)
         for method in accuracy.METHODS
     ]
     local.engine(accuracy.BASE, {"model_info": accuracy.described("float32", 1)}).close()
+    assert {question for question, _ in judged} == {problem.messages[-1]["content"]}
+    assert all(candidate for _, candidate in judged)
     tokens = {row.method: row.tokens for row in rows}
     assert 0 < tokens["greedy"] <= 6
     assert tokens["cot_decoding"] > 6 * tokens["greedy"]

@@ -179,8 +179,8 @@ class KeyValues:
         if pool.length <= row.pool.length:
             return
         old = Row(row.pool, row.slot, length=row.length)
+        pool.add(row)  # may find no memory, and the row is then still where it was
         old.pool.rows[old.slot] = old
-        pool.add(row)
         used = slice(0, row.length)
         pool.keys[:, row.slot, :, used] = old.pool.keys[:, old.slot, :, used]
         pool.values[:, row.slot, :, used] = old.pool.values[:, old.slot, :, used]
@@ -193,16 +193,10 @@ class KeyValues:
         row.length = tokens
 
     def snapshot(self, row: Row, tokens: Sequence[int]) -> Prefix:
-        """Return a copy of what `row` holds, whose tokens are `tokens`."""
+        """Return a copy of what `row`, which has no prefix, holds: its tokens are `tokens`."""
         used = slice(0, row.length)
         keys, values = row.pool.keys[:, row.slot, :, used], row.pool.values[:, row.slot, :, used]
-        if row.prefix is None:
-            return Prefix(tuple(tokens), keys.clone(), values.clone())
-        return Prefix(
-            tuple(tokens),
-            torch.cat([row.prefix.keys, keys], dim=2),
-            torch.cat([row.prefix.values, values], dim=2),
-        )
+        return Prefix(tuple(tokens), keys.clone(), values.clone())
 
 
 def _class_of(tokens: int, pools: Sequence[Pool]) -> Pool:
@@ -303,7 +297,7 @@ class StepPlan:
             self._writes.append(_write(pool, mine, ends, on))
             single = [row for row, tokens in mine if len(tokens) == 1]
             if single:
-                self._singles.append(_single(pool, single, ends[single[0]] - 1, shape))
+                self._singles.append(_singles(pool, single, ends[single[0]] - 1, shape))
             self._runs += [
                 _Run(row, ends[row] - len(tokens), ends[row], _causal(row, len(tokens), shape))
                 for row, tokens in mine[len(single) :]
@@ -367,7 +361,7 @@ def _until(lengths: Sequence[int], shape: Shape) -> Tensor:
     return _bias(seen < torch.tensor(lengths, device=shape.device)[:, None], shape)[:, None, None]
 
 
-def _single(pool: Pool, rows: Sequence[Row], start: int, shape: Shape) -> _Singles:
+def _singles(pool: Pool, rows: Sequence[Row], start: int, shape: Shape) -> _Singles:
     count = 1 + rows[-1].slot
     places, lengths = [0] * count, [1] * count
     for place, row in enumerate(rows):
@@ -448,9 +442,10 @@ def read_with_total(
     `mask` [B, 1, 1, keys] is added to the scores.
     """
     if query.device.type == "cpu":
-        # What `scaled_dot_product_attention` runs on CPUs; only that it keeps the normaliser.
+        # What `scaled_dot_product_attention` runs on CPUs; but that one keeps the normaliser, and
+        # goes another way where the numbers of a head do not lie together.
         read, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, attn_mask=mask, scale=scale
+            query.contiguous(), key, value, attn_mask=mask, scale=scale
         )
         return read, total
     return multiplied(query, key, value, mask, scale)

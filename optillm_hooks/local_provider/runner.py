@@ -9,7 +9,7 @@ from transformers import AttentionInterface
 
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.local_provider.adapters import Adapters
-from optillm_hooks.local_provider.kv_cache import KeyValues, Prefix, Row, Shape, StepPlan
+from optillm_hooks.local_provider.kv_cache import Feed, KeyValues, Prefix, Row, Shape, StepPlan
 from optillm_hooks.local_provider.linear import put_weights_first
 from optillm_hooks.local_provider.steering import Steering
 
@@ -65,7 +65,6 @@ class Runner:
         self.adapters = Adapters(model, {})
         self.steering = Steering(model, steering or {})
         self._take_over_attention(config)
-        put_weights_first(model)
         self.adapters = Adapters(model, adapters or {})
 
     def _take_over_attention(self, config: Any) -> None:
@@ -73,29 +72,32 @@ class Runner:
 
         Not every model asks the attention function, or asks it for all that it does.
         """
-        tokens = [1 + i % (config.vocab_size - 1) for i in range(8)]
+        tokens = [1 + i % (config.vocab_size - 1) for i in range(12)]
         with torch.inference_mode():
             ids = torch.tensor([tokens], device=self._shape.device)
             expected = self._model(input_ids=ids, use_cache=False).logits[0, -1].float()
+        put_weights_first(self._model)
         AttentionInterface.register(_ATTENTION, _attention)
         row = self.rows.new()
         try:
             self._model.set_attn_implementation(_ATTENTION)
             self.step([(row, tokens[:-1])])
-            (found,) = self.step([(row, tokens[-1:])])
-            off = float((found - expected).norm() / expected.norm())
+            fork = self.fork(self.snapshot(row, tokens[:-1]), shared=True)
+            found = self.step([(row, tokens[-1:]), (fork, tokens[-1:])])
+            off = float((found - expected).norm(dim=-1).max() / expected.norm())
             written = row.pool.keys[:, row.slot].flatten(1).any(dim=1)
         except Exception as exc:  # whatever a model's own code does with what it does not expect
             raise _unsupported(config, f"{type(exc).__name__}: {exc}") from exc
         finally:
-            self.rows.free(row)
+            for left in list(self.rows.rows()):
+                self.free(left)
         if not written.all():
             raise _unsupported(config, "its attention cannot be replaced")
         if not off < _CLOSE.get(self._shape.dtype, _CLOSE_IN_HALF):
             raise _unsupported(config, f"its logits are off by {off:.1%}")
 
     @torch.inference_mode()
-    def step(self, feeds: Sequence[tuple[Row, Sequence[int]]]) -> Tensor:
+    def step(self, feeds: Sequence[Feed]) -> Tensor:
         """Append tokens to rows; returns float32 logits [rows, V] of what follows each last one."""
         for row, tokens in feeds:
             self.rows.reserve(row, len(tokens))

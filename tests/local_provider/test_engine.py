@@ -21,6 +21,7 @@ from optillm_hooks.local_provider.generation import (
     Law,
     Piece,
 )
+from optillm_hooks.local_provider.kv_cache import Pool
 from optillm_hooks.local_provider.models import LoadedModel
 from optillm_hooks.local_provider.runner import Runner
 from tests.local_provider import tiny
@@ -294,3 +295,25 @@ def test_rows_of_one_long_prompt_take_its_memory_once() -> None:
     assert isinstance(events[-1], Finished)
     assert events[-1].completion_tokens == 16 * 20
     assert batch.bytes == 0
+
+
+async def test_a_row_that_finds_no_memory_to_grow_takes_only_its_batch_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = Engine("tiny", lambda: Batch(tiny.runner(), tiny.chat_format(), Capacity()))
+    resize, full = Pool._resize, [True]
+
+    def refuse(pool: Pool, slots: int) -> None:
+        if pool.length > 256 and full:
+            full.clear()
+            raise MemoryError
+        resize(pool, slots)
+
+    monkeypatch.setattr(Pool, "_resize", refuse)
+    endless = asked("Hi", max_tokens=300, logit_bias={tiny.END: -100.0})
+    async with asyncio.timeout(60):
+        with pytest.raises(ProviderFailed):
+            await answer(engine, endless)
+        _, finished = await answer(engine, endless)
+    assert finished.completion_tokens == 300
+    engine.close()

@@ -21,7 +21,7 @@ def turned() -> nn.Sequential:
     return model
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 64])
+@pytest.mark.parametrize("tokens", [1, 7, 8, 9, 64, 65])
 @pytest.mark.parametrize("of_one_request", [True, False], ids=["1 x T", "T x 1"])
 def test_it_computes_what_linear_does(
     turned: nn.Sequential, tokens: int, of_one_request: bool
@@ -31,6 +31,11 @@ def test_it_computes_what_linear_does(
     assert found.shape == expected.shape
     assert found.is_contiguous()  # models take views of it
     torch.testing.assert_close(found, expected)
+
+
+def test_one_token_without_company_too(turned: nn.Sequential) -> None:
+    token = torch.randn(7)
+    torch.testing.assert_close(turned(token), MODEL(token))
 
 
 def test_the_weights_and_their_names_stay(turned: nn.Sequential) -> None:

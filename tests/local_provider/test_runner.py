@@ -12,6 +12,7 @@ from optillm_hooks.local_provider.chat_format import ChatFormat
 from optillm_hooks.local_provider.kv_cache import Row, multiplied, read_with_total
 from optillm_hooks.local_provider.models import LoadedModel
 from optillm_hooks.local_provider.runner import Runner
+from tests.local_provider import tiny
 
 
 @pytest.fixture(autouse=True)
@@ -129,18 +130,38 @@ def test_several_prompts_are_each_read_by_their_own_rows(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_two_ways_to_attention_with_its_normaliser_agree(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("keys", [1, 9, 700])
+@pytest.mark.parametrize("strided", [False, True])
+def test_the_two_ways_to_attention_with_its_normaliser_agree(
+    dtype: torch.dtype, keys: int, strided: bool
+) -> None:
     draw = torch.Generator().manual_seed(0)
     query, key, value = (
-        torch.randn(3, 2, tokens, 16, generator=draw).to(dtype) for tokens in (6, 9, 9)
+        torch.randn(3, 2, 20, tokens, generator=draw).to(dtype).transpose(2, 3)
+        for tokens in (6, keys, keys)
     )
-    mask = torch.zeros(3, 1, 1, 9, dtype=dtype)
+    if not strided:
+        query = query.contiguous()
+    key, value = key.contiguous(), value.contiguous()
+    mask = torch.zeros(3, 1, 1, keys, dtype=dtype)
     mask[0, ..., 4:] = mask[2, ..., 1:] = -torch.inf
     found = read_with_total(query, key, value, mask, 0.25)
     wanted = multiplied(query, key, value, mask, 0.25)
     for one, other in zip(found, wanted, strict=True):
         near = 1e-5 if dtype is torch.float32 else 2e-2
         torch.testing.assert_close(one, other, atol=near, rtol=near, check_dtype=False)
+
+
+@pytest.mark.parametrize("broken", ["linear.WeightsFirst.forward", "kv_cache.read_with_total"])
+def test_a_model_for_which_a_step_goes_wrong_is_refused_when_it_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("no such product")
+
+    monkeypatch.setattr(f"optillm_hooks.local_provider.{broken}", fail)
+    with pytest.raises(ProviderFailed, match="no such product"):
+        tiny.runner()
 
 
 def test_rows_that_outgrow_their_slot_or_lose_a_neighbour_keep_their_content(
