@@ -168,6 +168,11 @@ class Batch:
             self._jobs.append(self._prepared(asked))
         except OptiLLMError as exc:
             asked.deliver(exc)
+        except Exception as exc:  # templates, tokenizers and grammars are others' programs
+            kind = type(exc).__name__  # what it says may be the prompt
+            failure = ProviderFailed(f"the request could not be prepared: {kind}", status=500)
+            failure.__cause__ = exc
+            asked.deliver(failure)
 
     def step(self) -> None:
         """Let each running row feed what it has waiting, and each request that can, begin."""
@@ -211,6 +216,10 @@ class Batch:
             raise RequestRejected(
                 f"no steering vector {min(unknown)[:80]!r}; this model has: {known}",
                 param="pattern_strengths",
+            )
+        if any(not 0 <= token < runner.vocabulary for token in request.logit_bias):
+            raise RequestRejected(
+                f"logit_bias takes token ids from 0 to {runner.vocabulary - 1}", param="logit_bias"
             )
         tools = self._format.tools(request)
         prompt = self._format.encode(request.messages, request.tools)

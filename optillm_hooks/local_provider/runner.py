@@ -77,6 +77,9 @@ class Runner:
         with torch.inference_mode():
             ids = torch.tensor([tokens], device=self._shape.device)
             expected = self._model(input_ids=ids, use_cache=False).logits[0, -1].float()
+        self.vocabulary = len(expected)
+        """Logits of a step's row; there may be fewer tokens."""
+
         AttentionInterface.register(_ATTENTION, _attention)
         row = self.rows.new()
         try:

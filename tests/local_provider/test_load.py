@@ -5,12 +5,13 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from torch import Tensor
 
 from optillm_hooks.errors import OptiLLMError, ProviderFailed, RequestRejected
+from optillm_hooks.local_provider import request
 from optillm_hooks.local_provider.batch import Batch, Capacity
 from optillm_hooks.local_provider.engine import Engine
 from optillm_hooks.local_provider.generation import (
@@ -288,3 +289,77 @@ def test_an_error_for_one_says_nothing_to_the_others() -> None:
     run(batch, {0: good, 1: bad})
     assert good.finished
     assert [isinstance(event, OptiLLMError) for _, event in bad.events] == [True]
+
+
+def saying(content: Any, **others: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": content, **others}]}
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "bias behind the vocabulary": ({**saying("x"), "logit_bias": {10**30: 1.0}}, "ids from 0 to"),
+    "bias before the vocabulary": ({**saying("x"), "logit_bias": {-1: 1.0}}, "ids from 0 to"),
+    "content a number": (saying(7), "content must be a string or a list"),
+    "content an object": (saying({"secret": 1}), "content must be a string or a list"),
+    "content an empty object": (saying({}), "content must be a string or a list"),
+    "parts that are strings": (saying(["secret"]), "content must be a string or a list"),
+    "text a number": (saying([{"type": "text", "text": 7}]), "text of a content part"),
+    "tool calls a number": (saying("secret", tool_calls=5), "tool_calls must be a list"),
+    "role a list": ({"messages": [{"role": ["secret"]}]}, "role is a string"),
+    "message a string": ({"messages": ["secret"]}, "each message must be an object"),
+}
+
+
+async def test_bad_requests_beside_a_stream_are_each_refused_and_the_stream_goes_on() -> None:
+    runner = tiny.runner()
+    batches: list[Batch] = []
+
+    def load() -> Batch:
+        batches.append(Batch(runner, FORMAT, Capacity()))
+        return batches[-1]
+
+    engine = Engine("bad", load)
+    good = asked(9, max_tokens=200, seed=5, logit_bias={tiny.END: -100.0})
+    alone, beside = Choice(), Choice()
+    async for event in engine.stream(good):
+        if isinstance(event, Piece):
+            alone.add(event)
+    events = engine.stream(good)
+    first = await anext(events)
+    assert isinstance(first, Piece)
+    beside.add(first)
+    for bad, reason in BAD.values():
+        with pytest.raises(RequestRejected, match=reason) as refusal:
+            await anext(engine.stream(Generation(**bad)))
+        assert refusal.value.status == 400
+        assert refusal.value.param in ("logit_bias", "messages")
+        assert "secret" not in str(refusal.value)
+    async for event in events:
+        if isinstance(event, Piece):
+            beside.add(event)
+    assert beside == alone
+    assert len(alone.text) > 100
+    assert len(batches) == 1
+    engine.close()
+
+
+def test_a_top_k_that_is_no_number_for_torch_is_refused() -> None:
+    with pytest.raises(RequestRejected, match="top_k"):
+        request.parse(saying("x")["messages"], {"top_k": 10**400})
+
+
+def test_the_last_logit_can_be_biased() -> None:
+    runner = Counted()
+    client = Client.of(asked(4, max_tokens=3, logit_bias={runner.vocabulary - 1: 100.0}))
+    run(Batch(runner, FORMAT, Capacity()), {0: client})
+    assert client.finished
+
+
+def test_whatever_breaks_while_a_request_is_prepared_breaks_it_alone() -> None:
+    """What broke is not told: it may be the prompt."""
+    good, bad = Client.of(asked(4, max_tokens=5)), Client.of(Generation(messages=cast(Any, 5)))
+    run(Batch(Counted(), FORMAT, Capacity()), {0: good, 1: bad})
+    assert good.finished
+    ((_, failure),) = bad.events
+    assert isinstance(failure, ProviderFailed)
+    assert str(failure) == "the request could not be prepared: TypeError"
+    assert failure.status == 500
