@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -363,3 +364,48 @@ def test_whatever_breaks_while_a_request_is_prepared_breaks_it_alone() -> None:
     assert isinstance(failure, ProviderFailed)
     assert str(failure) == "the request could not be prepared: TypeError"
     assert failure.status == 500
+
+
+async def test_first_requests_that_come_together_share_one_failed_load() -> None:
+    runner = tiny.runner()
+    together, loads = threading.Event(), 0
+
+    def load() -> Batch:
+        nonlocal loads
+        loads += 1
+        together.wait()
+        if loads == 1:
+            raise OSError("no such file")
+        return Batch(runner, FORMAT, Capacity())
+
+    engine = Engine("broken", load)
+    tasks = [asyncio.create_task(anext(engine.stream(asked(4, max_tokens=2)))) for _ in range(8)]
+    while engine._inside < 8:  # noqa: ASYNC110 (they come one by one)
+        await asyncio.sleep(0)
+    together.set()
+    failures = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [str(failure) for failure in failures] == ["broken: OSError: no such file"] * 8
+    assert all(isinstance(failure, ProviderFailed) for failure in failures)
+    assert loads == 1
+    assert [event async for event in engine.stream(asked(4, max_tokens=2))]
+    assert loads == 2
+    engine.close()
+
+
+async def test_an_engine_that_is_closed_while_a_load_fails_ends() -> None:
+    together = threading.Event()
+
+    def load() -> Batch:
+        together.wait()
+        raise OSError("no such file")
+
+    engine = Engine("closed", load)
+    task = asyncio.create_task(anext(engine.stream(asked(4))))
+    while not engine._inside:  # noqa: ASYNC110 (it comes in a while)
+        await asyncio.sleep(0)
+    engine._inbox.put(None)
+    together.set()
+    with pytest.raises(ProviderFailed, match="no such file"):
+        await task
+    engine.close()
+    assert not engine._thread.is_alive()
