@@ -23,7 +23,7 @@ from optillm_hooks.local_provider.generation import (
     Piece,
     PromptTooLong,
     ScoredToken,
-    UnknownModel,
+    check_adapter,
 )
 from optillm_hooks.local_provider.grammar import Constraint
 from optillm_hooks.local_provider.kv_cache import Prefix, Row
@@ -207,9 +207,7 @@ class Batch:
 
     def _prepared(self, asked: Job) -> _Active:
         request, runner = asked.generation, self._runner
-        if request.adapter is not None and request.adapter not in runner.adapters.names:
-            known = ", ".join(sorted(runner.adapters.names)) or "none"
-            raise UnknownModel(f"no adapter {request.adapter!r}; this model has: {known}")
+        check_adapter(request.adapter, runner.adapters.names)
         unknown = steering(request).keys() - runner.steering.names
         if unknown:
             known = ", ".join(sorted(runner.steering.names)) or "none"

@@ -23,6 +23,7 @@ from optillm_hooks.local_provider.generation import (
     Job,
     Law,
     Piece,
+    UnknownModel,
 )
 from optillm_hooks.local_provider.kv_cache import Row
 from optillm_hooks.local_provider.runner import Runner
@@ -409,3 +410,11 @@ async def test_an_engine_that_is_closed_while_a_load_fails_ends() -> None:
         await task
     engine.close()
     assert not engine._thread.is_alive()
+
+
+def test_a_batch_asked_for_an_adapter_that_it_has_not_says_which_it_has() -> None:
+    client = Client.of(asked(4, adapter="x"))
+    run(Batch(Counted(), FORMAT, Capacity()), {0: client})
+    ((_, failure),) = client.events
+    assert isinstance(failure, UnknownModel)
+    assert str(failure) == "no adapter 'x'; this model has: none"
