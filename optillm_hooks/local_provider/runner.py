@@ -60,6 +60,7 @@ class Runner:
         """Most tokens of a prompt and its answer together."""
 
         _check_windows(config, self.context)
+        _check_positions(config, self.context)
         self.weight_bytes: int = sum(p.numel() * p.element_size() for p in model.parameters())
         self.rows = KeyValues(self._shape, self.context)
         self.adapters = Adapters(model, {})
@@ -160,6 +161,26 @@ def _check_windows(config: Any, context: int) -> None:
                 config,
                 f"it has layers that see {window} tokens of its context of {context}; "
                 f"with `context: {window}` or less it can be served",
+            )
+
+
+def _check_positions(config: Any, context: int) -> None:
+    """Raise ProviderFailed if the positions of a row depend on how long the rows beside it are.
+
+    They do where transformers changes the frequencies by the longest row of a step: with longrope
+    behind its original length. (With dynamic it is behind `max_position_embeddings`, which no row
+    reaches.)
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    for kind in (rope, *rope.values()):  # layers of several types have one of their own each
+        if not isinstance(kind, Mapping) or kind.get("rope_type") != "longrope":
+            continue
+        original = kind["original_max_position_embeddings"]
+        if original < context:
+            raise _unsupported(
+                config,
+                f"its positions are others behind {original} tokens of its context of {context}; "
+                f"with `context: {original}` or less it can be served",
             )
 
 
