@@ -14,6 +14,7 @@ from torch import Tensor
 from optillm_hooks.errors import OptiLLMError, ProviderFailed, RequestRejected
 from optillm_hooks.local_provider import request
 from optillm_hooks.local_provider.batch import Batch, Capacity
+from optillm_hooks.local_provider.decoding.cot_decoding import CotSettings
 from optillm_hooks.local_provider.engine import Engine
 from optillm_hooks.local_provider.generation import (
     Choice,
@@ -418,3 +419,93 @@ def test_a_batch_asked_for_an_adapter_that_it_has_not_says_which_it_has() -> Non
     ((_, failure),) = client.events
     assert isinstance(failure, UnknownModel)
     assert str(failure) == "no adapter 'x'; this model has: none"
+
+
+def served(batch: Batch, clients: Sequence[Client]) -> tuple[int, int, int]:
+    """Serve all; return the most rows, bytes filled and bytes allocated after any step.
+
+    Filled are slots that have a row, and prompts that are kept outside of the prefix cache.
+    """
+    kept = batch._runner.rows
+    crowds, filled, allocated = [0], [0], [0]
+    for client in clients:
+        batch.add(client.job)
+    while not batch.idle:
+        batch.step()
+        pools = kept._pools + kept._trunk_pools
+        slots = sum(kept.bytes_for(len(pool.rows), pool.length) for pool in pools)
+        apart = batch.bytes - batch._prefixes.bytes - kept.bytes
+        assert kept.bytes <= 2 * slots
+        crowds.append(len(list(kept.rows())))
+        filled.append(slots + apart)
+        allocated.append(kept.bytes + apart)
+    assert all(client.finished for client in clients)
+    assert kept.bytes == 0
+    return max(crowds), max(filled), max(allocated)
+
+
+def test_memory_for_five_rows_is_filled_by_five_rows() -> None:
+    runner = Counted()
+    most = runner.rows.bytes_for(5, 1200)
+    batch = Batch(runner, FORMAT, Capacity(kv_bytes=most, prefix_bytes=0))
+    clients = [Client.of(asked(1100 + i, max_tokens=50, logit_bias=ENDLESS)) for i in range(7)]
+    crowd, filled, allocated = served(batch, clients)
+    assert (crowd, filled) == (5, most)
+    assert most < allocated <= 2 * most
+
+
+@pytest.mark.parametrize("prefix_bytes", [0, 150_000], ids=["none", "few"])
+def test_a_crowd_fills_the_memory_for_it_at_most_whatever_is_asked(prefix_bytes: int) -> None:
+    runner, dice = Counted(), random.Random(0)
+    most = runner.rows.bytes_for(5, 500)
+    batch = Batch(runner, FORMAT, Capacity(kv_bytes=most, prefix_bytes=prefix_bytes))
+    kinds: list[dict[str, Any]] = [{}, {"n": 2}, {"n": 5}, {"decoding": CotSettings(k=3)}]
+    clients = [
+        Client.of(
+            asked(
+                dice.choice([4, 90, 400]) + i,
+                max_tokens=dice.choice([3, 12, 40]),
+                logit_bias=ENDLESS,
+                **kinds[i % len(kinds)],
+            )
+        )
+        for i in range(12)
+    ]
+    crowd, filled, allocated = served(batch, clients)
+    assert crowd > 3
+    assert most / 2 < filled <= most
+    assert allocated <= 2 * most
+
+
+def test_a_prompt_is_let_go_when_no_further_row_will_begin_from_it() -> None:
+    runner = Counted()
+    for prefix_bytes, n, copies in [(0, 1, 0), (0, 3, 1), (1 << 28, 3, 0)]:
+        batch = Batch(runner, FORMAT, Capacity(rows=2, prefix_bytes=prefix_bytes))
+        client = Client.of(asked(30, n=n, max_tokens=20, logit_bias=ENDLESS))
+        batch.add(client.job)
+        for _ in range(5):
+            batch.step()
+        (job,) = batch._jobs
+        prompt = len(job.prompt) * runner.rows.shape.token_bytes
+        assert (job.prefix is None) == (n == 1)
+        assert batch.bytes == runner.rows.bytes + batch._prefixes.bytes + copies * prompt
+        while job.decoding.wanted:
+            batch.step()
+        assert job.prefix is None
+        assert batch.bytes == runner.rows.bytes + batch._prefixes.bytes
+        while not batch.idle:
+            batch.step()
+        assert batch.bytes == batch._prefixes.bytes == (prompt if prefix_bytes else 0)
+
+
+def test_slots_are_given_back_as_rows_leave_and_the_last_keeps_what_it_holds() -> None:
+    runner = Counted()
+    rows = [runner.begin(None, 0) for _ in range(9)]
+    runner.step([(row, [5 + i, 40, 41]) for i, row in enumerate(rows)])
+    while len(rows) > 1:
+        runner.free(rows.pop(0))
+        assert runner.rows.bytes <= 2 * runner.rows.bytes_for(len(rows), 1)
+    (found,) = runner.step([(rows[0], [9])])
+    fresh = runner.begin(None, 0)
+    (wanted,) = runner.step([(fresh, [13, 40, 41, 9])])
+    assert (found - wanted).abs().max() < 1e-4
