@@ -12,8 +12,9 @@ import pytest
 from torch import Tensor
 
 from optillm_hooks.errors import OptiLLMError, ProviderFailed, RequestRejected
-from optillm_hooks.local_provider import request
+from optillm_hooks.local_provider import models, request
 from optillm_hooks.local_provider.batch import Batch, Capacity
+from optillm_hooks.local_provider.chat_format import ChatFormat
 from optillm_hooks.local_provider.decoding.cot_decoding import CotSettings
 from optillm_hooks.local_provider.engine import Engine
 from optillm_hooks.local_provider.generation import (
@@ -509,3 +510,49 @@ def test_slots_are_given_back_as_rows_leave_and_the_last_keeps_what_it_holds() -
     fresh = runner.begin(None, 0)
     (wanted,) = runner.step([(fresh, [13, 40, 41, 9])])
     assert (found - wanted).abs().max() < 1e-4
+
+
+def reply(batch: Batch, generation: Generation) -> tuple[list[Choice], Finished]:
+    client = Client.of(generation)
+    run(batch, {0: client})
+    choices = [Choice() for _ in range(generation.n)]
+    for _, event in client.events:
+        if isinstance(event, Piece):
+            choices[event.choice].add(event)
+    finished = client.events[-1][1]
+    assert isinstance(finished, Finished)
+    return choices, finished
+
+
+def test_more_tokens_than_the_context_has_are_cut_to_it() -> None:
+    batch = Batch(tiny.runner(64), FORMAT, Capacity())
+    ((choice,), finished) = reply(batch, asked(9, max_tokens=9999, logit_bias=ENDLESS))
+    assert choice.finish_reason == "length"
+    assert finished.prompt_tokens + finished.completion_tokens == 64
+    assert choice.text == "a" * finished.completion_tokens
+
+
+def test_each_choice_ends_at_its_own_stop_string() -> None:
+    batch = Batch(Counted(), FORMAT, Capacity())
+    end, think = {tiny.END: -100.0}, {FORMAT.encode_text("<think>")[0]: -100.0}
+    often = {FORMAT.encode_text(letter)[0]: 5.0 for letter in "ab"}
+    fields: dict[str, Any] = {"n": 4, "seed": 1, "max_tokens": 40}
+    fields["logit_bias"] = {**end, **think, **often}
+    whole, _ = reply(batch, asked(9, **fields))
+    stopped, _ = reply(batch, asked(9, **fields, stop=("ab",)))
+    assert [choice.text for choice in stopped] == [one.text.partition("ab")[0] for one in whole]
+    reasons = ["stop" if "ab" in one.text else "length" for one in whole]
+    assert [choice.finish_reason for choice in stopped] == reasons
+    assert len({choice.text for choice in stopped}) == 4
+    assert "stop" in reasons
+
+
+@pytest.mark.parametrize("end", [tiny.END, 40, 50])
+def test_a_reply_ends_at_any_of_several_end_tokens(end: int) -> None:
+    loaded = models.LoadedModel(tiny.model(), tiny.tokenizer())
+    loaded.model.generation_config.eos_token_id = [40, 50]
+    chat_format = ChatFormat(loaded.tokenizer, models.end_ids(loaded))
+    batch = Batch(Runner(loaded.model), chat_format, Capacity())
+    ((choice,), finished) = reply(batch, asked(9, max_tokens=5, logit_bias={end: 90.0}))
+    assert (choice.text, choice.finish_reason) == ("", "stop")
+    assert finished.completion_tokens == 1
