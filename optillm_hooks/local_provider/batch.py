@@ -23,7 +23,7 @@ from optillm_hooks.local_provider.generation import (
     Piece,
     PromptTooLong,
     ScoredToken,
-    UnknownModel,
+    check_adapter,
 )
 from optillm_hooks.local_provider.grammar import Constraint
 from optillm_hooks.local_provider.kv_cache import Prefix, Row
@@ -56,7 +56,11 @@ class Capacity:
     """Most prompt tokens per step, and so the longest stall of a running stream."""
 
     kv_bytes: int = 4 << 30
-    """Most memory for keys and values of running rows."""
+    """Memory that keys and values of running rows, and of the prompts they begin from, may fill.
+
+    One row runs whatever it takes, and of a request that does not bound its replies they may come
+    to more. Slots are made ahead: up to twice as much is allocated.
+    """
 
     prefix_bytes: int = 512 << 20
     """Most memory for those of prompts that are kept for later requests."""
@@ -111,6 +115,13 @@ class _Active:
             return 0 if self.reading else 1
         return self.decoding.wanted
 
+    @property
+    def forks(self) -> bool:
+        """Whether there is, or will be, a copy of its prompt that several rows begin from."""
+        if self.first_logits is None:
+            return not self.decoding.live or self.decoding.wanted > 1
+        return self.prefix is not None
+
 
 @dataclass(eq=False, slots=True)
 class _Reading:
@@ -159,8 +170,10 @@ class Batch:
 
     @property
     def bytes(self) -> int:
-        """Memory for keys and values, of rows and of remembered prompts."""
-        return self._runner.rows.bytes + self._prefixes.bytes
+        """Memory for keys and values of rows, of prompts they begin from and of remembered ones."""
+        kept = [(job.prefix, job.generation.adapter) for job in self._jobs]
+        apart = sum(p.bytes for p, a in kept if p is not None and not self._prefixes.holds(p, a))
+        return self._runner.rows.bytes + apart + self._prefixes.bytes
 
     def add(self, asked: Job) -> None:
         """Let a request join. If it cannot be served it is told, and does not join."""
@@ -168,6 +181,11 @@ class Batch:
             self._jobs.append(self._prepared(asked))
         except OptiLLMError as exc:
             asked.deliver(exc)
+        except Exception as exc:  # templates, tokenizers and grammars are others' programs
+            kind = type(exc).__name__  # what it says may be the prompt
+            failure = ProviderFailed(f"the request could not be prepared: {kind}", status=500)
+            failure.__cause__ = exc
+            asked.deliver(failure)
 
     def step(self) -> None:
         """Let each running row feed what it has waiting, and each request that can, begin."""
@@ -202,15 +220,17 @@ class Batch:
 
     def _prepared(self, asked: Job) -> _Active:
         request, runner = asked.generation, self._runner
-        if request.adapter is not None and request.adapter not in runner.adapters.names:
-            known = ", ".join(sorted(runner.adapters.names)) or "none"
-            raise UnknownModel(f"no adapter {request.adapter!r}; this model has: {known}")
+        check_adapter(request.adapter, runner.adapters.names)
         unknown = steering(request).keys() - runner.steering.names
         if unknown:
             known = ", ".join(sorted(runner.steering.names)) or "none"
             raise RequestRejected(
                 f"no steering vector {min(unknown)[:80]!r}; this model has: {known}",
                 param="pattern_strengths",
+            )
+        if any(not 0 <= token < runner.vocabulary for token in request.logit_bias):
+            raise RequestRejected(
+                f"logit_bias takes token ids from 0 to {runner.vocabulary - 1}", param="logit_bias"
             )
         tools = self._format.tools(request)
         prompt = self._format.encode(request.messages, request.tools)
@@ -233,7 +253,7 @@ class Batch:
         return _Active(asked, prompt, room, seed, decoding, thinking, tools, constraint)
 
     def _admit(self) -> None:
-        free = self._capacity.rows - sum(job.running for job in self._jobs)
+        running = sum(job.running for job in self._jobs)
         taken = sum(self._claim(job, job.running) for job in self._jobs)
         given: Counter[_Active] = Counter()
 
@@ -241,14 +261,14 @@ class Batch:
             nonlocal taken
             rows = job.running + given[job]
             more = self._claim(job, rows + 1) - self._claim(job, rows)
-            if taken and taken + more > self._capacity.kv_bytes:
+            if (running or given) and taken + more > self._capacity.kv_bytes:
                 return False
             taken += more
             given[job] += 1
             return True
 
         opened: list[_Running] = []
-        for job in grant(self._jobs, free, fits):
+        for job in grant(self._jobs, self._capacity.rows - running, fits):
             if job.first_logits is None:
                 if not self._is_being_read(job):
                     self._read(job)
@@ -258,13 +278,22 @@ class Batch:
         self._first(opened)
 
     def _claim(self, job: _Active, rows: int) -> int:
-        """Return the memory that `rows` rows of `job` may come to need."""
-        asked = job.generation.max_tokens
+        """Return the memory that `rows` rows of `job` and its copy of the prompt may come to fill.
+
+        Of a prompt that is still to be read it is not known whether rows share or copy it.
+        """
+        if not rows and job.prefix is None:
+            return 0
+        asked, prompt = job.generation.max_tokens, len(job.prompt)
         reply = job.room if asked is not None else min(job.room, _USUAL_REPLY)
         bytes_for = self._runner.rows.bytes_for
-        if job.shared and rows:
-            return bytes_for(1, len(job.prompt)) + bytes_for(rows, reply)
-        return bytes_for(rows, len(job.prompt) + reply)
+        copied = bytes_for(rows, prompt + reply)
+        if not job.forks:
+            return copied
+        shared = bytes_for(min(rows, 1), prompt) + bytes_for(rows, reply)
+        unread = max(copied, shared)
+        needed = unread if job.first_logits is None else shared if job.shared else copied
+        return needed + prompt * self._runner.rows.shape.token_bytes
 
     def _is_being_read(self, job: _Active) -> bool:
         """Return whether much of a prompt is in another that is being read: it is copied then.
@@ -317,6 +346,8 @@ class Batch:
         if branch is None:
             self._runner.free(row)
             return []
+        if not (job.decoding.wanted or job.shared) and job.decoding.live:
+            job.prefix = None
         row.steering = branch.steering
         transcript = Transcript(
             job.opened,

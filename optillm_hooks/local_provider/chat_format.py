@@ -50,7 +50,7 @@ class ChatFormat:
         """Return the prompt: the conversation as the model was trained to read it.
 
         Raises:
-            RequestRejected: a part is not text, or the template refuses the conversation.
+            RequestRejected: a message is malformed or not text alone, or the template refuses it.
         """
         plain = [_plain(message) for message in messages]
         try:
@@ -174,21 +174,38 @@ def as_text(message: Mapping[str, Any]) -> str:
     content = message.get("content")
     if isinstance(content, str) or content is None:
         return content or ""
-    return "\n".join(str(part.get("text", "")) for part in content if part.get("type") == "text")
+    return "\n".join(part.get("text", "") for part in content if part.get("type") == "text")
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
     """Return a message with string content, in the roles that templates know."""
-    role, content = message.get("role", "user"), message.get("content")
-    if isinstance(content, Sequence) and not isinstance(content, str):
-        kinds = {str(part.get("type")) for part in content} - {"text"}
-        if kinds:
-            named = ", ".join(sorted(kinds))
-            raise RequestRejected(f"local models read text only, not {named}", param="messages")
+    _check(message)
+    role = message.get("role", "user")
     plain = {**message, "role": _ROLES.get(role, role), "content": as_text(message)}
     # Templates take the presence of this for a call.
     calls = plain.pop("tool_calls", None)
     return {**plain, "tool_calls": [_read_call(call) for call in calls]} if calls else plain
+
+
+def _check(message: Any) -> None:
+    """Raise RequestRejected if a message is not of OpenAI's form, as far as it is read here."""
+    if not isinstance(message, Mapping) or not isinstance(message.get("role", "user"), str):
+        raise _malformed("each message must be an object whose role is a string")
+    content = message.get("content")
+    parts = [] if content is None or isinstance(content, str) else content
+    if not isinstance(parts, Sequence) or not all(isinstance(part, Mapping) for part in parts):
+        raise _malformed("content must be a string or a list of objects, one for each part")
+    kinds = {str(part.get("type"))[:80] for part in parts} - {"text"}
+    if kinds:
+        raise _malformed(f"local models read text only, not {', '.join(sorted(kinds))}")
+    if not all(isinstance(part.get("text", ""), str) for part in parts):
+        raise _malformed("the text of a content part must be a string")
+    if not isinstance(message.get("tool_calls") or [], Sequence):
+        raise _malformed("tool_calls must be a list")
+
+
+def _malformed(reason: str) -> RequestRejected:
+    return RequestRejected(reason, param="messages")
 
 
 def _read_call(call: Any) -> Any:

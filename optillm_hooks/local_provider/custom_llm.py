@@ -35,6 +35,7 @@ from optillm_hooks.local_provider.generation import (
     PromptTooLong,
     SpelledToken,
     UnknownModel,
+    check_adapter,
 )
 from optillm_hooks.local_provider.memory import make_room
 from optillm_hooks.types import Fields, ToolCall
@@ -54,18 +55,24 @@ class LocalProvider(CustomLLM):
         self._lock = threading.Lock()
         self._loading = threading.Lock()
 
-    def engine(self, model: str, litellm_params: Mapping[str, Any] | None = None) -> Engine:
+    def engine(
+        self,
+        model: str,
+        litellm_params: Mapping[str, Any] | None = None,
+        adapter: str | None = None,
+    ) -> Engine:
         """Return the engine of a model, which its adapters share.
 
         It is described in the deployment's `model_info.optillm_local`, or built in. LiteLLM's
         router writes `model_info` into each request, over whatever a client sent.
 
         Raises:
-            UnknownModel: no such model is configured.
+            UnknownModel: no such model is configured, or it has no such adapter. Nothing is loaded.
         """
         info = (litellm_params or {}).get("model_info") or {}
         name = model.partition("+")[0]
         spec = models.find(name, info.get("optillm_local"))
+        check_adapter(adapter, spec.adapters)
         with self._lock:
             key = (name, spec.model_dump_json())
             if key not in self._engines:
@@ -147,7 +154,7 @@ class LocalProvider(CustomLLM):
         adapter = model.partition("+")[2]
         if adapter:
             generation = replace(generation, adapter=adapter)
-        return self.engine(model, litellm_params), generation
+        return self.engine(model, litellm_params, generation.adapter), generation
 
     def _chunks_sync(
         self, model: str, engine: Engine, generation: Generation

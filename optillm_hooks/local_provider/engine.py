@@ -35,9 +35,9 @@ class _Leave:
 class Engine:
     """Serves one model. `load` runs in the engine's thread, when the first request is there.
 
-    Requests that come while the model loads wait for it. If loading fails they all fail, and the
-    next request tries again. A model that nobody asked for a while is dropped, and loaded again
-    when somebody does.
+    Requests that come while the model loads wait for it. If loading fails, all that have come by
+    then fail with that one error, and the next request tries again. A model that nobody asked for
+    a while is dropped, and loaded again when somebody does.
     """
 
     def __init__(
@@ -171,6 +171,10 @@ class Engine:
             except queue.Empty:
                 self._leave()
                 return
+        yield from self._arrived()
+
+    def _arrived(self) -> "Iterator[Job | _Leave | None]":
+        """Yield what is in the inbox by now."""
         with contextlib.suppress(queue.Empty):
             while True:
                 yield self._inbox.get_nowait()
@@ -200,3 +204,10 @@ class Engine:
         if self._batch is not None:
             self._batch.fail(failure)
             self._batch = None
+            return
+        # It could not be loaded: for all who waited, by this one try.
+        for other in list(self._arrived()):
+            if not isinstance(other, Job):
+                self._inbox.put(other)
+            elif not other.cancelled:
+                other.deliver(failure)

@@ -1,6 +1,6 @@
 """What the engine is asked and what it answers. Plain values: no torch, no LiteLLM."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,13 @@ class UnknownModel(ProviderFailed):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, status=404)
+
+
+def check_adapter(name: str | None, known: Collection[str]) -> None:
+    """Raise UnknownModel unless `name` is one of the adapters `known`, or None."""
+    if name is not None and name not in known:
+        listed = ", ".join(sorted(known)) or "none"
+        raise UnknownModel(f"no adapter {name!r}; this model has: {listed}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,11 @@ class Prefix:
 
 
 class Pool:
-    """Slots of one length. keys, values: [layers, slots, heads, length, width]."""
+    """Slots of one length. keys, values: [layers, slots, heads, length, width].
+
+    Their number doubles when they are used up and halves when half of it will do: it is at most
+    twice that of the rows.
+    """
 
     def __init__(self, shape: Shape, length: int) -> None:
         self.shape = shape
@@ -85,8 +89,8 @@ class Pool:
                 side[:, row.slot, :, used] = side[:, last.slot, :, used]
             last.slot = row.slot
             self.rows[last.slot] = last
-        if not self.rows:
-            self._resize(0)
+        if 2 * len(self.rows) < self.keys.shape[1]:
+            self._resize(self.keys.shape[1] // 2 if self.rows else 0)
 
     def _resize(self, slots: int) -> None:
         longest = max((row.length for row in self.rows), default=0)
@@ -144,7 +148,10 @@ class KeyValues:
         return sum(pool.bytes for pool in self._pools + self._trunk_pools)
 
     def bytes_for(self, rows: int, tokens: int) -> int:
-        """Return the memory that `rows` rows of `tokens` own tokens take at most."""
+        """Return the memory that `rows` rows of `tokens` own tokens fill at most.
+
+        Slots are made ahead: up to twice as much is allocated.
+        """
         return rows * _class_of(tokens, self._pools).length * self.shape.token_bytes
 
     def rows(self) -> Iterator[Row]:

@@ -56,7 +56,11 @@ class ModelSpec(BaseModel):
         None, ge=1, description="Threads of a model on the CPU; unset, all cores but one."
     )
     rows: int = Field(64, ge=1, le=4096, description="Most sequences at once.")
-    kv_gib: float = Field(4.0, gt=0, description="Most memory for keys and values of sequences.")
+    kv_gib: float = Field(
+        4.0,
+        gt=0,
+        description="Memory that keys and values of sequences may fill; up to twice is allocated.",
+    )
     prefix_gib: float = Field(0.5, ge=0, description="Most memory for prompts kept for later.")
     models_gib: float | None = Field(
         None,

@@ -55,6 +55,10 @@ class PrefixCache(Generic[R]):
         """Return whether a prefix of that size would be remembered."""
         return prefix_bytes <= self._most_bytes
 
+    def holds(self, prefix: R, adapter: str | None = None) -> bool:
+        """Return whether `prefix` itself, not one like it, is remembered."""
+        return self._entries.get((adapter, prefix.tokens)) is prefix
+
     def add(self, prefix: R, adapter: str | None = None) -> None:
         """Remember `prefix`; entries that are its own beginning are dropped for it."""
         if not self.takes(prefix.bytes) or len(prefix.tokens) < self._least_tokens:

@@ -60,6 +60,7 @@ class Runner:
         """Most tokens of a prompt and its answer together."""
 
         _check_windows(config, self.context)
+        _check_positions(config, self.context)
         self.weight_bytes: int = sum(p.numel() * p.element_size() for p in model.parameters())
         self.rows = KeyValues(self._shape, self.context)
         self.adapters = Adapters(model, {})
@@ -76,6 +77,9 @@ class Runner:
         with torch.inference_mode():
             ids = torch.tensor([tokens], device=self._shape.device)
             expected = self._model(input_ids=ids, use_cache=False).logits[0, -1].float()
+        self.vocabulary = len(expected)
+        """Logits of a step's row; there may be fewer tokens."""
+
         put_weights_first(self._model)
         AttentionInterface.register(_ATTENTION, _attention)
         row = self.rows.new()
@@ -159,6 +163,26 @@ def _check_windows(config: Any, context: int) -> None:
                 config,
                 f"it has layers that see {window} tokens of its context of {context}; "
                 f"with `context: {window}` or less it can be served",
+            )
+
+
+def _check_positions(config: Any, context: int) -> None:
+    """Raise ProviderFailed if the positions of a row depend on how long the rows beside it are.
+
+    They do where transformers changes the frequencies by the longest row of a step: with longrope
+    behind its original length. (With dynamic it is behind `max_position_embeddings`, which no row
+    reaches.)
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    for kind in (rope, *rope.values()):  # layers of several types have one of their own each
+        if not isinstance(kind, Mapping) or kind.get("rope_type") != "longrope":
+            continue
+        original = kind["original_max_position_embeddings"]
+        if original < context:
+            raise _unsupported(
+                config,
+                f"its positions are others behind {original} tokens of its context of {context}; "
+                f"with `context: {original}` or less it can be served",
             )
 
 

@@ -276,14 +276,15 @@ async def test_little_memory_makes_requests_wait_but_answers_all(
 
 
 def test_rows_of_one_long_prompt_take_its_memory_once() -> None:
-    """Room for the prompt and 8 replies: 8 of 16 rows run at a time, and no more bytes are used."""
+    """Room for the prompt, a copy and 8 replies: 8 of 16 rows run at a time, in no more bytes."""
     runner = tiny.runner(context=4096)
-    bytes_for, prompt = runner.rows.bytes_for, 1100
-    most = bytes_for(1, prompt + 30) + bytes_for(8, 20)
-    batch = Batch(runner, tiny.chat_format(), Capacity(kv_bytes=most, prefix_bytes=0))
     events: list[Event] = []
     endless = {tiny.END: -100.0}
-    generation = asked("a" * prompt, max_tokens=20, n=16, logit_bias=endless, seed=1)
+    generation = asked("a" * 1100, max_tokens=20, n=16, logit_bias=endless, seed=1)
+    prompt = len(tiny.chat_format().encode(generation.messages))
+    bytes_for, copy = runner.rows.bytes_for, prompt * runner.rows.shape.token_bytes
+    most = bytes_for(1, prompt) + bytes_for(8, 20) + copy
+    batch = Batch(runner, tiny.chat_format(), Capacity(kv_bytes=most, prefix_bytes=0))
     batch.add(Job(generation, events.append))
     crowds, used = set(), set()
     while not batch.idle:

@@ -3,15 +3,19 @@
 import asyncio
 import json
 import random
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from torch import Tensor
 
 from optillm_hooks.errors import OptiLLMError, ProviderFailed, RequestRejected
+from optillm_hooks.local_provider import models, request
 from optillm_hooks.local_provider.batch import Batch, Capacity
+from optillm_hooks.local_provider.chat_format import ChatFormat
+from optillm_hooks.local_provider.decoding.cot_decoding import CotSettings
 from optillm_hooks.local_provider.engine import Engine
 from optillm_hooks.local_provider.generation import (
     Choice,
@@ -21,6 +25,7 @@ from optillm_hooks.local_provider.generation import (
     Job,
     Law,
     Piece,
+    UnknownModel,
 )
 from optillm_hooks.local_provider.kv_cache import Row
 from optillm_hooks.local_provider.runner import Runner
@@ -288,3 +293,266 @@ def test_an_error_for_one_says_nothing_to_the_others() -> None:
     run(batch, {0: good, 1: bad})
     assert good.finished
     assert [isinstance(event, OptiLLMError) for _, event in bad.events] == [True]
+
+
+def saying(content: Any, **others: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": content, **others}]}
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "bias behind the vocabulary": ({**saying("x"), "logit_bias": {10**30: 1.0}}, "ids from 0 to"),
+    "bias before the vocabulary": ({**saying("x"), "logit_bias": {-1: 1.0}}, "ids from 0 to"),
+    "content a number": (saying(7), "content must be a string or a list"),
+    "content an object": (saying({"secret": 1}), "content must be a string or a list"),
+    "content an empty object": (saying({}), "content must be a string or a list"),
+    "parts that are strings": (saying(["secret"]), "content must be a string or a list"),
+    "text a number": (saying([{"type": "text", "text": 7}]), "text of a content part"),
+    "tool calls a number": (saying("secret", tool_calls=5), "tool_calls must be a list"),
+    "role a list": ({"messages": [{"role": ["secret"]}]}, "role is a string"),
+    "message a string": ({"messages": ["secret"]}, "each message must be an object"),
+}
+
+
+async def test_bad_requests_beside_a_stream_are_each_refused_and_the_stream_goes_on() -> None:
+    runner = tiny.runner()
+    batches: list[Batch] = []
+
+    def load() -> Batch:
+        batches.append(Batch(runner, FORMAT, Capacity()))
+        return batches[-1]
+
+    engine = Engine("bad", load)
+    good = asked(9, max_tokens=200, seed=5, logit_bias={tiny.END: -100.0})
+    alone, beside = Choice(), Choice()
+    async for event in engine.stream(good):
+        if isinstance(event, Piece):
+            alone.add(event)
+    events = engine.stream(good)
+    first = await anext(events)
+    assert isinstance(first, Piece)
+    beside.add(first)
+    for bad, reason in BAD.values():
+        with pytest.raises(RequestRejected, match=reason) as refusal:
+            await anext(engine.stream(Generation(**bad)))
+        assert refusal.value.status == 400
+        assert refusal.value.param in ("logit_bias", "messages")
+        assert "secret" not in str(refusal.value)
+    async for event in events:
+        if isinstance(event, Piece):
+            beside.add(event)
+    assert beside == alone
+    assert len(alone.text) > 100
+    assert len(batches) == 1
+    engine.close()
+
+
+def test_a_top_k_that_is_no_number_for_torch_is_refused() -> None:
+    with pytest.raises(RequestRejected, match="top_k"):
+        request.parse(saying("x")["messages"], {"top_k": 10**400})
+
+
+def test_the_last_logit_can_be_biased() -> None:
+    runner = Counted()
+    client = Client.of(asked(4, max_tokens=3, logit_bias={runner.vocabulary - 1: 100.0}))
+    run(Batch(runner, FORMAT, Capacity()), {0: client})
+    assert client.finished
+
+
+def test_whatever_breaks_while_a_request_is_prepared_breaks_it_alone() -> None:
+    """What broke is not told: it may be the prompt."""
+    good, bad = Client.of(asked(4, max_tokens=5)), Client.of(Generation(messages=cast(Any, 5)))
+    run(Batch(Counted(), FORMAT, Capacity()), {0: good, 1: bad})
+    assert good.finished
+    ((_, failure),) = bad.events
+    assert isinstance(failure, ProviderFailed)
+    assert str(failure) == "the request could not be prepared: TypeError"
+    assert failure.status == 500
+
+
+async def test_first_requests_that_come_together_share_one_failed_load() -> None:
+    runner = tiny.runner()
+    together, loads = threading.Event(), 0
+
+    def load() -> Batch:
+        nonlocal loads
+        loads += 1
+        together.wait()
+        if loads == 1:
+            raise OSError("no such file")
+        return Batch(runner, FORMAT, Capacity())
+
+    engine = Engine("broken", load)
+    tasks = [asyncio.create_task(anext(engine.stream(asked(4, max_tokens=2)))) for _ in range(8)]
+    while engine._inside < 8:  # noqa: ASYNC110 (they come one by one)
+        await asyncio.sleep(0)
+    together.set()
+    failures = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [str(failure) for failure in failures] == ["broken: OSError: no such file"] * 8
+    assert all(isinstance(failure, ProviderFailed) for failure in failures)
+    assert loads == 1
+    assert [event async for event in engine.stream(asked(4, max_tokens=2))]
+    assert loads == 2
+    engine.close()
+
+
+async def test_an_engine_that_is_closed_while_a_load_fails_ends() -> None:
+    together = threading.Event()
+
+    def load() -> Batch:
+        together.wait()
+        raise OSError("no such file")
+
+    engine = Engine("closed", load)
+    task = asyncio.create_task(anext(engine.stream(asked(4))))
+    while not engine._inside:  # noqa: ASYNC110 (it comes in a while)
+        await asyncio.sleep(0)
+    engine._inbox.put(None)
+    together.set()
+    with pytest.raises(ProviderFailed, match="no such file"):
+        await task
+    engine.close()
+    assert not engine._thread.is_alive()
+
+
+def test_a_batch_asked_for_an_adapter_that_it_has_not_says_which_it_has() -> None:
+    client = Client.of(asked(4, adapter="x"))
+    run(Batch(Counted(), FORMAT, Capacity()), {0: client})
+    ((_, failure),) = client.events
+    assert isinstance(failure, UnknownModel)
+    assert str(failure) == "no adapter 'x'; this model has: none"
+
+
+def served(batch: Batch, clients: Sequence[Client]) -> tuple[int, int, int]:
+    """Serve all; return the most rows, bytes filled and bytes allocated after any step.
+
+    Filled are slots that have a row, and prompts that are kept outside of the prefix cache.
+    """
+    kept = batch._runner.rows
+    crowds, filled, allocated = [0], [0], [0]
+    for client in clients:
+        batch.add(client.job)
+    while not batch.idle:
+        batch.step()
+        pools = kept._pools + kept._trunk_pools
+        slots = sum(kept.bytes_for(len(pool.rows), pool.length) for pool in pools)
+        apart = batch.bytes - batch._prefixes.bytes - kept.bytes
+        assert kept.bytes <= 2 * slots
+        crowds.append(len(list(kept.rows())))
+        filled.append(slots + apart)
+        allocated.append(kept.bytes + apart)
+    assert all(client.finished for client in clients)
+    assert kept.bytes == 0
+    return max(crowds), max(filled), max(allocated)
+
+
+def test_memory_for_five_rows_is_filled_by_five_rows() -> None:
+    runner = Counted()
+    most = runner.rows.bytes_for(5, 1200)
+    batch = Batch(runner, FORMAT, Capacity(kv_bytes=most, prefix_bytes=0))
+    clients = [Client.of(asked(1100 + i, max_tokens=50, logit_bias=ENDLESS)) for i in range(7)]
+    crowd, filled, allocated = served(batch, clients)
+    assert (crowd, filled) == (5, most)
+    assert most < allocated <= 2 * most
+
+
+@pytest.mark.parametrize("prefix_bytes", [0, 150_000], ids=["none", "few"])
+def test_a_crowd_fills_the_memory_for_it_at_most_whatever_is_asked(prefix_bytes: int) -> None:
+    runner, dice = Counted(), random.Random(0)
+    most = runner.rows.bytes_for(5, 500)
+    batch = Batch(runner, FORMAT, Capacity(kv_bytes=most, prefix_bytes=prefix_bytes))
+    kinds: list[dict[str, Any]] = [{}, {"n": 2}, {"n": 5}, {"decoding": CotSettings(k=3)}]
+    clients = [
+        Client.of(
+            asked(
+                dice.choice([4, 90, 400]) + i,
+                max_tokens=dice.choice([3, 12, 40]),
+                logit_bias=ENDLESS,
+                **kinds[i % len(kinds)],
+            )
+        )
+        for i in range(12)
+    ]
+    crowd, filled, allocated = served(batch, clients)
+    assert crowd > 3
+    assert most / 2 < filled <= most
+    assert allocated <= 2 * most
+
+
+def test_a_prompt_is_let_go_when_no_further_row_will_begin_from_it() -> None:
+    runner = Counted()
+    for prefix_bytes, n, copies in [(0, 1, 0), (0, 3, 1), (1 << 28, 3, 0)]:
+        batch = Batch(runner, FORMAT, Capacity(rows=2, prefix_bytes=prefix_bytes))
+        client = Client.of(asked(30, n=n, max_tokens=20, logit_bias=ENDLESS))
+        batch.add(client.job)
+        for _ in range(5):
+            batch.step()
+        (job,) = batch._jobs
+        prompt = len(job.prompt) * runner.rows.shape.token_bytes
+        assert (job.prefix is None) == (n == 1)
+        assert batch.bytes == runner.rows.bytes + batch._prefixes.bytes + copies * prompt
+        while job.decoding.wanted:
+            batch.step()
+        assert job.prefix is None
+        assert batch.bytes == runner.rows.bytes + batch._prefixes.bytes
+        while not batch.idle:
+            batch.step()
+        assert batch.bytes == batch._prefixes.bytes == (prompt if prefix_bytes else 0)
+
+
+def test_slots_are_given_back_as_rows_leave_and_the_last_keeps_what_it_holds() -> None:
+    runner = Counted()
+    rows = [runner.begin(None, 0) for _ in range(9)]
+    runner.step([(row, [5 + i, 40, 41]) for i, row in enumerate(rows)])
+    while len(rows) > 1:
+        runner.free(rows.pop(0))
+        assert runner.rows.bytes <= 2 * runner.rows.bytes_for(len(rows), 1)
+    (found,) = runner.step([(rows[0], [9])])
+    fresh = runner.begin(None, 0)
+    (wanted,) = runner.step([(fresh, [13, 40, 41, 9])])
+    assert (found - wanted).abs().max() < 1e-4
+
+
+def reply(batch: Batch, generation: Generation) -> tuple[list[Choice], Finished]:
+    client = Client.of(generation)
+    run(batch, {0: client})
+    choices = [Choice() for _ in range(generation.n)]
+    for _, event in client.events:
+        if isinstance(event, Piece):
+            choices[event.choice].add(event)
+    finished = client.events[-1][1]
+    assert isinstance(finished, Finished)
+    return choices, finished
+
+
+def test_more_tokens_than_the_context_has_are_cut_to_it() -> None:
+    batch = Batch(tiny.runner(64), FORMAT, Capacity())
+    ((choice,), finished) = reply(batch, asked(9, max_tokens=9999, logit_bias=ENDLESS))
+    assert choice.finish_reason == "length"
+    assert finished.prompt_tokens + finished.completion_tokens == 64
+    assert choice.text == "a" * finished.completion_tokens
+
+
+def test_each_choice_ends_at_its_own_stop_string() -> None:
+    batch = Batch(Counted(), FORMAT, Capacity())
+    end, think = {tiny.END: -100.0}, {FORMAT.encode_text("<think>")[0]: -100.0}
+    often = {FORMAT.encode_text(letter)[0]: 5.0 for letter in "ab"}
+    fields: dict[str, Any] = {"n": 4, "seed": 1, "max_tokens": 40}
+    fields["logit_bias"] = {**end, **think, **often}
+    whole, _ = reply(batch, asked(9, **fields))
+    stopped, _ = reply(batch, asked(9, **fields, stop=("ab",)))
+    assert [choice.text for choice in stopped] == [one.text.partition("ab")[0] for one in whole]
+    reasons = ["stop" if "ab" in one.text else "length" for one in whole]
+    assert [choice.finish_reason for choice in stopped] == reasons
+    assert len({choice.text for choice in stopped}) == 4
+    assert "stop" in reasons
+
+
+@pytest.mark.parametrize("end", [tiny.END, 40, 50])
+def test_a_reply_ends_at_any_of_several_end_tokens(end: int) -> None:
+    loaded = models.LoadedModel(tiny.model(), tiny.tokenizer())
+    loaded.model.generation_config.eos_token_id = [40, 50]
+    chat_format = ChatFormat(loaded.tokenizer, models.end_ids(loaded))
+    batch = Batch(Runner(loaded.model), chat_format, Capacity())
+    ((choice,), finished) = reply(batch, asked(9, max_tokens=5, logit_bias={end: 90.0}))
+    assert (choice.text, choice.finish_reason) == ("", "stop")
+    assert finished.completion_tokens == 1

@@ -198,3 +198,22 @@ async def test_a_name_with_a_plus_sign_uses_the_adapter_in_the_same_engine(
     assert len(provider._engines) == 1
     with pytest.raises(litellm.NotFoundError, match="no adapter 'c'; this model has: a, b"):
         await provider.acompletion("tiny+c", **call)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("model", ["tiny+c", "tiny"], ids=["in the name", "as a field"])
+async def test_an_adapter_that_is_not_there_is_refused_before_anything_is_loaded(
+    tiny: Path, adapters: dict[str, str], model: str
+) -> None:
+    provider = LocalProvider()
+    call: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "Hi"}],
+        "optional_params": {} if "+" in model else {"active_adapter": "c"},
+        "litellm_params": {"model_info": {"optillm_local": {"path": str(tiny)}}},
+    }
+    with pytest.raises(litellm.NotFoundError, match="no adapter 'c'; this model has: none"):
+        await provider.acompletion(model, **call)
+    call["litellm_params"]["model_info"]["optillm_local"]["adapters"] = adapters
+    with pytest.raises(litellm.NotFoundError, match="no adapter 'c'; this model has: a, b"):
+        provider.astreaming(model, **call)
+    assert not any(engine.loaded for engine in provider._engines.values())

@@ -202,6 +202,19 @@ SMALL = {
     "eos_token_id": 2,
 }
 
+DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}
+LONGROPE = {
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0, 1.0, 1.0, 1.0],
+        "long_factor": [1.0, 2.0, 4.0, 8.0],
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "original_max_position_embeddings": 64,
+}
+
 
 def made(kind: str, fields: dict[str, object], context: int | None = None) -> Runner:
     torch.manual_seed(0)
@@ -217,8 +230,9 @@ def made(kind: str, fields: dict[str, object], context: int | None = None) -> Ru
         ("gemma3_text", {"sliding_window": 300}),
         ("mixtral", {"num_local_experts": 4}),
         ("qwen3", {}),
+        ("llama", DYNAMIC),
     ],
-    ids=["window as long as the context", "no window", "gemma", "experts", "qwen"],
+    ids=["window as long as the context", "no window", "gemma", "experts", "qwen", "dynamic"],
 )
 def test_models_of_many_kinds_say_what_they_say_alone(kind: str, fields: dict[str, object]) -> None:
     runner = made(kind, fields)
@@ -242,6 +256,8 @@ def test_models_of_many_kinds_say_what_they_say_alone(kind: str, fields: dict[st
             r"see 64 tokens of its context of 300; with `context: 64`",
         ),
         ("gemma3_text", {"sliding_window": 64}, "see 64 tokens"),
+        ("llama", LONGROPE, r"behind 64 tokens of its context of 300; with `context: 64`"),
+        ("phi3", LONGROPE, "behind 64 tokens"),
         ("gemma2", {"sliding_window": 300}, "attention with softcap"),
         ("gpt_oss", {"sliding_window": 300, "num_local_experts": 4}, "attention with s_aux"),
         ("qwen3_next", {}, "layers of linear_attention"),
@@ -251,6 +267,8 @@ def test_models_of_many_kinds_say_what_they_say_alone(kind: str, fields: dict[st
     ids=[
         "sliding window",
         "some sliding layers",
+        "longrope",
+        "longrope of phi",
         "soft cap",
         "sinks",
         "hybrid",
@@ -268,6 +286,29 @@ def test_a_model_whose_attention_is_another_is_refused_when_it_is_loaded(
 
 def test_a_smaller_context_makes_a_short_window_enough() -> None:
     assert made("mistral", {"sliding_window": 64}, context=64).context == 64
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "context"),
+    [("llama", DYNAMIC, 300), ("llama", LONGROPE, 64), ("phi3", LONGROPE, 64)],
+    ids=["dynamic", "longrope", "longrope of phi"],
+)
+def test_a_row_beside_one_as_long_as_the_context_says_what_it_says_alone(
+    kind: str, fields: dict[str, object], context: int
+) -> None:
+    runner = made(kind, fields, context)
+    tokens = [3 + i * 7 % 60 for i in range(context)]
+    alone, row, long = (runner.begin(None, 0) for _ in range(3))
+    runner.step([(alone, tokens[:9])])
+    runner.step([(row, tokens[:9]), (long, tokens[:-1])])
+    wanted = runner.step([(alone, [5])])
+    found = runner.step([(row, [5]), (long, tokens[-1:])])
+    assert_close(found[0], wanted[0])
+    config = CONFIG_MAPPING[kind](**{**SMALL, **fields})
+    torch.manual_seed(0)
+    reference = AutoModelForCausalLM.from_config(config).eval()
+    with torch.inference_mode():
+        assert_close(found[1], reference(torch.tensor([tokens])).logits[0, -1])
 
 
 def test_a_model_that_does_not_say_the_same_in_rows_is_refused(
