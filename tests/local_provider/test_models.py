@@ -1,6 +1,7 @@
 """Models out of the operator's YAML: what is found, what is refused, and how one is loaded."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,9 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Two LoRA adapters of the tiny model, in PEFT's format."""
     folders = {}
     generator = torch.Generator().manual_seed(1)
-    for name, alpha in (("a", 8), ("b", 16)):
+    for name, more in (("a", {"lora_alpha": 8}), ("b", {"lora_alpha": 16, "use_rslora": True})):
         folder: Path = tmp_path_factory.mktemp(name)
-        config = {"peft_type": "LORA", "r": 4, "lora_alpha": alpha, "bias": "none"}
+        config = {"peft_type": "LORA", "r": 4, "bias": "none", **more}
         (folder / "adapter_config.json").write_text(json.dumps(config))
         weights = {}
         for layer in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"):
@@ -132,7 +133,8 @@ def merged(tiny: Path, folder: str | None) -> torch.nn.Module:
     """The reference: the adapter's product added to the weights themselves."""
     model: torch.nn.Module = LlamaForCausalLM.from_pretrained(tiny)
     if folder is not None:
-        scale = json.loads((Path(folder) / "adapter_config.json").read_text())["lora_alpha"] / 4
+        config = json.loads((Path(folder) / "adapter_config.json").read_text())
+        scale = config["lora_alpha"] / (2 if config.get("use_rslora") else 4)
         weights = load_file(Path(folder) / "adapter_model.safetensors")
         for key in [key for key in weights if ".lora_A." in key]:
             layer = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
@@ -175,6 +177,58 @@ def test_a_bad_adapter_is_an_error_when_it_is_loaded(
         save_file(weights, tmp_path / "adapter_model.safetensors")
     spec = models.find("tiny", {"path": str(tiny), "adapters": {"x": str(tmp_path)}})
     with pytest.raises(ProviderFailed, match="adapter 'x'"):
+        models.start(spec)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "layers.0.self_attn.q_proj.lora_B.bias",
+        "layers.0.self_attn.q_proj.lora_magnitude_vector",
+        "embed_tokens.lora_embedding_A",
+        "norm.weight",
+    ],
+    ids=["lora_bias", "DoRA", "embedding", "modules_to_save"],
+)
+def test_an_adapter_with_a_tensor_that_would_not_be_used_is_refused(
+    tiny: Path, adapters: dict[str, str], tmp_path: Path, key: str
+) -> None:
+    weights = load_file(Path(adapters["a"]) / "adapter_model.safetensors")
+    weights[f"base_model.model.model.{key}"] = torch.ones(32)
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    shutil.copy(Path(adapters["a"]) / "adapter_config.json", tmp_path)
+    spec = models.find("tiny", {"path": str(tiny), "adapters": {"x": str(tmp_path)}})
+    with pytest.raises(
+        ProviderFailed, match=f"adapter 'x' .*: it has base_model.model.model.{key}"
+    ):
+        models.start(spec)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("use_dora", True), ("alora_invocation_tokens", [7]), ("init_lora_weights", "pissa_niter_4")],
+)
+def test_an_adapter_that_computes_otherwise_with_the_same_tensors_is_refused(
+    tiny: Path, adapters: dict[str, str], tmp_path: Path, key: str, value: object
+) -> None:
+    shutil.copytree(adapters["a"], tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {key: value}))
+    spec = models.find("tiny", {"path": str(tiny), "adapters": {"x": str(tmp_path)}})
+    with pytest.raises(ProviderFailed, match=f"adapter 'x' is not plain LoRA: .*{key}"):
+        models.start(spec)
+
+
+def test_an_adapter_of_the_output_layer_is_refused(tiny: Path, tmp_path: Path) -> None:
+    """That layer is not given all tokens of a step, and adapters go by their places."""
+    key = "base_model.model.lm_head.lora"
+    size = LlamaConfig.from_pretrained(tiny).vocab_size
+    weights = {f"{key}_A.weight": torch.ones(4, 32), f"{key}_B.weight": torch.ones(size, 4)}
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    spec = models.find("tiny", {"path": str(tiny), "adapters": {"x": str(tmp_path)}})
+    with pytest.raises(ProviderFailed, match=r"does not fit the model: \['lm_head'\]"):
         models.start(spec)
 
 
