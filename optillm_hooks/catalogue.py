@@ -1,21 +1,25 @@
-"""The table of approaches and the reference of their parameters, made from the code.
+"""What the documentation says of approaches, their parameters and settings, made from the code.
 
-`python -m optillm_hooks.catalogue` writes them into README.md and docs/approaches.md;
-with `--check` it only says whether they are current.
+`python -m optillm_hooks.catalogue` writes it into README.md, docs/approaches.md and
+docs/operating.md; with `--check` it only says whether they are current.
 """
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 import optillm_hooks.approaches  # noqa: F401 (registers them)
+from optillm_hooks.local_provider.models import ModelSpec
 from optillm_hooks.registry import Approach, all_approaches
 
 BEGIN = "<!-- approaches: made by python -m optillm_hooks.catalogue -->"
 END = "<!-- end of approaches -->"
+BEGIN_SETTINGS = "<!-- settings: made by python -m optillm_hooks.catalogue -->"
+END_SETTINGS = "<!-- end of settings -->"
 
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
@@ -46,6 +50,11 @@ def table() -> str:
     return "\n".join(rows)
 
 
+def settings() -> str:
+    """Return the Markdown table of what an operator says of a local model."""
+    return "\n".join(_fields("setting", ModelSpec))
+
+
 def reference() -> str:
     """Return the Markdown reference: each approach's docstring and its parameters."""
     return "\n".join(["# Approaches and their parameters", "", *_sections()])
@@ -55,20 +64,27 @@ def _sections() -> Iterator[str]:
     yield "Made from the code by `python -m optillm_hooks.catalogue`; do not edit."
     for approach in all_approaches():
         yield f"\n## {approach.name}\n\n{approach.doc}\n"
-        fields = approach.params.model_fields
-        if not fields:
+        if not approach.params.model_fields:
             yield "It has no parameters."
             continue
-        yield "| parameter | type | default | bounds | meaning |\n|---|---|---|---|---|"
         body = {name: key for key, name in approach.params.body_fields.items()}
-        for name, field in fields.items():
-            also = f" Also the body field `{body[name]}`." if name in body else ""
-            default = field.get_default(call_default_factory=True)
-            yield (
-                f"| `{name}` | `{_type(field)}` | `{default!r}` | {_bounds(field)} "
-                f"| {field.description}{also} |"
-            )
+        yield from _fields("parameter", approach.params, body)
     yield ""
+
+
+def _fields(
+    kind: str, model: type[BaseModel], body: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """Yield the table of a model's fields. `body`: the names of some of them in requests."""
+    yield f"| {kind} | type | default | bounds | meaning |\n|---|---|---|---|---|"
+    for name, field in model.model_fields.items():
+        also = f" Also the body field `{body[name]}`." if body and name in body else ""
+        default = field.get_default(call_default_factory=True)
+        shown = "required" if field.is_required() else f"`{default!r}`"
+        yield (
+            f"| `{name}` | `{_type(field)}` | {shown} | {_bounds(field)} "
+            f"| {field.description}{also} |"
+        )
 
 
 def _type(field: FieldInfo) -> str:
@@ -89,16 +105,30 @@ def _bounds(field: FieldInfo) -> str:
 
 
 def with_table(readme: str) -> str:
-    """Return `readme` with the table between its marks made anew."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    """Return `readme` with the table of approaches made anew."""
+    return _between(BEGIN, END, readme, table())
+
+
+def with_settings(operating: str) -> str:
+    """Return docs/operating.md with the table of a local model's settings made anew."""
+    return _between(BEGIN_SETTINGS, END_SETTINGS, operating, settings())
+
+
+def _between(begin: str, end: str, document: str, made: str) -> str:
+    before, _, rest = document.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{made}\n{end}{after}"
 
 
 def main(arguments: list[str]) -> int:
     """Write the generated parts, or with `--check` only compare; 1 if they are not current."""
     readme, docs = Path("README.md"), Path("docs/approaches.md")
-    made = {readme: with_table(readme.read_text()), docs: reference()}
+    operating = Path("docs/operating.md")
+    made = {
+        readme: with_table(readme.read_text()),
+        docs: reference(),
+        operating: with_settings(operating.read_text()),
+    }
     stale = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
     if arguments == ["--check"]:
         for path in stale:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from optillm_hooks.catalogue import reference, with_table
+from optillm_hooks.catalogue import reference, with_settings, with_table
 from optillm_hooks.settings import AliasSettings, DeploymentSettings, Settings
 from tests.documents import Block, all_blocks, blocks
 from tests.proxy import ROOT, Proxy
@@ -66,4 +66,6 @@ def test_make_knows_the_commands(block: Block) -> None:
 def test_the_generated_parts_are_current() -> None:
     readme = (ROOT / "README.md").read_text()
     assert readme == with_table(readme)
+    operating = (ROOT / "docs/operating.md").read_text()
+    assert operating == with_settings(operating)
     assert (ROOT / "docs/approaches.md").read_text() == reference()

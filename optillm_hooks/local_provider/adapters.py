@@ -20,7 +20,13 @@ from torch import Tensor
 from optillm_hooks.errors import ProviderFailed
 
 _PREFIX = "base_model.model."
-_UNSUPPORTED = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication")
+_UNSUPPORTED = (
+    "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication",
+    "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config",
+    "target_parameters",
+)  # fmt: skip
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Ways to begin a training that change the weights of the base model too."""
 
 
 class LowRank(NamedTuple):
@@ -66,7 +72,8 @@ def _read(model: Any, name: str, folder: Path) -> dict[str, LowRank]:
     """Return an adapter's changes by the name of the layer.
 
     Raises:
-        ProviderFailed: it is not there, of another kind, or made for another model.
+        ProviderFailed: it is not there, of another kind, made for another model, or holds a tensor
+            that would not be used.
     """
     try:
         config = json.loads((folder / "adapter_config.json").read_text())
@@ -74,11 +81,18 @@ def _read(model: Any, name: str, folder: Path) -> dict[str, LowRank]:
     except OSError as exc:
         raise ProviderFailed(f"adapter {name!r}: {exc}", status=500) from exc
     odd = [key for key in _UNSUPPORTED if config.get(key)]
+    if str(config.get("init_lora_weights")).startswith(_CHANGE_THE_BASE):
+        odd.append("init_lora_weights")
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or odd:
         raise ProviderFailed(f"adapter {name!r} is not plain LoRA: {odd or config}", status=500)
     rank = config["r"]
     scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
     layers = {key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in weights}
+    unused = weights.keys() - {key for layer in layers for key in _keys(layer)}
+    if unused:
+        raise ProviderFailed(
+            f"adapter {name!r} is not plain LoRA: it has {min(unused)}", status=500
+        )
     found = {layer: _change(model, weights, layer, scale) for layer in layers}
     wrong = sorted(layer for layer, change in found.items() if change is None)
     if wrong or not found:
@@ -86,13 +100,22 @@ def _read(model: Any, name: str, folder: Path) -> dict[str, LowRank]:
     return {layer: change for layer, change in found.items() if change is not None}
 
 
+def _keys(layer: str) -> tuple[str, str]:
+    """Return the names of the two tensors that change a layer: down and up."""
+    return f"{_PREFIX}{layer}.lora_A.weight", f"{_PREFIX}{layer}.lora_B.weight"
+
+
 def _change(model: Any, weights: Mapping[str, Tensor], layer: str, scale: float) -> LowRank | None:
-    down = weights.get(f"{_PREFIX}{layer}.lora_A.weight")
-    up = weights.get(f"{_PREFIX}{layer}.lora_B.weight")
+    down, up = map(weights.get, _keys(layer))
     try:
-        weight = model.get_submodule(layer).weight
+        module = model.get_submodule(layer)
+        weight = module.weight
     except AttributeError:
         return None
-    if down is None or up is None or (up.shape[0], down.shape[1]) != tuple(weight.shape):
+    if module is model.get_output_embeddings():
+        return None  # it is given the last tokens of rows alone
+    if down is None or up is None or up.shape[1] != down.shape[0]:
+        return None
+    if (up.shape[0], down.shape[1]) != tuple(weight.shape):
         return None
     return LowRank(down.to(weight), (up * scale).to(weight))

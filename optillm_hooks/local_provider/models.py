@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,16 +27,30 @@ class ModelSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    path: str = Field(min_length=1, description="A folder, or the id of a model on the hub.")
-    revision: str | None = Field(None, description="Of a hub model: branch, tag or commit.")
-    gguf_file: str | None = Field(None, description="A GGUF file in the folder `path`.")
+    path: str = Field(
+        min_length=1,
+        description="A folder, or the id of a model on the hub, which is fetched when it is asked "
+        "for.",
+    )
+    revision: str | None = Field(
+        None, description="Of a hub model: branch, tag or commit; unset, `main`."
+    )
+    gguf_file: str | None = Field(
+        None,
+        description="A GGUF file in the folder `path`. It is unpacked to float32 once, into "
+        "`~/.cache/optillm_hooks`.",
+    )
     dtype: Literal["auto", "fastest", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: that of the file; fastest: measured when the model is loaded."
+        "auto",
+        description="Of the weights. auto: that of the file; fastest: on a CPU the faster of "
+        "float32 and bfloat16, measured when the model is loaded, on a GPU bfloat16, or float16 "
+        "where it has no bfloat16.",
     )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
-        description="auto: CUDA if there is any, else Apple's MPS, else the CPU.",
+        description="auto: CUDA if there is any, else Apple's MPS, else the CPU. Or cpu, mps, "
+        "cuda, cuda:1, ...",
     )
     adapters: dict[str, str] = Field(
         default_factory=dict, description="Folders of LoRA adapters, by name: model+name uses one."
@@ -53,20 +67,26 @@ class ModelSpec(BaseModel):
         4096, ge=1, description="Longest reply to a request that sets no max_tokens."
     )
     threads: int | None = Field(
-        None, ge=1, description="Threads of a model on the CPU; unset, all cores but one."
+        None,
+        ge=1,
+        description="Threads of models on the CPU; unset, all cores but one. All models of the "
+        "process have them in common: the one loaded last says how many.",
     )
     rows: int = Field(64, ge=1, le=4096, description="Most sequences at once.")
     kv_gib: float = Field(
         4.0,
         gt=0,
-        description="Memory that keys and values of sequences may fill; up to twice is allocated.",
+        description="Memory that keys and values of running sequences, and of the prompts they "
+        "begin from, may fill; up to twice is allocated.",
     )
-    prefix_gib: float = Field(0.5, ge=0, description="Most memory for prompts kept for later.")
+    prefix_gib: float = Field(
+        0.5, ge=0, description="Most memory for keys and values of prompts kept for later."
+    )
     models_gib: float | None = Field(
         None,
         gt=0,
-        description="Most memory of all models on its device while this one is being loaded; "
-        "unset, 80 % of the device's. Idle models leave for it.",
+        description="Most memory of all models on its device while this one is being loaded: its "
+        "weights, and what the others hold. Unset, 80 % of the device's. Idle models leave for it.",
     )
     unload_after_s: float = Field(
         1800.0, gt=0, description="Seconds without a request after which it leaves memory."
@@ -100,10 +120,14 @@ BUILT_IN: dict[str, Callable[[], ModelSpec]] = {"smollm2": _smollm2}
 def find(name: str, configured: object = None) -> ModelSpec:
     """Return what the operator configured for the model `name`, or the built-in one.
 
+    Of a built-in one, settings without a `path` change what they name.
+
     Raises:
         UnknownModel: neither is there. Nothing is looked up anywhere for an unknown name.
         ProviderFailed: the configuration is wrong.
     """
+    if isinstance(configured, Mapping) and "path" not in configured and name in BUILT_IN:
+        configured = {**BUILT_IN[name]().model_dump(), **configured}
     if configured is not None:
         try:
             return ModelSpec.model_validate(configured)
@@ -194,14 +218,15 @@ def start(spec: ModelSpec) -> "Batch":
 
 
 def device_of(spec: ModelSpec) -> str:
-    """Return the device that a model goes to."""
+    """Return the device that a model goes to; the first GPU has one name only."""
     import torch
 
-    if spec.device != "auto":
-        return spec.device
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    device = spec.device
+    if device == "auto" and torch.cuda.is_available():
+        device = "cuda"
+    elif device == "auto":
+        device = "mps" if torch.backends.mps.is_available() else "cpu"
+    return "cuda:0" if device == "cuda" else device
 
 
 def _fastest_dtype(device: str) -> "torch.dtype":

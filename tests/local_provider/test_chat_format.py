@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteFallback, Fuse, Replace, Sequence
 from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from optillm_hooks.errors import RequestRejected
@@ -164,3 +165,18 @@ def test_the_bytes_of_an_added_token_are_its_letters(chat_format: ChatFormat) ->
     token = tokenizer.convert_tokens_to_ids("é")
     assert ChatFormat(tokenizer, {0}).token_bytes(token) == "é".encode()
     assert chat_format.token_bytes(10**6) == b""
+
+
+def test_a_prompt_has_the_bos_that_its_template_writes_and_no_second_one() -> None:
+    """Tokenizers such as Llama's put one before every text by themselves."""
+    tokenizer = tiny.tokenizer("{{ bos_token }}" + tiny.CHATML)
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    bos = tokenizer.bos_token_id
+    adds_bos = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+    tokenizer.backend_tokenizer.post_processor = adds_bos
+    assert tokenizer("Hi").input_ids[0] == bos
+    other = ChatFormat(tokenizer, {tiny.END})
+    prompt = other.encode([{"role": "user", "content": "Hi"}])
+    assert prompt[0] == bos
+    assert prompt.count(bos) == 1
+    assert bos not in other.encode_text("Hi")

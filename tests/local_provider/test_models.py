@@ -1,12 +1,14 @@
 """Models out of the operator's YAML: what is found, what is refused, and how one is loaded."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import litellm
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -21,6 +23,8 @@ pytestmark = [
     # LiteLLM's own use of pydantic.
     pytest.mark.filterwarnings("ignore:.*`ReadOnly` qualifier:UserWarning"),
     pytest.mark.filterwarnings("ignore:Accessing the 'model_.*' attribute on the instance"),
+    # PEFT's own use of transformers.
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
 ]
 
 
@@ -109,39 +113,31 @@ def test_a_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Two LoRA adapters of the tiny model, in PEFT's format."""
+def adapters(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Two LoRA adapters of the tiny model, made by PEFT."""
+    torch.manual_seed(1)
     folders = {}
-    generator = torch.Generator().manual_seed(1)
-    for name, alpha in (("a", 8), ("b", 16)):
-        folder: Path = tmp_path_factory.mktemp(name)
-        config = {"peft_type": "LORA", "r": 4, "lora_alpha": alpha, "bias": "none"}
-        (folder / "adapter_config.json").write_text(json.dumps(config))
-        weights = {}
-        for layer in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"):
-            out = 32 if layer.endswith("q_proj") else 64
-            key = f"base_model.model.{layer}.lora"
-            weights[f"{key}_A.weight"] = torch.randn(4, 32, generator=generator)
-            weights[f"{key}_B.weight"] = torch.randn(out, 4, generator=generator)
-        save_file(weights, folder / "adapter_model.safetensors")
-        folders[name] = str(folder)
+    for name, rslora in (("a", False), ("b", True)):
+        config = LoraConfig(
+            r=4,
+            lora_alpha=64,
+            use_rslora=rslora,
+            target_modules=["q_proj", "up_proj"],
+            init_lora_weights=False,  # or they would change nothing
+        )
+        folders[name] = str(tmp_path_factory.mktemp(name))
+        made = get_peft_model(LlamaForCausalLM.from_pretrained(tiny), config)
+        made.save_pretrained(folders[name])
     return folders
 
 
-def merged(tiny: Path, folder: str | None) -> torch.nn.Module:
-    """The reference: the adapter's product added to the weights themselves."""
-    model: torch.nn.Module = LlamaForCausalLM.from_pretrained(tiny)
-    if folder is not None:
-        scale = json.loads((Path(folder) / "adapter_config.json").read_text())["lora_alpha"] / 4
-        weights = load_file(Path(folder) / "adapter_model.safetensors")
-        for key in [key for key in weights if ".lora_A." in key]:
-            layer = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-            change = weights[key.replace("lora_A", "lora_B")] @ weights[key]
-            model.get_submodule(layer).weight.data += scale * change
-    return model
+def reference(tiny: Path, folder: str | None) -> Any:
+    """PEFT's own model, or the base's."""
+    base = LlamaForCausalLM.from_pretrained(tiny)
+    return base if folder is None else PeftModel.from_pretrained(base, folder)
 
 
-def test_two_adapters_and_the_base_in_one_batch_are_each_as_if_merged(
+def test_two_adapters_and_the_base_in_one_batch_give_the_logits_of_peft(
     tiny: Path, adapters: dict[str, str]
 ) -> None:
     spec = models.find("tiny", {"path": str(tiny), "adapters": adapters, "device": "cpu"})
@@ -150,16 +146,13 @@ def test_two_adapters_and_the_base_in_one_batch_are_each_as_if_merged(
     rows = {name: runner.begin(None, 0, name) for name in prompts}
     runner.step([(rows[name], prompt) for name, prompt in prompts.items()])
     logits = runner.step([(row, [20]) for row in rows.values()])
-    references = []
     for (name, prompt), row_logits in zip(prompts.items(), logits, strict=True):
-        folder = adapters[name] if name else None
+        ids = torch.tensor([[*prompt, 20]])
         with torch.inference_mode():
-            reference = merged(tiny, folder)(torch.tensor([[*prompt, 20]])).logits[0, -1]
-        assert (row_logits - reference).abs().max() < 1e-4
-        references.append(reference)
-    with torch.inference_mode():
-        base = merged(tiny, None)(torch.tensor([[5, 6, 7, 8, 20]])).logits[0, -1]
-    assert (references[0] - base).abs().max() > 1e-2
+            theirs = reference(tiny, adapters[name] if name else None)(ids).logits[0, -1]
+            base = reference(tiny, None)(ids).logits[0, -1]
+        assert (row_logits - theirs).abs().max() < 1e-4
+        assert name is None or (theirs - base).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("broken", ["missing", "shape", "kind"])
@@ -175,6 +168,58 @@ def test_a_bad_adapter_is_an_error_when_it_is_loaded(
         save_file(weights, tmp_path / "adapter_model.safetensors")
     spec = models.find("tiny", {"path": str(tiny), "adapters": {"x": str(tmp_path)}})
     with pytest.raises(ProviderFailed, match="adapter 'x'"):
+        models.start(spec)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "layers.0.self_attn.q_proj.lora_B.bias",
+        "layers.0.self_attn.q_proj.lora_magnitude_vector",
+        "embed_tokens.lora_embedding_A",
+        "norm.weight",
+    ],
+    ids=["lora_bias", "DoRA", "embedding", "modules_to_save"],
+)
+def test_an_adapter_with_a_tensor_that_would_not_be_used_is_refused(
+    tiny: Path, adapters: dict[str, str], tmp_path: Path, key: str
+) -> None:
+    weights = load_file(Path(adapters["a"]) / "adapter_model.safetensors")
+    weights[f"base_model.model.model.{key}"] = torch.ones(32)
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    shutil.copy(Path(adapters["a"]) / "adapter_config.json", tmp_path)
+    spec = models.find("tiny", {"path": str(tiny), "adapters": {"x": str(tmp_path)}})
+    with pytest.raises(
+        ProviderFailed, match=f"adapter 'x' .*: it has base_model.model.model.{key}"
+    ):
+        models.start(spec)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("use_dora", True), ("alora_invocation_tokens", [7]), ("init_lora_weights", "pissa_niter_4")],
+)
+def test_an_adapter_that_computes_otherwise_with_the_same_tensors_is_refused(
+    tiny: Path, adapters: dict[str, str], tmp_path: Path, key: str, value: object
+) -> None:
+    shutil.copytree(adapters["a"], tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {key: value}))
+    spec = models.find("tiny", {"path": str(tiny), "adapters": {"x": str(tmp_path)}})
+    with pytest.raises(ProviderFailed, match=f"adapter 'x' is not plain LoRA: .*{key}"):
+        models.start(spec)
+
+
+def test_an_adapter_of_the_output_layer_is_refused(tiny: Path, tmp_path: Path) -> None:
+    """That layer is not given all tokens of a step, and adapters go by their places."""
+    key = "base_model.model.lm_head.lora"
+    size = LlamaConfig.from_pretrained(tiny).vocab_size
+    weights = {f"{key}_A.weight": torch.ones(4, 32), f"{key}_B.weight": torch.ones(size, 4)}
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    spec = models.find("tiny", {"path": str(tiny), "adapters": {"x": str(tmp_path)}})
+    with pytest.raises(ProviderFailed, match=r"does not fit the model: \['lm_head'\]"):
         models.start(spec)
 
 

@@ -125,6 +125,27 @@ async def test_logprobs_are_those_of_an_independent_pass(
         assert best == pytest.approx(row.topk(2).values.tolist(), abs=1e-3)
 
 
+@pytest.mark.parametrize("n", [1, 2])
+async def test_streamed_logprobs_are_those_of_the_whole_answer(
+    served: dict[str, Any], n: int
+) -> None:
+    call = {**served, "seed": 3, "n": n, "max_tokens": 8, "temperature": 1.0}
+    call |= {"logprobs": True, "top_logprobs": 2}
+    whole = await litellm.acompletion(**call)
+    streamed: list[list[Any]] = [[] for _ in range(n)]
+    for part in await chunks(**call):
+        for choice in part.choices:
+            streamed[choice.index] += choice.logprobs.content if choice.logprobs else []
+    for choice, entries in zip(whole.choices, streamed, strict=True):
+        assert len(entries) >= 4
+        for mine, theirs in zip(entries, choice.logprobs.content, strict=True):
+            assert mine.bytes == theirs.bytes
+            assert mine.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+            assert [top.bytes for top in mine.top_logprobs] == [
+                top.bytes for top in theirs.top_logprobs
+            ]
+
+
 async def test_a_schema_is_obeyed_by_the_real_model(served: dict[str, Any]) -> None:
     schema = {
         "type": "object",
