@@ -13,7 +13,7 @@ from optillm_hooks.errors import OptiLLMError, ProviderFailed, RequestRejected
 from optillm_hooks.local_provider.chat_format import ChatFormat, ReplyReader, Transcript, as_text
 from optillm_hooks.local_provider.decoding.autothink import AutoThinkSettings
 from optillm_hooks.local_provider.decoding.base import Branch, Decoding
-from optillm_hooks.local_provider.decoding.methods import Vocabulary, method, steering
+from optillm_hooks.local_provider.decoding.methods import Vocabulary, markers, method, steering
 from optillm_hooks.local_provider.decoding.thinkdeeper import ThinkSettings
 from optillm_hooks.local_provider.generation import (
     Finished,
@@ -77,7 +77,7 @@ class _Active:
     seed: int
     decoding: Decoding
     thinking: bool
-    """Whether the prompt ends inside a <think> block."""
+    """Whether the prompt ends inside a block of thinking."""
 
     tools: Tools | None = None
     constraint: Constraint | None = None
@@ -227,7 +227,7 @@ class Batch:
         room = min(room, request.max_tokens or self._capacity.reply_tokens)
         vocabulary = Vocabulary(self._format.encode_text, self._format.token_bytes)
         decoding = method(request, _question(request.messages), room, vocabulary)
-        thinking = self._format.opens_thinking(prompt)
+        thinking = self._format.opens_thinking(prompt, markers(request)[0])
         thinks = isinstance(request.decoding, ThinkSettings | AutoThinkSettings)
         constraint = self._format.constraint(request, tools, opened=thinking, thinks=thinks)
         return _Active(asked, prompt, room, seed, decoding, thinking, tools, constraint)
@@ -324,6 +324,7 @@ class Batch:
             job.generation.stop,
             thinking=job.thinking,
             tools=job.tools,
+            markers=markers(job.generation),
         )
         constraint = None if job.constraint is None else job.constraint.fork()
         dice = random.Random(f"{job.seed}:{job.opened}")  # noqa: S311 (no secret)

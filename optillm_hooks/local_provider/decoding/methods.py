@@ -13,6 +13,7 @@ from optillm_hooks.local_provider.decoding.deepconf import DeepConf, DeepConfSet
 from optillm_hooks.local_provider.decoding.entropy_decoding import Adaptive, EntropySettings
 from optillm_hooks.local_provider.decoding.thinkdeeper import Thinking, ThinkSettings
 from optillm_hooks.local_provider.generation import Generation
+from optillm_hooks.local_provider.text import MARKERS, Markers
 
 SETTINGS: Mapping[str, type[BaseModel]] = {
     "autothink": AutoThinkSettings,
@@ -38,6 +39,12 @@ def steering(request: Generation) -> Mapping[str, float]:
     """Return the strengths of the steering vectors that a request wants, by name."""
     asked = request.decoding
     return asked.pattern_strengths if isinstance(asked, AutoThinkSettings) else {}
+
+
+def markers(request: Generation) -> Markers:
+    """Return between what a reply to `request` thinks."""
+    asked = request.decoding
+    return asked.markers if isinstance(asked, ThinkSettings) else MARKERS
 
 
 def method(request: Generation, question: str, room: int, vocabulary: Vocabulary) -> Decoding:

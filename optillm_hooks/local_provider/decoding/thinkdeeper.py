@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from optillm_hooks.local_provider.decoding.base import Branch
 from optillm_hooks.local_provider.generation import Law
 from optillm_hooks.local_provider.measures import Measured
+from optillm_hooks.local_provider.text import Markers
 from optillm_hooks.types import Json
 
 _SHARES = {"low": 0.33, "medium": 0.66, "high": 0.9}
@@ -51,6 +52,10 @@ class ThinkSettings(BaseModel):
     end_think_token: str = Field(
         default="</think>", min_length=1, max_length=64, description="Closes it."
     )
+
+    @property
+    def markers(self) -> Markers:
+        return self.start_think_token, self.end_think_token
 
 
 class Budget:

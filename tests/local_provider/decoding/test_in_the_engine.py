@@ -1,0 +1,85 @@
+"""Each method in the engine, step by step, on a small random model."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+
+from optillm_hooks.local_provider.batch import Batch, Capacity
+from optillm_hooks.local_provider.chat_format import ChatFormat
+from optillm_hooks.local_provider.decoding.thinkdeeper import ThinkSettings
+from optillm_hooks.local_provider.generation import (
+    Choice,
+    Event,
+    Finished,
+    Generation,
+    Job,
+    Piece,
+)
+from optillm_hooks.local_provider.runner import Runner
+from optillm_hooks.local_provider.text import MARKERS
+from tests.local_provider import tiny
+
+FORMAT = tiny.chat_format()
+(A,) = FORMAT.encode_text("a")
+ONLY_A = {A: 100.0}
+"""The bias by which the model writes this letter and never ends."""
+
+
+@cache
+def runner() -> Runner:
+    return tiny.runner()
+
+
+def asked(text: str = "Hi", **fields: Any) -> Generation:
+    return Generation(messages=[{"role": "user", "content": text}], **fields)
+
+
+def replies(
+    *generations: Generation, chat_format: ChatFormat = FORMAT, rows: int = 64
+) -> list[tuple[list[Choice], Finished]]:
+    """Return what each of the requests, which begin together, gets."""
+    batch = Batch(runner(), chat_format, Capacity(rows=rows, prefix_bytes=0))
+    heard: list[list[Event]] = [[] for _ in generations]
+    for generation, events in zip(generations, heard, strict=True):
+        batch.add(Job(generation, events.append))
+    while not batch.idle:
+        batch.step()
+    assert not list(runner().rows.rows())
+    return [
+        read(generation.n, events) for generation, events in zip(generations, heard, strict=True)
+    ]
+
+
+def read(n: int, events: list[Event]) -> tuple[list[Choice], Finished]:
+    *pieces, finished = events
+    if isinstance(finished, Exception):
+        raise finished
+    assert isinstance(finished, Finished)
+    choices = [Choice() for _ in range(n)]
+    for piece in pieces:
+        assert isinstance(piece, Piece)
+        choices[piece.choice].add(piece)
+    return choices, finished
+
+
+@pytest.mark.parametrize(
+    ("markers", "special"),
+    [(("<t>", "</t>"), ()), (MARKERS, ()), (MARKERS, MARKERS)],
+    ids=["of the request", "of the model", "special tokens"],
+)
+def test_thinking_is_parted_from_the_text_at_the_markers(
+    markers: tuple[str, str], special: tuple[str, ...]
+) -> None:
+    start, end = markers
+    settings = ThinkSettings(
+        max_thinking_tokens=1, prefill="So: ", start_think_token=start, end_think_token=end
+    )
+    [((choice,), finished)] = replies(
+        asked(decoding=settings, max_tokens=40, logit_bias=ONLY_A),
+        chat_format=tiny.chat_format(special=special),
+    )
+    assert choice.reasoning.strip() == "So: a"
+    assert set(choice.text) == {"a"}
+    written = FORMAT.encode_text(f"So: a\n{end}")
+    assert finished.reasoning_tokens == len(written), "the opening is not counted"
