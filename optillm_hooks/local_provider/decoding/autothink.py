@@ -79,8 +79,11 @@ class SteeredThinking(Thinking):
         room: int,
         encode: Callable[[str], Sequence[int]],
         spell: Callable[[int], bytes],
+        *,
+        opened: bool = False,
     ) -> None:
-        super().__init__(law, thinking_for(question, settings, room), room, encode, spell)
+        budget = thinking_for(question, settings, room)
+        super().__init__(law, budget, room, encode, spell, opened=opened)
         self._complexity = complexity(question)
         self.steering = settings.pattern_strengths
 

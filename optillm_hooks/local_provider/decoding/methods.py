@@ -47,10 +47,17 @@ def markers(request: Generation) -> Markers:
     return asked.markers if isinstance(asked, ThinkSettings) else MARKERS
 
 
-def method(request: Generation, question: str, room: int, vocabulary: Vocabulary) -> Decoding:
+def method(
+    request: Generation,
+    question: str,
+    room: int,
+    vocabulary: Vocabulary,
+    *,
+    opened: bool = False,
+) -> Decoding:
     """Return the method of a request whose last user turn is `question`.
 
-    `room` is the most tokens of a reply.
+    `room` is the most tokens of a reply. `opened`: it begins inside a block of thinking.
     """
     law, n = request.law, request.n
     encode, spell = vocabulary.encode, vocabulary.spell
@@ -62,9 +69,10 @@ def method(request: Generation, question: str, room: int, vocabulary: Vocabulary
         case EntropySettings() as settings:
             return Samples(partial(Adaptive, law, settings), n)
         case AutoThinkSettings() as settings:
-            steered = partial(SteeredThinking, law, question, settings, room, encode, spell)
-            return Samples(steered, n)
+            steered = partial(SteeredThinking, law, question, settings, room)
+            return Samples(partial(steered, encode, spell, opened=opened), n)
         case ThinkSettings() as settings:
-            return Samples(partial(Thinking, law, settings, room, encode, spell), n)
+            thinking = partial(Thinking, law, settings, room, encode, spell, opened=opened)
+            return Samples(thinking, n)
         case _:
             return Samples(partial(Branch, law), n)

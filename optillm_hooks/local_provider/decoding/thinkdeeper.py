@@ -59,8 +59,9 @@ class ThinkSettings(BaseModel):
 
 
 class Budget:
-    """Tokens of thinking for a reply of `room` tokens; the answer always keeps some.
+    """Tokens of thinking for a reply with `room` tokens behind its opening.
 
+    The answer always keeps some.
     The answer's are a tenth of the reply and at least 64, but never more than half.
     """
 
@@ -89,6 +90,7 @@ class Thinking(Branch):
 
     `encode` gives the tokens of a text, `spell` the bytes of a token: markers and words are found
     in the text, whatever tokens they are written with, and written as exactly their own text.
+    `opened`: the prompt ends inside a block of thinking, so that it is not opened again.
     """
 
     def __init__(
@@ -98,11 +100,14 @@ class Thinking(Branch):
         room: int,
         encode: Callable[[str], Sequence[int]],
         spell: Callable[[int], bytes],
+        *,
+        opened: bool = False,
     ) -> None:
         super().__init__(law)
         self._budget = Budget(settings, room)
         self._switches = [word.encode() for word in settings.thought_switch_tokens]
-        self._opening = encode(f"{settings.start_think_token}\n{settings.prefill}")
+        begin = "" if opened else f"{settings.start_think_token}\n"
+        self._opening = encode(begin + settings.prefill)
         self._ending = encode(f"\n{settings.end_think_token}\n\n")
         self._marker = settings.end_think_token.encode()
         self._encode = encode

@@ -7,6 +7,7 @@ import pytest
 
 from optillm_hooks.local_provider.batch import Batch, Capacity
 from optillm_hooks.local_provider.chat_format import ChatFormat
+from optillm_hooks.local_provider.decoding.autothink import AutoThinkSettings
 from optillm_hooks.local_provider.decoding.thinkdeeper import ThinkSettings
 from optillm_hooks.local_provider.generation import (
     Choice,
@@ -83,3 +84,25 @@ def test_thinking_is_parted_from_the_text_at_the_markers(
     assert set(choice.text) == {"a"}
     written = FORMAT.encode_text(f"So: a\n{end}")
     assert finished.reasoning_tokens == len(written), "the opening is not counted"
+
+
+@pytest.mark.parametrize("prefill", ["", "So: "], ids=["nothing", "a prefill"])
+@pytest.mark.parametrize("special", [(), MARKERS], ids=["plain markers", "special markers"])
+def test_thinking_that_the_prompt_has_opened_is_not_opened_again(
+    prefill: str, special: tuple[str, ...]
+) -> None:
+    chat_format = tiny.chat_format(tiny.CHATML + "<think>\n", special=special)
+    settings = ThinkSettings(max_thinking_tokens=1, prefill=prefill)
+    request = asked(decoding=settings, max_tokens=20, logit_bias=ONLY_A)
+    [((choice,), finished)] = replies(request, chat_format=chat_format)
+    assert choice.reasoning == f"{prefill}a\n"
+    assert set(choice.text) == {"a"}
+    ending = chat_format.encode_text("\n</think>\n\n")
+    assert finished.completion_tokens == len(prefill) + 1 + len(ending) + len(choice.text)
+
+
+def test_autothink_does_not_open_again_what_the_prompt_has_opened() -> None:
+    request = asked(decoding=AutoThinkSettings(), max_tokens=40, logit_bias=ONLY_A)
+    chat_format = tiny.chat_format(tiny.CHATML + "<think>\n")
+    [((choice,), _)] = replies(request, chat_format=chat_format)
+    assert set(choice.reasoning.strip()) == set(choice.text) == {"a"}
