@@ -58,6 +58,9 @@ def method(
     """Return the method of a request whose last user turn is `question`.
 
     `room` is the most tokens of a reply. `opened`: it begins inside a block of thinking.
+
+    Raises:
+        RequestRejected: the settings leave no room for an answer.
     """
     law, n = request.law, request.n
     encode, spell = vocabulary.encode, vocabulary.spell

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.batch import Batch, Capacity
 from optillm_hooks.local_provider.chat_format import ChatFormat
 from optillm_hooks.local_provider.decoding.autothink import AutoThinkSettings
@@ -106,3 +107,19 @@ def test_autothink_does_not_open_again_what_the_prompt_has_opened() -> None:
     chat_format = tiny.chat_format(tiny.CHATML + "<think>\n")
     [((choice,), _)] = replies(request, chat_format=chat_format)
     assert set(choice.reasoning.strip()) == set(choice.text) == {"a"}
+
+
+def test_the_answer_keeps_its_room_behind_a_long_prefill() -> None:
+    """Of 100 tokens the opening takes 2 and the prefill 50; half of the others are the answer's."""
+    settings = ThinkSettings(reasoning_effort="high", prefill="x" * 50)
+    [((choice,), finished)] = replies(asked(decoding=settings, max_tokens=100, logit_bias=ONLY_A))
+    assert choice.text == "a" * 24
+    assert finished.completion_tokens == 100
+
+
+def test_a_prefill_that_leaves_no_room_for_an_answer_is_refused() -> None:
+    settings = ThinkSettings(prefill="x" * 50)
+    with pytest.raises(RequestRejected, match="it takes 56 of 57 tokens"):
+        replies(asked(decoding=settings, max_tokens=57))
+    [((choice,), _)] = replies(asked(decoding=settings, max_tokens=58, logit_bias=ONLY_A))
+    assert choice.text == "a"
