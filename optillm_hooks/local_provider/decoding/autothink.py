@@ -23,7 +23,7 @@ _SIGNS = (
     r"\b(if|then|unless|assume|suppose|given that|such that|at least|at most|exactly)\b",
     r"\b(algorithm|code|function|program|complexity|bug|implement)\b",
     r"\d[\d.,]*\D+\d[\d.,]*\D+\d",
-    r"[=<>^∑∫√]|\\\\[a-z]+",
+    r"[=<>^∑∫√]|\\[a-z]+",
 )
 _LONG_WORDS = 120
 

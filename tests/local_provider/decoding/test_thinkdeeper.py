@@ -128,6 +128,10 @@ def test_a_harder_question_thinks_longer() -> None:
     assert 100 <= budgets[0] < budgets[1] <= 600
 
 
+def test_a_command_of_latex_is_a_sign_of_a_harder_question() -> None:
+    assert complexity(r"\frac a b") > complexity("frac a b")
+
+
 @st.composite
 def vocabularies(draw: st.DrawFn) -> tuple[list[bytes], set[int]]:
     """A vocabulary of all bytes and of some longer pieces, with several end tokens of no text."""
