@@ -43,6 +43,9 @@ _SHARED_FROM = 64
 _FIRST_TOKENS = 256
 """How many of the likeliest first tokens a decoding method is shown."""
 
+_BANNED = 1e-30
+"""Probability up to which a first token is not shown: what a bias of -100 leaves of one."""
+
 _USUAL_REPLY = 1024
 """Tokens that memory is set aside for when a request does not say how many it wants."""
 
@@ -299,8 +302,10 @@ class Batch:
         job.prefix = self._runner.snapshot(row, job.prompt)
         job.first_logits = logits
         self._prefixes.add(job.prefix, job.generation.adapter)
-        (first,) = self._grammars.mask(logits[None], [job.constraint]).softmax(dim=-1)
-        likeliest = first.topk(min(_FIRST_TOKENS, int(first.count_nonzero())))
+        shifted = shift(logits[None], [job.generation.shifts({})])
+        (first,) = self._grammars.mask(shifted, [job.constraint]).softmax(dim=-1)
+        possible = int((first > _BANNED).count_nonzero())
+        likeliest = first.topk(min(_FIRST_TOKENS, possible))
         job.decoding.begin(
             list(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True))
         )

@@ -9,7 +9,7 @@ with the gap over the whole of it.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import NamedTuple
 
@@ -139,8 +139,8 @@ def facts(paths: Sequence[Path], best: Path) -> dict[str, Json]:
 class _FirstGiven(Branch):
     asks = frozenset({"margin"})
 
-    def __init__(self, first: int, temperature: float) -> None:
-        super().__init__(Law(temperature))
+    def __init__(self, first: int, law: Law) -> None:
+        super().__init__(law)
         self._first: int | None = first
         self.margins: list[float] = []
 
@@ -155,8 +155,9 @@ class CotDecoding:
 
     live = False
 
-    def __init__(self, settings: CotSettings) -> None:
+    def __init__(self, settings: CotSettings, law: Law) -> None:
         self._settings = settings
+        self._law = replace(law, temperature=settings.branch_temperature or 0.0)
         self._firsts: list[int] = []
         self._paths: dict[Branch, Path] = {}
         self._opened: list[Branch] = []
@@ -169,8 +170,7 @@ class CotDecoding:
         self._firsts = [token for token, _ in likeliest[: self._settings.k]]
 
     def open(self) -> Branch | None:
-        temperature = self._settings.branch_temperature or 0.0
-        self._opened.append(_FirstGiven(self._firsts.pop(0), temperature))
+        self._opened.append(_FirstGiven(self._firsts.pop(0), self._law))
         return self._opened[-1]
 
     def close(self, branch: Branch, written: Written) -> None:

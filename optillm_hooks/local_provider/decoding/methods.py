@@ -66,7 +66,7 @@ def method(
     encode, spell = vocabulary.encode, vocabulary.spell
     match request.decoding:
         case CotSettings() as settings:
-            return CotDecoding(settings)
+            return CotDecoding(settings, law)
         case DeepConfSettings() as settings:
             return DeepConf(settings, law)
         case EntropySettings() as settings:

@@ -9,6 +9,7 @@ from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.batch import Batch, Capacity
 from optillm_hooks.local_provider.chat_format import ChatFormat
 from optillm_hooks.local_provider.decoding.autothink import AutoThinkSettings
+from optillm_hooks.local_provider.decoding.cot_decoding import CotSettings
 from optillm_hooks.local_provider.decoding.thinkdeeper import ThinkSettings
 from optillm_hooks.local_provider.generation import (
     Choice,
@@ -26,6 +27,8 @@ FORMAT = tiny.chat_format()
 (A,) = FORMAT.encode_text("a")
 ONLY_A = {A: 100.0}
 """The bias by which the model writes this letter and never ends."""
+VOCABULARY = tiny.SPELLED.stop + 7
+"""Rows of the model's logits; the last few have no token."""
 
 
 @cache
@@ -123,3 +126,12 @@ def test_a_prefill_that_leaves_no_room_for_an_answer_is_refused() -> None:
         replies(asked(decoding=settings, max_tokens=57))
     [((choice,), _)] = replies(asked(decoding=settings, max_tokens=58, logit_bias=ONLY_A))
     assert choice.text == "a"
+
+
+def test_a_banned_token_opens_no_branch_of_cot_decoding() -> None:
+    letters = {A, *FORMAT.encode_text("b")}
+    bans = {token: -100.0 for token in range(VOCABULARY) if token not in letters}
+    request = asked(decoding=CotSettings(k=3), max_tokens=4, logit_bias=bans)
+    [((choice,), finished)] = replies(request)
+    assert set(choice.text) <= {"a", "b"}
+    assert (finished.facts["paths"], finished.completion_tokens) == (2, 2 * 4)
