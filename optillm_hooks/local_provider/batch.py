@@ -363,11 +363,13 @@ class Batch:
         self, b: _Running, token: int, measured: Measured, scored: ScoredToken | None
     ) -> None:
         job = b.job
-        for written in b.branch.take(token, measured, end=token in self._format.end_ids):
+        taken = b.branch.take(token, measured, end=token in self._format.end_ids)
+        for place, written in enumerate(taken):
             if b.constraint is not None:
                 b.constraint.take(written)
             last = len(b.transcript.ids) + 1 >= job.room
-            piece = b.transcript.add(written, scored if written == token else None, last=last)
+            drawn = scored if place == 0 and written == token else None
+            piece = b.transcript.add(written, drawn, last=last)
             if piece is not None and job.decoding.live:
                 job.asked.deliver(piece)
             job.drawn += 1

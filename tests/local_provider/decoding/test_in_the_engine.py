@@ -4,12 +4,15 @@ from functools import cache
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.batch import Batch, Capacity
 from optillm_hooks.local_provider.chat_format import ChatFormat
 from optillm_hooks.local_provider.decoding.autothink import AutoThinkSettings
 from optillm_hooks.local_provider.decoding.cot_decoding import CotSettings
+from optillm_hooks.local_provider.decoding.deepconf import DeepConfSettings
+from optillm_hooks.local_provider.decoding.entropy_decoding import EntropySettings
 from optillm_hooks.local_provider.decoding.thinkdeeper import ThinkSettings
 from optillm_hooks.local_provider.generation import (
     Choice,
@@ -17,6 +20,7 @@ from optillm_hooks.local_provider.generation import (
     Finished,
     Generation,
     Job,
+    Law,
     Piece,
 )
 from optillm_hooks.local_provider.runner import Runner
@@ -135,3 +139,54 @@ def test_a_banned_token_opens_no_branch_of_cot_decoding() -> None:
     [((choice,), finished)] = replies(request)
     assert set(choice.text) <= {"a", "b"}
     assert (finished.facts["paths"], finished.completion_tokens) == (2, 2 * 4)
+
+
+def test_a_token_that_is_written_for_the_model_has_no_log_probability() -> None:
+    """Blank lines alone are drawn, and are in the opening and the ending too."""
+    (blank,) = FORMAT.encode_text("\n")
+    settings = ThinkSettings(max_thinking_tokens=8, min_thinking_tokens=0)
+    request = asked(decoding=settings, max_tokens=20, logit_bias={blank: 100.0}, top_logprobs=0)
+    [((choice,), finished)] = replies(request)
+    forced = len(FORMAT.encode_text("<think>\n")) + len(FORMAT.encode_text("\n</think>\n\n"))
+    assert finished.completion_tokens == 20
+    assert [token.spelling for token in choice.tokens] == [b"\n"] * (20 - forced)
+    assert len({token.logprob for token in choice.tokens}) == len(choice.tokens), "each its own"
+
+
+def test_a_stopped_trace_of_deepconf_makes_room_for_the_next() -> None:
+    """Without digits nothing is voted for, so that all traces are wanted, on three rows."""
+    traces, length = 12, 48
+    bans = dict.fromkeys(FORMAT.encode_text("0123456789"), -100.0)
+    settings = DeepConfSettings(warmup_samples=4, max_traces=traces)
+    request = asked(
+        decoding=settings, max_tokens=length, seed=1, logit_bias={tiny.END: -100.0, **bans}
+    )
+    [(_, finished)] = replies(request, rows=3)
+    stopped = finished.facts["stopped"]
+    assert isinstance(stopped, int)
+    assert finished.facts["traces"] == traces
+    assert 0 < stopped <= traces - 4
+    whole = (traces - stopped) * length
+    assert whole + stopped * 16 <= finished.completion_tokens < whole + stopped * length
+
+
+METHODS: dict[str, BaseModel] = {
+    "cot_decoding": CotSettings(k=3, branch_temperature=0.7),
+    "entropy_decoding": EntropySettings(),
+    "thinkdeeper": ThinkSettings(),
+    "autothink": AutoThinkSettings(),
+    "deepconf": DeepConfSettings(warmup_samples=3, max_traces=6, variant="high"),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_seeded_request_gets_the_same_alone_and_in_a_crowd(method: str) -> None:
+    law = Law(0.8, top_p=0.95)
+    seeded = asked("6 * 7?", decoding=METHODS[method], law=law, seed=3, max_tokens=40)
+    crowd = [asked(f"Number {i}", seed=i, max_tokens=9 * i) for i in range(1, 5)]
+    [(alone, finished)] = replies(seeded)
+    (among, also), *_ = replies(seeded, *crowd)
+    assert among == alone
+    assert also == finished
+    assert finished.facts
+    assert alone[0].text or alone[0].reasoning
