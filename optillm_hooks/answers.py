@@ -36,6 +36,9 @@ _SAID = re.compile(
     r"[ \t]*:?\s{0,4}(?:(?:\$\$|\\\[)\s*\n)?(?!\s|not\b)",
     re.IGNORECASE,
 )
+_STATED = re.compile(
+    rf"(?:{_SAID.pattern})|\banswer[ \t*_`]*[:\uff1a][\s*_`]{{0,8}}(?=\S)", re.IGNORECASE
+)
 _END_OF_STATEMENT = re.compile(
     r"(?:[.?]|(?<!\d)!)(?=\s|[*_`\"')\]]*$)|,?\s+(?:because|since|as|which|so that)\s|;\s",
     re.IGNORECASE,
@@ -106,6 +109,25 @@ def extract_answer(text: str, how: AnswerFormat = "auto", *, question: str = "")
         found = next(filter(None, (read(text) for read in _IN_AUTO_ORDER)), None)
         return found or _asserted_number(text, question)
     return _READERS[how](text)
+
+
+def stated_answer(text: str) -> tuple[int, int] | None:
+    """Return where the answer begins and ends that is stated last, or None if none is.
+
+    It is what stands behind "the answer is" or "answer:", up to the end of the sentence or a reason
+    given for it; of a choice such as "(B)" or "B. Paris" the letter alone.
+    """
+    for lead in reversed(list(_STATED.finditer(text))):
+        said = text[lead.end() : lead.end() + _LONGEST_STATEMENT].partition("\n")[0]
+        statement = _tidied(_statement(said))
+        if statement:
+            start = text.index(statement, lead.end())
+            choice = _choice(statement)
+            letter = choice and re.search(rf"\b{choice}\b", statement)
+            if letter:
+                return start + letter.start(), start + letter.end()
+            return start, start + len(statement)
+    return None
 
 
 def read_json(text: str) -> dict[str, object] | list[object] | None:

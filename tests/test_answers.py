@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optillm_hooks.answers import AnswerFormat, extract_answer, read_json, without_reasoning
+from optillm_hooks.answers import (
+    AnswerFormat,
+    extract_answer,
+    read_json,
+    stated_answer,
+    without_reasoning,
+)
 
 GOLDEN: list[dict[str, Any]] = json.loads(
     (Path(__file__).parent / "golden" / "extraction.json").read_text(encoding="utf-8")
@@ -97,4 +103,5 @@ def test_reading_takes_time_in_proportion_to_the_length(text: str) -> None:
     for how in FORMATS:
         extract_answer(text, how)
     read_json(text)
+    stated_answer(text)
     assert time.process_time() - started < 5

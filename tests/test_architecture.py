@@ -97,7 +97,7 @@ def test_the_grammar_knows_no_approach_and_the_local_provider_no_pipeline() -> N
     assert own_imports("expression") == {"errors"}
     for module in MODULES:
         if top(module) == "local_provider":
-            assert own_imports(module) <= {"types", "errors", "local_provider"}, module
+            assert own_imports(module) <= {"types", "errors", "answers", "local_provider"}, module
 
 
 @EVERY

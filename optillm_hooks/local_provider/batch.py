@@ -13,7 +13,7 @@ from optillm_hooks.errors import OptiLLMError, ProviderFailed, RequestRejected
 from optillm_hooks.local_provider.chat_format import ChatFormat, ReplyReader, Transcript, as_text
 from optillm_hooks.local_provider.decoding.autothink import AutoThinkSettings
 from optillm_hooks.local_provider.decoding.base import Branch, Decoding
-from optillm_hooks.local_provider.decoding.methods import Vocabulary, method, steering
+from optillm_hooks.local_provider.decoding.methods import Vocabulary, markers, method, steering
 from optillm_hooks.local_provider.decoding.thinkdeeper import ThinkSettings
 from optillm_hooks.local_provider.generation import (
     Finished,
@@ -42,6 +42,9 @@ _SHARED_FROM = 64
 
 _FIRST_TOKENS = 256
 """How many of the likeliest first tokens a decoding method is shown."""
+
+_BANNED = 1e-30
+"""Probability up to which a first token is not shown: what a bias of -100 leaves of one."""
 
 _USUAL_REPLY = 1024
 """Tokens that memory is set aside for when a request does not say how many it wants."""
@@ -81,7 +84,7 @@ class _Active:
     seed: int
     decoding: Decoding
     thinking: bool
-    """Whether the prompt ends inside a <think> block."""
+    """Whether the prompt ends inside a block of thinking."""
 
     tools: Tools | None = None
     constraint: Constraint | None = None
@@ -246,8 +249,9 @@ class Batch:
         seed = request.seed if request.seed is not None else int.from_bytes(os.urandom(8))
         room = min(room, request.max_tokens or self._capacity.reply_tokens)
         vocabulary = Vocabulary(self._format.encode_text, self._format.token_bytes)
-        decoding = method(request, _question(request.messages), room, vocabulary)
-        thinking = self._format.opens_thinking(prompt)
+        thinking = self._format.opens_thinking(prompt, markers(request)[0])
+        question = _question(request.messages)
+        decoding = method(request, question, room, vocabulary, opened=thinking)
         thinks = isinstance(request.decoding, ThinkSettings | AutoThinkSettings)
         constraint = self._format.constraint(request, tools, opened=thinking, thinks=thinks)
         return _Active(asked, prompt, room, seed, decoding, thinking, tools, constraint)
@@ -327,8 +331,10 @@ class Batch:
         job.prefix = self._runner.snapshot(row, job.prompt)
         job.first_logits = logits
         self._prefixes.add(job.prefix, job.generation.adapter)
-        (first,) = self._grammars.mask(logits[None], [job.constraint]).softmax(dim=-1)
-        likeliest = first.topk(min(_FIRST_TOKENS, int(first.count_nonzero())))
+        shifted = shift(logits[None], [job.generation.shifts({})])
+        (first,) = self._grammars.mask(shifted, [job.constraint]).softmax(dim=-1)
+        possible = int((first > _BANNED).count_nonzero())
+        likeliest = first.topk(min(_FIRST_TOKENS, possible))
         job.decoding.begin(
             list(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True))
         )
@@ -355,6 +361,7 @@ class Batch:
             job.generation.stop,
             thinking=job.thinking,
             tools=job.tools,
+            markers=markers(job.generation),
         )
         constraint = None if job.constraint is None else job.constraint.fork()
         dice = random.Random(f"{job.seed}:{job.opened}")  # noqa: S311 (no secret)
@@ -387,11 +394,13 @@ class Batch:
         self, b: _Running, token: int, measured: Measured, scored: ScoredToken | None
     ) -> None:
         job = b.job
-        for written in b.branch.take(token, measured, end=token in self._format.end_ids):
+        taken = b.branch.take(token, measured, end=token in self._format.end_ids)
+        for place, written in enumerate(taken):
             if b.constraint is not None:
                 b.constraint.take(written)
             last = len(b.transcript.ids) + 1 >= job.room
-            piece = b.transcript.add(written, scored if written == token else None, last=last)
+            drawn = scored if place == 0 and written == token else None
+            piece = b.transcript.add(written, drawn, last=last)
             if piece is not None and job.decoding.live:
                 job.asked.deliver(piece)
             job.drawn += 1

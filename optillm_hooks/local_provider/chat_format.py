@@ -22,7 +22,14 @@ from optillm_hooks.local_provider.grammar import (
     Thinking,
     json_rule,
 )
-from optillm_hooks.local_provider.text import THINK, THOUGHT, StopFinder, ThinkSplitter
+from optillm_hooks.local_provider.text import (
+    MARKERS,
+    THINK,
+    THOUGHT,
+    Markers,
+    StopFinder,
+    ThinkSplitter,
+)
 from optillm_hooks.local_provider.tool_calls import CallFinder, Tools, form_of
 from optillm_hooks.types import FinishReason, ToolCall
 
@@ -116,10 +123,11 @@ class ChatFormat:
         param = "response_format" if "answer" in forms else "tool_choice"
         return self.grammars.start(self.grammars.reply(forms, thinking), param)
 
-    def opens_thinking(self, prompt: Sequence[int]) -> bool:
-        """Return whether the reply to `prompt` begins inside a <think> block."""
-        end: str = self._tokenizer.decode(list(prompt[-8:]), skip_special_tokens=False)
-        return end.rstrip().endswith(THINK)
+    def opens_thinking(self, prompt: Sequence[int], marker: str = THINK) -> bool:
+        """Return whether the reply to `prompt` begins inside a block that `marker` opens."""
+        last = list(prompt[-len(marker.encode()) - 8 :])
+        end: str = self._tokenizer.decode(last, skip_special_tokens=False)
+        return end.rstrip().endswith(marker)
 
     def encode_text(self, text: str) -> list[int]:
         """Return the ids of `text` alone, without any special token added."""
@@ -149,10 +157,10 @@ class ChatFormat:
         top = tuple((self.token_bytes(token), logprob) for token, logprob in scored.top)
         return SpelledToken(self.token_bytes(scored.id), scored.logprob, top)
 
-    def detokenizer(self, tools: Tools | None = None) -> "Detokenizer":
-        """Return a new one, which keeps the marker of calls even if it is a special token."""
-        special = None if tools is None else self._special(tools.form.opening)
-        kept = {} if special is None or tools is None else {special: tools.form.opening}
+    def detokenizer(self, tools: Tools | None = None, markers: Markers = MARKERS) -> "Detokenizer":
+        """Return a new one, which keeps `markers` and that of calls even if they are special."""
+        found = [*markers, *([tools.form.opening] if tools is not None else [])]
+        kept = {token: text for text in found if (token := self._special(text)) is not None}
         return Detokenizer(self._tokenizer.backend_tokenizer, kept)
 
     def _template(self, tools: Sequence[Mapping[str, Any]] | None) -> str:
@@ -250,11 +258,14 @@ class Shown(NamedTuple):
 class ReplyReader:
     """Parts a reply into reasoning, text and tool calls.
 
-    `opened`: the prompt ends inside a <think> block. `tools`: None, calls are not looked for.
+    `opened`: the prompt ends inside a block between `markers`. `tools`: None, calls are not looked
+    for.
     """
 
-    def __init__(self, *, opened: bool = False, tools: Tools | None = None) -> None:
-        self._splitter = ThinkSplitter(opened=opened)
+    def __init__(
+        self, *, opened: bool = False, tools: Tools | None = None, markers: Markers = MARKERS
+    ) -> None:
+        self._splitter = ThinkSplitter(opened=opened, markers=markers)
         self._finder = CallFinder(tools) if tools is not None else None
 
     @property
@@ -299,11 +310,12 @@ class Transcript:
         *,
         thinking: bool = False,
         tools: Tools | None = None,
+        markers: Markers = MARKERS,
     ) -> None:
         self._choice = choice
-        self._reader = ReplyReader(opened=thinking, tools=tools)
+        self._reader = ReplyReader(opened=thinking, tools=tools, markers=markers)
         self._format = chat_format
-        self._detokenizer = chat_format.detokenizer(tools)
+        self._detokenizer = chat_format.detokenizer(tools, markers)
         self._stop = StopFinder(stop)
         self._waiting: list[tuple[int, SpelledToken]] = []
         self._ends: list[int] = []

@@ -181,16 +181,12 @@ class ChatRequest(BaseModel):
             if isinstance(method, ONE_CHOICE) and ((self.n or 1) > 1 or self.logprobs):
                 raise RequestRejected(f"{name} gives one choice, without logprobs")
             formed = self._schema() is not None or self._must_call()
-            if formed and isinstance(method, ThinkSettings) and _markers(method) != MARKERS:
+            if formed and isinstance(method, ThinkSettings) and method.markers != MARKERS:
                 raise RequestRejected(
                     "a reply of a given form can only think between <think> and </think>"
                 )
             return method
         return None
-
-
-def _markers(settings: ThinkSettings) -> tuple[str, str]:
-    return settings.start_think_token, settings.end_think_token
 
 
 def parse(messages: Messages, fields: Mapping[str, Any]) -> Generation:

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+Markers = tuple[str, str]
+"""What opens a block of thinking, and what closes it."""
+
 MARKERS = THINK, THOUGHT = "<think>", "</think>"
 """Between which models think."""
 
@@ -51,12 +54,13 @@ class Parted(NamedTuple):
 
 
 class ThinkSplitter:
-    """Parts a reply that begins with <think> into its reasoning and its text.
+    """Parts a reply that begins with a block of thinking into its reasoning and its text.
 
     `opened`: the prompt ends with the marker already, as some chat templates have it.
     """
 
-    def __init__(self, *, opened: bool = False) -> None:
+    def __init__(self, *, opened: bool = False, markers: Markers = MARKERS) -> None:
+        self._opening, self._closing = markers
         self._held = ""
         self._state: Literal["start", "thinking", "after", "text"] = (
             "thinking" if opened else "start"
@@ -72,15 +76,15 @@ class ThinkSplitter:
         reasoning = ""
         if self._state == "start":
             begun = self._held.lstrip()
-            if THINK.startswith(begun):
+            if self._opening.startswith(begun):
                 return Parted("", "")
-            self._state = "thinking" if begun.startswith(THINK) else "text"
+            self._state = "thinking" if begun.startswith(self._opening) else "text"
             if self._state == "thinking":
-                self._held = begun.removeprefix(THINK).lstrip("\n")
+                self._held = begun.removeprefix(self._opening).lstrip("\n")
         if self._state == "thinking":
-            reasoning, marker, rest = self._held.partition(THOUGHT)
+            reasoning, marker, rest = self._held.partition(self._closing)
             if not marker:
-                keep = len(reasoning) - overlap(reasoning, THOUGHT)
+                keep = len(reasoning) - overlap(reasoning, self._closing)
                 self._held = reasoning[keep:]
                 return Parted("", reasoning[:keep])
             self._state, self._held = "after", rest

@@ -22,8 +22,13 @@ SPELLED = range(len(SPECIAL), len(SPECIAL) + 256 + len(WORDS))
 """The tokens that stand for text."""
 
 
-def tokenizer(template: str = CHATML, words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
-    """Return one with a token for each byte, the special ones and a few words."""
+def tokenizer(
+    template: str = CHATML, words: Sequence[str] = WORDS, special: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
+    """Return one with a token for each byte, the special ones and a few words.
+
+    `special`: those of the words that are special too.
+    """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {piece: i for i, piece in enumerate([*SPECIAL, *letters])}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -31,13 +36,16 @@ def tokenizer(template: str = CHATML, words: Sequence[str] = WORDS) -> PreTraine
     backend.decoder = ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=SPECIAL[END])
     fast.add_special_tokens({"additional_special_tokens": list(SPECIAL[1:])})
-    fast.add_tokens(list(words))
+    for word in words:
+        fast.add_tokens([word], special_tokens=word in special)
     fast.chat_template = template
     return fast
 
 
-def chat_format(template: str = CHATML, words: Sequence[str] = WORDS) -> ChatFormat:
-    return ChatFormat(tokenizer(template, words), {END})
+def chat_format(
+    template: str = CHATML, words: Sequence[str] = WORDS, special: Sequence[str] = ()
+) -> ChatFormat:
+    return ChatFormat(tokenizer(template, words, special), {END})
 
 
 def model(context: int = 1024, spread: float = 1.0, spare: int = 7) -> LlamaForCausalLM:

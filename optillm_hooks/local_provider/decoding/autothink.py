@@ -23,7 +23,7 @@ _SIGNS = (
     r"\b(if|then|unless|assume|suppose|given that|such that|at least|at most|exactly)\b",
     r"\b(algorithm|code|function|program|complexity|bug|implement)\b",
     r"\d[\d.,]*\D+\d[\d.,]*\D+\d",
-    r"[=<>^∑∫√]|\\\\[a-z]+",
+    r"[=<>^∑∫√]|\\[a-z]+",
 )
 _LONG_WORDS = 120
 
@@ -79,8 +79,11 @@ class SteeredThinking(Thinking):
         room: int,
         encode: Callable[[str], Sequence[int]],
         spell: Callable[[int], bytes],
+        *,
+        opened: bool = False,
     ) -> None:
-        super().__init__(law, thinking_for(question, settings, room), room, encode, spell)
+        budget = thinking_for(question, settings, room)
+        super().__init__(law, budget, room, encode, spell, opened=opened)
         self._complexity = complexity(question)
         self.steering = settings.pattern_strengths
 

@@ -98,14 +98,17 @@ class Samples:
     live = True
 
     def __init__(self, make: Callable[[], Branch], n: int) -> None:
-        self._make = make
-        self._opened: list[Branch] = []
-        self.wanted = n
+        # All at once, so that what cannot be is refused before anything is written.
+        self._branches = [make() for _ in range(n)]
+        self._opened = 0
+
+    @property
+    def wanted(self) -> int:
+        return len(self._branches) - self._opened
 
     def open(self) -> Branch | None:
-        self.wanted -= 1
-        self._opened.append(self._make())
-        return self._opened[-1]
+        self._opened += 1
+        return self._branches[self._opened - 1]
 
     def begin(self, likeliest: Sequence[tuple[int, float]]) -> None:
         """Nothing depends on the first tokens."""
@@ -114,7 +117,7 @@ class Samples:
         """Nothing is picked from the samples."""
 
     def outcome(self) -> Outcome:
-        facts = [dict(branch.facts()) for branch in self._opened]
+        facts = [dict(branch.facts()) for branch in self._branches]
         if len(facts) == 1 or not any(facts):
             return Outcome("", facts=facts[0] if facts else {})
         return Outcome("", facts={"choices": [*facts]})

@@ -2,19 +2,21 @@
 
 Source: Wang and Zhou 2024, "Chain-of-Thought Reasoning Without Prompting", arXiv:2402.10200,
 sections 2.2 and 3. As there, confidence is the mean gap between the two likeliest tokens over the
-tokens of the answer alone, and the gaps of equal answers are added up. Where no branch has a number
-or a box the paper asks the model to name its answer; here each text is then an answer of its own,
-with the gap over the whole of it.
+tokens of the answer alone, and the gaps of equal answers are added up. What the answer is, is read
+off the text: a box, what stands behind "the answer is", a number, a yes or no. Where a branch has
+none the paper asks the model to name it; here the text is then an answer of its own, with the gap
+over the whole of it.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from optillm_hooks.answers import stated_answer
 from optillm_hooks.local_provider.decoding.base import Branch, Outcome, Written
 from optillm_hooks.local_provider.generation import Law
 from optillm_hooks.local_provider.measures import Measured
@@ -22,6 +24,11 @@ from optillm_hooks.types import FinishReason, Json
 
 _NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?")
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+_LEADING = re.compile(
+    r"(?:\A|</think>)\W{0,9}(yes\b|no\b(?=[ \t]*(?:[.,:;!*)\n]|\Z|because\b|since\b)))",
+    re.IGNORECASE,
+)
+_FINAL = re.compile(r"\b(yes|no)\b\W*\Z", re.IGNORECASE)
 
 
 class CotSettings(BaseModel):
@@ -61,15 +68,36 @@ class Path:
 
 
 def answer_span(text: str) -> Span | None:
-    """Return where the final answer stands: in the last box, else the last number, else None."""
-    found = list(_BOXED.finditer(text))
-    if found:
-        return Span(*found[-1].span(1))
-    numbers = list(_NUMBER.finditer(text))
+    """Return where the final answer stands, or None if there is none to be read.
+
+    It is the last box, else what is stated last to be the answer (of that an option's letter, a yes
+    or no, a number, or else all the words), else the last number, else a yes or no at the end of
+    the text, or else at its beginning.
+    """
+    boxes = list(_BOXED.finditer(text))
+    if boxes:
+        return Span(*boxes[-1].span(1))
+    stated = stated_answer(text)
+    if stated is not None:
+        start, end = stated
+        leading = _LEADING.match(text[start:end])
+        if leading:
+            return Span(start + leading.start(1), start + leading.end(1))
+        return _last_number(text, start, end) or Span(start, end)
+    return _last_number(text, 0, len(text)) or _yes_or_no(text)
+
+
+def _last_number(text: str, start: int, end: int) -> Span | None:
+    numbers = list(_NUMBER.finditer(text, start, end))
     if not numbers:
         return None
     number = numbers[-1]
     return Span(number.start(), number.start() + len(number.group().rstrip(",")))
+
+
+def _yes_or_no(text: str) -> Span | None:
+    found = _FINAL.search(text) or next(reversed(list(_LEADING.finditer(text))), None)
+    return Span(*found.span(1)) if found else None
 
 
 def comparable(answer: str) -> str:
@@ -139,8 +167,8 @@ def facts(paths: Sequence[Path], best: Path) -> dict[str, Json]:
 class _FirstGiven(Branch):
     asks = frozenset({"margin"})
 
-    def __init__(self, first: int, temperature: float) -> None:
-        super().__init__(Law(temperature))
+    def __init__(self, first: int, law: Law) -> None:
+        super().__init__(law)
         self._first: int | None = first
         self.margins: list[float] = []
 
@@ -155,8 +183,9 @@ class CotDecoding:
 
     live = False
 
-    def __init__(self, settings: CotSettings) -> None:
+    def __init__(self, settings: CotSettings, law: Law) -> None:
         self._settings = settings
+        self._law = replace(law, temperature=settings.branch_temperature or 0.0)
         self._firsts: list[int] = []
         self._paths: dict[Branch, Path] = {}
         self._opened: list[Branch] = []
@@ -169,8 +198,7 @@ class CotDecoding:
         self._firsts = [token for token, _ in likeliest[: self._settings.k]]
 
     def open(self) -> Branch | None:
-        temperature = self._settings.branch_temperature or 0.0
-        self._opened.append(_FirstGiven(self._firsts.pop(0), temperature))
+        self._opened.append(_FirstGiven(self._firsts.pop(0), self._law))
         return self._opened[-1]
 
     def close(self, branch: Branch, written: Written) -> None:

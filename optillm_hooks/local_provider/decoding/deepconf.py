@@ -4,10 +4,10 @@ Source: Fu et al. 2025, "Deep Think with Confidence", arXiv:2508.15260, sections
 is the mean confidence of a window of tokens; a trace is as good as its lowest group. Warm-up traces
 set the threshold, later ones end below it and do not vote, and sampling stops on consensus (the
 online form); with no more traces than warm-up ones it is the offline form: all are whole, and the
-least confident do not vote. The paper's window of 2,048 tokens is for long reasoning: here it
-shrinks to a quarter of the median warm-up trace, at least 16 tokens, or short answers would never
-have a group. Traces count in the order in which they were begun, so that which of them ends first
-changes nothing.
+least confident, by the metric that votes weigh, do not vote. The paper's window of 2,048 tokens is
+for long reasoning: here it shrinks to a quarter of the median warm-up trace, at least 16 tokens, or
+short answers would never have a group. Traces count in the order in which they were begun, so that
+which of them ends first changes nothing.
 """
 
 import math
@@ -25,7 +25,7 @@ from optillm_hooks.local_provider.generation import Law
 from optillm_hooks.local_provider.measures import Measured
 from optillm_hooks.types import FinishReason, Json
 
-Metric = Literal["lowest_group", "average_confidence", "bottom_10_percent"]
+Metric = Literal["lowest_group", "average_confidence", "bottom_10_percent", "tail"]
 _KEPT = {"low": 0.1, "high": 0.9}
 _LEAST_WINDOW = 16
 
@@ -56,8 +56,9 @@ class DeepConfSettings(BaseModel):
     )
     confidence_metric: Metric = Field(
         default="lowest_group",
-        description="What a trace's vote weighs: its lowest group, the mean over its tokens, or "
-        "the mean of the lowest tenth of its groups.",
+        description="What a trace's vote weighs: its lowest group, the mean over its tokens, over "
+        "the lowest tenth of its groups, or over its last group. With no more traces than warm-up "
+        "ones it says too which of them vote.",
     )
 
 
@@ -86,26 +87,24 @@ def group_means(confidences: Sequence[float], window: int) -> list[float]:
     return [total / width for total in totals]
 
 
-def lowest_group(confidences: Sequence[float], window: int) -> float:
-    """Return the least mean over `window` tokens in a row; 0 if there are no tokens."""
-    return min(group_means(confidences, window), default=0.0)
-
-
 def trace_confidence(confidences: Sequence[float], window: int, metric: Metric) -> float:
     """Return the confidence of a trace; 0 if there are no tokens."""
     if metric == "average_confidence":
         return group_means(confidences, len(confidences))[0] if confidences else 0.0
-    means = sorted(group_means(confidences, window))
+    means = group_means(confidences, window)
+    if metric == "tail":
+        return means[-1] if means else 0.0
+    means.sort()
     lowest = means[: 1 if metric == "lowest_group" else math.ceil(len(means) / 10)]
     return sum(lowest) / len(lowest) if lowest else 0.0
 
 
-def threshold(lowest: Sequence[float], kept: float) -> float:
+def threshold(confidences: Sequence[float], kept: float) -> float:
     """Return the confidence that a share `kept` of the warm-up traces reach.
 
     The (100 - 100 * kept)-th percentile, linear between neighbours.
     """
-    ordered = sorted(lowest)
+    ordered = sorted(confidences)
     at = (1 - kept) * (len(ordered) - 1)
     below = math.floor(at)
     above = min(below + 1, len(ordered) - 1)
@@ -183,13 +182,16 @@ class Election:
     def __init__(self, settings: DeepConfSettings) -> None:
         self._settings = settings
         self._warmup = min(settings.warmup_samples, settings.max_traces)
+        offline = self._warmup == settings.max_traces
+        # Online all are held to what later traces are stopped by.
+        self._filter: Metric = settings.confidence_metric if offline else "lowest_group"
         self._window = settings.window_size
         self._floor: float | None = None
         self._ended: dict[int, _Ended | None] = {}
         self._counted = 0
         self._stopped = 0
         self._whole: list[tuple[float, Trace]] = []
-        """The traces that were counted and not stopped, each with its lowest group."""
+        """The traces that were counted and not stopped, each with what is held to the floor."""
 
         self.opened = 0
         self.settled = False
@@ -259,15 +261,16 @@ class Election:
             trace_confidence(ended.confidences, self._window, metric),
             ended.finish_reason,
         )
-        self._whole.append((lowest_group(ended.confidences, self._window), trace))
+        passes_by = trace_confidence(ended.confidences, self._window, self._filter)
+        self._whole.append((passes_by, trace))
 
     def _set_floor(self) -> None:
         whole = [ended.confidences for ended in self._ended.values() if ended is not None]
         if not whole:
             return
         self._window = adapted_window([len(c) for c in whole], self._settings.window_size)
-        lowest = [lowest_group(confidences, self._window) for confidences in whole]
-        self._floor = threshold(lowest, _KEPT[self._settings.variant])
+        passes_by = [trace_confidence(c, self._window, self._filter) for c in whole]
+        self._floor = threshold(passes_by, _KEPT[self._settings.variant])
 
     def _agreed(self) -> bool:
         tally = votes(self._voters())
@@ -277,7 +280,7 @@ class Election:
     def _voters(self) -> list[Trace]:
         """Return the traces that vote: not stopped, and not below the floor (warm-up ones)."""
         floor = -math.inf if self._floor is None else self._floor
-        passed = [trace for lowest, trace in self._whole if lowest >= floor]
+        passed = [trace for passes_by, trace in self._whole if passes_by >= floor]
         return passed or [trace for _, trace in self._whole]
 
 

@@ -13,6 +13,7 @@ from optillm_hooks.local_provider.decoding.deepconf import DeepConf, DeepConfSet
 from optillm_hooks.local_provider.decoding.entropy_decoding import Adaptive, EntropySettings
 from optillm_hooks.local_provider.decoding.thinkdeeper import Thinking, ThinkSettings
 from optillm_hooks.local_provider.generation import Generation
+from optillm_hooks.local_provider.text import MARKERS, Markers
 
 SETTINGS: Mapping[str, type[BaseModel]] = {
     "autothink": AutoThinkSettings,
@@ -40,24 +41,41 @@ def steering(request: Generation) -> Mapping[str, float]:
     return asked.pattern_strengths if isinstance(asked, AutoThinkSettings) else {}
 
 
-def method(request: Generation, question: str, room: int, vocabulary: Vocabulary) -> Decoding:
+def markers(request: Generation) -> Markers:
+    """Return between what a reply to `request` thinks."""
+    asked = request.decoding
+    return asked.markers if isinstance(asked, ThinkSettings) else MARKERS
+
+
+def method(
+    request: Generation,
+    question: str,
+    room: int,
+    vocabulary: Vocabulary,
+    *,
+    opened: bool = False,
+) -> Decoding:
     """Return the method of a request whose last user turn is `question`.
 
-    `room` is the most tokens of a reply.
+    `room` is the most tokens of a reply. `opened`: it begins inside a block of thinking.
+
+    Raises:
+        RequestRejected: the settings leave no room for an answer.
     """
     law, n = request.law, request.n
     encode, spell = vocabulary.encode, vocabulary.spell
     match request.decoding:
         case CotSettings() as settings:
-            return CotDecoding(settings)
+            return CotDecoding(settings, law)
         case DeepConfSettings() as settings:
             return DeepConf(settings, law)
         case EntropySettings() as settings:
             return Samples(partial(Adaptive, law, settings), n)
         case AutoThinkSettings() as settings:
-            steered = partial(SteeredThinking, law, question, settings, room, encode, spell)
-            return Samples(steered, n)
+            steered = partial(SteeredThinking, law, question, settings, room)
+            return Samples(partial(steered, encode, spell, opened=opened), n)
         case ThinkSettings() as settings:
-            return Samples(partial(Thinking, law, settings, room, encode, spell), n)
+            thinking = partial(Thinking, law, settings, room, encode, spell, opened=opened)
+            return Samples(thinking, n)
         case _:
             return Samples(partial(Branch, law), n)

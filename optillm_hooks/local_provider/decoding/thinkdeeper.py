@@ -11,9 +11,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.decoding.base import Branch
 from optillm_hooks.local_provider.generation import Law
 from optillm_hooks.local_provider.measures import Measured
+from optillm_hooks.local_provider.text import Markers
 from optillm_hooks.types import Json
 
 _SHARES = {"low": 0.33, "medium": 0.66, "high": 0.9}
@@ -52,11 +54,15 @@ class ThinkSettings(BaseModel):
         default="</think>", min_length=1, max_length=64, description="Closes it."
     )
 
+    @property
+    def markers(self) -> Markers:
+        return self.start_think_token, self.end_think_token
+
 
 class Budget:
-    """Tokens of thinking for a reply of `room` tokens; the answer always keeps some.
+    """Tokens of thinking for a reply with `room` tokens behind its opening.
 
-    The answer's are a tenth of the reply and at least 64, but never more than half.
+    The answer always keeps some of them: a tenth and at least 64, but never more than half.
     """
 
     def __init__(self, settings: ThinkSettings, room: int) -> None:
@@ -84,6 +90,10 @@ class Thinking(Branch):
 
     `encode` gives the tokens of a text, `spell` the bytes of a token: markers and words are found
     in the text, whatever tokens they are written with, and written as exactly their own text.
+    `opened`: the prompt ends inside a block of thinking, so that it is not opened again.
+
+    Raises:
+        RequestRejected: the prefill leaves no room for an answer.
     """
 
     def __init__(
@@ -93,12 +103,22 @@ class Thinking(Branch):
         room: int,
         encode: Callable[[str], Sequence[int]],
         spell: Callable[[int], bytes],
+        *,
+        opened: bool = False,
     ) -> None:
         super().__init__(law)
-        self._budget = Budget(settings, room)
         self._switches = [word.encode() for word in settings.thought_switch_tokens]
-        self._opening = encode(f"{settings.start_think_token}\n{settings.prefill}")
+        begin = "" if opened else f"{settings.start_think_token}\n"
+        self._opening = encode(begin + settings.prefill)
         self._ending = encode(f"\n{settings.end_think_token}\n\n")
+        left = room - len(self._opening)
+        if settings.prefill and left <= len(self._ending) + 1:
+            raise RequestRejected(
+                f"prefill leaves no room for an answer: with the markers of the thinking it takes "
+                f"{room - left + len(self._ending)} of {room} tokens",
+                param="prefill",
+            )
+        self._budget = Budget(settings, max(left, 0))
         self._marker = settings.end_think_token.encode()
         self._encode = encode
         self._spell = spell

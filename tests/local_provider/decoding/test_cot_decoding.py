@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from optillm_hooks.local_provider.decoding.cot_decoding import (
     Path,
@@ -29,6 +31,56 @@ def test_the_answer_is_the_last_box_or_number(text: str, answer: str | None) -> 
 
 
 @pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("The answer is Paris.", "Paris"),
+        ("So the answer is: New York\nIt is large.", "New York"),
+        ("Answer: Paris because it is the capital", "Paris"),
+        ("The answer is Rome. No: the answer is Paris.", "Paris"),
+        ("**Answer:** (B)", "B"),
+        ("The correct answer is **B**. It beats C.", "B"),
+        ("The answer is B. Paris", "B"),
+        ("The answer is option B, of 4", "B"),
+        ("The answer is yes, they can.", "yes"),
+        ("The answer is no more", "no more"),
+        ("The answer is 1,250 apples. I counted 3 times.", "1,250"),
+        ("The answer is not known", None),
+        ("The answer is \\boxed{yes}.", "yes"),
+        ("Yes, because they can swim.", "Yes"),
+        ("They can swim, so yes.", "yes"),
+        ("No, wait: yes!", "yes"),
+        ("**No**\n\nThey cannot.", "No"),
+        ("<think>Can they?</think>\n\nNo, they cannot.", "No"),
+        ("No one knows", None),
+        ("Yesterday it rained", None),
+        ("Yes, it has 4.", "4"),
+    ],
+)
+def test_the_answer_is_what_is_stated_to_be_it_or_a_yes_or_no(
+    text: str, answer: str | None
+) -> None:
+    span = answer_span(text)
+    assert (None if span is None else text[span.start : span.end]) == answer
+
+
+@given(
+    before=st.text("yes no 7.,:?!\n(B)*`"),
+    words=st.lists(st.text("bcdfgz", min_size=1, max_size=5), min_size=1, max_size=4),
+    lead=st.sampled_from(["The answer is ", "ANSWER: ", "the correct answer would be\n"]),
+    after=st.sampled_from(["", ".", ". It is 3.", " because of 3", "; 3", "!\n\nYes."]),
+)
+def test_a_stated_answer_is_found_in_any_text_and_equals_itself_in_other_letters(
+    before: str, words: list[str], lead: str, after: str
+) -> None:
+    answer = " ".join(words)
+    text = f"{before}\n{lead}{answer}{after}"
+    span = answer_span(text)
+    assert span is not None
+    assert text[span.start : span.end] == answer
+    assert comparable("  ".join(words).upper()) == comparable(answer)
+
+
+@pytest.mark.parametrize(
     ("one", "other"), [("1,000.0", "1000"), ("5.0", "5"), ("$7", "7"), ("Paris ", "paris")]
 )
 def test_equal_answers_compare_equal(one: str, other: str) -> None:
@@ -38,6 +90,18 @@ def test_equal_answers_compare_equal(one: str, other: str) -> None:
 def test_confidence_is_the_mean_margin_of_the_answers_tokens_alone() -> None:
     """Tokens "so", " 4", "2", "." end at 2, 4, 5, 6; the answer is characters 3 to 5."""
     assert span_confidence([0.9, 0.5, 0.3, 0.9], [2, 4, 5, 6], Span(3, 5)) == pytest.approx(0.4)
+
+
+def test_answers_in_words_add_up_and_only_their_own_tokens_count() -> None:
+    """Yes has 0.4 + 0.3; the tokens around it, and of the sure no, are another matter."""
+    paths = [
+        read_path("Yes, because", [0.4, 0.9, 0.9], [3, 4, 12], "stop"),
+        read_path("No.", [0.6, 1.0], [2, 3], "stop"),
+        read_path("The answer is yes.", [0.9, 0.9, 0.3, 1.0], [10, 13, 17, 18], "stop"),
+    ]
+    assert [path.answer for path in paths] == ["yes", "no", "yes"]
+    assert [path.confidence for path in paths] == [0.4, 0.6, 0.3]
+    assert choose(paths, aggregate=True) is paths[0]
 
 
 def test_equal_answers_in_different_words_add_up() -> None:

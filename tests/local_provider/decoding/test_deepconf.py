@@ -1,3 +1,5 @@
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,9 +10,9 @@ from optillm_hooks.local_provider.decoding.deepconf import (
     DeepConf,
     DeepConfSettings,
     Election,
+    Metric,
     Trace,
     adapted_window,
-    lowest_group,
     read_answer,
     threshold,
     trace_confidence,
@@ -28,16 +30,18 @@ from optillm_hooks.local_provider.measures import (
 
 def test_the_lowest_group_is_worked_out_by_hand() -> None:
     """Windows of 2 over 4, 2, 1, 5: means 3, 1.5, 3."""
-    assert lowest_group([4, 2, 1, 5], 2) == 1.5
-    assert lowest_group([4, 2], 10) == 3
-    assert lowest_group([], 10) == 0
+    assert trace_confidence([4, 2, 1, 5], 2, "lowest_group") == 1.5
+    assert trace_confidence([4, 2], 10, "lowest_group") == 3
+    assert trace_confidence([], 10, "lowest_group") == 0
 
 
 @given(confidences=st.lists(st.floats(0, 20), min_size=1, max_size=30), window=st.integers(1, 40))
 def test_the_running_sum_agrees_with_the_definition(confidences: list[float], window: int) -> None:
     width = min(window, len(confidences))
     means = [sum(confidences[i : i + width]) / width for i in range(len(confidences) - width + 1)]
-    assert lowest_group(confidences, window) == pytest.approx(min(means), abs=1e-9)
+    lowest = trace_confidence(confidences, window, "lowest_group")
+    assert lowest == pytest.approx(min(means), abs=1e-9)
+    assert trace_confidence(confidences, window, "tail") == pytest.approx(means[-1], abs=1e-9)
 
 
 def test_the_threshold_is_the_percentile_of_the_share_kept() -> None:
@@ -108,14 +112,42 @@ def test_consensus_ends_the_sampling_and_stops_what_still_runs() -> None:
 
 
 def test_what_a_trace_weighs_is_worked_out_by_hand() -> None:
-    """Windows of 2 over 4, 2, 1, 5: means 3, 1.5, 3; of 11 windows the lowest two make a tenth."""
-    trace = [4.0, 2.0, 1.0, 5.0]
+    """Windows of 2 over 4, 2, 1, 7: means 3, 1.5, 4; of 11 windows the lowest two make a tenth."""
+    trace = [4.0, 2.0, 1.0, 7.0]
     assert trace_confidence(trace, 2, "lowest_group") == 1.5
-    assert trace_confidence(trace, 2, "average_confidence") == 3
+    assert trace_confidence(trace, 2, "average_confidence") == 3.5
     assert trace_confidence(trace, 2, "bottom_10_percent") == 1.5
+    assert trace_confidence(trace, 2, "tail") == 4
+    assert trace_confidence(trace, 9, "tail") == 3.5
     rising = [float(i) for i in range(12)]
     assert trace_confidence(rising, 2, "bottom_10_percent") == (0.5 + 1.5) / 2
-    assert {trace_confidence([], 2, m) for m in ("lowest_group", "average_confidence")} == {0.0}
+    assert {trace_confidence([], 2, metric) for metric in get_args(Metric)} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("metric", "most", "answer", "vote"),
+    [
+        ("lowest_group", 2, "2", 5),
+        ("average_confidence", 2, "1", 6),
+        ("tail", 2, "1", 10),
+        ("tail", 3, "2", 5),
+    ],
+)
+def test_offline_the_metric_says_who_votes_and_online_the_lowest_group(
+    metric: Metric, most: int, answer: str, vote: float
+) -> None:
+    """Groups of 16: the first trace has 2 and then 10 (mean 6, tail 10), the second 5 throughout.
+
+    Low lets only the better of two pass. A third trace makes it the online form.
+    """
+    settings = DeepConfSettings(
+        warmup_samples=2, max_traces=most, confidence_metric=metric, consensus_threshold=1
+    )
+    method = DeepConf(settings, Law())
+    run(method, [2.0] * 16 + [10.0] * 16, "it is 1")
+    run(method, [5.0] * 32, "it is 2")
+    outcome = method.outcome()
+    assert (outcome.text, outcome.facts["votes"]) == (f"it is {answer}", [vote])
 
 
 @given(order=st.permutations(range(5)))

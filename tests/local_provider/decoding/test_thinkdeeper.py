@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import settings as trying
 from hypothesis import strategies as st
 
+from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.decoding.autothink import (
     AutoThinkSettings,
     complexity,
@@ -127,6 +128,10 @@ def test_a_harder_question_thinks_longer() -> None:
     assert 100 <= budgets[0] < budgets[1] <= 600
 
 
+def test_a_command_of_latex_is_a_sign_of_a_harder_question() -> None:
+    assert complexity(r"\frac a b") > complexity("frac a b")
+
+
 @st.composite
 def vocabularies(draw: st.DrawFn) -> tuple[list[bytes], set[int]]:
     """A vocabulary of all bytes and of some longer pieces, with several end tokens of no text."""
@@ -144,6 +149,7 @@ def vocabularies(draw: st.DrawFn) -> tuple[list[bytes], set[int]]:
     room=st.integers(2, 250),
     least=st.integers(0, 250),
     thoughts=st.integers(1, 4),
+    prefill=st.text("ab .,\n", max_size=120),
 )
 def test_on_any_tokenizer_it_ends_in_time_with_the_marker_as_it_is(
     vocabulary: tuple[list[bytes], set[int]],
@@ -151,6 +157,7 @@ def test_on_any_tokenizer_it_ends_in_time_with_the_marker_as_it_is(
     room: int,
     least: int,
     thoughts: int,
+    prefill: str,
 ) -> None:
     """The engine's loop in small: a reply ends at its room, or at an end token that is written."""
     tokens, ends = vocabulary
@@ -166,7 +173,14 @@ def test_on_any_tokenizer_it_ends_in_time_with_the_marker_as_it_is(
             rest = rest[len(tokens[found]) :]
         return ids
 
-    settings = ThinkSettings(min_thinking_tokens=least, max_thoughts=thoughts)
+    settings = ThinkSettings(min_thinking_tokens=least, max_thoughts=thoughts, prefill=prefill)
+    opening = len(encode_greedily(f"<think>\n{prefill}"))
+    ending = len(encode_greedily("\n</think>\n\n"))
+    fits = opening + 1 + ending < room
+    if prefill and not fits:
+        with pytest.raises(RequestRejected, match="prefill leaves no room"):
+            Thinking(Law(), settings, room, encode_greedily, tokens.__getitem__)
+        return
     branch = Thinking(Law(), settings, room, encode_greedily, tokens.__getitem__)
     written: list[int] = []
     for draw in drawn:
@@ -179,12 +193,13 @@ def test_on_any_tokenizer_it_ends_in_time_with_the_marker_as_it_is(
     assert len(written) >= room or written[-1] in ends, "it comes to an end"
     text = b"".join(tokens[i] for i in written)
     facts = branch.facts()
-    budget = Budget(settings, room)
-    opening = len(encode_greedily("<think>\n"))
     if len(written) >= opening:
-        assert text.startswith(b"<think>\n")
+        assert text.startswith(f"<think>\n{prefill}".encode())
     if written[-1] in ends:
         assert b"</think>" in text, "an answer only comes behind the marker"
-    ending = len(encode_greedily("\n</think>\n\n"))
+    budget = Budget(settings, max(room - opening, 0))
     assert isinstance(facts["thinking"], int)
     assert facts["thinking"] + ending <= max(budget.most, 1 + ending), "the budget holds"
+    if fits:
+        thought = b"".join(tokens[i] for i in written[: room - 1])
+        assert b"</think>" in thought, "the answer has room for a token at least"
