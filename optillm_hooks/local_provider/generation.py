@@ -40,7 +40,7 @@ class Law:
     """The law by which one row draws its next token.
 
     Applied in this order: temperature, top_k, top_p of what top_k left, min_p. At temperature 0
-    the likeliest token is taken, the one with the lowest id among equals.
+    (up to a millionth) the likeliest token is taken, the one with the lowest id among equals.
     """
 
     temperature: float = 1.0

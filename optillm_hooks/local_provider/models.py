@@ -246,7 +246,7 @@ def _fastest_dtype(device: str) -> "torch.dtype":
         best = float("inf")
         for _ in range(8):
             begun = time.perf_counter()
-            torch.nn.functional.linear(rows, weights)
+            torch.mm(weights, rows.T)
             best = min(best, time.perf_counter() - begun)
         return best
 

@@ -10,6 +10,9 @@ from optillm_hooks.local_provider.generation import Law, ScoredToken
 _BELOW_ONE = 1 - 2**-24
 """The largest float32 below 1."""
 
+_COLDEST = 1e-6
+"""The temperature below which logits cannot be divided by it in float32."""
+
 _HEAD = 256
 """Tokens that are sorted first: a nucleus is seldom larger, and a whole vocabulary is slow."""
 
@@ -22,7 +25,7 @@ def draw(logits: Tensor, laws: Sequence[Law], uniforms: Sequence[float]) -> list
     probability (with them), at which the cumulative probability exceeds the number.
     """
     tokens: list[int] = logits.argmax(dim=-1).tolist()
-    drawing = [b for b, law in enumerate(laws) if law.temperature > 0]
+    drawing = [b for b, law in enumerate(laws) if law.temperature > _COLDEST]
     plain = [b for b in drawing if not _cuts(laws[b])]
     cut = [b for b in drawing if _cuts(laws[b])]
     if plain:

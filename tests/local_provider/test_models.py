@@ -145,8 +145,9 @@ def test_two_adapters_and_the_base_in_one_batch_give_the_logits_of_peft(
     prompts = {"a": [5, 6, 7, 8], "b": [9, 10], None: [11, 12, 13]}
     rows = {name: runner.begin(None, 0, name) for name in prompts}
     runner.step([(rows[name], prompt) for name, prompt in prompts.items()])
-    logits = runner.step([(row, [20]) for row in rows.values()])
-    for (name, prompt), row_logits in zip(prompts.items(), logits, strict=True):
+    backwards = list(reversed(prompts.items()))  # not in the order in which rows lie in memory
+    logits = runner.step([(rows[name], [20]) for name, _ in backwards])
+    for (name, prompt), row_logits in zip(backwards, logits, strict=True):
         ids = torch.tensor([[*prompt, 20]])
         with torch.inference_mode():
             theirs = reference(tiny, adapters[name] if name else None)(ids).logits[0, -1]

@@ -50,6 +50,14 @@ def test_a_grid_of_uniform_numbers_gives_the_exact_shares(law: Law) -> None:
         assert abs(counts[token] / n - probability) <= 1.01 / n
 
 
+@pytest.mark.parametrize("law", [Law(1e-300), Law(1e-45, top_p=0.9), Law(1e-6)])
+def test_a_temperature_next_to_zero_is_like_zero(law: Law) -> None:
+    assert draw(torch.tensor([[1.0, 3.0, 2.0], [-80.0, -90.0, 80.0]]), [law] * 2, [0.99, 0.5]) == [
+        1,
+        2,
+    ]
+
+
 def test_temperature_zero_takes_the_likeliest_and_the_first_of_equals() -> None:
     logits = torch.tensor([[1.0, 3.0, 3.0], [5.0, 0.0, 1.0]])
     assert draw(logits, [Law(temperature=0)] * 2, [0.99, 0.99]) == [1, 0]
