@@ -9,18 +9,23 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint install
+.PHONY: help serve test lint unit install
+# The checks of the text run beside the tests.
+MAKEFLAGS += --jobs=2
 
 help:
 	@echo "make serve    install, then start the proxy on PORT (4000)"
 	@echo "make test     install, then run every check that CI runs"
 	@echo "make lint     the checks without the tests"
+	@echo "make unit     the tests without the other checks"
 	@echo "make install  only install, into $(VENV)"
 
 serve: $(INSTALLED)
 	@$(RUN) -m optillm_hooks.serve
 
-test: lint
+test: lint unit
+
+unit: $(INSTALLED)
 	$(RUN) -m pytest
 
 lint: $(INSTALLED)

@@ -191,8 +191,5 @@ async def test_every_method_is_measured_on_the_real_model(monkeypatch: pytest.Mo
 def test_the_engine_is_measured_against_generate() -> None:
     torch.set_num_threads(1)  # two would wait for each other where the machine does other work
     bench = local_speed.Bench("float32", 3)
-    lines = local_speed.compare([bench], ["single", "reuse"]).splitlines()
-    assert [re.sub(r"[\d.]+", "#", line.split("|")[2]) for line in lines[2:]] == [
-        " # (# s : # s, # %) ",
-        " # (# s : # s) ",
-    ]
+    (line,) = local_speed.compare([bench], ["single"]).splitlines()[2:]
+    assert re.sub(r"[\d.]+", "#", line.split("|")[2]) == " # (# s : # s, # %) "
