@@ -175,9 +175,10 @@ class KeyValues:
     def _trunk(self, prefix: Prefix) -> Row:
         if prefix not in self._trunks:
             pool = _class_of(len(prefix.tokens), self._trunk_pools)
-            trunk = self._trunks[prefix] = Row(pool, -1)
+            trunk = Row(pool, -1)
             pool.add(trunk)
             self.fill(trunk, prefix, len(prefix.tokens))
+            self._trunks[prefix] = trunk  # only now: there may have been no memory for it
         return self._trunks[prefix]
 
     def reserve(self, row: Row, tokens: int) -> None:
@@ -290,7 +291,8 @@ class StepPlan:
         """The row of each token."""
 
         self.tokens = torch.tensor([token for _, tokens in order for token in tokens], device=on)
-        ends = dict(zip((row for row, _ in order), _ends(order), strict=True))
+        counts = accumulate(len(tokens) for _, tokens in order)
+        ends = dict(zip((row for row, _ in order), counts, strict=True))
         self.last = torch.tensor([ends[row] - 1 for row, _ in feeds], device=on)
         """Where the last token of each row is, in the order in which the rows were given."""
 
@@ -331,11 +333,6 @@ class StepPlan:
         for run in self._runs:
             _attend_run(run, layer, query[0], out, scale)
         return out[None]
-
-
-def _ends(feeds: Sequence[Feed]) -> Iterator[int]:
-    """Yield where in the flat list the tokens of each row end."""
-    return accumulate(len(tokens) for _, tokens in feeds)
 
 
 def _write(
