@@ -243,11 +243,11 @@ async def test_an_answer_without_a_word_is_no_draft() -> None:
 
 
 async def test_a_drafts_thoughts_are_not_handed_on() -> None:
-    llm = ScriptedLLM(["<think>41? no</think>42", "ok"])
+    llm = ScriptedLLM(["<think>sixty? no</think>forty-two", "ok"])
     await outcome(request([DRAFT, DRAFT]), llm)
     sent = question(llm.calls[1][0])
-    assert "42" in sent
-    assert "41" not in sent
+    assert "forty-two" in sent
+    assert "sixty" not in sent
 
 
 async def test_a_later_stage_that_fails_leaves_the_draft() -> None:

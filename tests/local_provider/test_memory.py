@@ -116,7 +116,8 @@ async def test_an_idle_model_leaves_for_another_and_comes_back(
     assert (a.loaded, b.loaded) == (False, True)
     gc.collect()
     assert held() is None
-    assert (await provider.acompletion("a", **one)).usage.completion_tokens == 3
+    again = call(folder, 1.5, logit_bias=ENDLESS)
+    assert (await provider.acompletion("a", **again)).usage.completion_tokens == 3
     assert (a.loaded, b.loaded, len(loads)) == (True, False, 3)
     for engine in (a, b):
         engine.close()
