@@ -192,4 +192,4 @@ def test_the_engine_is_measured_against_generate() -> None:
     torch.set_num_threads(1)  # two would wait for each other where the machine does other work
     bench = local_speed.Bench("float32", 3)
     (line,) = local_speed.compare([bench], ["single"]).splitlines()[2:]
-    assert re.sub(r"[\d.]+", "#", line.split("|")[2]) == " # (# s : # s, # %) "
+    assert re.sub(r"[\d.]+", "#", line.split("|")[2]) == " # (# s : # s), # % "

@@ -118,4 +118,5 @@ def _change(model: Any, weights: Mapping[str, Tensor], layer: str, scale: float)
         return None
     if (up.shape[0], down.shape[1]) != tuple(weight.shape):
         return None
-    return LowRank(down.to(weight), (up * scale).to(weight))
+    where = {"dtype": weight.dtype, "device": weight.device}
+    return LowRank(down.to(**where), (up * scale).to(**where))

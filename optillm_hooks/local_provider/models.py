@@ -240,13 +240,16 @@ def _fastest_dtype(device: str) -> "torch.dtype":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if device == "mps":
         return torch.float16
+    from optillm_hooks.local_provider.linear import quicken
 
+    @torch.inference_mode()
     def seconds(dtype: torch.dtype) -> float:
-        rows, weights = torch.ones(16, 2048, dtype=dtype), torch.ones(2048, 2048, dtype=dtype)
+        rows, layer = torch.ones(16, 2048, dtype=dtype), torch.nn.Linear(2048, 2048, dtype=dtype)
+        quicken(layer)
         best = float("inf")
         for _ in range(8):
             begun = time.perf_counter()
-            torch.mm(weights, rows.T)
+            layer(rows)
             best = min(best, time.perf_counter() - begun)
         return best
 

@@ -10,7 +10,7 @@ from transformers import AttentionInterface
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.local_provider.adapters import Adapters
 from optillm_hooks.local_provider.kv_cache import Feed, KeyValues, Prefix, Row, Shape, StepPlan
-from optillm_hooks.local_provider.linear import put_weights_first
+from optillm_hooks.local_provider.linear import quicken
 from optillm_hooks.local_provider.steering import Steering
 
 _ATTENTION = "optillm_rows"
@@ -80,7 +80,7 @@ class Runner:
         self.vocabulary = len(expected)
         """Logits of a step's row; there may be fewer tokens."""
 
-        put_weights_first(self._model)
+        quicken(self._model)
         AttentionInterface.register(_ATTENTION, _attention)
         row = self.rows.new()
         try:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from optillm_hooks.local_provider import models
+from optillm_hooks.local_provider import linear, models
 from optillm_hooks.local_provider.memory import device_memory
 from optillm_hooks.local_provider.models import LoadedModel
 from tests.local_provider import tiny
@@ -103,13 +103,16 @@ def test_fastest_is_the_type_that_took_less_time_on_the_cpu(
 ) -> None:
     clock = 0.0
 
-    def mm(_weights: torch.Tensor, rows: torch.Tensor) -> None:
-        nonlocal clock
-        clock += 1.0 if rows.dtype == faster else 1.5
+    def quicken(layer: torch.nn.Module) -> None:
+        def forward(rows: torch.Tensor) -> None:
+            nonlocal clock
+            clock += 1.0 if rows.dtype == faster else 1.5
+
+        layer.forward = forward
 
     monkeypatch.setattr(models, "time", SimpleNamespace(perf_counter=lambda: clock))
     with monkeypatch.context() as patched:
-        patched.setattr(torch, "mm", mm)
+        patched.setattr(linear, "quicken", quicken)
         assert models._fastest_dtype("cpu") == faster
     monkeypatch.setattr(models, "_fastest_dtype", lambda device: {"cpu": faster}[device])
     spec = models.find("tiny", {"path": str(folder), "dtype": "fastest", "device": "cpu"})

@@ -1,4 +1,4 @@
-"""The linear layer of a step against torch's own."""
+"""The linear layers of a step against torch's own."""
 
 import copy
 
@@ -6,41 +6,87 @@ import pytest
 import torch
 from torch import nn
 
-from optillm_hooks.local_provider.linear import WeightsFirst, put_weights_first
+from optillm_hooks.local_provider.linear import Packed, WeightsFirst, quicken
 from optillm_hooks.local_provider.runner import Runner
 from tests.local_provider import tiny
 
-MODEL = nn.Sequential(nn.Linear(7, 12), nn.Linear(12, 5, bias=False))
-"""With and without a bias."""
+PACKS = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+"""Whether this machine's CPU has what packed weights are for."""
+
+KINDS = {torch.float32: WeightsFirst, torch.bfloat16: Packed if PACKS else WeightsFirst}
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=str)
+def model(request: pytest.FixtureRequest) -> nn.Sequential:
+    """With and without a bias."""
+    layers = nn.Sequential(nn.Linear(7, 12), nn.Linear(12, 5, bias=False))
+    return layers.to(request.param).requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
-def turned() -> nn.Sequential:
-    model = copy.deepcopy(MODEL)
-    put_weights_first(model)
-    return model
+def quick(model: nn.Sequential) -> nn.Sequential:
+    layers = copy.deepcopy(model)
+    quicken(layers)
+    return layers
+
+
+def dtype_of(model: nn.Sequential) -> torch.dtype:
+    return next(model.parameters()).dtype
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 8, 9, 64, 65])
 @pytest.mark.parametrize("of_one_request", [True, False], ids=["1 x T", "T x 1"])
 def test_it_computes_what_linear_does(
-    turned: nn.Sequential, tokens: int, of_one_request: bool
+    model: nn.Sequential, quick: nn.Sequential, tokens: int, of_one_request: bool
 ) -> None:
-    given = torch.randn(1, tokens, 7) if of_one_request else torch.randn(tokens, 1, 7)
-    found, expected = turned(given), MODEL(given)
+    shape = (1, tokens, 7) if of_one_request else (tokens, 1, 7)
+    given = torch.randn(shape, dtype=dtype_of(model))
+    found, expected = quick(given), model(given)
     assert found.shape == expected.shape
     assert found.is_contiguous()  # models take views of it
     torch.testing.assert_close(found, expected)
 
 
-def test_one_token_without_company_too(turned: nn.Sequential) -> None:
-    token = torch.randn(7)
-    torch.testing.assert_close(turned(token), MODEL(token))
+def test_one_token_without_company_too(model: nn.Sequential, quick: nn.Sequential) -> None:
+    token = torch.randn(7, dtype=dtype_of(model))
+    torch.testing.assert_close(quick(token), model(token))
 
 
-def test_the_weights_and_their_names_stay(turned: nn.Sequential) -> None:
-    assert turned.state_dict().keys() == MODEL.state_dict().keys()
-    assert all(isinstance(layer, nn.Linear) for layer in turned)
+def test_the_layers_stay_linear_ones_of_their_shape(
+    model: nn.Sequential, quick: nn.Sequential
+) -> None:
+    for layer, plain in zip(quick, model, strict=True):
+        assert isinstance(layer, nn.Linear)
+        assert layer.weight.shape == plain.weight.shape
+
+
+def test_packed_weights_are_no_second_copy(model: nn.Sequential, quick: nn.Sequential) -> None:
+    plain = {id(tensor) for tensor in quick.state_dict().values()}
+    packed = [layer for layer in quick if isinstance(layer, Packed)]
+    assert len(packed) == (2 if PACKS and dtype_of(model) == torch.bfloat16 else 0)
+    assert not any(id(layer.weight) in plain for layer in packed)
+    assert sum("weight" in name for name in quick.state_dict()) == 2 - len(packed)
+
+
+def test_weights_that_are_looked_up_too_stay_plain() -> None:
+    embedding, head = nn.Embedding(5, 7).bfloat16(), nn.Linear(7, 5, bias=False)
+    head.weight = embedding.weight
+    quicken(nn.Sequential(embedding, head))
+    assert type(head) is WeightsFirst
+    assert head.weight is embedding.weight
+
+
+@pytest.mark.parametrize("lacking", ["torch.backends.mkldnn.is_available", "bf16", "acl"])
+def test_cpus_that_cannot_pack_go_without(monkeypatch: pytest.MonkeyPatch, lacking: str) -> None:
+    can = {"bf16": (False, False), "acl": (True, True)}.get(lacking)
+    if can is None:
+        monkeypatch.setattr(lacking, lambda: False)
+    else:
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: can[0])
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_acl_supported", lambda: can[1])
+    layer = nn.Linear(3, 3).bfloat16()
+    quicken(layer)
+    assert type(layer) is WeightsFirst
 
 
 def test_layers_that_compute_otherwise_are_left_alone() -> None:
@@ -53,12 +99,15 @@ def test_layers_that_compute_otherwise_are_left_alone() -> None:
 
     meta = nn.Linear(3, 3, device="meta")
     model = nn.Sequential(Doubled(3, 3), Elsewhere(3, 3), meta)
-    put_weights_first(model)
+    quicken(model)
     assert [type(layer) for layer in model] == [Doubled, Elsewhere, nn.Linear]
 
 
-def test_the_runner_turns_the_layers_of_its_model() -> None:
-    model = tiny.model()
-    assert not any(isinstance(layer, WeightsFirst) for layer in model.modules())
+@pytest.mark.parametrize(("dtype", "kind"), KINDS.items(), ids=str)
+def test_the_runner_quickens_the_layers_of_its_model(
+    dtype: torch.dtype, kind: type[nn.Linear]
+) -> None:
+    model = tiny.model().to(dtype)
     Runner(model)
-    assert nn.Linear not in {type(layer) for layer in model.modules()}
+    linear = {type(layer) for layer in model.modules() if isinstance(layer, nn.Linear)}
+    assert linear == {kind}

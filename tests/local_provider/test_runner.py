@@ -4,12 +4,14 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from optillm_hooks.errors import ProviderFailed
+from optillm_hooks.local_provider import kv_cache
 from optillm_hooks.local_provider.chat_format import ChatFormat
 from optillm_hooks.local_provider.kv_cache import Row, multiplied, read_with_total
+from optillm_hooks.local_provider.linear import quicken
 from optillm_hooks.local_provider.models import LoadedModel
 from optillm_hooks.local_provider.runner import Runner
 from tests.local_provider import tiny
@@ -154,16 +156,20 @@ def test_the_two_ways_to_attention_with_its_normaliser_agree(
         torch.testing.assert_close(one, other, atol=near, rtol=near, check_dtype=False)
 
 
-@pytest.mark.parametrize("broken", ["linear.WeightsFirst.forward", "kv_cache.read_with_total"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("broken", ["product", "read_with_total"])
 def test_a_model_for_which_a_step_goes_wrong_is_refused_when_it_is_loaded(
-    monkeypatch: pytest.MonkeyPatch, broken: str
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, broken: str
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ValueError("no such product")
 
-    monkeypatch.setattr(f"optillm_hooks.local_provider.{broken}", fail)
+    layer = nn.Linear(8, 8, dtype=dtype)
+    quicken(layer)
+    where = {"product": (type(layer), "forward"), "read_with_total": (kv_cache, broken)}
+    monkeypatch.setattr(*where[broken], fail)
     with pytest.raises(ProviderFailed, match="no such product"):
-        tiny.runner()
+        Runner(tiny.model().to(dtype))
 
 
 def test_rows_that_outgrow_their_slot_or_lose_a_neighbour_keep_their_content(
