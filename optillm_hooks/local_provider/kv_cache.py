@@ -266,9 +266,8 @@ class _Write:
     pool: Pool
     start: int
     end: int
-    slots: Tensor
-    offsets: Tensor
-    """int [tokens]: where each is to lie in its slot."""
+    vectors: Tensor
+    """int [tokens x heads]: which of the pool's vectors each is to be, of those of one layer."""
 
 
 Feed = tuple[Row, Sequence[int]]
@@ -320,8 +319,9 @@ class StepPlan:
         """
         keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)
         for w in self._writes:
-            w.pool.keys[layer][w.slots, :, w.offsets] = keys[w.start : w.end]
-            w.pool.values[layer][w.slots, :, w.offsets] = values[w.start : w.end]
+            for held, given in ((w.pool.keys, keys), (w.pool.values, values)):
+                new = given[w.start : w.end].flatten(0, 1)
+                held[layer].view(-1, new.shape[-1]).index_copy_(0, w.vectors, new)
         asked = query[0].transpose(0, 1)
         out = asked.new_empty(asked.shape)
         totals = out.new_empty(out.shape[:2], dtype=torch.float32) if self._shared else None
@@ -338,13 +338,16 @@ class StepPlan:
 def _write(
     pool: Pool, feeds: Sequence[Feed], ends: Mapping[Row, int], device: torch.device
 ) -> _Write:
-    slots, offsets = list[int](), list[int]()
-    for row, tokens in feeds:
-        slots += [row.slot] * len(tokens)
-        offsets += range(row.length - len(tokens), row.length)
+    heads, length = pool.shape.heads, pool.length
+    firsts = [
+        row.slot * heads * length + offset
+        for row, tokens in feeds
+        for offset in range(row.length - len(tokens), row.length)
+    ]
+    of_heads = torch.arange(0, heads * length, length, device=device)
+    vectors = torch.tensor(firsts, device=device)[:, None] + of_heads
     first, end = feeds[0], ends[feeds[-1][0]]
-    whole = torch.tensor([slots, offsets], device=device)
-    return _Write(pool, ends[first[0]] - len(first[1]), end, whole[0], whole[1])
+    return _Write(pool, ends[first[0]] - len(first[1]), end, vectors.flatten())
 
 
 def _causal(row: Row, count: int, shape: Shape) -> Tensor:

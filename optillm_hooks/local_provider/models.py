@@ -240,7 +240,7 @@ def _fastest_dtype(device: str) -> "torch.dtype":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if device == "mps":
         return torch.float16
-    from optillm_hooks.local_provider.linear import quicken
+    from optillm_hooks.local_provider.layers import quicken
 
     @torch.inference_mode()
     def seconds(dtype: torch.dtype) -> float:

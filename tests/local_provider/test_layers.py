@@ -1,12 +1,14 @@
-"""The linear layers of a step against torch's own."""
+"""The layers of a step against torch's and transformers' own."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from optillm_hooks.local_provider.linear import Packed, WeightsFirst, quicken
+from optillm_hooks.local_provider.layers import Packed, WeightsFirst, quicken
 from optillm_hooks.local_provider.runner import Runner
 from tests.local_provider import tiny
 
@@ -89,6 +91,50 @@ def test_cpus_that_cannot_pack_go_without(monkeypatch: pytest.MonkeyPatch, lacki
     assert type(layer) is WeightsFirst
 
 
+class Norm(nn.Module):
+    """As models have it, or nearly: it may add another epsilon than it says, and one."""
+
+    def __init__(self, epsilon: float = 1e-5, one: float = 0.0) -> None:
+        super().__init__()
+        self.variance_epsilon = 1e-5
+        self.weight = nn.Parameter(torch.empty(16).uniform_(0.5, 1.5), requires_grad=False)
+        self._epsilon, self._one = epsilon, one
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        square = tokens.pow(2).mean(-1, keepdim=True) + self._epsilon
+        return (self._one + self.weight) * tokens * square.rsqrt()
+
+
+def of_llama() -> nn.Module:
+    made: nn.Module = LlamaRMSNorm(16, eps=1e-5)
+    made.load_state_dict(Norm().state_dict())
+    return made.requires_grad_(False)
+
+
+@pytest.mark.parametrize("make", [Norm, of_llama])
+@pytest.mark.parametrize("size", [1.0, 1e-3])
+@pytest.mark.parametrize("shape", [(1, 3, 16), (1, 2, 4, 16)], ids=["tokens", "heads"])
+def test_a_norm_computes_what_that_of_the_model_does(
+    make: Callable[[], nn.Module], size: float, shape: tuple[int, ...]
+) -> None:
+    plain = make()
+    quick = copy.deepcopy(plain)
+    quicken(quick)
+    given = size * torch.randn(shape)
+    assert "forward" in vars(quick)
+    torch.testing.assert_close(quick(given), plain(given))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [Norm(one=1.0), Norm(epsilon=0.0), nn.LayerNorm(16), Norm().bfloat16(), Norm().to("meta")],
+    ids=["weights from one", "nothing added", "another norm", "bfloat16", "meta"],
+)
+def test_norms_that_compute_otherwise_are_left_alone(other: nn.Module) -> None:
+    quicken(other)
+    assert "forward" not in vars(other)
+
+
 def test_layers_that_compute_otherwise_are_left_alone() -> None:
     class Doubled(nn.Linear):
         def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -111,3 +157,4 @@ def test_the_runner_quickens_the_layers_of_its_model(
     Runner(model)
     linear = {type(layer) for layer in model.modules() if isinstance(layer, nn.Linear)}
     assert linear == {kind}
+    assert ("forward" in vars(model.model.norm)) == (dtype == torch.float32)
