@@ -172,20 +172,18 @@ class Proxy:
     @property
     def blocked(self) -> list[str]:
         """Hosts beyond loopback that the proxy tried to reach."""
-        path = self._folder / "blocked.log"
-        return path.read_text().splitlines() if path.exists() else []
+        return whole_lines(self._folder / "blocked.log")
 
     @property
     def entries(self) -> list[Entry]:
         """What LiteLLM has logged so far. It logs after it has answered: see `settle`."""
-        path = self._folder / "ledger.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = whole_lines(self._folder / "ledger.jsonl")
         return [Entry(**json.loads(line)) for line in lines]
 
     def charged(self, key: str) -> float:
         """Return the dollars on LiteLLM's counter for a virtual key, by which it holds budgets."""
         self.http.get(f"{self.url}/v1/models", headers={"authorization": f"Bearer {key}"})
-        lines = (self._folder / "charged.jsonl").read_text().splitlines()
+        lines = whole_lines(self._folder / "charged.jsonl")
         noted = [entry for line in lines if (entry := json.loads(line))["key"] == key]
         return float(noted[-1]["charged"])
 
@@ -333,6 +331,15 @@ def _is_ready(proxy: Proxy) -> bool:
         return proxy.http.get(f"{proxy.url}/health/readiness", timeout=5).status_code == 200
     except httpx.TransportError:
         return False
+
+
+def whole_lines(path: Path) -> list[str]:
+    """Return the lines of a file to which another process appends, without the one it is at.
+
+    None if there is no file yet. A line across the border of two pages comes in two pieces.
+    """
+    written = path.read_text() if path.exists() else ""
+    return written[: written.rfind("\n") + 1].splitlines()
 
 
 def free_port() -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.proxy import PRICE, Proxy, model_group, plain_config
+from tests.proxy import PRICE, Proxy, model_group, plain_config, whole_lines
 from tests.upstream import Script, Upstream
 
 HI = [{"role": "user", "content": "hi"}]
@@ -95,6 +95,16 @@ def test_a_failed_call_is_in_the_ledger_at_no_cost(proxy: Proxy, upstream: Upstr
     proxy.wait_until(lambda p: any(entry.status == "failure" for entry in p.entries))
     [failed] = [e for e in proxy.entries if e.status == "failure" and e.key_alias == "all"]
     assert failed.cost == 0.0
+
+
+def test_a_line_that_is_being_written_is_not_read_yet(tmp_path: Path) -> None:
+    file = tmp_path / "lines"
+    seen = [whole_lines(file)]
+    for piece in ("on", "e\n", "two\nth", "ree\n"):
+        with file.open("a") as lines:
+            lines.write(piece)
+        seen.append(whole_lines(file))
+    assert seen == [[], [], ["one"], ["one", "two"], ["one", "two", "three"]]
 
 
 def test_the_footprint_is_that_of_a_live_process(proxy: Proxy) -> None:
