@@ -29,12 +29,12 @@ from typing import Any, Final
 import torch
 
 from benchmarks.report import parser, publish, table
+from optillm_hooks.decoding.cot_decoding import CotSettings
+from optillm_hooks.decoding.deepconf import DeepConfSettings
 from optillm_hooks.local_provider import models
 from optillm_hooks.local_provider.batch import Batch, Capacity
 from optillm_hooks.local_provider.chat_format import ChatFormat
-from optillm_hooks.local_provider.decoding.cot_decoding import CotSettings
-from optillm_hooks.local_provider.decoding.deepconf import DeepConfSettings
-from optillm_hooks.local_provider.generation import Event, Finished, Generation, Job, Law, Piece
+from optillm_hooks.local_provider.engine_request import Event, Finished, Generation, Job, Law, Piece
 from optillm_hooks.local_provider.models import LoadedModel
 from optillm_hooks.local_provider.runner import Runner
 

@@ -13,7 +13,7 @@ from random import Random
 from statistics import fmean
 from typing import Final, NamedTuple, TypeVar
 
-from optillm_hooks.answers import read_json, without_reasoning
+from optillm_hooks.answers.extraction import read_json, without_reasoning
 from optillm_hooks.context import Context
 from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, SampleError
 from optillm_hooks.fanout import outcomes

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from optillm_hooks.code.runner import RunnerName
-from optillm_hooks.context import Limits
+from optillm_hooks.budget import Limits
+from optillm_hooks.code_execution.runner import RunnerName
 from optillm_hooks.registry import Approach
 
 

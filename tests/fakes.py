@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Final
 
 import optillm_hooks.approaches  # noqa: F401 (registers them)
-from optillm_hooks.context import Budget, Context, Limits, MeteredLLM
+from optillm_hooks.budget import Budget, Limits
+from optillm_hooks.context import Context, MeteredLLM
 from optillm_hooks.llm import FinalCall, Price
 from optillm_hooks.registry import Params, Result, get_approach
 from optillm_hooks.types import Answer, Chat, Completion, Delta, Message, Sampling, Usage

@@ -3,9 +3,11 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from litellm.proxy.types_utils.utils import get_instance_fn
 
 import optillm_hooks
 from optillm_hooks import gateway, local_provider
+from optillm_hooks.registry import ENTRY_POINT_GROUP
 
 PACKAGE = Path(optillm_hooks.__file__).parent
 CONFIG = PACKAGE.parent / "litellm_config.yaml"
@@ -24,22 +27,13 @@ MODULES = {
 EVERY = pytest.mark.parametrize("module", MODULES)
 
 LAYERS = [
-    {"types", "errors", "answers", "items", "sections", "formulas", "search"},
-    {
-        "llm",
-        "expression",
-        "deltas",
-        "prompts",
-        "formats",
-        "sandbox",
-        "equivalence",
-        "local_provider",
-    },
-    {"voting", "solver", "code"},
+    {"types", "errors"},
+    {"answers", "search", "sandbox", "llm", "prompts"},
+    {"solver", "code_execution", "trace", "budget"},
     {"context"},
-    {"fanout", "registry"},
-    {"judging", "plan", "settings", "remote_decoding"},
-    {"approaches"},
+    {"registry", "fanout"},
+    {"decoding", "judging", "settings"},
+    {"approaches", "local_provider"},
     {"pipeline", "catalogue"},
     {"gateway", "serve", "__init__"},
 ]
@@ -63,10 +57,46 @@ def imports(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def docstrings(tree: ast.AST) -> set[int]:
+    """Return the ids of the nodes that document something, which may name what they like."""
+    return {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+
+
+def modules_in_strings(tree: ast.AST) -> Iterator[str]:
+    """Yield the names of our modules in texts that code could import by: worker scripts, say."""
+    no_import = docstrings(tree)
+    texts = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    for text in texts:
+        if id(text) not in no_import and text.value != ENTRY_POINT_GROUP:
+            yield from re.findall(r"\boptillm_hooks\.[a-z_]+(?:\.[a-z_]+)*", str(text.value))
+
+
+def used_names(module: str) -> list[list[str]]:
+    """Return the parts of each name of ours that a module imports, as a statement or as text."""
+    tree = MODULES[module]
+    names = [*imports(tree), *modules_in_strings(tree)]
+    return [parts for name in names if (parts := name.split("."))[0] == "optillm_hooks"]
+
+
 def own_imports(module: str) -> set[str]:
     """Return the parts of the package that a module imports, by the name of their layer."""
-    found = [name.split(".") for name in imports(MODULES[module])]
-    return {parts[1] for parts in found if parts[0] == "optillm_hooks" and parts[1] in RANKS}
+    return {p[1] for p in used_names(module) if len(p) > 1 and p[1] in RANKS}
+
+
+def imported_modules(module: str) -> set[str]:
+    """Return the modules of ours that a module imports, by their names in `MODULES`."""
+    found = set()
+    for parts in used_names(module):
+        for end in range(len(parts), 1, -1):
+            name = ".".join(parts[1:end])
+            if {name, f"{name}.__init__"} & MODULES.keys():
+                found.add(name if name in MODULES else f"{name}.__init__")
+                break
+    return found - {module}
 
 
 def foreign_imports(module: str) -> set[str]:
@@ -81,6 +111,23 @@ def test_imports_go_one_way(module: str) -> None:
     assert not wrong
 
 
+def test_no_module_imports_itself_by_a_detour() -> None:
+    """Imports within functions, for type checkers and by a string count too."""
+    graph = {module: imported_modules(module) for module in MODULES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as circle:
+        pytest.fail(f"an import circle: {' <- '.join(circle.args[1])}")
+
+
+def test_a_string_that_names_a_module_is_an_import() -> None:
+    """A worker's script is text: the sandbox once ran a module of a layer above it so."""
+    script = ast.parse(
+        '"""See optillm_hooks.gateway."""\nRUN = "from optillm_hooks.solver.x import y"'
+    )
+    assert list(modules_in_strings(script)) == ["optillm_hooks.solver.x"]
+
+
 def test_every_layer_has_its_modules() -> None:
     assert {top(module) for module in MODULES} == set(RANKS)
 
@@ -93,11 +140,15 @@ def test_an_approach_is_one_file(module: str) -> None:
     assert not others
 
 
+LOCAL = {"types", "errors", "answers", "decoding", "local_provider"}
+
+
 def test_the_grammar_knows_no_approach_and_the_local_provider_no_pipeline() -> None:
-    assert own_imports("expression") == {"errors"}
+    assert own_imports("pipeline.expression") == {"errors"}
     for module in MODULES:
         if top(module) == "local_provider":
-            assert own_imports(module) <= {"types", "errors", "answers", "local_provider"}, module
+            assert own_imports(module) <= LOCAL, module
+            assert not any(p[1:3] == ["decoding", "remote"] for p in used_names(module)), module
 
 
 @EVERY
@@ -196,7 +247,7 @@ def loaded(statements: str) -> dict[str, object]:
 
 def test_importing_the_package_loads_no_heavy_one_and_not_litellm() -> None:
     found = loaded(
-        "import json, sys, optillm_hooks, optillm_hooks.approaches, optillm_hooks.pipeline;"
+        "import json, sys, optillm_hooks, optillm_hooks.approaches, optillm_hooks.pipeline.run;"
         f"print(json.dumps({{n: n in sys.modules for n in ('litellm', *{HEAVY!r})}}))"
     )
     assert found == dict.fromkeys(("litellm", *HEAVY), False)

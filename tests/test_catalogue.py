@@ -14,7 +14,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 import optillm_hooks.approaches  # noqa: F401 (registers them)
-from optillm_hooks.context import Limits, Trace
+from optillm_hooks.budget import Limits
+from optillm_hooks.decoding.field import FIELD as DECODING
 from optillm_hooks.errors import (
     BudgetExceeded,
     EmptyCompletion,
@@ -22,11 +23,12 @@ from optillm_hooks.errors import (
     SampleError,
     SamplesFailed,
 )
-from optillm_hooks.expression import parse
-from optillm_hooks.local_provider.decoding import FIELD as DECODING
-from optillm_hooks.pipeline import Outcome, Request, run
-from optillm_hooks.plan import resolve
+from optillm_hooks.pipeline.events import Outcome, Request
+from optillm_hooks.pipeline.expression import parse
+from optillm_hooks.pipeline.plan import resolve
+from optillm_hooks.pipeline.run import run
 from optillm_hooks.registry import Approach, Cost, all_approaches
+from optillm_hooks.trace import Trace
 from optillm_hooks.types import Chat, Completion, Fields, Message, Sampling, Usage
 from tests.fakes import HANG, ONE_CALL, AnsweringLLM, Reply, chat
 

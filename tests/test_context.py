@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optillm_hooks.context import Budget, Context, Limits, MeteredLLM, StoppedBy
+from optillm_hooks.budget import Budget, Limits, StoppedBy
+from optillm_hooks.context import Context, MeteredLLM
 from optillm_hooks.errors import (
     BudgetExceeded,
     DeadlineExceeded,

@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from optillm_hooks.context import Limits, MeteredLLM
+from optillm_hooks.budget import Limits
+from optillm_hooks.context import MeteredLLM
 from optillm_hooks.errors import DeadlineExceeded, ProviderFailed, SamplesFailed
 from optillm_hooks.fanout import outcomes, sample_many, speculating
 from optillm_hooks.types import Sampling

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optillm_hooks.context import Context, Limits, MeteredLLM
+from optillm_hooks.budget import Limits
+from optillm_hooks.context import Context, MeteredLLM
 from optillm_hooks.errors import BudgetExceeded, ProviderFailed
 from optillm_hooks.judging import (
     MOST_CONSISTENT,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from optillm_hooks.voting import leaders
+from optillm_hooks.answers.voting import leaders
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import optillm_hooks.approaches  # noqa: F401 (registers `re2`)
-from optillm_hooks.context import Limits
+from optillm_hooks.budget import Limits
 from optillm_hooks.registry import Approach, Cost, NoParams, Params, get_approach
 from optillm_hooks.settings import (
     AliasSettings,

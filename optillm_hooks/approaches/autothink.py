@@ -1,7 +1,7 @@
 """AutoThink: how long a reply thinks depends on how hard its question looks.
 
 Source: Sharma 2025, "AutoThink: efficient inference for reasoning LLMs", SSRN 5253327; what differs
-is said in `local_provider.decoding.autothink`.
+is said in `decoding.autothink`.
 Cost: one call of a local model. Of a model elsewhere as `thinkdeeper`, and without
 steering vectors.
 """
@@ -12,18 +12,14 @@ from typing import ClassVar
 from pydantic import Field, field_validator
 
 from optillm_hooks.context import Context
+from optillm_hooks.decoding.autothink import AutoThinkSettings, complexity, thinking_for
+from optillm_hooks.decoding.field import FIELD, Supports, by_engine, settings_of
+from optillm_hooks.decoding.remote.calls import check_continues, usual_room
+from optillm_hooks.decoding.remote.thinking import think
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.llm import LLM
-from optillm_hooks.local_provider.decoding import FIELD, Supports, by_engine, settings_of
-from optillm_hooks.local_provider.decoding.autothink import (
-    AutoThinkSettings,
-    complexity,
-    thinking_for,
-)
 from optillm_hooks.prompts import question
 from optillm_hooks.registry import Cost, Params, decoder
-from optillm_hooks.remote_decoding.calls import check_continues, usual_room
-from optillm_hooks.remote_decoding.thinking import think
 from optillm_hooks.types import Chat, Completion, Sampling
 
 

@@ -23,7 +23,8 @@ from typing import Any, ClassVar, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from optillm_hooks.answers import read_json, without_reasoning
+from optillm_hooks.answers.extraction import read_json, without_reasoning
+from optillm_hooks.answers.voting import contenders, elect, json_is_asked
 from optillm_hooks.context import Context
 from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, ProviderFailed, SampleError
 from optillm_hooks.fanout import finished, outcomes
@@ -40,7 +41,6 @@ from optillm_hooks.prompts import (
 )
 from optillm_hooks.registry import Cost, Params, approach
 from optillm_hooks.types import Answer, Chat, Completion, Json, Sampling
-from optillm_hooks.voting import contenders, elect, json_is_asked
 
 PLAN = """\
 Do not solve this yet. Write a short plan: numbered steps that lead to the answer, without working \

@@ -1,7 +1,7 @@
 """CoT decoding: k branches, one per likely first token; the answer they are surest of wins.
 
 Source: Wang and Zhou 2024, "Chain-of-Thought Reasoning Without Prompting", arXiv:2402.10200; what
-differs is said in `local_provider.decoding.cot_decoding` and `remote_decoding.cot_decoding`.
+differs is said in `decoding.cot_decoding` and `decoding.remote.cot_decoding`.
 Cost: one call of a local model, which runs its branches in one batch from one reading of the
 prompt. Of a model elsewhere `1 + k` calls, 2 deep; it must continue a prefix.
 """
@@ -12,13 +12,13 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from optillm_hooks.context import Context
+from optillm_hooks.decoding.cot_decoding import CotSettings
+from optillm_hooks.decoding.field import FIELD, Supports, by_engine, settings_of
+from optillm_hooks.decoding.remote.calls import MOST_ALTERNATIVES, check_continues
+from optillm_hooks.decoding.remote.cot_decoding import cot_decode
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.llm import LLM
-from optillm_hooks.local_provider.decoding import FIELD, Supports, by_engine, settings_of
-from optillm_hooks.local_provider.decoding.cot_decoding import CotSettings
 from optillm_hooks.registry import Cost, Params, decoder
-from optillm_hooks.remote_decoding.calls import MOST_ALTERNATIVES, check_continues
-from optillm_hooks.remote_decoding.cot_decoding import cot_decode
 from optillm_hooks.types import Chat, Completion, Sampling
 
 

@@ -10,11 +10,11 @@ from functools import partial
 
 from pydantic import Field
 
+from optillm_hooks.answers.section_filter import SectionFilter
 from optillm_hooks.context import Context
 from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.prompts import instruct
 from optillm_hooks.registry import Cost, Params, approach
-from optillm_hooks.sections import SectionFilter
 from optillm_hooks.types import Chat, Sampling
 
 INSTRUCTION = """\

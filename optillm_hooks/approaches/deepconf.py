@@ -1,8 +1,8 @@
 """DeepConf: samples that lose confidence are stopped, the rest vote with their confidence.
 
 Source: Fu et al. 2025, "Deep Think with Confidence", arXiv:2508.15260: online, and offline with as
-many traces as warm-up samples; what differs is said in `local_provider.decoding.deepconf` and
-`remote_decoding.deepconf`.
+many traces as warm-up samples; what differs is said in `decoding.deepconf` and
+`decoding.remote.deepconf`.
 Cost: one call of a local model, which runs its traces in one batch from one reading of the prompt.
 Of a model elsewhere a call for each trace, `max_traces` of them; it must return `top_logprobs`.
 """
@@ -14,12 +14,12 @@ from typing import ClassVar
 from pydantic import Field
 
 from optillm_hooks.context import Context
+from optillm_hooks.decoding.deepconf import DeepConfSettings
+from optillm_hooks.decoding.field import FIELD, Supports, by_engine, settings_of
+from optillm_hooks.decoding.remote.calls import check_scored
+from optillm_hooks.decoding.remote.deepconf import deepconf_decode
 from optillm_hooks.llm import LLM
-from optillm_hooks.local_provider.decoding import FIELD, Supports, by_engine, settings_of
-from optillm_hooks.local_provider.decoding.deepconf import DeepConfSettings
 from optillm_hooks.registry import Cost, Params, decoder
-from optillm_hooks.remote_decoding.calls import check_scored
-from optillm_hooks.remote_decoding.deepconf import deepconf_decode
 from optillm_hooks.types import Chat, Completion, Sampling
 
 

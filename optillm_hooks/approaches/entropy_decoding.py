@@ -1,17 +1,17 @@
 """Entropy decoding: each token is drawn by a law that follows the model's uncertainty.
 
 Source: the sampler of entropix (xjdr, 2024), on logits alone; what differs is said in
-`local_provider.decoding.entropy_decoding`.
+`decoding.entropy_decoding`.
 Cost: one call, of a local model: entropy and varentropy are those of the whole distribution, of
 which other providers show 20 tokens.
 """
 
 from optillm_hooks.context import Context
+from optillm_hooks.decoding.entropy_decoding import EntropySettings
+from optillm_hooks.decoding.field import Supports, by_engine
+from optillm_hooks.decoding.remote.calls import check_local
 from optillm_hooks.llm import LLM
-from optillm_hooks.local_provider.decoding import Supports, by_engine
-from optillm_hooks.local_provider.decoding.entropy_decoding import EntropySettings
 from optillm_hooks.registry import Cost, Params, decoder
-from optillm_hooks.remote_decoding.calls import check_local
 from optillm_hooks.types import Chat, Sampling
 
 

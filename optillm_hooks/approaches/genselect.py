@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from optillm_hooks.answers.voting import contenders, elect, json_is_asked
 from optillm_hooks.context import Context
 from optillm_hooks.fanout import finished, sample_many
 from optillm_hooks.judging import Chosen, choose
@@ -21,7 +22,6 @@ from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import question
 from optillm_hooks.registry import Cost, Params, approach
 from optillm_hooks.types import Answer, Chat, Sampling
-from optillm_hooks.voting import contenders, elect, json_is_asked
 
 SAMPLING_SHARE = 0.6
 """Part of the time left after which missing solutions are no longer waited for."""

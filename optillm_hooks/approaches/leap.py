@@ -21,12 +21,12 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from optillm_hooks.answers import extract_answer, read_json, without_reasoning
+from optillm_hooks.answers.equivalence import equivalent
+from optillm_hooks.answers.extraction import extract_answer, read_json, without_reasoning
+from optillm_hooks.answers.lists import read_items
 from optillm_hooks.context import Context
-from optillm_hooks.equivalence import equivalent
 from optillm_hooks.errors import SampleError, SamplesFailed
 from optillm_hooks.fanout import outcomes, sample_many
-from optillm_hooks.items import read_items
 from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.prompts import ask, data_notice, edit_question, enclose, fence
 from optillm_hooks.registry import Cost, Params, approach

@@ -11,14 +11,14 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from optillm_hooks.answers import AnswerFormat, without_reasoning
+from optillm_hooks.answers.extraction import AnswerFormat, without_reasoning
+from optillm_hooks.answers.voting import contenders, elect, json_is_asked, majority
 from optillm_hooks.context import Context
 from optillm_hooks.fanout import sample_many
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import question
 from optillm_hooks.registry import Cost, Params, approach
 from optillm_hooks.types import Answer, Chat, Sampling
-from optillm_hooks.voting import contenders, elect, json_is_asked, majority
 
 
 class MajorityVotingParams(Params):

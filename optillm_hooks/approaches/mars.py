@@ -26,16 +26,16 @@ from typing import Any, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
-from optillm_hooks.answers import extract_answer, without_reasoning
+from optillm_hooks.answers.equivalence import classes
+from optillm_hooks.answers.extraction import extract_answer, without_reasoning
+from optillm_hooks.answers.voting import json_is_asked
 from optillm_hooks.context import Context
-from optillm_hooks.equivalence import classes
 from optillm_hooks.errors import SampleError
 from optillm_hooks.fanout import finished, outcomes
 from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
 from optillm_hooks.registry import Cost, Params, Result, approach
 from optillm_hooks.types import Answer, Chat, Completion, Json, Sampling
-from optillm_hooks.voting import json_is_asked
 
 MARK = """\
 Put the final answer, if there is one, alone on the last line, as: ANSWER: <answer>"""

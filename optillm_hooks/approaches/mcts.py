@@ -17,7 +17,8 @@ from typing import ClassVar, Final, NamedTuple
 
 from pydantic import Field
 
-from optillm_hooks.answers import without_reasoning
+from optillm_hooks.answers.extraction import without_reasoning
+from optillm_hooks.answers.voting import contenders
 from optillm_hooks.context import Context
 from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, SampleError
 from optillm_hooks.fanout import outcomes, sample_many
@@ -28,7 +29,6 @@ from optillm_hooks.registry import Cost, Params, approach
 from optillm_hooks.search.mcts import MCTS, Trial
 from optillm_hooks.search.tree import Node
 from optillm_hooks.types import Answer, Chat, Completion, Sampling
-from optillm_hooks.voting import contenders
 
 REFINE = """\
 Below is a draft of an answer to the request above. Check it step by step for what is wrong, \

@@ -14,7 +14,7 @@ from functools import partial
 
 from pydantic import AliasChoices, Field
 
-from optillm_hooks.answers import without_reasoning
+from optillm_hooks.answers.extraction import without_reasoning
 from optillm_hooks.context import Context
 from optillm_hooks.errors import SampleError
 from optillm_hooks.fanout import finished, sample_many

@@ -21,19 +21,24 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from optillm_hooks.answers import without_reasoning
-from optillm_hooks.code.public_tests import PublicTests, passed_tests, read_program, read_tests
-from optillm_hooks.code.runner import CodeRunner
+from optillm_hooks.answers.extraction import without_reasoning
+from optillm_hooks.answers.lists import read_items
+from optillm_hooks.answers.voting import contenders, elect, json_is_asked, leaders
+from optillm_hooks.code_execution.public_tests import (
+    PublicTests,
+    passed_tests,
+    read_program,
+    read_tests,
+)
+from optillm_hooks.code_execution.runner import CodeRunner
 from optillm_hooks.context import Context
 from optillm_hooks.errors import SampleError
 from optillm_hooks.fanout import finished, outcomes
-from optillm_hooks.items import read_items
 from optillm_hooks.judging import rate_all
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
 from optillm_hooks.registry import Cost, Params, approach
 from optillm_hooks.types import Answer, Chat, Completion, Sampling
-from optillm_hooks.voting import contenders, elect, json_is_asked, leaders
 
 OBSERVE = """\
 Do not answer yet. List {count} observations about the request above that would help to answer it \

@@ -20,7 +20,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from optillm_hooks.answers import without_reasoning
+from optillm_hooks.answers.extraction import without_reasoning
+from optillm_hooks.answers.voting import contenders, elect, json_is_asked, leaders
 from optillm_hooks.context import Context
 from optillm_hooks.errors import SampleError, SamplesFailed
 from optillm_hooks.fanout import sample_many, speculating
@@ -29,7 +30,6 @@ from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
 from optillm_hooks.registry import Cost, Params, approach
 from optillm_hooks.types import Answer, Chat, Completion, Sampling
-from optillm_hooks.voting import contenders, elect, json_is_asked, leaders
 
 HELPFUL = """\
 Solve this so that a careful reader can check every step: correct, complete and clear. Put the \

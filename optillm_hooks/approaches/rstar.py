@@ -26,9 +26,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from optillm_hooks.answers import extract_answer, without_reasoning
+from optillm_hooks.answers.equivalence import classes, equivalent
+from optillm_hooks.answers.extraction import extract_answer, without_reasoning
+from optillm_hooks.answers.voting import contenders
 from optillm_hooks.context import Context
-from optillm_hooks.equivalence import classes, equivalent
 from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, SampleError, SamplesFailed
 from optillm_hooks.fanout import outcomes
 from optillm_hooks.llm import LLM
@@ -37,7 +38,6 @@ from optillm_hooks.registry import Cost, Params, approach
 from optillm_hooks.search.mcts import MCTS, Trial
 from optillm_hooks.search.tree import Node
 from optillm_hooks.types import Answer, Chat, Completion, Purpose, Sampling
-from optillm_hooks.voting import contenders
 
 
 class Action(StrEnum):

@@ -13,7 +13,7 @@ import re
 
 from pydantic import Field
 
-from optillm_hooks.answers import without_reasoning
+from optillm_hooks.answers.extraction import without_reasoning
 from optillm_hooks.context import Context
 from optillm_hooks.errors import EmptyCompletion, SampleError
 from optillm_hooks.llm import LLM

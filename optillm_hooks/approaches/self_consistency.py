@@ -12,7 +12,8 @@ answer that can be read, as in free text, one more call asks which path agrees m
 
 from pydantic import Field
 
-from optillm_hooks.answers import AnswerFormat
+from optillm_hooks.answers.extraction import AnswerFormat
+from optillm_hooks.answers.voting import contenders, elect, json_is_asked
 from optillm_hooks.context import Context
 from optillm_hooks.fanout import sample_many
 from optillm_hooks.judging import MOST_CONSISTENT, choose
@@ -20,7 +21,6 @@ from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import instruct, question
 from optillm_hooks.registry import Cost, Params, approach
 from optillm_hooks.types import Answer, Chat, Sampling
-from optillm_hooks.voting import contenders, elect, json_is_asked
 
 INSTRUCTION = """\
 Reason step by step. If the last message has one definite answer, put it alone on the last line, as:

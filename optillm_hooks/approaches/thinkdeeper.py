@@ -1,7 +1,7 @@
 """ThinkDeeper: at least and at most so many tokens of thinking before the answer.
 
 Source: Muennighoff et al. 2025, "s1: Simple test-time scaling", arXiv:2501.19393 (budget forcing);
-what differs is said in `local_provider.decoding.thinkdeeper` and `remote_decoding.thinking`.
+what differs is said in `decoding.thinkdeeper` and `decoding.remote.thinking`.
 Cost: one call of a local model. Of a model elsewhere 2 calls, one after another, and one more each
 time (at most 8) that the model is made to think on; it must continue a prefix.
 """
@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from optillm_hooks.context import Context
+from optillm_hooks.decoding.field import FIELD, Supports, by_engine, settings_of
+from optillm_hooks.decoding.remote.calls import check_continues
+from optillm_hooks.decoding.remote.thinking import think
+from optillm_hooks.decoding.thinkdeeper import ThinkSettings
 from optillm_hooks.llm import LLM
-from optillm_hooks.local_provider.decoding import FIELD, Supports, by_engine, settings_of
-from optillm_hooks.local_provider.decoding.thinkdeeper import ThinkSettings
 from optillm_hooks.registry import Cost, Params, decoder
-from optillm_hooks.remote_decoding.calls import check_continues
-from optillm_hooks.remote_decoding.thinking import think
 from optillm_hooks.types import Chat, Completion, Sampling
 
 

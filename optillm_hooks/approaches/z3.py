@@ -21,7 +21,7 @@ from optillm_hooks.fanout import speculating
 from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, follow_up
 from optillm_hooks.registry import Cost, Params, Result, approach
-from optillm_hooks.sandbox import WorkerFailed
+from optillm_hooks.sandbox.client import WorkerFailed
 from optillm_hooks.solver.algebra import FUNCTIONS, OPERATIONS
 from optillm_hooks.solver.client import (
     Formalisation,

@@ -12,7 +12,7 @@ from litellm import BudgetExceededError, Router
 from litellm.proxy._types import UserAPIKeyAuth
 from litellm.proxy.auth.auth_checks import is_model_cost_zero
 
-from optillm_hooks.gateway.router import proxy_module
+from optillm_hooks.gateway.deployments import proxy_module
 
 
 class _Budget(NamedTuple):

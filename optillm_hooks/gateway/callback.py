@@ -11,12 +11,13 @@ from optillm_hooks.errors import OptiLLMError, RequestRejected
 from optillm_hooks.gateway.budgets import check_budgets
 from optillm_hooks.gateway.caller import check_access
 from optillm_hooks.gateway.convert import read_chat, read_sampling
+from optillm_hooks.gateway.deployments import is_configured, proxy_router
 from optillm_hooks.gateway.failures import over_budget, to_proxy
-from optillm_hooks.gateway.naming import PROVIDER
+from optillm_hooks.gateway.model_facts import ModelFacts
+from optillm_hooks.gateway.model_names import PROVIDER
 from optillm_hooks.gateway.prepared import Prepared, Route, current
 from optillm_hooks.gateway.rates import ModelRates
 from optillm_hooks.gateway.reports import header_values
-from optillm_hooks.gateway.router import ModelFacts, is_configured, proxy_router
 from optillm_hooks.gateway.selection import Selection, read_settings, select
 from optillm_hooks.settings import Settings
 from optillm_hooks.types import Fields

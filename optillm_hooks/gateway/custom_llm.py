@@ -14,10 +14,9 @@ from litellm.llms.custom_llm import CustomLLM
 from litellm.proxy._types import UserAPIKeyAuth
 from litellm.types.utils import ModelResponse, ModelResponseStream
 
-from optillm_hooks import expression
-from optillm_hooks.code.runner import code_runner
+from optillm_hooks.code_execution.runner import code_runner
 from optillm_hooks.errors import OptiLLMError, RequestRejected
-from optillm_hooks.gateway import naming
+from optillm_hooks.gateway import model_names
 from optillm_hooks.gateway.caller import Caller, check_access, read_caller
 from optillm_hooks.gateway.convert import (
     read_chat,
@@ -26,10 +25,10 @@ from optillm_hooks.gateway.convert import (
     write_response,
     write_usage,
 )
+from optillm_hooks.gateway.deployments import alias_model, deployments, proxy_router
 from optillm_hooks.gateway.failures import as_sample_errors, to_litellm
 from optillm_hooks.gateway.prepared import Prepared, current
 from optillm_hooks.gateway.reports import report_object
-from optillm_hooks.gateway.router import alias_model, deployments, proxy_router
 from optillm_hooks.gateway.router_llm import RouterLLM
 from optillm_hooks.gateway.selection import (
     alias_settings,
@@ -38,8 +37,10 @@ from optillm_hooks.gateway.selection import (
     read_settings,
     run_settings,
 )
-from optillm_hooks.pipeline import Models, Outcome, Piece, Progress, Request, run, stream
-from optillm_hooks.plan import resolve
+from optillm_hooks.pipeline import expression
+from optillm_hooks.pipeline.events import Models, Outcome, Piece, Progress, Request
+from optillm_hooks.pipeline.plan import resolve
+from optillm_hooks.pipeline.run import run, stream
 from optillm_hooks.types import Delta, FinishReason
 
 _SELF_TIMEOUT = 600.0
@@ -157,7 +158,7 @@ def _prepared(
     prepared = current.get()
     if prepared is not None and group == prepared.deployment:
         return prepared
-    named = naming.from_deployment(model)
+    named = model_names.from_deployment(model)
     temperature = optional.get("temperature")
     plan = resolve(expression.parse(named.expression), temperature=temperature)
     if router is not None:

@@ -13,7 +13,7 @@ from litellm.proxy._types import ProxyErrorTypes, ProxyException
 from litellm.types.router import RouterRateLimitError, RouterRateLimitErrorBasic
 
 from optillm_hooks.errors import OptiLLMError, ProviderFailed, RequestRejected
-from optillm_hooks.gateway.naming import PROVIDER
+from optillm_hooks.gateway.model_names import PROVIDER
 
 _MOST_CHARS = 500
 _PREFIX = re.compile(r"^((litellm\.)?\w+(Error|Timeout): )+")

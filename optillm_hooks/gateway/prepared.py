@@ -8,11 +8,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Literal
 
-from optillm_hooks.context import Trace
 from optillm_hooks.errors import OptiLLMError
-from optillm_hooks.pipeline import Outcome
-from optillm_hooks.plan import Plan
+from optillm_hooks.pipeline.events import Outcome
+from optillm_hooks.pipeline.plan import Plan
 from optillm_hooks.settings import RunSettings
+from optillm_hooks.trace import Trace
 from optillm_hooks.types import Fields, Json
 
 Route = Literal["chat", "messages", "responses", "completions"]

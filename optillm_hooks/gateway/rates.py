@@ -13,7 +13,7 @@ from typing import Any
 from litellm.proxy._types import UserAPIKeyAuth
 
 from optillm_hooks.errors import ProviderFailed, SampleError
-from optillm_hooks.gateway.router import proxy_module
+from optillm_hooks.gateway.deployments import proxy_module
 from optillm_hooks.types import Usage
 
 _OF_MODELS = "model_per_"

@@ -4,7 +4,7 @@ import re
 
 from optillm_hooks.errors import OptiLLMError
 from optillm_hooks.gateway.prepared import Prepared
-from optillm_hooks.pipeline import Report
+from optillm_hooks.pipeline.events import Report
 from optillm_hooks.types import Json
 
 _UNSAFE = re.compile(r"[^ -~]")

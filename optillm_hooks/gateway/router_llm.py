@@ -14,8 +14,8 @@ from optillm_hooks.gateway.budgets import check_budgets
 from optillm_hooks.gateway.caller import Caller
 from optillm_hooks.gateway.convert import read_completions, read_delta, write_chat, write_sampling
 from optillm_hooks.gateway.failures import as_sample_errors
+from optillm_hooks.gateway.model_facts import ModelFacts
 from optillm_hooks.gateway.rates import Counted, ModelRates
-from optillm_hooks.gateway.router import ModelFacts
 from optillm_hooks.llm import Price
 from optillm_hooks.types import Chat, Completion, Delta, Sampling, Usage
 

@@ -13,13 +13,13 @@ import litellm
 from litellm import Router
 from pydantic import BaseModel, ValidationError
 
-from optillm_hooks import expression
 from optillm_hooks.errors import RequestRejected
-from optillm_hooks.expression import Call, Chain, Parallel, Tree
-from optillm_hooks.gateway import naming
-from optillm_hooks.gateway.router import alias_model, deployments, is_configured, is_served
+from optillm_hooks.gateway import model_names
+from optillm_hooks.gateway.deployments import alias_model, deployments, is_configured, is_served
 from optillm_hooks.gateway.tags import read_tags
-from optillm_hooks.plan import PASS_THROUGH, Plan, resolve
+from optillm_hooks.pipeline import expression
+from optillm_hooks.pipeline.expression import Call, Chain, Parallel, Tree
+from optillm_hooks.pipeline.plan import PASS_THROUGH, Plan, resolve
 from optillm_hooks.registry import Approach, all_approaches
 from optillm_hooks.settings import (
     AliasSettings,
@@ -177,13 +177,13 @@ def _target(requested: str, router: Router, settings: Settings) -> _Target:
         found = deployments(router, requested)
         models = [alias_model(deployment) for deployment in found]
         if models and models[0] is not None:
-            named = naming.from_deployment(models[0])
+            named = model_names.from_deployment(models[0])
             return _Target(named.base, named.expression, "alias", alias_settings(found[0]))
         return _Target(requested, settings.default_approach)
-    if requested.startswith(f"{naming.PROVIDER}/"):
-        named = naming.from_deployment(requested)
+    if requested.startswith(f"{model_names.PROVIDER}/"):
+        named = model_names.from_deployment(requested)
         return _Target(named.base, named.expression, "prefix")
-    prefixed = naming.from_prefix(requested)
+    prefixed = model_names.from_prefix(requested)
     if prefixed is None:
         _hint_unknown_prefix(requested, router)
         return _Target(requested, settings.default_approach)
@@ -261,7 +261,7 @@ def _check_base(requested: str, target: _Target, router: Router) -> None:
                 param="model",
             )
         return
-    naming.refuse_second_prefix(naming.Named(target.expression or "", target.base))
+    model_names.refuse_second_prefix(model_names.Named(target.expression or "", target.base))
     found = deployments(router, target.base)
     if not found or any(alias_model(deployment) is not None for deployment in found):
         raise RequestRejected(

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from optillm_hooks.errors import RequestRejected
-from optillm_hooks.expression import parse
-from optillm_hooks.gateway import naming
-from optillm_hooks.gateway.router import alias_model, proxy_module
+from optillm_hooks.gateway import model_names
+from optillm_hooks.gateway.deployments import alias_model, proxy_module
 from optillm_hooks.gateway.selection import alias_settings, call_limit, valid_settings
-from optillm_hooks.plan import resolve
+from optillm_hooks.pipeline.expression import parse
+from optillm_hooks.pipeline.plan import resolve
 from optillm_hooks.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def _problems(config: Mapping[str, Any]) -> Iterator[str]:
             if alias is None or "*" in alias:
                 continue
             alias_settings(entry)
-            _check_plan(naming.from_deployment(alias).expression, settings)
+            _check_plan(model_names.from_deployment(alias).expression, settings)
         except RequestRejected as exc:
             yield f"model {entry.get('model_name')!r}: {exc}; requests for it are refused"
 

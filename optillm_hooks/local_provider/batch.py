@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from optillm_hooks.decoding.autothink import AutoThinkSettings
+from optillm_hooks.decoding.thinkdeeper import ThinkSettings
 from optillm_hooks.errors import OptiLLMError, ProviderFailed, RequestRejected
 from optillm_hooks.local_provider.chat_format import ChatFormat, ReplyReader, Transcript, as_text
-from optillm_hooks.local_provider.decoding.autothink import AutoThinkSettings
 from optillm_hooks.local_provider.decoding.base import Branch, Decoding
 from optillm_hooks.local_provider.decoding.methods import Vocabulary, markers, method, steering
-from optillm_hooks.local_provider.decoding.thinkdeeper import ThinkSettings
-from optillm_hooks.local_provider.generation import (
+from optillm_hooks.local_provider.engine_request import (
     Finished,
     Generation,
     Job,
@@ -27,12 +27,12 @@ from optillm_hooks.local_provider.generation import (
 )
 from optillm_hooks.local_provider.grammar import Constraint
 from optillm_hooks.local_provider.kv_cache import Prefix, Row
-from optillm_hooks.local_provider.measures import Measured, measure
 from optillm_hooks.local_provider.prefix_cache import PrefixCache, common_beginning
 from optillm_hooks.local_provider.runner import Runner
 from optillm_hooks.local_provider.sampling import draw, score, shift
 from optillm_hooks.local_provider.scheduler import grant, split
 from optillm_hooks.local_provider.tool_calls import Tools
+from optillm_hooks.local_provider.uncertainty import Measured, measure
 
 _WORTH_WAITING = 32
 """Tokens of a prompt that another request is reading from which they are not read twice."""

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from tokenizers.decoders import DecodeStream
 
+from optillm_hooks.decoding.markers import MARKERS, THINK, THOUGHT, Markers
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.decoding.base import Written
-from optillm_hooks.local_provider.generation import (
+from optillm_hooks.local_provider.engine_request import (
     Generation,
     Messages,
     Piece,
@@ -22,14 +23,7 @@ from optillm_hooks.local_provider.grammar import (
     Thinking,
     json_rule,
 )
-from optillm_hooks.local_provider.text import (
-    MARKERS,
-    THINK,
-    THOUGHT,
-    Markers,
-    StopFinder,
-    ThinkSplitter,
-)
+from optillm_hooks.local_provider.text import StopFinder, ThinkSplitter
 from optillm_hooks.local_provider.tool_calls import CallFinder, Tools, form_of
 from optillm_hooks.types import FinishReason, ToolCall
 

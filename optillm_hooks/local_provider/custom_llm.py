@@ -27,7 +27,7 @@ from litellm.types.utils import (
 from optillm_hooks.errors import OptiLLMError, RequestRejected
 from optillm_hooks.local_provider import models, request
 from optillm_hooks.local_provider.engine import Engine
-from optillm_hooks.local_provider.generation import (
+from optillm_hooks.local_provider.engine_request import (
     Choice,
     Finished,
     Generation,
@@ -37,7 +37,7 @@ from optillm_hooks.local_provider.generation import (
     UnknownModel,
     check_adapter,
 )
-from optillm_hooks.local_provider.memory import make_room
+from optillm_hooks.local_provider.eviction import make_room
 from optillm_hooks.types import Fields, ToolCall
 
 if TYPE_CHECKING:

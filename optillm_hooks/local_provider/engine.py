@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from optillm_hooks.errors import OptiLLMError, ProviderFailed
-from optillm_hooks.local_provider.generation import Event, Finished, Generation, Job, Piece
+from optillm_hooks.local_provider.engine_request import Event, Finished, Generation, Job, Piece
 
 if TYPE_CHECKING:
     from optillm_hooks.local_provider.batch import Batch

@@ -18,8 +18,8 @@ from llguidance.hf import from_tokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
 from torch import Tensor
 
+from optillm_hooks.decoding.markers import THINK, THOUGHT
 from optillm_hooks.errors import ProviderFailed, RequestRejected
-from optillm_hooks.local_provider.text import THINK, THOUGHT
 
 Thinking = Literal["opened", "possible", "none"]
 """Whether a reply begins inside a <think> block, may open one, or has none."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from optillm_hooks.errors import ProviderFailed
-from optillm_hooks.local_provider.generation import UnknownModel
-from optillm_hooks.local_provider.memory import device_memory
+from optillm_hooks.local_provider.engine_request import UnknownModel
+from optillm_hooks.local_provider.eviction import device_memory
 
 if TYPE_CHECKING:
     import torch
@@ -240,7 +240,7 @@ def _fastest_dtype(device: str) -> "torch.dtype":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if device == "mps":
         return torch.float16
-    from optillm_hooks.local_provider.layers import quicken
+    from optillm_hooks.local_provider.fast_layers import quicken
 
     @torch.inference_mode()
     def seconds(dtype: torch.dtype) -> float:

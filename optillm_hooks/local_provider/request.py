@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from optillm_hooks.decoding.markers import MARKERS
+from optillm_hooks.decoding.thinkdeeper import ThinkSettings
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.decoding.methods import ONE_CHOICE, SETTINGS
-from optillm_hooks.local_provider.decoding.thinkdeeper import ThinkSettings
-from optillm_hooks.local_provider.generation import Generation, Law, Messages
-from optillm_hooks.local_provider.text import MARKERS
+from optillm_hooks.local_provider.engine_request import Generation, Law, Messages
 
 _WITHOUT_EFFECT = frozenset(
     {"max_retries", "metadata", "prompt_cache_key", "safety_identifier",

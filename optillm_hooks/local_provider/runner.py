@@ -9,8 +9,8 @@ from transformers import AttentionInterface
 
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.local_provider.adapters import Adapters
+from optillm_hooks.local_provider.fast_layers import quicken
 from optillm_hooks.local_provider.kv_cache import Feed, KeyValues, Prefix, Row, Shape, StepPlan
-from optillm_hooks.local_provider.layers import quicken
 from optillm_hooks.local_provider.steering import Steering
 
 _ATTENTION = "optillm_rows"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from optillm_hooks.local_provider.generation import Law, ScoredToken
+from optillm_hooks.local_provider.engine_request import Law, ScoredToken
 
 _BELOW_ONE = 1 - 2**-24
 """The largest float32 below 1."""

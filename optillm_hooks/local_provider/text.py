@@ -3,11 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-Markers = tuple[str, str]
-"""What opens a block of thinking, and what closes it."""
-
-MARKERS = THINK, THOUGHT = "<think>", "</think>"
-"""Between which models think."""
+from optillm_hooks.decoding.markers import MARKERS, Markers
 
 
 class StopFinder:

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from optillm_hooks.sandbox import WorkerFailed, WorkerLimits, ask_worker
+from optillm_hooks.sandbox.client import WorkerFailed, WorkerLimits, ask_worker
 from optillm_hooks.types import Json
 
 Kind = Literal["smtlib", "algebra"]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Final, TypedDict
 
-from optillm_hooks.solver.worker import no_more_files
+from optillm_hooks.sandbox.worker import no_more_files
 
 MOST_NESTED: Final = 1000
 MOST_CHECKS: Final = 16

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from optillm_hooks.approaches import cepo as module
-from optillm_hooks.context import Context, Limits
+from optillm_hooks.budget import Limits
+from optillm_hooks.context import Context
 from optillm_hooks.errors import ProviderFailed, SamplesFailed
 from optillm_hooks.registry import get_approach
 from optillm_hooks.types import Chat, Completion, Message, Sampling, ToolCall

@@ -6,9 +6,10 @@ import pytest
 
 from optillm_hooks.approaches.cot_reflection import INSTRUCTION
 from optillm_hooks.errors import EmptyCompletion
-from optillm_hooks.expression import parse
-from optillm_hooks.pipeline import Outcome, Piece, Request, run, stream
-from optillm_hooks.plan import resolve
+from optillm_hooks.pipeline.events import Outcome, Piece, Request
+from optillm_hooks.pipeline.expression import parse
+from optillm_hooks.pipeline.plan import resolve
+from optillm_hooks.pipeline.run import run, stream
 from optillm_hooks.types import Answer, Chat, Completion, Delta, Fields, Message, Sampling
 from tests.fakes import HANG, ONE_CALL, Pieces, Reply, ScriptedLLM
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from optillm_hooks.decoding.field import FIELD
 from optillm_hooks.errors import RequestRejected
-from optillm_hooks.local_provider.decoding import FIELD
 from optillm_hooks.local_provider.decoding.methods import SETTINGS
 from optillm_hooks.local_provider.request import parse
 from optillm_hooks.registry import get_approach

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from optillm_hooks.approaches import leap
-from optillm_hooks.context import Context, Limits
+from optillm_hooks.budget import Limits
+from optillm_hooks.context import Context
 from optillm_hooks.errors import OptiLLMError, ProviderFailed
 from optillm_hooks.types import Answer, Chat, Sampling
 from tests.fakes import HANG, AnsweringLLM, Reply, answer, chat, context

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from optillm_hooks.approaches.mars import read_verdict
-from optillm_hooks.context import Context, Limits
+from optillm_hooks.budget import Limits
+from optillm_hooks.context import Context
 from optillm_hooks.errors import DeadlineExceeded, ProviderFailed, SamplesFailed
 from optillm_hooks.llm import FinalCall
 from optillm_hooks.registry import get_approach

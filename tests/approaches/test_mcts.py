@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from optillm_hooks.context import Limits
+from optillm_hooks.budget import Limits
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.registry import get_approach
 from optillm_hooks.types import Chat, Completion, Message, Sampling, ToolCall

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from optillm_hooks.approaches.moa import AGAIN, CRITICISE, FUSE
-from optillm_hooks.context import Limits
+from optillm_hooks.budget import Limits
 from optillm_hooks.errors import ProviderFailed, SamplesFailed
 from optillm_hooks.llm import FinalCall
 from optillm_hooks.registry import Cost, get_approach

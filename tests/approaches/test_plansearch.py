@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optillm_hooks.approaches.plansearch import draw_subsets
-from optillm_hooks.code.runner import MontyRunner
-from optillm_hooks.context import Context, Limits
+from optillm_hooks.budget import Limits
+from optillm_hooks.code_execution.runner import MontyRunner
+from optillm_hooks.context import Context
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.registry import get_approach
 from optillm_hooks.types import Answer, Chat, Completion, Message, Sampling, ToolCall

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from optillm_hooks.approaches import pvg
-from optillm_hooks.context import Limits
+from optillm_hooks.budget import Limits
 from optillm_hooks.errors import ProviderFailed, SamplesFailed
 from optillm_hooks.registry import get_approach
 from optillm_hooks.types import Chat, Completion, Message, Sampling, ToolCall

@@ -5,10 +5,10 @@ import pytest
 from optillm_hooks.approaches.re2 import TRIGGER
 from optillm_hooks.context import MeteredLLM
 from optillm_hooks.errors import EmptyCompletion
-from optillm_hooks.expression import parse
-from optillm_hooks.pipeline import Outcome, Request
-from optillm_hooks.pipeline import run as run_plan
-from optillm_hooks.plan import resolve
+from optillm_hooks.pipeline.events import Outcome, Request
+from optillm_hooks.pipeline.expression import parse
+from optillm_hooks.pipeline.plan import resolve
+from optillm_hooks.pipeline.run import run as run_plan
 from optillm_hooks.registry import get_approach
 from optillm_hooks.types import Chat, Completion, Fields, Message, Sampling
 from tests.fakes import ONE_CALL, Reply, ScriptedLLM, context, params

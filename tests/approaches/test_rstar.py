@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from optillm_hooks.approaches import rstar
 from optillm_hooks.approaches.rstar import COMPLETE, Action, Step, allowed, beginning, planned
-from optillm_hooks.context import Limits
+from optillm_hooks.budget import Limits
 from optillm_hooks.errors import ProviderFailed, SampleError, SamplesFailed
 from optillm_hooks.registry import get_approach
 from optillm_hooks.search.mcts import MCTS

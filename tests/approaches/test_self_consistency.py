@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from optillm_hooks.context import Context, Limits
+from optillm_hooks.budget import Limits
+from optillm_hooks.context import Context
 from optillm_hooks.errors import ProviderFailed, SamplesFailed
 from optillm_hooks.judging import MOST_CONSISTENT
 from optillm_hooks.registry import get_approach

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from optillm_hooks.context import Limits
+from optillm_hooks.budget import Limits
 from optillm_hooks.errors import ProviderFailed, RequestRejected
 from optillm_hooks.llm import FinalCall
 from optillm_hooks.registry import get_approach

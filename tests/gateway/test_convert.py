@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from litellm.types.utils import ModelResponse, ModelResponseStream
 
-from optillm_hooks.deltas import Accumulated, whole
+from optillm_hooks.answers.deltas import Accumulated, whole
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway.convert import (
     read_chat,

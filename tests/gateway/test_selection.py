@@ -9,12 +9,13 @@ from litellm import Router
 from litellm.utils import custom_llm_setup
 
 from optillm_hooks import registry
+from optillm_hooks.decoding.field import FIELD
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway import provider
-from optillm_hooks.gateway.router import ModelFacts, alias_model, deployments, is_configured
+from optillm_hooks.gateway.deployments import alias_model, deployments, is_configured
+from optillm_hooks.gateway.model_facts import ModelFacts
 from optillm_hooks.gateway.selection import Selection, read_settings, select
 from optillm_hooks.llm import Price
-from optillm_hooks.local_provider.decoding import FIELD
 from optillm_hooks.registry import Cost, NoParams, Result, approach
 from optillm_hooks.settings import Settings
 

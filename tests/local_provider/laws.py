@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from optillm_hooks.local_provider.generation import Law
+from optillm_hooks.local_provider.engine_request import Law
 
 
 def exact(logits: Mapping[int, float], law: Law) -> dict[int, float]:

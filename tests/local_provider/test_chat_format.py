@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.chat_format import ChatFormat, Transcript
-from optillm_hooks.local_provider.generation import ScoredToken
+from optillm_hooks.local_provider.engine_request import ScoredToken
 from optillm_hooks.local_provider.text import StopFinder, ThinkSplitter
 from tests.local_provider import tiny
 

@@ -12,7 +12,7 @@ from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.local_provider.batch import Batch, Capacity
 from optillm_hooks.local_provider.chat_format import ChatFormat
 from optillm_hooks.local_provider.engine import Engine
-from optillm_hooks.local_provider.generation import (
+from optillm_hooks.local_provider.engine_request import (
     Choice,
     Event,
     Finished,

@@ -21,7 +21,7 @@ from transformers import (
 
 from optillm_hooks.local_provider.batch import Batch, Capacity
 from optillm_hooks.local_provider.engine import Engine
-from optillm_hooks.local_provider.generation import Choice, Generation, Law, Piece
+from optillm_hooks.local_provider.engine_request import Choice, Generation, Law, Piece
 from optillm_hooks.local_provider.runner import Runner
 from tests.local_provider import tiny
 from tests.local_provider.laws import assert_follows, exact

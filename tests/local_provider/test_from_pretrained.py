@@ -11,8 +11,8 @@ import pytest
 import torch
 import transformers
 
-from optillm_hooks.local_provider import layers, models
-from optillm_hooks.local_provider.memory import device_memory
+from optillm_hooks.local_provider import fast_layers, models
+from optillm_hooks.local_provider.eviction import device_memory
 from optillm_hooks.local_provider.models import LoadedModel
 from tests.local_provider import tiny
 
@@ -112,7 +112,7 @@ def test_fastest_is_the_type_that_took_less_time_on_the_cpu(
 
     monkeypatch.setattr(models, "time", SimpleNamespace(perf_counter=lambda: clock))
     with monkeypatch.context() as patched:
-        patched.setattr(layers, "quicken", quicken)
+        patched.setattr(fast_layers, "quicken", quicken)
         assert models._fastest_dtype("cpu") == faster
     monkeypatch.setattr(models, "_fastest_dtype", lambda device: {"cpu": faster}[device])
     spec = models.find("tiny", {"path": str(folder), "dtype": "fastest", "device": "cpu"})

@@ -11,13 +11,13 @@ from typing import Any, cast
 import pytest
 from torch import Tensor
 
+from optillm_hooks.decoding.cot_decoding import CotSettings
 from optillm_hooks.errors import OptiLLMError, ProviderFailed, RequestRejected
 from optillm_hooks.local_provider import models, request
 from optillm_hooks.local_provider.batch import Batch, Capacity
 from optillm_hooks.local_provider.chat_format import ChatFormat
-from optillm_hooks.local_provider.decoding.cot_decoding import CotSettings
 from optillm_hooks.local_provider.engine import Engine
-from optillm_hooks.local_provider.generation import (
+from optillm_hooks.local_provider.engine_request import (
     Choice,
     Event,
     Finished,

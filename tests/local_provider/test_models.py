@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.local_provider import models
 from optillm_hooks.local_provider.custom_llm import PROVIDER, LocalProvider
-from optillm_hooks.local_provider.generation import UnknownModel
+from optillm_hooks.local_provider.engine_request import UnknownModel
 from optillm_hooks.local_provider.models import LoadedModel
 from optillm_hooks.local_provider.runner import Runner
 

@@ -10,8 +10,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.local_provider import kv_cache
 from optillm_hooks.local_provider.chat_format import ChatFormat
+from optillm_hooks.local_provider.fast_layers import quicken
 from optillm_hooks.local_provider.kv_cache import Row, multiplied, read_with_total
-from optillm_hooks.local_provider.layers import quicken
 from optillm_hooks.local_provider.models import LoadedModel
 from optillm_hooks.local_provider.runner import Runner
 from tests.local_provider import tiny

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 import torch
 
-from optillm_hooks.local_provider.generation import Generation, Law
+from optillm_hooks.local_provider.engine_request import Generation, Law
 from optillm_hooks.local_provider.sampling import draw, score, shift
 
 PROBABILITIES = [0.05, 0.4, 0.03, 0.25, 0.15, 0.12]

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from optillm_hooks.errors import ProviderFailed
-from optillm_hooks.local_provider import models, steering
+from optillm_hooks.local_provider import make_steering, models
 from optillm_hooks.local_provider.custom_llm import PROVIDER, LocalProvider
 from optillm_hooks.local_provider.models import LoadedModel
 from optillm_hooks.local_provider.runner import Runner
@@ -61,7 +61,7 @@ def files(tiny: Path, reference: Any) -> dict[str, str]:
     """Two vectors for one layer, and one for the next."""
     places = {"careful": (1, LAYER), "brief": (2, LAYER), "late": (3, LAYER + 1)}
     for name, (seed, layer) in places.items():
-        steering.write(reference, directions(seed), layer, tiny / f"{name}.safetensors")
+        make_steering.write(reference, directions(seed), layer, tiny / f"{name}.safetensors")
     return {name: str(tiny / f"{name}.safetensors") for name in places}
 
 
@@ -190,7 +190,7 @@ def test_the_tool_writes_the_mean_difference_of_the_layers_output(
     pairs, out = tmp_path / "pairs.jsonl", tmp_path / "careful.safetensors"
     pairs.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
     given = ["--model", str(tiny), "--pairs", str(pairs), "--layer", "1", "--out", str(out)]
-    assert steering.main(given) == 0
+    assert make_steering.main(given) == 0
 
     def state(prompt: str, reply: str) -> Tensor:
         asked = loaded.tokenizer.apply_chat_template(
@@ -232,7 +232,7 @@ def test_the_tool_says_what_is_wrong(
     pairs, out = tmp_path / "pairs.jsonl", tmp_path / "out.safetensors"
     pairs.write_text(lines)
     given = ["--model", str(tiny), "--pairs", str(pairs), "--layer", layer, "--out", str(out)]
-    assert steering.main(given) == 1
+    assert make_steering.main(given) == 1
     assert message in capsys.readouterr().err
     assert not out.exists()
 

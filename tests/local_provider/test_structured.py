@@ -15,22 +15,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from optillm_hooks.decoding.cot_decoding import CotSettings
+from optillm_hooks.decoding.deepconf import DeepConfSettings
+from optillm_hooks.decoding.entropy_decoding import EntropySettings
+from optillm_hooks.decoding.thinkdeeper import ThinkSettings
 from optillm_hooks.errors import ProviderFailed, RequestRejected
 from optillm_hooks.local_provider import request
 from optillm_hooks.local_provider.batch import Batch, Capacity
-from optillm_hooks.local_provider.decoding.cot_decoding import CotSettings
-from optillm_hooks.local_provider.decoding.deepconf import DeepConfSettings
-from optillm_hooks.local_provider.decoding.entropy_decoding import EntropySettings
-from optillm_hooks.local_provider.decoding.thinkdeeper import ThinkSettings
 from optillm_hooks.local_provider.engine import Engine
-from optillm_hooks.local_provider.generation import (
-    Choice,
-    Event,
-    Generation,
-    Job,
-    Law,
-    Piece,
-)
+from optillm_hooks.local_provider.engine_request import Choice, Event, Generation, Job, Law, Piece
 from optillm_hooks.local_provider.grammar import Constraint, Grammars, Thinking
 from tests.local_provider import tiny
 from tests.local_provider.laws import assert_follows, exact

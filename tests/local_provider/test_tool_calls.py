@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optillm_hooks.decoding.cot_decoding import CotSettings
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider import request
 from optillm_hooks.local_provider.batch import Batch, Capacity
 from optillm_hooks.local_provider.chat_format import ChatFormat, Transcript
 from optillm_hooks.local_provider.custom_llm import PROVIDER, LocalProvider
-from optillm_hooks.local_provider.decoding.cot_decoding import CotSettings
 from optillm_hooks.local_provider.engine import Engine
-from optillm_hooks.local_provider.generation import Choice, Generation, Piece
+from optillm_hooks.local_provider.engine_request import Choice, Generation, Piece
 from optillm_hooks.local_provider.tool_calls import (
     HERMES,
     LLAMA,

@@ -8,7 +8,8 @@ from fractions import Fraction
 
 import pytest
 
-from optillm_hooks.context import Context, Limits
+from optillm_hooks.budget import Limits
+from optillm_hooks.context import Context
 from optillm_hooks.types import Chat, Sampling
 from tests.fakes import AnsweringLLM, answer, chat, context
 from tests.solver.puzzles import CONTRADICTIONS, PUZZLES, Puzzle, Value

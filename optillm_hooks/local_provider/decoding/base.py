@@ -1,12 +1,13 @@
 """What a decoding method is to the engine: it opens branches, and picks from what they wrote."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
-from optillm_hooks.local_provider.generation import Law
-from optillm_hooks.local_provider.measures import Measure, Measured
+from optillm_hooks.decoding.outcome import Outcome
+from optillm_hooks.local_provider.engine_request import Law
+from optillm_hooks.local_provider.uncertainty import Measure, Measured
 from optillm_hooks.types import FinishReason, Json
 
 
@@ -52,16 +53,6 @@ class Written:
     finish_reason: FinishReason
     stopped: bool = False
     """Whether the method itself stopped it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The one reply that a method makes of its branches."""
-
-    text: str
-    finish_reason: FinishReason = "stop"
-    facts: Mapping[str, Json] = field(default_factory=dict[str, Json])
-    """How it came about, for the response's vendor fields."""
 
 
 class Decoding(Protocol):

@@ -12,36 +12,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from optillm_hooks.decoding.entropy_decoding import EntropySettings
 from optillm_hooks.local_provider.decoding.base import Branch
-from optillm_hooks.local_provider.generation import Law
-from optillm_hooks.local_provider.measures import Measured
+from optillm_hooks.local_provider.engine_request import Law
+from optillm_hooks.local_provider.uncertainty import Measured
 from optillm_hooks.types import Json
 
 State = Literal["certain", "hesitant", "fork", "fog", "ordinary"]
 """What the uncertainty of the next token looks like."""
-
-
-class EntropySettings(BaseModel):
-    """What a request can set. Entropy in bits, varentropy in bits squared."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    low_entropy: float = Field(default=0.1, ge=0, le=20, description="Below: certain (bits).")
-    low_varentropy: float = Field(default=0.1, ge=0, le=100, description="Below: even (bits²).")
-    hesitant_entropy: float = Field(
-        default=3.0, ge=0, le=20, description="Above, and even: hesitant (bits)."
-    )
-    high_entropy: float = Field(
-        default=5.0, ge=0, le=20, description="Parts a fork from a fog (bits)."
-    )
-    high_varentropy: float = Field(
-        default=5.0, ge=0, le=100, description="Above: a fork or a fog (bits²)."
-    )
-    most_temperature: float = Field(
-        default=1.5, gt=0, le=2, description="Temperature that no rule exceeds."
-    )
 
 
 def state(measured: Measured, settings: EntropySettings) -> State:

@@ -6,14 +6,19 @@ from functools import partial
 
 from pydantic import BaseModel
 
-from optillm_hooks.local_provider.decoding.autothink import AutoThinkSettings, SteeredThinking
+from optillm_hooks.decoding.autothink import AutoThinkSettings
+from optillm_hooks.decoding.cot_decoding import CotSettings
+from optillm_hooks.decoding.deepconf import DeepConfSettings
+from optillm_hooks.decoding.entropy_decoding import EntropySettings
+from optillm_hooks.decoding.markers import MARKERS, Markers
+from optillm_hooks.decoding.thinkdeeper import ThinkSettings
+from optillm_hooks.local_provider.decoding.autothink import SteeredThinking
 from optillm_hooks.local_provider.decoding.base import Branch, Decoding, Samples
-from optillm_hooks.local_provider.decoding.cot_decoding import CotDecoding, CotSettings
-from optillm_hooks.local_provider.decoding.deepconf import DeepConf, DeepConfSettings
-from optillm_hooks.local_provider.decoding.entropy_decoding import Adaptive, EntropySettings
-from optillm_hooks.local_provider.decoding.thinkdeeper import Thinking, ThinkSettings
-from optillm_hooks.local_provider.generation import Generation
-from optillm_hooks.local_provider.text import MARKERS, Markers
+from optillm_hooks.local_provider.decoding.cot_decoding import CotDecoding
+from optillm_hooks.local_provider.decoding.deepconf import DeepConf
+from optillm_hooks.local_provider.decoding.entropy_decoding import Adaptive
+from optillm_hooks.local_provider.decoding.thinkdeeper import Thinking
+from optillm_hooks.local_provider.engine_request import Generation
 
 SETTINGS: Mapping[str, type[BaseModel]] = {
     "autothink": AutoThinkSettings,

@@ -7,10 +7,11 @@ import litellm
 import pytest
 import torch
 
-from optillm_hooks.expression import parse
 from optillm_hooks.local_provider.models import LoadedModel
-from optillm_hooks.pipeline import Request, run
-from optillm_hooks.plan import resolve
+from optillm_hooks.pipeline.events import Request
+from optillm_hooks.pipeline.expression import parse
+from optillm_hooks.pipeline.plan import resolve
+from optillm_hooks.pipeline.run import run
 from optillm_hooks.types import Sampling, TokenLogprob
 from tests.fakes import chat
 from tests.vllm import PrefixLLM

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optillm_hooks.local_provider.decoding.cot_decoding import (
+from optillm_hooks.decoding.cot_decoding import (
     Path,
     Span,
     answer_span,

@@ -5,9 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optillm_hooks.local_provider.decoding.base import Written
-from optillm_hooks.local_provider.decoding.deepconf import (
-    DeepConf,
+from optillm_hooks.decoding.confidence import listed_confidence, listed_margin
+from optillm_hooks.decoding.deepconf import (
     DeepConfSettings,
     Election,
     Metric,
@@ -19,13 +18,10 @@ from optillm_hooks.local_provider.decoding.deepconf import (
     votes,
     winner,
 )
-from optillm_hooks.local_provider.generation import Law
-from optillm_hooks.local_provider.measures import (
-    Measured,
-    listed_confidence,
-    listed_margin,
-    measure,
-)
+from optillm_hooks.local_provider.decoding.base import Written
+from optillm_hooks.local_provider.decoding.deepconf import DeepConf
+from optillm_hooks.local_provider.engine_request import Law
+from optillm_hooks.local_provider.uncertainty import Measured, measure
 
 
 def test_the_lowest_group_is_worked_out_by_hand() -> None:

@@ -3,9 +3,10 @@ import math
 import pytest
 import torch
 
-from optillm_hooks.local_provider.decoding.entropy_decoding import EntropySettings, adapted
-from optillm_hooks.local_provider.generation import Law
-from optillm_hooks.local_provider.measures import Measured, measure
+from optillm_hooks.decoding.entropy_decoding import EntropySettings
+from optillm_hooks.local_provider.decoding.entropy_decoding import adapted
+from optillm_hooks.local_provider.engine_request import Law
+from optillm_hooks.local_provider.uncertainty import Measured, measure
 
 SETTINGS = EntropySettings()
 LAW = Law(temperature=0.8, top_p=0.9, top_k=3, min_p=0.1)

@@ -6,15 +6,16 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from optillm_hooks.decoding.autothink import AutoThinkSettings
+from optillm_hooks.decoding.cot_decoding import CotSettings
+from optillm_hooks.decoding.deepconf import DeepConfSettings
+from optillm_hooks.decoding.entropy_decoding import EntropySettings
+from optillm_hooks.decoding.markers import MARKERS
+from optillm_hooks.decoding.thinkdeeper import ThinkSettings
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.batch import Batch, Capacity
 from optillm_hooks.local_provider.chat_format import ChatFormat
-from optillm_hooks.local_provider.decoding.autothink import AutoThinkSettings
-from optillm_hooks.local_provider.decoding.cot_decoding import CotSettings
-from optillm_hooks.local_provider.decoding.deepconf import DeepConfSettings
-from optillm_hooks.local_provider.decoding.entropy_decoding import EntropySettings
-from optillm_hooks.local_provider.decoding.thinkdeeper import ThinkSettings
-from optillm_hooks.local_provider.generation import (
+from optillm_hooks.local_provider.engine_request import (
     Choice,
     Event,
     Finished,
@@ -24,7 +25,6 @@ from optillm_hooks.local_provider.generation import (
     Piece,
 )
 from optillm_hooks.local_provider.runner import Runner
-from optillm_hooks.local_provider.text import MARKERS
 from tests.local_provider import tiny
 
 FORMAT = tiny.chat_format()

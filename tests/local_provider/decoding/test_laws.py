@@ -13,21 +13,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from optillm_hooks.local_provider.decoding.autothink import AutoThinkSettings
+from optillm_hooks.decoding.autothink import AutoThinkSettings
+from optillm_hooks.decoding.cot_decoding import CotSettings
+from optillm_hooks.decoding.deepconf import DeepConfSettings
+from optillm_hooks.decoding.entropy_decoding import EntropySettings
+from optillm_hooks.decoding.thinkdeeper import ThinkSettings
 from optillm_hooks.local_provider.decoding.base import Branch
-from optillm_hooks.local_provider.decoding.cot_decoding import CotSettings
-from optillm_hooks.local_provider.decoding.deepconf import DeepConfSettings
-from optillm_hooks.local_provider.decoding.entropy_decoding import (
-    Adaptive,
-    EntropySettings,
-    State,
-    state,
-)
+from optillm_hooks.local_provider.decoding.entropy_decoding import Adaptive, State, state
 from optillm_hooks.local_provider.decoding.methods import Vocabulary, method
-from optillm_hooks.local_provider.decoding.thinkdeeper import ThinkSettings
-from optillm_hooks.local_provider.generation import Generation, Law
-from optillm_hooks.local_provider.measures import Measured, measure
+from optillm_hooks.local_provider.engine_request import Generation, Law
 from optillm_hooks.local_provider.sampling import draw
+from optillm_hooks.local_provider.uncertainty import Measured, measure
 
 DRAWS = 20_000
 LAW = Law(temperature=0.8, top_p=0.95, top_k=40, min_p=0.05)

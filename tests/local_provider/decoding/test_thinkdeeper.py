@@ -5,15 +5,12 @@ from hypothesis import given
 from hypothesis import settings as trying
 from hypothesis import strategies as st
 
+from optillm_hooks.decoding.autothink import AutoThinkSettings, complexity, thinking_for
+from optillm_hooks.decoding.thinkdeeper import Budget, ThinkSettings
 from optillm_hooks.errors import RequestRejected
-from optillm_hooks.local_provider.decoding.autothink import (
-    AutoThinkSettings,
-    complexity,
-    thinking_for,
-)
-from optillm_hooks.local_provider.decoding.thinkdeeper import Budget, Thinking, ThinkSettings
-from optillm_hooks.local_provider.generation import Law
-from optillm_hooks.local_provider.measures import Measured
+from optillm_hooks.local_provider.decoding.thinkdeeper import Thinking
+from optillm_hooks.local_provider.engine_request import Law
+from optillm_hooks.local_provider.uncertainty import Measured
 
 END = 0
 

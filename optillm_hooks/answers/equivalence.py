@@ -1,0 +1,321 @@
+"""Which answers are the same answer: numbers, formulas, quantities, choices, JSON and plain text.
+
+What is the same:
+
+* numbers by value: 1,000 = 1000 = 1e3, 0.5 = 1/2, "seven" = 7, "3 million" = 3000000;
+* formulas as `answers.formulas` compares them: \\frac{1}{2} = 0.5, (x+1)^2 = x^2+2x+1;
+* quantities if number and unit are the same. A bare number is the same as a quantity if, among the
+  answers compared, that number comes with no other unit: 18 = $18, but not where 18 km is there as
+  well. A percentage is the bare number if that is there, and else its hundredth;
+* choices by letter: B = (B) = "(B) Paris". "B. Paris" is one beside a bare B only, because
+  "C. difficile" is none;
+* JSON by value: the order of keys does not matter, 1 = 1.0, and true is not 1;
+* other text but for case, blanks, quotes, emphasis, a leading article and a final stop.
+
+Why not sympy or math-verify: sympy's own parsers evaluate Python; math-verify bounds its time by
+signals, which fail outside the main thread, and compares by simplification, which without them has
+no bound. It also looks at mathematics only, and takes 5 km for 5 m. On the table of answers under
+`tests/golden` this module agrees with all judgements and math-verify with fewer; a test says so.
+"""
+
+import re
+import unicodedata
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from itertools import combinations
+
+from optillm_hooks.answers.extraction import read_json
+from optillm_hooks.answers.formulas import (
+    MEANINGFUL_WORDS,
+    Value,
+    equal,
+    parse,
+    plain,
+    scaled,
+    value_of,
+)
+
+_LONGEST_PARSED = 500
+"""Characters of an answer that is looked at as mathematics; a longer one is text or JSON."""
+
+_DEEPEST_JSON = 100
+_MOST_UNIT_WORDS = 4
+
+_SMALL = """
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+sixteen seventeen eighteen nineteen"""
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_NUMBER_WORDS = {word: number for number, word in enumerate(_SMALL.split())} | {
+    word: 20 + 10 * place for place, word in enumerate(_TENS.split())
+}
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+"""Powers of ten."""
+
+_CURRENCIES = {
+    "$": "dollar", "us$": "dollar", "usd": "dollar", "\u20ac": "euro", "eur": "euro",
+    "\u00a3": "gbp", "gbp": "gbp", "\u00a5": "yen", "jpy": "yen", "\u20b9": "rupee", "inr": "rupee",
+}  # fmt: skip
+_UNITS = _CURRENCIES | {
+    "%": "%", "percent": "%", "m": "m", "meter": "m", "metre": "m", "cm": "cm", "centimeter": "cm",
+    "centimetre": "cm", "mm": "mm", "millimeter": "mm", "millimetre": "mm", "km": "km",
+    "kilometer": "km", "kilometre": "km", "g": "g", "gram": "g", "kg": "kg", "kilogram": "kg",
+    "mg": "mg", "lb": "lb", "pound": "pound", "s": "s", "sec": "s", "second": "s", "min": "min",
+    "minute": "min", "h": "h", "hr": "h", "hour": "h", "l": "l", "liter": "l", "litre": "l",
+    "ml": "ml", "n": "n", "newton": "n", "j": "j", "joule": "j", "w": "w", "watt": "w", "v": "v",
+    "volt": "v", "deg": "degree", "degree": "degree", "feet": "foot", "foot": "foot", "ft": "foot",
+    "inch": "inch", "inche": "inch", "mile": "mile", "mi": "mile", "mph": "mile/h", "kmh": "km/h",
+    "kph": "km/h", "\u00a2": "cent", "pm": "pm", "am": "am",
+}  # fmt: skip
+_TWO_WORDS = {"/ cent": "%", "us dollar": "dollar"}
+
+_UNIT_LETTERS = frozenset("mgshLNJWVKCFA")
+"""Units of one letter; other letters after a number are variables."""
+
+_APPROXIMATELY = re.compile(
+    r"^(?:(?:about|approximately|roughly|around|nearly)\b|approx\b\.?|\\approx\b|\u2248|~)\s*",
+    re.IGNORECASE,
+)
+_NAMED = re.compile(r"^[A-Za-z]{1,3}'?(?:_\w|_\{\w+\})?(?:\([a-z]\))?\s*=\s*(?=[^=]+$)")
+_MONEY = re.compile(
+    r"([-+]?)\s*(us\$|usd\b|eur\b|gbp\b|jpy\b|inr\b|[$\u20ac\u00a3\u00a5\u20b9])\s*([-+]?)\s*(.+)",
+    re.IGNORECASE,
+)
+_SCALED = re.compile(rf"([^A-Za-z]+?)\s*\b({'|'.join(_SCALES)})s?\b\s*(.*)", re.IGNORECASE)
+_UNIT_WORD = re.compile(r"[A-Za-z\u00b5\u00a2]+(?:/[A-Za-z]+)*(?:\^\{?-?\d\}?)?|/")
+_ATTACHED_UNIT = re.compile(r"(.*[\d}])\s*(%|\u00a2|[A-Za-z]{2,}(?:\^\{?\d\}?)?)")
+_POWER = re.compile(r"\^\{?(-?\d)\}?$")
+_LETTER = re.compile(r"(?:(?:option|choice|answer)\s+)?\(?([A-Za-z])\)?[.:]?", re.IGNORECASE)
+_LETTER_AND_TEXT = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])\))\s*\S.*", re.DOTALL)
+_LETTER_STOP_TEXT = re.compile(r"([A-Z])[.:]\s+\S.*", re.DOTALL)
+_NEXT_PART = re.compile(r"[\s,;]\(?[A-Za-z]\)")
+_MATH = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_STRONG = re.compile(r"(?<![\w)}])\*\*([^*]+)\*\*(?![\w({])")
+_ARTICLE = re.compile(r"^(?:the|an?)\s+(?=\S)")
+_AROUND_MARKS = re.compile(r"\s*([,:;/-])\s*")
+_ENDS = " *`\"'\u201c\u201d"
+_DECORATION = dict.fromkeys(map(ord, "*`\"'\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"))
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """An answer, ready to be compared."""
+
+    text: str
+    letter: str = ""
+    """The letter of a choice."""
+
+    is_choice: bool = False
+    """Whether the letter can be nothing but a choice: "(B)", and not "B. Paris"."""
+
+    value: Value | None = None
+    unit: str = ""
+    json: Hashable = None
+
+
+def classes(answers: Sequence[str | None]) -> list[int | None]:
+    """Return for each answer the index of the first that is the same answer; None stays None.
+
+    Which answers share a class does not depend on their order.
+    """
+    forms = {at: form_of(answer) for at, answer in enumerate(answers) if answer is not None}
+    first = {at: at for at in forms}
+
+    def root(at: int) -> int:
+        while first[at] != at:
+            at = first[at]
+        return at
+
+    def join(one: int, other: int) -> None:
+        low, high = sorted((root(one), root(other)))
+        first[high] = low
+
+    for one, other in combinations(forms, 2):
+        if root(one) != root(other) and _same(forms[one], forms[other]):
+            join(one, other)
+    groups = {root(at): forms[at] for at in reversed(forms) if forms[at].value is not None}
+    for one, other in _told_by_others(groups):
+        join(one, other)
+    return [root(at) if at in forms else None for at in range(len(answers))]
+
+
+def equivalent(one: str, other: str) -> bool:
+    """Return whether the two are the same answer where no others are known."""
+    return classes([one, other]) == [0, 0]
+
+
+def form_of(answer: str) -> Form:
+    """Return `answer` as what it can be compared as."""
+    answer = answer.strip()
+    if len(answer) > _LONGEST_PARSED:
+        return Form(_plain_text(answer), json=_json_key(answer))
+    text = plain(_MATH.sub(_inside, _STRONG.sub(_inside, answer)))
+    quantity = _quantity(text.strip(_ENDS).removesuffix("."))
+    if quantity is None and (key := _json_key(answer)) is not None:
+        return Form(answer, json=key)
+    letter, is_choice = _letter_of(text.translate(_DECORATION).strip())
+    value, unit = quantity or (None, "")
+    return Form(_plain_text(text), letter, is_choice, value, unit)
+
+
+def _inside(found: re.Match[str]) -> str:
+    return next(group for group in found.groups() if isinstance(group, str))
+
+
+def _same(a: Form, b: Form) -> bool:
+    if a.json is not None or b.json is not None:
+        return a.json == b.json
+    if a.value is not None and b.value is not None:
+        if a.unit == b.unit and equal(a.value, b.value):
+            return True
+    elif a.text == b.text:
+        return True
+    return a.letter != "" and a.letter == b.letter and (a.is_choice or b.is_choice)
+
+
+def _told_by_others(groups: Mapping[int, Form]) -> list[tuple[int, int]]:
+    """Return the pairs of groups that are the same only if no other group says otherwise.
+
+    A bare number joins the only unit it comes with; a percentage that has no bare number beside it
+    joins its hundredth.
+    """
+    values = [(at, form.value, form.unit) for at, form in groups.items() if form.value is not None]
+    bare = [(at, value) for at, value, unit in values if not unit]
+    pairs: list[tuple[int, int]] = []
+    for at, value in bare:
+        same = [other for other, its, unit in values if unit and equal(value, its)]
+        if len(same) == 1:
+            pairs.append((at, same[0]))
+    joined = {other for _, other in pairs}
+    for other, its, unit in values:
+        if unit == "%" and other not in joined:
+            hundredth = scaled(its, Fraction(1, 100))
+            pairs += [(at, other) for at, value in bare if equal(value, hundredth)]
+    return pairs
+
+
+def _letter_of(text: str) -> tuple[str, bool]:
+    """Return the letter of the choice that `text` names, or "", and whether it surely is one."""
+    found = _LETTER.fullmatch(text)
+    if found is None and (with_text := _LETTER_AND_TEXT.fullmatch(text)):
+        found = None if _NEXT_PART.search(text, 3) else with_text
+    if found is not None:
+        return (found[1] or found[2]).lower(), True
+    unsure = _LETTER_STOP_TEXT.fullmatch(text)
+    return (unsure[1].lower() if unsure else ""), False
+
+
+def _quantity(text: str) -> tuple[Value, str] | None:
+    """Return the value of `text` and its unit, "" if it has none; None if it is no mathematics."""
+    text = _NAMED.sub("", _APPROXIMATELY.sub("", re.sub(r"\s*\^\s*", "^", text)))
+    currency: list[str] = []
+    if money := _MONEY.fullmatch(text):
+        currency = [_CURRENCIES[money[2].lower()]]
+        text = (money[1] or money[3]) + money[4]
+    text = _in_digits(text)
+    if found := _SCALED.fullmatch(text):
+        value = _value(found[1])
+        if value is not None:
+            value = scaled(value, Fraction(10 ** _SCALES[found[2].lower()]))
+        return None if value is None else (value, _unit([*currency, *found[3].split()]))
+    number, words = _split_unit(text)
+    value = _value(number)
+    if value is None and words:
+        value, words = _value(text), []
+    return None if value is None else (value, _unit([*currency, *words]))
+
+
+def _value(text: str) -> Value | None:
+    formula = parse(text)
+    return None if formula is None else value_of(formula)
+
+
+def _in_digits(text: str) -> str:
+    """Return `text` with a leading number word ("seven", "twenty-one") in digits."""
+    word, _, rest = text.partition(" ")
+    tens, _, ones = word.lower().partition("-")
+    if tens not in _NUMBER_WORDS or (ones and ones not in _NUMBER_WORDS):
+        return text
+    return f"{_NUMBER_WORDS[tens] + _NUMBER_WORDS.get(ones, 0)} {rest}".rstrip()
+
+
+def _split_unit(text: str) -> tuple[str, list[str]]:
+    """Return `text` without the words of a unit at its end, and those words."""
+    attached = _ATTACHED_UNIT.fullmatch(text)
+    if attached and _POWER.sub("", attached[2]).lower().rstrip("s") in _UNITS:
+        return attached[1], [attached[2]]
+    words = text.split()
+    start = len(words)
+    while start > max(1, len(words) - _MOST_UNIT_WORDS) and _is_unit_word(words[start - 1]):
+        start -= 1
+    number = " ".join(words[:start])
+    return (number, words[start:]) if re.search(r"[\d\\]", number) else (text, [])
+
+
+def _is_unit_word(word: str) -> bool:
+    letters = _POWER.sub("", word)
+    known = len(letters) > 1 or letters in _UNIT_LETTERS or letters == "/"
+    return known and word not in MEANINGFUL_WORDS and _UNIT_WORD.fullmatch(word) is not None
+
+
+def _unit(words: Sequence[str]) -> str:
+    """Return one spelling of the unit that `words` name."""
+    parts: list[str] = []
+    power = ""
+    for word in " ".join(words).lower().replace("/", " / ").split():
+        if word in ("square", "sq", "cubic"):
+            power = "^3" if word == "cubic" else "^2"
+        elif word in ("squared", "cubed") and parts:
+            parts[-1] += "^3" if word == "cubed" else "^2"
+        else:
+            parts.append("/" if word == "per" else _unit_word(word) + power)
+            power = ""
+    unit = " ".join(parts)
+    return _TWO_WORDS.get(unit, unit)
+
+
+def _unit_word(word: str) -> str:
+    power = _POWER.search(word)
+    name = _POWER.sub("", word)
+    singular = (
+        name[:-1] if len(name) > 2 and name.endswith("s") and not name.endswith("ss") else name
+    )
+    name = _UNITS.get(name, _UNITS.get(singular, singular))
+    return f"{name}^{power[1]}" if power else name
+
+
+def _json_key(text: str) -> Hashable:
+    """Return what is equal for equal JSON, or None if `text` is no object or array."""
+    if text[:1] not in ("{", "["):
+        return None
+    value = read_json(text)
+    return None if value is None else json_key(value)
+
+
+def json_key(value: object, depth: int = 0) -> Hashable:
+    """Return a key that is equal for JSON values that are equal, whatever the order of keys.
+
+    Numbers are equal by value and differ from booleans. What nests deeper than 100 levels is equal
+    to anything else so deep in the same place.
+    """
+    if depth > _DEEPEST_JSON:
+        return "deeper"
+    match value:
+        case dict():
+            return "object", frozenset((k, json_key(v, depth + 1)) for k, v in value.items())
+        case list():
+            return "array", tuple(json_key(item, depth + 1) for item in value)
+        case bool() | None:
+            return "word", value
+        case int() | float() | Decimal():
+            return "number", value
+        case _:
+            return "string", value.strip() if isinstance(value, str) else value
+
+
+def _plain_text(text: str) -> str:
+    """Return `text` without what does not matter in a name or a sentence."""
+    text = unicodedata.normalize("NFKC", text).casefold().translate(_DECORATION)
+    text = _AROUND_MARKS.sub(r"\1", " ".join(text.split()))
+    return _ARTICLE.sub("", text.strip(" _.,;:!")).strip()

@@ -1,0 +1,250 @@
+"""Values of formulas, and whether two are equal.
+
+Two scalars are equal if their exact rational values are. Where roots, constants or variables leave
+no such value, they are equal if they agree at fixed points: the identity test of Schwartz (1980)
+and Zippel (1979), in floating point. Its error is one-sided but for rounding, and for answers of a
+few hundred characters it does not occur. Each formula is evaluated once, so comparing is cheap.
+"""
+
+import cmath
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from optillm_hooks.answers.formulas.tree import (
+    COLLECTIONS,
+    CONSTANTS,
+    UNORDERED,
+    Apply,
+    Formula,
+    Number,
+    Symbol,
+    product,
+)
+
+_MAX_BITS = 4096
+"""Size of an exact value; a larger one is floating point, or none if that overflows."""
+
+_MOST_EXACT_FACTORIAL = 170
+_POSITIVE, _NEGATIVE = 4, 2
+"""Points at which all variables are positive, and at which all are negative."""
+
+_RELATIVE, _ABSOLUTE = 1e-9, 1e-13
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    formula: Formula
+    exact: Fraction | None
+    """The value, if it is rational and not too large."""
+
+    at: tuple[complex | None, ...]
+    """The value at each point, the positive ones first; None where there is none."""
+
+    is_constant: bool
+    has_abs: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    kind: str
+    members: tuple["Value", ...]
+    """In order, where the kind has one; else sorted."""
+
+
+Value = Scalar | Group
+
+
+def value_of(formula: Formula) -> Value:
+    """Return the value of `formula`, ready to be compared."""
+    if isinstance(formula, Apply) and formula.op in COLLECTIONS:
+        members = [value_of(member) for member in formula.args]
+        if formula.op in UNORDERED:
+            members.sort(key=_place)
+        return Group(formula.op, tuple(members))
+    names = _names(formula)
+    is_constant = names <= CONSTANTS
+    points = range(1 if is_constant else _POSITIVE + _NEGATIVE)
+    at = tuple(_value_at(formula, point) for point in points)
+    if is_constant:
+        at *= _POSITIVE + _NEGATIVE
+    return Scalar(formula, _exact(formula), at, is_constant, _has_abs(formula))
+
+
+def scaled(value: Value, factor: Fraction) -> Value:
+    """Return `factor` times `value`; a collection is left as it is."""
+    if isinstance(value, Group):
+        return value
+    if isinstance(value.formula, Number):
+        return value_of(Number(value.formula.value * factor))
+    return value_of(product(value.formula, Number(factor)))
+
+
+def equal(a: Value, b: Value) -> bool:
+    """Return whether the two are the same value, set, interval, relation or matrix.
+
+    A decimal of three or more significant digits equals a constant that no decimal can write if it
+    is that constant rounded or cut: 0.333 is 1/3 and 3.14 is pi, but 3.99 is not 4.
+    """
+    if isinstance(a, Group) or isinstance(b, Group):
+        return (
+            isinstance(a, Group)
+            and isinstance(b, Group)
+            and (a.kind, len(a.members)) == (b.kind, len(b.members))
+            and all(map(equal, a.members, b.members))
+        )
+    if a.exact is not None and b.exact is not None:
+        return a.exact == b.exact or _is_rounded(a, b) or _is_rounded(b, a)
+    return a.formula == b.formula or _agree(a, b) or _is_rounded(a, b) or _is_rounded(b, a)
+
+
+def _agree(a: Scalar, b: Scalar) -> bool:
+    """Whether the two have the same value at each point.
+
+    Variables are positive there, as is usual in answers (log(ab) is log a + log b); where an
+    absolute value makes a sign matter, they are negative as well.
+    """
+    points = _POSITIVE + (_NEGATIVE if a.has_abs or b.has_abs else 0)
+    return all(
+        u is not None
+        and v is not None
+        and abs(u - v) <= _RELATIVE * max(abs(u), abs(v)) + _ABSOLUTE
+        for u, v in zip(a.at[:points], b.at[:points], strict=True)
+    )
+
+
+def _is_rounded(decimal: Scalar, other: Scalar) -> bool:
+    """Whether `decimal` is `other`, a constant that no decimal can write, rounded or cut."""
+    written = decimal.formula
+    if not isinstance(written, Number) or not written.places or not other.is_constant:
+        return False
+    significant = str(abs(written.value) * 10**written.places).lstrip("0")
+    value = other.at[0]
+    if len(significant) < 3 or value is None or abs(value.imag) > _ABSOLUTE:
+        return False
+    if other.exact is not None and _terminates(other.exact):
+        return False
+    unit = 10.0**-written.places
+    excess = abs(value.real) - abs(float(written.value))
+    return written.value * Fraction(value.real) >= 0 and -0.5 * unit <= excess < unit
+
+
+def _terminates(value: Fraction) -> bool:
+    """Whether a decimal can write it: the denominator has no prime factors but 2 and 5."""
+    rest = value.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return rest == 1
+
+
+def _place(value: Value) -> tuple[float, float, str]:
+    """Return where to put `value` among others, the same for equal ones but for rounding."""
+    if isinstance(value, Group):
+        return (math.inf, 0.0, value.kind + "".join(str(_place(m)) for m in value.members))
+    at = value.at[0]
+    if at is None:
+        return (math.inf, 0.0, str(value.formula))
+    return (round(at.real, 6), round(at.imag, 6), "")
+
+
+def _names(formula: Formula) -> set[str]:
+    match formula:
+        case Symbol(name):
+            return {name}
+        case Apply(_, args):
+            return {name for arg in args for name in _names(arg)}
+    return set()
+
+
+def _has_abs(formula: Formula) -> bool:
+    return isinstance(formula, Apply) and (formula.op == "abs" or any(map(_has_abs, formula.args)))
+
+
+def _exact(formula: Formula) -> Fraction | None:
+    match formula:
+        case Number(value):
+            return value
+        case Apply(op, args) if op in _EXACT:
+            values = [value for value in map(_exact, args) if value is not None]
+            result = _EXACT[op](values) if len(values) == len(args) else None
+            return result if result is not None and _bits(result) <= _MAX_BITS else None
+    return None
+
+
+def _bits(value: Fraction) -> int:
+    return max(value.numerator.bit_length(), value.denominator.bit_length())
+
+
+def _exact_power(values: Sequence[Fraction]) -> Fraction | None:
+    base, exponent = values
+    if exponent.denominator != 1 or (base == 0 and exponent < 0):
+        return None
+    if _bits(base) * abs(exponent.numerator) > _MAX_BITS:
+        return None
+    return Fraction(base**exponent.numerator)
+
+
+def _exact_factorial(values: Sequence[Fraction]) -> Fraction | None:
+    [n] = values
+    if n.denominator != 1 or not 0 <= n <= _MOST_EXACT_FACTORIAL:
+        return None
+    return Fraction(math.factorial(n.numerator))
+
+
+_EXACT: dict[str, Callable[[Sequence[Fraction]], Fraction | None]] = {
+    "+": lambda values: sum(values, Fraction(0)),
+    "*": lambda values: math.prod(values, start=Fraction(1)),
+    "inv": lambda values: 1 / values[0] if values[0] else None,
+    "^": _exact_power,
+    "!": _exact_factorial,
+    "%": lambda values: values[0] / 100,
+    "abs": lambda values: abs(values[0]),
+}
+
+
+def _value_at(formula: Formula, point: int) -> complex | None:
+    try:
+        value = _value(formula, point)
+    except (ArithmeticError, ValueError):
+        return None
+    return value if cmath.isfinite(value) else None
+
+
+def _value(formula: Formula, point: int) -> complex:
+    match formula:
+        case Number(value):
+            return complex(float(value))
+        case Symbol(name):
+            return _CONSTANTS[name] if name in _CONSTANTS else _coordinate(name, point)
+        case Apply(op, args) if op not in COLLECTIONS:
+            return complex(_INEXACT[op](*[_value(arg, point) for arg in args]))
+    raise ValueError(f"no value: {formula}")
+
+
+def _coordinate(name: str, point: int) -> complex:
+    """Return a fixed number of size 0.5 to 1.5 that depends on the name."""
+    size = 0.5 + zlib.crc32(f"{point}:{name}:{point}".encode()) / 2**32
+    return complex(size if point < _POSITIVE else -size)
+
+
+_CONSTANTS: dict[str, complex] = {"pi": math.pi, "e": math.e, "i": 1j}
+_INEXACT: dict[str, Callable[..., complex]] = {
+    "+": lambda *values: sum(values, 0j),
+    "*": lambda *values: math.prod(values, start=1 + 0j),
+    "inv": lambda value: 1 / value,
+    "^": lambda base, exponent: base**exponent,
+    "root": lambda base, degree: base ** (1 / degree),
+    "!": lambda n: math.gamma(n.real + 1),
+    "%": lambda value: value / 100,
+    "abs": abs,
+    "sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan,
+    "sinh": cmath.sinh, "cosh": cmath.cosh, "tanh": cmath.tanh,
+    "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan,
+    "ln": cmath.log, "log": cmath.log10, "exp": cmath.exp,
+    "sec": lambda angle: 1 / cmath.cos(angle),
+    "csc": lambda angle: 1 / cmath.sin(angle),
+    "cot": lambda angle: 1 / cmath.tan(angle),
+}  # fmt: skip

@@ -1,0 +1,474 @@
+"""Text, plain or LaTeX, to a formula."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from optillm_hooks.answers.formulas.tree import (
+    CONSTANTS,
+    FUNCTIONS,
+    Apply,
+    Formula,
+    Number,
+    Symbol,
+    negative,
+    product,
+    quotient,
+)
+
+MAX_LENGTH = 500
+"""Characters of a formula; a longer text is not read as one."""
+
+_MAX_NESTING = 25
+_LONGEST_WORD = 3
+"""Letters that may stand together as a product of variables."""
+
+_GREEK_LETTERS = """
+alpha beta gamma delta epsilon varepsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau
+phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"""
+_SYMBOLS = frozenset({*_GREEK_LETTERS.split(), "ell", "infty", "emptyset", "varnothing"})
+_ALSO = {"varnothing": "emptyset", "varphi": "phi", "inf": "infty", "infinity": "infty"}
+
+MEANINGFUL_WORDS = FUNCTIONS | CONSTANTS | {"sqrt", "inf", "infinity"}
+"""Words that mean something in a formula without a backslash, and so are not units."""
+
+_COMPARISONS = {
+    "=": "=", "<": "<", "<=": "<=", "!=": "!=", ">": ">", ">=": ">=",
+    "\\in": "in", "\\lt": "<", "\\gt": ">",
+    "\\le": "<=", "\\leq": "<=", "\\ge": ">=", "\\geq": ">=", "\\ne": "!=", "\\neq": "!=",
+}  # fmt: skip
+_MIRRORED = {">": "<", ">=": "<="}
+
+_CHARACTERS: dict[str, str | int | None] = {
+    "\u2010": "-", "\u2011": "-", "\u2012": "-", "\u2013": "-", "\u2014": "-", "\u2212": "-",
+    "\u00d7": "*", "\u00b7": "*", "\u22c5": "*", "\u2217": "*", "\u00f7": "/", "\u2044": "/",
+    "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u00b2": "^2", "\u00b3": "^3", "\u2074": "^4",
+    "\u00bd": " 1/2", "\u00bc": " 1/4", "\u00be": " 3/4", "\u2153": " 1/3", "\u2154": " 2/3",
+    "\u03c0": "\\pi ", "\u03b8": "\\theta ", "\u221e": "\\infty ", "\u2205": "\\emptyset ",
+    "\u2264": "\\le ", "\u2265": "\\ge ", "\u2260": "\\ne ", "\u2208": "\\in ", "\u222a": "\\cup ",
+    "\u00b1": "\\pm ", "\u2213": "\\mp ", "\u221a": " sqrt ", "\u00b0": " degrees ",
+}  # fmt: skip
+_SPELLINGS = [
+    (re.compile(pattern), spelling)
+    for pattern, spelling in [
+        (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])", ""),
+        (r"\\!", ""),
+        (r"(?<=\d)(?:\{,\}|\\,)(?=\d{3}(?!\d))", ","),
+        (r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|~", " "),
+        (r"\\([$%#&])", r"\1"),
+        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\(?:text[a-z]*|math(?:rm|bf|it|sf)|mbox|operatorname)\s*\{([^{}]*)\}", r" \1 "),
+        (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree(?![A-Za-z])", " degrees "),
+        (r"\\(?:cdot|times|ast)(?![A-Za-z])", "*"),
+        (r"\\div(?![A-Za-z])", "/"),
+        (r"\*\*", "^"),
+        (r"\\(?:mid|[lr]?vert)(?![A-Za-z])", "|"),
+        (r"(?<=\d) (?=\d{3}(?: \d{3})*(?!\d| ?/))", ","),
+        (r",?\s+(?:and|or)\s+", ", "),
+    ]
+]
+_LOOKS_LIKE_ONE = re.compile(
+    r"[0-9+\-*/^=<>|,\\]|^(?:[A-Za-z]|pi|inf(?:inity)?)$|(?:sqrt|sin|cos|tan|ln|log|exp)\b"
+)
+_CODE = re.compile(r"\d+(?: ?- ?\d+)+|\d+/\d+/\d+")
+"""Scores, ranges and dates, which are no arithmetic."""
+
+_TOKEN = re.compile(
+    r"""\s*(?:
+        (?P<number>
+            \d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?
+          | (?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3}(?!\d))?
+        )
+      | (?P<begin>\\begin\{[bpvBV]?matrix\}) | (?P<end>\\end\{[bpvBV]?matrix\})
+      | (?P<command>\\[A-Za-z]+)
+      | (?P<word>[A-Za-z]+'*)
+      | (?P<mark>\\\\|\\[{}]|<=|>=|!=|[-+*/^!%=<>,;|()\[\]{}_&])
+    )""",
+    re.VERBOSE,
+)
+
+
+class _NotAFormulaError(Exception):
+    """The text cannot be read as a formula."""
+
+
+def parse(text: str) -> Formula | None:
+    """Return what `text` says as mathematics, or None if it does not look like it.
+
+    Read are numbers (1,000; 1e3; 1 1/2), + - * / ^ ! %, implicit products, functions, roots,
+    absolute values, LaTeX for all of these, relations, tuples and intervals, sets, unions and
+    matrices. Values separated by commas, "and" or "or" are a set, "x = 5" is 5, and a plus-minus
+    sign makes a set of both. `log` is to base 10 unless it has another base.
+
+    Words are not products: letters are variables where they stand alone, or in runs of two or three
+    beside an operator. Scores ("3-2"), dates and version numbers are no arithmetic.
+    """
+    if len(text) > MAX_LENGTH:
+        return None
+    text = plain(text)
+    if not _LOOKS_LIKE_ONE.search(text) or _CODE.fullmatch(text):
+        return None
+    try:
+        tokens = _tokens(text)
+        parser = _Parser(tokens)
+        formula = parser.whole()
+        if parser.met_plus_minus:
+            formula = _both(formula, _Parser(tokens, plus_minus="-").whole())
+    except _NotAFormulaError:
+        return None
+    return _solved(formula)
+
+
+def plain(text: str) -> str:
+    """Return `text` with other spellings of the same mathematics made one."""
+    text = text.translate(str.maketrans(_CHARACTERS))
+    for pattern, spelling in _SPELLINGS:
+        text = pattern.sub(spelling, text)
+    return text.strip()
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    kind: str
+    text: str
+    spaced: bool
+    """Whether white space stands before it."""
+
+
+_END = _Token("", "", spaced=False)
+
+
+def _tokens(text: str) -> list[_Token]:
+    tokens: list[_Token] = []
+    at = open_brackets = 0
+    while at < len(text):
+        found = _TOKEN.match(text, at)
+        if found is None or found.lastgroup is None:
+            raise _NotAFormulaError
+        kind, start = found.lastgroup, found.start(found.lastgroup)
+        piece = found[kind]
+        if open_brackets and kind == "number":
+            piece = piece.partition(",")[0]  # here a comma separates: (100,200) is a pair
+        if piece in ("(", "[", "\\{") or (piece == "{" and not tokens):
+            open_brackets += 1
+        elif piece in (")", "]", "\\}"):
+            open_brackets -= 1
+        tokens.append(_Token(kind, piece, spaced=start > at))
+        at = start + len(piece)
+    return tokens
+
+
+class _Parser:
+    """Grammar, weakest first: list, relation, union, sum, product, power, postfix, atom."""
+
+    def __init__(self, tokens: Sequence[_Token], plus_minus: Literal["+", "-"] = "+") -> None:
+        self._tokens = list(tokens)
+        self._at = 0
+        self._nesting = 0
+        self._plus_minus = plus_minus
+        self.met_plus_minus = False
+        self._arithmetic = any(
+            t.kind in ("number", "command") or t.text in ("+", "-", "*", "/", "^", "=", "|")
+            for t in tokens
+        )
+
+    def whole(self) -> Formula:
+        items = self._list()
+        if self._next is not _END:
+            raise _NotAFormulaError
+        return items[0] if len(items) == 1 else Apply("set", tuple(items))
+
+    @property
+    def _next(self) -> _Token:
+        return self._tokens[self._at] if self._at < len(self._tokens) else _END
+
+    def _take(self) -> str:
+        if self._next is _END:
+            raise _NotAFormulaError
+        self._at += 1
+        return self._tokens[self._at - 1].text
+
+    def _skip(self, text: str) -> bool:
+        found = self._next.text == text
+        self._at += found
+        return found
+
+    def _expect(self, *texts: str) -> str:
+        if self._next.text not in texts:
+            raise _NotAFormulaError
+        return self._take()
+
+    def _list(self) -> list[Formula]:
+        items = [self._relation()]
+        while self._skip(",") or self._skip(";"):
+            items.append(self._relation())
+        return items
+
+    def _relation(self) -> Formula:
+        left = self._union()
+        chain: list[Formula] = []
+        while self._next.text in _COMPARISONS:
+            relation = _COMPARISONS[self._take()]
+            right = self._union()
+            sides = (right, left) if relation in _MIRRORED else (left, right)
+            chain.append(Apply(_MIRRORED.get(relation, relation), sides))
+            left = right
+        if not chain:
+            return left
+        return chain[0] if len(chain) == 1 else Apply("set", tuple(chain))
+
+    def _union(self) -> Formula:
+        parts = [self._sum()]
+        while self._skip("\\cup"):
+            parts.append(self._sum())
+        return parts[0] if len(parts) == 1 else Apply("union", tuple(parts))
+
+    def _sum(self) -> Formula:
+        terms = [self._term(self._sign() or "+")]
+        while sign := self._sign():
+            terms.append(self._term(sign))
+        return terms[0] if len(terms) == 1 else Apply("+", tuple(terms))
+
+    def _term(self, sign: str) -> Formula:
+        if self._skip("-"):
+            sign = "-" if sign == "+" else "+"
+        return self._product() if sign == "+" else negative(self._product())
+
+    def _sign(self) -> str:
+        """Return the sign that comes next, as this reading takes a plus-minus, or ""."""
+        text = self._next.text
+        if text not in ("+", "-", "\\pm", "\\mp"):
+            return ""
+        self._take()
+        if text in ("+", "-"):
+            return text
+        self.met_plus_minus = True
+        opposite = "-" if self._plus_minus == "+" else "+"
+        return self._plus_minus if text == "\\pm" else opposite
+
+    def _product(self) -> Formula:
+        result = self._power()
+        while True:
+            if self._skip("*"):
+                result = product(result, self._factor())
+            elif self._skip("/"):
+                result = quotient(result, self._factor())
+            elif self._starts_factor() and self._next.kind != "number":
+                result = product(result, self._power())
+            else:
+                return result
+
+    def _factor(self) -> Formula:
+        return negative(self._power()) if self._skip("-") else self._power()
+
+    def _starts_factor(self) -> bool:
+        token = self._next
+        if token.kind == "command":
+            return token.text not in _COMPARISONS and token.text not in ("\\cup", "\\pm", "\\mp")
+        return token.kind in ("number", "word", "begin") or token.text in ("(", "[", "{", "\\{")
+
+    def _power(self) -> Formula:
+        base = self._postfix()
+        return Apply("^", (base, self._exponent())) if self._skip("^") else base
+
+    def _exponent(self) -> Formula:
+        self._enter()
+        exponent = self._factor()
+        self._nesting -= 1
+        return exponent
+
+    def _postfix(self) -> Formula:
+        atom = self._atom()
+        return Apply(self._take(), (atom,)) if self._next.text in ("!", "%") else atom
+
+    def _enter(self) -> None:
+        self._nesting += 1
+        if self._nesting > _MAX_NESTING:
+            raise _NotAFormulaError
+
+    def _atom(self) -> Formula:
+        self._enter()
+        token = self._next
+        text = self._take()
+        match token.kind:
+            case "number":
+                atom = self._number(text)
+            case "word":
+                atom = self._word(token)
+            case "command":
+                atom = self._command(text[1:])
+            case "begin":
+                atom = self._matrix()
+            case _:
+                atom = self._enclosed(text)
+        self._nesting -= 1
+        return atom
+
+    def _enclosed(self, opening: str) -> Formula:
+        if opening == "|":
+            inside = self._sum()
+            self._expect("|")
+            return Apply("abs", (inside,))
+        if opening not in ("(", "[", "{", "\\{"):
+            raise _NotAFormulaError
+        if opening in ("{", "\\{"):
+            closing = "}" if opening == "{" else "\\}"
+            if self._skip(closing):
+                return Symbol("emptyset")
+            items = self._list()
+            self._expect(closing)
+            return items[0] if len(items) == 1 else Apply("set", tuple(items))
+        items = self._list()
+        closing = self._expect(")", "]")
+        if len(items) == 1 and opening + closing == "()":
+            return items[0]
+        return Apply(opening + closing, tuple(items))
+
+    def _number(self, text: str) -> Formula:
+        mantissa, _, exponent = text.replace(",", "").lower().partition("e")
+        places = 0 if exponent else len(mantissa.partition(".")[2])
+        value = Fraction(mantissa.rstrip(".")) * Fraction(10) ** int(exponent or 0)
+        number = Number(value, places)
+        if self._next.text == "_":
+            raise _NotAFormulaError  # a number in another base
+        if text.isdigit() and self._at_fraction():
+            return Apply("+", (number, self._fraction()))
+        if self._next.kind == "number":
+            raise _NotAFormulaError
+        return number
+
+    def _at_fraction(self) -> bool:
+        """Whether the rest of a mixed number comes next: 1 1/2, or LaTeX's 1\\frac12."""
+        ahead = self._tokens[self._at : self._at + 7]
+        texts = "".join(token.text for token in ahead)
+        if ahead and ahead[0].kind == "number":
+            return ahead[0].spaced and re.match(r"\d+/\d+", texts) is not None
+        return re.match(r"\\frac(\{\d+\}\{\d+\}|\d\d)", texts) is not None
+
+    def _fraction(self) -> Formula:
+        if self._skip("\\frac"):
+            return quotient(self._argument(), self._argument())
+        numerator, _, denominator = self._take(), self._take(), self._take()
+        return quotient(Number(Fraction(numerator)), Number(Fraction(denominator)))
+
+    def _word(self, token: _Token) -> Formula:
+        name = token.text
+        if name == "sqrt":
+            return Apply("root", (self._atom(), Number(Fraction(2))))
+        if name in FUNCTIONS:
+            return self._function(name)
+        if name in MEANINGFUL_WORDS:
+            return Symbol(_ALSO.get(name, name))
+        letters = name.rstrip("'")
+        if self._next.kind == "number":
+            raise _NotAFormulaError  # "Q3", "x 5": no product is written so
+        if len(letters) == 1:
+            return self._subscripted(name)
+        before = self._tokens[self._at - 2].kind if self._at > 1 else ""
+        apart = (token.spaced and before in ("number", "word")) or (
+            self._next.spaced and self._next.kind == "word"
+        )
+        if len(letters) > _LONGEST_WORD or apart or not self._arithmetic:
+            raise _NotAFormulaError
+        return product(*map(Symbol, letters))
+
+    def _subscripted(self, name: str) -> Formula:
+        if not self._skip("_"):
+            return Symbol(name)
+        if not self._skip("{"):
+            return Symbol(f"{name}_{self._take()}")
+        index = ""
+        while not self._skip("}"):
+            index += self._take()
+        return Symbol(f"{name}_{index}")
+
+    def _command(self, name: str) -> Formula:
+        if name == "frac":
+            return quotient(self._argument(), self._argument())
+        if name == "sqrt":
+            degree: Formula = Number(Fraction(2))
+            if self._skip("["):
+                degree = self._sum()
+                self._expect("]")
+            return Apply("root", (self._argument(), degree))
+        if name in FUNCTIONS:
+            return self._function(name)
+        if name in CONSTANTS:
+            return Symbol(name)
+        if name in _SYMBOLS:
+            return self._subscripted(_ALSO.get(name, name))
+        raise _NotAFormulaError
+
+    def _argument(self) -> Formula:
+        """Return an argument as LaTeX reads it: a group, or one digit, letter or command."""
+        token = self._next
+        if token.kind == "number" and token.text.isdigit():
+            digits = [_Token("number", digit, spaced=False) for digit in token.text]
+            self._tokens[self._at : self._at + 1] = digits
+            return Number(Fraction(self._take()))
+        return self._atom()
+
+    def _function(self, name: str) -> Formula:
+        base = self._argument() if name == "log" and self._skip("_") else None
+        power = self._exponent() if self._skip("^") else None
+        argument = self._function_argument()
+        if power == Number(Fraction(-1)) and f"arc{name}" in FUNCTIONS:
+            return Apply(f"arc{name}", (argument,))
+        value: Formula = Apply(name, (argument,))
+        if base is not None:
+            value = quotient(Apply("ln", (argument,)), Apply("ln", (base,)))
+        return value if power is None else Apply("^", (value, power))
+
+    def _function_argument(self) -> Formula:
+        """Return what a function is applied to: a group, or factors up to the next operator."""
+        if self._next.text in ("(", "{", "[", "|"):
+            return self._atom()
+        argument = self._power()
+        while self._starts_factor() and self._next.text not in ("(", "["):
+            if self._next.text.lstrip("\\") in FUNCTIONS or self._next.kind == "number":
+                break
+            argument = product(argument, self._power())
+        return argument
+
+    def _matrix(self) -> Formula:
+        rows: list[Formula] = []
+        while self._next.kind != "end":
+            cells = [self._sum()]
+            while self._skip("&"):
+                cells.append(self._sum())
+            rows.append(Apply("row", tuple(cells)))
+            if not self._skip("\\\\") and self._next.kind != "end":
+                raise _NotAFormulaError
+        self._take()
+        return Apply("matrix", tuple(rows))
+
+
+def _both(plus: Formula, minus: Formula) -> Formula:
+    """Return the set of both readings of a plus-minus sign."""
+    members: list[Formula] = []
+    for reading in (plus, minus):
+        is_set = isinstance(reading, Apply) and reading.op == "set"
+        readings = reading.args if isinstance(reading, Apply) and is_set else (reading,)
+        members += [member for member in readings if member not in members]
+    return Apply("set", tuple(members))
+
+
+def _solved(formula: Formula) -> Formula:
+    """Return the values of one variable where `formula` says nothing else: x = 1 or x = 2."""
+    is_set = isinstance(formula, Apply) and formula.op == "set"
+    relations = formula.args if isinstance(formula, Apply) and is_set else (formula,)
+    variables: set[str] = set()
+    values: list[Formula] = []
+    for relation in relations:
+        if not (isinstance(relation, Apply) and relation.op in ("=", "in")):
+            return formula
+        variable, value = relation.args
+        if not isinstance(variable, Symbol):
+            return formula
+        variables.add(variable.name)
+        values.append(value)
+    if len(variables) > 1:
+        return formula
+    return values[0] if len(values) == 1 else Apply("set", tuple(values))

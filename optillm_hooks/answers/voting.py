@@ -1,0 +1,139 @@
+"""Votes over answers. Pure functions; a tie goes to what an earlier call said."""
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple, TypeVar
+
+from optillm_hooks.answers.equivalence import classes, json_key
+from optillm_hooks.answers.extraction import AnswerFormat, extract_answer, read_json
+from optillm_hooks.types import Answer, Sampling
+
+A = TypeVar("A", bound=Answer)
+
+
+class Tally(NamedTuple):
+    winner: int
+    """Index of the first that voted for the winner; 0 when nobody voted."""
+
+    votes: dict[str, int]
+    """What was voted for, as the first who did wrote it, in that order."""
+
+
+def majority(answers: Sequence[str | None]) -> Tally:
+    """Return the answer that most are equivalent to; None does not vote."""
+    return _tally(classes(answers), ["" if answer is None else answer for answer in answers])
+
+
+def contenders(candidates: Sequence[A]) -> list[A]:
+    """Return those that may win, in order: all are cut off or none, all call tools or none.
+
+    Cut-off ones may only if every one is. Of the others, those that call tools may if they are the
+    most, or as many as the rest and with the first among them.
+    """
+    whole = [c for c in candidates if not c.truncated] or list(candidates)
+    calling = [c for c in whole if c.tool_calls]
+    talking = [c for c in whole if not c.tool_calls]
+    if len(calling) == len(talking):
+        return calling if whole and whole[0].tool_calls else talking
+    return calling if len(calling) > len(talking) else talking
+
+
+def elect(
+    candidates: Sequence[Answer],
+    how: AnswerFormat = "auto",
+    *,
+    question: str = "",
+    as_json: bool = False,
+) -> Tally:
+    """Return the vote of `contenders`, by what they are: tool calls, JSON, or texts with answers.
+
+    `how` and `question` are as in `extract_answer`.
+    """
+    if candidates and candidates[0].tool_calls:
+        return majority_call(candidates)
+    texts = [candidate.text for candidate in candidates]
+    if as_json:
+        return majority_object(texts)
+    return majority([extract_answer(text, how, question=question) for text in texts])
+
+
+def majority_call(candidates: Sequence[Answer]) -> Tally:
+    """Return the vote on tool calls: the tools' names first, among the winners the arguments.
+
+    Arguments are compared as JSON. What is no JSON object gets no vote, and wins only if no call of
+    the winning tools has any. The order of parallel calls does not matter.
+    """
+    names = [tuple(sorted(call.name for call in c.tool_calls)) for c in candidates]
+    first = _tally(names, list(map(str, names))).winner
+    keys = [
+        _calls_key(candidate) if names_called == names[first] else None
+        for names_called, candidate in zip(names, candidates, strict=True)
+    ]
+    tally = _tally(keys, [_written(candidate) for candidate in candidates])
+    return tally if tally.votes else Tally(first, {})
+
+
+def _written(candidate: Answer) -> str:
+    return "; ".join(f"{call.name}({call.arguments})" for call in candidate.tool_calls)
+
+
+def majority_object(texts: Sequence[str]) -> Tally:
+    """Return the vote on JSON texts; what is no object or array does not vote.
+
+    An object that most voters agree on wins. If there is none and all are objects with the same
+    keys, it is the one that agrees with the most frequent value in the most fields, the more
+    frequent of these first. Else it is the most frequent.
+    """
+    values = [read_json(text) for text in texts]
+    keys = [None if value is None else json_key(value) for value in values]
+    tally = _tally(keys, texts)
+    voters = [at for at, value in enumerate(values) if value is not None]
+    objects = {at: value for at in voters if isinstance(value := values[at], dict)}
+    if 2 * max(tally.votes.values(), default=0) > len(voters) or len(objects) < len(voters):
+        return tally
+    if len({frozenset(value) for value in objects.values()}) != 1:
+        return tally
+    agreements = Counter[int]()
+    for name in objects[voters[0]]:
+        fields = {at: json_key(value[name]) for at, value in objects.items()}
+        usual, _ = Counter(fields.values()).most_common(1)[0]
+        agreements.update(at for at, field in fields.items() if field == usual)
+    sizes = Counter(keys)
+    best = max(voters, key=lambda at: (agreements[at], sizes[keys[at]], -at))
+    return Tally(best, tally.votes)
+
+
+def leaders(ratings: Sequence[float | None]) -> list[int]:
+    """Return which ratings are the highest; where there are none, all are."""
+    highest = max((rating for rating in ratings if rating is not None), default=None)
+    return [at for at, rating in enumerate(ratings) if rating == highest]
+
+
+def json_is_asked(client: Sampling) -> bool:
+    """Return whether the client wants its answer as JSON."""
+    wanted = client.fields.get("response_format")
+    return isinstance(wanted, dict) and wanted.get("type") in ("json_object", "json_schema")
+
+
+def _calls_key(candidate: Answer) -> Hashable:
+    keys: list[tuple[str, Hashable]] = []
+    for call in candidate.tool_calls:
+        arguments = read_json(call.arguments or "{}")
+        if not isinstance(arguments, dict):
+            return None
+        keys.append((call.name, json_key(arguments)))
+    return frozenset(Counter(keys).items())
+
+
+def _tally(ballots: Sequence[Hashable], written: Sequence[str]) -> Tally:
+    """Return the vote of `ballots`, None among which do not count; `written` names them."""
+    counts = Counter(ballot for ballot in ballots if ballot is not None)
+    if not counts:
+        return Tally(0, {})
+    # A counter keeps the order in which its keys came: of equal ones, the first is first.
+    best, _ = counts.most_common(1)[0]
+    votes: dict[str, int] = {}
+    for ballot, count in counts.items():
+        name = written[ballots.index(ballot)]
+        votes[name] = votes.get(name, 0) + count
+    return Tally(ballots.index(best), votes)

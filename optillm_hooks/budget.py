@@ -1,0 +1,151 @@
+"""What one request may spend, and what it has spent."""
+
+import asyncio
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from optillm_hooks.errors import BudgetExceeded
+from optillm_hooks.llm import LLM, Price
+from optillm_hooks.types import (
+    Chat,
+    Sampling,
+    Usage,
+)
+
+StoppedBy = Literal["deadline", "max_calls", "max_tokens_total", "max_cost_usd", "caller_budget"]
+
+
+_UNBOUNDED = 2**31
+"""Tokens or places where no limit says how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may spend. None means no limit of that kind."""
+
+    deadline_s: float | None = None
+    """Seconds from the start of the request to its answer."""
+
+    max_calls: int | None = None
+    max_tokens_total: int | None = None
+    """Prompt and completion tokens of all calls together."""
+
+    max_cost_usd: float | None = None
+    max_parallel: int | None = None
+    """Model calls that may be under way at once."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Budget:
+    """What all runs of one request share: its time, its money and its places in the queue.
+
+    `expected_calls` is the number of calls the plan makes, by which a remaining allowance of
+    tokens is shared out to calls whose length nobody has bounded.
+    """
+
+    limits: Limits = Limits()
+    started: float = 0.0
+    """Instant on the loop's clock (`loop.time()`)."""
+
+    expected_calls: int = 1
+    usage: Usage = field(default_factory=Usage)
+    calls_taken: int = 0
+    tokens_taken: int = 0
+    cost_taken: float = 0.0
+    stopped_by: StoppedBy | None = None
+    _slots: asyncio.Semaphore | None = None
+
+    @property
+    def deadline(self) -> float:
+        """Instant on the loop's clock, not a duration: nesting needs no arithmetic."""
+        seconds = self.limits.deadline_s
+        return float("inf") if seconds is None else self.started + seconds
+
+    @property
+    def slots(self) -> asyncio.Semaphore:
+        if self._slots is None:
+            self._slots = asyncio.Semaphore(self.limits.max_parallel or _UNBOUNDED)
+        return self._slots
+
+    def take(self, llm: LLM, chat: Chat, sampling: Sampling, choices: int) -> "Reservation":
+        """Reserve one call, its prompt, and `choices` replies of the most tokens they may have.
+
+        Where tokens or money are limited and the reply's length is not, the call gets its share of
+        what is left as `max_tokens`, but no more than the model can give; a given `max_tokens` is
+        lowered to what is left. So a fan-out
+        cannot spend more than the limit by more than the error of the prompt estimate.
+
+        Raises:
+            BudgetExceeded: a limit leaves no room for the call.
+        """
+        limits = self.limits
+        if limits.max_calls is not None and self.calls_taken >= limits.max_calls:
+            raise self._stop("max_calls", f"no calls left of {limits.max_calls}")
+        if limits.max_tokens_total is None and limits.max_cost_usd is None:
+            self.calls_taken += 1
+            return Reservation(sampling, 0, 0, Price(0.0, 0.0))
+        prompt = llm.count_tokens(chat, sampling)
+        room, limited_by = self._reply_room(llm.price, prompt, choices)
+        if room < 1:
+            raise self._stop(limited_by, f"no room left under {limited_by}")
+        ask = sampling.max_tokens
+        if ask is None and room < _UNBOUNDED:
+            ask = max(1, room // max(1, self.expected_calls - self.calls_taken))
+            ask = ask if llm.most_output is None else min(ask, llm.most_output)
+        max_tokens = None if ask is None else min(ask, room)
+        reply = choices * (max_tokens or 0)
+        reserved = Reservation(
+            replace(sampling, max_tokens=max_tokens), prompt, reply, llm.price or Price(0.0, 0.0)
+        )
+        self.calls_taken += 1
+        self.tokens_taken += reserved.tokens
+        self.cost_taken += reserved.cost
+        return reserved
+
+    def settle(self, reserved: "Reservation", spent: Usage) -> None:
+        """Replace what was reserved by what the call has spent."""
+        self.tokens_taken += spent.total_tokens - reserved.tokens
+        self.cost_taken += spent.cost_usd - reserved.cost
+
+    def _reply_room(self, price: Price | None, prompt: int, choices: int) -> tuple[int, StoppedBy]:
+        """Return how many tokens each reply may have, and the limit that says so."""
+        rooms: list[tuple[int, StoppedBy]] = []
+        if self.limits.max_tokens_total is not None:
+            left = self.limits.max_tokens_total - self.tokens_taken - prompt
+            rooms.append((left // choices, "max_tokens_total"))
+        if self.limits.max_cost_usd is not None and price is not None:
+            money = self.limits.max_cost_usd - self.cost_taken - prompt * price.prompt
+            per_token = choices * price.completion
+            rooms.append((int(money / per_token) if per_token else _UNBOUNDED, "max_cost_usd"))
+            if money < 0:
+                rooms.append((0, "max_cost_usd"))
+        return min(rooms, default=(_UNBOUNDED, "max_tokens_total"))
+
+    def _stop(self, by: StoppedBy, message: str) -> BudgetExceeded:
+        self.stopped_by = self.stopped_by or by
+        return BudgetExceeded(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    sampling: Sampling
+    """The call's sampling, with `max_tokens` as the budget allows."""
+
+    prompt: int
+    reply: int
+    """Tokens; both are 0 where neither tokens nor money are limited."""
+
+    price: Price
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt + self.reply
+
+    @property
+    def cost(self) -> float:
+        return self.prompt * self.price.prompt + self.reply * self.price.completion
+
+    def spent(self, replied: int) -> Usage:
+        """Return what the call has spent if its reply has so many tokens, at most all reserved."""
+        used = replace(self, reply=min(replied, self.reply))
+        return Usage(prompt_tokens=used.prompt, completion_tokens=used.reply, cost_usd=used.cost)

@@ -1,0 +1,156 @@
+"""The tests that a request itself holds, and how many of them a program passes.
+
+Read are examples as the interpreter shows them (`>>>`), assertions, and pairs of input and output
+under headings of those names. An example in prose, such as "f(2) is 4", is none.
+"""
+
+import ast
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, DocTestParser, Example, OutputChecker
+from typing import Final
+
+from optillm_hooks.code_execution.runner import CodeRunner, Ran
+
+MOST_TESTS: Final = 16
+"""Tests of one request that are run."""
+
+MOST_CHARACTERS: Final = 1 << 16
+"""Length of a reply with a program."""
+
+_FENCED: Final = re.compile(r"```[ \t]*(\w*)[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_SHOWN: Final = re.compile(
+    r"^([ \t]*)>>>.*\n?(?:\1(?![ \t]*(?:'{3}|\"{3}|`{3})).*\S.*\n?)*", re.MULTILINE
+)
+"""A prompt, and the lines below it up to an empty one, less indentation, or the end of a quote."""
+
+_ASSERTION: Final = re.compile(r"^[ \t]*(assert\b.+)$", re.MULTILINE)
+_BLOCK: Final = r"[ \t*_#`:]*\n+(?:```\w*\n)?(.+?)(?:\n```|\n[ \t]*\n|\Z)"
+_PAIR: Final = re.compile(
+    rf"^[ \t*_#]*(?:sample |example )?input(?: ?\d+)?{_BLOCK}"
+    rf"\s*[*_#]*(?:sample |example )?output(?: ?\d+)?{_BLOCK}",
+    re.IGNORECASE | re.MULTILINE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CallTest:
+    """A snippet that is run after the program."""
+
+    snippet: str
+    expected: str = ""
+    """What it must print, as `doctest` compares."""
+
+    raises: str = ""
+    """The exception that must end it, as its type and message."""
+
+    def passed(self, ran: Ran) -> bool:
+        if self.raises or ran.error:
+            return self.raises == ran.error
+        return OutputChecker().check_output(
+            self.expected, ran.output, NORMALIZE_WHITESPACE | ELLIPSIS
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class InputTest:
+    """Input of the whole program, and what it must print."""
+
+    stdin: str
+    expected: str
+
+    def passed(self, ran: Ran) -> bool:
+        return not ran.error and ran.output.split() == self.expected.split()
+
+
+@dataclass(frozen=True, slots=True)
+class PublicTests:
+    """What can be tested of a program."""
+
+    calls: Sequence[CallTest] = ()
+    inputs: Sequence[InputTest] = ()
+
+    def __len__(self) -> int:
+        return len(self.calls) + len(self.inputs)
+
+
+def read_tests(request: str) -> PublicTests:
+    """Return the tests in the text of a request, up to `MOST_TESTS` of a kind, in its order."""
+    calls = [*_interpreted(request), *_asserted(request)]
+    inputs = [InputTest(given, shown.strip()) for given, shown in _PAIR.findall(request)]
+    return PublicTests(calls[:MOST_TESTS], inputs[:MOST_TESTS])
+
+
+def read_program(reply: str) -> str | None:
+    """Return the longest block of Python in a model's reply, or None if there is none.
+
+    A block without a language counts if it is Python; so does a reply that is one program. A reply
+    of more than `MOST_CHARACTERS` is not read.
+    """
+    if len(reply) > MOST_CHARACTERS:
+        return None
+    found: list[tuple[str, str]] = _FENCED.findall(reply)
+    blocks = [text for language, text in found if _is_python(language, text)]
+    if blocks:
+        return max(blocks, key=len)
+    return reply if "\n" in reply.strip() and _parses(reply) else None
+
+
+async def passed_tests(program: str, tests: PublicTests, runner: CodeRunner) -> int:
+    """Return how many of `tests` a program passes; 0 if it fails by itself."""
+    passed = 0
+    if tests.calls:
+        ran = await runner.run([program, *(test.snippet for test in tests.calls)])
+        if ran and not ran[0].error:
+            passed += sum(test.passed(did) for test, did in zip(tests.calls, ran[1:], strict=False))
+    for case in tests.inputs:
+        ran = await runner.run([program], stdin=case.stdin)
+        if not ran or ran[0].out_of_time:  # it would take as long on the next one
+            break
+        passed += case.passed(ran[0])
+    return passed
+
+
+def _interpreted(request: str) -> list[CallTest]:
+    return [
+        CallTest(
+            _shown(example.source),
+            expected="" if example.exc_msg else example.want,
+            raises=(example.exc_msg or "").strip(),
+        )
+        for shown in _SHOWN.finditer(request)
+        for example in _examples(shown[0])
+    ]
+
+
+def _examples(shown: str) -> list[Example]:
+    try:
+        return DocTestParser().get_examples(shown)
+    except ValueError:  # such as a prompt without the space after it
+        return []
+
+
+def _shown(source: str) -> str:
+    """Return `source` so that the value of an expression is printed, as the interpreter does."""
+    try:
+        ast.parse(source, mode="eval")
+    except SyntaxError:
+        return source
+    return f"_shown = ({source.strip()})\nif _shown is not None:\n    print(repr(_shown))"
+
+
+def _asserted(request: str) -> list[CallTest]:
+    return [CallTest(line.strip()) for line in _ASSERTION.findall(request) if _parses(line)]
+
+
+def _is_python(language: str, text: str) -> bool:
+    return language.lower() in ("python", "py", "python3") or (not language and _parses(text))
+
+
+def _parses(text: str) -> bool:
+    try:
+        ast.parse(text.strip())
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True

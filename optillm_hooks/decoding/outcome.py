@@ -1,0 +1,16 @@
+"""The reply that a decoding method makes of its branches."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from optillm_hooks.types import FinishReason, Json
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The one reply that a method makes of its branches."""
+
+    text: str
+    finish_reason: FinishReason = "stop"
+    facts: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    """How it came about, for the response's vendor fields."""

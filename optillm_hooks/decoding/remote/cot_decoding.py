@@ -1,0 +1,131 @@
+"""CoT decoding by calls: one for the first token's alternatives, then one for each branch.
+
+Source: as `decoding.cot_decoding`. A branch goes on from the text of its first
+token, which the model's tokenizer may read as another token; alternatives that differ by blanks
+only, or are no text (an end token, half a character), are left out.
+"""
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+from optillm_hooks.context import Context
+from optillm_hooks.decoding.confidence import listed_margin
+from optillm_hooks.decoding.cot_decoding import CotSettings, Path, choose, facts, read_path
+from optillm_hooks.decoding.remote.calls import (
+    MOST_ALTERNATIVES,
+    alternatives,
+    continuing,
+    piece,
+    room,
+    scores,
+    stops,
+    token_ends,
+)
+from optillm_hooks.errors import EmptyCompletion
+from optillm_hooks.fanout import finished
+from optillm_hooks.llm import LLM
+from optillm_hooks.types import Answer, Chat, Completion, Sampling, TokenLogprob, Usage
+
+_NO_TEXT = re.compile(r"<[|\uff5c].*[|\uff5c]>|</?s>|<eos>|<end_of_turn>|\s*|.*\ufffd.*", re.DOTALL)
+"""End tokens as common vocabularies spell them, blanks, and bytes that are half a character."""
+
+_TOP = 3
+"""Alternatives that hold the two likeliest: vLLM shows the chosen one first, whatever its rank."""
+
+
+class _Branch(NamedTuple):
+    path: Path
+    reply: Answer
+    """With the text of the first token."""
+
+
+async def cot_decode(
+    chat: Chat, sampling: Sampling, llm: LLM, settings: CotSettings, ctx: Context
+) -> Completion:
+    """Return the reply on which the branches agree with most confidence.
+
+    A branch that fails is left out. If the likeliest of the others calls tools, it is returned as
+    it is.
+
+    Raises:
+        SamplesFailed: every branch failed.
+    """
+    first = await _first_token(chat, sampling, llm)
+    starts = first_tokens(first, settings.k)
+    ctx.budget.expected_calls += len(starts)
+    branches = [partial(_branch, chat, sampling, llm, settings, ctx, s, first) for s in starts]
+    calls: list[Callable[[], Awaitable[_Branch]]] = [*branches]
+    found = await finished(calls)
+    if found[0].reply.tool_calls:
+        return _completion(found[0].reply)
+    best = choose([branch.path for branch in found], aggregate=settings.aggregate_paths)
+    ctx.trace.note("cot_decoding", **facts([branch.path for branch in found], best))
+    return _completion(next(branch.reply for branch in found if branch.path is best))
+
+
+def first_tokens(first: TokenLogprob, k: int) -> list[str]:
+    """Return the `k` likeliest beginnings, likeliest first; fewer if others are no text.
+
+    Raises:
+        EmptyCompletion: none is text.
+    """
+    ordered = sorted(first.top or ((first.token, first.logprob),), key=lambda t: -t[1])[:k]
+    starts: dict[str, str] = {}
+    for text, _ in ordered:
+        if not _NO_TEXT.fullmatch(text):
+            starts.setdefault(text.strip(), text)
+    if not starts:
+        raise EmptyCompletion
+    return list(starts.values())
+
+
+async def _first_token(chat: Chat, sampling: Sampling, llm: LLM) -> TokenLogprob:
+    asked = piece(replace(sampling, temperature=0.0, max_tokens=1, stop=()), top=MOST_ALTERNATIVES)
+    completion = await llm.complete(chat, asked)
+    found = scores(completion)
+    if not found:
+        raise EmptyCompletion
+    return found[0]
+
+
+async def _branch(
+    chat: Chat,
+    sampling: Sampling,
+    llm: LLM,
+    settings: CotSettings,
+    ctx: Context,
+    start: str,
+    first: TokenLogprob,
+) -> _Branch:
+    most = room(sampling, ctx)
+    rest = Completion("", "length")
+    if most is None or most > 1:
+        goes_on = replace(
+            sampling,
+            temperature=settings.branch_temperature or 0.0,
+            max_tokens=None if most is None else most - 1,
+            stop=stops(sampling, ctx),
+        )
+        asked = piece(goes_on, top=_TOP, continues=True)
+        rest = await llm.complete(continuing(chat, start), asked)
+    tokens = scores(rest)
+    text = start + rest.text
+    margins = [listed_margin(alternatives(token)) for token in (first, *tokens)]
+    ends = token_ends(text, [start, *(token.token for token in tokens)])
+    path = read_path(text, margins, ends, rest.finish_reason)
+    return _Branch(path, replace(rest, text=text, logprobs=()))
+
+
+def _completion(reply: Answer) -> Completion:
+    """Return a reply whose calls are paid already."""
+    return Completion(
+        reply.text,
+        reply.finish_reason,
+        reply.reasoning,
+        reply.tool_calls,
+        fields=reply.fields,
+        usage=Usage(),
+    )

@@ -1,0 +1,54 @@
+"""Numbers the choices of a streamed answer."""
+
+from collections.abc import Callable
+
+from optillm_hooks.pipeline.events import Event, Piece
+from optillm_hooks.types import (
+    Delta,
+)
+
+
+class Choices:
+    """Gives the choices of a stream their numbers: in their order, without those that failed.
+
+    A choice whose forerunners have neither begun nor failed is held back until they have.
+    """
+
+    def __init__(self, emit: Callable[[Event], None]) -> None:
+        self._emit = emit
+        self._held: dict[int, list[Delta]] = {}
+        self._number: dict[int, int] = {}
+        self._spoken: set[int] = set()
+        self._dropped: set[int] = set()
+        self._next = 0
+
+    def add(self, run: int, delta: Delta) -> None:
+        """Show `delta` as a piece of the choice that `run` makes, now or when its turn comes."""
+        if delta.text or delta.tool_calls:
+            self._spoken.add(run)
+        self._held.setdefault(run, []).append(delta)
+        self._release()
+
+    def drop(self, run: int) -> None:
+        """Give the number of a run that has failed to the next one, if it was not yet shown."""
+        if run not in self._number:
+            self._held.pop(run, None)
+            self._dropped.add(run)
+            self._release()
+
+    def has_spoken(self, run: int) -> bool:
+        return run in self._spoken
+
+    @property
+    def anyone_has_spoken(self) -> bool:
+        return any(run in self._number for run in self._spoken)
+
+    def _release(self) -> None:
+        while self._next in self._dropped or self._next in self._held:
+            if self._next in self._held:
+                self._number[self._next] = len(self._number)
+            self._next += 1
+        for run in self._held.keys() & self._number.keys():
+            for delta in self._held[run]:
+                self._emit(Piece(self._number[run], delta))
+            self._held[run] = []

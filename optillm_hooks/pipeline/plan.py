@@ -1,0 +1,181 @@
+"""What a request runs: an expression with every name and parameter checked. Asks no model."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from optillm_hooks.errors import RequestRejected
+from optillm_hooks.pipeline import expression
+from optillm_hooks.pipeline.expression import Call, Tree
+from optillm_hooks.registry import Approach, Cost, Params, get_approach
+
+PASS_THROUGH = "none"  # noqa: S105 (no password)
+"""The approach that is a plain call."""
+
+_MOST_STAGES = 32
+"""Of one plan: what a line of text may start."""
+
+_MOST_ALIKE = 2
+"""Times that a stage which feeds others may stand in a chain: re2 doubles the question."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """An approach with its parameters."""
+
+    approach: Approach
+    params: Params
+
+    @property
+    def cost(self) -> Cost:
+        return self.approach.cost(self.params)
+
+
+Chain = tuple[Stage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a request runs: chains of stages, all at once."""
+
+    chains: tuple[Chain, ...]
+    text: str
+    """The expression, in its shortest form, with the parameters as they were given."""
+
+    @property
+    def label(self) -> str:
+        """The approaches' names only: few different values, whatever parameters users choose."""
+        return "|".join("&".join(s.approach.name for s in chain) for chain in self.chains)
+
+    @property
+    def stages(self) -> list[Stage]:
+        return [stage for chain in self.chains for stage in chain]
+
+    @property
+    def model_groups(self) -> frozenset[str]:
+        """The model groups that parameters name, beside the base."""
+        return frozenset(group for stage in self.stages for group in stage.params.model_groups())
+
+    @property
+    def passes_through(self) -> bool:
+        return self.label == PASS_THROUGH
+
+    @property
+    def expected_calls(self) -> int:
+        """Calls of one run of every chain when nothing fails."""
+        own = sum(stage.cost.calls for stage in self.stages)
+        return own + sum(not ends_by_itself(chain) for chain in self.chains)
+
+
+def ends_by_itself(chain: Chain) -> bool:
+    """Return whether some stage of `chain` answers; otherwise a plain call ends it."""
+    return any(stage.approach.kind in ("answerer", "decoder") for stage in chain)
+
+
+def resolve(
+    tree: Tree,
+    *,
+    given: Mapping[str, Mapping[str, object]] | None = None,
+    temperature: float | None = None,
+) -> Plan:
+    """Return the plan of `tree`, every name and parameter checked.
+
+    Args:
+        tree: the parsed expression.
+        given: parameters by approach, which replace those in the expression.
+        temperature: the client's, for stages with such a parameter that nothing else sets; one
+            out of the parameter's bounds is left aside, as 0 where samples have to differ.
+
+    Raises:
+        RequestRejected: an unknown approach or parameter, a value out of bounds, a parameter for
+            an approach that is not in the expression, too many stages, or ones that cannot be
+            composed.
+    """
+    given = given or {}
+    chains = tuple(
+        tuple(_stage(call, given.get(call.name, {}), temperature) for call in calls)
+        for calls in expression.branches(tree)
+    )
+    plan = Plan(chains, expression.unparse(tree))
+    named = {stage.approach.name for stage in plan.stages}
+    for name in given:
+        if name not in named:
+            raise RequestRejected(
+                f"optillm_params sets {name!r}, which is not in the approach {plan.text!r}",
+                param="optillm_params",
+            )
+    if len(plan.stages) > _MOST_STAGES:
+        raise RequestRejected(f"a request can have at most {_MOST_STAGES} approaches")
+    for chain in chains:
+        _check_repeated(chain)
+        _check_one_decoder(chain)
+        if len(chain) > 1 and any(stage.approach.name == PASS_THROUGH for stage in chain):
+            raise RequestRejected(
+                f"{PASS_THROUGH!r} makes a plain call and cannot be composed by '&': leave it out"
+            )
+    return plan
+
+
+def _check_repeated(chain: Chain) -> None:
+    """Refuse a stage that feeds what follows and stands more than `_MOST_ALIKE` times.
+
+    Raises:
+        RequestRejected: the message names the approach.
+    """
+    feeding = [s.approach.name for s in chain if s.approach.kind != "answerer"]
+    repeated = next((name for name in feeding if feeding.count(name) > _MOST_ALIKE), None)
+    if repeated is not None:
+        raise RequestRejected(
+            f"{repeated!r} stands more than {_MOST_ALIKE} times in one chain of '&'"
+        )
+
+
+def _check_one_decoder(chain: Chain) -> None:
+    """Refuse two decoders in a chain: each says how every token is chosen.
+
+    Raises:
+        RequestRejected: the message names them.
+    """
+    decoders = [stage.approach.name for stage in chain if stage.approach.kind == "decoder"]
+    if len(decoders) > 1:
+        raise RequestRejected(
+            f"a chain of '&' can have one decoder, not {' and '.join(decoders)}: a reply is "
+            "decoded in one way"
+        )
+
+
+def _stage(call: Call, given: Mapping[str, object], temperature: float | None) -> Stage:
+    try:
+        found = get_approach(call.name)
+    except RequestRejected as exc:
+        raise RequestRejected(f"approach expression, column {call.column}: {exc}") from None
+    chosen: dict[str, object] = {**dict(call.args), **given}
+    if temperature is not None and "temperature" in found.params.model_fields.keys() - chosen:
+        with suppress(ValidationError):  # what is wrong without it too is said below
+            return Stage(found, found.params.model_validate({**chosen, "temperature": temperature}))
+    try:
+        return Stage(found, found.params.model_validate(chosen))
+    except ValidationError as exc:
+        raise _bad_params(call.name, found.params, exc) from None
+
+
+def _bad_params(name: str, model: type[Params], exc: ValidationError) -> RequestRejected:
+    problems: list[str] = []
+    for error in exc.errors():
+        field_name = ".".join(str(part) for part in error["loc"])
+        if error["type"] == "extra_forbidden":
+            allowed = ", ".join(model.model_fields) or "none"
+            problems.append(f"unknown parameter {field_name!r} (it takes: {allowed})")
+        else:
+            got = _shown(error["input"])
+            problems.append(f"{field_name or 'parameters'}: {error['msg']}{got}")
+    return RequestRejected(f"{name}: {'; '.join(problems)}", param="optillm_params")
+
+
+def _shown(value: object) -> str:
+    """Return a bad value for an error message, unless it is long or not a plain one."""
+    return (
+        f", got {value!r}" if isinstance(value, int | float | str) and len(str(value)) < 64 else ""
+    )

@@ -1,0 +1,407 @@
+"""Runs a plan: its chains of stages at once, each from the left to the right."""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from optillm_hooks.answers.deltas import Accumulated, whole
+from optillm_hooks.answers.extraction import without_reasoning
+from optillm_hooks.answers.response_format import fits
+from optillm_hooks.budget import Budget
+from optillm_hooks.context import Context, MeteredLLM, depth_so_far
+from optillm_hooks.errors import (
+    DeadlineExceeded,
+    EmptyCompletion,
+    Refused,
+    RequestRejected,
+    SampleError,
+    StageFailed,
+)
+from optillm_hooks.fanout import outcomes, speculating
+from optillm_hooks.llm import LLM, FinalCall
+from optillm_hooks.pipeline.choices import Choices
+from optillm_hooks.pipeline.decoded_llm import DecodedLLM
+from optillm_hooks.pipeline.events import Event, Models, Outcome, Progress, Report, Request
+from optillm_hooks.pipeline.plan import PASS_THROUGH, Chain
+from optillm_hooks.prompts import ask, data_notice, enclose, fence
+from optillm_hooks.registry import Result
+from optillm_hooks.trace import CallRecord, Trace
+from optillm_hooks.types import (
+    Answer,
+    Chat,
+    Delta,
+    FinishReason,
+)
+
+_log = logging.getLogger(__name__)
+
+_GRACE_S = 1.0
+"""How long after the deadline a stage may still work with what it has, without a model."""
+
+
+T = TypeVar("T")
+
+
+async def run(request: Request, models: Models, trace: Trace | None = None) -> Outcome:
+    """Return the answers to `request`: a choice per chain and repetition, chain by chain.
+
+    A choice that failed is left out and reported. What is done is recorded in `trace`, which the
+    caller can read after a failure too.
+
+    Raises:
+        SampleError: every choice failed; the error is that of the first.
+    """
+    return await _Run(request, models, trace, None).outcome()
+
+
+async def stream(
+    request: Request, models: Models, trace: Trace | None = None
+) -> AsyncGenerator[Event, None]:
+    """Yield what `run` returns piece by piece, and the outcome last. Errors as in `run`.
+
+    The last call of a chain is streamed as it comes; what comes before it shows as progress.
+    Closing the iterator cancels every call.
+    """
+    events: asyncio.Queue[Event | None] = asyncio.Queue()
+    running = _Run(request, models, trace, events)
+
+    async def to_the_end() -> Outcome:
+        try:
+            return await running.outcome()
+        finally:
+            running.emit_end()
+
+    async with speculating(to_the_end) as ended:
+        while (event := await events.get()) is not None:
+            yield event
+        yield await ended()
+
+
+class _Run:
+    """One request on its way."""
+
+    def __init__(
+        self,
+        request: Request,
+        models: Models,
+        trace: Trace | None,
+        events: asyncio.Queue[Event | None] | None,
+    ) -> None:
+        self._request = request
+        self._models = models
+        self._events = events
+        self._trace = trace or Trace()
+        self._trace.listener = self._call_ended
+        self._degraded: list[str] = []
+        self._budget = Budget(
+            limits=request.limits,
+            started=asyncio.get_running_loop().time(),
+            expected_calls=request.plan.expected_calls * request.n,
+        )
+        self._started = False
+        self._choices = Choices(self._emit)
+
+    async def outcome(self) -> Outcome:
+        request = self._request
+        depth_so_far.set(0)  # the same task may have served another request before
+        root = Context(
+            budget=self._budget,
+            rng=random.Random(request.client.seed),  # noqa: S311 (no secret)
+            client=request.client,
+            trace=self._trace,
+            models=self._models,
+            code_runner=request.code_runner,
+            progress=self._progress,
+        )
+        runs: list[Callable[[], Awaitable[Answer]]] = []
+        labels: list[str] = []
+        for chain in request.plan.chains:
+            label = "&".join(stage.approach.name for stage in chain)
+            for _ in range(request.n):
+                ctx = root.child(len(runs), stage=label)
+                runs.append(partial(self._choice, chain, ctx, len(runs)))
+                labels.append(label)
+        ended = await outcomes(runs)
+        failed = [answer for answer in ended if isinstance(answer, SampleError)]
+        good = [
+            (answer, label)
+            for answer, label in zip(ended, labels, strict=True)
+            if not isinstance(answer, SampleError)
+        ]
+        if not good:
+            answer = await self._plain_instead(root, failed[0], len(runs))
+            good = [(answer, PASS_THROUGH)]
+        self._degraded += [error.code for error in failed]
+        wanted = request.client.fields.get("response_format")
+        if not all(answer.tool_calls or fits(answer.text, wanted) for answer, _ in good):
+            self._degraded.append("response_format")
+        return Outcome(tuple(a for a, _ in good), self._report([label for _, label in good]))
+
+    async def _choice(self, chain: Chain, ctx: Context, number: int) -> Answer:
+        try:
+            return await self._answer(chain, ctx, number)
+        except SampleError:
+            self._choices.drop(number)
+            raise
+
+    async def _answer(self, chain: Chain, ctx: Context, number: int) -> Answer:
+        """Return one choice; where a limit or failure ends it early, the best so far."""
+        llm = MeteredLLM(self._models(self._request.base), ctx)
+
+        async def to_the_end() -> Answer:
+            result = await self._run_chain(chain, self._request.chat, llm, ctx, _GRACE_S)
+            return await self._finish(result, llm, ctx, number)
+
+        try:
+            return await self._in_time(to_the_end, ctx, _GRACE_S)
+        except SampleError as exc:
+            if ctx.best is None or self._choices.has_spoken(number):
+                raise
+            self._note_failure(exc)
+            self._show(number, ctx.best)
+            return ctx.best
+
+    async def _in_time(self, work: Callable[[], Awaitable[T]], ctx: Context, grace_s: float) -> T:
+        """Return the result of `work`, or raise what kept it from one as a `SampleError`."""
+        scope = asyncio.timeout_at(ctx.deadline + grace_s)
+        try:
+            async with scope:
+                return await work()
+        except SampleError:
+            raise
+        except RequestRejected as exc:
+            raise Refused(str(exc)) from exc
+        except Exception as exc:
+            if isinstance(exc, TimeoutError) and scope.expired():
+                self._budget.stopped_by = self._budget.stopped_by or "deadline"
+                raise DeadlineExceeded("the deadline passed") from exc
+            # Its text may hold a prompt, so only the place is logged.
+            _log.error("approach %s failed: %s", ctx.stage, _place(exc))
+            raise StageFailed(ctx.stage) from exc
+
+    def _note_failure(self, error: SampleError) -> None:
+        """Report a failure that was worked around, unless a limit explains it."""
+        if self._budget.stopped_by is None:
+            self._degraded.append(error.code)
+
+    async def _plain_instead(self, root: Context, error: SampleError, number: int) -> Answer:
+        """Return the answer of one plain call, if the operator wants that in place of `error`.
+
+        The wrappers of the first chain wrap it too. Not once a stream has shown words: what comes
+        after them could only be confusing.
+        """
+        if self._request.on_error != "plain" or self._choices.anyone_has_spoken:
+            raise error
+        ctx = root.child(0, stage=PASS_THROUGH)
+        first = self._request.plan.chains[0]
+        wrappers = tuple(stage for stage in first if stage.approach.kind == "wrapper")
+        try:
+            return await self._answer(wrappers, ctx, number)
+        except SampleError:
+            raise error from None
+
+    async def _finish(self, result: Result, llm: LLM, ctx: Context, number: int) -> Answer:
+        """Return the answer of an approach, after its final call if it left one; show it."""
+        if isinstance(result, Answer):
+            self._show(number, result)
+            return result
+        try:
+            if self._events is None:
+                return await call_final(result, llm, ctx)
+            return await self._stream_final(result, llm, number)
+        except SampleError as exc:
+            if result.fallback is None or self._choices.has_spoken(number):
+                raise
+            self._note_failure(exc)
+            self._show(number, result.fallback)
+            return result.fallback
+
+    async def _run_chain(
+        self, chain: Chain, chat: Chat, llm: LLM, ctx: Context, grace_s: float
+    ) -> Result:
+        """Return the result of `chain` on `chat`; without an answerer, the plain call that ends it.
+
+        An answerer that follows another gets the conversation with the other's answer, if it has
+        any text, as a draft. An answer that calls tools ends the chain: nobody but the client can
+        go on.
+        """
+        if not chain:
+            return FinalCall(chat, llm=llm)
+        stage, rest = chain[0], chain[1:]
+        run_stage, params = stage.approach.run, stage.params
+        match stage.approach.kind:
+            case "rewriter":
+                chat = await run_stage(chat, llm, params, ctx)
+                return await self._run_chain(rest, chat, llm, ctx, grace_s)
+            case "wrapper":
+                inside = partial(self._inside, rest, llm=llm, ctx=ctx, grace_s=grace_s / 2)
+                result: Result = await run_stage(chat, inside, llm, params, ctx)
+                return result
+            case "decoder":
+                # For models that a later stage takes by name; a wrapper may come by here again.
+                ctx.decoded = lambda inner: DecodedLLM(inner, stage, ctx)
+                decoded = DecodedLLM(llm, stage, ctx)
+                return await self._run_chain(rest, chat, decoded, ctx, grace_s)
+            case "answerer":
+                result = await run_stage(chat, llm, params, ctx)
+                if not rest:
+                    return _by(llm, result)
+                draft = (
+                    await call_final(result, llm, ctx) if isinstance(result, FinalCall) else result
+                )
+                if draft.tool_calls:
+                    return draft
+                text = without_reasoning(draft.text)
+                if text.strip():
+                    ctx.offer(draft)
+                    chat = with_draft(chat, text, ctx)
+                return await self._run_chain(rest, chat, llm, ctx, grace_s)
+
+    async def _inside(
+        self, chain: Chain, chat: Chat, *, llm: LLM, ctx: Context, grace_s: float
+    ) -> Result:
+        """Return the result of what a wrapper wraps; where that ends early, its best so far.
+
+        So the wrapper has its turn on whatever the user gets. Answers from inside are no best so
+        far outside. It has to end before the time that the wrapper itself has left.
+        """
+        before, ctx.best = ctx.best, None
+        try:
+            result = await self._in_time(
+                partial(self._run_chain, chain, chat, llm, ctx, grace_s), ctx, grace_s
+            )
+        except SampleError as exc:
+            if ctx.best is None:
+                raise
+            self._note_failure(exc)
+            return ctx.best
+        else:
+            if isinstance(result, FinalCall) and result.fallback is None:
+                return replace(result, fallback=ctx.best)
+            return result
+        finally:
+            ctx.best = before
+
+    async def _stream_final(self, final: FinalCall, llm: LLM, number: int) -> Answer:
+        """Return the answer of the final call, each piece shown as it comes.
+
+        A call that a limit ends after its first words is a truncated answer: what the client has
+        seen stands. One that breaks off is a failure all the same.
+        """
+        shown = Accumulated()
+        text_filter = final.text_filter() if final.text_filter else None
+        finish_reason: FinishReason = "stop"
+        try:
+            async with aclosing((final.llm or llm).stream(final.chat, final.sampling)) as pieces:
+                async for delta in pieces:
+                    finish_reason = delta.finish_reason or finish_reason
+                    text = text_filter.feed(delta.text) if text_filter else delta.text
+                    piece = replace(delta, text=text, finish_reason=None, usage=None)
+                    if piece != Delta():
+                        shown.add(piece)
+                        self._choices.add(number, piece)
+        except EmptyCompletion as exc:
+            if final.fallback is not None or not exc.truncated:
+                raise
+        except SampleError:
+            if shown.answer("length").empty or self._budget.stopped_by is None:
+                raise
+            finish_reason = "length"
+        rest = Delta(text=text_filter.close()) if text_filter else Delta()
+        shown.add(rest)
+        answer = shown.answer(finish_reason)
+        if answer.empty and (final.fallback is not None or not answer.truncated):
+            raise EmptyCompletion(truncated=answer.truncated)
+        self._choices.add(number, replace(rest, finish_reason=finish_reason))
+        return answer
+
+    def _show(self, number: int, answer: Answer) -> None:
+        """Put a whole answer on the stream, if there is one."""
+        self._choices.add(number, whole(answer))
+
+    def _emit(self, event: Event | None) -> None:
+        if self._events is not None:
+            self._events.put_nowait(event)
+
+    def emit_end(self) -> None:
+        self._emit(None)
+
+    def _call_ended(self, call: CallRecord) -> None:
+        if call.outcome == "ok" and not self._started:
+            self._started = True
+            self._emit(Progress())
+
+    def _progress(self, text: str) -> None:
+        if self._request.progress:
+            self._emit(Progress(text))
+
+    def _report(self, labels: Sequence[str]) -> Report:
+        usage = self._budget.usage
+        return Report(
+            approach=self._request.plan.text,
+            base=self._request.base,
+            calls=usage.calls,
+            depth=self._trace.depth,
+            usage=usage,
+            seconds=asyncio.get_running_loop().time() - self._budget.started,
+            stopped_by=self._budget.stopped_by,
+            degraded=tuple(dict.fromkeys(self._degraded)),
+            choices=tuple(labels),
+            notes=tuple(self._trace.events),
+            trace=tuple(self._trace.calls),
+        )
+
+
+def _by(llm: LLM, result: Result) -> Result:
+    if isinstance(result, FinalCall) and result.llm is None:
+        return replace(result, llm=llm)
+    return result
+
+
+async def call_final(final: FinalCall, llm: LLM, ctx: Context) -> Answer:
+    """Return the answer of a final call that is not streamed.
+
+    A reply that has used up its tokens before its first word is an answer: an empty, truncated one.
+    """
+    best = ctx.best
+    try:
+        reply: Answer = await (final.llm or llm).complete(final.chat, final.sampling)
+    except EmptyCompletion as exc:
+        if final.fallback is not None or not exc.truncated:
+            raise
+        reply = Answer("", finish_reason="length")
+    if final.text_filter is not None:
+        ctx.best = best  # the reply as it came is not for the user
+        text_filter = final.text_filter()
+        reply = replace(reply, text=text_filter.feed(reply.text) + text_filter.close())
+        if reply.empty and not reply.truncated:
+            raise EmptyCompletion
+    return reply
+
+
+def with_draft(chat: Chat, draft: str, ctx: Context) -> Chat:
+    """Return `chat` with a draft of its answer, as data, after the question that it answers."""
+    mark = fence(ctx.rng)
+    return ask(
+        chat,
+        f"{data_notice('draft', mark)}\n\n{enclose([draft], 'draft', mark)}\n\n"
+        "The draft above is an earlier attempt at answering this conversation. It may be wrong. "
+        "Use what is right in it and give a complete answer of your own, without mentioning it.",
+    )
+
+
+def _place(exc: BaseException) -> str:
+    """Return where an exception arose, and its type, without its text."""
+    last = exc.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if isinstance(exc, BaseExceptionGroup):
+        return f"{type(exc).__name__}({', '.join(_place(inner) for inner in exc.exceptions)})"
+    where = f"{Path(last.tb_frame.f_code.co_filename).name}:{last.tb_lineno}" if last else "?"
+    return f"{type(exc).__name__} at {where}"

@@ -1,0 +1,1 @@
+"""Worker processes for text that a model wrote: `client` starts them, `worker` runs inside."""
