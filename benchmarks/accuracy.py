@@ -56,7 +56,7 @@ TEMPERATURES: Final[Mapping[str, float]] = {
     "deepconf, nine tenths": 0.7,
 }
 AT_ONCE: Final = 32
-MOST_TOKENS: Final = 64
+MAX_TOKENS: Final = 64
 
 _EQUATION: Final = re.compile(r"(\d+) ?([-+*/x]) ?(\d+) ?= ?\$?(\d+)")
 _NUMBER: Final = re.compile(r"\d[\d,]*(?:\.\d+)?")
@@ -238,7 +238,7 @@ async def measure(
     method: str,
     problems: Sequence[Problem],
     seed: int,
-    most_tokens: int = MOST_TOKENS,
+    most_tokens: int = MAX_TOKENS,
 ) -> Row:
     """Return what `method` does with `problems`; greedy where it samples nothing."""
     free = CapacityLimiter(AT_ONCE)

@@ -31,7 +31,7 @@ from tests.upstream import Call, Script, Upstream
 
 OURS: Final = str(Path(optillm_hooks.__file__).parent)
 PLANS: Final = ("re2", "self_consistency(n=8)", "bon", "moa")
-MOST_MS: Final = 1.0
+MAX_MS: Final = 1.0
 QUESTION: Final = [{"role": "user", "content": "What is 6 times 7?"}]
 
 Place = tuple[str, int, str]
@@ -162,7 +162,7 @@ def show(rows: list[Row]) -> str:
                 f"{row.alone_ms:.2f}",
                 f"{row.profiled_ms:.2f}",
                 f"{row.router_ms:.2f}",
-                str(MOST_MS),
+                str(MAX_MS),
             )
             for row in rows
         ],

@@ -34,7 +34,14 @@ from optillm_hooks.decoding.deepconf import DeepConfSettings
 from optillm_hooks.local_provider import models
 from optillm_hooks.local_provider.batch import Batch, Capacity
 from optillm_hooks.local_provider.chat_format import ChatFormat
-from optillm_hooks.local_provider.engine_request import Event, Finished, Generation, Job, Law, Piece
+from optillm_hooks.local_provider.engine_request import (
+    EngineRequest,
+    Event,
+    Finished,
+    Piece,
+    SamplingParams,
+    Submission,
+)
 from optillm_hooks.local_provider.models import LoadedModel
 from optillm_hooks.local_provider.runner import Runner
 
@@ -75,19 +82,19 @@ class Bench:
     def batch(self, prefix_bytes: int = 0) -> Batch:
         return Batch(self.runner, self.format, Capacity(prefix_bytes=prefix_bytes))
 
-    def asked(self, text: str, **fields: Any) -> Generation:
-        given = {"law": Law(temperature=0), "max_tokens": self.tokens, **fields}
+    def asked(self, text: str, **fields: Any) -> EngineRequest:
+        given = {"law": SamplingParams(temperature=0), "max_tokens": self.tokens, **fields}
         messages = [{"role": "user", "content": text}]
-        return Generation(messages=messages, logit_bias=self.endless, **given)
+        return EngineRequest(messages=messages, logit_bias=self.endless, **given)
 
     def encoded(self, text: str) -> list[int]:
         return self.format.encode([{"role": "user", "content": text}])
 
-    def run(self, batch: Batch, *generations: Generation) -> int:
+    def run(self, batch: Batch, *generations: EngineRequest) -> int:
         """Serve all at once; returns the tokens written."""
         events: list[Event] = []
         for generation in generations:
-            batch.add(Job(generation, events.append))
+            batch.add(Submission(generation, events.append))
         while not batch.idle:
             batch.step()
         return sum(event.completion_tokens for event in events if isinstance(event, Finished))
@@ -146,7 +153,7 @@ class Bench:
     def deepconf(self) -> Timing:
         """DeepConf, 16 traces, against a sample at a time."""
         settings = DeepConfSettings(warmup_samples=16, max_traces=16)
-        asked = self.asked(QUESTION, decoding=settings, law=Law(0.7))
+        asked = self.asked(QUESTION, decoding=settings, law=SamplingParams(0.7))
         ours = timed(lambda: self.run(self.batch(), asked))
         plain = timed(
             lambda: [self.generate(QUESTION, do_sample=True, temperature=0.7) for _ in range(2)]
@@ -178,10 +185,10 @@ class Bench:
         """
         batch, steps = self.batch(), list[float]()
         events: list[Event] = []
-        batch.add(Job(self.asked(QUESTION), events.append))
+        batch.add(Submission(self.asked(QUESTION), events.append))
         while not any(isinstance(event, Piece) for event in events):
             batch.step()
-        batch.add(Job(self.asked(QUESTION * 195, max_tokens=1), events.append))
+        batch.add(Submission(self.asked(QUESTION * 195, max_tokens=1), events.append))
         while not any(isinstance(event, Finished) for event in events):
             steps.append(timed(batch.step))
         for_all = timed(lambda: self.generate(QUESTION * 195, 1))
@@ -194,11 +201,11 @@ class Bench:
         batch, events = self.batch(), list[Event]()
         begun: list[list[Event]] = [[] for _ in range(BUSY)]
         for number, seen in enumerate(begun):
-            batch.add(Job(self.asked(f"{number}. {QUESTION}"), seen.append))
+            batch.add(Submission(self.asked(f"{number}. {QUESTION}"), seen.append))
         while not all(begun):
             batch.step()
         step = sorted(timed(batch.step) for _ in range(9))[4]
-        batch.add(Job(self.asked("Hi", max_tokens=1), events.append))
+        batch.add(Submission(self.asked("Hi", max_tokens=1), events.append))
 
         def until_answered() -> None:
             while not any(isinstance(event, Finished) for event in events):

@@ -91,7 +91,7 @@ class Budget:
         ask = sampling.max_tokens
         if ask is None and room < _UNBOUNDED:
             ask = max(1, room // max(1, self.expected_calls - self.calls_taken))
-            ask = ask if llm.most_output is None else min(ask, llm.most_output)
+            ask = ask if llm.max_output_tokens is None else min(ask, llm.max_output_tokens)
         max_tokens = None if ask is None else min(ask, room)
         reply = choices * (max_tokens or 0)
         reserved = Reservation(

@@ -24,7 +24,7 @@ from optillm_hooks.types import Chat, Sampling
 V = TypeVar("V")
 
 BEST: Final = "answers the user's last message best: correct first of all, then complete and clear"
-MOST_CONSISTENT: Final = (
+MAX_CONSISTENT: Final = (
     "agrees most with the others: whose conclusions the largest number of them share"
 )
 """The criterion of universal self-consistency (Chen et al. 2023, arXiv:2311.17311, section 3)."""
@@ -32,7 +32,7 @@ MOST_CONSISTENT: Final = (
 JUDGING: Final = Sampling(temperature=0.1, purpose="judge")
 _LABEL = "answer"
 _COMMON_SCALES = frozenset({5.0, 10.0, 20.0, 100.0})
-_LONGEST_READ = 20_000
+_MAX_READ_LENGTH = 20_000
 """Characters of a verdict that are read, from its end."""
 
 _VALUE = r"([-+\u2212]?(?:\d+(?:\.\d+)?|\.\d+)|nan|inf(?:inity)?)"
@@ -84,7 +84,7 @@ def read_rating(text: str, low: float = 0.0, high: float = 10.0) -> float | None
     A rating out of another number is scaled: 4/5 is 8 of 10. A range is its middle. What is
     not finite or beyond the scale is no rating; nor is a year, or a number of anything else.
     """
-    text = without_reasoning(text)[-_LONGEST_READ:]
+    text = without_reasoning(text)[-_MAX_READ_LENGTH:]
     value = read_json(text)
     if isinstance(value, dict):
         named = {str(name).lower(): item for name, item in value.items()}
@@ -123,7 +123,7 @@ def read_choice(text: str, count: int) -> int | None:
     Read are, the surest first: JSON with the choice, the last number called best, chosen or the
     winner, a last line of nothing but a number, and the only number between 1 and `count` there is.
     """
-    text = without_reasoning(text)[-_LONGEST_READ:]
+    text = without_reasoning(text)[-_MAX_READ_LENGTH:]
     value = read_json(text)
     if isinstance(value, dict):
         named = {str(name).lower(): item for name, item in value.items()}

@@ -24,12 +24,12 @@ class LLM(Protocol):
         ...
 
     @property
-    def most_choices(self) -> int:
+    def max_n(self) -> int:
         """How many choices one call may ask for; 1 where the provider is not known to honour n."""
         ...
 
     @property
-    def most_output(self) -> int | None:
+    def max_output_tokens(self) -> int | None:
         """The most tokens that a reply can have, or None if nobody knows."""
         ...
 
@@ -70,12 +70,12 @@ class Forwarding:
         return self._inner.model
 
     @property
-    def most_choices(self) -> int:
-        return self._inner.most_choices
+    def max_n(self) -> int:
+        return self._inner.max_n
 
     @property
-    def most_output(self) -> int | None:
-        return self._inner.most_output
+    def max_output_tokens(self) -> int | None:
+        return self._inner.max_output_tokens
 
     @property
     def price(self) -> Price | None:

@@ -32,7 +32,7 @@ def chat(text: str) -> Chat:
 class ScriptedLLM:
     """Gives out `replies` in the order of the calls; a call beyond the script is a failure.
 
-    A string is the text of a whole completion. `most_choices` above 1 makes it a provider that
+    A string is the text of a whole completion. `max_n` above 1 makes it a provider that
     honours n: a call for n takes the next n replies.
     """
 
@@ -41,15 +41,15 @@ class ScriptedLLM:
         replies: Sequence[Reply],
         *,
         model: str = "base",
-        most_choices: int = 1,
+        max_n: int = 1,
         price: Price | None = None,
         fields: Sequence[str] = (),
-        most_output: int | None = None,
+        max_output_tokens: int | None = None,
     ) -> None:
         self._replies = list(replies)
-        self.most_output = most_output
+        self.max_output_tokens = max_output_tokens
         self.model = model
-        self.most_choices = most_choices
+        self.max_n = max_n
         self.price = price
         self._fields = frozenset(fields)
         self.calls: list[tuple[Chat, Sampling]] = []

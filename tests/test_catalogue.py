@@ -63,9 +63,9 @@ class Lenient(AnsweringLLM):
     `change` gets the number of the call and that reply, and says what is given instead.
     """
 
-    def __init__(self, change: Change = lambda _, text: text, *, most_choices: int = 1) -> None:
+    def __init__(self, change: Change = lambda _, text: text, *, max_n: int = 1) -> None:
         super().__init__(self._reply, fields=[DECODING])
-        self.most_choices = most_choices
+        self.max_n = max_n
         self._change = change
         self._numbers = itertools.count()
 
@@ -215,7 +215,7 @@ async def test_every_call_is_counted(approach: Approach) -> None:
 
 @EVERY
 async def test_where_n_is_honoured_it_costs_no_more_calls(approach: Approach) -> None:
-    llm = Lenient(most_choices=8)
+    llm = Lenient(max_n=8)
     ended = await ask(approach, llm)
     assert ended.answers[0].text.strip()
     assert ended.report.calls == len(llm.calls) <= cost(approach).calls

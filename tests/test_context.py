@@ -83,7 +83,7 @@ async def test_a_fanout_of_64_takes_its_calls_exactly() -> None:
 
 
 async def test_a_call_for_n_choices_is_one_call() -> None:
-    llm = ScriptedLLM(["a", "b", "c"], most_choices=8)
+    llm = ScriptedLLM(["a", "b", "c"], max_n=8)
     ctx = context(limits=Limits(max_calls=1))
     assert len(await MeteredLLM(llm, ctx).complete_n(ASKED, Sampling(), 3)) == 3
     assert ctx.budget.usage == ONE_CALL
@@ -173,19 +173,21 @@ async def test_a_fanout_shares_what_is_left() -> None:
 
 
 @pytest.mark.parametrize(
-    ("most_output", "asked"), [(None, 96), (20, 20), (500, 96)], ids=["unknown", "less", "more"]
+    ("max_output_tokens", "asked"),
+    [(None, 96), (20, 20), (500, 96)],
+    ids=["unknown", "less", "more"],
 )
 async def test_a_share_is_no_more_than_the_model_can_give(
-    most_output: int | None, asked: int
+    max_output_tokens: int | None, asked: int
 ) -> None:
-    llm = ScriptedLLM(["a"], most_output=most_output)
+    llm = ScriptedLLM(["a"], max_output_tokens=max_output_tokens)
     ctx = context(limits=Limits(max_tokens_total=100))
     await MeteredLLM(llm, ctx).complete(ASKED, Sampling())
     assert asked_for(llm) == [asked]
 
 
 async def test_a_call_for_n_reserves_every_choice() -> None:
-    llm = ScriptedLLM(["a", "b", "c", "d"], most_choices=8)
+    llm = ScriptedLLM(["a", "b", "c", "d"], max_n=8)
     ctx = context(limits=Limits(max_tokens_total=PROMPT + 100))
     await MeteredLLM(llm, ctx).complete_n(ASKED, Sampling(max_tokens=90), 4)
     assert asked_for(llm) == [25]
@@ -317,8 +319,8 @@ class Bill:
 
     plan: list[Planned]
     model: str = "base"
-    most_choices: int = 4
-    most_output: int | None = None
+    max_n: int = 4
+    max_output_tokens: int | None = None
     price: Price = PRICE
     billed: Usage = field(default_factory=Usage)
     cut_off: int = 0
@@ -659,7 +661,7 @@ async def test_a_reply_without_content_says_whether_it_was_cut(text: str, reason
 
 
 async def test_empty_choices_of_one_call_are_left_out() -> None:
-    ctx, llm = context(), ScriptedLLM(["", "b", ""], most_choices=3)
+    ctx, llm = context(), ScriptedLLM(["", "b", ""], max_n=3)
     kept = await MeteredLLM(llm, ctx).complete_n(ASKED, Sampling(), 3)
     assert [c.text for c in kept] == ["b"]
     assert ctx.best is not None

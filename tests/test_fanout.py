@@ -42,13 +42,13 @@ async def test_nothing_finished_carries_the_first_status() -> None:
 
 
 async def test_one_call_serves_all_samples_where_n_is_honoured() -> None:
-    llm = ScriptedLLM(["a", "b", "c"], most_choices=8)
+    llm = ScriptedLLM(["a", "b", "c"], max_n=8)
     assert await sample(llm, 3) == ["a", "b", "c"]
     assert len(llm.calls) == 1
 
 
 async def test_choices_that_a_call_for_n_leaves_out_are_topped_up() -> None:
-    llm = ScriptedLLM(["", "b", "", "d"], most_choices=3)
+    llm = ScriptedLLM(["", "b", "", "d"], max_n=3)
     ctx = context()
     samples = await sample_many(MeteredLLM(llm, ctx), ASKED, Sampling(), n=2)
     assert [s.text for s in samples] == ["b"]
@@ -56,18 +56,18 @@ async def test_choices_that_a_call_for_n_leaves_out_are_topped_up() -> None:
 
 
 async def test_a_sample_that_is_topped_up_has_a_seed_of_its_own() -> None:
-    llm = ScriptedLLM([ProviderFailed("502"), "c", "d", "e", "f"], most_choices=2)
+    llm = ScriptedLLM([ProviderFailed("502"), "c", "d", "e", "f"], max_n=2)
     assert await sample(llm, 4, client=Sampling(seed=7)) == ["c", "d", "e", "f"]
     assert [sampling.seed for _, sampling in llm.calls] == [7, 9, 11, 12]
 
 
 async def test_a_refused_n_falls_back_to_single_calls() -> None:
-    llm = ScriptedLLM([ProviderFailed("n unknown", status=400), "a", "b"], most_choices=2)
+    llm = ScriptedLLM([ProviderFailed("n unknown", status=400), "a", "b"], max_n=2)
     assert await sample(llm, 2) == ["a", "b"]
 
 
 async def test_a_refused_key_is_not_asked_again() -> None:
-    llm = ScriptedLLM([ProviderFailed("bad key", status=401)], most_choices=2)
+    llm = ScriptedLLM([ProviderFailed("bad key", status=401)], max_n=2)
     with pytest.raises(SamplesFailed) as caught:
         await sample(llm, 2)
     assert caught.value.status == 401

@@ -37,11 +37,11 @@ from optillm_hooks.answers.formulas import (
     value_of,
 )
 
-_LONGEST_PARSED = 500
+_MAX_PARSED_LENGTH = 500
 """Characters of an answer that is looked at as mathematics; a longer one is text or JSON."""
 
 _DEEPEST_JSON = 100
-_MOST_UNIT_WORDS = 4
+_MAX_UNIT_WORDS = 4
 
 _SMALL = """
 zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
@@ -148,7 +148,7 @@ def equivalent(one: str, other: str) -> bool:
 def form_of(answer: str) -> Form:
     """Return `answer` as what it can be compared as."""
     answer = answer.strip()
-    if len(answer) > _LONGEST_PARSED:
+    if len(answer) > _MAX_PARSED_LENGTH:
         return Form(_plain_text(answer), json=_json_key(answer))
     text = plain(_MATH.sub(_inside, _STRONG.sub(_inside, answer)))
     quantity = _quantity(text.strip(_ENDS).removesuffix("."))
@@ -247,7 +247,7 @@ def _split_unit(text: str) -> tuple[str, list[str]]:
         return attached[1], [attached[2]]
     words = text.split()
     start = len(words)
-    while start > max(1, len(words) - _MOST_UNIT_WORDS) and _is_unit_word(words[start - 1]):
+    while start > max(1, len(words) - _MAX_UNIT_WORDS) and _is_unit_word(words[start - 1]):
         start -= 1
     number = " ".join(words[:start])
     return (number, words[start:]) if re.search(r"[\d\\]", number) else (text, [])

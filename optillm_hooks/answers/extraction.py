@@ -18,12 +18,12 @@ AnswerFormat = Literal["auto", "marked", "boxed", "choice", "number", "json", "l
 * auto: whichever of them is there, the surest first.
 """
 
-_MOST_WORDS = 3
+_MAX_WORDS = 3
 """A whole reply of no more words than this is itself the answer."""
 
-_LONGEST_BOX = 2000
-_MOST_BOXES = 50
-_LONGEST_STATEMENT = 500
+_MAX_BOX_LENGTH = 2000
+_MAX_BOXES = 50
+_MAX_STATEMENT_LENGTH = 500
 
 _THINKING = re.compile(r"<(/?)(?:think|thinking|reasoning)>", re.IGNORECASE)
 _MARKED = re.compile(
@@ -65,7 +65,7 @@ _ASSERTED = re.compile(
     re.IGNORECASE,
 )
 _CONCLUDES = re.compile(r"\W{0,6}(?:so|thus|hence|therefore|in total|altogether)\b", re.IGNORECASE)
-_LONGEST_ASSERTION = 40
+_MAX_ASSERTION_LENGTH = 40
 _DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
 _PLACEHOLDER = re.compile(r"\W*|<.*>|\[?(?:your )?(?:final )?answer\]?", re.IGNORECASE)
 
@@ -118,7 +118,7 @@ def stated_answer(text: str) -> tuple[int, int] | None:
     given for it; of a choice such as "(B)" or "B. Paris" the letter alone.
     """
     for lead in reversed(list(_STATED.finditer(text))):
-        said = text[lead.end() : lead.end() + _LONGEST_STATEMENT].partition("\n")[0]
+        said = text[lead.end() : lead.end() + _MAX_STATEMENT_LENGTH].partition("\n")[0]
         statement = _tidied(_statement(said))
         if statement:
             start = text.index(statement, lead.end())
@@ -182,7 +182,7 @@ def _marked(text: str) -> str | None:
 def _boxed(text: str) -> str | None:
     contents: list[str] = []
     following = -1
-    for box in reversed(list(_BOX.finditer(text))[-_MOST_BOXES:]):
+    for box in reversed(list(_BOX.finditer(text))[-_MAX_BOXES:]):
         end = _closing_brace(text, box.end())
         if end is None:
             continue
@@ -196,7 +196,7 @@ def _boxed(text: str) -> str | None:
 
 def _closing_brace(text: str, at: int) -> int | None:
     depth = 1
-    for index in range(at, min(len(text), at + _LONGEST_BOX)):
+    for index in range(at, min(len(text), at + _MAX_BOX_LENGTH)):
         if text[index] in "{}" and text[index - 1] != "\\":
             depth += 1 if text[index] == "{" else -1
             if not depth:
@@ -206,7 +206,7 @@ def _closing_brace(text: str, at: int) -> int | None:
 
 def _said(text: str) -> str | None:
     for lead in reversed(list(_SAID.finditer(text))):
-        said = text[lead.end() : lead.end() + _LONGEST_STATEMENT].partition("\n")[0]
+        said = text[lead.end() : lead.end() + _MAX_STATEMENT_LENGTH].partition("\n")[0]
         if answer := _tidied(_boxed(said) or _statement(said)):
             return answer
     return None
@@ -268,7 +268,7 @@ def _clear_choice(text: str) -> str | None:
 
 def _short(text: str) -> str | None:
     asks = text.endswith("?") or text.startswith("I ")
-    is_short = "\n" not in text and len(text.split()) <= _MOST_WORDS
+    is_short = "\n" not in text and len(text.split()) <= _MAX_WORDS
     return _tidied(text) if is_short and not asks and not _UNFINISHED.search(text) else None
 
 
@@ -286,7 +286,7 @@ def _asserted_number(text: str, question: str) -> str | None:
     asked = {number.strip("$%\u20ac\u00a3") for number in _NUMBER.findall(question)}
     if last[0].strip("$%\u20ac\u00a3") in asked:
         return None
-    before = line[max(0, last.start() - _LONGEST_ASSERTION) : last.start()]
+    before = line[max(0, last.start() - _MAX_ASSERTION_LENGTH) : last.start()]
     asserted = any(found.end() == len(before) for found in _ASSERTED.finditer(before))
     return last[0] if asserted or _CONCLUDES.match(line) else None
 

@@ -9,7 +9,7 @@ from optillm_hooks.types import Json
 
 _PATTERNS = ("pattern", "patternProperties")
 _REFS = ("$ref", "$dynamicRef", "$recursiveRef")
-_MOST_REFERENCES = 2_000
+_MAX_REFERENCES = 2_000
 
 
 def fits(text: str, response_format: Json) -> bool:
@@ -38,7 +38,7 @@ def _fits_schema(value: Json, schema: dict[str, Json]) -> bool:
     """Return whether `value` fits a client's schema, which must not cost us anything.
 
     References are followed within the schema only, never over the network, and not more than
-    `_MOST_REFERENCES` of them, since two that lead back to their own place double the work at each
+    `_MAX_REFERENCES` of them, since two that lead back to their own place double the work at each
     level of the value. Regular expressions are left aside: one of theirs could keep the event loop
     busy for ever.
     """
@@ -63,7 +63,7 @@ def _bounded(follow: Callable[..., Iterable[Any]]) -> Callable[..., Iterable[Any
     followed = itertools.count(1)
 
     def check(*args: Any) -> Iterable[Any]:
-        if next(followed) > _MOST_REFERENCES:
+        if next(followed) > _MAX_REFERENCES:
             raise RecursionError
         return follow(*args)
 

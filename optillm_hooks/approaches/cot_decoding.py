@@ -14,7 +14,7 @@ from pydantic import Field
 from optillm_hooks.context import Context
 from optillm_hooks.decoding.cot_decoding import CotSettings
 from optillm_hooks.decoding.field import FIELD, Supports, by_engine, settings_of
-from optillm_hooks.decoding.remote.calls import MOST_ALTERNATIVES, check_continues
+from optillm_hooks.decoding.remote.calls import MAX_ALTERNATIVES, check_continues
 from optillm_hooks.decoding.remote.cot_decoding import cot_decode
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.llm import LLM
@@ -47,9 +47,9 @@ class CotDecodingParams(CotSettings, Params):
 
     def check_model(self, model: str, supports: Supports) -> None:
         check_continues("cot_decoding", model, supports, "it chooses first tokens")
-        if self.k > MOST_ALTERNATIVES and not supports(FIELD):
+        if self.k > MAX_ALTERNATIVES and not supports(FIELD):
             raise RequestRejected(
-                f"cot_decoding: k can be at most {MOST_ALTERNATIVES} on {model!r}, got {self.k}: a "
+                f"cot_decoding: k can be at most {MAX_ALTERNATIVES} on {model!r}, got {self.k}: a "
                 "provider shows no more alternatives of a token"
             )
 

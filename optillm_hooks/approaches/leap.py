@@ -63,7 +63,7 @@ WORKED = "These are worked examples of the kind of question that follows them."
 _KEPT: Final = 256
 """Sets of examples whose principles are kept."""
 
-_MOST_EXAMPLES: Final = 32
+_MAX_EXAMPLES: Final = 32
 
 
 class Example(BaseModel):
@@ -76,7 +76,7 @@ class Example(BaseModel):
 class LeapParams(Params):
     examples: tuple[Example, ...] = Field(
         default=(),
-        max_length=_MOST_EXAMPLES,
+        max_length=_MAX_EXAMPLES,
         description="Worked examples; by default those in the request.",
     )
     samples: int = Field(
@@ -137,7 +137,7 @@ def read_examples(text: str) -> tuple[Example, ...]:
     if isinstance(found, dict):
         found = next((value for value in found.values() if isinstance(value, list)), None)
     examples = (_example(entry) for entry in found or ())
-    return tuple(example for example in examples if example)[:_MOST_EXAMPLES]
+    return tuple(example for example in examples if example)[:_MAX_EXAMPLES]
 
 
 def _example(entry: object) -> Example | None:

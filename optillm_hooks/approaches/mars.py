@@ -87,7 +87,7 @@ _VERDICT: Final = re.compile(
     r"^[\s>*_#`-]*verdict[\s*_`]*[:=][\s*_`]*(correct|incorrect|incomplete)\b",
     re.IGNORECASE | re.MULTILINE,
 )
-_MOST_SYNTHESISED: Final = 3
+_MAX_SYNTHESISED: Final = 3
 _LIGHT_TOKENS: Final = 4000
 
 Verdict = Literal["correct", "incorrect", "incomplete"]
@@ -497,7 +497,7 @@ class _Team:
         best = (holding or ranked)[0]
         if by != "synthesis" or len(pool) == 1:
             return self._presented(best.reply)
-        shown = sorted(ranked, key=lambda solution: -solution.score)[:_MOST_SYNTHESISED]
+        shown = sorted(ranked, key=lambda solution: -solution.score)[:_MAX_SYNTHESISED]
         self.ctx.offer(shown[0].reply)
         self.ctx.progress("writing the answer")
         mark = fence(self.ctx.rng)

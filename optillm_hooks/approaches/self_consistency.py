@@ -16,7 +16,7 @@ from optillm_hooks.answers.extraction import AnswerFormat
 from optillm_hooks.answers.voting import contenders, elect, json_is_asked
 from optillm_hooks.context import Context
 from optillm_hooks.fanout import sample_many
-from optillm_hooks.judging import MOST_CONSISTENT, choose
+from optillm_hooks.judging import MAX_CONSISTENT, choose
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import instruct, question
 from optillm_hooks.registry import Cost, Params, approach
@@ -69,6 +69,6 @@ async def self_consistency(
     if tally.votes or paths[0].tool_calls or len(set(texts)) == 1:
         return paths[tally.winner]
     ctx.progress("choosing the answer that agrees most with the others")
-    chosen = await choose(texts, chat, llm, ctx, criterion=MOST_CONSISTENT)
+    chosen = await choose(texts, chat, llm, ctx, criterion=MAX_CONSISTENT)
     ctx.trace.note("choice", readable=chosen.winner is not None)
     return paths[chosen.winner or 0]

@@ -50,7 +50,7 @@ upper, point, direction, order, digits, assume ({{"x": "positive"}}). Expression
 
 If neither helps, reply with the single word NONE."""
 
-LEAST_S = 0.5
+MIN_S = 0.5
 """Seconds below which starting a solver is not worth it."""
 
 
@@ -130,7 +130,7 @@ async def _solved(
             ctx.trace.note("solver", outcome="not applicable", repairs=repair)
             return None
         left_s = ctx.within(0.5) - asyncio.get_running_loop().time()
-        if left_s < LEAST_S:
+        if left_s < MIN_S:
             ctx.trace.note("solver", outcome="no time left", repairs=repair)
             return None
         ctx.progress("running the solver")

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from optillm_hooks.types import Json
 
-MOST_PRINTED: Final = 1 << 16
+MAX_PRINTED: Final = 1 << 16
 """Bytes that a snippet may print."""
 
 
@@ -36,7 +36,7 @@ def answer(request: Mapping[str, Any]) -> Json:
     ran: list[Json] = []
     with Monty(max_processes=1) as pool, pool.checkout(limits=limits) as session:
         for snippet in request["snippets"]:
-            printed = CollectString(MOST_PRINTED)
+            printed = CollectString(MAX_PRINTED)
             error = ""
             try:
                 session.feed_run(

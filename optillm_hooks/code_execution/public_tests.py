@@ -13,10 +13,10 @@ from typing import Final
 
 from optillm_hooks.code_execution.runner import CodeRunner, Ran
 
-MOST_TESTS: Final = 16
+MAX_TESTS: Final = 16
 """Tests of one request that are run."""
 
-MOST_CHARACTERS: Final = 1 << 16
+MAX_CHARACTERS: Final = 1 << 16
 """Length of a reply with a program."""
 
 _FENCED: Final = re.compile(r"```[ \t]*(\w*)[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
@@ -76,19 +76,19 @@ class PublicTests:
 
 
 def read_tests(request: str) -> PublicTests:
-    """Return the tests in the text of a request, up to `MOST_TESTS` of a kind, in its order."""
+    """Return the tests in the text of a request, up to `MAX_TESTS` of a kind, in its order."""
     calls = [*_interpreted(request), *_asserted(request)]
     inputs = [InputTest(given, shown.strip()) for given, shown in _PAIR.findall(request)]
-    return PublicTests(calls[:MOST_TESTS], inputs[:MOST_TESTS])
+    return PublicTests(calls[:MAX_TESTS], inputs[:MAX_TESTS])
 
 
 def read_program(reply: str) -> str | None:
     """Return the longest block of Python in a model's reply, or None if there is none.
 
     A block without a language counts if it is Python; so does a reply that is one program. A reply
-    of more than `MOST_CHARACTERS` is not read.
+    of more than `MAX_CHARACTERS` is not read.
     """
-    if len(reply) > MOST_CHARACTERS:
+    if len(reply) > MAX_CHARACTERS:
         return None
     found: list[tuple[str, str]] = _FENCED.findall(reply)
     blocks = [text for language, text in found if _is_python(language, text)]

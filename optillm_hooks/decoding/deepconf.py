@@ -29,7 +29,7 @@ Metric = Literal["lowest_group", "average_confidence", "bottom_10_percent", "tai
 _KEPT = {"low": 0.1, "high": 0.9}
 
 
-_LEAST_WINDOW = 16
+_MIN_WINDOW = 16
 
 
 class DeepConfSettings(BaseModel):
@@ -115,7 +115,7 @@ def threshold(confidences: Sequence[float], kept: float) -> float:
 
 def adapted_window(lengths: Sequence[int], most: int) -> int:
     """Return the tokens of a group for traces of these lengths."""
-    return min(most, max(_LEAST_WINDOW, int(statistics.median(lengths)) // 4))
+    return min(most, max(_MIN_WINDOW, int(statistics.median(lengths)) // 4))
 
 
 def votes(traces: Sequence[Trace]) -> dict[str, float]:

@@ -19,7 +19,7 @@ _SHARES = {"low": 0.33, "medium": 0.66, "high": 0.9}
 _THOUGHTS = {"low": 64, "medium": 256, "high": 512}
 
 
-_LEAST_ANSWER = 64
+_MIN_ANSWER = 64
 
 
 class ThinkSettings(BaseModel):
@@ -65,7 +65,7 @@ class Budget:
     """
 
     def __init__(self, settings: ThinkSettings, room: int) -> None:
-        answer = min(max(_LEAST_ANSWER, room // 10), room // 2)
+        answer = min(max(_MIN_ANSWER, room // 10), room // 2)
         share = int(room * _SHARES[settings.reasoning_effort])
         most = share if settings.max_thinking_tokens is None else settings.max_thinking_tokens
         least = room // 10 if settings.min_thinking_tokens is None else settings.min_thinking_tokens

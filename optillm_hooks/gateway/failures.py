@@ -15,7 +15,7 @@ from litellm.types.router import RouterRateLimitError, RouterRateLimitErrorBasic
 from optillm_hooks.errors import OptiLLMError, ProviderFailed, RequestRejected
 from optillm_hooks.gateway.model_names import PROVIDER
 
-_MOST_CHARS = 500
+_MAX_CHARS = 500
 _PREFIX = re.compile(r"^((litellm\.)?\w+(Error|Timeout): )+")
 _SECRET = re.compile(
     r"\b(?:sk-|gsk_|hf_|xai-|pplx-|nvapi-|AIza|(?:api_?)?key=|Bearer\s+)[^\s&'\"]{4,}",
@@ -76,7 +76,7 @@ def _status(exc: Exception) -> int:
 def _message(exc: Exception) -> str:
     text = _PREFIX.sub("", str(getattr(exc, "message", "") or exc)).strip().split("\n", 1)[0]
     text = text.split(". Received Model Group=", 1)[0]
-    return _SECRET.sub("[key]", text)[:_MOST_CHARS]
+    return _SECRET.sub("[key]", text)[:_MAX_CHARS]
 
 
 def _retry_after(exc: Exception) -> str | None:

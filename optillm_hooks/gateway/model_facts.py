@@ -20,7 +20,7 @@ _LOCAL_FIELDS = (FIELD, "logprobs", "n", "response_format", "tools", "top_logpro
 _PREFIX_FIELDS = ("continue_final_message", "logprobs", "top_logprobs")
 """What a deployment takes of which the operator says that it continues a prefix."""
 
-_MOST_CHOICES = 128
+_MAX_CHOICES = 128
 """The most choices that OpenAI's API takes in one call."""
 
 
@@ -33,12 +33,12 @@ class ModelFacts:
         self._found: list[dict[str, Any]] | None = None
 
     @property
-    def most_choices(self) -> int:
+    def max_n(self) -> int:
         """How many choices one call may ask for: 1 unless every deployment takes `n`."""
-        return _MOST_CHOICES if self.supports("n") else 1
+        return _MAX_CHOICES if self.supports("n") else 1
 
     @property
-    def most_output(self) -> int | None:
+    def max_output_tokens(self) -> int | None:
         """The most tokens that a reply of every deployment can have, of those that are known."""
         known = [fact["info"].get("max_output_tokens") for fact in self._facts()]
         return min((most for most in known if isinstance(most, int)), default=None)

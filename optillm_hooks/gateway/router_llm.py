@@ -35,12 +35,12 @@ class RouterLLM:
         self._rates = ModelRates(model, caller.key)
 
     @property
-    def most_choices(self) -> int:
-        return self._facts.most_choices
+    def max_n(self) -> int:
+        return self._facts.max_n
 
     @property
-    def most_output(self) -> int | None:
-        return self._facts.most_output
+    def max_output_tokens(self) -> int | None:
+        return self._facts.max_output_tokens
 
     @property
     def price(self) -> Price | None:

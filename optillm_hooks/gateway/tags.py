@@ -10,8 +10,8 @@ _TAG = re.compile(r"<optillm_approach>([^<]*)</optillm_approach>\s?", re.IGNOREC
 """No `<` inside, which no expression needs, so that unclosed tags are passed over in one go."""
 
 _OPENING = "<optillm_approach>"
-_MOST_TAG_CHARS = 4096
-_MOST_DEPTH = 4
+_MAX_TAG_CHARS = 4096
+_MAX_DEPTH = 4
 """Levels of lists and objects between a field and its texts: turns, turn, parts, part."""
 
 
@@ -47,9 +47,9 @@ def read_tags(request: Mapping[str, Json]) -> Tagged:
     return Tagged(found.get("user") or found.get("system"), changed)
 
 
-def _may_hold_tag(value: Json, depth: int = _MOST_DEPTH) -> bool:
+def _may_hold_tag(value: Json, depth: int = _MAX_DEPTH) -> bool:
     if isinstance(value, str):
-        return _OPENING in value.lower() if len(value) < _MOST_TAG_CHARS else _OPENING in value
+        return _OPENING in value.lower() if len(value) < _MAX_TAG_CHARS else _OPENING in value
     if depth and isinstance(value, list):
         return any(_may_hold_tag(item, depth - 1) for item in value)
     if depth and isinstance(value, dict):

@@ -16,13 +16,13 @@ from optillm_hooks.local_provider.chat_format import ChatFormat, ReplyReader, Tr
 from optillm_hooks.local_provider.decoding.base import Branch, Decoding
 from optillm_hooks.local_provider.decoding.methods import Vocabulary, markers, method, steering
 from optillm_hooks.local_provider.engine_request import (
+    EngineRequest,
     Finished,
-    Generation,
-    Job,
     Messages,
     Piece,
     PromptTooLong,
     ScoredToken,
+    Submission,
     check_adapter,
 )
 from optillm_hooks.local_provider.grammar import Constraint
@@ -30,7 +30,7 @@ from optillm_hooks.local_provider.kv_cache import Prefix, Row
 from optillm_hooks.local_provider.prefix_cache import PrefixCache, common_beginning
 from optillm_hooks.local_provider.runner import Runner
 from optillm_hooks.local_provider.sampling import draw, score, shift
-from optillm_hooks.local_provider.scheduler import grant, split
+from optillm_hooks.local_provider.scheduler import admit, chunk_prefills
 from optillm_hooks.local_provider.tool_calls import Tools
 from optillm_hooks.local_provider.uncertainty import Measured, measure
 
@@ -73,10 +73,10 @@ class Capacity:
 
 
 @dataclass(eq=False, slots=True)
-class _Active:
+class _ActiveRequest:
     """A request that takes part in the batch."""
 
-    asked: Job
+    asked: Submission
     prompt: list[int]
     room: int
     """Most tokens of a choice."""
@@ -90,7 +90,7 @@ class _Active:
     constraint: Constraint | None = None
     """The form of the reply, at its beginning."""
 
-    reading: "_Reading | None" = None
+    reading: "_Prefill | None" = None
     prefix: Prefix | None = None
     shared: bool = False
     """Whether its rows read the prompt by reference; else each has a copy."""
@@ -98,14 +98,14 @@ class _Active:
     first_logits: Tensor | None = None
     """Of the first token of the reply, from which every branch begins."""
 
-    branches: "list[_Running]" = field(default_factory=list["_Running"])
+    branches: "list[_Sequence]" = field(default_factory=list["_Sequence"])
     opened: int = 0
     drawn: int = 0
     reasoning_tokens: int = 0
     cached_tokens: int = 0
 
     @property
-    def generation(self) -> Generation:
+    def generation(self) -> EngineRequest:
         return self.asked.generation
 
     @property
@@ -127,7 +127,7 @@ class _Active:
 
 
 @dataclass(eq=False, slots=True)
-class _Reading:
+class _Prefill:
     """A prompt that is being read into a row."""
 
     row: Row
@@ -135,14 +135,14 @@ class _Reading:
 
 
 @dataclass(eq=False, slots=True)
-class _Running:
+class _Sequence:
     """A branch that is being written."""
 
-    job: _Active
+    job: _ActiveRequest
     branch: Branch
     row: Row
     transcript: Transcript
-    dice: random.Random
+    rng: random.Random
     constraint: Constraint | None = None
     waiting: list[int] = field(default_factory=list[int])
     """Tokens that are written but not yet fed."""
@@ -160,7 +160,7 @@ class Batch:
         self._capacity = capacity
         self._grammars = chat_format.grammars
         self._prefixes: PrefixCache[Prefix] = PrefixCache(capacity.prefix_bytes)
-        self._jobs: list[_Active] = []
+        self._jobs: list[_ActiveRequest] = []
 
     @property
     def idle(self) -> bool:
@@ -178,7 +178,7 @@ class Batch:
         apart = sum(p.bytes for p, a in kept if p is not None and not self._prefixes.holds(p, a))
         return self._runner.rows.bytes + apart + self._prefixes.bytes
 
-    def add(self, asked: Job) -> None:
+    def add(self, asked: Submission) -> None:
         """Let a request join. If it cannot be served it is told, and does not join."""
         try:
             self._jobs.append(self._prepared(asked))
@@ -199,7 +199,7 @@ class Batch:
         reading = [job for job in self._jobs if job.reading is not None]
         rows = [b.row for b in running] + [job.reading.row for job in reading if job.reading]
         queues = [b.waiting for b in running] + [j.reading.waiting for j in reading if j.reading]
-        counts = split([len(queue) for queue in queues], self._capacity.chunk)
+        counts = chunk_prefills([len(queue) for queue in queues], self._capacity.chunk)
         fed = [i for i, count in enumerate(counts) if count]
         if fed:
             logits = self._runner.step([(rows[i], queues[i][: counts[i]]) for i in fed])
@@ -221,7 +221,7 @@ class Batch:
             job.asked.deliver(error)
             self._leave(job)
 
-    def _prepared(self, asked: Job) -> _Active:
+    def _prepared(self, asked: Submission) -> _ActiveRequest:
         request, runner = asked.generation, self._runner
         check_adapter(request.adapter, runner.adapters.names)
         unknown = steering(request).keys() - runner.steering.names
@@ -254,14 +254,14 @@ class Batch:
         decoding = method(request, question, room, vocabulary, opened=thinking)
         thinks = isinstance(request.decoding, ThinkSettings | AutoThinkSettings)
         constraint = self._format.constraint(request, tools, opened=thinking, thinks=thinks)
-        return _Active(asked, prompt, room, seed, decoding, thinking, tools, constraint)
+        return _ActiveRequest(asked, prompt, room, seed, decoding, thinking, tools, constraint)
 
     def _admit(self) -> None:
         running = sum(job.running for job in self._jobs)
         taken = sum(self._claim(job, job.running) for job in self._jobs)
-        given: Counter[_Active] = Counter()
+        given: Counter[_ActiveRequest] = Counter()
 
-        def fits(job: _Active) -> bool:
+        def fits(job: _ActiveRequest) -> bool:
             nonlocal taken
             rows = job.running + given[job]
             more = self._claim(job, rows + 1) - self._claim(job, rows)
@@ -271,8 +271,8 @@ class Batch:
             given[job] += 1
             return True
 
-        opened: list[_Running] = []
-        for job in grant(self._jobs, self._capacity.rows - running, fits):
+        opened: list[_Sequence] = []
+        for job in admit(self._jobs, self._capacity.rows - running, fits):
             if job.first_logits is None:
                 if not self._is_being_read(job):
                     self._read(job)
@@ -281,7 +281,7 @@ class Batch:
                 opened += self._open(job, self._fork(job, job.prefix))
         self._first(opened)
 
-    def _claim(self, job: _Active, rows: int) -> int:
+    def _claim(self, job: _ActiveRequest, rows: int) -> int:
         """Return the memory that `rows` rows of `job` and its copy of the prompt may come to fill.
 
         Of a prompt that is still to be read it is not known whether rows share or copy it.
@@ -299,7 +299,7 @@ class Batch:
         needed = unread if job.first_logits is None else shared if job.shared else copied
         return needed + prompt * self._runner.rows.shape.token_bytes
 
-    def _is_being_read(self, job: _Active) -> bool:
+    def _is_being_read(self, job: _ActiveRequest) -> bool:
         """Return whether much of a prompt is in another that is being read: it is copied then.
 
         Prompts are read one after another anyway, so waiting costs `job` no time.
@@ -314,17 +314,17 @@ class Batch:
             for other in self._jobs
         )
 
-    def _read(self, job: _Active) -> None:
+    def _read(self, job: _ActiveRequest) -> None:
         adapter = job.generation.adapter
         hit = self._prefixes.find(job.prompt, adapter)
         if hit is None:
-            job.reading = _Reading(self._runner.begin(None, 0, adapter), list(job.prompt))
+            job.reading = _Prefill(self._runner.begin(None, 0, adapter), list(job.prompt))
         else:
             job.cached_tokens = hit.tokens
             row = self._runner.begin(hit.prefix, hit.tokens, adapter)
-            job.reading = _Reading(row, job.prompt[hit.tokens :])
+            job.reading = _Prefill(row, job.prompt[hit.tokens :])
 
-    def _prompt_read(self, job: _Active, logits: Tensor) -> None:
+    def _prompt_read(self, job: _ActiveRequest, logits: Tensor) -> None:
         """Go over from reading the prompt to writing: the row becomes the first branch's."""
         assert job.reading is not None  # noqa: S101
         row, job.reading = job.reading.row, None
@@ -344,10 +344,10 @@ class Batch:
             row = self._fork(job, job.prefix)
         self._first(self._open(job, row))
 
-    def _fork(self, job: _Active, prefix: Prefix) -> Row:
+    def _fork(self, job: _ActiveRequest, prefix: Prefix) -> Row:
         return self._runner.fork(prefix, shared=job.shared, adapter=job.generation.adapter)
 
-    def _open(self, job: _Active, row: Row) -> list[_Running]:
+    def _open(self, job: _ActiveRequest, row: Row) -> list[_Sequence]:
         branch = job.decoding.open()
         if branch is None:
             self._runner.free(row)
@@ -364,24 +364,24 @@ class Batch:
             markers=markers(job.generation),
         )
         constraint = None if job.constraint is None else job.constraint.fork()
-        dice = random.Random(f"{job.seed}:{job.opened}")  # noqa: S311 (no secret)
+        rng = random.Random(f"{job.seed}:{job.opened}")  # noqa: S311 (no secret)
         job.opened += 1
-        running = _Running(job, branch, row, transcript, dice, constraint)
+        running = _Sequence(job, branch, row, transcript, rng, constraint)
         job.branches.append(running)
         return [running]
 
-    def _first(self, opened: Sequence[_Running]) -> None:
+    def _first(self, opened: Sequence[_Sequence]) -> None:
         logits = [b.job.first_logits for b in opened if b.job.first_logits is not None]
         if logits:
             self._write(opened, torch.stack(logits))
 
-    def _write(self, running: Sequence[_Running], logits: Tensor) -> None:
+    def _write(self, running: Sequence[_Sequence], logits: Tensor) -> None:
         """Draw each branch's next token from its row of `logits` and write it."""
         seen = _measured(running, logits)
         laws = [b.branch.law(m) for b, m in zip(running, seen, strict=True)]
         shifted = shift(logits, [b.job.generation.shifts(b.counts) for b in running])
         masked = self._grammars.mask(shifted, [b.constraint for b in running])
-        tokens = draw(masked, laws, [b.dice.random() for b in running])
+        tokens = draw(masked, laws, [b.rng.random() for b in running])
         scores = _scored(running, logits, tokens)
         for b, token, m, scored in zip(running, tokens, seen, scores, strict=True):
             try:
@@ -391,7 +391,7 @@ class Batch:
                 b.job.asked.cancelled = True
 
     def _take(
-        self, b: _Running, token: int, measured: Measured, scored: ScoredToken | None
+        self, b: _Sequence, token: int, measured: Measured, scored: ScoredToken | None
     ) -> None:
         job = b.job
         taken = b.branch.take(token, measured, end=token in self._format.end_ids)
@@ -411,13 +411,13 @@ class Batch:
         if b.transcript.finish_reason is not None or b.branch.stopped:
             self._close(b)
 
-    def _close(self, b: _Running) -> None:
+    def _close(self, b: _Sequence) -> None:
         self._runner.free(b.row)
         b.job.branches.remove(b)
         b.job.reasoning_tokens += b.transcript.reasoning_tokens
         b.job.decoding.close(b.branch, b.transcript.written(stopped=b.branch.stopped))
 
-    def _finish(self, job: _Active) -> None:
+    def _finish(self, job: _ActiveRequest) -> None:
         outcome = job.decoding.outcome()
         if not job.decoding.live:
             reader = ReplyReader(opened=job.thinking, tools=job.tools)
@@ -431,7 +431,7 @@ class Batch:
         job.asked.deliver(Finished(*counts, outcome.facts))
         self._leave(job)
 
-    def _leave(self, job: _Active) -> None:
+    def _leave(self, job: _ActiveRequest) -> None:
         self._jobs.remove(job)
         if job.reading is not None:
             self._runner.free(job.reading.row)
@@ -445,7 +445,7 @@ def _question(messages: Messages) -> str:
     return next((as_text(m) for m in reversed(messages) if m.get("role") == "user"), "")
 
 
-def _measured(running: Sequence[_Running], logits: Tensor) -> list[Measured]:
+def _measured(running: Sequence[_Sequence], logits: Tensor) -> list[Measured]:
     asked = frozenset().union(*(b.branch.asks for b in running))
     measured = [Measured()] * len(running)
     asking = [i for i, b in enumerate(running) if b.branch.asks]
@@ -456,7 +456,7 @@ def _measured(running: Sequence[_Running], logits: Tensor) -> list[Measured]:
 
 
 def _scored(
-    running: Sequence[_Running], logits: Tensor, tokens: Sequence[int]
+    running: Sequence[_Sequence], logits: Tensor, tokens: Sequence[int]
 ) -> list[ScoredToken | None]:
     scores: list[ScoredToken | None] = [None] * len(running)
     asking = [i for i, b in enumerate(running) if b.job.generation.top_logprobs is not None]

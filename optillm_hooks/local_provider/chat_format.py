@@ -11,7 +11,7 @@ from optillm_hooks.decoding.markers import MARKERS, THINK, THOUGHT, Markers
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.decoding.base import Written
 from optillm_hooks.local_provider.engine_request import (
-    Generation,
+    EngineRequest,
     Messages,
     Piece,
     ScoredToken,
@@ -67,7 +67,7 @@ class ChatFormat:
             ) from exc
         return ids
 
-    def tools(self, request: Generation) -> Tools | None:
+    def tools(self, request: EngineRequest) -> Tools | None:
         """Return the tools of a request as this model calls them; None: calls are not looked for.
 
         Raises:
@@ -95,7 +95,7 @@ class ChatFormat:
         return Tools(form, schemas, request.parallel_tool_calls) if form else None
 
     def constraint(
-        self, request: Generation, tools: Tools | None, *, opened: bool, thinks: bool
+        self, request: EngineRequest, tools: Tools | None, *, opened: bool, thinks: bool
     ) -> Constraint | None:
         """Return what the form of a reply to `request` has to obey; None if nothing.
 

@@ -29,8 +29,8 @@ from optillm_hooks.local_provider import models, request
 from optillm_hooks.local_provider.engine import Engine
 from optillm_hooks.local_provider.engine_request import (
     Choice,
+    EngineRequest,
     Finished,
-    Generation,
     Piece,
     PromptTooLong,
     SpelledToken,
@@ -145,7 +145,7 @@ class LocalProvider(CustomLLM):
         optional_params: dict[str, Any],
         litellm_params: dict[str, Any] | None = None,
         **_others: Any,
-    ) -> tuple[Engine, Generation]:
+    ) -> tuple[Engine, EngineRequest]:
         """Return who serves a call of LiteLLM, and what it asks for.
 
         `model` may name an adapter behind a plus sign.
@@ -157,7 +157,7 @@ class LocalProvider(CustomLLM):
         return self.engine(model, litellm_params, generation.adapter), generation
 
     def _chunks_sync(
-        self, model: str, engine: Engine, generation: Generation
+        self, model: str, engine: Engine, generation: EngineRequest
     ) -> Iterator[ModelResponseStream]:
         chunks = _Chunks(model)
         with _errors_of(model), closing(engine.stream_sync(generation)) as events:
@@ -165,7 +165,7 @@ class LocalProvider(CustomLLM):
                 yield from chunks.of(event)
 
     async def _chunks(
-        self, model: str, engine: Engine, generation: Generation
+        self, model: str, engine: Engine, generation: EngineRequest
     ) -> AsyncIterator[ModelResponseStream]:
         chunks = _Chunks(model)
         with _errors_of(model):
@@ -195,7 +195,7 @@ def _errors_of(model: str) -> Iterator[None]:
 class _Answer:
     """Collects the events of a request into one response."""
 
-    def __init__(self, model: str, generation: Generation) -> None:
+    def __init__(self, model: str, generation: EngineRequest) -> None:
         self._model = model
         self._scored = generation.top_logprobs is not None
         self._choices = [Choice() for _ in range(generation.n)]

@@ -15,13 +15,19 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from optillm_hooks.errors import OptiLLMError, ProviderFailed
-from optillm_hooks.local_provider.engine_request import Event, Finished, Generation, Job, Piece
+from optillm_hooks.local_provider.engine_request import (
+    EngineRequest,
+    Event,
+    Finished,
+    Piece,
+    Submission,
+)
 
 if TYPE_CHECKING:
     from optillm_hooks.local_provider.batch import Batch
 
 Load = Callable[[], "Batch"]
-MOST_REQUESTS = 512
+MAX_REQUESTS = 512
 """Requests that may be in one engine at once, running and waiting."""
 
 
@@ -45,15 +51,15 @@ class Engine:
         name: str,
         load: Load,
         *,
-        most_requests: int = MOST_REQUESTS,
+        max_requests: int = MAX_REQUESTS,
         unload_after_s: float = 1800.0,
     ) -> None:
         self.name = name
         self.last_used = time.monotonic()
         self._load = load
-        self._most_requests = most_requests
+        self._most_requests = max_requests
         self._unload_after_s = unload_after_s
-        self._inbox: queue.SimpleQueue[Job | _Leave | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Submission | _Leave | None] = queue.SimpleQueue()
         self._inside = 0
         self._lock = threading.Lock()
         self._batch: Batch | None = None
@@ -81,7 +87,7 @@ class Engine:
             pass
         return not self.loaded
 
-    async def stream(self, generation: Generation) -> AsyncGenerator[Piece | Finished, None]:
+    async def stream(self, generation: EngineRequest) -> AsyncGenerator[Piece | Finished, None]:
         """Yield the events of a request; closing the iterator, or cancelling, stops it.
 
         Raises:
@@ -103,7 +109,7 @@ class Engine:
                 yield event
             yield event
 
-    def stream_sync(self, generation: Generation) -> Generator[Piece | Finished, None, None]:
+    def stream_sync(self, generation: EngineRequest) -> Generator[Piece | Finished, None, None]:
         """Yield the events of a request, for callers without an event loop. Errors as `stream`."""
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         with self._submitted(generation, events.put):
@@ -120,14 +126,14 @@ class Engine:
 
     @contextmanager
     def _submitted(
-        self, generation: Generation, deliver: Callable[[Event], None]
+        self, generation: EngineRequest, deliver: Callable[[Event], None]
     ) -> Iterator[None]:
         with self._lock:
             if self._inside >= self._most_requests:
                 raise ProviderFailed(f"the engine of {self.name} is full; try later", status=503)
             self._inside += 1
             self.last_used = time.monotonic()
-        job = Job(generation, deliver)
+        job = Submission(generation, deliver)
         try:
             self._inbox.put(job)
             yield
@@ -163,7 +169,7 @@ class Engine:
         if asked is not None:
             asked.answered.set()
 
-    def _arrivals(self) -> "Iterator[Job | _Leave | None]":
+    def _arrivals(self) -> "Iterator[Submission | _Leave | None]":
         """Yield what is in the inbox; with nothing else to do, wait for it."""
         if self._idle:
             try:
@@ -173,13 +179,13 @@ class Engine:
                 return
         yield from self._arrived()
 
-    def _arrived(self) -> "Iterator[Job | _Leave | None]":
+    def _arrived(self) -> "Iterator[Submission | _Leave | None]":
         """Yield what is in the inbox by now."""
         with contextlib.suppress(queue.Empty):
             while True:
                 yield self._inbox.get_nowait()
 
-    def _guarded(self, arrived: Job | None) -> None:
+    def _guarded(self, arrived: Submission | None) -> None:
         """Let `arrived` join the batch, or take a step. Whatever fails, every client hears of it.
 
         After a failure nobody knows what state the rows are in, so the batch starts anew.
@@ -198,7 +204,7 @@ class Engine:
             failure.__cause__ = exc
             self._failed(arrived, failure)
 
-    def _failed(self, arrived: Job | None, failure: OptiLLMError) -> None:
+    def _failed(self, arrived: Submission | None, failure: OptiLLMError) -> None:
         if arrived is not None:
             arrived.deliver(failure)
         if self._batch is not None:
@@ -207,7 +213,7 @@ class Engine:
             return
         # It could not be loaded: for all who waited, by this one try.
         for other in list(self._arrived()):
-            if not isinstance(other, Job):
+            if not isinstance(other, Submission):
                 self._inbox.put(other)
             elif not other.cancelled:
                 other.deliver(failure)

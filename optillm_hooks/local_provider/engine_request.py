@@ -36,7 +36,7 @@ def check_adapter(name: str | None, known: Collection[str]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Law:
+class SamplingParams:
     """The law by which one row draws its next token.
 
     Applied in this order: temperature, top_k, top_p of what top_k left, min_p. At temperature 0
@@ -53,7 +53,7 @@ class Law:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Generation:
+class EngineRequest:
     """One request for `n` choices of a reply to `messages`."""
 
     messages: Messages
@@ -67,7 +67,7 @@ class Generation:
     schema: Mapping[str, Any] | None = None
     """The JSON schema that the text of the reply has to obey; None: it is free."""
 
-    law: Law = Law()
+    law: SamplingParams = SamplingParams()
     n: int = 1
     max_tokens: int | None = None
     """Most tokens of a choice; None and more than fits is what the context leaves."""
@@ -177,10 +177,10 @@ class Choice:
 
 
 @dataclass(eq=False, slots=True)
-class Job:
+class Submission:
     """A request inside the engine, and who wants to hear of it."""
 
-    generation: Generation
+    generation: EngineRequest
     deliver: Callable[[Event], None]
     """Called in the engine's thread, and must not block. Of a cancelled job nothing is delivered
     after the step that is under way; else the last event is a `Finished` or an exception."""

@@ -50,7 +50,7 @@ class Packed(Linear):
         return product
 
 
-def quicken(model: Module) -> None:
+def use_fast_layers(model: Module) -> None:
     """Let the plain linear layers and norms of a model on a CPU compute what they do in less time.
 
     Packed weights take the place of the plain ones, which no layer of another kind may need.

@@ -24,7 +24,7 @@ from optillm_hooks.errors import ProviderFailed, RequestRejected
 Thinking = Literal["opened", "possible", "none"]
 """Whether a reply begins inside a <think> block, may open one, or has none."""
 
-_MOST_KEPT = 64
+_MAX_KEPT = 64
 """Grammars that are remembered."""
 
 _STRICTLY = {
@@ -107,7 +107,7 @@ class Grammars:
                 reason = _first_lines(matcher.get_error())
                 raise RequestRejected(f"{param} cannot be enforced: {reason}", param=param)
             self._compiled[grammar] = Constraint(matcher)
-            if len(self._compiled) > _MOST_KEPT:
+            if len(self._compiled) > _MAX_KEPT:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(grammar)
         return self._compiled[grammar].fork()

@@ -116,7 +116,7 @@ class Row:
     pool: Pool
     slot: int
     prefix: Prefix | None = None
-    trunk: "Row | None" = None
+    prefix_slot: "Row | None" = None
     """The slot of the prefix."""
 
     length: int = 0
@@ -161,24 +161,26 @@ class KeyValues:
     def new(self, prefix: Prefix | None = None, adapter: str | None = None, tokens: int = 0) -> Row:
         """Return an empty row whose slot has room for `tokens` tokens or more."""
         pool = _class_of(tokens, self._pools)
-        trunk = None if prefix is None else self._trunk(prefix)
-        row = Row(pool, -1, prefix, trunk, adapter=adapter)
+        prefix_slot = None if prefix is None else self._trunk(prefix)
+        row = Row(pool, -1, prefix, prefix_slot, adapter=adapter)
         pool.add(row)
         return row
 
     def free(self, row: Row) -> None:
         row.pool.remove(row)
-        if row.prefix is not None and all(other.trunk is not row.trunk for other in self.rows()):
-            trunk = self._trunks.pop(row.prefix)
-            trunk.pool.remove(trunk)
+        if row.prefix is not None and all(
+            other.prefix_slot is not row.prefix_slot for other in self.rows()
+        ):
+            prefix_slot = self._trunks.pop(row.prefix)
+            prefix_slot.pool.remove(prefix_slot)
 
     def _trunk(self, prefix: Prefix) -> Row:
         if prefix not in self._trunks:
             pool = _class_of(len(prefix.tokens), self._trunk_pools)
-            trunk = Row(pool, -1)
-            pool.add(trunk)
-            self.fill(trunk, prefix, len(prefix.tokens))
-            self._trunks[prefix] = trunk  # only now: there may have been no memory for it
+            prefix_slot = Row(pool, -1)
+            pool.add(prefix_slot)
+            self.fill(prefix_slot, prefix, len(prefix.tokens))
+            self._trunks[prefix] = prefix_slot  # only now: there may have been no memory for it
         return self._trunks[prefix]
 
     def reserve(self, row: Row, tokens: int) -> None:
@@ -387,16 +389,19 @@ def _singles(pool: Pool, rows: Sequence[Row], start: int, shape: Shape) -> _Sing
 def _shared(feeds: Sequence[Feed], ends: Mapping[Row, int], shape: Shape) -> Iterator[_Shared]:
     readers: dict[Pool, dict[Row, list[int]]] = defaultdict(lambda: defaultdict(list))
     for row, tokens in feeds:
-        if row.trunk is not None and len(tokens) == 1:
-            readers[row.trunk.pool][row.trunk].append(ends[row] - 1)
+        if row.prefix_slot is not None and len(tokens) == 1:
+            readers[row.prefix_slot.pool][row.prefix_slot].append(ends[row] - 1)
     for pool, by_trunk in readers.items():
-        count, most = 1 + max(trunk.slot for trunk in by_trunk), max(map(len, by_trunk.values()))
+        count, most = (
+            1 + max(prefix_slot.slot for prefix_slot in by_trunk),
+            max(map(len, by_trunk.values())),
+        )
         asking = [[next(iter(by_trunk.values()))[0]] * most for _ in range(count)]
         lengths, spots = [1] * count, list[int]()
-        for trunk, places in by_trunk.items():
-            asking[trunk.slot][: len(places)] = places
-            lengths[trunk.slot] = trunk.length
-            spots += range(trunk.slot * most, trunk.slot * most + len(places))
+        for prefix_slot, places in by_trunk.items():
+            asking[prefix_slot.slot][: len(places)] = places
+            lengths[prefix_slot.slot] = prefix_slot.length
+            spots += range(prefix_slot.slot * most, prefix_slot.slot * most + len(places))
         flat = [place for places in by_trunk.values() for place in places]
         numbers = [torch.tensor(some, device=shape.device) for some in (asking, spots, flat)]
         yield _Shared(pool, numbers[0], numbers[1], numbers[2], _until(lengths, shape))

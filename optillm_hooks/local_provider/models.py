@@ -240,12 +240,12 @@ def _fastest_dtype(device: str) -> "torch.dtype":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if device == "mps":
         return torch.float16
-    from optillm_hooks.local_provider.fast_layers import quicken
+    from optillm_hooks.local_provider.fast_layers import use_fast_layers
 
     @torch.inference_mode()
     def seconds(dtype: torch.dtype) -> float:
         rows, layer = torch.ones(16, 2048, dtype=dtype), torch.nn.Linear(2048, 2048, dtype=dtype)
-        quicken(layer)
+        use_fast_layers(layer)
         best = float("inf")
         for _ in range(8):
             begun = time.perf_counter()

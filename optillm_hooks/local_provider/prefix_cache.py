@@ -29,9 +29,9 @@ class PrefixCache(Generic[R]):
     Prefixes computed with different adapters are different: `adapter` is part of the key.
     """
 
-    def __init__(self, most_bytes: int, least_tokens: int = 16) -> None:
-        self._most_bytes = most_bytes
-        self._least_tokens = least_tokens
+    def __init__(self, max_bytes: int, min_tokens: int = 16) -> None:
+        self._most_bytes = max_bytes
+        self._least_tokens = min_tokens
         self._entries: OrderedDict[tuple[str | None, tuple[int, ...]], R] = OrderedDict()
         self.bytes = 0
 

@@ -10,7 +10,7 @@ from optillm_hooks.decoding.markers import MARKERS
 from optillm_hooks.decoding.thinkdeeper import ThinkSettings
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.decoding.methods import ONE_CHOICE, SETTINGS
-from optillm_hooks.local_provider.engine_request import Generation, Law, Messages
+from optillm_hooks.local_provider.engine_request import EngineRequest, Messages, SamplingParams
 
 _WITHOUT_EFFECT = frozenset(
     {"max_retries", "metadata", "prompt_cache_key", "safety_identifier",
@@ -19,7 +19,7 @@ _WITHOUT_EFFECT = frozenset(
 """Fields that clients, or LiteLLM's router, send to every model and that change nothing here."""
 
 
-_MOST_SCHEMA = 120_000
+_MAX_SCHEMA = 120_000
 """Characters of a schema: as many as OpenAI takes."""
 
 _NAME = r"^[a-zA-Z0-9_.:-]{1,64}$"
@@ -120,17 +120,17 @@ class ChatRequest(BaseModel):
     optillm_decoding: dict[str, dict[str, Any]] | None = Field(None, min_length=1, max_length=1)
     """A decoding method by name, with its settings."""
 
-    def generation(self, messages: Messages) -> Generation:
+    def generation(self, messages: Messages) -> EngineRequest:
         """Return what the engine is asked for."""
         limits = [m for m in (self.max_tokens, self.max_completion_tokens) if m is not None]
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return Generation(
+        return EngineRequest(
             messages=messages,
             tools=self._tools(),
             must_call=self._must_call(),
             parallel_tool_calls=self.parallel_tool_calls is not False,
             schema=self._schema(),
-            law=Law(
+            law=SamplingParams(
                 temperature=1.0 if self.temperature is None else self.temperature,
                 top_p=1.0 if self.top_p is None else self.top_p,
                 top_k=max(self.top_k or 0, 0),
@@ -166,9 +166,9 @@ class ChatRequest(BaseModel):
 
     def _schema(self) -> dict[str, Any] | None:
         document = None if self.response_format is None else self.response_format.document
-        if document is not None and len(json.dumps(document)) > _MOST_SCHEMA:
+        if document is not None and len(json.dumps(document)) > _MAX_SCHEMA:
             raise RequestRejected(
-                f"the schema has more than {_MOST_SCHEMA} characters", param="response_format"
+                f"the schema has more than {_MAX_SCHEMA} characters", param="response_format"
             )
         return document
 
@@ -189,7 +189,7 @@ class ChatRequest(BaseModel):
         return None
 
 
-def parse(messages: Messages, fields: Mapping[str, Any]) -> Generation:
+def parse(messages: Messages, fields: Mapping[str, Any]) -> EngineRequest:
     """Return the generation that a request's messages and other fields ask for.
 
     Raises:

@@ -9,7 +9,7 @@ from transformers import AttentionInterface
 
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.local_provider.adapters import Adapters
-from optillm_hooks.local_provider.fast_layers import quicken
+from optillm_hooks.local_provider.fast_layers import use_fast_layers
 from optillm_hooks.local_provider.kv_cache import Feed, KeyValues, Prefix, Row, Shape, StepPlan
 from optillm_hooks.local_provider.steering import Steering
 
@@ -80,7 +80,7 @@ class Runner:
         self.vocabulary = len(expected)
         """Logits of a step's row; there may be fewer tokens."""
 
-        quicken(self._model)
+        use_fast_layers(self._model)
         AttentionInterface.register(_ATTENTION, _attention)
         row = self.rows.new()
         try:

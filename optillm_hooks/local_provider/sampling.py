@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from optillm_hooks.local_provider.engine_request import Law, ScoredToken
+from optillm_hooks.local_provider.engine_request import SamplingParams, ScoredToken
 
 _BELOW_ONE = 1 - 2**-24
 """The largest float32 below 1."""
@@ -17,7 +17,7 @@ _HEAD = 256
 """Tokens that are sorted first: a nucleus is seldom larger, and a whole vocabulary is slow."""
 
 
-def draw(logits: Tensor, laws: Sequence[Law], uniforms: Sequence[float]) -> list[int]:
+def draw(logits: Tensor, laws: Sequence[SamplingParams], uniforms: Sequence[float]) -> list[int]:
     """Return one token id per row: row b by `laws[b]` with the number `uniforms[b]` in [0, 1).
 
     A row's token depends on its own logits, law and number alone, not on its neighbours. It is the
@@ -70,7 +70,7 @@ def score(logits: Tensor, tokens: Sequence[int], top: int) -> list[ScoredToken]:
     ]
 
 
-def kept(z: Tensor, totals: Tensor, laws: Sequence[Law]) -> Tensor:
+def kept(z: Tensor, totals: Tensor, laws: Sequence[SamplingParams]) -> Tensor:
     """Return bool [B, K]: which of the K likeliest tokens of row b `laws[b]` draws from.
 
     `z` [B, K] holds their tempered logits, sorted down; `totals` [B, 1] the logsumexp of the whole
@@ -87,7 +87,7 @@ def kept(z: Tensor, totals: Tensor, laws: Sequence[Law]) -> Tensor:
     return keep
 
 
-def _cuts(law: Law) -> bool:
+def _cuts(law: SamplingParams) -> bool:
     return law.top_p < 1 or law.top_k > 0 or law.min_p > 0
 
 
@@ -95,7 +95,7 @@ def _column(like: Tensor, values: Sequence[float]) -> Tensor:
     return torch.tensor(values, device=like.device, dtype=torch.float32)[:, None]
 
 
-def _warm(logits: Tensor, laws: Sequence[Law], rows: Sequence[int]) -> Tensor:
+def _warm(logits: Tensor, laws: Sequence[SamplingParams], rows: Sequence[int]) -> Tensor:
     chosen = logits if len(rows) == len(logits) else logits[list(rows)]
     return chosen / _column(logits, [laws[b].temperature for b in rows])
 

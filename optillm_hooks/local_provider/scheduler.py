@@ -21,7 +21,7 @@ class Claimant(Protocol):
 C = TypeVar("C", bound=Claimant)
 
 
-def grant(claimants: Sequence[C], free: int, fits: Callable[[C], bool]) -> list[C]:
+def admit(claimants: Sequence[C], free: int, fits: Callable[[C], bool]) -> list[C]:
     """Return who gets each of at most `free` rows, one entry per row.
 
     Each row goes to the claimant with the fewest rows so far, the earliest among equals: a request
@@ -48,7 +48,7 @@ def grant(claimants: Sequence[C], free: int, fits: Callable[[C], bool]) -> list[
     return granted
 
 
-def split(waiting: Sequence[int], chunk: int) -> list[int]:
+def chunk_prefills(waiting: Sequence[int], chunk: int) -> list[int]:
     """Return how many of its waiting tokens each row feeds in the next step.
 
     A single token always goes through, so that no running answer stalls. Longer runs (prompts, as

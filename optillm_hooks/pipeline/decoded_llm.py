@@ -31,7 +31,7 @@ class DecodedLLM(Forwarding):
         self._ctx = ctx
 
     @property
-    def most_choices(self) -> int:
+    def max_n(self) -> int:
         """One: every sample is decoded by itself."""
         return 1
 

@@ -20,10 +20,10 @@ from optillm_hooks.errors import RequestRejected
 
 Value = None | bool | int | float | str | tuple["Value", ...]
 
-MOST_DEPTH = 16
+MAX_DEPTH = 16
 """Parentheses within parentheses, so that no input can exhaust the stack."""
 
-MOST_LENGTH = 4096
+MAX_LENGTH = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,8 @@ def parse(text: str, *, commas: bool = True) -> Tree:
     Raises:
         RequestRejected: the text is no expression; the message names the column, from 1.
     """
-    if len(text) > MOST_LENGTH:
-        raise RequestRejected(f"the approach expression is longer than {MOST_LENGTH} characters")
+    if len(text) > MAX_LENGTH:
+        raise RequestRejected(f"the approach expression is longer than {MAX_LENGTH} characters")
     parser = _Parser(text, ";," if commas else ";")
     tree = parser.expression(0)
     parser.end()
@@ -95,18 +95,18 @@ def branches(tree: Tree) -> list[tuple[Call, ...]]:
             chains: list[tuple[Call, ...]] = [()]
             for stage in stages:
                 ends = branches(stage)
-                if len(chains) * len(ends) > MOST_BRANCHES:
-                    raise RequestRejected(f"more than {MOST_BRANCHES} branches at once")
+                if len(chains) * len(ends) > MAX_BRANCHES:
+                    raise RequestRejected(f"more than {MAX_BRANCHES} branches at once")
                 chains = [chain + end for chain in chains for end in ends]
             return chains
         case Parallel():
             found = [chain for branch in tree.branches for chain in branches(branch)]
-            if len(found) > MOST_BRANCHES:
-                raise RequestRejected(f"more than {MOST_BRANCHES} branches at once")
+            if len(found) > MAX_BRANCHES:
+                raise RequestRejected(f"more than {MAX_BRANCHES} branches at once")
             return found
 
 
-MOST_BRANCHES = 64
+MAX_BRANCHES = 64
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _WORD = re.compile(r"[^\s;,()\[\]\"=&|]+")
@@ -122,8 +122,8 @@ class _Parser:
         self._separators = separators
 
     def expression(self, depth: int) -> Tree:
-        if depth > MOST_DEPTH:
-            self._fail(f"parentheses are nested deeper than {MOST_DEPTH}")
+        if depth > MAX_DEPTH:
+            self._fail(f"parentheses are nested deeper than {MAX_DEPTH}")
         found: list[Call | Chain] = []
         while True:
             branch = self._branch(depth)
@@ -170,8 +170,8 @@ class _Parser:
                 self._fail(f"expected '{self._separators[0]}' or ')'{self._but_got()}")
 
     def _value(self, depth: int) -> Value:
-        if depth > MOST_DEPTH:
-            self._fail(f"lists are nested deeper than {MOST_DEPTH}")
+        if depth > MAX_DEPTH:
+            self._fail(f"lists are nested deeper than {MAX_DEPTH}")
         if self._peek() == '"':
             return self._quoted()
         if self._takes("["):

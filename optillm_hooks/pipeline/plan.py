@@ -14,10 +14,10 @@ from optillm_hooks.registry import Approach, Cost, Params, get_approach
 PASS_THROUGH = "none"  # noqa: S105 (no password)
 """The approach that is a plain call."""
 
-_MOST_STAGES = 32
+_MAX_STAGES = 32
 """Of one plan: what a line of text may start."""
 
-_MOST_ALIKE = 2
+_MAX_ALIKE = 2
 """Times that a stage which feeds others may stand in a chain: re2 doubles the question."""
 
 
@@ -106,8 +106,8 @@ def resolve(
                 f"optillm_params sets {name!r}, which is not in the approach {plan.text!r}",
                 param="optillm_params",
             )
-    if len(plan.stages) > _MOST_STAGES:
-        raise RequestRejected(f"a request can have at most {_MOST_STAGES} approaches")
+    if len(plan.stages) > _MAX_STAGES:
+        raise RequestRejected(f"a request can have at most {_MAX_STAGES} approaches")
     for chain in chains:
         _check_repeated(chain)
         _check_one_decoder(chain)
@@ -119,16 +119,16 @@ def resolve(
 
 
 def _check_repeated(chain: Chain) -> None:
-    """Refuse a stage that feeds what follows and stands more than `_MOST_ALIKE` times.
+    """Refuse a stage that feeds what follows and stands more than `_MAX_ALIKE` times.
 
     Raises:
         RequestRejected: the message names the approach.
     """
     feeding = [s.approach.name for s in chain if s.approach.kind != "answerer"]
-    repeated = next((name for name in feeding if feeding.count(name) > _MOST_ALIKE), None)
+    repeated = next((name for name in feeding if feeding.count(name) > _MAX_ALIKE), None)
     if repeated is not None:
         raise RequestRejected(
-            f"{repeated!r} stands more than {_MOST_ALIKE} times in one chain of '&'"
+            f"{repeated!r} stands more than {_MAX_ALIKE} times in one chain of '&'"
         )
 
 

@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 from optillm_hooks.errors import OptiLLMError
 from optillm_hooks.types import Json
 
-MOST_WORKERS: Final = max(2, os.cpu_count() or 1)
+MAX_WORKERS: Final = max(2, os.cpu_count() or 1)
 """Workers that run at once in one proxy process; more wait for their turn."""
 
 # The package's own __init__ would cost a worker as long as its solver takes to load.
@@ -141,5 +141,5 @@ _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKe
 @asynccontextmanager
 async def _turn() -> AsyncIterator[None]:
     loop = asyncio.get_running_loop()
-    async with _turns.setdefault(loop, asyncio.Semaphore(MOST_WORKERS)):
+    async with _turns.setdefault(loop, asyncio.Semaphore(MAX_WORKERS)):
         yield

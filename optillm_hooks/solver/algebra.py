@@ -20,16 +20,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-MOST_STEPS: Final = 16
-MOST_CHARACTERS: Final = 4000
-MOST_NESTED: Final = 60
-MOST_BITS: Final = 100_000
+MAX_STEPS: Final = 16
+MAX_CHARACTERS: Final = 4000
+MAX_NESTED: Final = 60
+MAX_BITS: Final = 100_000
 """Size of a number that an expression may spell out by powers."""
 
-MOST_COUNT: Final = 10_000
+MAX_COUNT: Final = 10_000
 """Largest argument of functions whose values have about as many digits."""
 
-MOST_SHOWN: Final = 4000
+MAX_SHOWN: Final = 4000
 """Characters of one result that are kept."""
 
 FUNCTIONS: Final[Mapping[str, tuple[str, int, int]]] = {
@@ -144,8 +144,8 @@ def read_steps(text: str) -> list[dict[str, object]]:
     except (ValueError, RecursionError) as exc:
         raise RequestError(f"the request is not JSON: {exc}") from None
     steps = given if isinstance(given, list) else [given]
-    if not 1 <= len(steps) <= MOST_STEPS:
-        raise RequestError(f"a request has 1 to {MOST_STEPS} steps, not {len(steps)}")
+    if not 1 <= len(steps) <= MAX_STEPS:
+        raise RequestError(f"a request has 1 to {MAX_STEPS} steps, not {len(steps)}")
     for step in steps:
         if not isinstance(step, dict):
             raise RequestError("every step must be a JSON object")
@@ -271,8 +271,8 @@ class Reader:
     """Reads one expression into SymPy's nodes, by recursive descent."""
 
     def __init__(self, text: str, sympy: Any, symbols: Mapping[str, Any]) -> None:
-        if len(text) > MOST_CHARACTERS:
-            raise RequestError(f"an expression has more than {MOST_CHARACTERS} characters")
+        if len(text) > MAX_CHARACTERS:
+            raise RequestError(f"an expression has more than {MAX_CHARACTERS} characters")
         self._sympy = sympy
         self._symbols = dict(symbols)
         self._tokens = [*_tokens(text), ("end", _END)]
@@ -303,8 +303,8 @@ class Reader:
 
     def _relation(self) -> Any:
         self._depth += 1
-        if self._depth > MOST_NESTED:
-            raise RequestError(f"an expression is nested more than {MOST_NESTED} deep")
+        if self._depth > MAX_NESTED:
+            raise RequestError(f"an expression is nested more than {MAX_NESTED} deep")
         left = self._sum()
         if sign := self._take(*_RELATIONS):
             left = getattr(self._sympy, _RELATIONS[sign])(left, self._sum())
@@ -342,8 +342,8 @@ class Reader:
         if not self._take("^", "**"):
             return base
         self._depth += 1
-        if self._depth > MOST_NESTED:
-            raise RequestError(f"an expression is nested more than {MOST_NESTED} deep")
+        if self._depth > MAX_NESTED:
+            raise RequestError(f"an expression is nested more than {MAX_NESTED} deep")
         exponent = self._unary()
         self._depth -= 1
         return self._raised(base, exponent)
@@ -351,7 +351,7 @@ class Reader:
     def _raised(self, base: Any, exponent: Any) -> Any:
         if base.is_Rational and exponent.is_Rational:
             bits = max(abs(base.p), base.q).bit_length() - 1
-            if bits * abs(exponent) > MOST_BITS:
+            if bits * abs(exponent) > MAX_BITS:
                 raise RequestError("a power is too large to be written out")
         return base**exponent
 
@@ -393,8 +393,8 @@ class Reader:
         function, fewest, most = FUNCTIONS[name]
         if not fewest <= len(arguments) <= most:
             raise RequestError(f"{name} takes {fewest} to {most} arguments, not {len(arguments)}")
-        if name in _GROWING and any(a.is_Rational and abs(a) > MOST_COUNT for a in arguments):
-            raise RequestError(f"an argument of {name} is above {MOST_COUNT}")
+        if name in _GROWING and any(a.is_Rational and abs(a) > MAX_COUNT for a in arguments):
+            raise RequestError(f"an argument of {name} is above {MAX_COUNT}")
         return getattr(self._sympy, function)(*arguments)
 
 
@@ -497,4 +497,4 @@ def _decimal(result: Any, query: Query) -> str:
 
 
 def _clip(text: str) -> str:
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} ..."
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} ..."

@@ -12,10 +12,10 @@ from optillm_hooks.types import Json
 
 Kind = Literal["smtlib", "algebra"]
 
-MOST_CHARACTERS: Final = 1 << 16
+MAX_CHARACTERS: Final = 1 << 16
 """Length of a formalisation."""
 
-MOST_REPORTED: Final = 12_000
+MAX_REPORTED: Final = 12_000
 """Characters of a report."""
 
 STARTING_S: Final = 1.0
@@ -92,8 +92,8 @@ async def solve(work: Formalisation, *, seconds: float, memory_mb: int) -> Repor
         FormalisationBroken: the solver cannot read `work`.
         WorkerFailed: it ran out of time or memory, or broke.
     """
-    if len(work.text) > MOST_CHARACTERS:
-        raise FormalisationBroken(f"it has more than {MOST_CHARACTERS} characters")
+    if len(work.text) > MAX_CHARACTERS:
+        raise FormalisationBroken(f"it has more than {MAX_CHARACTERS} characters")
     limits = WorkerLimits(seconds=seconds + STARTING_S, memory_mb=memory_mb)
     request: dict[str, Json] = {"text": work.text, "seconds": seconds}
     reply = await ask_worker(f"optillm_hooks.solver.{work.kind}", request, limits)
@@ -113,7 +113,7 @@ async def solve(work: Formalisation, *, seconds: float, memory_mb: int) -> Repor
         *(_line(step, n) for n, step in enumerate(outcome.results, start=1)),
     ]
     return Report(
-        text="\n".join(lines)[:MOST_REPORTED],
+        text="\n".join(lines)[:MAX_REPORTED],
         statuses=(
             *(check.status for check in outcome.checks),
             *(step.operation for step in outcome.results),

@@ -14,10 +14,10 @@ from typing import Final, TypedDict
 
 from optillm_hooks.sandbox.worker import no_more_files
 
-MOST_NESTED: Final = 1000
-MOST_CHECKS: Final = 16
-MOST_NAMES: Final = 500
-MOST_SHOWN: Final = 2000
+MAX_NESTED: Final = 1000
+MAX_CHECKS: Final = 16
+MAX_NAMES: Final = 500
+MAX_SHOWN: Final = 2000
 """Characters of one value that are kept."""
 
 _TOKEN: Final = re.compile(
@@ -103,7 +103,7 @@ def answer(request: Mapping[str, object]) -> dict[str, object]:
     try:
         checks = run_script(str(request["text"]), float(str(request["seconds"])))
     except ScriptError as exc:
-        return {"error": str(exc)[:MOST_SHOWN]}
+        return {"error": str(exc)[:MAX_SHOWN]}
     return {"checks": checks}
 
 
@@ -122,8 +122,8 @@ def commands(script: str) -> list[list[str]]:
             read.append([])
         read[-1].append(token)
         depth += {"(": 1, ")": -1}.get(token, 0)
-        if depth > MOST_NESTED:
-            raise ScriptError(f"terms are nested more than {MOST_NESTED} deep")
+        if depth > MAX_NESTED:
+            raise ScriptError(f"terms are nested more than {MAX_NESTED} deep")
     if depth:
         raise ScriptError(f"{depth} closing parentheses are missing at the end of the script")
     return read
@@ -193,8 +193,8 @@ class _Session:
             self._eval(plain(command))
 
     def _check(self, command: str) -> None:
-        if len(self.checks) == MOST_CHECKS:
-            raise ScriptError(f"the script has more than {MOST_CHECKS} checks")
+        if len(self.checks) == MAX_CHECKS:
+            raise ScriptError(f"the script has more than {MAX_CHECKS} checks")
         left_ms = int(1000 * (self._until - time.monotonic()))
         check = Check(status="unknown", reason="", model={}, core=[], objectives=[], values=[])
         self.checks.append(check)
@@ -228,7 +228,7 @@ class _Session:
             for _, name, arguments, _, value in definitions
             if name[0] not in self._labels
         }
-        return dict(sorted(model.items())[:MOST_NAMES])
+        return dict(sorted(model.items())[:MAX_NAMES])
 
     def _ask(self, query: str) -> list[list[str]]:
         """Return the elements of the list that Z3 prints for `query`.
@@ -275,7 +275,7 @@ def parts(tokens: Sequence[str]) -> list[list[str]]:
 
 def clip(text: str) -> str:
     """Return `text`, cut where it is longer than what is worth showing."""
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} ..."
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} ..."
 
 
 def _shown(tokens: Sequence[str]) -> str:

@@ -71,7 +71,7 @@ async def test_a_provider_that_ignores_n_is_asked_for_the_rest() -> None:
         async def complete_n(self, chat: Any, sampling: Sampling, _n: int, /) -> list[Completion]:
             return [await self.complete(chat, sampling)]
 
-    llm = OneChoice(["#### 41", "#### 42", "#### 42"], most_choices=8)
+    llm = OneChoice(["#### 41", "#### 42", "#### 42"], max_n=8)
     result = await answer("majority_voting", CHAT, llm, n=3)
     assert result.text == "#### 42"
 

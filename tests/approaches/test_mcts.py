@@ -107,7 +107,7 @@ async def test_calls_and_critical_path(given: dict[str, int], calls: int, depth:
 async def test_one_call_gives_the_first_solutions_where_n_is_honoured() -> None:
     llm = ScriptedLLM(
         ["a", "b", "c", rating(1), rating(9), rating(8), "b2", "c2", rating(1), rating(1)],
-        most_choices=8,
+        max_n=8,
     )
     ctx = context()
     assert (await answer("mcts", CHAT, llm, ctx)).text == "b"

@@ -299,7 +299,7 @@ async def test_the_cost_is_as_declared(given: dict[str, object], cost: Cost) -> 
 
 
 async def test_where_n_is_honoured_the_prompt_is_paid_once() -> None:
-    llm = ScriptedLLM(["a", "b", "c", "review"], most_choices=8)
+    llm = ScriptedLLM(["a", "b", "c", "review"], max_n=8)
     await run("moa", CHAT, llm, context(limits=Limits()))
     assert len(llm.calls) == 2
 

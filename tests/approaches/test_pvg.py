@@ -233,7 +233,7 @@ async def test_usage_is_that_of_the_request_and_not_of_those_before() -> None:
 
 async def test_one_call_gives_all_helpful_solutions_where_n_is_honoured() -> None:
     proved: list[Reply] = [solution("41"), solution("42"), solution("41"), solution("99")]
-    llm = ScriptedLLM([*proved, rating(4), rating(9), rating(5), rating(2)], most_choices=8)
+    llm = ScriptedLLM([*proved, rating(4), rating(9), rating(5), rating(2)], max_n=8)
     ctx = context()
     assert (await answer("pvg", CHAT, llm, ctx, num_rounds=1)).text == solution("42")
     assert ctx.budget.usage.calls == 6

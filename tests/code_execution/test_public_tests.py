@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optillm_hooks.code_execution.public_tests import (
-    MOST_CHARACTERS,
-    MOST_TESTS,
+    MAX_CHARACTERS,
+    MAX_TESTS,
     CallTest,
     InputTest,
     PublicTests,
@@ -71,7 +71,7 @@ def test_the_tests_of_a_request(
 @given(st.text(alphabet=st.sampled_from(">>> \ninput:OUTPUT`assert()='12f\t"), max_size=200))
 def test_any_text_has_at_most_so_many_tests(text: str) -> None:
     tests = read_tests(text * 20)
-    assert max(len(tests.calls), len(tests.inputs)) <= MOST_TESTS
+    assert max(len(tests.calls), len(tests.inputs)) <= MAX_TESTS
     for test in tests.calls:
         assert test.snippet.strip()
 
@@ -91,7 +91,7 @@ PROGRAM = "def f(x):\n    return x * x\n"
         pytest.param("Forty-two.\nThat is it.", None, id="prose"),
         pytest.param("42", None, id="a single line"),
         pytest.param("```json\n{}\n```", None, id="no Python at all"),
-        pytest.param(f"```python\n{'x' * MOST_CHARACTERS}\n```", None, id="too long to read"),
+        pytest.param(f"```python\n{'x' * MAX_CHARACTERS}\n```", None, id="too long to read"),
     ],
 )
 def test_the_program_in_a_reply(reply: str, program: str | None) -> None:

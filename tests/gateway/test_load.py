@@ -5,7 +5,7 @@ from tests.proxy import Proxy
 from tests.upstream import Upstream
 
 AT_ONCE = 200
-MOST_GROWTH = 40 * 2**20
+MAX_GROWTH = 40 * 2**20
 """Bytes over the batches after the first; the full measurement is `benchmarks.load`."""
 
 
@@ -25,4 +25,4 @@ def test_memory_stays(proxy: Proxy, upstream: Upstream) -> None:
     for _, rss, load in memory(proxy, batches=4, requests=4 * len(MODELS)):
         assert load.failures == ()
         sizes.append(rss)
-    assert sizes[-1] - sizes[0] < MOST_GROWTH
+    assert sizes[-1] - sizes[0] < MAX_GROWTH

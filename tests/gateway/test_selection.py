@@ -395,7 +395,7 @@ def test_what_the_router_is_asked(router: Router) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "price", "most_choices", "most_output"),
+    ("model", "price", "max_n", "max_output_tokens"),
     [
         pytest.param("base", Price(1.5e-07, 6e-07), 128, 16384, id="in LiteLLM's map"),
         pytest.param("mars-7b", None, 128, None, id="unknown price"),
@@ -406,12 +406,12 @@ def test_facts_of_a_model(
     router: Router,
     model: str,
     price: Price | None,
-    most_choices: int,
-    most_output: int | None,
+    max_n: int,
+    max_output_tokens: int | None,
 ) -> None:
     facts = ModelFacts(router, model)
-    assert (facts.price, facts.most_choices) == (price, most_choices)
-    assert facts.most_output == most_output
+    assert (facts.price, facts.max_n) == (price, max_n)
+    assert facts.max_output_tokens == max_output_tokens
 
 
 def test_what_a_local_model_takes(monkeypatch: pytest.MonkeyPatch) -> None:

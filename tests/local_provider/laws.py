@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from optillm_hooks.local_provider.engine_request import Law
+from optillm_hooks.local_provider.engine_request import SamplingParams
 
 
-def exact(logits: Mapping[int, float], law: Law) -> dict[int, float]:
+def exact(logits: Mapping[int, float], law: SamplingParams) -> dict[int, float]:
     """Return the probability of each token that can be drawn."""
     order = sorted(logits, key=lambda token: -logits[token])[: law.top_k or None]
     weights = {token: math.exp(logits[token] / law.temperature) for token in order}

@@ -14,12 +14,12 @@ from optillm_hooks.local_provider.chat_format import ChatFormat
 from optillm_hooks.local_provider.engine import Engine
 from optillm_hooks.local_provider.engine_request import (
     Choice,
+    EngineRequest,
     Event,
     Finished,
-    Generation,
-    Job,
-    Law,
     Piece,
+    SamplingParams,
+    Submission,
 )
 from optillm_hooks.local_provider.kv_cache import Pool
 from optillm_hooks.local_provider.models import LoadedModel
@@ -27,11 +27,11 @@ from optillm_hooks.local_provider.runner import Runner
 from tests.local_provider import tiny
 
 pytestmark = pytest.mark.anyio
-GREEDY = Law(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 
 
-def asked(text: str, **fields: Any) -> Generation:
-    return Generation(messages=[{"role": "user", "content": text}], **fields)
+def asked(text: str, **fields: Any) -> EngineRequest:
+    return EngineRequest(messages=[{"role": "user", "content": text}], **fields)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def engine(runner: Runner, chat_format: ChatFormat) -> Iterator[Engine]:
     assert runner.rows.bytes == 0
 
 
-async def answer(engine: Engine, generation: Generation) -> tuple[list[Choice], Finished]:
+async def answer(engine: Engine, generation: EngineRequest) -> tuple[list[Choice], Finished]:
     choices = [Choice() for _ in range(generation.n)]
     finished = None
     async for event in engine.stream(generation):
@@ -62,7 +62,7 @@ async def answer(engine: Engine, generation: Generation) -> tuple[list[Choice], 
     return choices, finished
 
 
-async def together(engine: Engine, *generations: Generation) -> list[list[str]]:
+async def together(engine: Engine, *generations: EngineRequest) -> list[list[str]]:
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(answer(engine, generation)) for generation in generations]
     return [[choice.text for choice in task.result()[0]] for task in tasks]
@@ -95,7 +95,7 @@ async def test_sixteen_at_once_write_what_the_model_alone_would(
 
 
 async def test_a_seed_draws_the_same_alone_and_in_a_crowd(engine: Engine) -> None:
-    seeded = asked("Tell me a joke.", seed=7, max_tokens=8, law=Law(1.0, 0.95, 50))
+    seeded = asked("Tell me a joke.", seed=7, max_tokens=8, law=SamplingParams(1.0, 0.95, 50))
     crowd = [asked(question, max_tokens=8) for question in QUESTIONS[:8]]
     (alone,) = await together(engine, seeded)
     with_others = (await together(engine, *crowd[:4], seeded, *crowd[4:]))[4]
@@ -147,8 +147,8 @@ async def test_a_bias_forces_and_bans_tokens(engine: Engine, chat_format: ChatFo
     question = asked("What is the capital of France?", law=GREEDY, max_tokens=3)
     ((one,), (other,)) = await together(
         engine,
-        Generation(messages=question.messages, max_tokens=3, logit_bias={forced: 100.0}),
-        Generation(
+        EngineRequest(messages=question.messages, max_tokens=3, logit_bias={forced: 100.0}),
+        EngineRequest(
             messages=question.messages, law=GREEDY, max_tokens=3, logit_bias={banned: -100.0}
         ),
     )
@@ -157,7 +157,7 @@ async def test_a_bias_forces_and_bans_tokens(engine: Engine, chat_format: ChatFo
 
 
 async def test_closing_a_stream_frees_its_rows(engine: Engine, runner: Runner) -> None:
-    events = engine.stream(asked("Tell me a story.", n=3, max_tokens=4000, law=Law(1.9)))
+    events = engine.stream(asked("Tell me a story.", n=3, max_tokens=4000, law=SamplingParams(1.9)))
     assert isinstance(await anext(events), Piece)
     await events.aclose()
     _, finished = await answer(engine, asked("Hi", law=GREEDY, max_tokens=2))
@@ -169,7 +169,9 @@ async def test_cancelling_the_task_frees_its_rows(engine: Engine, runner: Runner
     begun = asyncio.Event()
 
     async def listen() -> None:
-        async for _ in engine.stream(asked("Tell me a story.", max_tokens=4000, law=Law(1.9))):
+        async for _ in engine.stream(
+            asked("Tell me a story.", max_tokens=4000, law=SamplingParams(1.9))
+        ):
             begun.set()
 
     task = asyncio.create_task(listen())
@@ -182,7 +184,7 @@ async def test_cancelling_the_task_frees_its_rows(engine: Engine, runner: Runner
 
 
 async def test_one_bad_request_fails_alone(engine: Engine) -> None:
-    bad = Generation(messages=[{"role": "user", "content": [{"type": "image_url"}]}])
+    bad = EngineRequest(messages=[{"role": "user", "content": [{"type": "image_url"}]}])
     good = asyncio.create_task(answer(engine, asked("Hi", max_tokens=3)))
     with pytest.raises(Exception, match="text only"):
         await answer(engine, bad)
@@ -254,8 +256,8 @@ async def test_a_failing_step_is_heard_by_all_and_the_engine_recovers(
 
 
 async def test_a_full_engine_says_so(runner: Runner, chat_format: ChatFormat) -> None:
-    engine = Engine("full", lambda: Batch(runner, chat_format, Capacity()), most_requests=1)
-    events = engine.stream(asked("Tell me a story.", max_tokens=1000, law=Law(1.9)))
+    engine = Engine("full", lambda: Batch(runner, chat_format, Capacity()), max_requests=1)
+    events = engine.stream(asked("Tell me a story.", max_tokens=1000, law=SamplingParams(1.9)))
     await anext(events)
     with pytest.raises(ProviderFailed, match="full") as refusal:
         await answer(engine, asked("Hi"))
@@ -285,7 +287,7 @@ def test_rows_of_one_long_prompt_take_its_memory_once() -> None:
     bytes_for, copy = runner.rows.bytes_for, prompt * runner.rows.shape.token_bytes
     most = bytes_for(1, prompt) + bytes_for(8, 20) + copy
     batch = Batch(runner, tiny.chat_format(), Capacity(kv_bytes=most, prefix_bytes=0))
-    batch.add(Job(generation, events.append))
+    batch.add(Submission(generation, events.append))
     crowds, used = set(), set()
     while not batch.idle:
         batch.step()

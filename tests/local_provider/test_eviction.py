@@ -15,7 +15,7 @@ from optillm_hooks.local_provider import models
 from optillm_hooks.local_provider.batch import Batch, Capacity
 from optillm_hooks.local_provider.custom_llm import LocalProvider
 from optillm_hooks.local_provider.engine import Engine
-from optillm_hooks.local_provider.engine_request import Generation
+from optillm_hooks.local_provider.engine_request import EngineRequest
 from optillm_hooks.local_provider.eviction import make_room
 from optillm_hooks.local_provider.runner import Runner
 from tests.local_provider import tiny
@@ -160,7 +160,7 @@ async def test_an_engine_asked_to_unload_between_requests_does_and_in_one_does_n
     engine = Engine("tiny", lambda: Batch(runner, chat_format, Capacity()))
     assert engine.unload()
     assert engine.bytes == 0
-    events = engine.stream(Generation(messages=MESSAGES, max_tokens=1000, logit_bias=ENDLESS))
+    events = engine.stream(EngineRequest(messages=MESSAGES, max_tokens=1000, logit_bias=ENDLESS))
     await anext(events)
     assert engine.bytes > runner.weight_bytes > 0
     assert not engine.unload()

@@ -21,7 +21,7 @@ from transformers import (
 
 from optillm_hooks.local_provider.batch import Batch, Capacity
 from optillm_hooks.local_provider.engine import Engine
-from optillm_hooks.local_provider.engine_request import Choice, Generation, Law, Piece
+from optillm_hooks.local_provider.engine_request import Choice, EngineRequest, Piece, SamplingParams
 from optillm_hooks.local_provider.runner import Runner
 from tests.local_provider import tiny
 from tests.local_provider.laws import assert_follows, exact
@@ -54,7 +54,7 @@ class Drawn(LogitsProcessor):  # type: ignore[misc]  # not followed
     probability, at which the cumulative probability exceeds the number.
     """
 
-    def __init__(self, law: Law, seed: str) -> None:
+    def __init__(self, law: SamplingParams, seed: str) -> None:
         cuts = law.top_k or law.top_p < 1 or law.min_p
         self.greedy = law.temperature == 0
         self.sorted = bool(cuts)
@@ -67,11 +67,11 @@ class Drawn(LogitsProcessor):  # type: ignore[misc]  # not followed
             self.warpers.append(TopPLogitsWarper(law.top_p))
         if law.min_p:
             self.warpers.append(MinPLogitsWarper(law.min_p))
-        self.dice = random.Random(seed)
+        self.rng = random.Random(seed)
         self.gaps: list[float] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        number = self.dice.random()
+        number = self.rng.random()
         if self.greedy:
             best, second = scores[0].topk(2).values.tolist()
             self.gaps.append(best - second)
@@ -86,7 +86,7 @@ class Drawn(LogitsProcessor):  # type: ignore[misc]  # not followed
         return forced
 
 
-async def choices(engine: Engine, asked: Generation) -> list[Choice]:
+async def choices(engine: Engine, asked: EngineRequest) -> list[Choice]:
     found = [Choice() for _ in range(asked.n)]
     async for event in engine.stream(asked):
         if isinstance(event, Piece):
@@ -95,7 +95,7 @@ async def choices(engine: Engine, asked: Generation) -> list[Choice]:
 
 
 def assert_as_generated(
-    reference: LlamaForCausalLM, asked: Generation, index: int, choice: Choice
+    reference: LlamaForCausalLM, asked: EngineRequest, index: int, choice: Choice
 ) -> int:
     """Compare token by token until the reference's own choice is close; return how many."""
     prompt = FORMAT.encode(asked.messages)
@@ -116,7 +116,9 @@ def assert_as_generated(
     return sure
 
 
-def assert_scored_as_alone(reference: LlamaForCausalLM, asked: Generation, choice: Choice) -> None:
+def assert_scored_as_alone(
+    reference: LlamaForCausalLM, asked: EngineRequest, choice: Choice
+) -> None:
     """Compare all log-probabilities with one independent pass over prompt and answer."""
     prompt = FORMAT.encode(asked.messages)
     written = [IDS[token.spelling] for token in choice.tokens]
@@ -129,23 +131,23 @@ def assert_scored_as_alone(reference: LlamaForCausalLM, asked: Generation, choic
 
 
 LAWS = {
-    "greedy": Law(temperature=0),
-    "seeded": Law(temperature=0.9),
-    "seeded and cut": Law(temperature=1.2, top_k=60, top_p=0.9, min_p=0.02),
+    "greedy": SamplingParams(temperature=0),
+    "seeded": SamplingParams(temperature=0.9),
+    "seeded and cut": SamplingParams(temperature=1.2, top_k=60, top_p=0.9, min_p=0.02),
 }
 
 
-def asked(letters: int, law: Law, seed: int, **fields: Any) -> Generation:
+def asked(letters: int, law: SamplingParams, seed: int, **fields: Any) -> EngineRequest:
     text = "".join(random.Random(seed).choices("abcdefgh ", k=letters))
     fields = {"max_tokens": 8, "top_logprobs": 20, **fields}
-    return Generation(messages=[{"role": "user", "content": text}], law=law, seed=seed, **fields)
+    return EngineRequest(messages=[{"role": "user", "content": text}], law=law, seed=seed, **fields)
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
 @pytest.mark.parametrize("at_once", [1, 16], ids=["alone", "sixteen at once"])
 async def test_tokens_and_scores_are_those_of_transformers(
-    engine: Engine, reference: LlamaForCausalLM, law: Law, at_once: int
+    engine: Engine, reference: LlamaForCausalLM, law: SamplingParams, at_once: int
 ) -> None:
     requests = [asked(length, law, seed) for seed, length in enumerate(LENGTHS)]
     sure = 0
@@ -163,7 +165,7 @@ async def test_tokens_and_scores_are_those_of_transformers(
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
 @pytest.mark.parametrize("letters", [4, 300], ids=["copied prompt", "shared prompt"])
 async def test_choices_of_one_prompt_are_those_of_transformers(
-    engine: Engine, reference: LlamaForCausalLM, law: Law, letters: int
+    engine: Engine, reference: LlamaForCausalLM, law: SamplingParams, letters: int
 ) -> None:
     one = asked(letters, law, 77, n=3, max_tokens=12)
     sure = 0
@@ -182,13 +184,13 @@ LETTERS = dict.fromkeys((FORMAT.encode_text(letter)[0] for letter in "xyz"), 90.
     "fields",
     [
         {},
-        {"law": Law(temperature=3)},
-        {"law": Law(temperature=1.6, top_k=2)},
-        {"law": Law(temperature=3, top_p=0.6)},
-        {"law": Law(temperature=3, min_p=0.5)},
+        {"law": SamplingParams(temperature=3)},
+        {"law": SamplingParams(temperature=1.6, top_k=2)},
+        {"law": SamplingParams(temperature=3, top_p=0.6)},
+        {"law": SamplingParams(temperature=3, min_p=0.5)},
         {"presence_penalty": 1.5},
         {"presence_penalty": -1.0, "frequency_penalty": 0.8},
-        {"frequency_penalty": 2.0, "law": Law(temperature=3, top_p=0.9)},
+        {"frequency_penalty": 2.0, "law": SamplingParams(temperature=3, top_p=0.9)},
         {"logit_bias": {**LETTERS, next(iter(LETTERS)): 91.5}},
     ],
     ids=["plain", "hot", "top_k", "top_p", "min_p", "presence", "both", "frequency", "bias"],
@@ -201,11 +203,11 @@ async def test_pairs_of_tokens_follow_the_exact_law(
     The prompt has some of the letters: penalties count what the choice wrote, not those.
     """
     settings: dict[str, Any] = {"logit_bias": LETTERS, "max_tokens": 2, "n": 125, **fields}
-    settings = {"law": Law(temperature=2), **settings}
+    settings = {"law": SamplingParams(temperature=2), **settings}
     messages = [{"role": "user", "content": "x zz"}]
     counts: Counter[tuple[int, ...]] = Counter()
     for seed in range(8):
-        one = Generation(messages=messages, seed=seed, top_logprobs=0, **settings)
+        one = EngineRequest(messages=messages, seed=seed, top_logprobs=0, **settings)
         for choice in await choices(engine, one):
             counts[tuple(IDS[token.spelling] for token in choice.tokens)] += 1
     law = pairs(reference, one)
@@ -213,7 +215,7 @@ async def test_pairs_of_tokens_follow_the_exact_law(
     assert_follows([counts[pair] for pair in law], list(law.values()))
 
 
-def pairs(reference: LlamaForCausalLM, one: Generation) -> dict[tuple[int, ...], float]:
+def pairs(reference: LlamaForCausalLM, one: EngineRequest) -> dict[tuple[int, ...], float]:
     """Return the exact probability of each pair of letters as the first two tokens."""
 
     def following(written: list[int]) -> dict[int, float]:

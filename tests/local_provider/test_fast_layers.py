@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from optillm_hooks.local_provider.fast_layers import Packed, WeightsFirst, quicken
+from optillm_hooks.local_provider.fast_layers import Packed, WeightsFirst, use_fast_layers
 from optillm_hooks.local_provider.runner import Runner
 from tests.local_provider import tiny
 
@@ -28,7 +28,7 @@ def model(request: pytest.FixtureRequest) -> nn.Sequential:
 @pytest.fixture(scope="module")
 def quick(model: nn.Sequential) -> nn.Sequential:
     layers = copy.deepcopy(model)
-    quicken(layers)
+    use_fast_layers(layers)
     return layers
 
 
@@ -73,7 +73,7 @@ def test_packed_weights_are_no_second_copy(model: nn.Sequential, quick: nn.Seque
 def test_weights_that_are_looked_up_too_stay_plain() -> None:
     embedding, head = nn.Embedding(5, 7).bfloat16(), nn.Linear(7, 5, bias=False)
     head.weight = embedding.weight
-    quicken(nn.Sequential(embedding, head))
+    use_fast_layers(nn.Sequential(embedding, head))
     assert type(head) is WeightsFirst
     assert head.weight is embedding.weight
 
@@ -87,7 +87,7 @@ def test_cpus_that_cannot_pack_go_without(monkeypatch: pytest.MonkeyPatch, lacki
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: can[0])
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_acl_supported", lambda: can[1])
     layer = nn.Linear(3, 3).bfloat16()
-    quicken(layer)
+    use_fast_layers(layer)
     assert type(layer) is WeightsFirst
 
 
@@ -119,7 +119,7 @@ def test_a_norm_computes_what_that_of_the_model_does(
 ) -> None:
     plain = make()
     quick = copy.deepcopy(plain)
-    quicken(quick)
+    use_fast_layers(quick)
     given = size * torch.randn(shape)
     assert "forward" in vars(quick)
     torch.testing.assert_close(quick(given), plain(given))
@@ -131,7 +131,7 @@ def test_a_norm_computes_what_that_of_the_model_does(
     ids=["weights from one", "nothing added", "another norm", "bfloat16", "meta"],
 )
 def test_norms_that_compute_otherwise_are_left_alone(other: nn.Module) -> None:
-    quicken(other)
+    use_fast_layers(other)
     assert "forward" not in vars(other)
 
 
@@ -145,7 +145,7 @@ def test_layers_that_compute_otherwise_are_left_alone() -> None:
 
     meta = nn.Linear(3, 3, device="meta")
     model = nn.Sequential(Doubled(3, 3), Elsewhere(3, 3), meta)
-    quicken(model)
+    use_fast_layers(model)
     assert [type(layer) for layer in model] == [Doubled, Elsewhere, nn.Linear]
 
 

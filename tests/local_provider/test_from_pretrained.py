@@ -103,7 +103,7 @@ def test_fastest_is_the_type_that_took_less_time_on_the_cpu(
 ) -> None:
     clock = 0.0
 
-    def quicken(layer: torch.nn.Module) -> None:
+    def use_fast_layers(layer: torch.nn.Module) -> None:
         def forward(rows: torch.Tensor) -> None:
             nonlocal clock
             clock += 1.0 if rows.dtype == faster else 1.5
@@ -112,7 +112,7 @@ def test_fastest_is_the_type_that_took_less_time_on_the_cpu(
 
     monkeypatch.setattr(models, "time", SimpleNamespace(perf_counter=lambda: clock))
     with monkeypatch.context() as patched:
-        patched.setattr(fast_layers, "quicken", quicken)
+        patched.setattr(fast_layers, "use_fast_layers", use_fast_layers)
         assert models._fastest_dtype("cpu") == faster
     monkeypatch.setattr(models, "_fastest_dtype", lambda device: {"cpu": faster}[device])
     spec = models.find("tiny", {"path": str(folder), "dtype": "fastest", "device": "cpu"})

@@ -19,12 +19,12 @@ from optillm_hooks.local_provider.chat_format import ChatFormat
 from optillm_hooks.local_provider.engine import Engine
 from optillm_hooks.local_provider.engine_request import (
     Choice,
+    EngineRequest,
     Event,
     Finished,
-    Generation,
-    Job,
-    Law,
     Piece,
+    SamplingParams,
+    Submission,
     UnknownModel,
 )
 from optillm_hooks.local_provider.kv_cache import Row
@@ -37,9 +37,9 @@ ENDLESS = {FORMAT.encode_text("a")[0]: 90.0}
 """A letter for every token, so that each is shown at once and none ends a reply."""
 
 
-def asked(letters: int, **fields: Any) -> Generation:
+def asked(letters: int, **fields: Any) -> EngineRequest:
     text = "".join(random.Random(letters).choices("abcdefgh ", k=letters))
-    return Generation(messages=[{"role": "user", "content": text}], **fields)
+    return EngineRequest(messages=[{"role": "user", "content": text}], **fields)
 
 
 class Counted(Runner):
@@ -59,14 +59,16 @@ class Counted(Runner):
 class Client:
     """A request put into a batch by hand, so that steps can be counted."""
 
-    job: Job = field(init=False)
+    job: Submission = field(init=False)
     events: list[tuple[int, Event]] = field(default_factory=list)
     step: int = 0
 
     @classmethod
-    def of(cls, generation: Generation) -> "Client":
+    def of(cls, generation: EngineRequest) -> "Client":
         client = cls()
-        client.job = Job(generation, lambda event: client.events.append((client.step, event)))
+        client.job = Submission(
+            generation, lambda event: client.events.append((client.step, event))
+        )
         return client
 
     @property
@@ -103,7 +105,7 @@ async def test_sixty_four_streams_at_once_are_all_answered_and_nothing_is_left()
 
     engine = Engine("loaded", load)
     schema = {"type": "array", "items": {"type": "boolean"}, "maxItems": 3}
-    kinds: list[tuple[str, Generation]] = []
+    kinds: list[tuple[str, EngineRequest]] = []
     for i in range(64):
         letters = [4, 30, 120, 700, 1400][i % 5]
         match i % 8:
@@ -120,9 +122,11 @@ async def test_sixty_four_streams_at_once_are_all_answered_and_nothing_is_left()
             case 5:
                 kinds.append(("too long", asked(3000 + letters, max_tokens=5)))
             case _:
-                kinds.append(("plain", asked(letters, max_tokens=12, law=Law(temperature=0))))
+                kinds.append(
+                    ("plain", asked(letters, max_tokens=12, law=SamplingParams(temperature=0)))
+                )
 
-    async def client(kind: str, generation: Generation) -> str:
+    async def client(kind: str, generation: EngineRequest) -> str:
         choices = [Choice() for _ in range(generation.n)]
         events = engine.stream(generation)
         finished = None
@@ -162,7 +166,7 @@ async def test_sixty_four_streams_at_once_are_all_answered_and_nothing_is_left()
 
 async def test_a_full_queue_refuses_and_answers_those_inside() -> None:
     runner = tiny.runner()
-    engine = Engine("queue", lambda: Batch(runner, FORMAT, Capacity(rows=2)), most_requests=6)
+    engine = Engine("queue", lambda: Batch(runner, FORMAT, Capacity(rows=2)), max_requests=6)
     results: list[str] = []
 
     async def client() -> None:
@@ -217,7 +221,7 @@ def test_prompts_with_the_same_beginning_that_come_together_are_read_once(
     messages = [[{"role": "user", "content": f"{shared}{end}"}] for end in ("one", "two", "three")]
     runner = Counted()
     batch = Batch(runner, FORMAT, Capacity(prefix_bytes=prefix_bytes))
-    clients = [Client.of(Generation(messages=m, max_tokens=5, seed=1)) for m in messages]
+    clients = [Client.of(EngineRequest(messages=m, max_tokens=5, seed=1)) for m in messages]
     for client in clients:
         batch.add(client.job)
     while not batch.idle:
@@ -232,7 +236,7 @@ def test_prompts_with_the_same_beginning_that_come_together_are_read_once(
         assert cached == [0, 0, 0]
         assert sum(runner.prompt_tokens) > 1800
     for client, asked_for in zip(clients, messages, strict=True):
-        alone = Client.of(Generation(messages=asked_for, max_tokens=5, seed=1))
+        alone = Client.of(EngineRequest(messages=asked_for, max_tokens=5, seed=1))
         run(Batch(Counted(), FORMAT, Capacity()), {0: alone})
         assert written(client) == written(alone)
 
@@ -333,7 +337,7 @@ async def test_bad_requests_beside_a_stream_are_each_refused_and_the_stream_goes
     beside.add(first)
     for bad, reason in BAD.values():
         with pytest.raises(RequestRejected, match=reason) as refusal:
-            await anext(engine.stream(Generation(**bad)))
+            await anext(engine.stream(EngineRequest(**bad)))
         assert refusal.value.status == 400
         assert refusal.value.param in ("logit_bias", "messages")
         assert "secret" not in str(refusal.value)
@@ -360,7 +364,7 @@ def test_the_last_logit_can_be_biased() -> None:
 
 def test_whatever_breaks_while_a_request_is_prepared_breaks_it_alone() -> None:
     """What broke is not told: it may be the prompt."""
-    good, bad = Client.of(asked(4, max_tokens=5)), Client.of(Generation(messages=cast(Any, 5)))
+    good, bad = Client.of(asked(4, max_tokens=5)), Client.of(EngineRequest(messages=cast(Any, 5)))
     run(Batch(Counted(), FORMAT, Capacity()), {0: good, 1: bad})
     assert good.finished
     ((_, failure),) = bad.events
@@ -457,15 +461,15 @@ def test_memory_for_five_rows_is_filled_by_five_rows() -> None:
 
 @pytest.mark.parametrize("prefix_bytes", [0, 150_000], ids=["none", "few"])
 def test_a_crowd_fills_the_memory_for_it_at_most_whatever_is_asked(prefix_bytes: int) -> None:
-    runner, dice = Counted(), random.Random(0)
+    runner, rng = Counted(), random.Random(0)
     most = runner.rows.bytes_for(5, 500)
     batch = Batch(runner, FORMAT, Capacity(kv_bytes=most, prefix_bytes=prefix_bytes))
     kinds: list[dict[str, Any]] = [{}, {"n": 2}, {"n": 5}, {"decoding": CotSettings(k=3)}]
     clients = [
         Client.of(
             asked(
-                dice.choice([4, 90, 400]) + i,
-                max_tokens=dice.choice([3, 12, 40]),
+                rng.choice([4, 90, 400]) + i,
+                max_tokens=rng.choice([3, 12, 40]),
                 logit_bias=ENDLESS,
                 **kinds[i % len(kinds)],
             )
@@ -512,7 +516,7 @@ def test_slots_are_given_back_as_rows_leave_and_the_last_keeps_what_it_holds() -
     assert (found - wanted).abs().max() < 1e-4
 
 
-def reply(batch: Batch, generation: Generation) -> tuple[list[Choice], Finished]:
+def reply(batch: Batch, generation: EngineRequest) -> tuple[list[Choice], Finished]:
     client = Client.of(generation)
     run(batch, {0: client})
     choices = [Choice() for _ in range(generation.n)]

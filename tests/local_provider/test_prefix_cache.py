@@ -16,8 +16,8 @@ def known(*tokens: int) -> Known:
     return Known(tokens)
 
 
-def cache(most_bytes: int = 100) -> PrefixCache[Known]:
-    return PrefixCache(most_bytes, least_tokens=2)
+def cache(max_bytes: int = 100) -> PrefixCache[Known]:
+    return PrefixCache(max_bytes, min_tokens=2)
 
 
 def test_the_longest_common_beginning_is_found() -> None:
@@ -47,7 +47,7 @@ def test_what_another_adapter_computed_is_no_hit() -> None:
 
 
 def test_the_one_unused_for_longest_makes_room() -> None:
-    prefixes = cache(most_bytes=7)
+    prefixes = cache(max_bytes=7)
     prefixes.add(known(1, 1, 1))
     prefixes.add(known(2, 2, 2))
     assert prefixes.find([1, 1, 1, 5]) is not None
@@ -65,6 +65,6 @@ def test_a_longer_prompt_replaces_its_own_beginning() -> None:
 
 
 def test_one_that_is_too_large_is_not_kept() -> None:
-    prefixes = cache(most_bytes=2)
+    prefixes = cache(max_bytes=2)
     prefixes.add(known(1, 2, 3))
     assert prefixes.bytes == 0

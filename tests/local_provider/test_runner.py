@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.local_provider import kv_cache
 from optillm_hooks.local_provider.chat_format import ChatFormat
-from optillm_hooks.local_provider.fast_layers import quicken
+from optillm_hooks.local_provider.fast_layers import use_fast_layers
 from optillm_hooks.local_provider.kv_cache import Row, multiplied, read_with_total
 from optillm_hooks.local_provider.models import LoadedModel
 from optillm_hooks.local_provider.runner import Runner
@@ -165,7 +165,7 @@ def test_a_model_for_which_a_step_goes_wrong_is_refused_when_it_is_loaded(
         raise ValueError("no such product")
 
     layer = nn.Linear(8, 8, dtype=dtype)
-    quicken(layer)
+    use_fast_layers(layer)
     where = {"product": (type(layer), "forward"), "read_with_total": (kv_cache, broken)}
     monkeypatch.setattr(*where[broken], fail)
     with pytest.raises(ProviderFailed, match="no such product"):

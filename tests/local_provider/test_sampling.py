@@ -4,14 +4,14 @@ from collections import Counter
 import pytest
 import torch
 
-from optillm_hooks.local_provider.engine_request import Generation, Law
+from optillm_hooks.local_provider.engine_request import EngineRequest, SamplingParams
 from optillm_hooks.local_provider.sampling import draw, score, shift
 
 PROBABILITIES = [0.05, 0.4, 0.03, 0.25, 0.15, 0.12]
 LOGITS = torch.tensor(PROBABILITIES).log()[None]
 
 
-def exact(law: Law) -> list[float]:
+def exact(law: SamplingParams) -> list[float]:
     """The law spelled out over plain numbers."""
     tempered = [p ** (1 / law.temperature) for p in PROBABILITIES]
     order = sorted(range(len(tempered)), key=lambda i: -tempered[i])
@@ -32,16 +32,18 @@ def exact(law: Law) -> list[float]:
 @pytest.mark.parametrize(
     "law",
     [
-        pytest.param(Law(), id="plain"),
-        pytest.param(Law(temperature=0.5), id="cold"),
-        pytest.param(Law(temperature=1.7), id="hot"),
-        pytest.param(Law(top_k=3), id="top_k"),
-        pytest.param(Law(top_p=0.7), id="top_p"),
-        pytest.param(Law(min_p=0.3), id="min_p"),
-        pytest.param(Law(temperature=1.4, top_k=5, top_p=0.9, min_p=0.15), id="all together"),
+        pytest.param(SamplingParams(), id="plain"),
+        pytest.param(SamplingParams(temperature=0.5), id="cold"),
+        pytest.param(SamplingParams(temperature=1.7), id="hot"),
+        pytest.param(SamplingParams(top_k=3), id="top_k"),
+        pytest.param(SamplingParams(top_p=0.7), id="top_p"),
+        pytest.param(SamplingParams(min_p=0.3), id="min_p"),
+        pytest.param(
+            SamplingParams(temperature=1.4, top_k=5, top_p=0.9, min_p=0.15), id="all together"
+        ),
     ],
 )
-def test_a_grid_of_uniform_numbers_gives_the_exact_shares(law: Law) -> None:
+def test_a_grid_of_uniform_numbers_gives_the_exact_shares(law: SamplingParams) -> None:
     """No chance in it: with n evenly spaced numbers a share is within 1/n of its probability."""
     n = 2000
     tokens = draw(LOGITS.expand(n, -1), [law] * n, [(i + 0.5) / n for i in range(n)])
@@ -50,8 +52,10 @@ def test_a_grid_of_uniform_numbers_gives_the_exact_shares(law: Law) -> None:
         assert abs(counts[token] / n - probability) <= 1.01 / n
 
 
-@pytest.mark.parametrize("law", [Law(1e-300), Law(1e-45, top_p=0.9), Law(1e-6)])
-def test_a_temperature_next_to_zero_is_like_zero(law: Law) -> None:
+@pytest.mark.parametrize(
+    "law", [SamplingParams(1e-300), SamplingParams(1e-45, top_p=0.9), SamplingParams(1e-6)]
+)
+def test_a_temperature_next_to_zero_is_like_zero(law: SamplingParams) -> None:
     assert draw(torch.tensor([[1.0, 3.0, 2.0], [-80.0, -90.0, 80.0]]), [law] * 2, [0.99, 0.5]) == [
         1,
         2,
@@ -60,13 +64,20 @@ def test_a_temperature_next_to_zero_is_like_zero(law: Law) -> None:
 
 def test_temperature_zero_takes_the_likeliest_and_the_first_of_equals() -> None:
     logits = torch.tensor([[1.0, 3.0, 3.0], [5.0, 0.0, 1.0]])
-    assert draw(logits, [Law(temperature=0)] * 2, [0.99, 0.99]) == [1, 0]
+    assert draw(logits, [SamplingParams(temperature=0)] * 2, [0.99, 0.99]) == [1, 0]
 
 
 def test_a_row_draws_the_same_token_alone_and_in_a_crowd() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(6, 5000, generator=generator) * 3
-    laws = [Law(), Law(top_p=0.8), Law(top_k=400), Law(0), Law(min_p=0.1), Law(1.5, 0.999)]
+    laws = [
+        SamplingParams(),
+        SamplingParams(top_p=0.8),
+        SamplingParams(top_k=400),
+        SamplingParams(0),
+        SamplingParams(min_p=0.1),
+        SamplingParams(1.5, 0.999),
+    ]
     uniforms = torch.rand(6, generator=generator).tolist()
     together = draw(logits, laws, uniforms)
     alone = [draw(logits[b : b + 1], laws[b : b + 1], uniforms[b : b + 1])[0] for b in range(6)]
@@ -76,7 +87,7 @@ def test_a_row_draws_the_same_token_alone_and_in_a_crowd() -> None:
 def test_a_nucleus_wider_than_the_sorted_head_is_drawn_from_in_full() -> None:
     """4,000 equal tokens, top_p 0.9: the last of the nucleus is number 3,599 of the order."""
     logits = torch.zeros(1, 4000)
-    drawn = {draw(logits, [Law(top_p=0.9)], [(i + 0.5) / 3600])[0] for i in range(3600)}
+    drawn = {draw(logits, [SamplingParams(top_p=0.9)], [(i + 0.5) / 3600])[0] for i in range(3600)}
     assert len(drawn) == 3600
 
 
@@ -90,7 +101,7 @@ def test_scores_are_of_the_model_and_hold_the_chosen_token() -> None:
 
 def test_penalties_and_bias_are_those_that_openai_defines() -> None:
     """z - frequency * count - presence * [count > 0] + bias, over what the choice wrote."""
-    request = Generation(
+    request = EngineRequest(
         messages=[], presence_penalty=0.5, frequency_penalty=-0.25, logit_bias={1: 3.0, 4: -100.0}
     )
     shifts = request.shifts({1: 2, 2: 1})
@@ -99,8 +110,8 @@ def test_penalties_and_bias_are_those_that_openai_defines() -> None:
     assert logits.tolist() == [[1.0, 4.0, 0.75, 1.0, -99.0], [1.0] * 5]
 
 
-@pytest.mark.parametrize("law", [Law(), Law(top_k=3)], ids=["plain", "cut"])
-def test_a_number_next_to_one_draws_a_token_that_can_be_drawn(law: Law) -> None:
+@pytest.mark.parametrize("law", [SamplingParams(), SamplingParams(top_k=3)], ids=["plain", "cut"])
+def test_a_number_next_to_one_draws_a_token_that_can_be_drawn(law: SamplingParams) -> None:
     """In float32 the largest number below 1 in float64 is 1."""
     logits = torch.tensor([[0.0, 1.0, -torch.inf, 0.5, -torch.inf, -torch.inf]])
     assert draw(logits, [law], [1 - 2**-53])[0] in (0, 1, 3)

@@ -23,7 +23,14 @@ from optillm_hooks.errors import ProviderFailed, RequestRejected
 from optillm_hooks.local_provider import request
 from optillm_hooks.local_provider.batch import Batch, Capacity
 from optillm_hooks.local_provider.engine import Engine
-from optillm_hooks.local_provider.engine_request import Choice, Event, Generation, Job, Law, Piece
+from optillm_hooks.local_provider.engine_request import (
+    Choice,
+    EngineRequest,
+    Event,
+    Piece,
+    SamplingParams,
+    Submission,
+)
 from optillm_hooks.local_provider.grammar import Constraint, Grammars, Thinking
 from tests.local_provider import tiny
 from tests.local_provider.laws import assert_follows, exact
@@ -44,7 +51,7 @@ def engine() -> Iterator[Engine]:
     assert not list(runner.rows.rows())
 
 
-def replies(engine: Engine, asked: Generation) -> list[Choice]:
+def replies(engine: Engine, asked: EngineRequest) -> list[Choice]:
     choices = [Choice() for _ in range(asked.n)]
     for event in engine.stream_sync(asked):
         if isinstance(event, Piece):
@@ -52,7 +59,7 @@ def replies(engine: Engine, asked: Generation) -> list[Choice]:
     return choices
 
 
-def asked(schema: dict[str, Any], **fields: Any) -> Generation:
+def asked(schema: dict[str, Any], **fields: Any) -> EngineRequest:
     """What a request with this schema asks for, by the door that clients use."""
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
     generation = request.parse(HI, {"response_format": form, **fields})
@@ -185,11 +192,16 @@ NEXT = [True, False, None, 1, 22, "x"]
 
 @pytest.mark.parametrize(
     ("law", "bias"),
-    [(Law(), {}), (Law(temperature=0.6), {}), (Law(1.3, top_p=0.8), {}), (Law(top_k=4), {5: 1.5})],
+    [
+        (SamplingParams(), {}),
+        (SamplingParams(temperature=0.6), {}),
+        (SamplingParams(1.3, top_p=0.8), {}),
+        (SamplingParams(top_k=4), {5: 1.5}),
+    ],
     ids=["plain", "cold", "top_p", "top_k and a bias"],
 )
 def test_what_is_drawn_from_is_the_models_law_renormalised_over_what_is_allowed(
-    engine: Engine, law: Law, bias: dict[int, float]
+    engine: Engine, law: SamplingParams, bias: dict[int, float]
 ) -> None:
     """Chi-square of 2,000 first tokens against exact probabilities: false alarm below 1e-7."""
     prompt = FORMAT.encode(HI)
@@ -206,7 +218,7 @@ def test_what_is_drawn_from_is_the_models_law_renormalised_over_what_is_allowed(
     expected = exact(shifted, law)
     counts: Counter[bytes] = Counter()
     for seed in range(16):
-        generation = Generation(
+        generation = EngineRequest(
             messages=HI, n=125, seed=seed, max_tokens=1, law=law, schema={"enum": NEXT},
             logit_bias=bias, top_logprobs=0,
         )  # fmt: skip
@@ -233,16 +245,16 @@ def test_rows_with_and_without_a_form_go_together_and_do_not_disturb_each_other(
 ) -> None:
     requests = [
         asked(PERSON, seed=1, n=2, max_tokens=200),
-        Generation(messages=HI, seed=2, max_tokens=40),
+        EngineRequest(messages=HI, seed=2, max_tokens=40),
         asked(
             {"type": "array", "items": {"type": "boolean"}, "minItems": 9}, seed=3, max_tokens=60
         ),
-        Generation(messages=HI, seed=4, n=3, max_tokens=30, top_logprobs=1),
+        EngineRequest(messages=HI, seed=4, n=3, max_tokens=30, top_logprobs=1),
     ]
     alone = [[choice.text for choice in replies(engine, one)] for one in requests]
 
     async def all_at_once() -> list[list[str]]:
-        async def answer(one: Generation) -> list[str]:
+        async def answer(one: EngineRequest) -> list[str]:
             choices = [Choice() for _ in range(one.n)]
             async for event in engine.stream(one):
                 if isinstance(event, Piece):
@@ -358,7 +370,7 @@ def test_a_form_that_cannot_be_kept_fails_its_request_alone(
         with pytest.raises(ProviderFailed, match="form of the reply could not be kept: too big"):
             replies(engine, asked(PERSON, n=3))
         batch, events = Batch(tiny.runner(), FORMAT, Capacity()), list[Event]()
-        batch.add(Job(asked(PERSON, n=3), events.append))
+        batch.add(Submission(asked(PERSON, n=3), events.append))
         for _ in range(4):
             batch.step()
         assert batch.idle

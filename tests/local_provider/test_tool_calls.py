@@ -20,7 +20,7 @@ from optillm_hooks.local_provider.batch import Batch, Capacity
 from optillm_hooks.local_provider.chat_format import ChatFormat, Transcript
 from optillm_hooks.local_provider.custom_llm import PROVIDER, LocalProvider
 from optillm_hooks.local_provider.engine import Engine
-from optillm_hooks.local_provider.engine_request import Choice, Generation, Piece
+from optillm_hooks.local_provider.engine_request import Choice, EngineRequest, Piece
 from optillm_hooks.local_provider.tool_calls import (
     HERMES,
     LLAMA,
@@ -192,7 +192,7 @@ def test_text_before_a_call_is_shown_at_once_and_a_marker_never() -> None:
     assert finder.feed("</tool_call>").calls[0].name == "weather"
 
 
-def parse(**fields: Any) -> Generation:
+def parse(**fields: Any) -> EngineRequest:
     return request.parse(HI, {"tools": TOOLS, "seed": 1, "max_tokens": 300, **fields})
 
 
@@ -301,7 +301,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 BIAS = {tiny.SPELLED[0] + 1: 5.0}  # the quotation mark, after the exclamation mark
 
 
-def replies(engine: Engine, asked: Generation) -> list[Choice]:
+def replies(engine: Engine, asked: EngineRequest) -> list[Choice]:
     choices = [Choice() for _ in range(asked.n)]
     for event in engine.stream_sync(asked):
         if isinstance(event, Piece):

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.pipeline.expression import (
-    MOST_BRANCHES,
-    MOST_DEPTH,
-    MOST_LENGTH,
+    MAX_BRANCHES,
+    MAX_DEPTH,
+    MAX_LENGTH,
     Call,
     Chain,
     Parallel,
@@ -132,16 +132,16 @@ def test_a_quoted_comma_is_a_comma() -> None:
     ("most", "one_more"),
     [
         pytest.param(
-            "(" * MOST_DEPTH + "a" + ")" * MOST_DEPTH,
-            "(" * (MOST_DEPTH + 1) + "a" + ")" * (MOST_DEPTH + 1),
+            "(" * MAX_DEPTH + "a" + ")" * MAX_DEPTH,
+            "(" * (MAX_DEPTH + 1) + "a" + ")" * (MAX_DEPTH + 1),
             id="parentheses",
         ),
         pytest.param(
-            f"a(x={'[' * (MOST_DEPTH + 1)}{']' * (MOST_DEPTH + 1)})",
-            f"a(x={'[' * (MOST_DEPTH + 2)}{']' * (MOST_DEPTH + 2)})",
+            f"a(x={'[' * (MAX_DEPTH + 1)}{']' * (MAX_DEPTH + 1)})",
+            f"a(x={'[' * (MAX_DEPTH + 2)}{']' * (MAX_DEPTH + 2)})",
             id="lists",
         ),
-        pytest.param("a" * MOST_LENGTH, "a" * (MOST_LENGTH + 1), id="length"),
+        pytest.param("a" * MAX_LENGTH, "a" * (MAX_LENGTH + 1), id="length"),
     ],
 )
 def test_size_is_bounded(most: str, one_more: str) -> None:
@@ -179,7 +179,7 @@ def test_a_bar_inside_a_chain_multiplies(text: str, chains: list[str]) -> None:
 @pytest.mark.parametrize(
     ("most", "one_more"),
     [
-        ("|".join("a" * MOST_BRANCHES), "|".join("a" * (MOST_BRANCHES + 1))),
+        ("|".join("a" * MAX_BRANCHES), "|".join("a" * (MAX_BRANCHES + 1))),
         ("&".join(["(a|b)"] * 6), "&".join(["(a|b)"] * 7)),
         ("&".join(["(a|b)"] * 6), "&".join(["(a|b)"] * 600)),
         ("(a|b)&" * 5 + "(a|b)", "(a|b)&" * 5 + "(a|b)|a"),
@@ -187,8 +187,8 @@ def test_a_bar_inside_a_chain_multiplies(text: str, chains: list[str]) -> None:
     ids=["flat", "multiplied", "astronomic", "multiplied and flat"],
 )
 def test_branches_are_bounded(most: str, one_more: str) -> None:
-    assert len(branches(parse(most))) == MOST_BRANCHES
-    with pytest.raises(RequestRejected, match=f"more than {MOST_BRANCHES} branches"):
+    assert len(branches(parse(most))) == MAX_BRANCHES
+    with pytest.raises(RequestRejected, match=f"more than {MAX_BRANCHES} branches"):
         branches(parse(one_more))
 
 

@@ -16,7 +16,7 @@ from tests.solver.processes import children
 pytestmark = pytest.mark.anyio
 SECRET = "the-canary-sings"
 SOLVER_S = 0.6
-MOST_S = 8.0
+MAX_S = 8.0
 """Generous: the solver's time, a start of the worker on a busy machine, and the kill."""
 
 
@@ -87,7 +87,7 @@ async def attack(text: str, outside: Outside, *, fenced: bool) -> None:
     result = await answer(
         "z3", chat("?"), AnsweringLLM(reply), ctx, timeout_s=SOLVER_S, memory_mb=512, repairs=0
     )
-    assert time.monotonic() - started < MOST_S
+    assert time.monotonic() - started < MAX_S
     assert SECRET not in result.text
     assert result.text == "plain answer" or "check 1:" in result.text or "step 1," in result.text
     assert len(ctx.trace.events) == 1

@@ -27,7 +27,7 @@ from optillm_hooks.answers.formulas.tree import (
 _MAX_BITS = 4096
 """Size of an exact value; a larger one is floating point, or none if that overflows."""
 
-_MOST_EXACT_FACTORIAL = 170
+_MAX_EXACT_FACTORIAL = 170
 _POSITIVE, _NEGATIVE = 4, 2
 """Points at which all variables are positive, and at which all are negative."""
 
@@ -189,7 +189,7 @@ def _exact_power(values: Sequence[Fraction]) -> Fraction | None:
 
 def _exact_factorial(values: Sequence[Fraction]) -> Fraction | None:
     [n] = values
-    if n.denominator != 1 or not 0 <= n <= _MOST_EXACT_FACTORIAL:
+    if n.denominator != 1 or not 0 <= n <= _MAX_EXACT_FACTORIAL:
         return None
     return Fraction(math.factorial(n.numerator))
 

@@ -22,7 +22,7 @@ MAX_LENGTH = 500
 """Characters of a formula; a longer text is not read as one."""
 
 _MAX_NESTING = 25
-_LONGEST_WORD = 3
+_MAX_WORD_LENGTH = 3
 """Letters that may stand together as a product of variables."""
 
 _GREEK_LETTERS = """
@@ -370,7 +370,7 @@ class _Parser:
         apart = (token.spaced and before in ("number", "word")) or (
             self._next.spaced and self._next.kind == "word"
         )
-        if len(letters) > _LONGEST_WORD or apart or not self._arithmetic:
+        if len(letters) > _MAX_WORD_LENGTH or apart or not self._arithmetic:
             raise _NotAFormulaError
         return product(*map(Symbol, letters))
 

@@ -11,7 +11,7 @@ from optillm_hooks.types import Chat, Completion, Json, Message, Sampling, Token
 CONTINUES = "continue_final_message"
 """The request field by which a model goes on with the message that ends the conversation."""
 
-MOST_ALTERNATIVES = 20
+MAX_ALTERNATIVES = 20
 """The most alternatives per token that OpenAI's API, and vLLM as it comes, return."""
 
 _USUAL_REPLY = 4096

@@ -15,7 +15,7 @@ from optillm_hooks.context import Context
 from optillm_hooks.decoding.confidence import listed_margin
 from optillm_hooks.decoding.cot_decoding import CotSettings, Path, choose, facts, read_path
 from optillm_hooks.decoding.remote.calls import (
-    MOST_ALTERNATIVES,
+    MAX_ALTERNATIVES,
     alternatives,
     continuing,
     piece,
@@ -83,7 +83,7 @@ def first_tokens(first: TokenLogprob, k: int) -> list[str]:
 
 
 async def _first_token(chat: Chat, sampling: Sampling, llm: LLM) -> TokenLogprob:
-    asked = piece(replace(sampling, temperature=0.0, max_tokens=1, stop=()), top=MOST_ALTERNATIVES)
+    asked = piece(replace(sampling, temperature=0.0, max_tokens=1, stop=()), top=MAX_ALTERNATIVES)
     completion = await llm.complete(chat, asked)
     found = scores(completion)
     if not found:

@@ -13,7 +13,7 @@ from optillm_hooks.answers.deltas import Accumulated
 from optillm_hooks.context import Context
 from optillm_hooks.decoding.confidence import listed_confidence
 from optillm_hooks.decoding.deepconf import DeepConfSettings, Election, Watch
-from optillm_hooks.decoding.remote.calls import MOST_ALTERNATIVES, alternatives, scores
+from optillm_hooks.decoding.remote.calls import MAX_ALTERNATIVES, alternatives, scores
 from optillm_hooks.errors import SampleError
 from optillm_hooks.fanout import outcomes, sample_many
 from optillm_hooks.llm import LLM
@@ -40,7 +40,7 @@ async def deepconf_decode(
     scored = replace(
         sampling,
         sample=sampling.sample * _OTHER_SEEDS * settings.max_traces,
-        fields={**sampling.fields, "logprobs": True, "top_logprobs": MOST_ALTERNATIVES},
+        fields={**sampling.fields, "logprobs": True, "top_logprobs": MAX_ALTERNATIVES},
     )
     whole = await sample_many(llm, chat, scored, n=warmup)
     calling = next((trace for trace in whole if trace.tool_calls), None)

@@ -15,7 +15,7 @@ from optillm_hooks.errors import SampleError
 from optillm_hooks.llm import LLM
 from optillm_hooks.types import Chat, Completion, Json, Sampling, Usage
 
-_MOST_PUSHES = 8
+_MAX_PUSHES = 8
 """Times that a model is made to think on: each is a call that reads all of the prompt again."""
 
 _FORM = ("response_format",)
@@ -94,7 +94,7 @@ async def _thoughts(
         kept, switches = up_to_thought(thought, words, budget.thoughts - so_far.thoughts)
         so_far.text += kept
         so_far.thoughts += switches
-        enough = so_far.tokens >= budget.least or so_far.pushed == _MOST_PUSHES
+        enough = so_far.tokens >= budget.least or so_far.pushed == _MAX_PUSHES
         if reply.truncated or enough:
             break
         so_far.text = f"{so_far.text.rstrip()}\n{words[so_far.pushed % len(words)]}"

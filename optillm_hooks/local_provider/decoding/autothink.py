@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from optillm_hooks.decoding.autothink import AutoThinkSettings, complexity, thinking_for
 from optillm_hooks.local_provider.decoding.thinkdeeper import Thinking
-from optillm_hooks.local_provider.engine_request import Law
+from optillm_hooks.local_provider.engine_request import SamplingParams
 from optillm_hooks.types import Json
 
 
@@ -20,7 +20,7 @@ class SteeredThinking(Thinking):
 
     def __init__(
         self,
-        law: Law,
+        law: SamplingParams,
         question: str,
         settings: AutoThinkSettings,
         room: int,

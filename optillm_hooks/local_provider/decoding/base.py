@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from optillm_hooks.decoding.outcome import Outcome
-from optillm_hooks.local_provider.engine_request import Law
+from optillm_hooks.local_provider.engine_request import SamplingParams
 from optillm_hooks.local_provider.uncertainty import Measure, Measured
 from optillm_hooks.types import FinishReason, Json
 
@@ -20,12 +20,12 @@ class Branch:
     steering: Mapping[str, float] = MappingProxyType({})
     """Steering vectors by name, with the strength of each: see `local_provider.steering`."""
 
-    def __init__(self, law: Law) -> None:
+    def __init__(self, law: SamplingParams) -> None:
         self._law = law
         self.stopped = False
         """Set when the branch need not go on; it ends before its next token."""
 
-    def law(self, _measured: Measured) -> Law:
+    def law(self, _measured: Measured) -> SamplingParams:
         """Return the law for the next token."""
         return self._law
 

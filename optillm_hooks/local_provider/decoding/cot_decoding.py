@@ -14,14 +14,14 @@ from dataclasses import replace
 from optillm_hooks.decoding.cot_decoding import CotSettings, Path, choose, facts, read_path
 from optillm_hooks.decoding.outcome import Outcome
 from optillm_hooks.local_provider.decoding.base import Branch, Written
-from optillm_hooks.local_provider.engine_request import Law
+from optillm_hooks.local_provider.engine_request import SamplingParams
 from optillm_hooks.local_provider.uncertainty import Measured
 
 
 class _FirstGiven(Branch):
     asks = frozenset({"margin"})
 
-    def __init__(self, first: int, law: Law) -> None:
+    def __init__(self, first: int, law: SamplingParams) -> None:
         super().__init__(law)
         self._first: int | None = first
         self.margins: list[float] = []
@@ -37,7 +37,7 @@ class CotDecoding:
 
     live = False
 
-    def __init__(self, settings: CotSettings, law: Law) -> None:
+    def __init__(self, settings: CotSettings, law: SamplingParams) -> None:
         self._settings = settings
         self._law = replace(law, temperature=settings.branch_temperature or 0.0)
         self._firsts: list[int] = []

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from optillm_hooks.decoding.deepconf import DeepConfSettings, Election, Watch
 from optillm_hooks.decoding.outcome import Outcome
 from optillm_hooks.local_provider.decoding.base import Branch, Written
-from optillm_hooks.local_provider.engine_request import Law
+from optillm_hooks.local_provider.engine_request import SamplingParams
 from optillm_hooks.local_provider.uncertainty import Measured
 
 
@@ -24,7 +24,7 @@ class _Confident(Branch):
 
     asks = frozenset({"confidence"})
 
-    def __init__(self, law: Law, number: int, watch: Watch) -> None:
+    def __init__(self, law: SamplingParams, number: int, watch: Watch) -> None:
         super().__init__(law)
         self.number = number
         self.watch = watch
@@ -39,7 +39,7 @@ class DeepConf:
 
     live = False
 
-    def __init__(self, settings: DeepConfSettings, law: Law) -> None:
+    def __init__(self, settings: DeepConfSettings, law: SamplingParams) -> None:
         self._law = law
         self._election = Election(settings)
         self._open: set[_Confident] = set()

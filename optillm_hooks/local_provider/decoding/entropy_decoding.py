@@ -14,7 +14,7 @@ from typing import Literal
 
 from optillm_hooks.decoding.entropy_decoding import EntropySettings
 from optillm_hooks.local_provider.decoding.base import Branch
-from optillm_hooks.local_provider.engine_request import Law
+from optillm_hooks.local_provider.engine_request import SamplingParams
 from optillm_hooks.local_provider.uncertainty import Measured
 from optillm_hooks.types import Json
 
@@ -34,7 +34,7 @@ def state(measured: Measured, settings: EntropySettings) -> State:
     return "ordinary"
 
 
-def adapted(law: Law, measured: Measured, settings: EntropySettings) -> Law:
+def adapted(law: SamplingParams, measured: Measured, settings: EntropySettings) -> SamplingParams:
     """Return the law for one token. At temperature 0 every token stays greedy.
 
     * certain (little entropy, little varentropy): the likeliest token
@@ -61,7 +61,7 @@ def adapted(law: Law, measured: Measured, settings: EntropySettings) -> Law:
             return replace(law, min_p=law.min_p * max(1 - 0.1 * flat, 0.5))
 
 
-def _warmer(law: Law, factor: float, settings: EntropySettings) -> Law:
+def _warmer(law: SamplingParams, factor: float, settings: EntropySettings) -> SamplingParams:
     # A client that asked for more than the limit gets what it asked for.
     most = max(settings.most_temperature, law.temperature)
     return replace(law, temperature=min(law.temperature * factor, most))
@@ -72,12 +72,12 @@ class Adaptive(Branch):
 
     asks = frozenset({"entropy"})
 
-    def __init__(self, law: Law, settings: EntropySettings) -> None:
+    def __init__(self, law: SamplingParams, settings: EntropySettings) -> None:
         super().__init__(law)
         self._settings = settings
         self._states: Counter[State] = Counter()
 
-    def law(self, measured: Measured) -> Law:
+    def law(self, measured: Measured) -> SamplingParams:
         self._states[state(measured, self._settings)] += 1
         return adapted(self._law, measured, self._settings)
 

@@ -18,7 +18,7 @@ from optillm_hooks.local_provider.decoding.cot_decoding import CotDecoding
 from optillm_hooks.local_provider.decoding.deepconf import DeepConf
 from optillm_hooks.local_provider.decoding.entropy_decoding import Adaptive
 from optillm_hooks.local_provider.decoding.thinkdeeper import Thinking
-from optillm_hooks.local_provider.engine_request import Generation
+from optillm_hooks.local_provider.engine_request import EngineRequest
 
 SETTINGS: Mapping[str, type[BaseModel]] = {
     "autothink": AutoThinkSettings,
@@ -40,20 +40,20 @@ class Vocabulary:
     spell: Callable[[int], bytes]
 
 
-def steering(request: Generation) -> Mapping[str, float]:
+def steering(request: EngineRequest) -> Mapping[str, float]:
     """Return the strengths of the steering vectors that a request wants, by name."""
     asked = request.decoding
     return asked.pattern_strengths if isinstance(asked, AutoThinkSettings) else {}
 
 
-def markers(request: Generation) -> Markers:
+def markers(request: EngineRequest) -> Markers:
     """Return between what a reply to `request` thinks."""
     asked = request.decoding
     return asked.markers if isinstance(asked, ThinkSettings) else MARKERS
 
 
 def method(
-    request: Generation,
+    request: EngineRequest,
     question: str,
     room: int,
     vocabulary: Vocabulary,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from optillm_hooks.decoding.thinkdeeper import Budget, ThinkSettings
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.decoding.base import Branch
-from optillm_hooks.local_provider.engine_request import Law
+from optillm_hooks.local_provider.engine_request import SamplingParams
 from optillm_hooks.local_provider.uncertainty import Measured
 from optillm_hooks.types import Json
 
@@ -29,7 +29,7 @@ class Thinking(Branch):
 
     def __init__(
         self,
-        law: Law,
+        law: SamplingParams,
         settings: ThinkSettings,
         room: int,
         encode: Callable[[str], Sequence[int]],

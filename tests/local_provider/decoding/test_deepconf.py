@@ -20,7 +20,7 @@ from optillm_hooks.decoding.deepconf import (
 )
 from optillm_hooks.local_provider.decoding.base import Written
 from optillm_hooks.local_provider.decoding.deepconf import DeepConf
-from optillm_hooks.local_provider.engine_request import Law
+from optillm_hooks.local_provider.engine_request import SamplingParams
 from optillm_hooks.local_provider.uncertainty import Measured, measure
 
 
@@ -83,7 +83,9 @@ def run(method: DeepConf, confidences: list[float], text: str) -> bool:
 
 
 def test_a_trace_that_falls_below_the_floor_is_stopped_and_does_not_vote() -> None:
-    method = DeepConf(DeepConfSettings(warmup_samples=3, max_traces=5, variant="high"), Law())
+    method = DeepConf(
+        DeepConfSettings(warmup_samples=3, max_traces=5, variant="high"), SamplingParams()
+    )
     assert method.wanted == 3
     run(method, [10.0] * 64, "it is 1")
     run(method, [9.5] * 64, "it is 2")
@@ -98,7 +100,7 @@ def test_a_trace_that_falls_below_the_floor_is_stopped_and_does_not_vote() -> No
 
 
 def test_consensus_ends_the_sampling_and_stops_what_still_runs() -> None:
-    method = DeepConf(DeepConfSettings(warmup_samples=2, max_traces=50), Law())
+    method = DeepConf(DeepConfSettings(warmup_samples=2, max_traces=50), SamplingParams())
     run(method, [10.0] * 20, "it is 1")
     late = method.open()
     assert late is not None
@@ -139,7 +141,7 @@ def test_offline_the_metric_says_who_votes_and_online_the_lowest_group(
     settings = DeepConfSettings(
         warmup_samples=2, max_traces=most, confidence_metric=metric, consensus_threshold=1
     )
-    method = DeepConf(settings, Law())
+    method = DeepConf(settings, SamplingParams())
     run(method, [2.0] * 16 + [10.0] * 16, "it is 1")
     run(method, [5.0] * 32, "it is 2")
     outcome = method.outcome()

@@ -5,25 +5,27 @@ import torch
 
 from optillm_hooks.decoding.entropy_decoding import EntropySettings
 from optillm_hooks.local_provider.decoding.entropy_decoding import adapted
-from optillm_hooks.local_provider.engine_request import Law
+from optillm_hooks.local_provider.engine_request import SamplingParams
 from optillm_hooks.local_provider.uncertainty import Measured, measure
 
 SETTINGS = EntropySettings()
-LAW = Law(temperature=0.8, top_p=0.9, top_k=3, min_p=0.1)
+LAW = SamplingParams(temperature=0.8, top_p=0.9, top_k=3, min_p=0.1)
 
 
 @pytest.mark.parametrize(
     ("entropy", "varentropy", "law"),
     [
-        (0.05, 0.05, Law(0.0, 0.9, 3, 0.1)),
-        (4.0, 0.05, Law(0.8 * 1.3, 0.9, 3, 0.1)),
-        (4.0, 6.0, Law(0.8 * 1.2, 0.9, 5, 0.1)),
-        (6.0, 6.0, Law(0.8 * 1.5, 0.7, 3, 0.1)),
-        (1.0, 1.0, Law(0.8, 0.9, 3, 0.1 * 0.8)),
+        (0.05, 0.05, SamplingParams(0.0, 0.9, 3, 0.1)),
+        (4.0, 0.05, SamplingParams(0.8 * 1.3, 0.9, 3, 0.1)),
+        (4.0, 6.0, SamplingParams(0.8 * 1.2, 0.9, 5, 0.1)),
+        (6.0, 6.0, SamplingParams(0.8 * 1.5, 0.7, 3, 0.1)),
+        (1.0, 1.0, SamplingParams(0.8, 0.9, 3, 0.1 * 0.8)),
     ],
     ids=["certain", "hesitant", "fork", "fog", "ordinary"],
 )
-def test_the_law_follows_the_uncertainty(entropy: float, varentropy: float, law: Law) -> None:
+def test_the_law_follows_the_uncertainty(
+    entropy: float, varentropy: float, law: SamplingParams
+) -> None:
     found = adapted(LAW, Measured(entropy=entropy, varentropy=varentropy), SETTINGS)
     assert found.temperature == pytest.approx(law.temperature)
     assert found.top_p == pytest.approx(law.top_p)
@@ -34,13 +36,13 @@ def test_the_law_follows_the_uncertainty(entropy: float, varentropy: float, law:
 @pytest.mark.parametrize("entropy", [0.0, 4.0, 9.0])
 def test_temperature_zero_stays_greedy(entropy: float) -> None:
     measured = Measured(entropy=entropy, varentropy=6.0)
-    assert adapted(Law(temperature=0), measured, SETTINGS).temperature == 0
+    assert adapted(SamplingParams(temperature=0), measured, SETTINGS).temperature == 0
 
 
 def test_no_rule_exceeds_the_most_temperature_but_a_client_may() -> None:
     fog = Measured(entropy=6.0, varentropy=6.0)
-    assert adapted(Law(1.4), fog, SETTINGS).temperature == 1.5
-    assert adapted(Law(1.9), fog, SETTINGS).temperature == 1.9
+    assert adapted(SamplingParams(1.4), fog, SETTINGS).temperature == 1.5
+    assert adapted(SamplingParams(1.9), fog, SETTINGS).temperature == 1.9
 
 
 def test_the_measures_agree_with_values_worked_by_hand() -> None:

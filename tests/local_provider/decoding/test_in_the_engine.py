@@ -17,12 +17,12 @@ from optillm_hooks.local_provider.batch import Batch, Capacity
 from optillm_hooks.local_provider.chat_format import ChatFormat
 from optillm_hooks.local_provider.engine_request import (
     Choice,
+    EngineRequest,
     Event,
     Finished,
-    Generation,
-    Job,
-    Law,
     Piece,
+    SamplingParams,
+    Submission,
 )
 from optillm_hooks.local_provider.runner import Runner
 from tests.local_provider import tiny
@@ -40,18 +40,18 @@ def runner() -> Runner:
     return tiny.runner()
 
 
-def asked(text: str = "Hi", **fields: Any) -> Generation:
-    return Generation(messages=[{"role": "user", "content": text}], **fields)
+def asked(text: str = "Hi", **fields: Any) -> EngineRequest:
+    return EngineRequest(messages=[{"role": "user", "content": text}], **fields)
 
 
 def replies(
-    *generations: Generation, chat_format: ChatFormat = FORMAT, rows: int = 64
+    *generations: EngineRequest, chat_format: ChatFormat = FORMAT, rows: int = 64
 ) -> list[tuple[list[Choice], Finished]]:
     """Return what each of the requests, which begin together, gets."""
     batch = Batch(runner(), chat_format, Capacity(rows=rows, prefix_bytes=0))
     heard: list[list[Event]] = [[] for _ in generations]
     for generation, events in zip(generations, heard, strict=True):
-        batch.add(Job(generation, events.append))
+        batch.add(Submission(generation, events.append))
     while not batch.idle:
         batch.step()
     assert not list(runner().rows.rows())
@@ -181,7 +181,7 @@ METHODS: dict[str, BaseModel] = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_seeded_request_gets_the_same_alone_and_in_a_crowd(method: str) -> None:
-    law = Law(0.8, top_p=0.95)
+    law = SamplingParams(0.8, top_p=0.95)
     seeded = asked("6 * 7?", decoding=METHODS[method], law=law, seed=3, max_tokens=40)
     crowd = [asked(f"Number {i}", seed=i, max_tokens=9 * i) for i in range(1, 5)]
     [(alone, finished)] = replies(seeded)

@@ -1,7 +1,7 @@
 """The law by which each method draws a token: what was asked for, or worked out from the measures.
 
 The engine's step in small: measure the logits, ask the branch for its law, draw with the row's own
-dice. Entropy decoding's laws are spelled out here over plain numbers.
+rng. Entropy decoding's laws are spelled out here over plain numbers.
 """
 
 import math
@@ -21,12 +21,12 @@ from optillm_hooks.decoding.thinkdeeper import ThinkSettings
 from optillm_hooks.local_provider.decoding.base import Branch
 from optillm_hooks.local_provider.decoding.entropy_decoding import Adaptive, State, state
 from optillm_hooks.local_provider.decoding.methods import Vocabulary, method
-from optillm_hooks.local_provider.engine_request import Generation, Law
+from optillm_hooks.local_provider.engine_request import EngineRequest, SamplingParams
 from optillm_hooks.local_provider.sampling import draw
 from optillm_hooks.local_provider.uncertainty import Measured, measure
 
 DRAWS = 20_000
-LAW = Law(temperature=0.8, top_p=0.95, top_k=40, min_p=0.05)
+LAW = SamplingParams(temperature=0.8, top_p=0.95, top_k=40, min_p=0.05)
 
 
 def critical(freedom: int) -> float:
@@ -42,13 +42,13 @@ def drawn(branch: Branch, probabilities: Sequence[float], seed: int) -> Counter[
     """Return how often each token is drawn."""
     logits = torch.tensor(probabilities).log()[None]
     [seen] = measure(logits, branch.asks)
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     law = branch.law(seen)
     size = 500
     counts: Counter[int] = Counter()
     for _ in range(DRAWS // size):
         counts.update(
-            draw(logits.expand(size, -1), [law] * size, [dice.random() for _ in range(size)])
+            draw(logits.expand(size, -1), [law] * size, [rng.random() for _ in range(size)])
         )
     return counts
 
@@ -101,21 +101,21 @@ SETTINGS: dict[State, EntropySettings] = {
     "fog": EntropySettings(),
     "ordinary": EntropySettings(),
 }
-LAWS: dict[State, tuple[Law, list[float]]] = {
-    "certain": (Law(0.9), [1.0, 0.0, 0.0]),
-    "hesitant": (Law(0.8), tempered(SHAPES["hesitant"], 0.8 * 1.3)),
+LAWS: dict[State, tuple[SamplingParams, list[float]]] = {
+    "certain": (SamplingParams(0.9), [1.0, 0.0, 0.0]),
+    "hesitant": (SamplingParams(0.8), tempered(SHAPES["hesitant"], 0.8 * 1.3)),
     # 1.2 warmer; the top_k of 2 is raised to 5.
     "fork": (
-        Law(0.9, top_k=2),
+        SamplingParams(0.9, top_k=2),
         cut(tempered(SHAPES["fork"], 0.9 * 1.2), lambda order: order[:5]),
     ),
     # 1.5 warmer; of a top_p of 1 there remain 0.9 - 0.2.
     "fog": (
-        Law(0.7),
+        SamplingParams(0.7),
         cut(tempered(SHAPES["fog"], 0.7 * 1.5), nucleus(tempered(SHAPES["fog"], 0.7 * 1.5), 0.7)),
     ),
     # Entropy and varentropy come to 2.85: a min_p of 0.08 falls to 0.0572, and 0.03 / 0.4 passes.
-    "ordinary": (Law(1.0, min_p=0.08), cut(SHAPES["ordinary"], lambda order: order[:5])),
+    "ordinary": (SamplingParams(1.0, min_p=0.08), cut(SHAPES["ordinary"], lambda order: order[:5])),
 }
 
 
@@ -151,7 +151,7 @@ def test_the_methods_that_sample_draw_by_the_requests_own_law(
     settings: ThinkSettings | AutoThinkSettings | DeepConfSettings,
 ) -> None:
     vocabulary = Vocabulary(lambda text: list(text.encode()), lambda token: bytes([token]))
-    asked = Generation(messages=(), law=LAW, decoding=settings)
+    asked = EngineRequest(messages=(), law=LAW, decoding=settings)
     branch = method(asked, "6 * 7?", 100, vocabulary).open()
     assert branch is not None
     assert branch.law(Measured(entropy=6.0, varentropy=6.0, confidence=1.0)) == LAW
@@ -163,7 +163,7 @@ def test_branches_of_cot_decoding_are_greedy_or_as_warm_as_asked_for(
 ) -> None:
     vocabulary = Vocabulary(lambda _: [], lambda _: b"")
     settings = CotSettings(k=2, branch_temperature=asked)
-    found = method(Generation(messages=(), law=LAW, decoding=settings), "", 100, vocabulary)
+    found = method(EngineRequest(messages=(), law=LAW, decoding=settings), "", 100, vocabulary)
     found.begin([(7, 0.5), (9, 0.3), (4, 0.2)])
     branches = [found.open(), found.open()]
     assert found.wanted == 0

@@ -9,7 +9,7 @@ from optillm_hooks.decoding.autothink import AutoThinkSettings, complexity, thin
 from optillm_hooks.decoding.thinkdeeper import Budget, ThinkSettings
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.decoding.thinkdeeper import Thinking
-from optillm_hooks.local_provider.engine_request import Law
+from optillm_hooks.local_provider.engine_request import SamplingParams
 from optillm_hooks.local_provider.uncertainty import Measured
 
 END = 0
@@ -25,7 +25,7 @@ def spell(token: int) -> bytes:
 
 def write(settings: ThinkSettings, room: int, model: str, *, then_ends: bool = True) -> str:
     """Return what is written when the model draws the bytes of `model`, END as '$'."""
-    branch = Thinking(Law(), settings, room, encode, spell)
+    branch = Thinking(SamplingParams(), settings, room, encode, spell)
     text = b""
     branch_draws = [END if char == "$" else ord(char) for char in " " + model]
     for token in branch_draws:
@@ -176,9 +176,9 @@ def test_on_any_tokenizer_it_ends_in_time_with_the_marker_as_it_is(
     fits = opening + 1 + ending < room
     if prefill and not fits:
         with pytest.raises(RequestRejected, match="prefill leaves no room"):
-            Thinking(Law(), settings, room, encode_greedily, tokens.__getitem__)
+            Thinking(SamplingParams(), settings, room, encode_greedily, tokens.__getitem__)
         return
-    branch = Thinking(Law(), settings, room, encode_greedily, tokens.__getitem__)
+    branch = Thinking(SamplingParams(), settings, room, encode_greedily, tokens.__getitem__)
     written: list[int] = []
     for draw in drawn:
         token = draw % len(tokens)
