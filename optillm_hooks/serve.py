@@ -1,7 +1,7 @@
-"""Starts the proxy of this folder: what `make serve` runs.
+"""Start the LiteLLM proxy from a checkout: `make serve`.
 
-It checks what most often goes wrong before LiteLLM is loaded, keeps a random master key in `.env`,
-and says how to send a first request once the proxy answers.
+It checks for the most common mistakes before LiteLLM is loaded, keeps a random master key in `.env`,
+and prints an example request once the proxy answers.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from types import FrameType
 from typing import Any
 
 import yaml
+from dotenv import dotenv_values
 
 KEY = "LITELLM_MASTER_KEY"
 FREE_FORMS = "optillm/*"
@@ -36,19 +37,12 @@ _LITELLM = "import litellm; litellm.run_server()"
 
 
 class CannotServe(Exception):
-    """Why there is no proxy, in one line for the person who asked for it."""
+    """The proxy cannot start; the message is one line for the user."""
 
 
 def read_env(path: Path) -> dict[str, str]:
-    """Return the variables in the file `path` of lines NAME=VALUE; none if there is no file."""
-    if not path.exists():
-        return {}
-    pairs = (
-        line.removeprefix("export ").partition("=")
-        for line in path.read_text().splitlines()
-        if "=" in line and not line.lstrip().startswith("#")
-    )
-    return {name.strip(): value.strip().strip("'\"") for name, _, value in pairs}
+    """Return the variables in the dotenv file `path`, as LiteLLM reads them; none without a file."""
+    return {name: value for name, value in dotenv_values(path).items() if value is not None}
 
 
 def ensure_key(path: Path) -> None:
@@ -95,7 +89,7 @@ def read_config(path: Path, env: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _variables(node: object, where: str) -> Iterator[tuple[str, str]]:
-    """Yield the place and the name of each variable of the environment in `node`."""
+    """Yield the place and the name of each `os.environ/NAME` in `node`."""
     if isinstance(node, dict):
         for key, value in node.items():
             yield from _variables(value, f"{where}.{key}" if where else str(key))
@@ -123,7 +117,7 @@ def check_free(host: str, port: int) -> None:
 
 
 def welcome(url: str, env_file: Path, key_from_env: bool, models: list[str], free: bool) -> str:
-    """Return what the person reads who has just started the proxy."""
+    """Return the text printed once the proxy answers: URL, key, models and an example request."""
     names = [name for name in models if name != FREE_FORMS]
     example = f"bon-{names[0]}" if free and names else next(iter(names), "MODEL")
     place = f"{KEY}, from your environment" if key_from_env else f"{KEY} in {env_file}"
@@ -147,7 +141,7 @@ def welcome(url: str, env_file: Path, key_from_env: bool, models: list[str], fre
 
 
 class _Output:
-    """The proxy's output: held back until `show`, then passed on line by line."""
+    """The proxy's output, held back until `show` and then passed on line by line."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._lines = lines
@@ -171,7 +165,7 @@ class _Output:
             self._shown = True
 
     def all_held(self) -> str:
-        """Return what an ended proxy wrote before `show`."""
+        """Return the output of a proxy that ended before `show` was called."""
         self._thread.join()
         return "".join(self._held)
 
@@ -251,7 +245,7 @@ def _models(url: str, key: str) -> list[str] | None:
     except urllib.error.HTTPError as exc:
         if exc.code in (401, 403):
             raise CannotServe(
-                f"LiteLLM does not take our {KEY}: general_settings.master_key must be"
+                f"LiteLLM rejects our {KEY}: general_settings.master_key must be"
                 f" os.environ/{KEY}"
             ) from exc
         return None

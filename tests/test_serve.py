@@ -61,6 +61,40 @@ def test_an_empty_key_is_refused(tmp_path: Path) -> None:
         ensure_key(tmp_path / ".env")
 
 
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("A=abc # c", "abc"),
+        ('A="x y"  # c', "x y"),
+        ("A='x # y'", "x # y"),
+        ("A=a=b#c", "a=b#c"),
+        ("export A = x", "x"),
+        ("A=1\nA=2", "2"),
+        ("B=b\nA=${B}/c", "b/c"),
+    ],
+    ids=[
+        "comment",
+        "comment after quotes",
+        "no comment within quotes",
+        "no blank, no comment",
+        "export and blanks",
+        "the last one counts",
+        "a variable in a value",
+    ],
+)
+def test_a_line_is_read_as_litellm_reads_it(tmp_path: Path, line: str, value: str) -> None:
+    """LiteLLM loads the same file into its own environment."""
+    (tmp_path / ".env").write_text(line)
+    assert read_env(tmp_path / ".env")["A"] == value
+
+
+def test_a_name_without_a_value_is_no_variable(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"{KEY}\n")
+    assert read_env(tmp_path / ".env") == {}
+    ensure_key(tmp_path / ".env")
+    assert read_env(tmp_path / ".env")[KEY].startswith("sk-")
+
+
 def test_no_file_has_no_variables(tmp_path: Path) -> None:
     assert read_env(tmp_path / ".env") == {}
 
