@@ -69,6 +69,9 @@ def _sections() -> Iterator[str]:
             continue
         body = {name: key for key, name in approach.params.body_fields.items()}
         yield from _fields("parameter", approach.params, body)
+        if ignored := approach.params.ignored.model_fields:
+            names = ", ".join(f"`{name}`" for name in ignored)
+            yield f"\nOptiLLM's body fields {names} are accepted where they change nothing."
     yield ""
 
 

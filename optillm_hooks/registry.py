@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from optillm_hooks.context import Context
 from optillm_hooks.errors import RequestRejected
@@ -28,6 +28,10 @@ Need = Literal["code", "network", "tools", "memory"]
 """What an approach does beyond asking models, by which operators decide who may name it."""
 
 
+class NoFields(BaseModel):
+    """A model that has none."""
+
+
 class Params(BaseModel):
     """Base of every approach's parameters: immutable, and an unknown name is an error.
 
@@ -40,11 +44,29 @@ class Params(BaseModel):
     body_fields: ClassVar[Mapping[str, str]] = {}
     """Request body fields under which OptiLLM's clients know parameters, to their names here."""
 
+    ignored: ClassVar[type[BaseModel]] = NoFields
+    """Fields that OptiLLM's clients may send and that have no effect: no parameters, but checked,
+    because a value that would have an effect there has to be refused."""
+
     model_fields_named: ClassVar[tuple[str, ...]] = ()
     """The parameters that name other model groups, which the caller must be allowed to use."""
 
     judges_named: ClassVar[tuple[str, ...]] = ()
     """Those of them whose model judges only: a decoder leaves its calls as they are."""
+
+    @classmethod
+    def request_fields(cls) -> Mapping[str, str]:
+        """Return the body fields of a request to read, to their names here."""
+        return {**cls.body_fields, **{name: name for name in cls.ignored.model_fields}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_ignored(cls, given: Any) -> Any:
+        names = cls.ignored.model_fields
+        if not isinstance(given, dict) or not names:
+            return given
+        cls.ignored.model_validate(given)
+        return {name: value for name, value in given.items() if name not in names}
 
     def model_groups(self) -> tuple[str, ...]:
         """Return the model groups that the parameters name, in order."""

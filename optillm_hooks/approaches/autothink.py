@@ -9,7 +9,7 @@ steering vectors.
 from collections.abc import Mapping
 from typing import ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, field_validator
 
 from optillm_hooks.context import Context
 from optillm_hooks.decoding.autothink import AutoThinkSettings, complexity, thinking_for
@@ -23,21 +23,11 @@ from optillm_hooks.registry import Cost, Params, decoder
 from optillm_hooks.types import Chat, Completion, Sampling
 
 
-class AutoThinkParams(AutoThinkSettings, Params):
-    """The method's own settings, and those by which OptiLLM's clients name vectors of their own."""
+class NoClientVectors(BaseModel):
+    """OptiLLM's fields for steering vectors of the client's own, which must be null."""
 
-    steering_dataset: None = Field(
-        default=None, description="Not taken: vectors are the operator's, in the model's settings."
-    )
-    target_layer: None = Field(
-        default=None, description="Not taken: a file of steering vectors says its layer."
-    )
-
-    body_fields: ClassVar[Mapping[str, str]] = {
-        "pattern_strengths": "pattern_strengths",
-        "steering_dataset": "steering_dataset",
-        "target_layer": "target_layer",
-    }
+    steering_dataset: None = None
+    target_layer: None = None
 
     @field_validator("steering_dataset", "target_layer", mode="before")
     @classmethod
@@ -47,6 +37,13 @@ class AutoThinkParams(AutoThinkSettings, Params):
                 "steering vectors are the operator's, in the model's settings: name them, each "
                 "with its strength, in pattern_strengths"
             )
+
+
+class AutoThinkParams(AutoThinkSettings, Params):
+    """The method's own settings."""
+
+    body_fields: ClassVar[Mapping[str, str]] = {"pattern_strengths": "pattern_strengths"}
+    ignored = NoClientVectors
 
     def check_model(self, model: str, supports: Supports) -> None:
         check_continues("autothink", model, supports, "it writes into the reply")

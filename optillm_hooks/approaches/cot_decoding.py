@@ -9,7 +9,7 @@ prompt. Of a model elsewhere `1 + k` calls, 2 deep; it must continue a prefix.
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from optillm_hooks.context import Context
 from optillm_hooks.decoding.cot_decoding import CotSettings
@@ -22,28 +22,20 @@ from optillm_hooks.registry import Cost, Params, decoder
 from optillm_hooks.types import Chat, Completion, Sampling
 
 
+class NoBeamSearch(BaseModel):
+    """OptiLLM's fields for a beam search, with the values that switch it off."""
+
+    num_beams: Literal[1] = 1
+    length_penalty: float = Field(default=1.0, ge=1, le=1)
+    no_repeat_ngram_size: Literal[0] = 0
+    early_stopping: Literal[False] = False
+
+
 class CotDecodingParams(CotSettings, Params):
-    """The method's own settings, and those of a beam search, which it is not."""
+    """The method's own settings."""
 
-    num_beams: Literal[1] = Field(default=1, description="No beams: a branch is one text.")
-    length_penalty: float = Field(
-        default=1.0, ge=1, le=1, description="Of a beam search: no other value is taken."
-    )
-    no_repeat_ngram_size: Literal[0] = Field(
-        default=0, description="Branches may repeat themselves: no other value is taken."
-    )
-    early_stopping: Literal[False] = Field(
-        default=False, description="Of a beam search: no other value is taken."
-    )
-
-    body_fields: ClassVar[Mapping[str, str]] = {
-        "k": "k",
-        "aggregate_paths": "aggregate_paths",
-        "num_beams": "num_beams",
-        "length_penalty": "length_penalty",
-        "no_repeat_ngram_size": "no_repeat_ngram_size",
-        "early_stopping": "early_stopping",
-    }
+    body_fields: ClassVar[Mapping[str, str]] = {"k": "k", "aggregate_paths": "aggregate_paths"}
+    ignored = NoBeamSearch
 
     def check_model(self, model: str, supports: Supports) -> None:
         check_continues("cot_decoding", model, supports, "it chooses first tokens")

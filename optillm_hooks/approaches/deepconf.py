@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from optillm_hooks.context import Context
 from optillm_hooks.decoding.deepconf import DeepConfSettings
@@ -23,14 +23,17 @@ from optillm_hooks.registry import Cost, Params, decoder
 from optillm_hooks.types import Chat, Completion, Sampling
 
 
+class StatsSwitch(BaseModel):
+    """OptiLLM's field for statistics, which are always reported."""
+
+    include_stats: bool = False
+
+
 class DeepConfParams(DeepConfSettings, Params):
     """The method's own settings, and how long a trace may be."""
 
     max_tokens_per_trace: int | None = Field(
         default=None, ge=1, le=1_000_000, description="Most tokens of a trace; unset: as asked for."
-    )
-    include_stats: bool = Field(
-        default=False, description="Taken and without effect: the statistics are always reported."
     )
 
     body_fields: ClassVar[Mapping[str, str]] = {
@@ -42,8 +45,8 @@ class DeepConfParams(DeepConfSettings, Params):
         "min_trace_length": "min_trace_length",
         "max_tokens_per_trace": "max_tokens_per_trace",
         "confidence_metric": "confidence_metric",
-        "include_stats": "include_stats",
     }
+    ignored = StatsSwitch
 
     def check_model(self, model: str, supports: Supports) -> None:
         check_scored("deepconf", model, supports, "confidence is made of them")

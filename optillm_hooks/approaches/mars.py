@@ -24,7 +24,7 @@ from functools import partial
 from random import Random
 from typing import Any, ClassVar, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from optillm_hooks.answers.equivalence import classes
 from optillm_hooks.answers.extraction import extract_answer, without_reasoning
@@ -93,6 +93,14 @@ _LIGHT_TOKENS: Final = 4000
 Verdict = Literal["correct", "incorrect", "incomplete"]
 
 
+class StrategySwitches(BaseModel):
+    """OptiLLM's three switches of one thing: strategies are exchanged if all are on."""
+
+    enable_strategy_network: bool = True
+    strategy_extraction_enabled: bool = True
+    cross_agent_enhancement: bool = True
+
+
 class MarsParams(Params):
     """OptiLLM's names, also together in an object `mars_config`."""
 
@@ -138,12 +146,6 @@ class MarsParams(Params):
     enable_strategy_network: bool = Field(
         default=True, description="Have agents tell each other their strategies."
     )
-    strategy_extraction_enabled: bool = Field(
-        default=True, description="Off: there is nothing to tell, so no strategies are exchanged."
-    )
-    cross_agent_enhancement: bool = Field(
-        default=True, description="Off: nobody would use them, so no strategies are exchanged."
-    )
     use_reasoning_api: bool = Field(
         default=True,
         description="Ask for reasoning effort by temperature (low to 0.4, medium to 0.8, high) "
@@ -166,11 +168,18 @@ class MarsParams(Params):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_config(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or not isinstance(given.get("mars_config"), dict):
+    def _from_optillm(cls, given: Any) -> Any:
+        """Return `given` with the entries of `mars_config`, and with one switch for three."""
+        if not isinstance(given, dict):
             return given
-        config = given["mars_config"]
-        return {**config, **{name: v for name, v in given.items() if name != "mars_config"}}
+        config = given.get("mars_config")
+        if isinstance(config, dict):
+            given = {**config, **{name: v for name, v in given.items() if name != "mars_config"}}
+        switches = StrategySwitches.model_validate(given).model_dump()
+        values = {name: v for name, v in given.items() if name not in switches}
+        if "enable_strategy_network" in given or not all(switches.values()):
+            values["enable_strategy_network"] = all(switches.values())
+        return values
 
     @model_validator(mode="after")
     def _can_be_confirmed(self) -> "MarsParams":
@@ -183,12 +192,7 @@ class MarsParams(Params):
 
     @property
     def exchanges_strategies(self) -> bool:
-        return (
-            self.enable_strategy_network
-            and self.strategy_extraction_enabled
-            and self.cross_agent_enhancement
-            and self.num_agents > 1
-        )
+        return self.enable_strategy_network and self.num_agents > 1
 
     def lighter(self) -> "MarsParams":
         """Return the parameters with the small values where none was given."""

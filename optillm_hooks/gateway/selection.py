@@ -313,14 +313,14 @@ def _with_body_fields(
     given = _given(params)
     found = False
     for stage in plan.stages:
-        for field, name in stage.approach.params.body_fields.items():
+        for field, name in stage.approach.params.request_fields().items():
             if field in request:
                 given.setdefault(stage.approach.name, {}).setdefault(name, request[field])
                 found = True
     if not found:
         return plan
     for stage in plan.stages:
-        for field in stage.approach.params.body_fields:
+        for field in stage.approach.params.request_fields():
             request.pop(field, None)
     return resolve(tree, given=given, temperature=_temperature(request))
 

@@ -108,7 +108,7 @@ async def ask(llm: Model, ctx: Context | None = None, /, **given: Any) -> str:
             id="without merging",
         ),
         pytest.param(
-            {"cross_agent_enhancement": False, "aggregation_loops": 1, "population_size": 4},
+            {"enable_strategy_network": False, "aggregation_loops": 1, "population_size": 4},
             {"explore": 3, "aggregate": 4, "verify": 4},
             3,
             id="without strategies, one loop",
@@ -495,6 +495,31 @@ async def test_the_object_of_optillm_sets_parameters() -> None:
     assert get_approach("mars").params.body_fields == {"mars_config": "mars_config"}
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"enable_strategy_network": False},
+        {"strategy_extraction_enabled": False},
+        {"enable_strategy_network": True, "cross_agent_enhancement": False},
+        {"mars_config": {"cross_agent_enhancement": False}},
+        {"lightweight": True, "strategy_extraction_enabled": True},
+    ],
+)
+async def test_any_of_optillms_three_switches_ends_the_exchange_of_strategies(
+    given: dict[str, Any],
+) -> None:
+    llm = Model()
+    await ask(llm, **given)
+    assert not {"extract", "enhance"} & set(llm.counts)
+
+
+@pytest.mark.parametrize("given", [{}, {"cross_agent_enhancement": True}])
+async def test_strategies_are_exchanged_where_no_switch_is_off(given: dict[str, Any]) -> None:
+    llm = Model()
+    await ask(llm, lightweight=True, enable_strategy_network=True, **given)
+    assert {"extract", "enhance"} <= set(llm.counts)
+
+
 async def test_the_solution_as_reasoning_and_its_answer_as_text() -> None:
     llm = Model(explore="Six sevens.\nANSWER: 42")
     result = await answer(
@@ -536,6 +561,7 @@ async def test_progress_is_told() -> None:
         {"population_size": 0},
         {"max_verification_attempts": 1},
         {"mars_config": {"agents": 3}},
+        {"strategy_extraction_enabled": "perhaps"},
         {"answer_extraction_mode": "letters"},
     ],
 )

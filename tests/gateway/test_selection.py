@@ -462,10 +462,6 @@ def test_the_field_decoding_puts_a_decoder_before_the_approach(
 DECODING_FIELDS = [
     ("cot_decoding", "k", 3),
     ("cot_decoding", "aggregate_paths", False),
-    ("cot_decoding", "num_beams", 1),
-    ("cot_decoding", "length_penalty", 1.0),
-    ("cot_decoding", "no_repeat_ngram_size", 0),
-    ("cot_decoding", "early_stopping", False),
     ("thinkdeeper", "reasoning_effort", "high"),
     ("thinkdeeper", "min_thinking_tokens", 5),
     ("thinkdeeper", "max_thinking_tokens", 50),
@@ -483,7 +479,6 @@ DECODING_FIELDS = [
     ("deepconf", "min_trace_length", 9),
     ("deepconf", "max_tokens_per_trace", 99),
     ("deepconf", "confidence_metric", "average_confidence"),
-    ("deepconf", "include_stats", True),
 ]
 
 
@@ -500,16 +495,46 @@ def test_each_field_of_a_decoding_method_reaches_it(
 
 
 @pytest.mark.parametrize(
+    ("decoding", "field", "value"),
+    [
+        ("cot_decoding", "num_beams", 1),
+        ("cot_decoding", "length_penalty", 1.0),
+        ("cot_decoding", "no_repeat_ngram_size", 0),
+        ("cot_decoding", "early_stopping", False),
+        ("deepconf", "include_stats", True),
+        ("autothink", "steering_dataset", None),
+        ("autothink", "target_layer", None),
+    ],
+)
+def test_a_field_without_effect_is_taken_from_the_request_and_changes_nothing(
+    router: Router, decoding: str, field: str, value: Any
+) -> None:
+    request = ask("base", decoding=decoding, **{field: value})
+    plain = selected(router, ask("base", decoding=decoding)).plan
+    assert selected(router, request).plan == plain
+    assert field not in request
+
+
+@pytest.mark.parametrize(
     ("decoding", "fields", "message"),
     [
         ("beam", {}, r"unknown decoding 'beam'; known: autothink, cot_decoding, deepconf, ent"),
         (["cot_decoding"], {}, "unknown decoding"),
         ("cot_decoding", {"k": 0}, "cot_decoding: k: .* greater than or equal to 1, got 0"),
         ("cot_decoding", {"num_beams": 4}, "cot_decoding: num_beams: .* 1, got 4"),
+        ("cot_decoding", {"length_penalty": 0.5}, "length_penalty: .* equal to 1, got 0.5"),
         ("cot_decoding", {"optillm_approach": "deepconf&bon"}, "one decoder, not cot_dec.* and d"),
         ("autothink", {"steering_dataset": "some/set"}, "vectors are the operator's"),
     ],
-    ids=["unknown", "no text", "bounds", "beams", "two decoders", "a data set of the client's"],
+    ids=[
+        "unknown",
+        "no text",
+        "bounds",
+        "beams",
+        "penalty",
+        "two decoders",
+        "a data set of the client's",
+    ],
 )
 def test_a_wrong_decoding_is_refused(
     router: Router, decoding: Any, fields: dict[str, Any], message: str
