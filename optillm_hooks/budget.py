@@ -84,18 +84,19 @@ class Budget:
         if limits.max_tokens_total is None and limits.max_cost_usd is None:
             self.calls_taken += 1
             return Reservation(sampling, 0, 0, Price(0.0, 0.0))
-        prompt = llm.count_tokens(chat, sampling)
-        room, limited_by = self._reply_room(llm.price, prompt, choices)
+        facts = llm.facts
+        prompt = facts.count_tokens(chat, sampling)
+        room, limited_by = self._reply_room(facts.price, prompt, choices)
         if room < 1:
             raise self._stop(limited_by, f"no room left under {limited_by}")
         ask = sampling.max_tokens
         if ask is None and room < _UNBOUNDED:
             ask = max(1, room // max(1, self.expected_calls - self.calls_taken))
-            ask = ask if llm.max_output_tokens is None else min(ask, llm.max_output_tokens)
+            ask = min(ask, facts.max_output_tokens or ask)
         max_tokens = None if ask is None else min(ask, room)
         reply = choices * (max_tokens or 0)
         reserved = Reservation(
-            replace(sampling, max_tokens=max_tokens), prompt, reply, llm.price or Price(0.0, 0.0)
+            replace(sampling, max_tokens=max_tokens), prompt, reply, facts.price or Price(0.0, 0.0)
         )
         self.calls_taken += 1
         self.tokens_taken += reserved.tokens

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from optillm_hooks.budget import Budget, Reservation
 from optillm_hooks.code_execution.runner import CodeRunner
 from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, EmptyCompletion, SampleError
-from optillm_hooks.llm import LLM, Forwarding, Price
+from optillm_hooks.llm import LLM, ModelFacts, Price
 from optillm_hooks.trace import CallOutcome, CallRecord, Trace
 from optillm_hooks.types import (
     Answer,
@@ -156,12 +156,17 @@ def _least(own: int | None, client: int | None) -> int | None:
     return min(given) if given else None
 
 
-class MeteredLLM(Forwarding):
+class MeteredLLM:
     """An `LLM` that spends a `Context`. Approaches are handed this one, never the bare one."""
 
     def __init__(self, inner: LLM, ctx: Context) -> None:
-        super().__init__(inner)
+        self.model = inner.model
+        self._inner = inner
         self._ctx = ctx
+
+    @property
+    def facts(self) -> ModelFacts:
+        return self._inner.facts
 
     async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
         """Return one completion that is not empty, and pay for it.
@@ -209,8 +214,8 @@ class MeteredLLM(Forwarding):
                 raise EmptyCompletion(truncated=truncated)
 
     def _counted(self, chat: Chat, call: "_Call") -> Usage:
-        prompt, tokens = self.count_tokens(chat, call.sampling), self._streamed(call)
-        whole = Reservation(call.sampling, prompt, tokens, self.price or Price(0.0, 0.0))
+        prompt, tokens = self.facts.count_tokens(chat, call.sampling), self._streamed(call)
+        whole = Reservation(call.sampling, prompt, tokens, self.facts.price or Price(0.0, 0.0))
         return replace(whole.spent(tokens), calls=1)
 
     def _streamed(self, call: "_Call") -> int:
@@ -218,7 +223,7 @@ class MeteredLLM(Forwarding):
         text = "".join(call.streamed)
         tokens = call.scored
         if text and not tokens:
-            tokens = self._inner.count_tokens((Message("assistant", text),), Sampling())
+            tokens = self.facts.count_tokens((Message("assistant", text),), Sampling())
         most = call.sampling.max_tokens
         return tokens if most is None else min(tokens, most)
 

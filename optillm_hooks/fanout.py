@@ -141,7 +141,7 @@ async def sample_many(
 
         return call
 
-    size = min(n, llm.max_n)
+    size = min(n, llm.facts.max_n)
     if size == 1:
         calls = [single(number) for number in range(n)]
     else:

@@ -15,6 +15,30 @@ class Price:
     completion: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What is known about a model before it is called."""
+
+    count_tokens: Callable[[Chat, Sampling], int]
+    """Estimates the prompt tokens of a call."""
+
+    max_n: int = 1
+    """The maximum `n` of one call; 1 where the provider is not known to honour `n`."""
+
+    max_output_tokens: int | None = None
+    """The maximum tokens of a reply, or None if unknown."""
+
+    price: Price | None = None
+    """None if unknown."""
+
+    supported: frozenset[str] = frozenset()
+    """The request fields that the model is known to accept."""
+
+    def supports(self, name: str) -> bool:
+        """Return whether the model is known to accept the request field `name`."""
+        return name in self.supported
+
+
 class LLM(Protocol):
     """A model, or a group of deployments that share a name."""
 
@@ -24,26 +48,8 @@ class LLM(Protocol):
         ...
 
     @property
-    def max_n(self) -> int:
-        """How many choices one call may ask for; 1 where the provider is not known to honour n."""
-        ...
-
-    @property
-    def max_output_tokens(self) -> int | None:
-        """The most tokens that a reply can have, or None if nobody knows."""
-        ...
-
-    @property
-    def price(self) -> Price | None:
-        """What it costs, or None if nobody knows."""
-        ...
-
-    def supports(self, name: str, /) -> bool:
-        """Return whether the model is known to take the request field `name`."""
-        ...
-
-    def count_tokens(self, chat: Chat, sampling: Sampling, /) -> int:
-        """Return the estimated prompt tokens of a call."""
+    def facts(self) -> ModelFacts:
+        """What is known about it. Looked up on first use: most calls do not need it."""
         ...
 
     async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
@@ -57,35 +63,6 @@ class LLM(Protocol):
     def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
         """Yield the pieces of one completion. A `SampleError` may come before or between them."""
         ...
-
-
-class Forwarding:
-    """What an `LLM` over another one takes from it as it is."""
-
-    def __init__(self, inner: LLM) -> None:
-        self._inner = inner
-
-    @property
-    def model(self) -> str:
-        return self._inner.model
-
-    @property
-    def max_n(self) -> int:
-        return self._inner.max_n
-
-    @property
-    def max_output_tokens(self) -> int | None:
-        return self._inner.max_output_tokens
-
-    @property
-    def price(self) -> Price | None:
-        return self._inner.price
-
-    def supports(self, name: str, /) -> bool:
-        return self._inner.supports(name)
-
-    def count_tokens(self, chat: Chat, sampling: Sampling, /) -> int:
-        return self._inner.count_tokens(chat, sampling)
 
 
 @dataclass(frozen=True, slots=True)

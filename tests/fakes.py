@@ -9,7 +9,7 @@ from typing import Final
 import optillm_hooks.approaches  # noqa: F401 (registers them)
 from optillm_hooks.budget import Budget, Limits
 from optillm_hooks.context import Context, MeteredLLM
-from optillm_hooks.llm import FinalCall, Price
+from optillm_hooks.llm import FinalCall, ModelFacts, Price
 from optillm_hooks.registry import Params, Result, get_approach
 from optillm_hooks.types import Answer, Chat, Completion, Delta, Message, Sampling, Usage
 
@@ -27,6 +27,11 @@ Reply = str | Completion | Exception | Hang
 
 def chat(text: str) -> Chat:
     return (Message("user", text),)
+
+
+def count_words(chat: Chat, _sampling: Sampling) -> int:
+    """Return the words of a conversation, which are the tokens of these models."""
+    return sum(len(message.text.split()) for message in chat)
 
 
 class ScriptedLLM:
@@ -47,22 +52,19 @@ class ScriptedLLM:
         max_output_tokens: int | None = None,
     ) -> None:
         self._replies = list(replies)
-        self.max_output_tokens = max_output_tokens
         self.model = model
-        self.max_n = max_n
-        self.price = price
-        self._fields = frozenset(fields)
+        self.facts = ModelFacts(
+            count_tokens=count_words,
+            max_n=max_n,
+            max_output_tokens=max_output_tokens,
+            price=price,
+            supported=frozenset(fields),
+        )
         self.calls: list[tuple[Chat, Sampling]] = []
         self.inside = 0
         """Calls that hang now."""
 
         self._changed = asyncio.Condition()
-
-    def supports(self, name: str, /) -> bool:
-        return name in self._fields
-
-    def count_tokens(self, chat: Chat, _sampling: Sampling, /) -> int:
-        return sum(len(message.text.split()) for message in chat)
 
     async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
         self.calls.append((chat, sampling))
@@ -117,8 +119,9 @@ class AnsweringLLM(ScriptedLLM):
         *,
         model: str = "base",
         fields: Sequence[str] = (),
+        max_n: int = 1,
     ) -> None:
-        super().__init__([], model=model, fields=fields)
+        super().__init__([], model=model, fields=fields, max_n=max_n)
         self._answer = answer
 
     async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:

@@ -64,8 +64,7 @@ class Lenient(AnsweringLLM):
     """
 
     def __init__(self, change: Change = lambda _, text: text, *, max_n: int = 1) -> None:
-        super().__init__(self._reply, fields=[DECODING])
-        self.max_n = max_n
+        super().__init__(self._reply, fields=[DECODING], max_n=max_n)
         self._change = change
         self._numbers = itertools.count()
 

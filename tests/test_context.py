@@ -20,7 +20,7 @@ from optillm_hooks.errors import (
     SampleError,
 )
 from optillm_hooks.fanout import outcomes, sample_many
-from optillm_hooks.llm import Price
+from optillm_hooks.llm import ModelFacts, Price
 from optillm_hooks.types import (
     Answer,
     Chat,
@@ -311,6 +311,7 @@ class Planned:
 
 
 PRICE = Price(prompt=0.001, completion=0.002)
+BILLED = ModelFacts(count_tokens=lambda *_: PROMPT, max_n=4, price=PRICE)
 
 
 @dataclass
@@ -319,21 +320,13 @@ class Bill:
 
     plan: list[Planned]
     model: str = "base"
-    max_n: int = 4
-    max_output_tokens: int | None = None
-    price: Price = PRICE
+    facts: ModelFacts = BILLED
     billed: Usage = field(default_factory=Usage)
     cut_off: int = 0
     """Calls that were cancelled under way."""
 
     error: int = 0
     """How much longer the prompts were than estimated, in all."""
-
-    def supports(self, _: str, /) -> bool:
-        return False
-
-    def count_tokens(self, _chat: Chat, _sampling: Sampling, /) -> int:
-        return PROMPT
 
     async def complete(self, asked: Chat, sampling: Sampling, /) -> Completion:
         return (await self.complete_n(asked, sampling, 1))[0]
@@ -358,7 +351,7 @@ class Bill:
             calls=1,
             prompt_tokens=prompt,
             completion_tokens=reply,
-            cost_usd=prompt * self.price.prompt + reply * self.price.completion,
+            cost_usd=prompt * PRICE.prompt + reply * PRICE.completion,
         )
         self.billed += usage
         self.error += now.prompt_error
@@ -421,12 +414,12 @@ def test_spending_passes_a_limit_by_no_more_than_the_estimates_were_wrong(
     assert budget.usage.cost_usd == pytest.approx(llm.billed.cost_usd)
     cut_off = PROMPT * llm.cut_off
     assert budget.tokens_taken == llm.billed.total_tokens + cut_off  # nothing stays reserved
-    cost_taken = llm.billed.cost_usd + cut_off * llm.price.prompt
+    cost_taken = llm.billed.cost_usd + cut_off * PRICE.prompt
     assert budget.cost_taken == pytest.approx(cost_taken, abs=1e-9)
     if tokens is not None:
         assert llm.billed.total_tokens <= tokens + llm.error
     if cost is not None:
-        assert llm.billed.cost_usd <= cost + llm.error * llm.price.prompt + 1e-9
+        assert llm.billed.cost_usd <= cost + llm.error * PRICE.prompt + 1e-9
 
 
 # -------------------------------------------------------------------------- time and parallelism

@@ -63,9 +63,9 @@ async def autothink(
     Raises:
         RequestRejected: the model is neither, or cannot be steered.
     """
-    params.check_model(llm.model, llm.supports)
+    params.check_model(llm.model, llm.facts.supports)
     settings = settings_of(AutoThinkSettings, params)
-    if llm.supports(FIELD):
+    if llm.facts.supports(FIELD):
         return by_engine("autothink", settings, sampling)
     asked = question(chat)
     budgets = thinking_for(asked, settings, usual_room(sampling, ctx))

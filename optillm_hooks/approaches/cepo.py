@@ -261,7 +261,7 @@ class _Models:
         if (
             not self.params.use_reasoning
             or "reasoning_effort" in self.ctx.client.fields
-            or not self.llm.supports("reasoning_effort")
+            or not self.llm.facts.supports("reasoning_effort")
         ):
             return [{}]
         efforts = _EFFORTS if falls_back or self.params.use_reasoning_fallback else _EFFORTS[:1]

@@ -55,11 +55,11 @@ async def cot_decoding(
     Raises:
         RequestRejected: the model is neither.
     """
-    params.check_model(llm.model, llm.supports)
+    params.check_model(llm.model, llm.facts.supports)
     settings = settings_of(CotSettings, params)
     if settings.branch_temperature is None:
         update = {"branch_temperature": sampling.temperature or 0.0}
         settings = settings.model_copy(update=update)
-    if llm.supports(FIELD):
+    if llm.facts.supports(FIELD):
         return by_engine("cot_decoding", settings, sampling)
     return await cot_decode(chat, sampling, llm, settings, ctx)

@@ -61,11 +61,11 @@ async def deepconf(
     Raises:
         RequestRejected: the model is neither a local one nor returns log-probabilities.
     """
-    params.check_model(llm.model, llm.supports)
+    params.check_model(llm.model, llm.facts.supports)
     settings = settings_of(DeepConfSettings, params)
     most = params.max_tokens_per_trace
     if most is not None and (sampling.max_tokens is None or most < sampling.max_tokens):
         sampling = replace(sampling, max_tokens=most)
-    if llm.supports(FIELD):
+    if llm.facts.supports(FIELD):
         return by_engine("deepconf", settings, sampling)
     return await deepconf_decode(chat, sampling, llm, settings, ctx)

@@ -34,5 +34,5 @@ async def entropy_decoding(
     Raises:
         RequestRejected: the model is not a local one.
     """
-    params.check_model(llm.model, llm.supports)
+    params.check_model(llm.model, llm.facts.supports)
     return by_engine("entropy_decoding", params, sampling)

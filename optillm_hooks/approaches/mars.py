@@ -557,7 +557,7 @@ class _Team:
         if (
             not self.params.use_reasoning_api
             or "reasoning_effort" in self.ctx.client.fields
-            or not llm.supports("reasoning_effort")
+            or not llm.facts.supports("reasoning_effort")
         ):
             return {}
         effort = "low" if temperature <= 0.4 else "medium" if temperature <= 0.8 else "high"

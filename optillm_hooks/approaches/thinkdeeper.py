@@ -46,9 +46,9 @@ async def thinkdeeper(
     Raises:
         RequestRejected: the model is neither.
     """
-    params.check_model(llm.model, llm.supports)
+    params.check_model(llm.model, llm.facts.supports)
     settings = settings_of(ThinkSettings, params)
-    if llm.supports(FIELD):
+    if llm.facts.supports(FIELD):
         return by_engine("thinkdeeper", settings, sampling)
     reply, facts = await think(chat, sampling, llm, settings, ctx)
     ctx.trace.note("thinkdeeper", **facts)

@@ -13,7 +13,7 @@ from optillm_hooks.gateway.caller import check_access
 from optillm_hooks.gateway.convert import read_chat, read_sampling
 from optillm_hooks.gateway.deployments import is_configured, proxy_router
 from optillm_hooks.gateway.failures import over_budget, to_proxy
-from optillm_hooks.gateway.model_facts import ModelFacts
+from optillm_hooks.gateway.model_facts import model_facts
 from optillm_hooks.gateway.model_names import PROVIDER
 from optillm_hooks.gateway.prepared import Prepared, Route, current
 from optillm_hooks.gateway.rates import ModelRates
@@ -216,7 +216,7 @@ def _check_price(selection: Selection, router: Router) -> None:
     if selection.settings.max_cost_usd is None:
         return
     for model in selection.models:
-        if ModelFacts(router, model).price is None:
+        if model_facts(router, model).price is None:
             raise RequestRejected(
                 f"max_cost_usd is set, but the price of {model!r} is not known", param="model"
             )
@@ -228,7 +228,7 @@ def _check_decoders(selection: Selection, router: Router) -> None:
         for at, stage in enumerate(chain):
             named = [model for later in chain[at:] for model in later.params.generators()]
             for model in dict.fromkeys((selection.base, *named)):
-                stage.params.check_model(model, ModelFacts(router, model).supports)
+                stage.params.check_model(model, model_facts(router, model).supports)
 
 
 def _rewritten(data: dict[str, Any], selection: Selection, route: Route) -> dict[str, Any]:

@@ -1,5 +1,8 @@
-"""What we ask LiteLLM's router: which names exist, what they are, what they cost."""
+"""Facts about model groups, from LiteLLM's router and model map."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import litellm
@@ -8,9 +11,11 @@ from pydantic import ValidationError
 
 from optillm_hooks.decoding.field import FIELD
 from optillm_hooks.errors import RequestRejected
+from optillm_hooks.gateway.convert import write_chat
 from optillm_hooks.gateway.deployments import deployments
-from optillm_hooks.llm import Price
+from optillm_hooks.llm import ModelFacts, Price
 from optillm_hooks.settings import DeploymentSettings
+from optillm_hooks.types import Chat, Sampling
 
 LOCAL_PROVIDER = "optillm-local"
 
@@ -21,56 +26,69 @@ _PREFIX_FIELDS = ("continue_final_message", "logprobs", "top_logprobs")
 """What a deployment takes of which the operator says that it continues a prefix."""
 
 _MAX_CHOICES = 128
-"""The most choices that OpenAI's API takes in one call."""
+"""The maximum `n` of OpenAI's API."""
+
+_BYTES_PER_TOKEN = 3
+"""Of text that cannot be counted; English has about four."""
 
 
-class ModelFacts:
-    """What LiteLLM's model map says of a group; asked for once per request, when needed."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupFacts(ModelFacts):
+    """The facts of a model group: what holds for every deployment of it."""
 
-    def __init__(self, router: Router | None, model: str) -> None:
-        self._router = router
-        self._model = model
-        self._found: list[dict[str, Any]] | None = None
-
-    @property
-    def max_n(self) -> int:
-        """How many choices one call may ask for: 1 unless every deployment takes `n`."""
-        return _MAX_CHOICES if self.supports("n") else 1
-
-    @property
-    def max_output_tokens(self) -> int | None:
-        """The most tokens that a reply of every deployment can have, of those that are known."""
-        known = [fact["info"].get("max_output_tokens") for fact in self._facts()]
-        return min((most for most in known if isinstance(most, int)), default=None)
+    prices: Mapping[object, Price | None]
+    """By the deployment's id."""
 
     def price_at(self, deployment: object) -> Price | None:
-        """Return the price of the deployment with that id; of an unknown one, the dearest."""
-        prices = [_price(fact) for fact in self._facts() if fact["info"].get("id") == deployment]
-        return prices[0] if prices else self.price
+        """Return the price of the deployment with that id; the group's for an unknown id."""
+        return self.prices.get(deployment, self.price)
 
-    @property
-    def price(self) -> Price | None:
-        """The dearest price among the deployments, or None if one of them has none."""
-        prices = [_price(facts) for facts in self._facts()]
-        known = [price for price in prices if price is not None]
-        if not known or len(known) < len(prices):
-            return None
-        return Price(max(p.prompt for p in known), max(p.completion for p in known))
 
-    def supports(self, name: str) -> bool:
-        facts = self._facts()
-        return bool(facts) and all(name in (fact["supported"] or ()) for fact in facts)
+def model_facts(router: Router | None, model: str) -> GroupFacts:
+    """Return what LiteLLM's model map and the operator say about a model group.
 
-    def _facts(self) -> list[dict[str, Any]]:
-        if self._found is None:
-            if self._router is None:
-                self._found = [_facts_of({"model": self._model}, {})]
-            else:
-                self._found = [
-                    _facts_of(found["litellm_params"], found.get("model_info") or {})
-                    for found in deployments(self._router, self._model)
-                ]
-        return self._found
+    Its price is the highest among its deployments, and None if one of them has none.
+    """
+    found = _found(router, model)
+    lengths = [facts["info"].get("max_output_tokens") for facts in found]
+    prices = [_price(facts) for facts in found]
+    known = [price for price in prices if price is not None]
+    fields = [frozenset[str](facts["supported"] or ()) for facts in found]
+    supported = frozenset.intersection(*fields) if fields else frozenset[str]()
+    return GroupFacts(
+        count_tokens=partial(count_tokens, model),
+        max_n=_MAX_CHOICES if "n" in supported else 1,
+        max_output_tokens=min((most for most in lengths if isinstance(most, int)), default=None),
+        price=Price(max(p.prompt for p in known), max(p.completion for p in known))
+        if known and len(known) == len(prices)
+        else None,
+        supported=supported,
+        prices={facts["info"].get("id"): price for facts, price in zip(found, prices, strict=True)},
+    )
+
+
+def count_tokens(model: str, chat: Chat, sampling: Sampling) -> int:
+    """Return the estimated prompt tokens of a call, by LiteLLM's tokenizer for the model."""
+    tools = sampling.fields.get("tools")
+    try:
+        counted: int = litellm.token_counter(
+            model=model,
+            messages=write_chat(chat),
+            tools=tools or None,
+            use_default_image_token_count=True,  # or it would fetch each image, and block
+        )
+    except Exception:  # parts that LiteLLM cannot count, such as files and audio
+        return sum(len(message.text.encode()) for message in chat) // _BYTES_PER_TOKEN
+    return counted
+
+
+def _found(router: Router | None, model: str) -> list[dict[str, Any]]:
+    if router is None:
+        return [_facts_of({"model": model}, {})]
+    return [
+        _facts_of(found["litellm_params"], found.get("model_info") or {})
+        for found in deployments(router, model)
+    ]
 
 
 def _facts_of(params: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:

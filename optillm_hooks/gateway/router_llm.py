@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import litellm
@@ -14,13 +15,9 @@ from optillm_hooks.gateway.budgets import check_budgets
 from optillm_hooks.gateway.caller import Caller
 from optillm_hooks.gateway.convert import read_completions, read_delta, write_chat, write_sampling
 from optillm_hooks.gateway.failures import as_sample_errors
-from optillm_hooks.gateway.model_facts import ModelFacts
+from optillm_hooks.gateway.model_facts import GroupFacts, count_tokens, model_facts
 from optillm_hooks.gateway.rates import Counted, ModelRates
-from optillm_hooks.llm import Price
 from optillm_hooks.types import Chat, Completion, Delta, Sampling, Usage
-
-_BYTES_PER_TOKEN = 3
-"""Of text that cannot be counted; English has about four."""
 
 
 class RouterLLM:
@@ -30,38 +27,12 @@ class RouterLLM:
         self.model = model
         self._ask: Any = litellm.acompletion if router is None else router.acompletion
         self._router = router
-        self._facts = ModelFacts(router, model)
         self._caller = caller
         self._rates = ModelRates(model, caller.key)
 
-    @property
-    def max_n(self) -> int:
-        return self._facts.max_n
-
-    @property
-    def max_output_tokens(self) -> int | None:
-        return self._facts.max_output_tokens
-
-    @property
-    def price(self) -> Price | None:
-        return self._facts.price
-
-    def supports(self, name: str, /) -> bool:
-        return self._facts.supports(name)
-
-    def count_tokens(self, chat: Chat, sampling: Sampling, /) -> int:
-        tools = sampling.fields.get("tools")
-        messages = write_chat(chat)
-        try:
-            counted: int = litellm.token_counter(
-                model=self.model,
-                messages=messages,
-                tools=tools or None,
-                use_default_image_token_count=True,  # or it would fetch each image, and block
-            )
-        except Exception:  # parts that LiteLLM cannot count, such as files and audio
-            return sum(len(message.text.encode()) for message in chat) // _BYTES_PER_TOKEN
-        return counted
+    @cached_property
+    def facts(self) -> GroupFacts:
+        return model_facts(self._router, self.model)
 
     async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
         return (await self.complete_n(chat, sampling, 1))[0]
@@ -106,7 +77,7 @@ class RouterLLM:
         """
 
         def expected() -> Usage:
-            prompt = self.count_tokens(chat, sampling)
+            prompt = count_tokens(self.model, chat, sampling)
             return Usage(
                 prompt_tokens=prompt, completion_tokens=choices * (sampling.max_tokens or 0)
             )
@@ -146,7 +117,7 @@ class RouterLLM:
         if usage is None:
             return delta
         hidden = getattr(chunk, "_hidden_params", None) or {}
-        price = self._facts.price_at(hidden.get("model_id"))
+        price = self.facts.price_at(hidden.get("model_id"))
         if price is None:
             return delta
         cost = usage.prompt_tokens * price.prompt + usage.completion_tokens * price.completion

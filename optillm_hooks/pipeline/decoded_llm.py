@@ -11,7 +11,7 @@ from optillm_hooks.errors import (
     Refused,
     RequestRejected,
 )
-from optillm_hooks.llm import LLM, Forwarding
+from optillm_hooks.llm import LLM, ModelFacts
 from optillm_hooks.pipeline.plan import Stage
 from optillm_hooks.types import (
     Chat,
@@ -22,18 +22,19 @@ from optillm_hooks.types import (
 )
 
 
-class DecodedLLM(Forwarding):
+class DecodedLLM:
     """An `LLM` whose generations are made by a decoder; judges' calls pass as they are."""
 
     def __init__(self, inner: LLM, stage: Stage, ctx: Context) -> None:
-        super().__init__(inner)
+        self.model = inner.model
+        self._inner = inner
         self._stage = stage
         self._ctx = ctx
 
     @property
-    def max_n(self) -> int:
-        """One: every sample is decoded by itself."""
-        return 1
+    def facts(self) -> ModelFacts:
+        """The model's facts, but for `max_n`: each sample is decoded by itself."""
+        return replace(self._inner.facts, max_n=1)
 
     async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
         decoded = await self._decoded(chat, sampling)

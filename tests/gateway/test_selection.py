@@ -13,7 +13,7 @@ from optillm_hooks.decoding.field import FIELD
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway import provider
 from optillm_hooks.gateway.deployments import alias_model, deployments, is_configured
-from optillm_hooks.gateway.model_facts import ModelFacts
+from optillm_hooks.gateway.model_facts import model_facts
 from optillm_hooks.gateway.selection import Selection, read_settings, select
 from optillm_hooks.llm import Price
 from optillm_hooks.registry import Cost, NoParams, Result, approach
@@ -409,7 +409,7 @@ def test_facts_of_a_model(
     max_n: int,
     max_output_tokens: int | None,
 ) -> None:
-    facts = ModelFacts(router, model)
+    facts = model_facts(router, model)
     assert (facts.price, facts.max_n) == (price, max_n)
     assert facts.max_output_tokens == max_output_tokens
 
@@ -420,7 +420,7 @@ def test_what_a_local_model_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(litellm, "custom_provider_map", [handler])
     custom_llm_setup()
     model = {"model_name": "mine", "litellm_params": {"model": "optillm-local/smollm2"}}
-    facts = ModelFacts(litellm.Router([model]), "mine")
+    facts = model_facts(litellm.Router([model]), "mine")
     assert facts.supports("n")
     assert facts.supports(FIELD)
     assert not facts.supports("reasoning_effort")
@@ -430,8 +430,8 @@ def test_a_group_costs_its_dearest_deployment_and_nothing_is_guessed() -> None:
     cheap = group("x", "openai/a", input_cost_per_token=1e-6, output_cost_per_token=5e-6)
     dear = group("x", "openai/b", input_cost_per_token=2e-6, output_cost_per_token=3e-6)
     unknown = group("x", "openai/c")
-    assert ModelFacts(Router(model_list=[cheap, dear]), "x").price == Price(2e-6, 5e-6)
-    assert ModelFacts(Router(model_list=[cheap, unknown]), "x").price is None
+    assert model_facts(Router(model_list=[cheap, dear]), "x").price == Price(2e-6, 5e-6)
+    assert model_facts(Router(model_list=[cheap, unknown]), "x").price is None
 
 
 # ---------------------------------------------------------------------- OptiLLM's decoding fields

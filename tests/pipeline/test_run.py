@@ -916,13 +916,12 @@ async def test_decoders_nest_the_last_one_innermost() -> None:
 
 async def test_a_decoder_answers_one_sample_at_a_time() -> None:
     async def sampled(chat: Chat, llm: LLM, *_: object) -> Answer:
-        assert llm.max_n == 1
-        assert llm.count_tokens(chat, Sampling()) == 5
-        assert (llm.model, llm.price, llm.supports("n")) == ("base", None, True)
+        assert llm.model == "base"
+        assert llm.facts == replace(bare.facts, max_n=1)
         return (await llm.complete_n(chat, Sampling(), 3))[0]
 
-    llm = ScriptedLLM(["a"], max_n=8, fields=["n"])
-    ended = await outcome(request([KINDS["decoder"], answerer(sampled)]), llm)
+    bare = ScriptedLLM(["a"], max_n=8, fields=["n"])
+    ended = await outcome(request([KINDS["decoder"], answerer(sampled)]), bare)
     assert (ended.answers[0].text, ended.report.calls) == ("a", 1)
 
 
