@@ -53,8 +53,9 @@ class Model(AnsweringLLM):
         reasons: bool = False,
         **also: Any,
     ) -> None:
-        super().__init__(self._reply_to, model=model)
-        self._fields = frozenset({"reasoning_effort"} if reasons else ())
+        super().__init__(
+            self._reply_to, model=model, fields=["reasoning_effort"] if reasons else []
+        )
         self._given = {**(given or {}), **also}
         self.seen: list[tuple[str, Chat, Sampling]] = []
 

@@ -55,8 +55,9 @@ class Model(AnsweringLLM):
         reasons: bool = False,
         **also: Any,
     ) -> None:
-        super().__init__(self._reply_to, model=model)
-        self._fields = frozenset({"reasoning_effort"} if reasons else ())
+        super().__init__(
+            self._reply_to, model=model, fields=["reasoning_effort"] if reasons else []
+        )
         usual = {"verify": "Fine.\nVERDICT: CORRECT"}
         self._given = {**usual, **(given or {}), **also}
         self.seen: list[tuple[str, Chat, Sampling]] = []
