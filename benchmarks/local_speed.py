@@ -82,19 +82,19 @@ class Bench:
     def batch(self, prefix_bytes: int = 0) -> Batch:
         return Batch(self.runner, self.format, Capacity(prefix_bytes=prefix_bytes))
 
-    def asked(self, text: str, **fields: Any) -> EngineRequest:
-        given = {"law": SamplingParams(temperature=0), "max_tokens": self.tokens, **fields}
+    def make_request(self, text: str, **fields: Any) -> EngineRequest:
+        given = {"sampling": SamplingParams(temperature=0), "max_tokens": self.tokens, **fields}
         messages = [{"role": "user", "content": text}]
         return EngineRequest(messages=messages, logit_bias=self.endless, **given)
 
     def encoded(self, text: str) -> list[int]:
         return self.format.encode([{"role": "user", "content": text}])
 
-    def run(self, batch: Batch, *generations: EngineRequest) -> int:
+    def run(self, batch: Batch, *requests: EngineRequest) -> int:
         """Serve all at once; returns the tokens written."""
         events: list[Event] = []
-        for generation in generations:
-            batch.add(Submission(generation, events.append))
+        for request in requests:
+            batch.add(Submission(request, events.append))
         while not batch.idle:
             batch.step()
         return sum(event.completion_tokens for event in events if isinstance(event, Finished))
@@ -131,14 +131,15 @@ class Bench:
     def single(self) -> Timing:
         """One request against `generate`: each the best of three, in turn."""
         ours, plain = paired(
-            lambda: self.run(self.batch(), self.asked(QUESTION)), lambda: self.generate(QUESTION)
+            lambda: self.run(self.batch(), self.make_request(QUESTION)),
+            lambda: self.generate(QUESTION),
         )
         return Timing(ours, plain, self.read(QUESTION) + self.write(1))
 
     def crowd(self) -> Timing:
         """16 requests at once against one after another."""
         texts = [f"{QUESTION} Say {i} things." for i in range(16)]
-        ours = timed(lambda: self.run(self.batch(), *map(self.asked, texts)))
+        ours = timed(lambda: self.run(self.batch(), *map(self.make_request, texts)))
         plain = timed(lambda: sum(map(self.generate, texts[:2]))) * 8
         return Timing(ours, plain, self.read(*texts) + self.write(16))
 
@@ -153,8 +154,8 @@ class Bench:
     def deepconf(self) -> Timing:
         """DeepConf, 16 traces, against a sample at a time."""
         settings = DeepConfSettings(warmup_samples=16, max_traces=16)
-        asked = self.asked(QUESTION, decoding=settings, law=SamplingParams(0.7))
-        ours = timed(lambda: self.run(self.batch(), asked))
+        request = self.make_request(QUESTION, decoding=settings, sampling=SamplingParams(0.7))
+        ours = timed(lambda: self.run(self.batch(), request))
         plain = timed(
             lambda: [self.generate(QUESTION, do_sample=True, temperature=0.7) for _ in range(2)]
         )
@@ -168,11 +169,15 @@ class Bench:
         seen, new, *others = (
             f"{QUESTION * 25} {word}?" for word in ("Why", "Who", "How", "Where", "When")
         )
-        known, first_token = self.batch(prefix_bytes=1 << 28), partial(self.asked, max_tokens=1)
+        known, first_token = (
+            self.batch(prefix_bytes=1 << 28),
+            partial(self.make_request, max_tokens=1),
+        )
         self.run(known, first_token(seen))
-        asked = map(first_token, others)
+        requests = map(first_token, others)
         ours, plain = paired(
-            lambda: self.run(known, next(asked)), lambda: self.run(self.batch(), first_token(new))
+            lambda: self.run(known, next(requests)),
+            lambda: self.run(self.batch(), first_token(new)),
         )
         before, ids = self.encoded(seen), self.encoded(new)
         shared = next(i for i, token in enumerate(ids) if token != before[i])
@@ -185,10 +190,10 @@ class Bench:
         """
         batch, steps = self.batch(), list[float]()
         events: list[Event] = []
-        batch.add(Submission(self.asked(QUESTION), events.append))
+        batch.add(Submission(self.make_request(QUESTION), events.append))
         while not any(isinstance(event, Piece) for event in events):
             batch.step()
-        batch.add(Submission(self.asked(QUESTION * 195, max_tokens=1), events.append))
+        batch.add(Submission(self.make_request(QUESTION * 195, max_tokens=1), events.append))
         while not any(isinstance(event, Finished) for event in events):
             steps.append(timed(batch.step))
         for_all = timed(lambda: self.generate(QUESTION * 195, 1))
@@ -201,11 +206,11 @@ class Bench:
         batch, events = self.batch(), list[Event]()
         begun: list[list[Event]] = [[] for _ in range(BUSY)]
         for number, seen in enumerate(begun):
-            batch.add(Submission(self.asked(f"{number}. {QUESTION}"), seen.append))
+            batch.add(Submission(self.make_request(f"{number}. {QUESTION}"), seen.append))
         while not all(begun):
             batch.step()
         step = sorted(timed(batch.step) for _ in range(9))[4]
-        batch.add(Submission(self.asked("Hi", max_tokens=1), events.append))
+        batch.add(Submission(self.make_request("Hi", max_tokens=1), events.append))
 
         def until_answered() -> None:
             while not any(isinstance(event, Finished) for event in events):
@@ -214,9 +219,9 @@ class Bench:
         return Timing(timed(until_answered), 3 * step, self.step(BUSY + len(self.encoded("Hi"))))
 
     def _branches(self, text: str) -> Timing:
-        asked = self.asked(text, decoding=CotSettings(k=10))
+        request = self.make_request(text, decoding=CotSettings(k=10))
         ours, plain = paired(
-            lambda: self.run(self.batch(), asked), lambda: self.generate(text), rounds=2
+            lambda: self.run(self.batch(), request), lambda: self.generate(text), rounds=2
         )
         return Timing(ours, plain * 10, self.read(text) + self.write(10))
 
@@ -277,8 +282,8 @@ def llama_cpp(threads: int, tokens: int) -> dict[int, float]:
         server = xllamacpp.Server(given)
 
         def complete(number: int, of: Any = server) -> None:
-            asked = {"prompt": f"{number}. {QUESTION}", "n_predict": tokens}
-            of.handle_completions({**asked, "temperature": 0, "ignore_eos": True})
+            body = {"prompt": f"{number}. {QUESTION}", "n_predict": tokens}
+            of.handle_completions({**body, "temperature": 0, "ignore_eos": True})
 
         complete(0)
         with ThreadPoolExecutor(rows) as threads_of_callers:
@@ -291,8 +296,8 @@ def llama_cpp(threads: int, tokens: int) -> dict[int, float]:
 
 def speed(bench: Bench, rows: int) -> float:
     """Return the engine's tokens per second with `rows` requests at once."""
-    asked = [bench.asked(f"{number}. {QUESTION}") for number in range(rows)]
-    return rows * bench.tokens / timed(lambda: bench.run(bench.batch(), *asked))
+    requests = [bench.make_request(f"{number}. {QUESTION}") for number in range(rows)]
+    return rows * bench.tokens / timed(lambda: bench.run(bench.batch(), *requests))
 
 
 def compare(benches: Sequence[Bench], names: Sequence[str]) -> str:
@@ -329,7 +334,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     benches = [Bench(dtype, given.tokens) for dtype in DTYPES]
     for bench in benches:
-        bench.run(bench.batch(), bench.asked("Hi", max_tokens=4))
+        bench.run(bench.batch(), bench.make_request("Hi", max_tokens=4))
         bench.generate("Hi", 4)
     body = (
         f"SmolLM2-135M, {given.tokens} tokens, {given.threads} threads, torch {torch.__version__}."

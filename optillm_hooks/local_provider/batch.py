@@ -32,7 +32,7 @@ from optillm_hooks.local_provider.runner import Runner
 from optillm_hooks.local_provider.sampling import draw, score, shift
 from optillm_hooks.local_provider.scheduler import admit, chunk_prefills
 from optillm_hooks.local_provider.tool_calls import Tools
-from optillm_hooks.local_provider.uncertainty import Measured, measure
+from optillm_hooks.local_provider.uncertainty import Uncertainty, measure_uncertainty
 
 _WORTH_WAITING = 32
 """Tokens of a prompt that another request is reading from which they are not read twice."""
@@ -76,7 +76,7 @@ class Capacity:
 class _ActiveRequest:
     """A request that takes part in the batch."""
 
-    asked: Submission
+    submission: Submission
     prompt: list[int]
     room: int
     """Most tokens of a choice."""
@@ -105,11 +105,11 @@ class _ActiveRequest:
     cached_tokens: int = 0
 
     @property
-    def generation(self) -> EngineRequest:
-        return self.asked.generation
+    def request(self) -> EngineRequest:
+        return self.submission.request
 
     @property
-    def running(self) -> int:
+    def rows(self) -> int:
         return len(self.branches) + (self.reading is not None)
 
     @property
@@ -138,7 +138,7 @@ class _Prefill:
 class _Sequence:
     """A branch that is being written."""
 
-    job: _ActiveRequest
+    active: _ActiveRequest
     branch: Branch
     row: Row
     transcript: Transcript
@@ -160,11 +160,11 @@ class Batch:
         self._capacity = capacity
         self._grammars = chat_format.grammars
         self._prefixes: PrefixCache[Prefix] = PrefixCache(capacity.prefix_bytes)
-        self._jobs: list[_ActiveRequest] = []
+        self._active: list[_ActiveRequest] = []
 
     @property
     def idle(self) -> bool:
-        return not self._jobs
+        return not self._active
 
     @property
     def weight_bytes(self) -> int:
@@ -174,31 +174,33 @@ class Batch:
     @property
     def bytes(self) -> int:
         """Memory for keys and values of rows, of prompts they begin from and of remembered ones."""
-        kept = [(job.prefix, job.generation.adapter) for job in self._jobs]
+        kept = [(active.prefix, active.request.adapter) for active in self._active]
         apart = sum(p.bytes for p, a in kept if p is not None and not self._prefixes.holds(p, a))
         return self._runner.rows.bytes + apart + self._prefixes.bytes
 
-    def add(self, asked: Submission) -> None:
+    def add(self, submission: Submission) -> None:
         """Let a request join. If it cannot be served it is told, and does not join."""
         try:
-            self._jobs.append(self._prepared(asked))
+            self._active.append(self._prepared(submission))
         except OptiLLMError as exc:
-            asked.deliver(exc)
+            submission.deliver(exc)
         except Exception as exc:  # templates, tokenizers and grammars are others' programs
             kind = type(exc).__name__  # what it says may be the prompt
             failure = ProviderFailed(f"the request could not be prepared: {kind}", status=500)
             failure.__cause__ = exc
-            asked.deliver(failure)
+            submission.deliver(failure)
 
     def step(self) -> None:
         """Let each running row feed what it has waiting, and each request that can, begin."""
-        for job in [job for job in self._jobs if job.asked.cancelled]:
-            self._leave(job)
+        for active in [active for active in self._active if active.submission.cancelled]:
+            self._leave(active)
         self._admit()
-        running = [branch for job in self._jobs for branch in job.branches]
-        reading = [job for job in self._jobs if job.reading is not None]
-        rows = [b.row for b in running] + [job.reading.row for job in reading if job.reading]
-        queues = [b.waiting for b in running] + [j.reading.waiting for j in reading if j.reading]
+        sequences = [sequence for active in self._active for sequence in active.branches]
+        reading = [active for active in self._active if active.reading is not None]
+        rows = [b.row for b in sequences] + [
+            active.reading.row for active in reading if active.reading
+        ]
+        queues = [b.waiting for b in sequences] + [j.reading.waiting for j in reading if j.reading]
         counts = chunk_prefills([len(queue) for queue in queues], self._capacity.chunk)
         fed = [i for i, count in enumerate(counts) if count]
         if fed:
@@ -206,23 +208,23 @@ class Batch:
             for i in fed:
                 del queues[i][: counts[i]]
             done = [(place, i) for place, i in enumerate(fed) if not queues[i]]
-            writing = [(place, running[i]) for place, i in done if i < len(running)]
+            writing = [(place, sequences[i]) for place, i in done if i < len(sequences)]
             if writing:
                 self._write([b for _, b in writing], logits[[place for place, _ in writing]])
             for place, i in done:
-                if i >= len(running):
-                    self._prompt_read(reading[i - len(running)], logits[place])
-        for job in [job for job in self._jobs if not job.running and not job.wanted]:
-            self._finish(job)
+                if i >= len(sequences):
+                    self._prompt_read(reading[i - len(sequences)], logits[place])
+        for active in [active for active in self._active if not active.rows and not active.wanted]:
+            self._finish(active)
 
     def fail(self, error: OptiLLMError) -> None:
         """End every request with `error`."""
-        for job in list(self._jobs):
-            job.asked.deliver(error)
-            self._leave(job)
+        for active in list(self._active):
+            active.submission.deliver(error)
+            self._leave(active)
 
-    def _prepared(self, asked: Submission) -> _ActiveRequest:
-        request, runner = asked.generation, self._runner
+    def _prepared(self, submission: Submission) -> _ActiveRequest:
+        request, runner = submission.request, self._runner
         check_adapter(request.adapter, runner.adapters.names)
         unknown = steering(request).keys() - runner.steering.names
         if unknown:
@@ -254,156 +256,156 @@ class Batch:
         decoding = method(request, question, room, vocabulary, opened=thinking)
         thinks = isinstance(request.decoding, ThinkSettings | AutoThinkSettings)
         constraint = self._format.constraint(request, tools, opened=thinking, thinks=thinks)
-        return _ActiveRequest(asked, prompt, room, seed, decoding, thinking, tools, constraint)
+        return _ActiveRequest(submission, prompt, room, seed, decoding, thinking, tools, constraint)
 
     def _admit(self) -> None:
-        running = sum(job.running for job in self._jobs)
-        taken = sum(self._claim(job, job.running) for job in self._jobs)
+        taken_rows = sum(active.rows for active in self._active)
+        taken = sum(self._claim(active, active.rows) for active in self._active)
         given: Counter[_ActiveRequest] = Counter()
 
-        def fits(job: _ActiveRequest) -> bool:
+        def fits(active: _ActiveRequest) -> bool:
             nonlocal taken
-            rows = job.running + given[job]
-            more = self._claim(job, rows + 1) - self._claim(job, rows)
-            if (running or given) and taken + more > self._capacity.kv_bytes:
+            rows = active.rows + given[active]
+            more = self._claim(active, rows + 1) - self._claim(active, rows)
+            if (taken_rows or given) and taken + more > self._capacity.kv_bytes:
                 return False
             taken += more
-            given[job] += 1
+            given[active] += 1
             return True
 
         opened: list[_Sequence] = []
-        for job in admit(self._jobs, self._capacity.rows - running, fits):
-            if job.first_logits is None:
-                if not self._is_being_read(job):
-                    self._read(job)
+        for active in admit(self._active, self._capacity.rows - taken_rows, fits):
+            if active.first_logits is None:
+                if not self._is_being_read(active):
+                    self._read(active)
             else:
-                assert job.prefix is not None  # noqa: S101 (kept as long as branches are wanted)
-                opened += self._open(job, self._fork(job, job.prefix))
+                assert active.prefix is not None  # noqa: S101 (kept as long as branches are wanted)
+                opened += self._open(active, self._fork(active, active.prefix))
         self._first(opened)
 
-    def _claim(self, job: _ActiveRequest, rows: int) -> int:
-        """Return the memory that `rows` rows of `job` and its copy of the prompt may come to fill.
+    def _claim(self, active: _ActiveRequest, rows: int) -> int:
+        """Return the memory that `rows` rows of a request and its copy of the prompt may fill.
 
         Of a prompt that is still to be read it is not known whether rows share or copy it.
         """
-        if not rows and job.prefix is None:
+        if not rows and active.prefix is None:
             return 0
-        asked, prompt = job.generation.max_tokens, len(job.prompt)
-        reply = job.room if asked is not None else min(job.room, _USUAL_REPLY)
+        bounded, prompt = active.request.max_tokens is not None, len(active.prompt)
+        reply = active.room if bounded else min(active.room, _USUAL_REPLY)
         bytes_for = self._runner.rows.bytes_for
         copied = bytes_for(rows, prompt + reply)
-        if not job.forks:
+        if not active.forks:
             return copied
         shared = bytes_for(min(rows, 1), prompt) + bytes_for(rows, reply)
         unread = max(copied, shared)
-        needed = unread if job.first_logits is None else shared if job.shared else copied
+        needed = unread if active.first_logits is None else shared if active.shared else copied
         return needed + prompt * self._runner.rows.shape.token_bytes
 
-    def _is_being_read(self, job: _ActiveRequest) -> bool:
+    def _is_being_read(self, active: _ActiveRequest) -> bool:
         """Return whether much of a prompt is in another that is being read: it is copied then.
 
-        Prompts are read one after another anyway, so waiting costs `job` no time.
+        Prompts are read one after another anyway, so waiting costs no time.
         """
-        hit = self._prefixes.find(job.prompt, job.generation.adapter)
+        hit = self._prefixes.find(active.prompt, active.request.adapter)
         enough = (hit.tokens if hit else 0) + _WORTH_WAITING
         return any(
             other.reading is not None
-            and other.generation.adapter == job.generation.adapter
+            and other.request.adapter == active.request.adapter
             and self._prefixes.takes(self._runner.rows.bytes_for(1, len(other.prompt)))
-            and common_beginning(job.prompt[:-1], other.prompt) >= enough
-            for other in self._jobs
+            and common_beginning(active.prompt[:-1], other.prompt) >= enough
+            for other in self._active
         )
 
-    def _read(self, job: _ActiveRequest) -> None:
-        adapter = job.generation.adapter
-        hit = self._prefixes.find(job.prompt, adapter)
+    def _read(self, active: _ActiveRequest) -> None:
+        adapter = active.request.adapter
+        hit = self._prefixes.find(active.prompt, adapter)
         if hit is None:
-            job.reading = _Prefill(self._runner.begin(None, 0, adapter), list(job.prompt))
+            active.reading = _Prefill(self._runner.begin(None, 0, adapter), list(active.prompt))
         else:
-            job.cached_tokens = hit.tokens
+            active.cached_tokens = hit.tokens
             row = self._runner.begin(hit.prefix, hit.tokens, adapter)
-            job.reading = _Prefill(row, job.prompt[hit.tokens :])
+            active.reading = _Prefill(row, active.prompt[hit.tokens :])
 
-    def _prompt_read(self, job: _ActiveRequest, logits: Tensor) -> None:
+    def _prompt_read(self, active: _ActiveRequest, logits: Tensor) -> None:
         """Go over from reading the prompt to writing: the row becomes the first branch's."""
-        assert job.reading is not None  # noqa: S101
-        row, job.reading = job.reading.row, None
-        job.prefix = self._runner.snapshot(row, job.prompt)
-        job.first_logits = logits
-        self._prefixes.add(job.prefix, job.generation.adapter)
-        shifted = shift(logits[None], [job.generation.shifts({})])
-        (first,) = self._grammars.mask(shifted, [job.constraint]).softmax(dim=-1)
+        assert active.reading is not None  # noqa: S101
+        row, active.reading = active.reading.row, None
+        active.prefix = self._runner.snapshot(row, active.prompt)
+        active.first_logits = logits
+        self._prefixes.add(active.prefix, active.request.adapter)
+        shifted = shift(logits[None], [active.request.shifts({})])
+        (first,) = self._grammars.mask(shifted, [active.constraint]).softmax(dim=-1)
         possible = int((first > _BANNED).count_nonzero())
         likeliest = first.topk(min(_FIRST_TOKENS, possible))
-        job.decoding.begin(
+        active.decoding.begin(
             list(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True))
         )
-        job.shared = job.decoding.wanted > 1 and len(job.prompt) >= _SHARED_FROM
-        if job.shared:
+        active.shared = active.decoding.wanted > 1 and len(active.prompt) >= _SHARED_FROM
+        if active.shared:
             self._runner.free(row)
-            row = self._fork(job, job.prefix)
-        self._first(self._open(job, row))
+            row = self._fork(active, active.prefix)
+        self._first(self._open(active, row))
 
-    def _fork(self, job: _ActiveRequest, prefix: Prefix) -> Row:
-        return self._runner.fork(prefix, shared=job.shared, adapter=job.generation.adapter)
+    def _fork(self, active: _ActiveRequest, prefix: Prefix) -> Row:
+        return self._runner.fork(prefix, shared=active.shared, adapter=active.request.adapter)
 
-    def _open(self, job: _ActiveRequest, row: Row) -> list[_Sequence]:
-        branch = job.decoding.open()
+    def _open(self, active: _ActiveRequest, row: Row) -> list[_Sequence]:
+        branch = active.decoding.open()
         if branch is None:
             self._runner.free(row)
             return []
-        if not (job.decoding.wanted or job.shared) and job.decoding.live:
-            job.prefix = None
+        if not (active.decoding.wanted or active.shared) and active.decoding.live:
+            active.prefix = None
         row.steering = branch.steering
         transcript = Transcript(
-            job.opened,
+            active.opened,
             self._format,
-            job.generation.stop,
-            thinking=job.thinking,
-            tools=job.tools,
-            markers=markers(job.generation),
+            active.request.stop,
+            thinking=active.thinking,
+            tools=active.tools,
+            markers=markers(active.request),
         )
-        constraint = None if job.constraint is None else job.constraint.fork()
-        rng = random.Random(f"{job.seed}:{job.opened}")  # noqa: S311 (no secret)
-        job.opened += 1
-        running = _Sequence(job, branch, row, transcript, rng, constraint)
-        job.branches.append(running)
-        return [running]
+        constraint = None if active.constraint is None else active.constraint.fork()
+        rng = random.Random(f"{active.seed}:{active.opened}")  # noqa: S311 (no secret)
+        active.opened += 1
+        sequence = _Sequence(active, branch, row, transcript, rng, constraint)
+        active.branches.append(sequence)
+        return [sequence]
 
     def _first(self, opened: Sequence[_Sequence]) -> None:
-        logits = [b.job.first_logits for b in opened if b.job.first_logits is not None]
+        logits = [b.active.first_logits for b in opened if b.active.first_logits is not None]
         if logits:
             self._write(opened, torch.stack(logits))
 
-    def _write(self, running: Sequence[_Sequence], logits: Tensor) -> None:
+    def _write(self, sequences: Sequence[_Sequence], logits: Tensor) -> None:
         """Draw each branch's next token from its row of `logits` and write it."""
-        seen = _measured(running, logits)
-        laws = [b.branch.law(m) for b, m in zip(running, seen, strict=True)]
-        shifted = shift(logits, [b.job.generation.shifts(b.counts) for b in running])
-        masked = self._grammars.mask(shifted, [b.constraint for b in running])
-        tokens = draw(masked, laws, [b.rng.random() for b in running])
-        scores = _scored(running, logits, tokens)
-        for b, token, m, scored in zip(running, tokens, seen, scores, strict=True):
+        seen = _measured(sequences, logits)
+        params = [b.branch.sampling_params(m) for b, m in zip(sequences, seen, strict=True)]
+        shifted = shift(logits, [b.active.request.shifts(b.counts) for b in sequences])
+        masked = self._grammars.mask(shifted, [b.constraint for b in sequences])
+        tokens = draw(masked, params, [b.rng.random() for b in sequences])
+        scores = _scored(sequences, logits, tokens)
+        for b, token, m, scored in zip(sequences, tokens, seen, scores, strict=True):
             try:
                 self._take(b, token, m, scored)
             except ProviderFailed as exc:
-                b.job.asked.deliver(exc)
-                b.job.asked.cancelled = True
+                b.active.submission.deliver(exc)
+                b.active.submission.cancelled = True
 
     def _take(
-        self, b: _Sequence, token: int, measured: Measured, scored: ScoredToken | None
+        self, b: _Sequence, token: int, uncertainty: Uncertainty, scored: ScoredToken | None
     ) -> None:
-        job = b.job
-        taken = b.branch.take(token, measured, end=token in self._format.end_ids)
+        active = b.active
+        taken = b.branch.take(token, uncertainty, end=token in self._format.end_ids)
         for place, written in enumerate(taken):
             if b.constraint is not None:
                 b.constraint.take(written)
-            last = len(b.transcript.ids) + 1 >= job.room
+            last = len(b.transcript.ids) + 1 >= active.room
             drawn = scored if place == 0 and written == token else None
             piece = b.transcript.add(written, drawn, last=last)
-            if piece is not None and job.decoding.live:
-                job.asked.deliver(piece)
-            job.drawn += 1
+            if piece is not None and active.decoding.live:
+                active.submission.deliver(piece)
+            active.drawn += 1
             b.waiting.append(written)
             b.counts[written] += 1
             if b.transcript.finish_reason is not None:
@@ -413,57 +415,59 @@ class Batch:
 
     def _close(self, b: _Sequence) -> None:
         self._runner.free(b.row)
-        b.job.branches.remove(b)
-        b.job.reasoning_tokens += b.transcript.reasoning_tokens
-        b.job.decoding.close(b.branch, b.transcript.written(stopped=b.branch.stopped))
+        b.active.branches.remove(b)
+        b.active.reasoning_tokens += b.transcript.reasoning_tokens
+        b.active.decoding.close(b.branch, b.transcript.written(stopped=b.branch.stopped))
 
-    def _finish(self, job: _ActiveRequest) -> None:
-        outcome = job.decoding.outcome()
-        if not job.decoding.live:
-            reader = ReplyReader(opened=job.thinking, tools=job.tools)
+    def _finish(self, active: _ActiveRequest) -> None:
+        outcome = active.decoding.outcome()
+        if not active.decoding.live:
+            reader = ReplyReader(opened=active.thinking, tools=active.tools)
             for shown in (reader.feed(outcome.text), reader.close()):
-                job.asked.deliver(Piece(0, shown.text, shown.reasoning, tool_calls=shown.calls))
+                active.submission.deliver(
+                    Piece(0, shown.text, shown.reasoning, tool_calls=shown.calls)
+                )
             called = reader.called and outcome.finish_reason == "stop"
-            job.asked.deliver(
+            active.submission.deliver(
                 Piece(0, finish_reason="tool_calls" if called else outcome.finish_reason)
             )
-        counts = (len(job.prompt), job.drawn, job.cached_tokens, job.reasoning_tokens)
-        job.asked.deliver(Finished(*counts, outcome.facts))
-        self._leave(job)
+        counts = (len(active.prompt), active.drawn, active.cached_tokens, active.reasoning_tokens)
+        active.submission.deliver(Finished(*counts, outcome.facts))
+        self._leave(active)
 
-    def _leave(self, job: _ActiveRequest) -> None:
-        self._jobs.remove(job)
-        if job.reading is not None:
-            self._runner.free(job.reading.row)
-            job.reading = None
-        for b in job.branches:
+    def _leave(self, active: _ActiveRequest) -> None:
+        self._active.remove(active)
+        if active.reading is not None:
+            self._runner.free(active.reading.row)
+            active.reading = None
+        for b in active.branches:
             self._runner.free(b.row)
-        job.branches.clear()
+        active.branches.clear()
 
 
 def _question(messages: Messages) -> str:
     return next((as_text(m) for m in reversed(messages) if m.get("role") == "user"), "")
 
 
-def _measured(running: Sequence[_Sequence], logits: Tensor) -> list[Measured]:
-    asked = frozenset().union(*(b.branch.asks for b in running))
-    measured = [Measured()] * len(running)
-    asking = [i for i, b in enumerate(running) if b.branch.asks]
+def _measured(sequences: Sequence[_Sequence], logits: Tensor) -> list[Uncertainty]:
+    metrics = frozenset().union(*(b.branch.metrics for b in sequences))
+    uncertainty = [Uncertainty()] * len(sequences)
+    asking = [i for i, b in enumerate(sequences) if b.branch.metrics]
     if asking:
-        for i, m in zip(asking, measure(logits[asking], asked), strict=True):
-            measured[i] = m
-    return measured
+        for i, m in zip(asking, measure_uncertainty(logits[asking], metrics), strict=True):
+            uncertainty[i] = m
+    return uncertainty
 
 
 def _scored(
-    running: Sequence[_Sequence], logits: Tensor, tokens: Sequence[int]
+    sequences: Sequence[_Sequence], logits: Tensor, tokens: Sequence[int]
 ) -> list[ScoredToken | None]:
-    scores: list[ScoredToken | None] = [None] * len(running)
-    asking = [i for i, b in enumerate(running) if b.job.generation.top_logprobs is not None]
+    scores: list[ScoredToken | None] = [None] * len(sequences)
+    asking = [i for i, b in enumerate(sequences) if b.active.request.top_logprobs is not None]
     if asking:
-        top = max(running[i].job.generation.top_logprobs or 0 for i in asking)
+        top = max(sequences[i].active.request.top_logprobs or 0 for i in asking)
         some = score(logits[asking], [tokens[i] for i in asking], top)
         for i, scored in zip(asking, some, strict=True):
-            mine = running[i].job.generation.top_logprobs
+            mine = sequences[i].active.request.top_logprobs
             scores[i] = ScoredToken(scored.id, scored.logprob, scored.top[:mine])
     return scores

@@ -25,7 +25,7 @@ from litellm.types.utils import (
 )
 
 from optillm_hooks.errors import OptiLLMError, RequestRejected
-from optillm_hooks.local_provider import models, request
+from optillm_hooks.local_provider import models
 from optillm_hooks.local_provider.engine import Engine
 from optillm_hooks.local_provider.engine_request import (
     Choice,
@@ -38,6 +38,7 @@ from optillm_hooks.local_provider.engine_request import (
     check_adapter,
 )
 from optillm_hooks.local_provider.eviction import make_room
+from optillm_hooks.local_provider.request import parse_request
 from optillm_hooks.types import Fields, ToolCall
 
 if TYPE_CHECKING:
@@ -99,9 +100,9 @@ class LocalProvider(CustomLLM):
     ) -> ModelResponse:
         """Return the whole answer. Blocks the calling thread."""
         with _errors_of(model):
-            engine, generation = self._asked(model, messages, **kwargs)
-            answer = _Answer(model, generation)
-            with closing(engine.stream_sync(generation)) as events:
+            engine, request = self._asked(model, messages, **kwargs)
+            answer = _Answer(model, request)
+            with closing(engine.stream_sync(request)) as events:
                 for event in events:
                     answer.add(event)
         return answer.response()
@@ -111,9 +112,9 @@ class LocalProvider(CustomLLM):
     ) -> ModelResponse:
         """Return the whole answer; cancelling the task stops the generation."""
         with _errors_of(model):
-            engine, generation = self._asked(model, messages, **kwargs)
-            answer = _Answer(model, generation)
-            async with aclosing(engine.stream(generation)) as events:
+            engine, request = self._asked(model, messages, **kwargs)
+            answer = _Answer(model, request)
+            async with aclosing(engine.stream(request)) as events:
                 async for event in events:
                     answer.add(event)
         return answer.response()
@@ -123,8 +124,8 @@ class LocalProvider(CustomLLM):
     ) -> Iterator[ModelResponseStream]:
         """Return the chunks of the answer. What is wrong with the fields is raised at once."""
         with _errors_of(model):
-            engine, generation = self._asked(model, messages, **kwargs)
-        return self._chunks_sync(model, engine, generation)
+            engine, request = self._asked(model, messages, **kwargs)
+        return self._chunks_sync(model, engine, request)
 
     def astreaming(
         self, model: str, messages: list[dict[str, Any]], *_args: Any, **kwargs: Any
@@ -134,8 +135,8 @@ class LocalProvider(CustomLLM):
         What is wrong with the fields is raised at once, before there is a stream.
         """
         with _errors_of(model):
-            engine, generation = self._asked(model, messages, **kwargs)
-        return self._chunks(model, engine, generation)
+            engine, request = self._asked(model, messages, **kwargs)
+        return self._chunks(model, engine, request)
 
     def _asked(
         self,
@@ -150,26 +151,26 @@ class LocalProvider(CustomLLM):
 
         `model` may name an adapter behind a plus sign.
         """
-        generation = request.parse(messages, optional_params)
+        request = parse_request(messages, optional_params)
         adapter = model.partition("+")[2]
         if adapter:
-            generation = replace(generation, adapter=adapter)
-        return self.engine(model, litellm_params, generation.adapter), generation
+            request = replace(request, adapter=adapter)
+        return self.engine(model, litellm_params, request.adapter), request
 
     def _chunks_sync(
-        self, model: str, engine: Engine, generation: EngineRequest
+        self, model: str, engine: Engine, request: EngineRequest
     ) -> Iterator[ModelResponseStream]:
         chunks = _Chunks(model)
-        with _errors_of(model), closing(engine.stream_sync(generation)) as events:
+        with _errors_of(model), closing(engine.stream_sync(request)) as events:
             for event in events:
                 yield from chunks.of(event)
 
     async def _chunks(
-        self, model: str, engine: Engine, generation: EngineRequest
+        self, model: str, engine: Engine, request: EngineRequest
     ) -> AsyncIterator[ModelResponseStream]:
         chunks = _Chunks(model)
         with _errors_of(model):
-            async with aclosing(engine.stream(generation)) as events:
+            async with aclosing(engine.stream(request)) as events:
                 async for event in events:
                     for chunk in chunks.of(event):
                         yield chunk
@@ -195,10 +196,10 @@ def _errors_of(model: str) -> Iterator[None]:
 class _Answer:
     """Collects the events of a request into one response."""
 
-    def __init__(self, model: str, generation: EngineRequest) -> None:
+    def __init__(self, model: str, request: EngineRequest) -> None:
         self._model = model
-        self._scored = generation.top_logprobs is not None
-        self._choices = [Choice() for _ in range(generation.n)]
+        self._scored = request.top_logprobs is not None
+        self._choices = [Choice() for _ in range(request.n)]
         self._usage: Usage | None = None
         self._facts: Fields = {}
 

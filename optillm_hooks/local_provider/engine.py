@@ -57,7 +57,7 @@ class Engine:
         self.name = name
         self.last_used = time.monotonic()
         self._load = load
-        self._most_requests = max_requests
+        self._max_requests = max_requests
         self._unload_after_s = unload_after_s
         self._inbox: queue.SimpleQueue[Submission | _Leave | None] = queue.SimpleQueue()
         self._inside = 0
@@ -87,7 +87,7 @@ class Engine:
             pass
         return not self.loaded
 
-    async def stream(self, generation: EngineRequest) -> AsyncGenerator[Piece | Finished, None]:
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[Piece | Finished, None]:
         """Yield the events of a request; closing the iterator, or cancelling, stops it.
 
         Raises:
@@ -102,17 +102,17 @@ class Engine:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        with self._submitted(generation, deliver):
+        with self._submitted(request, deliver):
             while not isinstance(event := await events.get(), Finished):
                 if isinstance(event, Exception):
                     raise event
                 yield event
             yield event
 
-    def stream_sync(self, generation: EngineRequest) -> Generator[Piece | Finished, None, None]:
+    def stream_sync(self, request: EngineRequest) -> Generator[Piece | Finished, None, None]:
         """Yield the events of a request, for callers without an event loop. Errors as `stream`."""
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        with self._submitted(generation, events.put):
+        with self._submitted(request, events.put):
             while not isinstance(event := events.get(), Finished):
                 if isinstance(event, Exception):
                     raise event
@@ -126,19 +126,19 @@ class Engine:
 
     @contextmanager
     def _submitted(
-        self, generation: EngineRequest, deliver: Callable[[Event], None]
+        self, request: EngineRequest, deliver: Callable[[Event], None]
     ) -> Iterator[None]:
         with self._lock:
-            if self._inside >= self._most_requests:
+            if self._inside >= self._max_requests:
                 raise ProviderFailed(f"the engine of {self.name} is full; try later", status=503)
             self._inside += 1
             self.last_used = time.monotonic()
-        job = Submission(generation, deliver)
+        submission = Submission(request, deliver)
         try:
-            self._inbox.put(job)
+            self._inbox.put(submission)
             yield
         finally:
-            job.cancelled = True
+            submission.cancelled = True
             with self._lock:
                 self._inside -= 1
                 self.last_used = time.monotonic()

@@ -37,7 +37,7 @@ def check_adapter(name: str | None, known: Collection[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """The law by which one row draws its next token.
+    """How one row draws its next token.
 
     Applied in this order: temperature, top_k, top_p of what top_k left, min_p. At temperature 0
     (up to a millionth) the likeliest token is taken, the one with the lowest id among equals.
@@ -67,7 +67,7 @@ class EngineRequest:
     schema: Mapping[str, Any] | None = None
     """The JSON schema that the text of the reply has to obey; None: it is free."""
 
-    law: SamplingParams = SamplingParams()
+    sampling: SamplingParams = SamplingParams()
     n: int = 1
     max_tokens: int | None = None
     """Most tokens of a choice; None and more than fits is what the context leaves."""
@@ -180,10 +180,10 @@ class Choice:
 class Submission:
     """A request inside the engine, and who wants to hear of it."""
 
-    generation: EngineRequest
+    request: EngineRequest
     deliver: Callable[[Event], None]
-    """Called in the engine's thread, and must not block. Of a cancelled job nothing is delivered
-    after the step that is under way; else the last event is a `Finished` or an exception."""
+    """Called in the engine's thread; must not block. The last event is a `Finished` or an exception;
+    a cancelled request gets none after the current step."""
 
     cancelled: bool = False
     """Set by anyone; the engine's thread looks at it before each step."""

@@ -1,8 +1,8 @@
 """Replies in a form that was asked for: a grammar says which tokens may come next.
 
 Source: Willard and Louf 2023, "Efficient Guided Generation for Large Language Models",
-arXiv:2307.09702: before each draw the tokens that cannot continue the form are taken out, so what
-is drawn from is the model's own law, renormalised over those that can. The grammars are written in
+arXiv:2307.09702: before each draw the tokens that cannot continue the form are masked, which leaves
+the model's own distribution, renormalised over those that can. The grammars are written in
 llguidance's dialect of Lark.
 """
 

@@ -120,7 +120,7 @@ class ChatRequest(BaseModel):
     optillm_decoding: dict[str, dict[str, Any]] | None = Field(None, min_length=1, max_length=1)
     """A decoding method by name, with its settings."""
 
-    def generation(self, messages: Messages) -> EngineRequest:
+    def engine_request(self, messages: Messages) -> EngineRequest:
         """Return what the engine is asked for."""
         limits = [m for m in (self.max_tokens, self.max_completion_tokens) if m is not None]
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
@@ -130,7 +130,7 @@ class ChatRequest(BaseModel):
             must_call=self._must_call(),
             parallel_tool_calls=self.parallel_tool_calls is not False,
             schema=self._schema(),
-            law=SamplingParams(
+            sampling=SamplingParams(
                 temperature=1.0 if self.temperature is None else self.temperature,
                 top_p=1.0 if self.top_p is None else self.top_p,
                 top_k=max(self.top_k or 0, 0),
@@ -189,7 +189,7 @@ class ChatRequest(BaseModel):
         return None
 
 
-def parse(messages: Messages, fields: Mapping[str, Any]) -> EngineRequest:
+def parse_request(messages: Messages, fields: Mapping[str, Any]) -> EngineRequest:
     """Return the generation that a request's messages and other fields ask for.
 
     Raises:
@@ -201,12 +201,12 @@ def parse(messages: Messages, fields: Mapping[str, Any]) -> EngineRequest:
     known = {k: v for k, v in fields.items() if k not in _WITHOUT_EFFECT and v is not None}
     try:
         request = ChatRequest.model_validate(known)
-        generation = request.generation(messages)
+        engine_request = request.engine_request(messages)
     except ValidationError as exc:
         raise _rejection(exc) from None
     if request.top_logprobs is not None and not request.logprobs:
         raise RequestRejected("top_logprobs needs logprobs: true", param="top_logprobs")
-    return generation
+    return engine_request
 
 
 def _rejection(exc: ValidationError) -> RequestRejected:

@@ -17,31 +17,31 @@ _HEAD = 256
 """Tokens that are sorted first: a nucleus is seldom larger, and a whole vocabulary is slow."""
 
 
-def draw(logits: Tensor, laws: Sequence[SamplingParams], uniforms: Sequence[float]) -> list[int]:
-    """Return one token id per row: row b by `laws[b]` with the number `uniforms[b]` in [0, 1).
+def draw(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> list[int]:
+    """Return one token id per row: row b by `params[b]` with the number `uniforms[b]` in [0, 1).
 
-    A row's token depends on its own logits, law and number alone, not on its neighbours. It is the
-    first token, in the order of the vocabulary (without top_k, top_p, min_p) or of falling
+    A row's token depends on its own logits, parameters and number alone, not on its neighbours. It
+    is the first token, in the order of the vocabulary (without top_k, top_p, min_p) or of falling
     probability (with them), at which the cumulative probability exceeds the number.
     """
     tokens: list[int] = logits.argmax(dim=-1).tolist()
-    drawing = [b for b, law in enumerate(laws) if law.temperature > _COLDEST]
-    plain = [b for b in drawing if not _cuts(laws[b])]
-    cut = [b for b in drawing if _cuts(laws[b])]
+    drawing = [b for b, sampling in enumerate(params) if sampling.temperature > _COLDEST]
+    plain = [b for b in drawing if not _cuts(params[b])]
+    cut = [b for b in drawing if _cuts(params[b])]
     if plain:
-        warm = _warm(logits, laws, plain)
+        warm = _warm(logits, params, plain)
         _put(tokens, plain, _invert(warm, _column(warm, [uniforms[b] for b in plain])))
-    size = min(max([_HEAD, *(laws[b].top_k for b in cut)]), logits.shape[1])
+    size = min(max([_HEAD, *(params[b].top_k for b in cut)]), logits.shape[1])
     while cut:
-        warm = _warm(logits, laws, cut)
+        warm = _warm(logits, params, cut)
         z, ids = warm.topk(size, dim=-1)
-        keep = kept(z, warm.logsumexp(dim=-1, keepdim=True), [laws[b] for b in cut])
+        keep = kept(z, warm.logsumexp(dim=-1, keepdim=True), [params[b] for b in cut])
         index = _invert(z.masked_fill(~keep, -torch.inf), _column(z, [uniforms[b] for b in cut]))
         _put(tokens, cut, ids.gather(1, index[:, None])[:, 0])
         # A nucleus that reaches the end of what was sorted may go on behind it.
         whole = size == logits.shape[1]
         cut = [b for b, more in zip(cut, keep[:, -1].tolist(), strict=True) if more and not whole]
-        cut = [b for b in cut if not 0 < laws[b].top_k <= size]
+        cut = [b for b in cut if not 0 < params[b].top_k <= size]
         size = logits.shape[1]
     return tokens
 
@@ -70,34 +70,34 @@ def score(logits: Tensor, tokens: Sequence[int], top: int) -> list[ScoredToken]:
     ]
 
 
-def kept(z: Tensor, totals: Tensor, laws: Sequence[SamplingParams]) -> Tensor:
-    """Return bool [B, K]: which of the K likeliest tokens of row b `laws[b]` draws from.
+def kept(z: Tensor, totals: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """Return bool [B, K]: which of the K likeliest tokens of row b `params[b]` draws from.
 
     `z` [B, K] holds their tempered logits, sorted down; `totals` [B, 1] the logsumexp of the whole
     rows. top_p keeps the fewest tokens that reach it. The likeliest token always stays.
     """
     rank = torch.arange(z.shape[1], device=z.device)
-    top_k = _column(z, [law.top_k or torch.inf for law in laws])
+    top_k = _column(z, [sampling.top_k or torch.inf for sampling in params])
     mass = (z - totals).exp().masked_fill(rank >= top_k, 0.0)
     mass = torch.where(top_k.isinf(), mass, mass / mass.sum(dim=-1, keepdim=True))
-    keep = mass.cumsum(dim=-1) - mass < _column(z, [law.top_p for law in laws])
-    keep &= mass >= _column(z, [law.min_p for law in laws]) * mass[:, :1]
+    keep = mass.cumsum(dim=-1) - mass < _column(z, [sampling.top_p for sampling in params])
+    keep &= mass >= _column(z, [sampling.min_p for sampling in params]) * mass[:, :1]
     keep &= rank < top_k
     keep[:, 0] = True
     return keep
 
 
-def _cuts(law: SamplingParams) -> bool:
-    return law.top_p < 1 or law.top_k > 0 or law.min_p > 0
+def _cuts(sampling: SamplingParams) -> bool:
+    return sampling.top_p < 1 or sampling.top_k > 0 or sampling.min_p > 0
 
 
 def _column(like: Tensor, values: Sequence[float]) -> Tensor:
     return torch.tensor(values, device=like.device, dtype=torch.float32)[:, None]
 
 
-def _warm(logits: Tensor, laws: Sequence[SamplingParams], rows: Sequence[int]) -> Tensor:
+def _warm(logits: Tensor, params: Sequence[SamplingParams], rows: Sequence[int]) -> Tensor:
     chosen = logits if len(rows) == len(logits) else logits[list(rows)]
-    return chosen / _column(logits, [laws[b].temperature for b in rows])
+    return chosen / _column(logits, [params[b].temperature for b in rows])
 
 
 def _invert(z: Tensor, uniforms: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ class Claimant(Protocol):
     """A request that takes part in the scheduling."""
 
     @property
-    def running(self) -> int:
+    def rows(self) -> int:
         """Rows it has now."""
         ...
 
@@ -36,10 +36,10 @@ def admit(claimants: Sequence[C], free: int, fits: Callable[[C], bool]) -> list[
         hungry = [i for i in sorted(open_to) if given[i] < claimants[i].wanted]
         if not hungry:
             break
-        i = min(hungry, key=lambda i: claimants[i].running + given[i])
+        i = min(hungry, key=lambda i: claimants[i].rows + given[i])
         claimant = claimants[i]
         if not fits(claimant):
-            if claimant.running + given[i] == 0:
+            if claimant.rows + given[i] == 0:
                 break
             open_to.discard(i)
             continue

@@ -10,11 +10,11 @@ from optillm_hooks.decoding.confidence import CONFIDENCE_TOKENS
 if TYPE_CHECKING:
     from torch import Tensor
 
-Measure = Literal["margin", "confidence", "entropy"]
+UncertaintyMetric = Literal["margin", "confidence", "entropy"]
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Uncertainty:
     """Of the distribution that a token is drawn from; 0 where nobody asked for it."""
 
     margin: float = 0.0
@@ -30,7 +30,9 @@ class Measured:
     """Variance of the surprise, in bits squared."""
 
 
-def measure(logits: "Tensor", asked: Collection[Measure]) -> list[Measured]:
+def measure_uncertainty(
+    logits: "Tensor", asked: Collection[UncertaintyMetric]
+) -> list[Uncertainty]:
     """Return the measures in `asked` of each row."""
     logprobs = logits.log_softmax(dim=-1)
     none = [0.0] * len(logits)
@@ -41,7 +43,7 @@ def measure(logits: "Tensor", asked: Collection[Measure]) -> list[Measured]:
         h, v = entropy(logprobs)
         entropies, varentropies = h.tolist(), v.tolist()
     columns = zip(margins, confidences, entropies, varentropies, strict=True)
-    return [Measured(*row) for row in columns]
+    return [Uncertainty(*row) for row in columns]
 
 
 def margin(logprobs: "Tensor") -> "Tensor":

@@ -7,7 +7,7 @@ import pytest
 from optillm_hooks.decoding.field import FIELD
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.decoding.methods import SETTINGS
-from optillm_hooks.local_provider.request import parse
+from optillm_hooks.local_provider.request import parse_request
 from optillm_hooks.registry import get_approach
 from optillm_hooks.types import Json, Sampling
 from tests.fakes import ScriptedLLM, chat, context, params
@@ -33,9 +33,9 @@ async def test_a_local_model_is_told_method_and_settings_and_keeps_the_clients_f
     stage = get_approach(name)
     told = await stage.run(chat("Hi"), sampling, LOCAL, params(name), context())
     assert replace(told, fields=sampling.fields) == sampling
-    request = parse([{"role": "user", "content": "Hi"}], told.fields)
+    request = parse_request([{"role": "user", "content": "Hi"}], told.fields)
     assert isinstance(request.decoding, SETTINGS[name])
-    assert request.law.top_k == 4
+    assert request.sampling.top_k == 4
 
 
 async def test_settings_of_the_stage_reach_the_engine() -> None:

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.anyio
 GREEDY = SamplingParams(temperature=0)
 
 
-def asked(text: str, **fields: Any) -> EngineRequest:
+def make_request(text: str, **fields: Any) -> EngineRequest:
     return EngineRequest(messages=[{"role": "user", "content": text}], **fields)
 
 
@@ -49,10 +49,10 @@ def engine(runner: Runner, chat_format: ChatFormat) -> Iterator[Engine]:
     assert runner.rows.bytes == 0
 
 
-async def answer(engine: Engine, generation: EngineRequest) -> tuple[list[Choice], Finished]:
-    choices = [Choice() for _ in range(generation.n)]
+async def answer(engine: Engine, request: EngineRequest) -> tuple[list[Choice], Finished]:
+    choices = [Choice() for _ in range(request.n)]
     finished = None
-    async for event in engine.stream(generation):
+    async for event in engine.stream(request):
         assert finished is None
         if isinstance(event, Piece):
             choices[event.choice].add(event)
@@ -62,9 +62,9 @@ async def answer(engine: Engine, generation: EngineRequest) -> tuple[list[Choice
     return choices, finished
 
 
-async def together(engine: Engine, *generations: EngineRequest) -> list[list[str]]:
+async def together(engine: Engine, *requests: EngineRequest) -> list[list[str]]:
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(answer(engine, generation)) for generation in generations]
+        tasks = [group.create_task(answer(engine, request)) for request in requests]
     return [[choice.text for choice in task.result()[0]] for task in tasks]
 
 
@@ -78,7 +78,7 @@ async def test_sixteen_at_once_write_what_the_model_alone_would(
 
     The reference reads prompt and answer of one request at a time, in one independent pass.
     """
-    requests = [asked(q, law=GREEDY, max_tokens=5, top_logprobs=0) for q in QUESTIONS]
+    requests = [make_request(q, sampling=GREEDY, max_tokens=5, top_logprobs=0) for q in QUESTIONS]
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(answer(engine, request)) for request in requests]
     for request, task in zip(requests, tasks, strict=True):
@@ -95,8 +95,10 @@ async def test_sixteen_at_once_write_what_the_model_alone_would(
 
 
 async def test_a_seed_draws_the_same_alone_and_in_a_crowd(engine: Engine) -> None:
-    seeded = asked("Tell me a joke.", seed=7, max_tokens=8, law=SamplingParams(1.0, 0.95, 50))
-    crowd = [asked(question, max_tokens=8) for question in QUESTIONS[:8]]
+    seeded = make_request(
+        "Tell me a joke.", seed=7, max_tokens=8, sampling=SamplingParams(1.0, 0.95, 50)
+    )
+    crowd = [make_request(question, max_tokens=8) for question in QUESTIONS[:8]]
     (alone,) = await together(engine, seeded)
     with_others = (await together(engine, *crowd[:4], seeded, *crowd[4:]))[4]
     assert alone == with_others
@@ -107,26 +109,34 @@ async def test_choices_of_one_request_are_those_of_single_requests(
     engine: Engine, words: int
 ) -> None:
     text = "Tell me more. " * words
-    ((first, second, third),) = await together(engine, asked(text, seed=3, n=3, max_tokens=10))
+    ((first, second, third),) = await together(
+        engine, make_request(text, seed=3, n=3, max_tokens=10)
+    )
     assert len({first, second, third}) == 3
-    ((alone,),) = await together(engine, asked(text, seed=3, max_tokens=10))
+    ((alone,),) = await together(engine, make_request(text, seed=3, max_tokens=10))
     assert alone == first
 
 
 async def test_more_choices_than_rows_are_all_written(engine: Engine) -> None:
-    choices, finished = await answer(engine, asked("Hi", n=20, max_tokens=3))
+    choices, finished = await answer(engine, make_request("Hi", n=20, max_tokens=3))
     assert all(choice.text for choice in choices)
     assert 40 <= finished.completion_tokens <= 60
 
 
 async def test_a_second_prompt_with_the_same_beginning_is_not_read_again(engine: Engine) -> None:
     long = "Here is a text to keep in mind. " * 40
-    _, first = await answer(engine, asked(long + "What is it?", law=GREEDY, max_tokens=4))
+    _, first = await answer(
+        engine, make_request(long + "What is it?", sampling=GREEDY, max_tokens=4)
+    )
     assert first.cached_tokens == 0
-    again, second = await answer(engine, asked(long + "Who wrote it?", law=GREEDY, max_tokens=4))
+    again, second = await answer(
+        engine, make_request(long + "Who wrote it?", sampling=GREEDY, max_tokens=4)
+    )
     assert second.cached_tokens > 200
     fresh = Engine("fresh", engine._load)
-    expected, _ = await answer(fresh, asked(long + "Who wrote it?", law=GREEDY, max_tokens=4))
+    expected, _ = await answer(
+        fresh, make_request(long + "Who wrote it?", sampling=GREEDY, max_tokens=4)
+    )
     fresh.close()
     assert again[0].text == expected[0].text
 
@@ -135,8 +145,8 @@ async def test_a_frequency_penalty_breaks_a_repetition(engine: Engine) -> None:
     prompt = "Repeat the word yes ten times: yes yes yes yes"
     ((plain,), (penalised,)) = await together(
         engine,
-        asked(prompt, law=GREEDY, max_tokens=20),
-        asked(prompt, law=GREEDY, max_tokens=20, frequency_penalty=2.0),
+        make_request(prompt, sampling=GREEDY, max_tokens=20),
+        make_request(prompt, sampling=GREEDY, max_tokens=20, frequency_penalty=2.0),
     )
     assert plain.split().count("yes") > 2 * penalised.split().count("yes")
 
@@ -144,12 +154,12 @@ async def test_a_frequency_penalty_breaks_a_repetition(engine: Engine) -> None:
 async def test_a_bias_forces_and_bans_tokens(engine: Engine, chat_format: ChatFormat) -> None:
     (forced,) = chat_format.encode_text("word")
     (banned,) = chat_format.encode_text("The")
-    question = asked("What is the capital of France?", law=GREEDY, max_tokens=3)
+    question = make_request("What is the capital of France?", sampling=GREEDY, max_tokens=3)
     ((one,), (other,)) = await together(
         engine,
         EngineRequest(messages=question.messages, max_tokens=3, logit_bias={forced: 100.0}),
         EngineRequest(
-            messages=question.messages, law=GREEDY, max_tokens=3, logit_bias={banned: -100.0}
+            messages=question.messages, sampling=GREEDY, max_tokens=3, logit_bias={banned: -100.0}
         ),
     )
     assert one == "wordwordword"
@@ -157,10 +167,12 @@ async def test_a_bias_forces_and_bans_tokens(engine: Engine, chat_format: ChatFo
 
 
 async def test_closing_a_stream_frees_its_rows(engine: Engine, runner: Runner) -> None:
-    events = engine.stream(asked("Tell me a story.", n=3, max_tokens=4000, law=SamplingParams(1.9)))
+    events = engine.stream(
+        make_request("Tell me a story.", n=3, max_tokens=4000, sampling=SamplingParams(1.9))
+    )
     assert isinstance(await anext(events), Piece)
     await events.aclose()
-    _, finished = await answer(engine, asked("Hi", law=GREEDY, max_tokens=2))
+    _, finished = await answer(engine, make_request("Hi", sampling=GREEDY, max_tokens=2))
     assert finished.completion_tokens == 2
     assert not list(runner.rows.rows())
 
@@ -170,7 +182,7 @@ async def test_cancelling_the_task_frees_its_rows(engine: Engine, runner: Runner
 
     async def listen() -> None:
         async for _ in engine.stream(
-            asked("Tell me a story.", max_tokens=4000, law=SamplingParams(1.9))
+            make_request("Tell me a story.", max_tokens=4000, sampling=SamplingParams(1.9))
         ):
             begun.set()
 
@@ -179,13 +191,13 @@ async def test_cancelling_the_task_frees_its_rows(engine: Engine, runner: Runner
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await answer(engine, asked("Hi", law=GREEDY, max_tokens=2))
+    await answer(engine, make_request("Hi", sampling=GREEDY, max_tokens=2))
     assert not list(runner.rows.rows())
 
 
 async def test_one_bad_request_fails_alone(engine: Engine) -> None:
     bad = EngineRequest(messages=[{"role": "user", "content": [{"type": "image_url"}]}])
-    good = asyncio.create_task(answer(engine, asked("Hi", max_tokens=3)))
+    good = asyncio.create_task(answer(engine, make_request("Hi", max_tokens=3)))
     with pytest.raises(Exception, match="text only"):
         await answer(engine, bad)
     assert (await good)[1].completion_tokens <= 3
@@ -201,7 +213,7 @@ async def test_simultaneous_first_requests_load_the_model_once(
         return loads[-1]
 
     engine = Engine("counted", load)
-    await together(engine, *(asked("Hi", max_tokens=1) for _ in range(4)))
+    await together(engine, *(make_request("Hi", max_tokens=1) for _ in range(4)))
     assert len(loads) == 1
     engine.close()
     assert not any(thread.name == "engine-counted" for thread in threading.enumerate())
@@ -219,7 +231,7 @@ async def test_an_idle_model_is_dropped_and_loaded_again_when_asked(
 
     engine = Engine("idle", load, unload_after_s=0)
     for _ in range(2):
-        _, finished = await answer(engine, asked("Hi", max_tokens=1))
+        _, finished = await answer(engine, make_request("Hi", max_tokens=1))
         assert finished.completion_tokens == 1
         while engine.loaded:  # noqa: ASYNC110 (another thread lets go of it)
             await asyncio.sleep(0)
@@ -234,7 +246,7 @@ async def test_a_failed_load_fails_its_request_and_the_next_one_tries_again() ->
     engine = Engine("broken", load)
     for _ in range(2):
         with pytest.raises(ProviderFailed, match="broken: OSError: no such file"):
-            await answer(engine, asked("Hi"))
+            await answer(engine, make_request("Hi"))
     engine.close()
 
 
@@ -249,21 +261,23 @@ async def test_a_failing_step_is_heard_by_all_and_the_engine_recovers(
 
         patched.setattr(runner, "step", step)
         with pytest.raises(ProviderFailed, match="out of memory"):
-            await answer(engine, asked("Hi"))
-    assert (await answer(engine, asked("Hi", max_tokens=2)))[1].completion_tokens <= 2
+            await answer(engine, make_request("Hi"))
+    assert (await answer(engine, make_request("Hi", max_tokens=2)))[1].completion_tokens <= 2
     engine.close()
     assert not list(runner.rows.rows())
 
 
 async def test_a_full_engine_says_so(runner: Runner, chat_format: ChatFormat) -> None:
     engine = Engine("full", lambda: Batch(runner, chat_format, Capacity()), max_requests=1)
-    events = engine.stream(asked("Tell me a story.", max_tokens=1000, law=SamplingParams(1.9)))
+    events = engine.stream(
+        make_request("Tell me a story.", max_tokens=1000, sampling=SamplingParams(1.9))
+    )
     await anext(events)
     with pytest.raises(ProviderFailed, match="full") as refusal:
-        await answer(engine, asked("Hi"))
+        await answer(engine, make_request("Hi"))
     assert refusal.value.status == 503
     await events.aclose()
-    await answer(engine, asked("Hi", max_tokens=1))
+    await answer(engine, make_request("Hi", max_tokens=1))
     engine.close()
 
 
@@ -272,7 +286,7 @@ async def test_little_memory_makes_requests_wait_but_answers_all(
 ) -> None:
     two_rows = runner.rows.bytes_for(2, 50)
     engine = Engine("small", lambda: Batch(runner, chat_format, Capacity(kv_bytes=two_rows)))
-    requests = [asked("Hi", max_tokens=5, n=2) for _ in range(4)]
+    requests = [make_request("Hi", max_tokens=5, n=2) for _ in range(4)]
     assert all(all(texts) for texts in await together(engine, *requests))
     engine.close()
 
@@ -282,12 +296,12 @@ def test_rows_of_one_long_prompt_take_its_memory_once() -> None:
     runner = tiny.runner(context=4096)
     events: list[Event] = []
     endless = {tiny.END: -100.0}
-    generation = asked("a" * 1100, max_tokens=20, n=16, logit_bias=endless, seed=1)
-    prompt = len(tiny.chat_format().encode(generation.messages))
+    request = make_request("a" * 1100, max_tokens=20, n=16, logit_bias=endless, seed=1)
+    prompt = len(tiny.chat_format().encode(request.messages))
     bytes_for, copy = runner.rows.bytes_for, prompt * runner.rows.shape.token_bytes
     most = bytes_for(1, prompt) + bytes_for(8, 20) + copy
     batch = Batch(runner, tiny.chat_format(), Capacity(kv_bytes=most, prefix_bytes=0))
-    batch.add(Submission(generation, events.append))
+    batch.add(Submission(request, events.append))
     crowds, used = set(), set()
     while not batch.idle:
         batch.step()
@@ -313,7 +327,7 @@ async def test_a_row_that_finds_no_memory_to_grow_takes_only_its_batch_with_it(
         resize(pool, slots)
 
     monkeypatch.setattr(Pool, "_resize", refuse)
-    endless = asked("Hi", max_tokens=300, logit_bias={tiny.END: -100.0})
+    endless = make_request("Hi", max_tokens=300, logit_bias={tiny.END: -100.0})
     async with asyncio.timeout(60):
         with pytest.raises(ProviderFailed):
             await answer(engine, endless)

@@ -50,23 +50,23 @@ def engine() -> Iterator[Engine]:
 class Drawn(LogitsProcessor):  # type: ignore[misc]  # not followed
     """Forces the token that transformers' own warpers and one number per step lead to.
 
-    That is the first one, in the order of the vocabulary or, where the law cuts, of falling
+    That is the first one, in the order of the vocabulary or, with top_k, top_p or min_p, of falling
     probability, at which the cumulative probability exceeds the number.
     """
 
-    def __init__(self, law: SamplingParams, seed: str) -> None:
-        cuts = law.top_k or law.top_p < 1 or law.min_p
-        self.greedy = law.temperature == 0
+    def __init__(self, sampling: SamplingParams, seed: str) -> None:
+        cuts = sampling.top_k or sampling.top_p < 1 or sampling.min_p
+        self.greedy = sampling.temperature == 0
         self.sorted = bool(cuts)
         self.warpers = LogitsProcessorList()
         if not self.greedy:
-            self.warpers.append(TemperatureLogitsWarper(law.temperature))
-        if law.top_k:
-            self.warpers.append(TopKLogitsWarper(law.top_k))
-        if law.top_p < 1:
-            self.warpers.append(TopPLogitsWarper(law.top_p))
-        if law.min_p:
-            self.warpers.append(MinPLogitsWarper(law.min_p))
+            self.warpers.append(TemperatureLogitsWarper(sampling.temperature))
+        if sampling.top_k:
+            self.warpers.append(TopKLogitsWarper(sampling.top_k))
+        if sampling.top_p < 1:
+            self.warpers.append(TopPLogitsWarper(sampling.top_p))
+        if sampling.min_p:
+            self.warpers.append(MinPLogitsWarper(sampling.min_p))
         self.rng = random.Random(seed)
         self.gaps: list[float] = []
 
@@ -76,35 +76,37 @@ class Drawn(LogitsProcessor):  # type: ignore[misc]  # not followed
             best, second = scores[0].topk(2).values.tolist()
             self.gaps.append(best - second)
             return scores
-        law = self.warpers(input_ids, scores)[0].double().softmax(-1)
-        order = law.argsort(descending=True, stable=True) if self.sorted else torch.arange(len(law))
-        borders = law[order].cumsum(0)
+        probabilities = self.warpers(input_ids, scores)[0].double().softmax(-1)
+        order = torch.arange(len(probabilities))
+        if self.sorted:
+            order = probabilities.argsort(descending=True, stable=True)
+        borders = probabilities[order].cumsum(0)
         place = int((borders > number).nonzero()[0])
-        self.gaps.append(float((borders[law[order] > 0] - number).abs().min()))
+        self.gaps.append(float((borders[probabilities[order] > 0] - number).abs().min()))
         forced = torch.full_like(scores, -torch.inf)
         forced[0, order[place]] = 0.0
         return forced
 
 
-async def choices(engine: Engine, asked: EngineRequest) -> list[Choice]:
-    found = [Choice() for _ in range(asked.n)]
-    async for event in engine.stream(asked):
+async def choices(engine: Engine, request: EngineRequest) -> list[Choice]:
+    found = [Choice() for _ in range(request.n)]
+    async for event in engine.stream(request):
         if isinstance(event, Piece):
             found[event.choice].add(event)
     return found
 
 
 def assert_as_generated(
-    reference: LlamaForCausalLM, asked: EngineRequest, index: int, choice: Choice
+    reference: LlamaForCausalLM, request: EngineRequest, index: int, choice: Choice
 ) -> int:
     """Compare token by token until the reference's own choice is close; return how many."""
-    prompt = FORMAT.encode(asked.messages)
-    drawn = Drawn(asked.law, f"{asked.seed}:{index}")
+    prompt = FORMAT.encode(request.messages)
+    drawn = Drawn(request.sampling, f"{request.seed}:{index}")
     whole = reference.generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt)),
         do_sample=False,
-        max_new_tokens=asked.max_tokens,
+        max_new_tokens=request.max_tokens,
         eos_token_id=tiny.END,
         pad_token_id=tiny.END,
         logits_processor=LogitsProcessorList([drawn]),
@@ -117,10 +119,10 @@ def assert_as_generated(
 
 
 def assert_scored_as_alone(
-    reference: LlamaForCausalLM, asked: EngineRequest, choice: Choice
+    reference: LlamaForCausalLM, request: EngineRequest, choice: Choice
 ) -> None:
     """Compare all log-probabilities with one independent pass over prompt and answer."""
-    prompt = FORMAT.encode(asked.messages)
+    prompt = FORMAT.encode(request.messages)
     written = [IDS[token.spelling] for token in choice.tokens]
     with torch.inference_mode():
         logits = reference(torch.tensor([prompt + written])).logits[0, len(prompt) - 1 :]
@@ -130,26 +132,28 @@ def assert_scored_as_alone(
         assert (top - row.topk(len(top)).values).abs().max() < 1e-3
 
 
-LAWS = {
+SAMPLING = {
     "greedy": SamplingParams(temperature=0),
     "seeded": SamplingParams(temperature=0.9),
     "seeded and cut": SamplingParams(temperature=1.2, top_k=60, top_p=0.9, min_p=0.02),
 }
 
 
-def asked(letters: int, law: SamplingParams, seed: int, **fields: Any) -> EngineRequest:
+def make_request(letters: int, sampling: SamplingParams, seed: int, **fields: Any) -> EngineRequest:
     text = "".join(random.Random(seed).choices("abcdefgh ", k=letters))
     fields = {"max_tokens": 8, "top_logprobs": 20, **fields}
-    return EngineRequest(messages=[{"role": "user", "content": text}], law=law, seed=seed, **fields)
+    return EngineRequest(
+        messages=[{"role": "user", "content": text}], sampling=sampling, seed=seed, **fields
+    )
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("sampling", SAMPLING.values(), ids=SAMPLING)
 @pytest.mark.parametrize("at_once", [1, 16], ids=["alone", "sixteen at once"])
 async def test_tokens_and_scores_are_those_of_transformers(
-    engine: Engine, reference: LlamaForCausalLM, law: SamplingParams, at_once: int
+    engine: Engine, reference: LlamaForCausalLM, sampling: SamplingParams, at_once: int
 ) -> None:
-    requests = [asked(length, law, seed) for seed, length in enumerate(LENGTHS)]
+    requests = [make_request(length, sampling, seed) for seed, length in enumerate(LENGTHS)]
     sure = 0
     for start in range(0, 16 if at_once == 16 else 4, at_once):
         some = requests[start : start + at_once]
@@ -162,12 +166,12 @@ async def test_tokens_and_scores_are_those_of_transformers(
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("sampling", SAMPLING.values(), ids=SAMPLING)
 @pytest.mark.parametrize("letters", [4, 300], ids=["copied prompt", "shared prompt"])
 async def test_choices_of_one_prompt_are_those_of_transformers(
-    engine: Engine, reference: LlamaForCausalLM, law: SamplingParams, letters: int
+    engine: Engine, reference: LlamaForCausalLM, sampling: SamplingParams, letters: int
 ) -> None:
-    one = asked(letters, law, 77, n=3, max_tokens=12)
+    one = make_request(letters, sampling, 77, n=3, max_tokens=12)
     sure = 0
     for index, choice in enumerate(await choices(engine, one)):
         sure += assert_as_generated(reference, one, index, choice)
@@ -184,18 +188,18 @@ LETTERS = dict.fromkeys((FORMAT.encode_text(letter)[0] for letter in "xyz"), 90.
     "fields",
     [
         {},
-        {"law": SamplingParams(temperature=3)},
-        {"law": SamplingParams(temperature=1.6, top_k=2)},
-        {"law": SamplingParams(temperature=3, top_p=0.6)},
-        {"law": SamplingParams(temperature=3, min_p=0.5)},
+        {"sampling": SamplingParams(temperature=3)},
+        {"sampling": SamplingParams(temperature=1.6, top_k=2)},
+        {"sampling": SamplingParams(temperature=3, top_p=0.6)},
+        {"sampling": SamplingParams(temperature=3, min_p=0.5)},
         {"presence_penalty": 1.5},
         {"presence_penalty": -1.0, "frequency_penalty": 0.8},
-        {"frequency_penalty": 2.0, "law": SamplingParams(temperature=3, top_p=0.9)},
+        {"frequency_penalty": 2.0, "sampling": SamplingParams(temperature=3, top_p=0.9)},
         {"logit_bias": {**LETTERS, next(iter(LETTERS)): 91.5}},
     ],
     ids=["plain", "hot", "top_k", "top_p", "min_p", "presence", "both", "frequency", "bias"],
 )
-async def test_pairs_of_tokens_follow_the_exact_law(
+async def test_pairs_of_tokens_follow_the_exact_distribution(
     engine: Engine, reference: LlamaForCausalLM, fields: dict[str, Any]
 ) -> None:
     """Chi-square of 1,000 pairs of three letters, which are all that a bias leaves.
@@ -203,16 +207,16 @@ async def test_pairs_of_tokens_follow_the_exact_law(
     The prompt has some of the letters: penalties count what the choice wrote, not those.
     """
     settings: dict[str, Any] = {"logit_bias": LETTERS, "max_tokens": 2, "n": 125, **fields}
-    settings = {"law": SamplingParams(temperature=2), **settings}
+    settings = {"sampling": SamplingParams(temperature=2), **settings}
     messages = [{"role": "user", "content": "x zz"}]
     counts: Counter[tuple[int, ...]] = Counter()
     for seed in range(8):
         one = EngineRequest(messages=messages, seed=seed, top_logprobs=0, **settings)
         for choice in await choices(engine, one):
             counts[tuple(IDS[token.spelling] for token in choice.tokens)] += 1
-    law = pairs(reference, one)
-    assert set(counts) <= set(law)
-    assert_follows([counts[pair] for pair in law], list(law.values()))
+    expected = pairs(reference, one)
+    assert set(counts) <= set(expected)
+    assert_follows([counts[pair] for pair in expected], list(expected.values()))
 
 
 def pairs(reference: LlamaForCausalLM, one: EngineRequest) -> dict[tuple[int, ...], float]:
@@ -228,7 +232,7 @@ def pairs(reference: LlamaForCausalLM, one: EngineRequest) -> dict[tuple[int, ..
             - one.presence_penalty * (token in written)
             for token, bias in one.logit_bias.items()
         }
-        return exact(shifted, one.law)
+        return exact(shifted, one.sampling)
 
     prompt = FORMAT.encode(one.messages)
     return {

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from optillm_hooks.decoding.cot_decoding import CotSettings
 from optillm_hooks.errors import OptiLLMError, ProviderFailed, RequestRejected
-from optillm_hooks.local_provider import models, request
+from optillm_hooks.local_provider import models
 from optillm_hooks.local_provider.batch import Batch, Capacity
 from optillm_hooks.local_provider.chat_format import ChatFormat
 from optillm_hooks.local_provider.engine import Engine
@@ -28,6 +28,7 @@ from optillm_hooks.local_provider.engine_request import (
     UnknownModel,
 )
 from optillm_hooks.local_provider.kv_cache import Row
+from optillm_hooks.local_provider.request import parse_request
 from optillm_hooks.local_provider.runner import Runner
 from tests.local_provider import tiny
 
@@ -37,7 +38,7 @@ ENDLESS = {FORMAT.encode_text("a")[0]: 90.0}
 """A letter for every token, so that each is shown at once and none ends a reply."""
 
 
-def asked(letters: int, **fields: Any) -> EngineRequest:
+def make_request(letters: int, **fields: Any) -> EngineRequest:
     text = "".join(random.Random(letters).choices("abcdefgh ", k=letters))
     return EngineRequest(messages=[{"role": "user", "content": text}], **fields)
 
@@ -59,15 +60,15 @@ class Counted(Runner):
 class Client:
     """A request put into a batch by hand, so that steps can be counted."""
 
-    job: Submission = field(init=False)
+    submission: Submission = field(init=False)
     events: list[tuple[int, Event]] = field(default_factory=list)
     step: int = 0
 
     @classmethod
-    def of(cls, generation: EngineRequest) -> "Client":
+    def of(cls, request: EngineRequest) -> "Client":
         client = cls()
-        client.job = Submission(
-            generation, lambda event: client.events.append((client.step, event))
+        client.submission = Submission(
+            request, lambda event: client.events.append((client.step, event))
         )
         return client
 
@@ -87,7 +88,7 @@ def run(batch: Batch, arrivals: dict[int, Client]) -> None:
         for client in arrivals.values():
             client.step = step
         if step in arrivals:
-            batch.add(arrivals[step].job)
+            batch.add(arrivals[step].submission)
         elif batch.idle and step > max(arrivals):
             return
         batch.step()
@@ -110,25 +111,36 @@ async def test_sixty_four_streams_at_once_are_all_answered_and_nothing_is_left()
         letters = [4, 30, 120, 700, 1400][i % 5]
         match i % 8:
             case 0:
-                kinds.append(("cancelled", asked(letters, max_tokens=600, logit_bias=ENDLESS, n=2)))
+                kinds.append(
+                    ("cancelled", make_request(letters, max_tokens=600, logit_bias=ENDLESS, n=2))
+                )
             case 1:
-                kinds.append(("several", asked(letters, max_tokens=9, n=5, seed=i)))
+                kinds.append(("several", make_request(letters, max_tokens=9, n=5, seed=i)))
             case 2:
-                kinds.append(("stopped", asked(letters, max_tokens=400, stop=("a", "b"), seed=i)))
+                kinds.append(
+                    ("stopped", make_request(letters, max_tokens=400, stop=("a", "b"), seed=i))
+                )
             case 3:
-                kinds.append(("formed", asked(letters, max_tokens=300, schema=schema, seed=i)))
+                kinds.append(
+                    ("formed", make_request(letters, max_tokens=300, schema=schema, seed=i))
+                )
             case 4:
-                kinds.append(("wrong", asked(letters, schema={"not": {}})))
+                kinds.append(("wrong", make_request(letters, schema={"not": {}})))
             case 5:
-                kinds.append(("too long", asked(3000 + letters, max_tokens=5)))
+                kinds.append(("too long", make_request(3000 + letters, max_tokens=5)))
             case _:
                 kinds.append(
-                    ("plain", asked(letters, max_tokens=12, law=SamplingParams(temperature=0)))
+                    (
+                        "plain",
+                        make_request(
+                            letters, max_tokens=12, sampling=SamplingParams(temperature=0)
+                        ),
+                    )
                 )
 
-    async def client(kind: str, generation: EngineRequest) -> str:
-        choices = [Choice() for _ in range(generation.n)]
-        events = engine.stream(generation)
+    async def client(kind: str, request: EngineRequest) -> str:
+        choices = [Choice() for _ in range(request.n)]
+        events = engine.stream(request)
         finished = None
         try:
             async for event in events:
@@ -171,7 +183,7 @@ async def test_a_full_queue_refuses_and_answers_those_inside() -> None:
 
     async def client() -> None:
         try:
-            async for _ in engine.stream(asked(5, max_tokens=4)):
+            async for _ in engine.stream(make_request(5, max_tokens=4)):
                 pass
             results.append("answered")
         except ProviderFailed as exc:
@@ -188,8 +200,8 @@ async def test_a_full_queue_refuses_and_answers_those_inside() -> None:
 def test_a_long_prompt_stalls_a_running_stream_by_one_chunk_per_token(chunk: int) -> None:
     runner = Counted()
     batch = Batch(runner, FORMAT, Capacity(chunk=chunk))
-    running = Client.of(asked(4, max_tokens=40, logit_bias=ENDLESS))
-    long = Client.of(asked(1500, max_tokens=2, logit_bias=ENDLESS))
+    running = Client.of(make_request(4, max_tokens=40, logit_bias=ENDLESS))
+    long = Client.of(make_request(1500, max_tokens=2, logit_bias=ENDLESS))
     run(batch, {0: running, 10: long})
     assert max(runner.prompt_tokens) <= chunk
     assert sum(runner.prompt_tokens) > 1500
@@ -203,7 +215,7 @@ def test_a_long_prompt_stalls_a_running_stream_by_one_chunk_per_token(chunk: int
 def test_two_long_prompts_at_once_share_one_chunk() -> None:
     runner = Counted()
     batch = Batch(runner, FORMAT, Capacity())
-    clients = {i: Client.of(asked(900 + i, max_tokens=2)) for i in range(3)}
+    clients = {i: Client.of(make_request(900 + i, max_tokens=2)) for i in range(3)}
     run(batch, clients)
     assert max(runner.prompt_tokens) <= 256
     assert all(client.finished for client in clients.values())
@@ -223,7 +235,7 @@ def test_prompts_with_the_same_beginning_that_come_together_are_read_once(
     batch = Batch(runner, FORMAT, Capacity(prefix_bytes=prefix_bytes))
     clients = [Client.of(EngineRequest(messages=m, max_tokens=5, seed=1)) for m in messages]
     for client in clients:
-        batch.add(client.job)
+        batch.add(client.submission)
     while not batch.idle:
         batch.step()
     assert all(client.finished for client in clients)
@@ -235,17 +247,20 @@ def test_prompts_with_the_same_beginning_that_come_together_are_read_once(
     else:
         assert cached == [0, 0, 0]
         assert sum(runner.prompt_tokens) > 1800
-    for client, asked_for in zip(clients, messages, strict=True):
-        alone = Client.of(EngineRequest(messages=asked_for, max_tokens=5, seed=1))
+    for client, wanted in zip(clients, messages, strict=True):
+        alone = Client.of(EngineRequest(messages=wanted, max_tokens=5, seed=1))
         run(Batch(Counted(), FORMAT, Capacity()), {0: alone})
         assert written(client) == written(alone)
 
 
 def test_a_prompt_with_a_beginning_of_its_own_waits_for_no_other() -> None:
     batch = Batch(Counted(), FORMAT, Capacity(chunk=64))
-    long, other = Client.of(asked(600, max_tokens=2)), Client.of(asked(40, max_tokens=2))
-    batch.add(long.job)
-    batch.add(other.job)
+    long, other = (
+        Client.of(make_request(600, max_tokens=2)),
+        Client.of(make_request(40, max_tokens=2)),
+    )
+    batch.add(long.submission)
+    batch.add(other.submission)
     batch.step()
     assert len(list(batch._runner.rows.rows())) == 2
 
@@ -253,8 +268,8 @@ def test_a_prompt_with_a_beginning_of_its_own_waits_for_no_other() -> None:
 def test_a_short_request_behind_a_wide_one_has_its_row_as_soon_as_one_is_free() -> None:
     """Four rows; the wide request would fill them for 25 rounds of 8 tokens."""
     batch = Batch(Counted(), FORMAT, Capacity(rows=4))
-    wide = Client.of(asked(5, n=100, max_tokens=8, logit_bias=ENDLESS))
-    short = Client.of(asked(6, max_tokens=2, logit_bias=ENDLESS))
+    wide = Client.of(make_request(5, n=100, max_tokens=8, logit_bias=ENDLESS))
+    short = Client.of(make_request(6, max_tokens=2, logit_bias=ENDLESS))
     run(batch, {0: wide, 3: short})
     assert short.steps[0] <= 3 + 8 + 1
     assert wide.finished
@@ -263,7 +278,9 @@ def test_a_short_request_behind_a_wide_one_has_its_row_as_soon_as_one_is_free() 
 
 def test_requests_are_begun_in_the_order_of_their_coming() -> None:
     batch = Batch(Counted(), FORMAT, Capacity(rows=1))
-    clients = {i: Client.of(asked(5 + i, max_tokens=3, logit_bias=ENDLESS)) for i in range(6)}
+    clients = {
+        i: Client.of(make_request(5 + i, max_tokens=3, logit_bias=ENDLESS)) for i in range(6)
+    }
     run(batch, clients)
     begun = [client.steps[0] for client in clients.values()]
     assert begun == sorted(begun)
@@ -273,14 +290,14 @@ def test_requests_are_begun_in_the_order_of_their_coming() -> None:
 def test_a_request_that_is_cancelled_at_any_time_frees_its_rows_at_the_next_step(at: str) -> None:
     runner = Counted()
     batch = Batch(runner, FORMAT, Capacity(rows=1 if at == "waiting" else 8, prefix_bytes=0))
-    other = Client.of(asked(4, max_tokens=60, logit_bias=ENDLESS))
-    gone = Client.of(asked(1200, n=3, max_tokens=50, logit_bias=ENDLESS))
-    batch.add(other.job)
-    batch.add(gone.job)
+    other = Client.of(make_request(4, max_tokens=60, logit_bias=ENDLESS))
+    gone = Client.of(make_request(1200, n=3, max_tokens=50, logit_bias=ENDLESS))
+    batch.add(other.submission)
+    batch.add(gone.submission)
     for _ in range({"waiting": 3, "reading": 2, "writing": 12}[at]):
         batch.step()
     assert len(list(runner.rows.rows())) == {"waiting": 1, "reading": 2, "writing": 4}[at]
-    gone.job.cancelled = True
+    gone.submission.cancelled = True
     batch.step()
     assert len(list(runner.rows.rows())) == 1
     told = len(gone.events)
@@ -293,7 +310,10 @@ def test_a_request_that_is_cancelled_at_any_time_frees_its_rows_at_the_next_step
 
 def test_an_error_for_one_says_nothing_to_the_others() -> None:
     batch = Batch(Counted(), FORMAT, Capacity())
-    good, bad = Client.of(asked(4, max_tokens=5)), Client.of(asked(4, schema={"not": {}}))
+    good, bad = (
+        Client.of(make_request(4, max_tokens=5)),
+        Client.of(make_request(4, schema={"not": {}})),
+    )
     run(batch, {0: good, 1: bad})
     assert good.finished
     assert [isinstance(event, OptiLLMError) for _, event in bad.events] == [True]
@@ -326,7 +346,7 @@ async def test_bad_requests_beside_a_stream_are_each_refused_and_the_stream_goes
         return batches[-1]
 
     engine = Engine("bad", load)
-    good = asked(9, max_tokens=200, seed=5, logit_bias={tiny.END: -100.0})
+    good = make_request(9, max_tokens=200, seed=5, logit_bias={tiny.END: -100.0})
     alone, beside = Choice(), Choice()
     async for event in engine.stream(good):
         if isinstance(event, Piece):
@@ -352,19 +372,22 @@ async def test_bad_requests_beside_a_stream_are_each_refused_and_the_stream_goes
 
 def test_a_top_k_that_is_no_number_for_torch_is_refused() -> None:
     with pytest.raises(RequestRejected, match="top_k"):
-        request.parse(saying("x")["messages"], {"top_k": 10**400})
+        parse_request(saying("x")["messages"], {"top_k": 10**400})
 
 
 def test_the_last_logit_can_be_biased() -> None:
     runner = Counted()
-    client = Client.of(asked(4, max_tokens=3, logit_bias={runner.vocabulary - 1: 100.0}))
+    client = Client.of(make_request(4, max_tokens=3, logit_bias={runner.vocabulary - 1: 100.0}))
     run(Batch(runner, FORMAT, Capacity()), {0: client})
     assert client.finished
 
 
 def test_whatever_breaks_while_a_request_is_prepared_breaks_it_alone() -> None:
     """What broke is not told: it may be the prompt."""
-    good, bad = Client.of(asked(4, max_tokens=5)), Client.of(EngineRequest(messages=cast(Any, 5)))
+    good, bad = (
+        Client.of(make_request(4, max_tokens=5)),
+        Client.of(EngineRequest(messages=cast(Any, 5))),
+    )
     run(Batch(Counted(), FORMAT, Capacity()), {0: good, 1: bad})
     assert good.finished
     ((_, failure),) = bad.events
@@ -386,7 +409,9 @@ async def test_first_requests_that_come_together_share_one_failed_load() -> None
         return Batch(runner, FORMAT, Capacity())
 
     engine = Engine("broken", load)
-    tasks = [asyncio.create_task(anext(engine.stream(asked(4, max_tokens=2)))) for _ in range(8)]
+    tasks = [
+        asyncio.create_task(anext(engine.stream(make_request(4, max_tokens=2)))) for _ in range(8)
+    ]
     while engine._inside < 8:  # noqa: ASYNC110 (they come one by one)
         await asyncio.sleep(0)
     together.set()
@@ -394,7 +419,7 @@ async def test_first_requests_that_come_together_share_one_failed_load() -> None
     assert [str(failure) for failure in failures] == ["broken: OSError: no such file"] * 8
     assert all(isinstance(failure, ProviderFailed) for failure in failures)
     assert loads == 1
-    assert [event async for event in engine.stream(asked(4, max_tokens=2))]
+    assert [event async for event in engine.stream(make_request(4, max_tokens=2))]
     assert loads == 2
     engine.close()
 
@@ -407,7 +432,7 @@ async def test_an_engine_that_is_closed_while_a_load_fails_ends() -> None:
         raise OSError("no such file")
 
     engine = Engine("closed", load)
-    task = asyncio.create_task(anext(engine.stream(asked(4))))
+    task = asyncio.create_task(anext(engine.stream(make_request(4))))
     while not engine._inside:  # noqa: ASYNC110 (it comes in a while)
         await asyncio.sleep(0)
     engine._inbox.put(None)
@@ -419,7 +444,7 @@ async def test_an_engine_that_is_closed_while_a_load_fails_ends() -> None:
 
 
 def test_a_batch_asked_for_an_adapter_that_it_has_not_says_which_it_has() -> None:
-    client = Client.of(asked(4, adapter="x"))
+    client = Client.of(make_request(4, adapter="x"))
     run(Batch(Counted(), FORMAT, Capacity()), {0: client})
     ((_, failure),) = client.events
     assert isinstance(failure, UnknownModel)
@@ -434,7 +459,7 @@ def served(batch: Batch, clients: Sequence[Client]) -> tuple[int, int, int]:
     kept = batch._runner.rows
     crowds, filled, allocated = [0], [0], [0]
     for client in clients:
-        batch.add(client.job)
+        batch.add(client.submission)
     while not batch.idle:
         batch.step()
         pools = kept._pools + kept._trunk_pools
@@ -453,7 +478,9 @@ def test_memory_for_five_rows_is_filled_by_five_rows() -> None:
     runner = Counted()
     most = runner.rows.bytes_for(5, 1200)
     batch = Batch(runner, FORMAT, Capacity(kv_bytes=most, prefix_bytes=0))
-    clients = [Client.of(asked(1100 + i, max_tokens=50, logit_bias=ENDLESS)) for i in range(7)]
+    clients = [
+        Client.of(make_request(1100 + i, max_tokens=50, logit_bias=ENDLESS)) for i in range(7)
+    ]
     crowd, filled, allocated = served(batch, clients)
     assert (crowd, filled) == (5, most)
     assert most < allocated <= 2 * most
@@ -467,7 +494,7 @@ def test_a_crowd_fills_the_memory_for_it_at_most_whatever_is_asked(prefix_bytes:
     kinds: list[dict[str, Any]] = [{}, {"n": 2}, {"n": 5}, {"decoding": CotSettings(k=3)}]
     clients = [
         Client.of(
-            asked(
+            make_request(
                 rng.choice([4, 90, 400]) + i,
                 max_tokens=rng.choice([3, 12, 40]),
                 logit_bias=ENDLESS,
@@ -486,11 +513,11 @@ def test_a_prompt_is_let_go_when_no_further_row_will_begin_from_it() -> None:
     runner = Counted()
     for prefix_bytes, n, copies in [(0, 1, 0), (0, 3, 1), (1 << 28, 3, 0)]:
         batch = Batch(runner, FORMAT, Capacity(rows=2, prefix_bytes=prefix_bytes))
-        client = Client.of(asked(30, n=n, max_tokens=20, logit_bias=ENDLESS))
-        batch.add(client.job)
+        client = Client.of(make_request(30, n=n, max_tokens=20, logit_bias=ENDLESS))
+        batch.add(client.submission)
         for _ in range(5):
             batch.step()
-        (job,) = batch._jobs
+        (job,) = batch._active
         prompt = len(job.prompt) * runner.rows.shape.token_bytes
         assert (job.prefix is None) == (n == 1)
         assert batch.bytes == runner.rows.bytes + batch._prefixes.bytes + copies * prompt
@@ -516,10 +543,10 @@ def test_slots_are_given_back_as_rows_leave_and_the_last_keeps_what_it_holds() -
     assert (found - wanted).abs().max() < 1e-4
 
 
-def reply(batch: Batch, generation: EngineRequest) -> tuple[list[Choice], Finished]:
-    client = Client.of(generation)
+def reply(batch: Batch, request: EngineRequest) -> tuple[list[Choice], Finished]:
+    client = Client.of(request)
     run(batch, {0: client})
-    choices = [Choice() for _ in range(generation.n)]
+    choices = [Choice() for _ in range(request.n)]
     for _, event in client.events:
         if isinstance(event, Piece):
             choices[event.choice].add(event)
@@ -530,7 +557,7 @@ def reply(batch: Batch, generation: EngineRequest) -> tuple[list[Choice], Finish
 
 def test_more_tokens_than_the_context_has_are_cut_to_it() -> None:
     batch = Batch(tiny.runner(64), FORMAT, Capacity())
-    ((choice,), finished) = reply(batch, asked(9, max_tokens=9999, logit_bias=ENDLESS))
+    ((choice,), finished) = reply(batch, make_request(9, max_tokens=9999, logit_bias=ENDLESS))
     assert choice.finish_reason == "length"
     assert finished.prompt_tokens + finished.completion_tokens == 64
     assert choice.text == "a" * finished.completion_tokens
@@ -542,8 +569,8 @@ def test_each_choice_ends_at_its_own_stop_string() -> None:
     often = {FORMAT.encode_text(letter)[0]: 5.0 for letter in "ab"}
     fields: dict[str, Any] = {"n": 4, "seed": 1, "max_tokens": 40}
     fields["logit_bias"] = {**end, **think, **often}
-    whole, _ = reply(batch, asked(9, **fields))
-    stopped, _ = reply(batch, asked(9, **fields, stop=("ab",)))
+    whole, _ = reply(batch, make_request(9, **fields))
+    stopped, _ = reply(batch, make_request(9, **fields, stop=("ab",)))
     assert [choice.text for choice in stopped] == [one.text.partition("ab")[0] for one in whole]
     reasons = ["stop" if "ab" in one.text else "length" for one in whole]
     assert [choice.finish_reason for choice in stopped] == reasons
@@ -557,6 +584,6 @@ def test_a_reply_ends_at_any_of_several_end_tokens(end: int) -> None:
     loaded.model.generation_config.eos_token_id = [40, 50]
     chat_format = ChatFormat(loaded.tokenizer, models.end_ids(loaded))
     batch = Batch(Runner(loaded.model), chat_format, Capacity())
-    ((choice,), finished) = reply(batch, asked(9, max_tokens=5, logit_bias={end: 90.0}))
+    ((choice,), finished) = reply(batch, make_request(9, max_tokens=5, logit_bias={end: 90.0}))
     assert (choice.text, choice.finish_reason) == ("", "stop")
     assert finished.completion_tokens == 1

@@ -11,26 +11,26 @@ PROBABILITIES = [0.05, 0.4, 0.03, 0.25, 0.15, 0.12]
 LOGITS = torch.tensor(PROBABILITIES).log()[None]
 
 
-def exact(law: SamplingParams) -> list[float]:
-    """The law spelled out over plain numbers."""
-    tempered = [p ** (1 / law.temperature) for p in PROBABILITIES]
+def exact(sampling: SamplingParams) -> list[float]:
+    """Return the distribution of `sampling`, worked out over plain numbers."""
+    tempered = [p ** (1 / sampling.temperature) for p in PROBABILITIES]
     order = sorted(range(len(tempered)), key=lambda i: -tempered[i])
-    order = order[: law.top_k or len(order)]
+    order = order[: sampling.top_k or len(order)]
     total = sum(tempered[i] for i in order)
     nucleus: list[int] = []
     mass = 0.0
     for i in order:
-        if mass >= law.top_p:
+        if mass >= sampling.top_p:
             break
         nucleus.append(i)
         mass += tempered[i] / total
-    nucleus = [i for i in nucleus if tempered[i] >= law.min_p * tempered[order[0]]]
+    nucleus = [i for i in nucleus if tempered[i] >= sampling.min_p * tempered[order[0]]]
     total = sum(tempered[i] for i in nucleus)
     return [tempered[i] / total if i in nucleus else 0.0 for i in range(len(tempered))]
 
 
 @pytest.mark.parametrize(
-    "law",
+    "sampling",
     [
         pytest.param(SamplingParams(), id="plain"),
         pytest.param(SamplingParams(temperature=0.5), id="cold"),
@@ -43,20 +43,22 @@ def exact(law: SamplingParams) -> list[float]:
         ),
     ],
 )
-def test_a_grid_of_uniform_numbers_gives_the_exact_shares(law: SamplingParams) -> None:
+def test_a_grid_of_uniform_numbers_gives_the_exact_shares(sampling: SamplingParams) -> None:
     """No chance in it: with n evenly spaced numbers a share is within 1/n of its probability."""
     n = 2000
-    tokens = draw(LOGITS.expand(n, -1), [law] * n, [(i + 0.5) / n for i in range(n)])
+    tokens = draw(LOGITS.expand(n, -1), [sampling] * n, [(i + 0.5) / n for i in range(n)])
     counts = Counter(tokens)
-    for token, probability in enumerate(exact(law)):
+    for token, probability in enumerate(exact(sampling)):
         assert abs(counts[token] / n - probability) <= 1.01 / n
 
 
 @pytest.mark.parametrize(
-    "law", [SamplingParams(1e-300), SamplingParams(1e-45, top_p=0.9), SamplingParams(1e-6)]
+    "sampling", [SamplingParams(1e-300), SamplingParams(1e-45, top_p=0.9), SamplingParams(1e-6)]
 )
-def test_a_temperature_next_to_zero_is_like_zero(law: SamplingParams) -> None:
-    assert draw(torch.tensor([[1.0, 3.0, 2.0], [-80.0, -90.0, 80.0]]), [law] * 2, [0.99, 0.5]) == [
+def test_a_temperature_next_to_zero_is_like_zero(sampling: SamplingParams) -> None:
+    assert draw(
+        torch.tensor([[1.0, 3.0, 2.0], [-80.0, -90.0, 80.0]]), [sampling] * 2, [0.99, 0.5]
+    ) == [
         1,
         2,
     ]
@@ -70,7 +72,7 @@ def test_temperature_zero_takes_the_likeliest_and_the_first_of_equals() -> None:
 def test_a_row_draws_the_same_token_alone_and_in_a_crowd() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(6, 5000, generator=generator) * 3
-    laws = [
+    params = [
         SamplingParams(),
         SamplingParams(top_p=0.8),
         SamplingParams(top_k=400),
@@ -79,8 +81,8 @@ def test_a_row_draws_the_same_token_alone_and_in_a_crowd() -> None:
         SamplingParams(1.5, 0.999),
     ]
     uniforms = torch.rand(6, generator=generator).tolist()
-    together = draw(logits, laws, uniforms)
-    alone = [draw(logits[b : b + 1], laws[b : b + 1], uniforms[b : b + 1])[0] for b in range(6)]
+    together = draw(logits, params, uniforms)
+    alone = [draw(logits[b : b + 1], params[b : b + 1], uniforms[b : b + 1])[0] for b in range(6)]
     assert together == alone
 
 
@@ -110,8 +112,10 @@ def test_penalties_and_bias_are_those_that_openai_defines() -> None:
     assert logits.tolist() == [[1.0, 4.0, 0.75, 1.0, -99.0], [1.0] * 5]
 
 
-@pytest.mark.parametrize("law", [SamplingParams(), SamplingParams(top_k=3)], ids=["plain", "cut"])
-def test_a_number_next_to_one_draws_a_token_that_can_be_drawn(law: SamplingParams) -> None:
+@pytest.mark.parametrize(
+    "sampling", [SamplingParams(), SamplingParams(top_k=3)], ids=["plain", "cut"]
+)
+def test_a_number_next_to_one_draws_a_token_that_can_be_drawn(sampling: SamplingParams) -> None:
     """In float32 the largest number below 1 in float64 is 1."""
     logits = torch.tensor([[0.0, 1.0, -torch.inf, 0.5, -torch.inf, -torch.inf]])
-    assert draw(logits, [law], [1 - 2**-53])[0] in (0, 1, 3)
+    assert draw(logits, [sampling], [1 - 2**-53])[0] in (0, 1, 3)

@@ -8,7 +8,7 @@ from optillm_hooks.local_provider.scheduler import admit, chunk_prefills
 
 @dataclass(frozen=True)
 class Request:
-    running: int
+    rows: int
     wanted: int
 
 

@@ -20,7 +20,6 @@ from optillm_hooks.decoding.deepconf import DeepConfSettings
 from optillm_hooks.decoding.entropy_decoding import EntropySettings
 from optillm_hooks.decoding.thinkdeeper import ThinkSettings
 from optillm_hooks.errors import ProviderFailed, RequestRejected
-from optillm_hooks.local_provider import request
 from optillm_hooks.local_provider.batch import Batch, Capacity
 from optillm_hooks.local_provider.engine import Engine
 from optillm_hooks.local_provider.engine_request import (
@@ -32,6 +31,7 @@ from optillm_hooks.local_provider.engine_request import (
     Submission,
 )
 from optillm_hooks.local_provider.grammar import Constraint, Grammars, Thinking
+from optillm_hooks.local_provider.request import parse_request
 from tests.local_provider import tiny
 from tests.local_provider.laws import assert_follows, exact
 
@@ -51,19 +51,19 @@ def engine() -> Iterator[Engine]:
     assert not list(runner.rows.rows())
 
 
-def replies(engine: Engine, asked: EngineRequest) -> list[Choice]:
-    choices = [Choice() for _ in range(asked.n)]
-    for event in engine.stream_sync(asked):
+def replies(engine: Engine, request: EngineRequest) -> list[Choice]:
+    choices = [Choice() for _ in range(request.n)]
+    for event in engine.stream_sync(request):
         if isinstance(event, Piece):
             choices[event.choice].add(event)
     return choices
 
 
-def asked(schema: dict[str, Any], **fields: Any) -> EngineRequest:
+def make_request(schema: dict[str, Any], **fields: Any) -> EngineRequest:
     """What a request with this schema asks for, by the door that clients use."""
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
-    generation = request.parse(HI, {"response_format": form, **fields})
-    return replace(generation, logit_bias={**FLAT, **generation.logit_bias})
+    request = parse_request(HI, {"response_format": form, **fields})
+    return replace(request, logit_bias={**FLAT, **request.logit_bias})
 
 
 PERSON = {
@@ -162,7 +162,7 @@ SCHEMAS = st.recursive(SCALARS, wider, max_leaves=5)
 def test_what_ends_by_itself_obeys_its_schema(
     engine: Engine, schema: dict[str, Any], seed: int
 ) -> None:
-    for choice in replies(engine, asked(schema, n=3, seed=seed, max_tokens=500)):
+    for choice in replies(engine, make_request(schema, n=3, seed=seed, max_tokens=500)):
         if choice.finish_reason == "stop":
             jsonschema.validate(json.loads(choice.text), schema)
         else:
@@ -170,7 +170,7 @@ def test_what_ends_by_itself_obeys_its_schema(
 
 
 def test_a_schema_of_all_kinds_is_obeyed_by_nearly_every_reply(engine: Engine) -> None:
-    choices = replies(engine, asked(PERSON, n=16, seed=1, max_tokens=500))
+    choices = replies(engine, make_request(PERSON, n=16, seed=1, max_tokens=500))
     ended = [choice for choice in choices if choice.finish_reason == "stop"]
     assert len(ended) > 12
     for choice in ended:
@@ -179,9 +179,9 @@ def test_a_schema_of_all_kinds_is_obeyed_by_nearly_every_reply(engine: Engine) -
 
 
 def test_json_object_is_any_object(engine: Engine) -> None:
-    generation = request.parse(HI, {"response_format": {"type": "json_object"}, "n": 8, "seed": 3})
+    request = parse_request(HI, {"response_format": {"type": "json_object"}, "n": 8, "seed": 3})
     more = {FORMAT.encode_text("}")[0]: 4.0, QUOTE: 4.0}
-    choices = replies(engine, replace(generation, logit_bias=more, max_tokens=600))
+    choices = replies(engine, replace(request, logit_bias=more, max_tokens=600))
     ended = [choice.text for choice in choices if choice.finish_reason == "stop"]
     assert len(ended) >= 4
     assert all(isinstance(json.loads(text), dict) for text in ended)
@@ -191,7 +191,7 @@ NEXT = [True, False, None, 1, 22, "x"]
 
 
 @pytest.mark.parametrize(
-    ("law", "bias"),
+    ("sampling", "bias"),
     [
         (SamplingParams(), {}),
         (SamplingParams(temperature=0.6), {}),
@@ -201,7 +201,7 @@ NEXT = [True, False, None, 1, 22, "x"]
     ids=["plain", "cold", "top_p", "top_k and a bias"],
 )
 def test_what_is_drawn_from_is_the_models_law_renormalised_over_what_is_allowed(
-    engine: Engine, law: SamplingParams, bias: dict[int, float]
+    engine: Engine, sampling: SamplingParams, bias: dict[int, float]
 ) -> None:
     """Chi-square of 2,000 first tokens against exact probabilities: false alarm below 1e-7."""
     prompt = FORMAT.encode(HI)
@@ -215,14 +215,14 @@ def test_what_is_drawn_from_is_the_models_law_renormalised_over_what_is_allowed(
     with torch.inference_mode():
         logits = tiny.model()(torch.tensor([prompt])).logits[0, -1]
     shifted = {token: logits[token].item() + bias.get(token, 0.0) for token in legal}
-    expected = exact(shifted, law)
+    expected = exact(shifted, sampling)
     counts: Counter[bytes] = Counter()
     for seed in range(16):
-        generation = EngineRequest(
-            messages=HI, n=125, seed=seed, max_tokens=1, law=law, schema={"enum": NEXT},
+        request = EngineRequest(
+            messages=HI, n=125, seed=seed, max_tokens=1, sampling=sampling, schema={"enum": NEXT},
             logit_bias=bias, top_logprobs=0,
         )  # fmt: skip
-        counts.update(choice.tokens[0].spelling for choice in replies(engine, generation))
+        counts.update(choice.tokens[0].spelling for choice in replies(engine, request))
     assert set(counts) <= {FORMAT.token_bytes(token) for token in expected}
     assert_follows(
         [counts[FORMAT.token_bytes(token)] for token in expected], list(expected.values())
@@ -230,7 +230,7 @@ def test_what_is_drawn_from_is_the_models_law_renormalised_over_what_is_allowed(
 
 
 def test_logprobs_are_those_of_the_model_without_the_form(engine: Engine) -> None:
-    (choice,) = replies(engine, asked({"enum": NEXT}, seed=1, logprobs=True, top_logprobs=2))
+    (choice,) = replies(engine, make_request({"enum": NEXT}, seed=1, logprobs=True, top_logprobs=2))
     prompt = FORMAT.encode(HI)
     with torch.inference_mode():
         logprobs = tiny.model()(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
@@ -244,9 +244,9 @@ def test_rows_with_and_without_a_form_go_together_and_do_not_disturb_each_other(
     engine: Engine,
 ) -> None:
     requests = [
-        asked(PERSON, seed=1, n=2, max_tokens=200),
+        make_request(PERSON, seed=1, n=2, max_tokens=200),
         EngineRequest(messages=HI, seed=2, max_tokens=40),
-        asked(
+        make_request(
             {"type": "array", "items": {"type": "boolean"}, "minItems": 9}, seed=3, max_tokens=60
         ),
         EngineRequest(messages=HI, seed=4, n=3, max_tokens=30, top_logprobs=1),
@@ -269,14 +269,14 @@ def test_rows_with_and_without_a_form_go_together_and_do_not_disturb_each_other(
 
 
 def test_a_reply_that_is_cut_off_says_so(engine: Engine) -> None:
-    (choice,) = replies(engine, asked(PERSON, seed=1, max_tokens=5))
+    (choice,) = replies(engine, make_request(PERSON, seed=1, max_tokens=5))
     assert choice.finish_reason == "length"
     with pytest.raises(json.JSONDecodeError):
         json.loads(choice.text)
 
 
 def test_a_stop_string_still_stops(engine: Engine) -> None:
-    (choice,) = replies(engine, asked(PERSON, seed=1, stop='"age', max_tokens=200))
+    (choice,) = replies(engine, make_request(PERSON, seed=1, stop='"age', max_tokens=200))
     assert choice.finish_reason == "stop"
     assert choice.text.startswith("{")
     assert '"name"' in choice.text
@@ -285,14 +285,18 @@ def test_a_stop_string_still_stops(engine: Engine) -> None:
 
 def test_a_bias_cannot_force_what_the_form_forbids(engine: Engine) -> None:
     (letter,) = FORMAT.encode_text("Z")
-    asked_for = asked({"enum": ["yes", "no"]}, seed=1, logit_bias={letter: 100.0, tiny.END: 100.0})
-    (choice,) = replies(engine, asked_for)
+    wanted = make_request(
+        {"enum": ["yes", "no"]}, seed=1, logit_bias={letter: 100.0, tiny.END: 100.0}
+    )
+    (choice,) = replies(engine, wanted)
     assert json.loads(choice.text) in ("yes", "no")
 
 
 def test_blanks_do_not_go_on_for_ever(engine: Engine) -> None:
     (blank,) = FORMAT.encode_text(" ")
-    (choice,) = replies(engine, asked(PERSON, seed=1, max_tokens=400, logit_bias={blank: 100.0}))
+    (choice,) = replies(
+        engine, make_request(PERSON, seed=1, max_tokens=400, logit_bias={blank: 100.0})
+    )
     assert " " * 20 in choice.text
     assert " " * 21 not in choice.text
 
@@ -321,7 +325,7 @@ def test_what_cannot_be_enforced_is_refused_by_name(
     engine: Engine, schema: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(RequestRejected, match=reason) as refusal:
-        replies(engine, asked(schema))
+        replies(engine, make_request(schema))
     assert refusal.value.param == "response_format"
     assert "start:" not in str(refusal.value)
 
@@ -338,11 +342,11 @@ def test_what_cannot_be_enforced_is_refused_by_name(
 )
 def test_a_malformed_response_format_is_refused(form: Any, message: str) -> None:
     with pytest.raises(RequestRejected, match=message):
-        request.parse(HI, {"response_format": form})
+        parse_request(HI, {"response_format": form})
 
 
 def test_text_is_no_form_at_all() -> None:
-    assert request.parse(HI, {"response_format": {"type": "text"}}).schema is None
+    assert parse_request(HI, {"response_format": {"type": "text"}}).schema is None
 
 
 def test_a_form_is_compiled_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,7 +359,7 @@ def test_a_form_is_compiled_once(engine: Engine, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("optillm_hooks.local_provider.grammar.LLMatcher", counted)
     for seed in range(3):
-        replies(engine, asked({"enum": ["compiled once"]}, n=2, seed=seed, max_tokens=9))
+        replies(engine, make_request({"enum": ["compiled once"]}, n=2, seed=seed, max_tokens=9))
     assert len(compiled) == 1
 
 
@@ -368,14 +372,14 @@ def test_a_form_that_cannot_be_kept_fails_its_request_alone(
         patched.setattr(Constraint, "fork", lambda _: Mock(wraps=Constraint(matcher)))
         patched.setattr(Grammars, "mask", lambda _self, logits, _constraints: logits)
         with pytest.raises(ProviderFailed, match="form of the reply could not be kept: too big"):
-            replies(engine, asked(PERSON, n=3))
+            replies(engine, make_request(PERSON, n=3))
         batch, events = Batch(tiny.runner(), FORMAT, Capacity()), list[Event]()
-        batch.add(Submission(asked(PERSON, n=3), events.append))
+        batch.add(Submission(make_request(PERSON, n=3), events.append))
         for _ in range(4):
             batch.step()
         assert batch.idle
         assert isinstance(events[0], ProviderFailed)
-    assert replies(engine, asked({"const": 1}, seed=1))[0].text == "1"
+    assert replies(engine, make_request({"const": 1}, seed=1))[0].text == "1"
 
 
 @pytest.mark.parametrize(
@@ -386,14 +390,16 @@ def test_a_form_that_cannot_be_kept_fails_its_request_alone(
 def test_decoding_methods_keep_the_form(engine: Engine, decoding: Any) -> None:
     schema = {"type": "array", "items": {"type": "integer", "maximum": 99, "minimum": 0},
               "minItems": 1, "maxItems": 2}  # fmt: skip
-    (choice,) = replies(engine, replace(asked(schema, seed=2, max_tokens=200), decoding=decoding))
+    (choice,) = replies(
+        engine, replace(make_request(schema, seed=2, max_tokens=200), decoding=decoding)
+    )
     jsonschema.validate(json.loads(choice.text), schema)
 
 
 def test_thinking_comes_before_the_form_and_is_free(engine: Engine) -> None:
     thinking = ThinkSettings(min_thinking_tokens=40, max_thinking_tokens=60)
-    generation = asked({"const": [1, 2]}, seed=2, max_tokens=300)
-    (choice,) = replies(engine, replace(generation, decoding=thinking))
+    request = make_request({"const": [1, 2]}, seed=2, max_tokens=300)
+    (choice,) = replies(engine, replace(request, decoding=thinking))
     assert json.loads(choice.text) == [1, 2]
     assert len(choice.reasoning) > 20
 
@@ -401,7 +407,7 @@ def test_thinking_comes_before_the_form_and_is_free(engine: Engine) -> None:
 def test_thinking_between_other_markers_has_no_form() -> None:
     decoding = {"thinkdeeper": {"end_think_token": "</hm>"}}
     with pytest.raises(RequestRejected, match="between <think> and </think>"):
-        request.parse(
+        parse_request(
             HI, {"response_format": {"type": "json_object"}, "optillm_decoding": decoding}
         )
 
@@ -445,8 +451,8 @@ def test_a_thinking_model_thinks_before_the_form(opened: bool) -> None:
     chat_format, runner = tiny.chat_format(template), tiny.runner()
     engine = Engine("thinking", lambda: Batch(runner, chat_format, Capacity()))
     begin, end = (chat_format.encode_text(marker)[0] for marker in ("<think>", "</think>"))
-    asked_for = asked({"const": "answer"}, seed=1, max_tokens=200, n=12)
-    choices = replies(engine, replace(asked_for, logit_bias={begin: 4.0, QUOTE: 4.0, end: 3.0}))
+    wanted = make_request({"const": "answer"}, seed=1, max_tokens=200, n=12)
+    choices = replies(engine, replace(wanted, logit_bias={begin: 4.0, QUOTE: 4.0, end: 3.0}))
     engine.close()
     assert {choice.text for choice in choices} <= {'"answer"', ""}
     assert sum(choice.finish_reason == "stop" for choice in choices) > 6

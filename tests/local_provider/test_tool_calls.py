@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from optillm_hooks.decoding.cot_decoding import CotSettings
 from optillm_hooks.errors import RequestRejected
-from optillm_hooks.local_provider import request
 from optillm_hooks.local_provider.batch import Batch, Capacity
 from optillm_hooks.local_provider.chat_format import ChatFormat, Transcript
 from optillm_hooks.local_provider.custom_llm import PROVIDER, LocalProvider
 from optillm_hooks.local_provider.engine import Engine
 from optillm_hooks.local_provider.engine_request import Choice, EngineRequest, Piece
+from optillm_hooks.local_provider.request import parse_request
 from optillm_hooks.local_provider.tool_calls import (
     HERMES,
     LLAMA,
@@ -193,7 +193,7 @@ def test_text_before_a_call_is_shown_at_once_and_a_marker_never() -> None:
 
 
 def parse(**fields: Any) -> EngineRequest:
-    return request.parse(HI, {"tools": TOOLS, "seed": 1, "max_tokens": 300, **fields})
+    return parse_request(HI, {"tools": TOOLS, "seed": 1, "max_tokens": 300, **fields})
 
 
 @pytest.mark.parametrize(
@@ -301,9 +301,9 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 BIAS = {tiny.SPELLED[0] + 1: 5.0}  # the quotation mark, after the exclamation mark
 
 
-def replies(engine: Engine, asked: EngineRequest) -> list[Choice]:
-    choices = [Choice() for _ in range(asked.n)]
-    for event in engine.stream_sync(asked):
+def replies(engine: Engine, request: EngineRequest) -> list[Choice]:
+    choices = [Choice() for _ in range(request.n)]
+    for event in engine.stream_sync(request):
         if isinstance(event, Piece):
             choices[event.choice].add(event)
     return choices
@@ -332,8 +332,8 @@ def test_a_named_tool_is_the_one_that_is_called(engine: Engine) -> None:
 
 def test_with_a_form_of_answers_a_reply_is_an_answer_or_a_call(engine: Engine) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": "answer"}}}
-    asked = parse(response_format=form, n=8, logit_bias=BIAS, parallel_tool_calls=False)
-    for choice in replies(engine, asked):
+    request = parse(response_format=form, n=8, logit_bias=BIAS, parallel_tool_calls=False)
+    for choice in replies(engine, request):
         assert (choice.text, len(choice.tool_calls)) in [('"answer"', 0), ("", 1)]
 
 
@@ -355,9 +355,9 @@ def test_a_grammar_repeats_calls_only_where_several_are_asked_for(form: CallForm
 
 
 def test_a_method_that_makes_one_reply_of_many_gives_calls_too(engine: Engine) -> None:
-    asked = parse(tool_choice="required", optillm_decoding={"cot_decoding": {"k": 3}})
-    assert isinstance(asked.decoding, CotSettings)
-    (choice,) = replies(engine, asked)
+    request = parse(tool_choice="required", optillm_decoding={"cot_decoding": {"k": 3}})
+    assert isinstance(request.decoding, CotSettings)
+    (choice,) = replies(engine, request)
     assert choice.tool_calls or choice.finish_reason == "length"
 
 

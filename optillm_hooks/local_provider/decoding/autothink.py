@@ -20,17 +20,17 @@ class SteeredThinking(Thinking):
 
     def __init__(
         self,
-        law: SamplingParams,
+        sampling: SamplingParams,
         question: str,
         settings: AutoThinkSettings,
         room: int,
         encode: Callable[[str], Sequence[int]],
-        spell: Callable[[int], bytes],
+        token_bytes: Callable[[int], bytes],
         *,
         opened: bool = False,
     ) -> None:
         budget = thinking_for(question, settings, room)
-        super().__init__(law, budget, room, encode, spell, opened=opened)
+        super().__init__(sampling, budget, room, encode, token_bytes, opened=opened)
         self._complexity = complexity(question)
         self.steering = settings.pattern_strengths
 

@@ -7,29 +7,29 @@ from typing import Protocol
 
 from optillm_hooks.decoding.outcome import Outcome
 from optillm_hooks.local_provider.engine_request import SamplingParams
-from optillm_hooks.local_provider.uncertainty import Measure, Measured
+from optillm_hooks.local_provider.uncertainty import Uncertainty, UncertaintyMetric
 from optillm_hooks.types import FinishReason, Json
 
 
 class Branch:
-    """How one row goes on. This one samples by a fixed law, and is the base of the others."""
+    """How one row goes on. This one samples with fixed parameters; it is the base of the others."""
 
-    asks: frozenset[Measure] = frozenset()
-    """The measures that it wants to see of each step."""
+    metrics: frozenset[UncertaintyMetric] = frozenset()
+    """The metrics of uncertainty that it wants to see for each token."""
 
     steering: Mapping[str, float] = MappingProxyType({})
     """Steering vectors by name, with the strength of each: see `local_provider.steering`."""
 
-    def __init__(self, law: SamplingParams) -> None:
-        self._law = law
+    def __init__(self, sampling: SamplingParams) -> None:
+        self._sampling = sampling
         self.stopped = False
         """Set when the branch need not go on; it ends before its next token."""
 
-    def law(self, _measured: Measured) -> SamplingParams:
-        """Return the law for the next token."""
-        return self._law
+    def sampling_params(self, _uncertainty: Uncertainty) -> SamplingParams:
+        """Return the sampling parameters for the next token."""
+        return self._sampling
 
-    def take(self, token: int, _measured: Measured, *, end: bool) -> Sequence[int]:  # noqa: ARG002
+    def take(self, token: int, _uncertainty: Uncertainty, *, end: bool) -> Sequence[int]:  # noqa: ARG002
         """Return what is written for the token that was drawn (`end`: one that ends the reply).
 
         There is at least one; several are written one after another.

@@ -15,20 +15,20 @@ from optillm_hooks.decoding.cot_decoding import CotSettings, Path, choose, facts
 from optillm_hooks.decoding.outcome import Outcome
 from optillm_hooks.local_provider.decoding.base import Branch, Written
 from optillm_hooks.local_provider.engine_request import SamplingParams
-from optillm_hooks.local_provider.uncertainty import Measured
+from optillm_hooks.local_provider.uncertainty import Uncertainty
 
 
 class _FirstGiven(Branch):
-    asks = frozenset({"margin"})
+    metrics = frozenset({"margin"})
 
-    def __init__(self, first: int, law: SamplingParams) -> None:
-        super().__init__(law)
+    def __init__(self, first: int, sampling: SamplingParams) -> None:
+        super().__init__(sampling)
         self._first: int | None = first
         self.margins: list[float] = []
 
-    def take(self, token: int, measured: Measured, *, end: bool) -> Sequence[int]:  # noqa: ARG002
+    def take(self, token: int, uncertainty: Uncertainty, *, end: bool) -> Sequence[int]:  # noqa: ARG002
         first, self._first = self._first, None
-        self.margins.append(measured.margin)
+        self.margins.append(uncertainty.margin)
         return [token if first is None else first]
 
 
@@ -37,9 +37,9 @@ class CotDecoding:
 
     live = False
 
-    def __init__(self, settings: CotSettings, law: SamplingParams) -> None:
+    def __init__(self, settings: CotSettings, sampling: SamplingParams) -> None:
         self._settings = settings
-        self._law = replace(law, temperature=settings.branch_temperature or 0.0)
+        self._sampling = replace(sampling, temperature=settings.branch_temperature or 0.0)
         self._firsts: list[int] = []
         self._paths: dict[Branch, Path] = {}
         self._opened: list[Branch] = []
@@ -52,7 +52,7 @@ class CotDecoding:
         self._firsts = [token for token, _ in likeliest[: self._settings.k]]
 
     def open(self) -> Branch | None:
-        self._opened.append(_FirstGiven(self._firsts.pop(0), self._law))
+        self._opened.append(_FirstGiven(self._firsts.pop(0), self._sampling))
         return self._opened[-1]
 
     def close(self, branch: Branch, written: Written) -> None:

@@ -16,21 +16,21 @@ from optillm_hooks.decoding.deepconf import DeepConfSettings, Election, Watch
 from optillm_hooks.decoding.outcome import Outcome
 from optillm_hooks.local_provider.decoding.base import Branch, Written
 from optillm_hooks.local_provider.engine_request import SamplingParams
-from optillm_hooks.local_provider.uncertainty import Measured
+from optillm_hooks.local_provider.uncertainty import Uncertainty
 
 
 class _Confident(Branch):
     """A sample that ends when a whole group of its tokens falls below the floor."""
 
-    asks = frozenset({"confidence"})
+    metrics = frozenset({"confidence"})
 
-    def __init__(self, law: SamplingParams, number: int, watch: Watch) -> None:
-        super().__init__(law)
+    def __init__(self, sampling: SamplingParams, number: int, watch: Watch) -> None:
+        super().__init__(sampling)
         self.number = number
         self.watch = watch
 
-    def take(self, token: int, measured: Measured, *, end: bool) -> Sequence[int]:  # noqa: ARG002
-        self.stopped = self.watch.falls(measured.confidence) or self.stopped
+    def take(self, token: int, uncertainty: Uncertainty, *, end: bool) -> Sequence[int]:  # noqa: ARG002
+        self.stopped = self.watch.falls(uncertainty.confidence) or self.stopped
         return [token]
 
 
@@ -39,8 +39,8 @@ class DeepConf:
 
     live = False
 
-    def __init__(self, settings: DeepConfSettings, law: SamplingParams) -> None:
-        self._law = law
+    def __init__(self, settings: DeepConfSettings, sampling: SamplingParams) -> None:
+        self._sampling = sampling
         self._election = Election(settings)
         self._open: set[_Confident] = set()
 
@@ -52,7 +52,7 @@ class DeepConf:
         """Nothing depends on the first tokens."""
 
     def open(self) -> Branch | None:
-        branch = _Confident(self._law, *self._election.open())
+        branch = _Confident(self._sampling, *self._election.open())
         self._open.add(branch)
         return branch
 
@@ -68,8 +68,8 @@ class DeepConf:
             stopped=written.stopped,
         )
         if self._election.settled:
-            for running in self._open:
-                running.stopped = True
+            for other in self._open:
+                other.stopped = True
 
     def outcome(self) -> Outcome:
         return self._election.outcome()

@@ -4,7 +4,8 @@ Source: the sampler of entropix (xjdr, 2024; no paper), in the form that looks a
 entropy and varentropy (bits) of the next token's distribution choose among five ways to draw. What
 differs: the statistics of attention weights are left out, since no cached attention kernel yields
 them; top-p keeps the likeliest tokens; a hesitant model is not made to write a fixed token; and
-where the distribution is ordinary the request's own law holds, with a lower min-p when it is flat.
+where the distribution is ordinary the request's own sampling parameters hold, with a lower min-p
+when it is flat.
 """
 
 from collections import Counter
@@ -15,16 +16,16 @@ from typing import Literal
 from optillm_hooks.decoding.entropy_decoding import EntropySettings
 from optillm_hooks.local_provider.decoding.base import Branch
 from optillm_hooks.local_provider.engine_request import SamplingParams
-from optillm_hooks.local_provider.uncertainty import Measured
+from optillm_hooks.local_provider.uncertainty import Uncertainty
 from optillm_hooks.types import Json
 
 State = Literal["certain", "hesitant", "fork", "fog", "ordinary"]
 """What the uncertainty of the next token looks like."""
 
 
-def state(measured: Measured, settings: EntropySettings) -> State:
+def state(uncertainty: Uncertainty, settings: EntropySettings) -> State:
     """Return what entropy and varentropy say of the next token."""
-    h, v, s = measured.entropy, measured.varentropy, settings
+    h, v, s = uncertainty.entropy, uncertainty.varentropy, settings
     if h < s.low_entropy and v < s.low_varentropy:
         return "certain"
     if h > s.hesitant_entropy and v < s.low_varentropy:
@@ -34,52 +35,54 @@ def state(measured: Measured, settings: EntropySettings) -> State:
     return "ordinary"
 
 
-def adapted(law: SamplingParams, measured: Measured, settings: EntropySettings) -> SamplingParams:
-    """Return the law for one token. At temperature 0 every token stays greedy.
+def adapted(
+    sampling: SamplingParams, uncertainty: Uncertainty, settings: EntropySettings
+) -> SamplingParams:
+    """Return the sampling parameters for one token. At temperature 0 every token stays greedy.
 
     * certain (little entropy, little varentropy): the likeliest token
     * hesitant (much entropy, even): warmer by 1.3
     * fork (several likely ways on): warmer by 1.2, at least 5 tokens under a top_k
     * fog (much of both): warmer by 1.5, and a smaller nucleus keeps the tail out
-    * otherwise: the request's law, min_p falling to half as the distribution flattens
+    * otherwise: the request's own, min_p falling to half as the distribution flattens
     """
-    if law.temperature == 0:
-        return law
-    match state(measured, settings):
+    if sampling.temperature == 0:
+        return sampling
+    match state(uncertainty, settings):
         case "certain":
-            return replace(law, temperature=0.0)
+            return replace(sampling, temperature=0.0)
         case "hesitant":
-            return _warmer(law, 1.3, settings)
+            return _warmer(sampling, 1.3, settings)
         case "fork":
-            top_k = max(law.top_k, 5) if law.top_k else 0
-            return replace(_warmer(law, 1.2, settings), top_k=top_k)
+            top_k = max(sampling.top_k, 5) if sampling.top_k else 0
+            return replace(_warmer(sampling, 1.2, settings), top_k=top_k)
         case "fog":
-            top_p = max(min(law.top_p, 0.9) - 0.2, 0.5)
-            return replace(_warmer(law, 1.5, settings), top_p=top_p)
+            top_p = max(min(sampling.top_p, 0.9) - 0.2, 0.5)
+            return replace(_warmer(sampling, 1.5, settings), top_p=top_p)
         case "ordinary":
-            flat = measured.entropy + measured.varentropy
-            return replace(law, min_p=law.min_p * max(1 - 0.1 * flat, 0.5))
+            flat = uncertainty.entropy + uncertainty.varentropy
+            return replace(sampling, min_p=sampling.min_p * max(1 - 0.1 * flat, 0.5))
 
 
-def _warmer(law: SamplingParams, factor: float, settings: EntropySettings) -> SamplingParams:
+def _warmer(sampling: SamplingParams, factor: float, settings: EntropySettings) -> SamplingParams:
     # A client that asked for more than the limit gets what it asked for.
-    most = max(settings.most_temperature, law.temperature)
-    return replace(law, temperature=min(law.temperature * factor, most))
+    most = max(settings.most_temperature, sampling.temperature)
+    return replace(sampling, temperature=min(sampling.temperature * factor, most))
 
 
 class Adaptive(Branch):
-    """A sample each of whose tokens has its own law."""
+    """A sample each of whose tokens has its own sampling parameters."""
 
-    asks = frozenset({"entropy"})
+    metrics = frozenset({"entropy"})
 
-    def __init__(self, law: SamplingParams, settings: EntropySettings) -> None:
-        super().__init__(law)
+    def __init__(self, sampling: SamplingParams, settings: EntropySettings) -> None:
+        super().__init__(sampling)
         self._settings = settings
         self._states: Counter[State] = Counter()
 
-    def law(self, measured: Measured) -> SamplingParams:
-        self._states[state(measured, self._settings)] += 1
-        return adapted(self._law, measured, self._settings)
+    def sampling_params(self, uncertainty: Uncertainty) -> SamplingParams:
+        self._states[state(uncertainty, self._settings)] += 1
+        return adapted(self._sampling, uncertainty, self._settings)
 
     def facts(self) -> Mapping[str, Json]:
         return {name: self._states[name] for name in sorted(self._states)}

@@ -37,19 +37,19 @@ class Vocabulary:
     """What a method needs to know of the model's tokens."""
 
     encode: Callable[[str], Sequence[int]]
-    spell: Callable[[int], bytes]
+    token_bytes: Callable[[int], bytes]
 
 
 def steering(request: EngineRequest) -> Mapping[str, float]:
     """Return the strengths of the steering vectors that a request wants, by name."""
-    asked = request.decoding
-    return asked.pattern_strengths if isinstance(asked, AutoThinkSettings) else {}
+    settings = request.decoding
+    return settings.pattern_strengths if isinstance(settings, AutoThinkSettings) else {}
 
 
 def markers(request: EngineRequest) -> Markers:
     """Return between what a reply to `request` thinks."""
-    asked = request.decoding
-    return asked.markers if isinstance(asked, ThinkSettings) else MARKERS
+    settings = request.decoding
+    return settings.markers if isinstance(settings, ThinkSettings) else MARKERS
 
 
 def method(
@@ -67,20 +67,22 @@ def method(
     Raises:
         RequestRejected: the settings leave no room for an answer.
     """
-    law, n = request.law, request.n
-    encode, spell = vocabulary.encode, vocabulary.spell
+    sampling, n = request.sampling, request.n
+    encode, token_bytes = vocabulary.encode, vocabulary.token_bytes
     match request.decoding:
         case CotSettings() as settings:
-            return CotDecoding(settings, law)
+            return CotDecoding(settings, sampling)
         case DeepConfSettings() as settings:
-            return DeepConf(settings, law)
+            return DeepConf(settings, sampling)
         case EntropySettings() as settings:
-            return Samples(partial(Adaptive, law, settings), n)
+            return Samples(partial(Adaptive, sampling, settings), n)
         case AutoThinkSettings() as settings:
-            steered = partial(SteeredThinking, law, question, settings, room)
-            return Samples(partial(steered, encode, spell, opened=opened), n)
+            steered = partial(SteeredThinking, sampling, question, settings, room)
+            return Samples(partial(steered, encode, token_bytes, opened=opened), n)
         case ThinkSettings() as settings:
-            thinking = partial(Thinking, law, settings, room, encode, spell, opened=opened)
+            thinking = partial(
+                Thinking, sampling, settings, room, encode, token_bytes, opened=opened
+            )
             return Samples(thinking, n)
         case _:
-            return Samples(partial(Branch, law), n)
+            return Samples(partial(Branch, sampling), n)

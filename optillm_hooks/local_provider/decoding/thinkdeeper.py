@@ -12,15 +12,15 @@ from optillm_hooks.decoding.thinkdeeper import Budget, ThinkSettings
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.decoding.base import Branch
 from optillm_hooks.local_provider.engine_request import SamplingParams
-from optillm_hooks.local_provider.uncertainty import Measured
+from optillm_hooks.local_provider.uncertainty import Uncertainty
 from optillm_hooks.types import Json
 
 
 class Thinking(Branch):
     """A reply that begins with thinking.
 
-    `encode` gives the tokens of a text, `spell` the bytes of a token: markers and words are found
-    in the text, whatever tokens they are written with, and written as exactly their own text.
+    `encode` gives the tokens of a text, `token_bytes` the bytes of a token: markers and words are
+    found in the text, whatever tokens they are written with, and written as exactly their own text.
     `opened`: the prompt ends inside a block of thinking, so that it is not opened again.
 
     Raises:
@@ -29,15 +29,15 @@ class Thinking(Branch):
 
     def __init__(
         self,
-        law: SamplingParams,
+        sampling: SamplingParams,
         settings: ThinkSettings,
         room: int,
         encode: Callable[[str], Sequence[int]],
-        spell: Callable[[int], bytes],
+        token_bytes: Callable[[int], bytes],
         *,
         opened: bool = False,
     ) -> None:
-        super().__init__(law)
+        super().__init__(sampling)
         self._switches = [word.encode() for word in settings.thought_switch_tokens]
         begin = "" if opened else f"{settings.start_think_token}\n"
         self._opening = encode(begin + settings.prefill)
@@ -52,28 +52,28 @@ class Thinking(Branch):
         self._budget = Budget(settings, max(left, 0))
         self._marker = settings.end_think_token.encode()
         self._encode = encode
-        self._spell = spell
+        self._token_bytes = token_bytes
         self._text = b""
         self._tokens = 0
         self._thoughts = 0
         self._pushed = 0
         self._answering = False
 
-    def take(self, token: int, _measured: Measured, *, end: bool) -> Sequence[int]:
+    def take(self, token: int, _uncertainty: Uncertainty, *, end: bool) -> Sequence[int]:
         opening, self._opening = self._opening, ()
         if opening:
             return opening
         if self._answering:
             return [token]
         self._tokens += 1
-        closes = end or (self._text + self._spell(token)).rstrip().endswith(self._marker)
+        closes = end or (self._text + self._token_bytes(token)).rstrip().endswith(self._marker)
         if closes and self._tokens < self._budget.least and (more := self._more()):
             return more
         if closes and not end:
             self._answering = True
             return [token]
         if not end:
-            self._read(self._spell(token))
+            self._read(self._token_bytes(token))
         spent = len(self._ending) + self._tokens >= self._budget.most
         if end or spent or self._thoughts >= self._budget.thoughts:
             self._answering = True

@@ -21,7 +21,7 @@ from optillm_hooks.decoding.deepconf import (
 from optillm_hooks.local_provider.decoding.base import Written
 from optillm_hooks.local_provider.decoding.deepconf import DeepConf
 from optillm_hooks.local_provider.engine_request import SamplingParams
-from optillm_hooks.local_provider.uncertainty import Measured, measure
+from optillm_hooks.local_provider.uncertainty import Uncertainty, measure_uncertainty
 
 
 def test_the_lowest_group_is_worked_out_by_hand() -> None:
@@ -75,7 +75,7 @@ def run(method: DeepConf, confidences: list[float], text: str) -> bool:
     branch = method.open()
     assert branch is not None
     for confidence in confidences:
-        branch.take(1, Measured(confidence=confidence), end=False)
+        branch.take(1, Uncertainty(confidence=confidence), end=False)
         if branch.stopped:
             break
     method.close(branch, written(text, branch.stopped))
@@ -104,7 +104,7 @@ def test_consensus_ends_the_sampling_and_stops_what_still_runs() -> None:
     run(method, [10.0] * 20, "it is 1")
     late = method.open()
     assert late is not None
-    late.take(1, Measured(confidence=10.0), end=False)
+    late.take(1, Uncertainty(confidence=10.0), end=False)
     method.close(late, written("it is 1"))
     assert method.wanted == 0
 
@@ -173,7 +173,7 @@ def test_the_vote_does_not_depend_on_the_order_in_which_traces_end(order: list[i
 def test_a_list_of_alternatives_measures_as_the_whole_distribution_does() -> None:
     logits = torch.randn(4, 300, generator=torch.Generator().manual_seed(0)) * 4
     for row, seen in zip(
-        logits.log_softmax(-1), measure(logits, {"margin", "confidence"}), strict=True
+        logits.log_softmax(-1), measure_uncertainty(logits, {"margin", "confidence"}), strict=True
     ):
         listed = row.topk(20).values.flip(0).tolist()
         assert listed_margin(listed) == pytest.approx(seen.margin, abs=1e-6)

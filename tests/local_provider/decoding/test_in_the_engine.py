@@ -40,24 +40,22 @@ def runner() -> Runner:
     return tiny.runner()
 
 
-def asked(text: str = "Hi", **fields: Any) -> EngineRequest:
+def make_request(text: str = "Hi", **fields: Any) -> EngineRequest:
     return EngineRequest(messages=[{"role": "user", "content": text}], **fields)
 
 
 def replies(
-    *generations: EngineRequest, chat_format: ChatFormat = FORMAT, rows: int = 64
+    *requests: EngineRequest, chat_format: ChatFormat = FORMAT, rows: int = 64
 ) -> list[tuple[list[Choice], Finished]]:
     """Return what each of the requests, which begin together, gets."""
     batch = Batch(runner(), chat_format, Capacity(rows=rows, prefix_bytes=0))
-    heard: list[list[Event]] = [[] for _ in generations]
-    for generation, events in zip(generations, heard, strict=True):
-        batch.add(Submission(generation, events.append))
+    heard: list[list[Event]] = [[] for _ in requests]
+    for request, events in zip(requests, heard, strict=True):
+        batch.add(Submission(request, events.append))
     while not batch.idle:
         batch.step()
     assert not list(runner().rows.rows())
-    return [
-        read(generation.n, events) for generation, events in zip(generations, heard, strict=True)
-    ]
+    return [read(request.n, events) for request, events in zip(requests, heard, strict=True)]
 
 
 def read(n: int, events: list[Event]) -> tuple[list[Choice], Finished]:
@@ -85,7 +83,7 @@ def test_thinking_is_parted_from_the_text_at_the_markers(
         max_thinking_tokens=1, prefill="So: ", start_think_token=start, end_think_token=end
     )
     [((choice,), finished)] = replies(
-        asked(decoding=settings, max_tokens=40, logit_bias=ONLY_A),
+        make_request(decoding=settings, max_tokens=40, logit_bias=ONLY_A),
         chat_format=tiny.chat_format(special=special),
     )
     assert choice.reasoning.strip() == "So: a"
@@ -101,7 +99,7 @@ def test_thinking_that_the_prompt_has_opened_is_not_opened_again(
 ) -> None:
     chat_format = tiny.chat_format(tiny.CHATML + "<think>\n", special=special)
     settings = ThinkSettings(max_thinking_tokens=1, prefill=prefill)
-    request = asked(decoding=settings, max_tokens=20, logit_bias=ONLY_A)
+    request = make_request(decoding=settings, max_tokens=20, logit_bias=ONLY_A)
     [((choice,), finished)] = replies(request, chat_format=chat_format)
     assert choice.reasoning == f"{prefill}a\n"
     assert set(choice.text) == {"a"}
@@ -110,7 +108,7 @@ def test_thinking_that_the_prompt_has_opened_is_not_opened_again(
 
 
 def test_autothink_does_not_open_again_what_the_prompt_has_opened() -> None:
-    request = asked(decoding=AutoThinkSettings(), max_tokens=40, logit_bias=ONLY_A)
+    request = make_request(decoding=AutoThinkSettings(), max_tokens=40, logit_bias=ONLY_A)
     chat_format = tiny.chat_format(tiny.CHATML + "<think>\n")
     [((choice,), _)] = replies(request, chat_format=chat_format)
     assert set(choice.reasoning.strip()) == set(choice.text) == {"a"}
@@ -119,7 +117,9 @@ def test_autothink_does_not_open_again_what_the_prompt_has_opened() -> None:
 def test_the_answer_keeps_its_room_behind_a_long_prefill() -> None:
     """Of 100 tokens the opening takes 2 and the prefill 50; half of the others are the answer's."""
     settings = ThinkSettings(reasoning_effort="high", prefill="x" * 50)
-    [((choice,), finished)] = replies(asked(decoding=settings, max_tokens=100, logit_bias=ONLY_A))
+    [((choice,), finished)] = replies(
+        make_request(decoding=settings, max_tokens=100, logit_bias=ONLY_A)
+    )
     assert choice.text == "a" * 24
     assert finished.completion_tokens == 100
 
@@ -127,15 +127,15 @@ def test_the_answer_keeps_its_room_behind_a_long_prefill() -> None:
 def test_a_prefill_that_leaves_no_room_for_an_answer_is_refused() -> None:
     settings = ThinkSettings(prefill="x" * 50)
     with pytest.raises(RequestRejected, match="it takes 56 of 57 tokens"):
-        replies(asked(decoding=settings, max_tokens=57))
-    [((choice,), _)] = replies(asked(decoding=settings, max_tokens=58, logit_bias=ONLY_A))
+        replies(make_request(decoding=settings, max_tokens=57))
+    [((choice,), _)] = replies(make_request(decoding=settings, max_tokens=58, logit_bias=ONLY_A))
     assert choice.text == "a"
 
 
 def test_a_banned_token_opens_no_branch_of_cot_decoding() -> None:
     letters = {A, *FORMAT.encode_text("b")}
     bans = {token: -100.0 for token in range(VOCABULARY) if token not in letters}
-    request = asked(decoding=CotSettings(k=3), max_tokens=4, logit_bias=bans)
+    request = make_request(decoding=CotSettings(k=3), max_tokens=4, logit_bias=bans)
     [((choice,), finished)] = replies(request)
     assert set(choice.text) <= {"a", "b"}
     assert (finished.facts["paths"], finished.completion_tokens) == (2, 2 * 4)
@@ -145,7 +145,9 @@ def test_a_token_that_is_written_for_the_model_has_no_log_probability() -> None:
     """Blank lines alone are drawn, and are in the opening and the ending too."""
     (blank,) = FORMAT.encode_text("\n")
     settings = ThinkSettings(max_thinking_tokens=8, min_thinking_tokens=0)
-    request = asked(decoding=settings, max_tokens=20, logit_bias={blank: 100.0}, top_logprobs=0)
+    request = make_request(
+        decoding=settings, max_tokens=20, logit_bias={blank: 100.0}, top_logprobs=0
+    )
     [((choice,), finished)] = replies(request)
     forced = len(FORMAT.encode_text("<think>\n")) + len(FORMAT.encode_text("\n</think>\n\n"))
     assert finished.completion_tokens == 20
@@ -158,7 +160,7 @@ def test_a_stopped_trace_of_deepconf_makes_room_for_the_next() -> None:
     traces, length = 12, 48
     bans = dict.fromkeys(FORMAT.encode_text("0123456789"), -100.0)
     settings = DeepConfSettings(warmup_samples=4, max_traces=traces)
-    request = asked(
+    request = make_request(
         decoding=settings, max_tokens=length, seed=1, logit_bias={tiny.END: -100.0, **bans}
     )
     [(_, finished)] = replies(request, rows=3)
@@ -181,9 +183,11 @@ METHODS: dict[str, BaseModel] = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_seeded_request_gets_the_same_alone_and_in_a_crowd(method: str) -> None:
-    law = SamplingParams(0.8, top_p=0.95)
-    seeded = asked("6 * 7?", decoding=METHODS[method], law=law, seed=3, max_tokens=40)
-    crowd = [asked(f"Number {i}", seed=i, max_tokens=9 * i) for i in range(1, 5)]
+    sampling = SamplingParams(0.8, top_p=0.95)
+    seeded = make_request(
+        "6 * 7?", decoding=METHODS[method], sampling=sampling, seed=3, max_tokens=40
+    )
+    crowd = [make_request(f"Number {i}", seed=i, max_tokens=9 * i) for i in range(1, 5)]
     [(alone, finished)] = replies(seeded)
     (among, also), *_ = replies(seeded, *crowd)
     assert among == alone

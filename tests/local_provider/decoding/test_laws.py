@@ -1,7 +1,8 @@
-"""The law by which each method draws a token: what was asked for, or worked out from the measures.
+"""The sampling parameters of each decoding method: the request's, or adapted to the uncertainty.
 
-The engine's step in small: measure the logits, ask the branch for its law, draw with the row's own
-rng. Entropy decoding's laws are spelled out here over plain numbers.
+The engine's step in small: measure the uncertainty, ask the branch for its sampling parameters,
+draw with the row's own rng. The distributions of entropy decoding are worked out here over plain
+numbers.
 """
 
 import math
@@ -23,10 +24,10 @@ from optillm_hooks.local_provider.decoding.entropy_decoding import Adaptive, Sta
 from optillm_hooks.local_provider.decoding.methods import Vocabulary, method
 from optillm_hooks.local_provider.engine_request import EngineRequest, SamplingParams
 from optillm_hooks.local_provider.sampling import draw
-from optillm_hooks.local_provider.uncertainty import Measured, measure
+from optillm_hooks.local_provider.uncertainty import Uncertainty, measure_uncertainty
 
 DRAWS = 20_000
-LAW = SamplingParams(temperature=0.8, top_p=0.95, top_k=40, min_p=0.05)
+SAMPLING = SamplingParams(temperature=0.8, top_p=0.95, top_k=40, min_p=0.05)
 
 
 def critical(freedom: int) -> float:
@@ -41,14 +42,14 @@ def critical(freedom: int) -> float:
 def drawn(branch: Branch, probabilities: Sequence[float], seed: int) -> Counter[int]:
     """Return how often each token is drawn."""
     logits = torch.tensor(probabilities).log()[None]
-    [seen] = measure(logits, branch.asks)
+    [seen] = measure_uncertainty(logits, branch.metrics)
     rng = random.Random(seed)
-    law = branch.law(seen)
+    sampling = branch.sampling_params(seen)
     size = 500
     counts: Counter[int] = Counter()
     for _ in range(DRAWS // size):
         counts.update(
-            draw(logits.expand(size, -1), [law] * size, [rng.random() for _ in range(size)])
+            draw(logits.expand(size, -1), [sampling] * size, [rng.random() for _ in range(size)])
         )
     return counts
 
@@ -101,7 +102,7 @@ SETTINGS: dict[State, EntropySettings] = {
     "fog": EntropySettings(),
     "ordinary": EntropySettings(),
 }
-LAWS: dict[State, tuple[SamplingParams, list[float]]] = {
+EXPECTED: dict[State, tuple[SamplingParams, list[float]]] = {
     "certain": (SamplingParams(0.9), [1.0, 0.0, 0.0]),
     "hesitant": (SamplingParams(0.8), tempered(SHAPES["hesitant"], 0.8 * 1.3)),
     # 1.2 warmer; the top_k of 2 is raised to 5.
@@ -120,11 +121,11 @@ LAWS: dict[State, tuple[SamplingParams, list[float]]] = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_entropy_decoding_draws_by_the_law_of_the_state_it_finds(name: State) -> None:
-    """A right law fails once in ten million runs."""
-    probabilities, (law, exact) = SHAPES[name], LAWS[name]
-    branch = Adaptive(law, SETTINGS[name])
-    [seen] = measure(torch.tensor(probabilities).log()[None], {"entropy"})
+def test_entropy_decoding_samples_by_the_state_it_finds(name: State) -> None:
+    """A right implementation fails once in ten million runs."""
+    probabilities, (sampling, exact) = SHAPES[name], EXPECTED[name]
+    branch = Adaptive(sampling, SETTINGS[name])
+    [seen] = measure_uncertainty(torch.tensor(probabilities).log()[None], {"entropy"})
     assert state(seen, SETTINGS[name]) == name
     counts = drawn(branch, probabilities, seed=len(name))
     assert sum(counts.values()) == DRAWS
@@ -135,9 +136,9 @@ def test_entropy_decoding_draws_by_the_law_of_the_state_it_finds(name: State) ->
         assert chi_square < critical(len(possible) - 1)
 
 
-def test_a_chi_square_would_see_a_law_that_is_a_little_off() -> None:
+def test_a_chi_square_would_see_a_temperature_that_is_a_little_off() -> None:
     """The test of the test: a temperature of 1.2 where 1.3 is right is noticed."""
-    right, wrong = LAWS["hesitant"][1], tempered(SHAPES["hesitant"], 0.8 * 1.2)
+    right, wrong = EXPECTED["hesitant"][1], tempered(SHAPES["hesitant"], 0.8 * 1.2)
     shift = sum((w - r) ** 2 / r for w, r in zip(wrong, right, strict=True)) * DRAWS
     assert shift > critical(len(right) - 1) - (len(right) - 1)
 
@@ -147,14 +148,16 @@ def test_a_chi_square_would_see_a_law_that_is_a_little_off() -> None:
     [ThinkSettings(), AutoThinkSettings(), DeepConfSettings()],
     ids=["thinkdeeper", "autothink", "deepconf"],
 )
-def test_the_methods_that_sample_draw_by_the_requests_own_law(
+def test_the_methods_that_sample_use_the_requests_own_parameters(
     settings: ThinkSettings | AutoThinkSettings | DeepConfSettings,
 ) -> None:
     vocabulary = Vocabulary(lambda text: list(text.encode()), lambda token: bytes([token]))
-    asked = EngineRequest(messages=(), law=LAW, decoding=settings)
-    branch = method(asked, "6 * 7?", 100, vocabulary).open()
+    request = EngineRequest(messages=(), sampling=SAMPLING, decoding=settings)
+    branch = method(request, "6 * 7?", 100, vocabulary).open()
     assert branch is not None
-    assert branch.law(Measured(entropy=6.0, varentropy=6.0, confidence=1.0)) == LAW
+    assert (
+        branch.sampling_params(Uncertainty(entropy=6.0, varentropy=6.0, confidence=1.0)) == SAMPLING
+    )
 
 
 @pytest.mark.parametrize(("asked", "temperature"), [(None, 0.0), (0.7, 0.7)])
@@ -163,11 +166,13 @@ def test_branches_of_cot_decoding_are_greedy_or_as_warm_as_asked_for(
 ) -> None:
     vocabulary = Vocabulary(lambda _: [], lambda _: b"")
     settings = CotSettings(k=2, branch_temperature=asked)
-    found = method(EngineRequest(messages=(), law=LAW, decoding=settings), "", 100, vocabulary)
+    found = method(
+        EngineRequest(messages=(), sampling=SAMPLING, decoding=settings), "", 100, vocabulary
+    )
     found.begin([(7, 0.5), (9, 0.3), (4, 0.2)])
     branches = [found.open(), found.open()]
     assert found.wanted == 0
-    firsts = [list(b.take(1, Measured(), end=False)) for b in branches if b is not None]
+    firsts = [list(b.take(1, Uncertainty(), end=False)) for b in branches if b is not None]
     assert firsts == [[7], [9]]
-    expected = replace(LAW, temperature=temperature)
-    assert {b.law(Measured()) for b in branches if b is not None} == {expected}
+    expected = replace(SAMPLING, temperature=temperature)
+    assert {b.sampling_params(Uncertainty()) for b in branches if b is not None} == {expected}

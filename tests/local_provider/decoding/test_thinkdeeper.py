@@ -10,7 +10,7 @@ from optillm_hooks.decoding.thinkdeeper import Budget, ThinkSettings
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.decoding.thinkdeeper import Thinking
 from optillm_hooks.local_provider.engine_request import SamplingParams
-from optillm_hooks.local_provider.uncertainty import Measured
+from optillm_hooks.local_provider.uncertainty import Uncertainty
 
 END = 0
 
@@ -19,21 +19,21 @@ def encode(text: str) -> Sequence[int]:
     return list(text.encode())
 
 
-def spell(token: int) -> bytes:
+def token_bytes(token: int) -> bytes:
     return bytes([token])
 
 
 def write(settings: ThinkSettings, room: int, model: str, *, then_ends: bool = True) -> str:
     """Return what is written when the model draws the bytes of `model`, END as '$'."""
-    branch = Thinking(SamplingParams(), settings, room, encode, spell)
+    branch = Thinking(SamplingParams(), settings, room, encode, token_bytes)
     text = b""
     branch_draws = [END if char == "$" else ord(char) for char in " " + model]
     for token in branch_draws:
-        for written in branch.take(token, Measured(), end=token == END):
+        for written in branch.take(token, Uncertainty(), end=token == END):
             if written == END:
                 assert then_ends
                 return text.decode()
-            text += spell(written)
+            text += token_bytes(written)
     return text.decode()
 
 
@@ -182,7 +182,7 @@ def test_on_any_tokenizer_it_ends_in_time_with_the_marker_as_it_is(
     written: list[int] = []
     for draw in drawn:
         token = draw % len(tokens)
-        new = list(branch.take(token, Measured(), end=token in ends))
+        new = list(branch.take(token, Uncertainty(), end=token in ends))
         assert new, "something is written for each token that is drawn"
         written += new
         if len(written) >= room or written[-1] in ends:
