@@ -245,8 +245,7 @@ def _models(url: str, key: str) -> list[str] | None:
     except urllib.error.HTTPError as exc:
         if exc.code in (401, 403):
             raise CannotServe(
-                f"LiteLLM rejects our {KEY}: general_settings.master_key must be"
-                f" os.environ/{KEY}"
+                f"LiteLLM rejects our {KEY}: general_settings.master_key must be os.environ/{KEY}"
             ) from exc
         return None
     except (urllib.error.URLError, ConnectionError, TimeoutError):

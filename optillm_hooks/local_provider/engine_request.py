@@ -182,8 +182,11 @@ class Submission:
 
     request: EngineRequest
     deliver: Callable[[Event], None]
-    """Called in the engine's thread; must not block. The last event is a `Finished` or an exception;
-    a cancelled request gets none after the current step."""
+    """Called in the engine's thread; must not block.
+
+    The last event is a `Finished` or an exception. A cancelled request gets no event after the
+    current step.
+    """
 
     cancelled: bool = False
     """Set by anyone; the engine's thread looks at it before each step."""
