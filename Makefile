@@ -1,6 +1,7 @@
 # Everything from a fresh clone, with nothing but Python 3.11+ and make.
 #   PORT=5000 make serve      another port
 #   PYTHON=python3.12 make    another Python
+#   make unit T=tests/test_settings.py    these tests alone, in one process
 # pip is configured as usual (PIP_INDEX_URL, pip.conf, ...).
 
 PYTHON ?= python3
@@ -9,15 +10,19 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint unit install
-# The checks of the text run beside the tests.
+.PHONY: help serve test lint unit benchmarks-check install
+# Run lint beside the tests: it takes half a minute of one core, the tests several minutes of two.
 MAKEFLAGS += --jobs=2
+# A module's tests share a proxy or a model, and so do the modules of a folder: each worker takes
+# whole files, in order.
+IN_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 help:
 	@echo "make serve    install, then start the proxy on PORT (4000)"
-	@echo "make test     install, then run every check that CI runs"
+	@echo "make test     install, then run lint and the tests"
 	@echo "make lint     the checks without the tests"
-	@echo "make unit     the tests without the other checks"
+	@echo "make unit     the tests without the other checks; T=tests/test_settings.py for some of them"
+	@echo "make benchmarks-check  the benchmarks on the real model, as tests"
 	@echo "make install  only install, into $(VENV)"
 
 serve: $(INSTALLED)
@@ -26,7 +31,10 @@ serve: $(INSTALLED)
 test: lint unit
 
 unit: $(INSTALLED)
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(or $(T),$(IN_PARALLEL))
+
+benchmarks-check: $(INSTALLED)
+	$(RUN) -m pytest -m benchmark tests/test_benchmarks.py
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff format --check .

@@ -254,7 +254,7 @@ def test_importing_the_package_loads_no_heavy_one_and_not_litellm() -> None:
 
 
 def test_the_proxys_entries_load_no_heavy_package_and_little_time_beyond_litellm() -> None:
-    """Seconds of CPU, which other processes of the machine do not change much."""
+    """CPU time as a share of LiteLLM's own: a slow or a busy machine slows down both."""
     theirs = sorted(
         {
             node.module
@@ -265,16 +265,17 @@ def test_the_proxys_entries_load_no_heavy_package_and_little_time_beyond_litellm
         }
     )
     found = loaded(
-        f"import json, sys, time, {', '.join(theirs)};"
+        "import json, sys, time; begun = time.process_time();"
+        f"import {', '.join(theirs)};"
         "before = set(sys.modules); started = time.process_time();"
         "import optillm_hooks.gateway, optillm_hooks.local_provider;"
-        "took = time.process_time() - started;"
+        "share = (time.process_time() - started) / (started - begun);"
         f"heavy = [n for n in {HEAVY!r} if n in set(sys.modules) - before];"
-        "print(json.dumps({'took': took, 'heavy': heavy}))"
+        "print(json.dumps({'share': share, 'heavy': heavy}))"
     )
     assert found["heavy"] == []
-    assert isinstance(found["took"], float)
-    assert found["took"] < 0.5
+    assert isinstance(found["share"], float)
+    assert found["share"] < 0.1
 
 
 def names_in_the_config() -> list[str]:

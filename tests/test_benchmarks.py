@@ -161,6 +161,7 @@ def test_the_statistics_of_the_table() -> None:
     )
 
 
+@pytest.mark.benchmark
 @pytest.mark.anyio
 @pytest.mark.usefixtures("litellm_in_this_loop")
 async def test_every_method_is_measured_on_the_real_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,6 +189,7 @@ async def test_every_method_is_measured_on_the_real_model(monkeypatch: pytest.Mo
     assert accuracy.render(rows).count("\n") == 1 + len(accuracy.METHODS)
 
 
+@pytest.mark.benchmark
 def test_the_engine_is_measured_against_generate() -> None:
     torch.set_num_threads(1)  # two would wait for each other where the machine does other work
     bench = local_speed.Bench("float32", 3)

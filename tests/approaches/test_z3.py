@@ -259,7 +259,7 @@ async def test_limits(
         assert result.fallback is None
     else:
         assert (await answer("z3", ASKED, model, ctx)).text == expected
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 60
     assert model.inside == 0
     assert children() == []
 

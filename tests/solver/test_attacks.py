@@ -16,8 +16,8 @@ from tests.solver.processes import children
 pytestmark = pytest.mark.anyio
 SECRET = "the-canary-sings"
 SOLVER_S = 0.6
-MAX_S = 8.0
-"""Generous: the solver's time, a start of the worker on a busy machine, and the kill."""
+MAX_S = 60.0
+"""An attack that gets past the limits runs forever; a busy machine is slow to start and to kill."""
 
 
 def batched(expressions: list[str]) -> list[str]:
