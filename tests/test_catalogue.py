@@ -306,10 +306,13 @@ async def test_one_bad_reply_is_survived_or_is_the_requests_own_failure(
 
 
 @EVERY
-async def test_when_every_call_fails_the_status_is_the_providers(approach: Approach) -> None:
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 500, 503])
+async def test_when_every_call_fails_the_status_is_the_providers(
+    approach: Approach, status: int
+) -> None:
     with pytest.raises(SampleError) as caught:
-        await ask(approach, Lenient(lambda *_: BUSY))
-    assert caught.value.status == 429
+        await ask(approach, Lenient(lambda *_: ProviderFailed("no", status=status)))
+    assert caught.value.status == status
 
 
 @EVERY

@@ -3,11 +3,13 @@
 Requests to the embedded model are sent in `tests.gateway.test_local`, where it is served.
 """
 
+import json
 import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -37,16 +39,57 @@ def test_a_python_block_runs(block: Block) -> None:
 
 
 @pytest.mark.parametrize("block", blocks("yaml", "model_list:"))
-def test_a_proxy_starts_on_a_configuration(block: Block, tmp_path: Path) -> None:
-    config = yaml.safe_load(block.text)
-    for model in config["model_list"]:
+def test_the_settings_of_a_configurations_models_are_valid(block: Block) -> None:
+    for model in yaml.safe_load(block.text)["model_list"]:
         is_alias = model["litellm_params"]["model"].startswith("optillm/")
         settings = AliasSettings if is_alias else DeploymentSettings
         settings.model_validate(model.get("model_info", {}).get("optillm", {}))
-    env = {"OPENAI_API_KEY": "unused"}
-    with Proxy(config, tmp_path, env=env, ledger=False) as proxy:
+
+
+def configurations() -> list[dict[str, Any]]:
+    texts = [block.text for block in all_blocks() if block.language == "yaml"]
+    return [yaml.safe_load(text) for text in texts if "model_list:" in text]
+
+
+def public_names(config: dict[str, Any]) -> set[str]:
+    return {m["model_name"] for m in config["model_list"] if "*" not in m["model_name"]}
+
+
+LOAD = """\
+import asyncio, json, sys
+from litellm.proxy.proxy_server import ProxyConfig
+for path in sys.argv[1:]:
+    router, *_ = asyncio.run(ProxyConfig().load_config(router=None, config_file_path=path))
+    print(json.dumps(router.get_model_names()))
+"""
+
+
+def test_litellm_loads_every_configuration(tmp_path: Path) -> None:
+    """One process loads all, and no other, because LiteLLM keeps what it loads in globals."""
+    files = [tmp_path / f"{number}.yaml" for number in range(len(configurations()))]
+    for file, config in zip(files, configurations(), strict=True):
+        file.write_text(yaml.safe_dump(config))
+    env = {
+        **os.environ,
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LITELLM_MASTER_KEY": "sk-unused",
+        "OPENAI_API_KEY": "unused",
+        "PYTHONPATH": str(ROOT),
+    }
+    ended = subprocess.run(
+        [sys.executable, "-c", LOAD, *files], env=env, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    loaded = [set(json.loads(line)) for line in ended.stdout.splitlines() if line[:1] == "["]
+    for names, config in zip(loaded, configurations(), strict=True):
+        assert names >= public_names(config)
+
+
+def test_a_proxy_starts_on_the_readmes_configuration(tmp_path: Path) -> None:
+    config = configurations()[0]
+    with Proxy(config, tmp_path, env={"OPENAI_API_KEY": "unused"}, ledger=False) as proxy:
         listed = {model.id for model in proxy.openai().models.list()}
-    assert listed == {m["model_name"] for m in config["model_list"] if "*" not in m["model_name"]}
+    assert listed == public_names(config)
 
 
 @pytest.mark.parametrize("block", blocks("yaml", "optillm_settings:"))

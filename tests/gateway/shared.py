@@ -1,11 +1,15 @@
-"""What several modules share: the proxy's configuration, and a client that hangs up."""
+"""What several modules share: proxy configurations, pairs of cases, a client that hangs up."""
 
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from tests.proxy import Config, Proxy, alias, hooked_config, model_group
 from tests.upstream import Upstream
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 MANY = ("bon", "moa", "self_consistency", "moa|bon", "re2&moa")
 """Approaches of several calls, each behind an alias `hurried-...` with a deadline."""
@@ -46,6 +50,16 @@ def shared_config(upstream: Upstream) -> Config:
             alias("tested", "plansearch", code_runner="monty"),
         ]
     )
+
+
+def pairs(first: Iterable[A], second: Iterable[B]) -> list[tuple[A, B]]:
+    """Return pairs in which each of `first` and each of `second` occurs at least once.
+
+    For cases whose whole product is tested at a lower level.
+    """
+    ones, others = list(first), list(second)
+    number = max(len(ones), len(others))
+    return [(ones[i % len(ones)], others[i % len(others)]) for i in range(number)]
 
 
 def hang_up(

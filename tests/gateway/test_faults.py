@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.gateway.shared import MANY
+from tests.gateway.shared import MANY, pairs
 from tests.proxy import Proxy
 from tests.upstream import (
     CLOSED,
@@ -33,6 +33,7 @@ from tests.upstream import (
 
 CHAT = "/v1/chat/completions"
 ONE = ("none", "re2", "cot_reflection")
+STATUSES = (400, 401, 403, 404, 429, 500, 503)
 BROKEN: dict[str, Fault] = {
     "status 500": Status(500),
     "status 429": Status(429, retry_after="1"),
@@ -46,6 +47,9 @@ BROKEN: dict[str, Fault] = {
 }
 """What leaves a call without an answer."""
 
+NAMES_AND_FAULTS = [
+    pytest.param(name, BROKEN[fault], id=f"{name}-{fault}") for name, fault in pairs(MANY, BROKEN)
+]
 SPOILT: dict[str, Fault] = {"truncated": LENGTH, "no usage": NO_USAGE}
 """What leaves a call with one."""
 
@@ -82,8 +86,7 @@ def assert_answered(answer: httpx.Response, *, stream: bool = False) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("fault", BROKEN.values(), ids=BROKEN)
-@pytest.mark.parametrize("name", MANY)
+@pytest.mark.parametrize(("name", "fault"), NAMES_AND_FAULTS)
 def test_one_failed_sample_of_several_does_not_show(
     proxy: Proxy, upstream: Upstream, name: str, fault: Fault, stream: bool
 ) -> None:
@@ -170,8 +173,7 @@ def test_one_call_hanging(answers_with_one_call_hanging: list[httpx.Response], n
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("code", [400, 401, 403, 404, 429, 500, 503])
-@pytest.mark.parametrize("name", [*ONE, *MANY])
+@pytest.mark.parametrize(("name", "code"), [*pairs([*ONE, *MANY], STATUSES), ("re2", 429)])
 def test_when_nothing_lives_the_client_gets_the_providers_status(
     proxy: Proxy, upstream: Upstream, name: str, code: int, stream: bool
 ) -> None:
@@ -191,11 +193,10 @@ def test_when_nothing_lives_the_client_gets_the_providers_status(
         pytest.param(
             name, fault, stream, id=f"{name}-{fault!r}-{'streamed' if stream else 'whole'}"
         )
-        for name in ("re2", "cot_reflection", *MANY)
-        for fault in (NULL, NO_CHOICES, MALFORMED, CLOSED)
+        for name, fault in pairs(
+            ("re2", "cot_reflection", *MANY), (NULL, NO_CHOICES, MALFORMED, CLOSED)
+        )
         for stream in (False, True)
-        # The first pieces of a single call are shown as they come.
-        if not (name == "re2" and stream and fault is MALFORMED)
     ],
 )
 def test_an_error_is_never_told_as_an_answer(
@@ -260,8 +261,7 @@ LITELLM_BEGINS = ("/v1/messages", "/v1/responses")
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("code", [401, 429, 500])
-@pytest.mark.parametrize("name", ["re2", "moa"])
+@pytest.mark.parametrize(("name", "code"), pairs(["re2", "moa"], [401, 429, 500]))
 @pytest.mark.parametrize("route", ROUTES)
 def test_the_providers_status_on_every_route(
     proxy: Proxy, upstream: Upstream, route: str, name: str, code: int, stream: bool

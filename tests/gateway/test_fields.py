@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.gateway.shared import pairs
 from tests.proxy import Proxy, hooked_config, model_group
 from tests.upstream import Call, Script, Upstream
 
@@ -56,17 +57,14 @@ CHAT_FIELDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["drop_params off", "drop_params on"])
-def proxy(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    upstream: Upstream,
-    proxy: Proxy,
-) -> Iterator[Proxy]:
-    if not request.param:
-        yield proxy
-        return
-    known = "gpt-4o-mini"  # LiteLLM sends some fields to models only that it knows to take them
+DROPPED = ("temperature", "thinking", "logit_bias", "top_k, of another provider", "many")
+"""Fields of `CHAT_FIELDS` that are sent with `drop_params` on too."""
+
+
+@pytest.fixture(scope="module")
+def dropping(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
+    """A proxy with `drop_params` on."""
+    known = "gpt-4o-mini"  # LiteLLM sends some fields only to models that it knows to take them
     groups = [model_group(name, upstream.url) for name in ("base", known)]
     config = hooked_config(groups, drop_params=True)
     with Proxy(config, tmp_path_factory.mktemp("proxy")) as running:
@@ -95,11 +93,10 @@ def ask(proxy: Proxy, route: str, model: str, fields: Mapping[str, Any]) -> int:
     return proxy.post(route, {"model": model, **fields}).status_code
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("fields", CHAT_FIELDS.values(), ids=CHAT_FIELDS)
-def test_a_single_inner_call_carries_what_a_plain_call_carries(
-    proxy: Proxy, upstream: Upstream, fields: dict[str, Any], stream: bool
+def assert_carries_the_same(
+    proxy: Proxy, upstream: Upstream, fields: Mapping[str, Any], *, stream: bool
 ) -> None:
+    """Assert that an approach of one call sends what a plain call sends."""
     upstream.play(Script(reply=reply))
     request = {"messages": QUESTION, "stream": stream, **fields}
     plain = ask(proxy, "/v1/chat/completions", "base", request)
@@ -109,15 +106,44 @@ def test_a_single_inner_call_carries_what_a_plain_call_carries(
     assert [sent(call) for call in upstream.calls] == carried
 
 
-@pytest.mark.parametrize("model", ["bon-base", "moa-base", "self_consistency-base"])
-@pytest.mark.parametrize("fields", CHAT_FIELDS.values(), ids=CHAT_FIELDS)
-def test_no_field_that_a_plain_call_takes_is_refused(
-    proxy: Proxy, upstream: Upstream, model: str, fields: dict[str, Any]
+@pytest.mark.parametrize(("name", "stream"), [*pairs(CHAT_FIELDS, [True, False]), ("many", False)])
+def test_a_single_inner_call_carries_what_a_plain_call_carries(
+    proxy: Proxy, upstream: Upstream, name: str, stream: bool
+) -> None:
+    assert_carries_the_same(proxy, upstream, CHAT_FIELDS[name], stream=stream)
+
+
+@pytest.mark.parametrize(("name", "stream"), pairs(DROPPED, [False, True]))
+def test_so_where_litellm_drops_what_a_model_does_not_take(
+    dropping: Proxy, upstream: Upstream, name: str, stream: bool
+) -> None:
+    assert_carries_the_same(dropping, upstream, CHAT_FIELDS[name], stream=stream)
+
+
+def assert_taken_as_by_a_plain_call(
+    proxy: Proxy, upstream: Upstream, model: str, fields: Mapping[str, Any]
 ) -> None:
     upstream.play(Script(reply=reply))
     request = {"messages": QUESTION, **fields}
     plain = ask(proxy, "/v1/chat/completions", "base", request)
     assert ask(proxy, "/v1/chat/completions", model, request) == plain
+
+
+SEVERAL_CALLS = ("bon-base", "moa-base", "self_consistency-base")
+
+
+@pytest.mark.parametrize(("model", "name"), pairs(SEVERAL_CALLS, CHAT_FIELDS))
+def test_no_field_that_a_plain_call_takes_is_refused(
+    proxy: Proxy, upstream: Upstream, model: str, name: str
+) -> None:
+    assert_taken_as_by_a_plain_call(proxy, upstream, model, CHAT_FIELDS[name])
+
+
+@pytest.mark.parametrize(("model", "name"), pairs(SEVERAL_CALLS, DROPPED))
+def test_nor_where_litellm_drops_fields(
+    dropping: Proxy, upstream: Upstream, model: str, name: str
+) -> None:
+    assert_taken_as_by_a_plain_call(dropping, upstream, model, CHAT_FIELDS[name])
 
 
 def differing(call: Call, choice: int) -> str:
@@ -207,16 +233,8 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize(("route", "fields", "arrives"), OTHER_ROUTES.values(), ids=OTHER_ROUTES)
-def test_the_fields_of_the_other_routes(
-    proxy: Proxy,
-    upstream: Upstream,
-    route: str,
-    fields: dict[str, Any],
-    arrives: dict[str, Any],
-    stream: bool,
-) -> None:
+def assert_arrives(proxy: Proxy, upstream: Upstream, case: str, *, stream: bool) -> None:
+    route, fields, arrives = OTHER_ROUTES[case]
     upstream.play(Script(reply=reply))
     model = "re2-gpt-4o-mini" if "user" in arrives else "re2-base"
     body = {"model": model, "stream": stream, **NEEDED[route], **fields}
@@ -224,6 +242,24 @@ def test_the_fields_of_the_other_routes(
     assert answer.status_code == 200, answer.text[:500]
     [call] = upstream.calls
     assert {name: call.body.get(name) for name in arrives} == arrives
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("case", OTHER_ROUTES)
+def test_the_fields_of_the_other_routes(
+    proxy: Proxy, upstream: Upstream, case: str, stream: bool
+) -> None:
+    assert_arrives(proxy, upstream, case, stream=stream)
+
+
+@pytest.mark.parametrize(
+    ("case", "stream"),
+    pairs(("messages: user", "responses: sampling", "completions: user"), [False, True]),
+)
+def test_so_where_litellm_drops_fields(
+    dropping: Proxy, upstream: Upstream, case: str, stream: bool
+) -> None:
+    assert_arrives(dropping, upstream, case, stream=stream)
 
 
 def test_an_effort_of_reasoning_arrives_on_every_route(proxy: Proxy, upstream: Upstream) -> None:
