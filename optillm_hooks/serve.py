@@ -1,7 +1,7 @@
 """Start the LiteLLM proxy from a checkout: `make serve`.
 
-It checks for the most common mistakes before LiteLLM is loaded, keeps a random master key in `.env`,
-and prints an example request once the proxy answers.
+It checks for the most common mistakes before LiteLLM is loaded, keeps a random master key in
+`.env`, and prints an example request once the proxy answers.
 """
 
 import argparse
@@ -41,7 +41,7 @@ class CannotServe(Exception):
 
 
 def read_env(path: Path) -> dict[str, str]:
-    """Return the variables in the dotenv file `path`, as LiteLLM reads them; none without a file."""
+    """Return the variables in a `.env` file, read as LiteLLM reads it; none if it is missing."""
     return {name: value for name, value in dotenv_values(path).items() if value is not None}
 
 
