@@ -16,7 +16,7 @@ from litellm.proxy.types_utils.utils import get_instance_fn
 
 import optillm_hooks
 from optillm_hooks import gateway, local_provider
-from optillm_hooks.registry import ENTRY_POINT_GROUP
+from optillm_hooks.registry import ENTRY_POINT_GROUP, all_approaches
 
 PACKAGE = Path(optillm_hooks.__file__).parent
 CONFIG = PACKAGE.parent / "litellm_config.yaml"
@@ -138,6 +138,23 @@ def test_an_approach_is_one_file(module: str) -> None:
         name for name in imports(MODULES[module]) if name.startswith("optillm_hooks.approaches")
     }
     assert not others
+
+
+def runs_programs(module: str) -> bool:
+    """Return whether a module can run a program that a model wrote."""
+    of_runner = ("code_execution.runner", "code_execution.monty")
+    return not imported_modules(module).isdisjoint(of_runner) or any(
+        isinstance(node, ast.Attribute) and node.attr == "code_runner"
+        for node in ast.walk(MODULES[module])
+    )
+
+
+def test_an_approach_that_can_run_programs_declares_it() -> None:
+    """Or `safe`, which operators trust with tags, would let a stranger's text start a program."""
+    can_run = {f"optillm_hooks.{m}" for m in MODULES if top(m) == "approaches" and runs_programs(m)}
+    declared = {a.run.__module__ for a in all_approaches() if "code" in a.needs}
+    assert can_run == {f"{PACKAGE.name}.approaches.plansearch"}
+    assert can_run <= declared
 
 
 LOCAL = {"types", "errors", "answers", "decoding", "local_provider"}

@@ -85,7 +85,7 @@ def _cost(params: PlansearchParams) -> Cost:
     return Cost(calls=1 + 2 * params.leaves + judged, depth=3 + bool(judged))
 
 
-@approach("plansearch", PlansearchParams, cost=_cost)
+@approach("plansearch", PlansearchParams, cost=_cost, needs=["code"])
 async def plansearch(chat: Chat, llm: LLM, params: PlansearchParams, ctx: Context) -> Answer:
     """Return the answer that passes most tests, and of those the one that the judge rates highest.
 

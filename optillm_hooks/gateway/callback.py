@@ -3,22 +3,18 @@
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from litellm import BudgetExceededError, Router
+from litellm import BudgetExceededError
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy._types import UserAPIKeyAuth
 
 from optillm_hooks.errors import OptiLLMError, RequestRejected
-from optillm_hooks.gateway.budgets import check_budgets
-from optillm_hooks.gateway.caller import check_access
+from optillm_hooks.gateway.admission import admit
 from optillm_hooks.gateway.convert import read_chat, read_sampling
-from optillm_hooks.gateway.deployments import is_configured, proxy_router
+from optillm_hooks.gateway.deployments import proxy_router
 from optillm_hooks.gateway.failures import over_budget, to_proxy
-from optillm_hooks.gateway.model_facts import model_facts
-from optillm_hooks.gateway.model_names import PROVIDER
-from optillm_hooks.gateway.prepared import Prepared, Route, current
-from optillm_hooks.gateway.rates import ModelRates
+from optillm_hooks.gateway.prepared import Prepared, Route, current, current_route
 from optillm_hooks.gateway.reports import header_values
-from optillm_hooks.gateway.selection import Selection, read_settings, select
+from optillm_hooks.gateway.selection import read_settings, select
 from optillm_hooks.settings import Settings
 from optillm_hooks.types import Fields
 
@@ -32,9 +28,6 @@ _ROUTES: dict[str, Route] = {
     "aresponses": "responses",
 }
 """LiteLLM's call types that we serve."""
-
-_ONE_ANSWER: frozenset[Route] = frozenset({"messages", "responses"})
-"""Routes whose responses have no choices."""
 
 _REASONING_FIELDS = ["reasoning_effort", "thinking", "verbosity"]
 """Fields that LiteLLM refuses or drops for a custom provider unless they are named as allowed."""
@@ -67,6 +60,7 @@ class Hook(CustomLogger):
         if route is None or router is None:
             return data
         current.set(None)
+        current_route.set(route)
         try:
             settings, invalid = _settings()
             selection = select(data, router, settings)
@@ -74,17 +68,19 @@ class Hook(CustomLogger):
                 return data
             if invalid is not None:
                 raise invalid
-            _check_request(data, route, selection, settings.max_choices)
-            await _check_access(selection, user_api_key_dict, router)
-            _check_price(selection, router)
-            _check_decoders(selection, router)
+            _check_fields(data, route)
+            prepared = await admit(
+                selection,
+                settings,
+                router,
+                user_api_key_dict,
+                n=data.get("n"),
+                route=route,
+                reservation=user_api_key_dict.budget_reservation,
+            )
             if selection.passes_through:
                 return _passed_through(data, selection.base, route)
-            if not selection.on_alias:
-                _check_free_forms(router)
-            for model in selection.models:
-                await ModelRates(model, user_api_key_dict).count_request()
-            return _rewritten(data, selection, route)
+            return _rewritten(data, prepared)
         except OptiLLMError as exc:
             raise to_proxy(exc) from None
         except BudgetExceededError as exc:
@@ -176,90 +172,31 @@ def _fields_lost(data: Mapping[str, Any], route: Route) -> Fields:
     return {}
 
 
-def _check_request(
-    data: Mapping[str, Any], route: Route, selection: Selection, max_choices: int
-) -> None:
+def _check_fields(data: Mapping[str, Any], route: Route) -> None:
+    """Refuse fields of the wrong type, which the provider would find only after LiteLLM's routing.
+
+    Raises:
+        RequestRejected: the message names the field.
+    """
     if route == "chat":
         read_chat(data.get("messages"))
     read_sampling(data)
-    n = data.get("n")
-    if n is not None and (type(n) is not int or not 1 <= n <= max_choices):
-        raise RequestRejected(f"n must be a whole number from 1 to {max_choices}", param="n")
-    choices = len(selection.plan.chains) * (n or 1)
-    if choices > max_choices:
-        raise RequestRejected(
-            f"n times the approaches between '|' is {choices}, more than the {max_choices} choices "
-            "that one request can have",
-            param="n",
-        )
-    selection.calls.check(selection.plan, n or 1)
-    if route in _ONE_ANSWER and choices > 1:
-        raise RequestRejected(
-            "this route has one answer, which several choices (n, or '|' between approaches) would "
-            "be mixed into: ask for one, or ask /v1/chat/completions"
-        )
     allowed = data.get("allowed_openai_params")
     if allowed is not None and not isinstance(allowed, list):
         raise RequestRejected("allowed_openai_params must be a list", param="allowed_openai_params")
 
 
-async def _check_access(selection: Selection, key: UserAPIKeyAuth, router: Router) -> None:
-    if not selection.inherits_access:
-        await check_access(selection.base, key, router)
-    for model in sorted(selection.plan.model_groups):
-        await check_access(model, key, router)
-    for model in selection.models:
-        await check_budgets(model, key, router, key.budget_reservation)
-
-
-def _check_price(selection: Selection, router: Router) -> None:
-    if selection.settings.max_cost_usd is None:
-        return
-    for model in selection.models:
-        if model_facts(router, model).price is None:
-            raise RequestRejected(
-                f"max_cost_usd is set, but the price of {model!r} is not known", param="model"
-            )
-
-
-def _check_decoders(selection: Selection, router: Router) -> None:
-    """Refuse a decoder that cannot run on a model whose replies it is to decode."""
-    for chain in selection.plan.chains:
-        for at, stage in enumerate(chain):
-            named = [model for later in chain[at:] for model in later.params.generators()]
-            for model in dict.fromkeys((selection.base, *named)):
-                stage.params.check_model(model, model_facts(router, model).supports)
-
-
-def _rewritten(data: dict[str, Any], selection: Selection, route: Route) -> dict[str, Any]:
-    requested = str(data["model"])
-    deployment = requested if selection.on_alias else f"{PROVIDER}/{selection.plan.label}"
-    prepared = Prepared(
-        plan=selection.plan,
-        base=selection.base,
-        settings=selection.settings,
-        deployment=deployment,
-        requested=requested,
-        user=_end_user(data, route),
-        fields=_fields_lost(data, route),
-        cache=data["cache"] if isinstance(data.get("cache"), dict) else {},
-        route=route,
-    )
+def _rewritten(data: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
+    """Return the request for our provider, and keep the rest of what it needs in `prepared`."""
+    prepared.user = _end_user(data, prepared.route)
+    prepared.fields = _fields_lost(data, prepared.route)
+    prepared.cache = data["cache"] if isinstance(data.get("cache"), dict) else {}
     current.set(prepared)
     allowed = data.get("allowed_openai_params")
     return {
         **data,
-        "model": deployment,
+        "model": prepared.deployment,
         "num_retries": 0,  # a retry would run, and pay, the whole plan again
         "cache": _UNCACHED,
         "allowed_openai_params": [*(allowed or []), *_REASONING_FIELDS],
     }
-
-
-def _check_free_forms(router: Router) -> None:
-    if not is_configured(router, f"{PROVIDER}/*"):
-        raise RequestRejected(
-            f"approaches can only be used through configured models here: the model "
-            f"'{PROVIDER}/*' that opens other ways is not configured",
-            param="model",
-        )

@@ -46,7 +46,7 @@ def read_caller(
     The budget reservation of the outer request is not passed on: an inner call that settles it
     would make LiteLLM lose the outer one's spend.
     """
-    parent = litellm_params.get("litellm_metadata") or litellm_params.get("metadata") or {}
+    parent = metadata_of(litellm_params)
     identity = {k: v for k, v in parent.items() if k.startswith("user_api_key") or k in _SHARED}
     extra = {
         key: litellm_params[key]
@@ -64,7 +64,20 @@ def read_caller(
         extra,
         cache,
         key if isinstance(key, UserAPIKeyAuth) else None,
-        parent.get("user_api_key_budget_reservation") or getattr(key, "budget_reservation", None),
+        read_reservation(parent),
+    )
+
+
+def metadata_of(litellm_params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the metadata of a request, which LiteLLM keeps in one of two places by its route."""
+    return litellm_params.get("litellm_metadata") or litellm_params.get("metadata") or {}
+
+
+def read_reservation(metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return what LiteLLM has reserved of the key's budgets for this request, if anything."""
+    key = metadata.get("user_api_key_auth")
+    return metadata.get("user_api_key_budget_reservation") or getattr(
+        key, "budget_reservation", None
     )
 
 

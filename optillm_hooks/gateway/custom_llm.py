@@ -4,7 +4,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import httpx
@@ -16,8 +16,8 @@ from litellm.types.utils import ModelResponse, ModelResponseStream
 
 from optillm_hooks.code_execution.runner import code_runner
 from optillm_hooks.errors import OptiLLMError, RequestRejected
-from optillm_hooks.gateway import model_names
-from optillm_hooks.gateway.caller import Caller, check_access, read_caller
+from optillm_hooks.gateway.admission import admit
+from optillm_hooks.gateway.caller import Caller, metadata_of, read_caller, read_reservation
 from optillm_hooks.gateway.convert import (
     read_chat,
     read_sampling,
@@ -25,21 +25,14 @@ from optillm_hooks.gateway.convert import (
     write_response,
     write_usage,
 )
-from optillm_hooks.gateway.deployments import alias_model, deployments, proxy_router
-from optillm_hooks.gateway.failures import as_sample_errors, to_litellm
-from optillm_hooks.gateway.prepared import Prepared, current
+from optillm_hooks.gateway.deployments import proxy_router
+from optillm_hooks.gateway.failures import as_sample_errors, budgets_as_sample_errors, to_litellm
+from optillm_hooks.gateway.model_facts import FactsOf
+from optillm_hooks.gateway.prepared import Prepared, current, current_route
 from optillm_hooks.gateway.reports import report_object
 from optillm_hooks.gateway.router_llm import RouterLLM
-from optillm_hooks.gateway.selection import (
-    alias_settings,
-    call_limit,
-    check_named,
-    read_settings,
-    run_settings,
-)
-from optillm_hooks.pipeline import expression
+from optillm_hooks.gateway.selection import read_settings, select_deployment
 from optillm_hooks.pipeline.events import Models, Outcome, Piece, Progress, Request
-from optillm_hooks.pipeline.plan import resolve
 from optillm_hooks.pipeline.run import run, stream
 from optillm_hooks.types import Delta, FinishReason
 
@@ -97,9 +90,7 @@ class Provider(CustomLLM):
         litellm_params = call.get("litellm_params") or {}
         optional = call["optional_params"]
         router = proxy_router() or self._router
-        prepared = _prepared(model, litellm_params, optional, router)
-        if prepared is not current.get():
-            await _check_unprepared(prepared, litellm_params)
+        prepared = await _admitted(model, litellm_params, optional, router)
         client = read_sampling({**optional, **prepared.fields})
         limits = prepared.settings.limits()
         timeout = _seconds(call.get("timeout"))
@@ -117,7 +108,7 @@ class Provider(CustomLLM):
             code_runner=code_runner(prepared.settings.code_runner),
         )
         caller = read_caller(litellm_params, prepared.user, prepared.cache)
-        return prepared, request, _models(router, caller)
+        return prepared, request, _models(router, caller, prepared.facts_of)
 
 
 @contextmanager
@@ -132,78 +123,61 @@ def _as_litellm_errors(model: str) -> Iterator[None]:
         raise to_litellm(exc, model) from None
 
 
-def _models(router: Router | None, caller: Caller) -> Models:
-    made: dict[str, RouterLLM] = {}
-
+def _models(router: Router | None, caller: Caller, facts_of: FactsOf) -> Models:
     def model(name: str) -> RouterLLM:
-        if name not in made:
-            made[name] = RouterLLM(name, router, caller)
-        return made[name]
+        return RouterLLM(name, router, caller, facts_of)
 
-    return model
+    return cache(model)
 
 
-def _prepared(
+async def _admitted(
     model: str,
     litellm_params: Mapping[str, Any],
     optional: Mapping[str, Any],
     router: Router | None,
 ) -> Prepared:
-    """Return what the hook prepared for this very deployment, else what its name spells.
+    """Return what the hook admitted for this very deployment, else admit what its name spells.
 
-    A fallback of the router may lead from one alias to another: that one has a plan of its own.
+    A fallback of the router may lead from one alias to another, which has a plan of its own.
+
+    Raises:
+        RequestRejected: the plan cannot run, or is spelt in a request that no hook has seen.
+        SampleError: the caller may not use one of its models.
     """
-    metadata = litellm_params.get("litellm_metadata") or litellm_params.get("metadata") or {}
+    metadata = metadata_of(litellm_params)
     group = str(metadata.get("model_group") or model)
     prepared = current.get()
     if prepared is not None and group == prepared.deployment:
         return prepared
-    named = model_names.from_deployment(model)
-    temperature = optional.get("temperature")
-    plan = resolve(expression.parse(named.expression), temperature=temperature)
-    if router is not None:
-        if any(alias_model(found) is not None for found in deployments(router, named.base)):
-            raise RequestRejected(
-                f"the base model {named.base!r} is itself an alias", param="model"
-            )
-        check_named(plan, router)
-    calls = call_limit(read_settings(), operators=True)
-    calls.check(plan, optional.get("n") or 1)
-    return Prepared(
-        plan=plan,
-        base=named.base,
-        settings=run_settings(alias_settings(litellm_params), calls),
-        deployment=group,
-        requested=group,
-    )
+    _check_not_spelt(litellm_params)
+    key = metadata.get("user_api_key_auth")
+    with as_sample_errors(), budgets_as_sample_errors():
+        return await admit(
+            select_deployment(model, group, litellm_params, optional.get("temperature")),
+            read_settings(),
+            router,
+            key if isinstance(key, UserAPIKeyAuth) else None,
+            n=optional.get("n"),
+            route=current_route.get(),
+            reservation=read_reservation(metadata),
+        )
 
 
-async def _check_unprepared(prepared: Prepared, litellm_params: Mapping[str, Any]) -> None:
-    """Refuse what a proxy's client reaches past the hook and the hook would not have let it have.
-
-    That is an alias named as a fallback, or as one of several models separated by commas; by those
-    ways it could also spell a plan of its own, which nobody has checked.
+def _check_not_spelt(litellm_params: Mapping[str, Any]) -> None:
+    """Refuse a plan that a proxy's client has spelt in another model's place, past the hook.
 
     Raises:
-        RequestRejected: the plan is spelt in the request, not in the configuration.
-        ProviderFailed: LiteLLM's own refusal of the base model.
+        RequestRejected: the deployment is the wildcard one, which stands for any plan.
     """
     router = proxy_router()
-    if router is None:
-        return
     info = litellm_params.get("model_info") or {}
-    deployment = router.get_deployment(model_id=str(info.get("id")))
+    deployment = None if router is None else router.get_deployment(model_id=str(info.get("id")))
     if deployment is not None and "*" in deployment.litellm_params.model:
         raise RequestRejected(
             "an approach before a model can only be asked for by itself: not as a fallback, nor as "
             "one of several models",
             param="model",
         )
-    metadata = litellm_params.get("litellm_metadata") or litellm_params.get("metadata") or {}
-    key = metadata.get("user_api_key_auth")
-    if isinstance(key, UserAPIKeyAuth) and not alias_settings(litellm_params).inherit_access:
-        with as_sample_errors():
-            await check_access(prepared.base, key, router)
 
 
 def _seconds(timeout: object) -> float | None:

@@ -12,7 +12,7 @@ from litellm.exceptions import BlockedPiiEntityError, GuardrailRaisedException
 from litellm.proxy._types import ProxyErrorTypes, ProxyException
 from litellm.types.router import RouterRateLimitError, RouterRateLimitErrorBasic
 
-from optillm_hooks.errors import OptiLLMError, ProviderFailed, RequestRejected
+from optillm_hooks.errors import BudgetExceeded, OptiLLMError, ProviderFailed, RequestRejected
 from optillm_hooks.gateway.model_names import PROVIDER
 
 _MAX_CHARS = 500
@@ -57,6 +57,15 @@ def as_sample_errors() -> Iterator[None]:
     except _FAILURES as exc:
         status = _status(exc)
         raise ProviderFailed(_message(exc), status=status, retry_after=_retry_after(exc)) from exc
+
+
+@contextmanager
+def budgets_as_sample_errors() -> Iterator[None]:
+    """Raise LiteLLM's refusal of a spent budget as `BudgetExceeded`."""
+    try:
+        yield
+    except litellm.BudgetExceededError:
+        raise BudgetExceeded("a budget of the caller's is used up") from None
 
 
 def _status(exc: Exception) -> int:

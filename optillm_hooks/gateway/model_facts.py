@@ -1,8 +1,8 @@
 """Facts about model groups, from LiteLLM's router and model map."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import litellm
@@ -42,6 +42,14 @@ class GroupFacts(ModelFacts):
     def price_at(self, deployment: object) -> Price | None:
         """Return the price of the deployment with that id; the group's for an unknown id."""
         return self.prices.get(deployment, self.price)
+
+
+FactsOf = Callable[[str], GroupFacts]
+
+
+def facts_by(router: Router | None) -> FactsOf:
+    """Return `model_facts` for the models of one request, each looked up once."""
+    return cache(partial(model_facts, router))
 
 
 def model_facts(router: Router | None, model: str) -> GroupFacts:

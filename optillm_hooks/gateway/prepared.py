@@ -1,7 +1,7 @@
-"""A request that the hook has parsed, checked and allowed, kept on the server for the provider.
+"""An admitted request: what `admission.admit` returns, kept on the server for the provider.
 
-It travels in a context variable, set in the task that serves the request: no client can forge it,
-and two requests with the same call id cannot take each other's.
+It travels in a context variable that is set in the task that serves the request. No client can
+forge it, and two requests with the same call id cannot take each other's.
 """
 
 from contextvars import ContextVar
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from optillm_hooks.errors import OptiLLMError
+from optillm_hooks.gateway.model_facts import FactsOf
 from optillm_hooks.pipeline.events import Outcome
 from optillm_hooks.pipeline.plan import Plan
 from optillm_hooks.settings import RunSettings
@@ -29,20 +30,24 @@ class Prepared:
     requested: str
     """The model name that the client sent."""
 
+    facts_of: FactsOf
+    route: Route = "chat"
     user: str | None = None
     fields: Fields = field(default_factory=dict[str, Json])
     """Fields of the client's request that LiteLLM does not carry to a provider on this route."""
 
     cache: Fields = field(default_factory=dict[str, Json])
-    """What the client says of LiteLLM's cache; it holds for the inner calls."""
+    """The client's `cache` field for LiteLLM, which applies to the inner calls."""
 
-    route: Route = "chat"
     trace: Trace = field(default_factory=Trace)
     outcome: Outcome | None = None
-    """What came of it, once it has; the headers are made of it."""
+    """The result, once there is one; the response headers are made from it."""
 
     error: OptiLLMError | None = None
-    """What it failed with, if it has."""
+    """The error of a request that failed."""
 
 
 current: ContextVar[Prepared | None] = ContextVar("optillm_prepared", default=None)
+
+current_route: ContextVar[Route] = ContextVar("optillm_route", default="chat")
+"""The route of the request that this task serves; chat outside a proxy."""

@@ -3,19 +3,18 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import litellm
-from litellm import BudgetExceededError, Router
+from litellm import Router
 from litellm.types.utils import ModelResponse
 
-from optillm_hooks.errors import BudgetExceeded, ProviderFailed
+from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.gateway.budgets import check_budgets
 from optillm_hooks.gateway.caller import Caller
 from optillm_hooks.gateway.convert import read_completions, read_delta, write_chat, write_sampling
-from optillm_hooks.gateway.failures import as_sample_errors
-from optillm_hooks.gateway.model_facts import GroupFacts, count_tokens, model_facts
+from optillm_hooks.gateway.failures import as_sample_errors, budgets_as_sample_errors
+from optillm_hooks.gateway.model_facts import FactsOf, GroupFacts, count_tokens
 from optillm_hooks.gateway.rates import Counted, ModelRates
 from optillm_hooks.types import Chat, Completion, Delta, Sampling, Usage
 
@@ -23,16 +22,19 @@ from optillm_hooks.types import Chat, Completion, Delta, Sampling, Usage
 class RouterLLM:
     """A model group, asked on a caller's account. Without a router, LiteLLM's SDK is asked."""
 
-    def __init__(self, model: str, router: Router | None, caller: Caller) -> None:
+    def __init__(
+        self, model: str, router: Router | None, caller: Caller, facts_of: FactsOf
+    ) -> None:
         self.model = model
         self._ask: Any = litellm.acompletion if router is None else router.acompletion
         self._router = router
         self._caller = caller
+        self._facts_of = facts_of
         self._rates = ModelRates(model, caller.key)
 
-    @cached_property
+    @property
     def facts(self) -> GroupFacts:
-        return model_facts(self._router, self.model)
+        return self._facts_of(self.model)
 
     async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
         return (await self.complete_n(chat, sampling, 1))[0]
@@ -84,11 +86,8 @@ class RouterLLM:
 
         if self._router is not None:
             caller = self._caller
-            with as_sample_errors():
-                try:
-                    await check_budgets(self.model, caller.key, self._router, caller.reservation)
-                except BudgetExceededError:
-                    raise BudgetExceeded("a budget of the caller's is used up") from None
+            with as_sample_errors(), budgets_as_sample_errors():
+                await check_budgets(self.model, caller.key, self._router, caller.reservation)
         async with self._rates.counting(expected) as call:
             yield call
 

@@ -5,7 +5,7 @@ of a configured model always wins over reading it as a prefix. OptiLLM's body fi
 a decoder before whatever that is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -26,14 +26,16 @@ from optillm_hooks.settings import (
     LimitSettings,
     RunSettings,
     Settings,
-    forbidden,
 )
 
 S = TypeVar("S", bound=BaseModel)
-Source = Literal["body", "tag", "prefix", "alias", "default"]
+Form = Literal["body", "tag", "prefix"]
+"""How a client names an approach."""
+
+Source = Form | Literal["alias", "default"]
+"""Where a plan comes from: from a form of the client's, or from the operator."""
 
 _OPERATORS: frozenset[Source] = frozenset({"alias", "default"})
-"""Where the operator has spelt the plan, and not the client."""
 
 OWN_FIELDS = ("optillm_approach", "optillm_params", "optillm_limits", "decoding")
 
@@ -63,16 +65,29 @@ class CallLimit(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
+    """The plan that a request asks for, before any check of whether it may run."""
+
     plan: Plan
     base: str
     source: Source
     settings: RunSettings
     calls: CallLimit
-    limited: bool
+    requested: str
+    """The model name that the client sent."""
+
+    named: tuple[tuple[Form, tuple[Approach, ...]], ...] = ()
+    """The approaches that the client named, by the form it used."""
+
+    limited: bool = False
     """Whether the client has limits of its own for this request."""
 
     on_alias: bool
-    inherits_access: bool
+    inherits_access: bool = False
+
+    @property
+    def deployment(self) -> str:
+        """The model name under which LiteLLM routes the request to the provider."""
+        return self.requested if self.on_alias else f"{model_names.PROVIDER}/{self.plan.label}"
 
     @property
     def passes_through(self) -> bool:
@@ -148,15 +163,12 @@ def select(request: dict[str, Any], router: Router, settings: Settings) -> Selec
             f"{'body' if decoder else source}'s",
             param="optillm_approach",
         )
-    _check_base(requested, target, router)
+    _check_spelling(requested, target, router)
     tree = expression.parse(text, commas=source != "prefix")
     if decoder is not None:
-        _check_form([decoder], "body", settings)
         tree = _decoded(tree, decoder.name)
     plan = resolve(tree, given=_given(params), temperature=_temperature(request))
     plan = _with_body_fields(plan, tree, params, request)
-    _check_form([stage.approach for stage in plan.stages], source, settings)
-    check_named(plan, router)
     asked = _valid(LimitSettings, limits or {}, "optillm_limits")
     spelt = resolve(tree).expected_calls if source in _OPERATORS else 0
     calls = call_limit(settings, operators=plan.expected_calls <= spelt)
@@ -166,10 +178,52 @@ def select(request: dict[str, Any], router: Router, settings: Settings) -> Selec
         source=source,
         settings=run_settings(target.alias or settings, calls, asked),
         calls=calls,
+        requested=requested,
+        named=_named(plan, source, decoder),
         limited=asked != LimitSettings(),
         on_alias=target.alias is not None,
         inherits_access=target.alias is not None and target.alias.inherit_access,
     )
+
+
+def select_deployment(
+    model: str, requested: str, params: Mapping[str, Any], temperature: float | None
+) -> Selection:
+    """Return what the name of a deployment spells: `optillm/<expression>/<base>`.
+
+    Args:
+        model: that name.
+        requested: the model group that it belongs to.
+        params: the deployment's parameters, with `model_info`.
+        temperature: the client's.
+
+    Raises:
+        RequestRejected: the name or the alias's settings cannot be read.
+    """
+    named = model_names.from_deployment(model)
+    alias = alias_settings(params)
+    calls = call_limit(read_settings(), operators=True)
+    return Selection(
+        plan=resolve(expression.parse(named.expression), temperature=temperature),
+        base=named.base,
+        source="alias",
+        settings=run_settings(alias, calls),
+        calls=calls,
+        requested=requested,
+        on_alias=True,
+        inherits_access=alias.inherit_access,
+    )
+
+
+def _named(
+    plan: Plan, source: Source, decoder: Approach | None
+) -> tuple[tuple[Form, tuple[Approach, ...]], ...]:
+    named: list[tuple[Form, tuple[Approach, ...]]] = []
+    if decoder is not None:
+        named.append(("body", (decoder,)))
+    if source != "alias" and source != "default":
+        named.append((source, tuple(stage.approach for stage in plan.stages)))
+    return tuple(named)
 
 
 def _target(requested: str, router: Router, settings: Settings) -> _Target:
@@ -241,50 +295,16 @@ def _decoded_branch(branch: Call | Chain, decoder: str) -> Call | Chain:
     return Chain((Call(decoder), *stages))
 
 
-def _check_base(requested: str, target: _Target, router: Router) -> None:
-    """Refuse a base that is no model: an approach, an alias, or a name nobody serves."""
+def _check_spelling(requested: str, target: _Target, router: Router) -> None:
+    """Refuse a model name that can only be a mistake: with a comma, or with two approaches."""
     if target.source == "prefix" and "," in requested:
         raise RequestRejected(
             "a comma in a model name asks LiteLLM for several models, which cannot be combined "
             "with an approach; separate parameters by ';'",
             param="model",
         )
-    if is_configured(router, target.base):
-        if any(alias_model(found) is not None for found in deployments(router, target.base)):
-            how = (
-                "name the approach in the body field optillm_approach instead"
-                if target.source == "prefix"
-                else "its base must be an ordinary model"
-            )
-            raise RequestRejected(
-                f"the base model {target.base!r} is itself an alias of an approach: {how}",
-                param="model",
-            )
-        return
-    model_names.refuse_second_prefix(model_names.Named(target.expression or "", target.base))
-    found = deployments(router, target.base)
-    if not found or any(alias_model(deployment) is not None for deployment in found):
-        raise RequestRejected(
-            f"no model {target.base!r} is configured (asked for as {requested!r})", param="model"
-        )
-
-
-def check_named(plan: Plan, router: Router) -> None:
-    """Refuse parameters that name no model, or an alias of ours: a plan that runs plans has no end.
-
-    Raises:
-        RequestRejected: the message names the model.
-    """
-    for model in sorted(plan.model_groups):
-        found = deployments(router, model)
-        if any(alias_model(deployment) is not None for deployment in found):
-            raise RequestRejected(
-                f"the model {model!r} is itself an alias of an approach: parameters can only name "
-                "ordinary models",
-                param="optillm_params",
-            )
-        if not found:
-            raise RequestRejected(f"no model {model!r} is configured", param="optillm_params")
+    if not is_configured(router, target.base):
+        model_names.refuse_second_prefix(model_names.Named(target.expression or "", target.base))
 
 
 def _given(params: object) -> dict[str, dict[str, object]]:
@@ -323,22 +343,6 @@ def _with_body_fields(
         for field in stage.approach.params.request_fields():
             request.pop(field, None)
     return resolve(tree, given=given, temperature=_temperature(request))
-
-
-def _check_form(approaches: Sequence[Approach], source: Source, settings: Settings) -> None:
-    if source in _OPERATORS:
-        return
-    allowed = {
-        "body": settings.forms.body,
-        "tag": settings.forms.tag,
-        "prefix": settings.forms.prefix,
-    }
-    refused = forbidden(approaches, allowed[source])
-    if refused:
-        raise RequestRejected(
-            f"a {source} may not name {', '.join(sorted(set(refused)))} on this proxy",
-            param="optillm_approach",
-        )
 
 
 def call_limit(settings: Settings, *, operators: bool) -> CallLimit:

@@ -9,7 +9,7 @@ from litellm import Router
 from litellm.proxy._types import ProxyException, UserAPIKeyAuth
 from litellm.utils import custom_llm_setup
 
-from optillm_hooks.gateway import callback, hook, provider
+from optillm_hooks.gateway import admission, callback, hook, provider
 from optillm_hooks.gateway.prepared import Prepared, current
 from optillm_hooks.gateway.reports import header_values
 from optillm_hooks.settings import RunSettings
@@ -49,7 +49,7 @@ def router() -> Iterator[Router]:
 @pytest.fixture(autouse=True)
 def _in_a_proxy(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(callback, "proxy_router", lambda: router)
-    monkeypatch.setattr(callback, "check_access", _granted)
+    monkeypatch.setattr(admission, "check_access", _granted)
 
 
 async def _granted(_model: str, _key: UserAPIKeyAuth, _router: Router) -> None:

@@ -1,5 +1,6 @@
 """The provider where no proxy runs: over a router of the user's own, and over LiteLLM's SDK."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 from litellm.utils import custom_llm_setup
 
 from optillm_hooks.gateway import provider
+from tests.gateway.refusals import REFUSALS, refused_models
+from tests.proxy import model_group
 from tests.upstream import Script, Status, Upstream, always
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("litellm_in_this_loop")]
@@ -28,10 +31,9 @@ def router(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Iterator[lite
     upstream.play(Script())
     made = litellm.Router(
         model_list=[
-            _deployment("base", "openai/base", api_base=upstream.url, api_key="k", max_retries=0),
+            model_group("base", upstream.url),
             _deployment("careful", "optillm/re2|cot_reflection/base"),
-            _deployment("nested", "optillm/re2/careful"),
-            _deployment("misspelt", "optillm/ree2/base"),
+            *refused_models(upstream),
         ],
         num_retries=0,
     )
@@ -65,19 +67,51 @@ async def test_a_router_streams(router: litellm.Router) -> None:
     assert texts == {0: "6 * 7 is 42.\nANSWER: 42", 1: "6 * 7 is 42.\nANSWER: 42"}
 
 
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        pytest.param("nested", "itself an alias", id="an alias of an alias"),
-        pytest.param("misspelt", "unknown approach 'ree2'", id="an unknown approach"),
-    ],
-)
-async def test_a_bad_alias_is_a_400_and_costs_nothing(
-    router: litellm.Router, upstream: Upstream, model: str, message: str
+OF_KEYS = {"base_denied", "judge_denied"}
+"""Refusals of a key, which a Python program does not have."""
+
+OF_ROUTERS = {
+    "base_missing", "base_alias", "judge_missing", "judge_alias",
+    "unpriced_judge", "undecodable_proposer",
+}  # fmt: skip
+"""Refusals by a router's names, or by what its configuration says of some models."""
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("name", sorted(REFUSALS.keys() - OF_KEYS))
+async def test_a_router_refuses_what_a_proxy_refuses(
+    router: litellm.Router, upstream: Upstream, name: str, stream: bool
 ) -> None:
-    with pytest.raises(litellm.BadRequestError, match=message):
-        await router.acompletion(model=model, messages=ASKED)
+    refusal = REFUSALS[name]
+    with pytest.raises(litellm.BadRequestError, match=re.escape(refusal.reason)):
+        await _answered(router, model=name, stream=stream, **refusal.fields)
     assert not upstream.calls
+
+
+@pytest.mark.parametrize("name", sorted(REFUSALS.keys() - OF_KEYS - OF_ROUTERS))
+@pytest.mark.usefixtures("router")
+async def test_the_sdk_refuses_what_a_proxy_refuses(
+    upstream: Upstream, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    provider.use(None)
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    monkeypatch.setenv("OPENAI_API_BASE", upstream.url)
+    refusal = REFUSALS[name]
+    with pytest.raises(litellm.BadRequestError, match=re.escape(refusal.reason)):
+        await litellm.acompletion(
+            model=f"optillm/{refusal.expression}/{refusal.base}",
+            messages=ASKED,
+            model_info={"optillm": refusal.optillm},
+            **refusal.fields,
+        )
+    assert not upstream.calls
+
+
+async def _answered(router: litellm.Router, **request: Any) -> None:
+    answer = await router.acompletion(messages=ASKED, **request)
+    if request["stream"]:
+        async for _ in answer:
+            pass
 
 
 async def test_the_upstreams_status_is_kept(router: litellm.Router, upstream: Upstream) -> None:

@@ -1,5 +1,6 @@
 """Which approach a request asks for, on a real router: precedence, locks, forms, limits."""
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from optillm_hooks import registry
 from optillm_hooks.decoding.field import FIELD
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway import provider
+from optillm_hooks.gateway.admission import admit
 from optillm_hooks.gateway.deployments import alias_model, deployments, is_configured
 from optillm_hooks.gateway.model_facts import model_facts
 from optillm_hooks.gateway.selection import Selection, read_settings, select
@@ -75,6 +77,16 @@ def selected(
 ) -> Selection:
     found = select(request, router, settings or Settings())
     assert found is not None
+    return found
+
+
+def admitted(
+    router: Router, request: dict[str, Any], settings: Settings | None = None
+) -> Selection:
+    """Select and admit, without a key."""
+    settings = settings or Settings()
+    found = selected(router, request, settings)
+    asyncio.run(admit(found, settings, router, None, n=request.get("n"), route="chat"))
     return found
 
 
@@ -193,6 +205,7 @@ def test_own_fields_and_tags_are_taken_out_of_the_request(router: Router) -> Non
         pytest.param(ask("locked", optillm_approach="moa"), "locked to its approach", id="locked"),
         pytest.param(ask("locked", tagged("moa")), "leave out the tag's", id="locked, by tag"),
         pytest.param(ask("base", tagged("runs_code")), "a tag may not name runs_code", id="tag"),
+        pytest.param(ask("base", tagged("plansearch")), "a tag may not name plans", id="safe tag"),
         pytest.param(ask("moa(proposers=2,layers=2)-base"), "','|comma", id="comma in a name"),
         pytest.param(
             ask("base", optillm_params={"moa": {}}),
@@ -229,13 +242,13 @@ def test_what_cannot_be_served_is_refused(
     router: Router, request_: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(RequestRejected, match=message) as caught:
-        select(request_, router, Settings())
+        admitted(router, request_)
     assert caught.value.status == 400
 
 
 def test_what_runs_code_may_be_named_in_other_ways(router: Router) -> None:
-    assert selected(router, ask("base", optillm_approach="runs_code")).source == "body"
-    assert selected(router, ask("runs_code-base")).source == "prefix"
+    assert admitted(router, ask("base", optillm_approach="runs_code")).source == "body"
+    assert admitted(router, ask("runs_code-base")).source == "prefix"
 
 
 @pytest.mark.parametrize(
@@ -254,14 +267,14 @@ def test_the_operator_says_what_a_form_may_name(
     router: Router, forms: dict[str, Any], request_: dict[str, Any]
 ) -> None:
     with pytest.raises(RequestRejected, match="may not name"):
-        select(request_, router, Settings.model_validate({"forms": forms}))
+        admitted(router, request_, Settings.model_validate({"forms": forms}))
 
 
 def test_forms_do_not_bind_aliases_and_the_default(router: Router) -> None:
     closed = {"body": "none", "tag": "none", "prefix": "none"}
     settings = Settings.model_validate({"forms": closed, "default_approach": "re2"})
-    assert selected(router, ask("careful"), settings).source == "alias"
-    assert selected(router, ask("base"), settings).source == "default"
+    assert admitted(router, ask("careful"), settings).source == "alias"
+    assert admitted(router, ask("base"), settings).source == "default"
 
 
 def test_an_alias_has_its_own_limits_also_under_another_approach(router: Router) -> None:
@@ -550,7 +563,7 @@ def test_a_locked_alias_takes_no_decoding_and_a_body_only_those_that_it_may_name
         select(ask("locked", decoding="cot_decoding"), router, Settings())
     nothing = Settings.model_validate({"forms": {"body": "none"}})
     with pytest.raises(RequestRejected, match="a body may not name cot_decoding"):
-        select(ask("bon-base", decoding="cot_decoding"), router, nothing)
+        admitted(router, ask("bon-base", decoding="cot_decoding"), nothing)
 
 
 def test_without_a_decoder_the_same_fields_are_the_providers(router: Router) -> None:

@@ -7,21 +7,24 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.gateway.refusals import REFUSALS, refused_models
 from tests.proxy import Proxy, alias, hooked_config, model_group
 from tests.upstream import Call, Script, Status, Upstream, at
 
+WAYS = ("by name", "as a fallback", "as a streamed fallback", "after a comma")
+TINY = {"base": {"budget_limit": 1e-9, "time_period": "1d"}}
+ONE_A_MINUTE = {"model_rpm_limit": {"base": 1}}
 KEYS: dict[str, dict[str, object]] = {
     "sk-all": {"models": []},
     "sk-forms": {"models": ["other", "optillm/*"]},
     "sk-alias": {"models": ["other", "careful", "lent"]},
     **{
-        f"sk-model-budget-{number}": {
-            "models": [],
-            "model_max_budget": {"base": {"budget_limit": 1e-9, "time_period": "1d"}},
-        }
-        for number in range(5)
+        f"sk-model-budget-{number}": {"models": [], "model_max_budget": TINY} for number in range(5)
     },
     "sk-team": {"models": [], "team_id": "t", "team_models": []},
+    "sk-other": {"models": ["other", *REFUSALS]},
+    **{f"sk-spent-{n}": {"models": [], "model_max_budget": TINY} for n, _ in enumerate(WAYS)},
+    **{f"sk-slow-{n}": {"models": [], "metadata": ONE_A_MINUTE} for n, _ in enumerate(WAYS)},
 }
 ROUTES = ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/completions"]
 _number = count()
@@ -46,6 +49,9 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
         alias("covered", "re2"),
         alias("tiny", "re2", max_tokens_total=1),
         alias("counted", "re2", max_tokens_total=5000),
+        alias("both", "re2|none"),
+        model_group("chatty", upstream.url, model="cerebras/chatty"),  # has no responses route
+        *refused_models(upstream),
     ]
     config = hooked_config(models, cache=True, cache_params={"type": "local"})
     config["router_settings"]["fallbacks"] = [{"covered": ["other"]}]
@@ -82,6 +88,20 @@ def asked_models(upstream: Upstream) -> list[str]:
     return [call.body["model"] for call in upstream.calls]
 
 
+def ask_by(proxy: Proxy, way: str, model: str, **request: Any) -> httpx.Response:
+    """Ask for an alias by its name, or beside another model, which fails."""
+    if way == "by name":
+        return ask(proxy, model, **request)
+    if way == "after a comma":
+        return ask(proxy, f"other,{model}", **request)
+    return ask(proxy, "other", fallbacks=[model], stream="streamed" in way, **request)
+
+
+def errors_of(proxy: Proxy, group: str, before: int) -> str:
+    """Return the errors that LiteLLM has logged for requests to a model group."""
+    return "\n".join(str(e.error) for e in proxy.entries[before:] if e.model_group == group)
+
+
 def by_number(call: Call, choice: int) -> str:
     return f"{call.body['model']}, call {call.index}, choice {choice}"
 
@@ -104,6 +124,53 @@ def test_no_plan_comes_in_beside_another_model(
     refused = ask(proxy, "other", key=key, fallbacks=[hidden])
     assert refused.status_code == 500
     assert asked_models(upstream) == ["other"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_plan_that_must_not_run_is_refused_by_every_way_in(
+    proxy: Proxy, upstream: Upstream, name: str, way: str
+) -> None:
+    upstream.play(Script(fault=at({0: Status(500)})))
+    refusal, before = REFUSALS[name], len(proxy.entries)
+    answer = ask_by(proxy, way, name, key=refusal.key, **refusal.fields)
+    if way == "after a comma":  # LiteLLM answers with what the other models gave
+        proxy.wait_until(lambda p: refusal.reason in errors_of(p, name, before))
+    else:
+        assert refusal.reason in answer.text
+    assert asked_models(upstream) == ([] if way == "by name" else ["other"])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [("spent", "udget"), ("slow", "rate limit of 'base' reached: 1 requests")],
+)
+def test_a_keys_limits_for_the_base_hold_by_every_way_in(
+    proxy: Proxy, upstream: Upstream, limit: str, reason: str, way: str
+) -> None:
+    upstream.play(Script())
+    key = f"sk-{limit}-{WAYS.index(way)}"
+    assert ask(proxy, "base", key=key).status_code == 200
+    proxy.settle()
+    upstream.play(Script(fault=at({0: Status(500)})))
+    before = len(proxy.entries)
+    told = ask_by(proxy, way, "careful", key=key).text
+    if way == "after a comma":
+        proxy.wait_until(lambda p: reason in errors_of(p, "careful", before))
+    else:
+        assert reason in told
+    assert asked_models(upstream) == ([] if way == "by name" else ["other"])
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_fallback_of_several_answers_is_refused_on_a_route_with_one(
+    proxy: Proxy, upstream: Upstream, stream: bool
+) -> None:
+    upstream.play(Script(fault=at({0: Status(500)})))
+    answer = ask(proxy, "chatty", route="/v1/messages", fallbacks=["both"], stream=stream)
+    assert "this route has one answer" in answer.text
+    assert asked_models(upstream) == ["chatty"]
 
 
 def test_an_alias_is_a_fallback_for_who_may_call_its_base_or_is_lent_it(
