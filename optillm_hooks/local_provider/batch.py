@@ -1,44 +1,39 @@
-"""The running batch: requests join and leave it at any step. Only the engine's thread calls it."""
+"""Continuous batching: requests join and leave the running batch at any step.
 
-import os
+Only the engine's thread calls it.
+"""
+
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from optillm_hooks.decoding.autothink import AutoThinkSettings
-from optillm_hooks.decoding.thinkdeeper import ThinkSettings
-from optillm_hooks.errors import OptiLLMError, ProviderFailed, RequestRejected
-from optillm_hooks.local_provider.chat_format import ChatFormat, ReplyReader, Transcript, as_text
-from optillm_hooks.local_provider.decoding.base import Branch, Decoding
-from optillm_hooks.local_provider.decoding.methods import Vocabulary, markers, method, steering
-from optillm_hooks.local_provider.engine_request import (
-    EngineRequest,
-    Finished,
-    Messages,
-    Piece,
-    PromptTooLong,
-    ScoredToken,
-    Submission,
-    check_adapter,
+from optillm_hooks.errors import OptiLLMError, ProviderFailed
+from optillm_hooks.local_provider.active_request import (
+    ActiveRequest,
+    Prefill,
+    RunningSequence,
+    prepare,
 )
-from optillm_hooks.local_provider.grammar import Constraint
+from optillm_hooks.local_provider.chat_format import ChatFormat, ChoiceOutput, ReplyReader
+from optillm_hooks.local_provider.decoding.methods import markers
+from optillm_hooks.local_provider.engine_request import Finished, Piece, ScoredToken, Submission
 from optillm_hooks.local_provider.kv_cache import Prefix, Row
-from optillm_hooks.local_provider.prefix_cache import PrefixCache, common_beginning
+from optillm_hooks.local_provider.prefix_cache import PrefixCache, common_prefix_length
 from optillm_hooks.local_provider.runner import Runner
 from optillm_hooks.local_provider.sampling import draw, score, shift
 from optillm_hooks.local_provider.scheduler import admit, chunk_prefills
-from optillm_hooks.local_provider.tool_calls import Tools
 from optillm_hooks.local_provider.uncertainty import Uncertainty, measure_uncertainty
 
 _WORTH_WAITING = 32
-"""Tokens of a prompt that another request is reading from which they are not read twice."""
+"""Tokens that a running prefill must have in common with a prompt for the prompt to wait for it."""
 
 _SHARED_FROM = 64
-"""Tokens from which a prompt is read by reference: below, one more copy is the smaller cost."""
+"""Prompt tokens from which rows share the prefix: below, one more copy is the smaller cost."""
 
 _FIRST_TOKENS = 256
 """How many of the likeliest first tokens a decoding method is shown."""
@@ -46,113 +41,60 @@ _FIRST_TOKENS = 256
 _BANNED = 1e-30
 """Probability up to which a first token is not shown: what a bias of -100 leaves of one."""
 
-_USUAL_REPLY = 1024
-"""Tokens that memory is set aside for when a request does not say how many it wants."""
-
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """How much one engine does at a time."""
+    """The limits of one engine: concurrent rows, prefill chunk, KV cache, prefix cache."""
 
     rows: int = 64
+    """Maximum number of sequences and prefills in one step."""
+
     chunk: int = 256
-    """Most prompt tokens per step, and so the longest stall of a running stream."""
+    """Maximum number of prompt tokens per step, which bounds the stall of running streams."""
 
     kv_bytes: int = 4 << 30
-    """Memory that keys and values of running rows, and of the prompts they begin from, may fill.
+    """Memory for the KV cache of running rows and of the prompts they begin from.
 
-    One row runs whatever it takes, and of a request that does not bound its replies they may come
-    to more. Slots are made ahead: up to twice as much is allocated.
+    A single row runs whatever it takes, and replies to a request that does not bound them may
+    exceed it. Slots are allocated ahead: up to twice as much memory is taken.
     """
 
     prefix_bytes: int = 512 << 20
-    """Most memory for those of prompts that are kept for later requests."""
+    """Maximum size of the prefix cache, which keeps prompts for later requests."""
 
     reply_tokens: int = 4096
-    """Longest reply to a request that does not bound its own."""
+    """Maximum length of a reply to a request that sets none."""
 
 
-@dataclass(eq=False, slots=True)
-class _ActiveRequest:
-    """A request that takes part in the batch."""
+class _Chunk(NamedTuple):
+    """What one row feeds in a step: the first `size` of the waiting tokens of `source`."""
 
-    submission: Submission
-    prompt: list[int]
-    room: int
-    """Most tokens of a choice."""
-
-    seed: int
-    decoding: Decoding
-    thinking: bool
-    """Whether the prompt ends inside a block of thinking."""
-
-    tools: Tools | None = None
-    constraint: Constraint | None = None
-    """The form of the reply, at its beginning."""
-
-    reading: "_Prefill | None" = None
-    prefix: Prefix | None = None
-    shared: bool = False
-    """Whether its rows read the prompt by reference; else each has a copy."""
-
-    first_logits: Tensor | None = None
-    """Of the first token of the reply, from which every branch begins."""
-
-    branches: "list[_Sequence]" = field(default_factory=list["_Sequence"])
-    opened: int = 0
-    drawn: int = 0
-    reasoning_tokens: int = 0
-    cached_tokens: int = 0
-
-    @property
-    def request(self) -> EngineRequest:
-        return self.submission.request
-
-    @property
-    def rows(self) -> int:
-        return len(self.branches) + (self.reading is not None)
-
-    @property
-    def wanted(self) -> int:
-        if self.first_logits is None:
-            return 0 if self.reading else 1
-        return self.decoding.wanted
-
-    @property
-    def forks(self) -> bool:
-        """Whether there is, or will be, a copy of its prompt that several rows begin from."""
-        if self.first_logits is None:
-            return not self.decoding.live or self.decoding.wanted > 1
-        return self.prefix is not None
+    source: Prefill | RunningSequence
+    size: int
 
 
-@dataclass(eq=False, slots=True)
-class _Prefill:
-    """A prompt that is being read into a row."""
+class _StepOutput(NamedTuple):
+    """The logits after all that is in the KV cache with none of its tokens waiting any more."""
 
-    row: Row
-    waiting: list[int]
+    sequences: list[RunningSequence]
+    next_logits: Tensor
+    """[sequences, V]"""
+
+    prefills: list[tuple[Prefill, Tensor]]
+    """Each with its first logits [V]."""
 
 
-@dataclass(eq=False, slots=True)
-class _Sequence:
-    """A branch that is being written."""
+class _Sampled(NamedTuple):
+    """The next token of a sequence, and what its distribution looked like."""
 
-    active: _ActiveRequest
-    branch: Branch
-    row: Row
-    transcript: Transcript
-    rng: random.Random
-    constraint: Constraint | None = None
-    waiting: list[int] = field(default_factory=list[int])
-    """Tokens that are written but not yet fed."""
-
-    counts: Counter[int] = field(default_factory=Counter[int])
-    """How often each token was written."""
+    token: int
+    uncertainty: Uncertainty
+    scored: ScoredToken | None
+    """With its log-probability, if the request asks for log-probabilities."""
 
 
 class Batch:
-    """All requests of one loaded model."""
+    """The continuous batch of one loaded model: all its active requests."""
 
     def __init__(self, runner: Runner, chat_format: ChatFormat, capacity: Capacity) -> None:
         self._runner = runner
@@ -160,7 +102,7 @@ class Batch:
         self._capacity = capacity
         self._grammars = chat_format.grammars
         self._prefixes: PrefixCache[Prefix] = PrefixCache(capacity.prefix_bytes)
-        self._active: list[_ActiveRequest] = []
+        self._active: list[ActiveRequest] = []
 
     @property
     def idle(self) -> bool:
@@ -173,191 +115,153 @@ class Batch:
 
     @property
     def bytes(self) -> int:
-        """Memory for keys and values of rows, of prompts they begin from and of remembered ones."""
+        """Memory of the KV cache: of rows, of the prompts they begin from, of the prefix cache."""
         kept = [(active.prefix, active.request.adapter) for active in self._active]
         apart = sum(p.bytes for p, a in kept if p is not None and not self._prefixes.holds(p, a))
-        return self._runner.rows.bytes + apart + self._prefixes.bytes
+        return self._runner.kv_cache.bytes + apart + self._prefixes.bytes
 
     def add(self, submission: Submission) -> None:
-        """Let a request join. If it cannot be served it is told, and does not join."""
+        """Let a request join; one that cannot be served gets an error instead."""
+        limits = {"reply_tokens": self._capacity.reply_tokens, "kv_bytes": self._capacity.kv_bytes}
         try:
-            self._active.append(self._prepared(submission))
+            self._active.append(prepare(submission, self._runner, self._format, **limits))
         except OptiLLMError as exc:
             submission.deliver(exc)
         except Exception as exc:  # templates, tokenizers and grammars are others' programs
-            kind = type(exc).__name__  # what it says may be the prompt
+            kind = type(exc).__name__  # the message may quote the prompt
             failure = ProviderFailed(f"the request could not be prepared: {kind}", status=500)
             failure.__cause__ = exc
             submission.deliver(failure)
 
     def step(self) -> None:
-        """Let each running row feed what it has waiting, and each request that can, begin."""
-        for active in [active for active in self._active if active.submission.cancelled]:
-            self._leave(active)
+        """Take one step of continuous batching, with at most one forward pass.
+
+        Requests that fit are admitted. Every running sequence feeds its last tokens and every
+        prefill its next chunk. Then sequences sample their next token, prefills that are through
+        begin to decode, and requests that are done leave.
+        """
+        self._drop_cancelled()
         self._admit()
-        sequences = [sequence for active in self._active for sequence in active.branches]
-        reading = [active for active in self._active if active.reading is not None]
-        rows = [b.row for b in sequences] + [
-            active.reading.row for active in reading if active.reading
-        ]
-        queues = [b.waiting for b in sequences] + [j.reading.waiting for j in reading if j.reading]
-        counts = chunk_prefills([len(queue) for queue in queues], self._capacity.chunk)
-        fed = [i for i, count in enumerate(counts) if count]
-        if fed:
-            logits = self._runner.step([(rows[i], queues[i][: counts[i]]) for i in fed])
-            for i in fed:
-                del queues[i][: counts[i]]
-            done = [(place, i) for place, i in enumerate(fed) if not queues[i]]
-            writing = [(place, sequences[i]) for place, i in done if i < len(sequences)]
-            if writing:
-                self._write([b for _, b in writing], logits[[place for place, _ in writing]])
-            for place, i in done:
-                if i >= len(sequences):
-                    self._prompt_read(reading[i - len(sequences)], logits[place])
-        for active in [active for active in self._active if not active.rows and not active.wanted]:
-            self._finish(active)
+        chunks = self._next_chunks()
+        if chunks:
+            output = self._forward(chunks)
+            self._write_next(output.sequences, output.next_logits)
+            for prefill, logits in output.prefills:
+                self._begin_decode(prefill, logits)
+        self._finish_done()
 
     def fail(self, error: OptiLLMError) -> None:
         """End every request with `error`."""
         for active in list(self._active):
-            active.submission.deliver(error)
-            self._leave(active)
+            active.deliver(error)
+            self._remove(active)
 
-    def _prepared(self, submission: Submission) -> _ActiveRequest:
-        request, runner = submission.request, self._runner
-        check_adapter(request.adapter, runner.adapters.names)
-        unknown = steering(request).keys() - runner.steering.names
-        if unknown:
-            known = ", ".join(sorted(runner.steering.names)) or "none"
-            raise RequestRejected(
-                f"no steering vector {min(unknown)[:80]!r}; this model has: {known}",
-                param="pattern_strengths",
-            )
-        if any(not 0 <= token < runner.vocabulary for token in request.logit_bias):
-            raise RequestRejected(
-                f"logit_bias takes token ids from 0 to {runner.vocabulary - 1}", param="logit_bias"
-            )
-        tools = self._format.tools(request)
-        prompt = self._format.encode(request.messages, request.tools)
-        room = runner.context - len(prompt)
-        if room < 1:
-            raise PromptTooLong(
-                f"the prompt has {len(prompt)} tokens; this model's context of {runner.context} "
-                "must hold it and at least one token of the answer",
-                param="messages",
-            )
-        if runner.rows.bytes_for(1, len(prompt) + 1) > self._capacity.kv_bytes:
-            raise ProviderFailed("the prompt does not fit the engine's memory", status=503)
-        seed = request.seed if request.seed is not None else int.from_bytes(os.urandom(8))
-        room = min(room, request.max_tokens or self._capacity.reply_tokens)
-        vocabulary = Vocabulary(self._format.encode_text, self._format.token_bytes)
-        thinking = self._format.opens_thinking(prompt, markers(request)[0])
-        question = _question(request.messages)
-        decoding = method(request, question, room, vocabulary, opened=thinking)
-        thinks = isinstance(request.decoding, ThinkSettings | AutoThinkSettings)
-        constraint = self._format.constraint(request, tools, opened=thinking, thinks=thinks)
-        return _ActiveRequest(submission, prompt, room, seed, decoding, thinking, tools, constraint)
+    def _drop_cancelled(self) -> None:
+        for active in [active for active in self._active if active.submission.cancelled]:
+            self._remove(active)
+
+    def _finish_done(self) -> None:
+        for active in [active for active in self._active if not active.rows and not active.wanted]:
+            self._finish(active)
+
+    # Admission
 
     def _admit(self) -> None:
-        taken_rows = sum(active.rows for active in self._active)
-        taken = sum(self._claim(active, active.rows) for active in self._active)
-        given: Counter[_ActiveRequest] = Counter()
+        """Begin prefills, and further sequences of prefilled requests, where rows and memory allow.
 
-        def fits(active: _ActiveRequest) -> bool:
-            nonlocal taken
-            rows = active.rows + given[active]
-            more = self._claim(active, rows + 1) - self._claim(active, rows)
-            if (taken_rows or given) and taken + more > self._capacity.kv_bytes:
+        The KV cache is claimed for whole replies in advance: an admitted row is never preempted.
+        """
+        rows = sum(active.rows for active in self._active)
+        claimed = sum(self._claim(active, active.rows) for active in self._active)
+        admitted: Counter[ActiveRequest] = Counter()
+
+        def fits(active: ActiveRequest) -> bool:
+            """Claim the memory of one more row, unless there is too little; one row always fits."""
+            nonlocal claimed
+            held = active.rows + admitted[active]
+            more = self._claim(active, held + 1) - self._claim(active, held)
+            if (rows or admitted) and claimed + more > self._capacity.kv_bytes:
                 return False
-            taken += more
-            given[active] += 1
+            claimed += more
+            admitted[active] += 1
             return True
 
-        opened: list[_Sequence] = []
-        for active in admit(self._active, self._capacity.rows - taken_rows, fits):
-            if active.first_logits is None:
-                if not self._is_being_read(active):
-                    self._read(active)
-            else:
-                assert active.prefix is not None  # noqa: S101 (kept as long as branches are wanted)
+        opened: list[RunningSequence] = []
+        for active in admit(self._active, self._capacity.rows - rows, fits):
+            if active.first_logits is not None:
+                assert active.prefix is not None  # noqa: S101 (kept as long as rows are wanted)
                 opened += self._open(active, self._fork(active, active.prefix))
-        self._first(opened)
+            elif not self._is_being_prefilled(active):
+                self._begin_prefill(active)
+        self._sample_first(opened)
 
-    def _claim(self, active: _ActiveRequest, rows: int) -> int:
-        """Return the memory that `rows` rows of a request and its copy of the prompt may fill.
+    def _claim(self, active: ActiveRequest, rows: int) -> int:
+        return active.kv_bytes(rows, self._runner.kv_cache)
 
-        Of a prompt that is still to be read it is not known whether rows share or copy it.
-        """
-        if not rows and active.prefix is None:
-            return 0
-        bounded, prompt = active.request.max_tokens is not None, len(active.prompt)
-        reply = active.room if bounded else min(active.room, _USUAL_REPLY)
-        bytes_for = self._runner.rows.bytes_for
-        copied = bytes_for(rows, prompt + reply)
-        if not active.forks:
-            return copied
-        shared = bytes_for(min(rows, 1), prompt) + bytes_for(rows, reply)
-        unread = max(copied, shared)
-        needed = unread if active.first_logits is None else shared if active.shared else copied
-        return needed + prompt * self._runner.rows.shape.token_bytes
+    # Prefill
 
-    def _is_being_read(self, active: _ActiveRequest) -> bool:
-        """Return whether much of a prompt is in another that is being read: it is copied then.
+    def _is_being_prefilled(self, active: ActiveRequest) -> bool:
+        """Return whether a running prefill has much of this prompt, which can then copy its result.
 
-        Prompts are read one after another anyway, so waiting costs no time.
+        Prefills share one chunk per step anyway, so waiting costs the request no time.
         """
         hit = self._prefixes.find(active.prompt, active.request.adapter)
         enough = (hit.tokens if hit else 0) + _WORTH_WAITING
         return any(
-            other.reading is not None
+            other.prefill is not None
             and other.request.adapter == active.request.adapter
-            and self._prefixes.takes(self._runner.rows.bytes_for(1, len(other.prompt)))
-            and common_beginning(active.prompt[:-1], other.prompt) >= enough
+            and self._prefixes.takes(self._runner.kv_cache.bytes_for(1, len(other.prompt)))
+            and common_prefix_length(active.prompt[:-1], other.prompt) >= enough
             for other in self._active
         )
 
-    def _read(self, active: _ActiveRequest) -> None:
+    def _begin_prefill(self, active: ActiveRequest) -> None:
+        """Give the request a row that holds what the prefix cache has of its prompt."""
         adapter = active.request.adapter
         hit = self._prefixes.find(active.prompt, adapter)
-        if hit is None:
-            active.reading = _Prefill(self._runner.begin(None, 0, adapter), list(active.prompt))
-        else:
+        if hit is not None:
             active.cached_tokens = hit.tokens
-            row = self._runner.begin(hit.prefix, hit.tokens, adapter)
-            active.reading = _Prefill(row, active.prompt[hit.tokens :])
+        row = self._runner.begin(hit.prefix if hit else None, active.cached_tokens, adapter)
+        active.prefill = Prefill(active, row, active.prompt[active.cached_tokens :])
 
-    def _prompt_read(self, active: _ActiveRequest, logits: Tensor) -> None:
-        """Go over from reading the prompt to writing: the row becomes the first branch's."""
-        assert active.reading is not None  # noqa: S101
-        row, active.reading = active.reading.row, None
+    def _begin_decode(self, prefill: Prefill, logits: Tensor) -> None:
+        """End a prefill: keep its prefix, and let its row be that of the first sequence."""
+        active, row = prefill.active, prefill.row
+        active.prefill = None
         active.prefix = self._runner.snapshot(row, active.prompt)
         active.first_logits = logits
         self._prefixes.add(active.prefix, active.request.adapter)
+        active.decoding.begin(self._likeliest_first(active, logits))
+        active.shares_prefix = active.decoding.wanted > 1 and len(active.prompt) >= _SHARED_FROM
+        if active.shares_prefix:
+            self._runner.free(row)
+            row = self._fork(active, active.prefix)
+        self._sample_first(self._open(active, row))
+
+    def _likeliest_first(self, active: ActiveRequest, logits: Tensor) -> list[tuple[int, float]]:
+        """Return the likeliest first tokens of a reply with their probabilities."""
         shifted = shift(logits[None], [active.request.shifts({})])
         (first,) = self._grammars.mask(shifted, [active.constraint]).softmax(dim=-1)
         possible = int((first > _BANNED).count_nonzero())
         likeliest = first.topk(min(_FIRST_TOKENS, possible))
-        active.decoding.begin(
-            list(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True))
-        )
-        active.shared = active.decoding.wanted > 1 and len(active.prompt) >= _SHARED_FROM
-        if active.shared:
-            self._runner.free(row)
-            row = self._fork(active, active.prefix)
-        self._first(self._open(active, row))
+        return list(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True))
 
-    def _fork(self, active: _ActiveRequest, prefix: Prefix) -> Row:
-        return self._runner.fork(prefix, shared=active.shared, adapter=active.request.adapter)
+    # Sequences
 
-    def _open(self, active: _ActiveRequest, row: Row) -> list[_Sequence]:
+    def _fork(self, active: ActiveRequest, prefix: Prefix) -> Row:
+        adapter = active.request.adapter
+        return self._runner.fork(prefix, shared=active.shares_prefix, adapter=adapter)
+
+    def _open(self, active: ActiveRequest, row: Row) -> list[RunningSequence]:
+        """Return the next sequence of a request, in a list; empty if its method opens none now."""
         branch = active.decoding.open()
         if branch is None:
             self._runner.free(row)
             return []
-        if not (active.decoding.wanted or active.shared) and active.decoding.live:
+        if not (active.decoding.wanted or active.shares_prefix) and active.decoding.live:
             active.prefix = None
         row.steering = branch.steering
-        transcript = Transcript(
+        output = ChoiceOutput(
             active.opened,
             self._format,
             active.request.stop,
@@ -368,106 +272,157 @@ class Batch:
         constraint = None if active.constraint is None else active.constraint.fork()
         rng = random.Random(f"{active.seed}:{active.opened}")  # noqa: S311 (no secret)
         active.opened += 1
-        sequence = _Sequence(active, branch, row, transcript, rng, constraint)
-        active.branches.append(sequence)
-        return [sequence]
+        active.sequences.append(RunningSequence(active, branch, row, output, rng, constraint))
+        return active.sequences[-1:]
 
-    def _first(self, opened: Sequence[_Sequence]) -> None:
-        logits = [b.active.first_logits for b in opened if b.active.first_logits is not None]
+    def _close(self, sequence: RunningSequence) -> None:
+        active, branch, output = sequence.active, sequence.branch, sequence.output
+        self._runner.free(sequence.row)
+        active.sequences.remove(sequence)
+        active.reasoning_tokens += output.reasoning_tokens
+        active.decoding.close(branch, output.written(stopped=branch.stopped))
+
+    # The forward pass
+
+    def _next_chunks(self) -> list[_Chunk]:
+        """Return what each row feeds in this step, sequences before prefills (chunked prefill)."""
+        sources: list[Prefill | RunningSequence] = []
+        for active in self._active:
+            sources += active.sequences
+        sources += [active.prefill for active in self._active if active.prefill is not None]
+        sizes = chunk_prefills([len(source.waiting) for source in sources], self._capacity.chunk)
+        return [_Chunk(s, size) for s, size in zip(sources, sizes, strict=True) if size]
+
+    def _forward(self, chunks: Sequence[_Chunk]) -> _StepOutput:
+        """Feed `chunks` to the model, and return the logits where nothing is left to feed."""
+        logits = self._runner.step([(source.row, source.waiting[:size]) for source, size in chunks])
+        output = _StepOutput([], logits, [])
+        places: list[int] = []
+        for place, (source, size) in enumerate(chunks):
+            del source.waiting[:size]
+            if source.waiting:
+                continue
+            if isinstance(source, Prefill):
+                output.prefills.append((source, logits[place]))
+            else:
+                output.sequences.append(source)
+                places.append(place)
+        return output._replace(next_logits=logits[places])
+
+    # Sampling and delivery
+
+    def _sample_first(self, opened: Sequence[RunningSequence]) -> None:
+        """Write the first token of sequences that have just been opened."""
+        logits = [s.active.first_logits for s in opened if s.active.first_logits is not None]
         if logits:
-            self._write(opened, torch.stack(logits))
+            self._write_next(opened, torch.stack(logits))
 
-    def _write(self, sequences: Sequence[_Sequence], logits: Tensor) -> None:
-        """Draw each branch's next token from its row of `logits` and write it."""
-        seen = _measured(sequences, logits)
-        params = [b.branch.sampling_params(m) for b, m in zip(sequences, seen, strict=True)]
-        shifted = shift(logits, [b.active.request.shifts(b.counts) for b in sequences])
-        masked = self._grammars.mask(shifted, [b.constraint for b in sequences])
-        tokens = draw(masked, params, [b.rng.random() for b in sequences])
-        scores = _scored(sequences, logits, tokens)
-        for b, token, m, scored in zip(sequences, tokens, seen, scores, strict=True):
+    def _write_next(self, sequences: Sequence[RunningSequence], logits: Tensor) -> None:
+        """Sample the next token of each sequence from its row of `logits`, and write it."""
+        if not sequences:
+            return
+        for sequence, sampled in zip(sequences, self._sample(sequences, logits), strict=True):
             try:
-                self._take(b, token, m, scored)
+                self._write(sequence, sampled)
             except ProviderFailed as exc:
-                b.active.submission.deliver(exc)
-                b.active.submission.cancelled = True
+                sequence.active.fail(exc)
 
-    def _take(
-        self, b: _Sequence, token: int, uncertainty: Uncertainty, scored: ScoredToken | None
-    ) -> None:
-        active = b.active
-        taken = b.branch.take(token, uncertainty, end=token in self._format.end_ids)
+    def _sample(self, sequences: Sequence[RunningSequence], logits: Tensor) -> list[_Sampled]:
+        """Return the next token of each sequence: penalties, then the grammar, then the draw."""
+        uncertainties = _uncertainties(sequences, logits)
+        params = [
+            sequence.branch.sampling_params(uncertainty)
+            for sequence, uncertainty in zip(sequences, uncertainties, strict=True)
+        ]
+        shifted = shift(logits, [s.active.request.shifts(s.counts) for s in sequences])
+        masked = self._grammars.mask(shifted, [s.constraint for s in sequences])
+        tokens = draw(masked, params, [s.rng.random() for s in sequences])
+        scores = _scores(sequences, logits, tokens)
+        return list(map(_Sampled, tokens, uncertainties, scores))
+
+    def _write(self, sequence: RunningSequence, sampled: _Sampled) -> None:
+        """Append what the branch makes of the sampled token, and deliver the text it completes.
+
+        Raises:
+            ProviderFailed: the constraint cannot be kept any longer.
+        """
+        active, branch, output = sequence.active, sequence.branch, sequence.output
+        token, uncertainty, scored = sampled
+        taken = branch.take(token, uncertainty, end=token in self._format.end_ids)
         for place, written in enumerate(taken):
-            if b.constraint is not None:
-                b.constraint.take(written)
-            last = len(b.transcript.ids) + 1 >= active.room
+            if sequence.constraint is not None:
+                sequence.constraint.take(written)
+            last = len(output.ids) + 1 >= active.max_tokens
             drawn = scored if place == 0 and written == token else None
-            piece = b.transcript.add(written, drawn, last=last)
+            piece = output.add(written, drawn, last=last)
             if piece is not None and active.decoding.live:
-                active.submission.deliver(piece)
-            active.drawn += 1
-            b.waiting.append(written)
-            b.counts[written] += 1
-            if b.transcript.finish_reason is not None:
+                active.deliver(piece)
+            active.completion_tokens += 1
+            sequence.waiting.append(written)
+            sequence.counts[written] += 1
+            if output.finish_reason is not None:
                 break
-        if b.transcript.finish_reason is not None or b.branch.stopped:
-            self._close(b)
+        if output.finish_reason is not None or branch.stopped:
+            self._close(sequence)
 
-    def _close(self, b: _Sequence) -> None:
-        self._runner.free(b.row)
-        b.active.branches.remove(b)
-        b.active.reasoning_tokens += b.transcript.reasoning_tokens
-        b.active.decoding.close(b.branch, b.transcript.written(stopped=b.branch.stopped))
+    # The end of a request
 
-    def _finish(self, active: _ActiveRequest) -> None:
+    def _finish(self, active: ActiveRequest) -> None:
+        """Deliver the reply, if it was not streamed, and the token counts."""
         outcome = active.decoding.outcome()
         if not active.decoding.live:
             reader = ReplyReader(opened=active.thinking, tools=active.tools)
             for shown in (reader.feed(outcome.text), reader.close()):
-                active.submission.deliver(
-                    Piece(0, shown.text, shown.reasoning, tool_calls=shown.calls)
-                )
+                active.deliver(Piece(0, shown.text, shown.reasoning, tool_calls=shown.calls))
             called = reader.called and outcome.finish_reason == "stop"
-            active.submission.deliver(
+            active.deliver(
                 Piece(0, finish_reason="tool_calls" if called else outcome.finish_reason)
             )
-        counts = (len(active.prompt), active.drawn, active.cached_tokens, active.reasoning_tokens)
-        active.submission.deliver(Finished(*counts, outcome.facts))
-        self._leave(active)
+        active.deliver(
+            Finished(
+                prompt_tokens=len(active.prompt),
+                completion_tokens=active.completion_tokens,
+                cached_tokens=active.cached_tokens,
+                reasoning_tokens=active.reasoning_tokens,
+                facts=outcome.facts,
+            )
+        )
+        self._remove(active)
 
-    def _leave(self, active: _ActiveRequest) -> None:
+    def _remove(self, active: ActiveRequest) -> None:
+        """Take a request out of the batch and free its rows."""
         self._active.remove(active)
-        if active.reading is not None:
-            self._runner.free(active.reading.row)
-            active.reading = None
-        for b in active.branches:
-            self._runner.free(b.row)
-        active.branches.clear()
+        if active.prefill is not None:
+            self._runner.free(active.prefill.row)
+            active.prefill = None
+        for sequence in active.sequences:
+            self._runner.free(sequence.row)
+        active.sequences.clear()
 
 
-def _question(messages: Messages) -> str:
-    return next((as_text(m) for m in reversed(messages) if m.get("role") == "user"), "")
-
-
-def _measured(sequences: Sequence[_Sequence], logits: Tensor) -> list[Uncertainty]:
-    metrics = frozenset().union(*(b.branch.metrics for b in sequences))
-    uncertainty = [Uncertainty()] * len(sequences)
-    asking = [i for i, b in enumerate(sequences) if b.branch.metrics]
+def _uncertainties(sequences: Sequence[RunningSequence], logits: Tensor) -> list[Uncertainty]:
+    """Return the uncertainty of each next token, in the metrics that its branch asks for."""
+    found = [Uncertainty()] * len(sequences)
+    asking = [i for i, sequence in enumerate(sequences) if sequence.branch.metrics]
     if asking:
-        for i, m in zip(asking, measure_uncertainty(logits[asking], metrics), strict=True):
-            uncertainty[i] = m
-    return uncertainty
+        metrics = frozenset().union(*(sequences[i].branch.metrics for i in asking))
+        measured = measure_uncertainty(logits[asking], metrics)
+        for i, uncertainty in zip(asking, measured, strict=True):
+            found[i] = uncertainty
+    return found
 
 
-def _scored(
-    sequences: Sequence[_Sequence], logits: Tensor, tokens: Sequence[int]
+def _scores(
+    sequences: Sequence[RunningSequence], logits: Tensor, tokens: Sequence[int]
 ) -> list[ScoredToken | None]:
+    """Return the log-probability of each token, for requests that ask for log-probabilities."""
     scores: list[ScoredToken | None] = [None] * len(sequences)
-    asking = [i for i, b in enumerate(sequences) if b.active.request.top_logprobs is not None]
+    wanted = [sequence.active.request.top_logprobs for sequence in sequences]
+    asking = [i for i, top in enumerate(wanted) if top is not None]
     if asking:
-        top = max(sequences[i].active.request.top_logprobs or 0 for i in asking)
-        some = score(logits[asking], [tokens[i] for i in asking], top)
-        for i, scored in zip(asking, some, strict=True):
-            mine = sequences[i].active.request.top_logprobs
-            scores[i] = ScoredToken(scored.id, scored.logprob, scored.top[:mine])
+        most = max(wanted[i] or 0 for i in asking)
+        for i, scored in zip(
+            asking, score(logits[asking], [tokens[i] for i in asking], most), strict=True
+        ):
+            scores[i] = ScoredToken(scored.id, scored.logprob, scored.top[: wanted[i]])
     return scores

@@ -15,7 +15,7 @@ from optillm_hooks.local_provider.engine_request import (
     Messages,
     Piece,
     ScoredToken,
-    SpelledToken,
+    TokenLogprob,
 )
 from optillm_hooks.local_provider.grammar import (
     Constraint,
@@ -147,9 +147,9 @@ class ChatFormat:
             return bytes([int(piece[3:5], 16)])
         return piece.replace("\u2581", " ").encode()
 
-    def spelled(self, scored: ScoredToken) -> SpelledToken:
+    def with_bytes(self, scored: ScoredToken) -> TokenLogprob:
         top = tuple((self.token_bytes(token), logprob) for token, logprob in scored.top)
-        return SpelledToken(self.token_bytes(scored.id), scored.logprob, top)
+        return TokenLogprob(self.token_bytes(scored.id), scored.logprob, top)
 
     def detokenizer(self, tools: Tools | None = None, markers: Markers = MARKERS) -> "Detokenizer":
         """Return a new one, which keeps `markers` and that of calls even if they are special."""
@@ -293,7 +293,7 @@ class ReplyReader:
         return Shown(first.text + rest.text, reasoning, first.calls + rest.calls)
 
 
-class Transcript:
+class ChoiceOutput:
     """One choice as it is written: takes tokens, gives pieces to show."""
 
     def __init__(
@@ -311,7 +311,7 @@ class Transcript:
         self._format = chat_format
         self._detokenizer = chat_format.detokenizer(tools, markers)
         self._stop = StopFinder(stop)
-        self._waiting: list[tuple[int, SpelledToken]] = []
+        self._waiting: list[tuple[int, TokenLogprob]] = []
         self._ends: list[int] = []
         self._shown = ""
         self.ids: list[int] = []
@@ -327,7 +327,7 @@ class Transcript:
         else:
             written = self._detokenizer.feed(token)
             if scored is not None:
-                self._waiting.append((start, self._format.spelled(scored)))
+                self._waiting.append((start, self._format.with_bytes(scored)))
             text = self._stop.feed(written)
             if self._stop.found:
                 self.finish_reason = "stop"

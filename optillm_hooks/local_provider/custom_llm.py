@@ -33,7 +33,7 @@ from optillm_hooks.local_provider.engine_request import (
     Finished,
     Piece,
     PromptTooLong,
-    SpelledToken,
+    TokenLogprob,
     UnknownModel,
     check_adapter,
 )
@@ -309,19 +309,19 @@ def _call(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": function}
 
 
-def _logprobs(tokens: Sequence[SpelledToken]) -> ChoiceLogprobs:
+def _logprobs(tokens: Sequence[TokenLogprob]) -> ChoiceLogprobs:
     return ChoiceLogprobs(
         content=[
             ChatCompletionTokenLogprob(
-                **_spelled(scored.spelling, scored.logprob),
-                top_logprobs=[TopLogprob(**_spelled(*alternative)) for alternative in scored.top],
+                **_with_text(scored.token, scored.logprob),
+                top_logprobs=[TopLogprob(**_with_text(*alternative)) for alternative in scored.top],
             )
             for scored in tokens
         ]
     )
 
 
-def _spelled(token: bytes, logprob: float) -> dict[str, Any]:
+def _with_text(token: bytes, logprob: float) -> dict[str, Any]:
     return {"token": token.decode(errors="replace"), "bytes": list(token), "logprob": logprob}
 
 

@@ -114,10 +114,10 @@ class ScoredToken:
 
 
 @dataclass(frozen=True, slots=True)
-class SpelledToken:
+class TokenLogprob:
     """A `ScoredToken` with the bytes that tokens stand for, which may be half a character."""
 
-    spelling: bytes
+    token: bytes
     logprob: float
     top: tuple[tuple[bytes, float], ...] = ()
 
@@ -129,7 +129,7 @@ class Piece:
     choice: int
     text: str = ""
     reasoning: str = ""
-    tokens: tuple[SpelledToken, ...] = ()
+    tokens: tuple[TokenLogprob, ...] = ()
     """All tokens of the reply, if log-probabilities were asked for."""
 
     finish_reason: FinishReason | None = None
@@ -164,7 +164,7 @@ class Choice:
 
     text: str = ""
     reasoning: str = ""
-    tokens: list[SpelledToken] = field(default_factory=list[SpelledToken])
+    tokens: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     tool_calls: list[ToolCall] = field(default_factory=list[ToolCall])
     finish_reason: FinishReason = "stop"
 

@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class KVShape:
     """Of the keys (and values) of one token."""
 
     layers: int
@@ -62,7 +62,7 @@ class Pool:
     twice that of the rows.
     """
 
-    def __init__(self, shape: Shape, length: int) -> None:
+    def __init__(self, shape: KVShape, length: int) -> None:
         self.shape = shape
         self.length = length
         self.rows: list[Row] = []
@@ -130,10 +130,10 @@ class Row:
         return self.length + (len(self.prefix.tokens) if self.prefix else 0)
 
 
-class KeyValues:
+class KVCache:
     """All rows. Not thread-safe."""
 
-    def __init__(self, shape: Shape, context: int) -> None:
+    def __init__(self, shape: KVShape, context: int) -> None:
         self.shape = shape
         lengths = [256]
         while lengths[-1] < context:
@@ -283,7 +283,7 @@ class StepPlan:
     slots: then most of what attention reads and writes is one piece of memory.
     """
 
-    def __init__(self, feeds: Sequence[Feed], shape: Shape) -> None:
+    def __init__(self, feeds: Sequence[Feed], shape: KVShape) -> None:
         on = shape.device
         order = sorted(
             feeds, key=lambda feed: (feed[0].pool.length, len(feed[1]) > 1, feed[0].slot)
@@ -352,25 +352,25 @@ def _write(
     return _Write(pool, ends[first[0]] - len(first[1]), end, vectors.flatten())
 
 
-def _causal(row: Row, count: int, shape: Shape) -> Tensor:
+def _causal(row: Row, count: int, shape: KVShape) -> Tensor:
     seen = torch.arange(row.position, device=shape.device)
     own = torch.arange(row.position - count, row.position, device=shape.device)
     return _bias(seen[None] <= own[:, None], shape).repeat(shape.group, 1)
 
 
-def _bias(visible: Tensor, shape: Shape) -> Tensor:
+def _bias(visible: Tensor, shape: KVShape) -> Tensor:
     return torch.zeros(visible.shape, dtype=shape.dtype, device=shape.device).masked_fill_(
         ~visible, -torch.inf
     )
 
 
-def _until(lengths: Sequence[int], shape: Shape) -> Tensor:
+def _until(lengths: Sequence[int], shape: KVShape) -> Tensor:
     """Return a mask [slots, 1, 1, longest] that shows of each slot its first tokens."""
     seen = torch.arange(max(lengths), device=shape.device)
     return _bias(seen < torch.tensor(lengths, device=shape.device)[:, None], shape)[:, None, None]
 
 
-def _singles(pool: Pool, rows: Sequence[Row], start: int, shape: Shape) -> _Singles:
+def _singles(pool: Pool, rows: Sequence[Row], start: int, shape: KVShape) -> _Singles:
     count = 1 + rows[-1].slot
     places, lengths = [0] * count, [1] * count
     for place, row in enumerate(rows):
@@ -386,7 +386,7 @@ def _singles(pool: Pool, rows: Sequence[Row], start: int, shape: Shape) -> _Sing
     )
 
 
-def _shared(feeds: Sequence[Feed], ends: Mapping[Row, int], shape: Shape) -> Iterator[_Shared]:
+def _shared(feeds: Sequence[Feed], ends: Mapping[Row, int], shape: KVShape) -> Iterator[_Shared]:
     readers: dict[Pool, dict[Row, list[int]]] = defaultdict(lambda: defaultdict(list))
     for row, tokens in feeds:
         if row.prefix_slot is not None and len(tokens) == 1:

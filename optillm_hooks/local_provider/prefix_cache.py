@@ -44,7 +44,7 @@ class PrefixCache(Generic[R]):
         best_key = None
         asked = tuple(prompt[:-1])
         for key, prefix in self._entries.items():
-            common = common_beginning(asked, key[1]) if key[0] == adapter else 0
+            common = common_prefix_length(asked, key[1]) if key[0] == adapter else 0
             if common >= self._least_tokens and (best is None or common > best.tokens):
                 best, best_key = Hit(prefix, common), key
         if best_key is not None:
@@ -79,7 +79,7 @@ class PrefixCache(Generic[R]):
         self.bytes -= self._entries.pop(key).bytes
 
 
-def common_beginning(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
     """Return the number of leading elements that `a` and `b` share."""
     low, high = 0, min(len(a), len(b))
     while low < high:

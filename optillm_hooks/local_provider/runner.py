@@ -10,7 +10,7 @@ from transformers import AttentionInterface
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.local_provider.adapters import Adapters
 from optillm_hooks.local_provider.fast_layers import use_fast_layers
-from optillm_hooks.local_provider.kv_cache import Feed, KeyValues, Prefix, Row, Shape, StepPlan
+from optillm_hooks.local_provider.kv_cache import Feed, KVCache, KVShape, Prefix, Row, StepPlan
 from optillm_hooks.local_provider.steering import Steering
 
 _ATTENTION = "optillm_rows"
@@ -47,7 +47,7 @@ class Runner:
         asking = config.num_attention_heads
         heads = getattr(config, "num_key_value_heads", None) or asking
         self._model = model
-        self._shape = Shape(
+        self._shape = KVShape(
             layers=config.num_hidden_layers,
             heads=heads,
             group=asking // heads,
@@ -62,7 +62,7 @@ class Runner:
         _check_windows(config, self.context)
         _check_positions(config, self.context)
         self.weight_bytes: int = sum(p.numel() * p.element_size() for p in model.parameters())
-        self.rows = KeyValues(self._shape, self.context)
+        self.kv_cache = KVCache(self._shape, self.context)
         self.adapters = Adapters(model, {})
         self.steering = Steering(model, steering or {})
         self._take_over_attention(config)
@@ -82,7 +82,7 @@ class Runner:
 
         use_fast_layers(self._model)
         AttentionInterface.register(_ATTENTION, _attention)
-        row = self.rows.new()
+        row = self.kv_cache.new()
         try:
             self._model.set_attn_implementation(_ATTENTION)
             self.step([(row, tokens[:-1])])
@@ -93,7 +93,7 @@ class Runner:
         except Exception as exc:  # whatever a model's own code does with what it does not expect
             raise _unsupported(config, f"{type(exc).__name__}: {exc}") from exc
         finally:
-            for left in list(self.rows.rows()):
+            for left in list(self.kv_cache.rows()):
                 self.free(left)
         if not written.all():
             raise _unsupported(config, "its attention cannot be replaced")
@@ -104,7 +104,7 @@ class Runner:
     def step(self, feeds: Sequence[Feed]) -> Tensor:
         """Append tokens to rows; returns float32 logits [rows, V] of what follows each last one."""
         for row, tokens in feeds:
-            self.rows.reserve(row, len(tokens))
+            self.kv_cache.reserve(row, len(tokens))
             row.length += len(tokens)
         plan = StepPlan(feeds, self._shape)
         self.adapters.choose([row.adapter for row in plan.rows], self._shape.device)
@@ -124,24 +124,24 @@ class Runner:
         """Return a new row that holds `prefix`: by reference if `shared`, else as a copy."""
         if not shared:
             return self.begin(prefix, len(prefix.tokens), adapter)
-        return self.rows.new(prefix, adapter)
+        return self.kv_cache.new(prefix, adapter)
 
     @torch.inference_mode()
     def begin(self, prefix: Prefix | None, tokens: int, adapter: str | None = None) -> Row:
         """Return a new row that holds a copy of the first `tokens` tokens of `prefix`."""
-        row = self.rows.new(adapter=adapter, tokens=tokens)
+        row = self.kv_cache.new(adapter=adapter, tokens=tokens)
         if prefix is not None:
-            self.rows.fill(row, prefix, tokens)
+            self.kv_cache.fill(row, prefix, tokens)
         return row
 
     @torch.inference_mode()
     def snapshot(self, row: Row, tokens: Sequence[int]) -> Prefix:
         """Return a copy of the keys and values of `row`, which holds `tokens`."""
-        return self.rows.snapshot(row, tokens)
+        return self.kv_cache.snapshot(row, tokens)
 
     @torch.inference_mode()
     def free(self, row: Row) -> None:
-        self.rows.free(row)
+        self.kv_cache.free(row)
 
 
 def _check_layers(config: Any) -> None:

@@ -10,7 +10,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from optillm_hooks.errors import RequestRejected
-from optillm_hooks.local_provider.chat_format import ChatFormat, Transcript
+from optillm_hooks.local_provider.chat_format import ChatFormat, ChoiceOutput
 from optillm_hooks.local_provider.engine_request import ScoredToken
 from optillm_hooks.local_provider.text import StopFinder, ThinkSplitter
 from tests.local_provider import tiny
@@ -66,7 +66,7 @@ def test_the_bytes_of_the_tokens_are_the_bytes_of_the_text(
 def test_a_stop_string_across_tokens_cuts_text_and_scores_but_not_the_count(
     chat_format: ChatFormat,
 ) -> None:
-    transcript = Transcript(0, chat_format, ["is Pa"])
+    transcript = ChoiceOutput(0, chat_format, ["is Pa"])
     ids = chat_format.encode_text("The capital of France is Paris.")
     pieces = []
     for token in ids:
@@ -75,7 +75,7 @@ def test_a_stop_string_across_tokens_cuts_text_and_scores_but_not_the_count(
         if transcript.finish_reason:
             break
     assert "".join(piece.text for piece in pieces) == "The capital of France "
-    scored = b"".join(token.spelling for piece in pieces for token in piece.tokens)
+    scored = b"".join(token.token for piece in pieces for token in piece.tokens)
     assert scored == b"The capital of France is"
     assert transcript.finish_reason == "stop"
     assert len(transcript.ids) == 6
@@ -84,15 +84,15 @@ def test_a_stop_string_across_tokens_cuts_text_and_scores_but_not_the_count(
 def test_a_token_whose_text_is_held_back_keeps_its_score_for_later(
     chat_format: ChatFormat,
 ) -> None:
-    transcript = Transcript(0, chat_format, ["Paris!"])
+    transcript = ChoiceOutput(0, chat_format, ["Paris!"])
     ids = chat_format.encode_text("is Paris.")
     pieces = [transcript.add(token, ScoredToken(token, -1.0), last=False) for token in ids]
-    shown = [(piece.text, [token.spelling for token in piece.tokens]) for piece in pieces if piece]
+    shown = [(piece.text, [token.token for token in piece.tokens]) for piece in pieces if piece]
     assert shown == [("is", [b"is"]), (" ", [b" Paris"]), ("Paris.", [b"."])]
 
 
 def test_the_last_token_allowed_ends_with_length(chat_format: ChatFormat) -> None:
-    transcript = Transcript(0, chat_format, [])
+    transcript = ChoiceOutput(0, chat_format, [])
     (token, *_) = chat_format.encode_text("word")
     piece = transcript.add(token, None, last=True)
     assert piece is not None

@@ -45,8 +45,8 @@ def engine(runner: Runner, chat_format: ChatFormat) -> Iterator[Engine]:
     engine = Engine("test", load)
     yield engine
     engine.close()
-    assert not list(runner.rows.rows())
-    assert runner.rows.bytes == 0
+    assert not list(runner.kv_cache.rows())
+    assert runner.kv_cache.bytes == 0
 
 
 async def answer(engine: Engine, request: EngineRequest) -> tuple[list[Choice], Finished]:
@@ -84,7 +84,7 @@ async def test_sixteen_at_once_write_what_the_model_alone_would(
     for request, task in zip(requests, tasks, strict=True):
         ((choice,), _) = task.result()
         prompt = chat_format.encode(request.messages)
-        written = [token_ids[token.spelling] for token in choice.tokens]
+        written = [token_ids[token.token] for token in choice.tokens]
         assert written
         with torch.inference_mode():
             logits = loaded.model(torch.tensor([prompt + written])).logits[0, len(prompt) - 1 :]
@@ -174,7 +174,7 @@ async def test_closing_a_stream_frees_its_rows(engine: Engine, runner: Runner) -
     await events.aclose()
     _, finished = await answer(engine, make_request("Hi", sampling=GREEDY, max_tokens=2))
     assert finished.completion_tokens == 2
-    assert not list(runner.rows.rows())
+    assert not list(runner.kv_cache.rows())
 
 
 async def test_cancelling_the_task_frees_its_rows(engine: Engine, runner: Runner) -> None:
@@ -192,7 +192,7 @@ async def test_cancelling_the_task_frees_its_rows(engine: Engine, runner: Runner
     with pytest.raises(asyncio.CancelledError):
         await task
     await answer(engine, make_request("Hi", sampling=GREEDY, max_tokens=2))
-    assert not list(runner.rows.rows())
+    assert not list(runner.kv_cache.rows())
 
 
 async def test_one_bad_request_fails_alone(engine: Engine) -> None:
@@ -264,7 +264,7 @@ async def test_a_failing_step_is_heard_by_all_and_the_engine_recovers(
             await answer(engine, make_request("Hi"))
     assert (await answer(engine, make_request("Hi", max_tokens=2)))[1].completion_tokens <= 2
     engine.close()
-    assert not list(runner.rows.rows())
+    assert not list(runner.kv_cache.rows())
 
 
 async def test_a_full_engine_says_so(runner: Runner, chat_format: ChatFormat) -> None:
@@ -284,7 +284,7 @@ async def test_a_full_engine_says_so(runner: Runner, chat_format: ChatFormat) ->
 async def test_little_memory_makes_requests_wait_but_answers_all(
     runner: Runner, chat_format: ChatFormat
 ) -> None:
-    two_rows = runner.rows.bytes_for(2, 50)
+    two_rows = runner.kv_cache.bytes_for(2, 50)
     engine = Engine("small", lambda: Batch(runner, chat_format, Capacity(kv_bytes=two_rows)))
     requests = [make_request("Hi", max_tokens=5, n=2) for _ in range(4)]
     assert all(all(texts) for texts in await together(engine, *requests))
@@ -298,14 +298,14 @@ def test_rows_of_one_long_prompt_take_its_memory_once() -> None:
     endless = {tiny.END: -100.0}
     request = make_request("a" * 1100, max_tokens=20, n=16, logit_bias=endless, seed=1)
     prompt = len(tiny.chat_format().encode(request.messages))
-    bytes_for, copy = runner.rows.bytes_for, prompt * runner.rows.shape.token_bytes
+    bytes_for, copy = runner.kv_cache.bytes_for, prompt * runner.kv_cache.shape.token_bytes
     most = bytes_for(1, prompt) + bytes_for(8, 20) + copy
     batch = Batch(runner, tiny.chat_format(), Capacity(kv_bytes=most, prefix_bytes=0))
     batch.add(Submission(request, events.append))
     crowds, used = set(), set()
     while not batch.idle:
         batch.step()
-        crowds.add(len(list(runner.rows.rows())))
+        crowds.add(len(list(runner.kv_cache.rows())))
         used.add(batch.bytes)
     assert max(crowds) == 8
     assert max(used) <= most

@@ -111,7 +111,7 @@ def assert_as_generated(
         pad_token_id=tiny.END,
         logits_processor=LogitsProcessorList([drawn]),
     )[0, len(prompt) :].tolist()
-    written = [IDS[token.spelling] for token in choice.tokens]
+    written = [IDS[token.token] for token in choice.tokens]
     written += [tiny.END] if choice.finish_reason == "stop" else []
     sure = next((i for i, gap in enumerate(drawn.gaps) if gap < CLOSE), len(whole))
     assert written[:sure] == whole[:sure]
@@ -123,7 +123,7 @@ def assert_scored_as_alone(
 ) -> None:
     """Compare all log-probabilities with one independent pass over prompt and answer."""
     prompt = FORMAT.encode(request.messages)
-    written = [IDS[token.spelling] for token in choice.tokens]
+    written = [IDS[token.token] for token in choice.tokens]
     with torch.inference_mode():
         logits = reference(torch.tensor([prompt + written])).logits[0, len(prompt) - 1 :]
     for row, token, scored in zip(logits.log_softmax(-1), written, choice.tokens, strict=False):
@@ -213,7 +213,7 @@ async def test_pairs_of_tokens_follow_the_exact_distribution(
     for seed in range(8):
         one = EngineRequest(messages=messages, seed=seed, top_logprobs=0, **settings)
         for choice in await choices(engine, one):
-            counts[tuple(IDS[token.spelling] for token in choice.tokens)] += 1
+            counts[tuple(IDS[token.token] for token in choice.tokens)] += 1
     expected = pairs(reference, one)
     assert set(counts) <= set(expected)
     assert_follows([counts[pair] for pair in expected], list(expected.values()))

@@ -170,8 +170,8 @@ async def test_sixty_four_streams_at_once_are_all_answered_and_nothing_is_left()
     (batch,) = batches
     engine.close()
     assert batch.idle
-    assert not list(runner.rows.rows())
-    assert runner.rows.bytes == 0
+    assert not list(runner.kv_cache.rows())
+    assert runner.kv_cache.bytes == 0
     assert batch.bytes <= capacity.prefix_bytes
     assert engine._inside == 0
 
@@ -262,7 +262,7 @@ def test_a_prompt_with_a_beginning_of_its_own_waits_for_no_other() -> None:
     batch.add(long.submission)
     batch.add(other.submission)
     batch.step()
-    assert len(list(batch._runner.rows.rows())) == 2
+    assert len(list(batch._runner.kv_cache.rows())) == 2
 
 
 def test_a_short_request_behind_a_wide_one_has_its_row_as_soon_as_one_is_free() -> None:
@@ -296,10 +296,10 @@ def test_a_request_that_is_cancelled_at_any_time_frees_its_rows_at_the_next_step
     batch.add(gone.submission)
     for _ in range({"waiting": 3, "reading": 2, "writing": 12}[at]):
         batch.step()
-    assert len(list(runner.rows.rows())) == {"waiting": 1, "reading": 2, "writing": 4}[at]
+    assert len(list(runner.kv_cache.rows())) == {"waiting": 1, "reading": 2, "writing": 4}[at]
     gone.submission.cancelled = True
     batch.step()
-    assert len(list(runner.rows.rows())) == 1
+    assert len(list(runner.kv_cache.rows())) == 1
     told = len(gone.events)
     while not batch.idle:
         batch.step()
@@ -456,7 +456,7 @@ def served(batch: Batch, clients: Sequence[Client]) -> tuple[int, int, int]:
 
     Filled are slots that have a row, and prompts that are kept outside of the prefix cache.
     """
-    kept = batch._runner.rows
+    kept = batch._runner.kv_cache
     crowds, filled, allocated = [0], [0], [0]
     for client in clients:
         batch.add(client.submission)
@@ -476,7 +476,7 @@ def served(batch: Batch, clients: Sequence[Client]) -> tuple[int, int, int]:
 
 def test_memory_for_five_rows_is_filled_by_five_rows() -> None:
     runner = Counted()
-    most = runner.rows.bytes_for(5, 1200)
+    most = runner.kv_cache.bytes_for(5, 1200)
     batch = Batch(runner, FORMAT, Capacity(kv_bytes=most, prefix_bytes=0))
     clients = [
         Client.of(make_request(1100 + i, max_tokens=50, logit_bias=ENDLESS)) for i in range(7)
@@ -489,7 +489,7 @@ def test_memory_for_five_rows_is_filled_by_five_rows() -> None:
 @pytest.mark.parametrize("prefix_bytes", [0, 150_000], ids=["none", "few"])
 def test_a_crowd_fills_the_memory_for_it_at_most_whatever_is_asked(prefix_bytes: int) -> None:
     runner, rng = Counted(), random.Random(0)
-    most = runner.rows.bytes_for(5, 500)
+    most = runner.kv_cache.bytes_for(5, 500)
     batch = Batch(runner, FORMAT, Capacity(kv_bytes=most, prefix_bytes=prefix_bytes))
     kinds: list[dict[str, Any]] = [{}, {"n": 2}, {"n": 5}, {"decoding": CotSettings(k=3)}]
     clients = [
@@ -518,13 +518,13 @@ def test_a_prompt_is_let_go_when_no_further_row_will_begin_from_it() -> None:
         for _ in range(5):
             batch.step()
         (job,) = batch._active
-        prompt = len(job.prompt) * runner.rows.shape.token_bytes
+        prompt = len(job.prompt) * runner.kv_cache.shape.token_bytes
         assert (job.prefix is None) == (n == 1)
-        assert batch.bytes == runner.rows.bytes + batch._prefixes.bytes + copies * prompt
+        assert batch.bytes == runner.kv_cache.bytes + batch._prefixes.bytes + copies * prompt
         while job.decoding.wanted:
             batch.step()
         assert job.prefix is None
-        assert batch.bytes == runner.rows.bytes + batch._prefixes.bytes
+        assert batch.bytes == runner.kv_cache.bytes + batch._prefixes.bytes
         while not batch.idle:
             batch.step()
         assert batch.bytes == batch._prefixes.bytes == (prompt if prefix_bytes else 0)
@@ -536,7 +536,7 @@ def test_slots_are_given_back_as_rows_leave_and_the_last_keeps_what_it_holds() -
     runner.step([(row, [5 + i, 40, 41]) for i, row in enumerate(rows)])
     while len(rows) > 1:
         runner.free(rows.pop(0))
-        assert runner.rows.bytes <= 2 * runner.rows.bytes_for(len(rows), 1)
+        assert runner.kv_cache.bytes <= 2 * runner.kv_cache.bytes_for(len(rows), 1)
     (found,) = runner.step([(rows[0], [9])])
     fresh = runner.begin(None, 0)
     (wanted,) = runner.step([(fresh, [13, 40, 41, 9])])

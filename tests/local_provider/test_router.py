@@ -78,7 +78,7 @@ async def test_a_request_that_its_caller_gives_up_leaves_no_row(
     await router.acompletion(model="mine", messages=HI, max_tokens=1)
     (engine,) = provider._engines.values()
     assert engine._batch is not None
-    rows = engine._batch._runner.rows
+    rows = engine._batch._runner.kv_cache
     call = {"messages": HI, "n": 2, "max_tokens": 8000, "logit_bias": ENDLESS}
     if stream:
         chunks = await router.acompletion(model="mine", **call, stream=True)

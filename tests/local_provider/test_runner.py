@@ -20,9 +20,9 @@ from tests.local_provider import tiny
 @pytest.fixture(autouse=True)
 def _no_rows_left(runner: Runner) -> Iterator[None]:
     yield
-    for row in list(runner.rows.rows()):
+    for row in list(runner.kv_cache.rows()):
         runner.free(row)
-    assert runner.rows.bytes == 0
+    assert runner.kv_cache.bytes == 0
 
 
 @pytest.fixture
@@ -99,7 +99,9 @@ def test_a_prompt_is_stored_once_for_all_rows_that_share_it(
     runner.free(row)
     forks = [runner.fork(prefix, shared=True) for _ in range(4)]
     assert all(fork.length == 0 for fork in forks)
-    assert runner.rows.bytes == sum(map(runner.rows.bytes_for, (4, 1), (1, len(prompts[2]))))
+    assert runner.kv_cache.bytes == sum(
+        map(runner.kv_cache.bytes_for, (4, 1), (1, len(prompts[2])))
+    )
 
 
 def test_several_prompts_are_each_read_by_their_own_rows() -> None:

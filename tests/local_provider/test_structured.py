@@ -48,7 +48,7 @@ def engine() -> Iterator[Engine]:
     engine = Engine("tiny", lambda: Batch(runner, FORMAT, Capacity()))
     yield engine
     engine.close()
-    assert not list(runner.rows.rows())
+    assert not list(runner.kv_cache.rows())
 
 
 def replies(engine: Engine, request: EngineRequest) -> list[Choice]:
@@ -222,7 +222,7 @@ def test_what_is_drawn_from_is_the_models_law_renormalised_over_what_is_allowed(
             messages=HI, n=125, seed=seed, max_tokens=1, sampling=sampling, schema={"enum": NEXT},
             logit_bias=bias, top_logprobs=0,
         )  # fmt: skip
-        counts.update(choice.tokens[0].spelling for choice in replies(engine, request))
+        counts.update(choice.tokens[0].token for choice in replies(engine, request))
     assert set(counts) <= {FORMAT.token_bytes(token) for token in expected}
     assert_follows(
         [counts[FORMAT.token_bytes(token)] for token in expected], list(expected.values())
@@ -236,7 +236,7 @@ def test_logprobs_are_those_of_the_model_without_the_form(engine: Engine) -> Non
         logprobs = tiny.model()(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
     ids = {FORMAT.token_bytes(token): token for token in tiny.SPELLED}
     first = choice.tokens[0]
-    assert first.logprob == pytest.approx(logprobs[ids[first.spelling]].item(), abs=1e-3)
+    assert first.logprob == pytest.approx(logprobs[ids[first.token]].item(), abs=1e-3)
     assert [p for _, p in first.top] == pytest.approx(logprobs.topk(2).values.tolist(), abs=1e-3)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from optillm_hooks.decoding.cot_decoding import CotSettings
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.batch import Batch, Capacity
-from optillm_hooks.local_provider.chat_format import ChatFormat, Transcript
+from optillm_hooks.local_provider.chat_format import ChatFormat, ChoiceOutput
 from optillm_hooks.local_provider.custom_llm import PROVIDER, LocalProvider
 from optillm_hooks.local_provider.engine import Engine
 from optillm_hooks.local_provider.engine_request import Choice, EngineRequest, Piece
@@ -250,7 +250,7 @@ def test_calls_and_results_go_back_through_the_template() -> None:
 def transcribed(chat_format: ChatFormat, reply: str, **fields: Any) -> Choice:
     """What becomes of a reply that a model writes token by token."""
     tools = chat_format.tools(parse(**fields))
-    transcript = Transcript(0, chat_format, [], tools=tools)
+    transcript = ChoiceOutput(0, chat_format, [], tools=tools)
     choice = Choice()
     for token in [*chat_format.encode_text(reply), tiny.END]:
         piece = transcript.add(token, None, last=False)
@@ -295,7 +295,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     engine = Engine(request.param, lambda: Batch(runner, chat_format, Capacity()))
     yield engine
     engine.close()
-    assert not list(runner.rows.rows())
+    assert not list(runner.kv_cache.rows())
 
 
 BIAS = {tiny.SPELLED[0] + 1: 5.0}  # the quotation mark, after the exclamation mark

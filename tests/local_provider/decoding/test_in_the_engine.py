@@ -54,7 +54,7 @@ def replies(
         batch.add(Submission(request, events.append))
     while not batch.idle:
         batch.step()
-    assert not list(runner().rows.rows())
+    assert not list(runner().kv_cache.rows())
     return [read(request.n, events) for request, events in zip(requests, heard, strict=True)]
 
 
@@ -151,7 +151,7 @@ def test_a_token_that_is_written_for_the_model_has_no_log_probability() -> None:
     [((choice,), finished)] = replies(request)
     forced = len(FORMAT.encode_text("<think>\n")) + len(FORMAT.encode_text("\n</think>\n\n"))
     assert finished.completion_tokens == 20
-    assert [token.spelling for token in choice.tokens] == [b"\n"] * (20 - forced)
+    assert [token.token for token in choice.tokens] == [b"\n"] * (20 - forced)
     assert len({token.logprob for token in choice.tokens}) == len(choice.tokens), "each its own"
 
 

@@ -1,0 +1,210 @@
+"""A request of the running batch: its prefill, its sequences, and the KV cache that it needs."""
+
+import os
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from optillm_hooks.decoding.autothink import AutoThinkSettings
+from optillm_hooks.decoding.thinkdeeper import ThinkSettings
+from optillm_hooks.errors import ProviderFailed, RequestRejected
+from optillm_hooks.local_provider.chat_format import ChatFormat, ChoiceOutput, as_text
+from optillm_hooks.local_provider.decoding.base import Branch, Decoding
+from optillm_hooks.local_provider.decoding.methods import Vocabulary, markers, method, steering
+from optillm_hooks.local_provider.engine_request import (
+    EngineRequest,
+    Event,
+    Messages,
+    PromptTooLong,
+    Submission,
+    check_adapter,
+)
+from optillm_hooks.local_provider.grammar import Constraint
+from optillm_hooks.local_provider.kv_cache import KVCache, Prefix, Row
+from optillm_hooks.local_provider.runner import Runner
+from optillm_hooks.local_provider.tool_calls import Tools
+
+_USUAL_REPLY = 1024
+"""Tokens of KV cache that a request claims for a reply whose length it does not bound."""
+
+
+@dataclass(eq=False, slots=True)
+class ActiveRequest:
+    """A request that takes part in continuous batching, from its prefill to its last sequence."""
+
+    submission: Submission
+    prompt: list[int]
+    max_tokens: int
+    """Of one choice, at most what the context leaves."""
+
+    seed: int
+    decoding: Decoding
+    thinking: bool
+    """Whether the prompt ends inside a block of thinking."""
+
+    tools: Tools | None = None
+    constraint: Constraint | None = None
+    """The grammar of the reply, at its beginning; each sequence forks it."""
+
+    prefill: "Prefill | None" = None
+    prefix: Prefix | None = None
+    """The KV cache of the whole prompt, kept for as long as further sequences may begin from it."""
+
+    shares_prefix: bool = False
+    """Whether its sequences read `prefix` by reference; else each has a copy."""
+
+    first_logits: Tensor | None = None
+    """Logits of the first token of the reply, from which every sequence begins."""
+
+    sequences: "list[RunningSequence]" = field(default_factory=list["RunningSequence"])
+    opened: int = 0
+    """How many sequences it has begun."""
+
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    cached_tokens: int = 0
+
+    @property
+    def request(self) -> EngineRequest:
+        return self.submission.request
+
+    @property
+    def rows(self) -> int:
+        return len(self.sequences) + (self.prefill is not None)
+
+    @property
+    def wanted(self) -> int:
+        if self.first_logits is None:
+            return 0 if self.prefill else 1
+        return self.decoding.wanted
+
+    def deliver(self, event: Event) -> None:
+        self.submission.deliver(event)
+
+    def fail(self, error: Exception) -> None:
+        """Deliver `error` as the last event; the next step drops the request."""
+        self.deliver(error)
+        self.submission.cancelled = True
+
+    def kv_bytes(self, rows: int, cache: KVCache) -> int:
+        """Return the KV cache that `rows` rows and the request's copy of its prompt may fill.
+
+        Before the prefill ends, it is not known whether rows will share the prompt or copy it.
+        """
+        if not rows and self.prefix is None:
+            return 0
+        prompt, reply = len(self.prompt), self.max_tokens
+        if self.request.max_tokens is None:
+            reply = min(reply, _USUAL_REPLY)
+        copied = cache.bytes_for(rows, prompt + reply)
+        if not self._keeps_prefix:
+            return copied
+        shared = cache.bytes_for(min(rows, 1), prompt) + cache.bytes_for(rows, reply)
+        if self.first_logits is None:
+            needed = max(copied, shared)
+        else:
+            needed = shared if self.shares_prefix else copied
+        return needed + prompt * cache.shape.token_bytes
+
+    @property
+    def _keeps_prefix(self) -> bool:
+        """Whether there is, or will be, a copy of its prompt that several sequences begin from."""
+        if self.first_logits is None:
+            return not self.decoding.live or self.decoding.wanted > 1
+        return self.prefix is not None
+
+
+@dataclass(eq=False, slots=True)
+class Prefill:
+    """The prefill of a request: its prompt on the way into the KV cache, chunk by chunk."""
+
+    active: ActiveRequest
+    row: Row
+    waiting: list[int]
+    """Tokens of the prompt that are not fed yet."""
+
+
+@dataclass(eq=False, slots=True)
+class RunningSequence:
+    """A sequence in its decode phase: one branch of a request, with its row of the KV cache."""
+
+    active: ActiveRequest
+    branch: Branch
+    row: Row
+    output: ChoiceOutput
+    rng: random.Random
+    constraint: Constraint | None = None
+    waiting: list[int] = field(default_factory=list[int])
+    """Tokens that were sampled (or forced by the decoding method) and are not fed yet."""
+
+    counts: Counter[int] = field(default_factory=Counter[int])
+    """How often each token was written, for the penalties."""
+
+
+def prepare(
+    submission: Submission,
+    runner: Runner,
+    chat_format: ChatFormat,
+    *,
+    reply_tokens: int,
+    kv_bytes: int,
+) -> ActiveRequest:
+    """Return the request with its prompt tokenized and its decoding method and grammar set up.
+
+    `reply_tokens`: maximum length of a reply to a request that sets none. `kv_bytes`: the KV cache.
+
+    Raises:
+        RequestRejected: the request is at fault.
+        ProviderFailed: the prompt does not fit into the KV cache.
+    """
+    request = submission.request
+    _check_names(request, runner)
+    tools = chat_format.tools(request)
+    prompt = chat_format.encode(request.messages, request.tools)
+    _check_length(prompt, runner, kv_bytes)
+    max_tokens = min(runner.context - len(prompt), request.max_tokens or reply_tokens)
+    thinking = chat_format.opens_thinking(prompt, markers(request)[0])
+    vocabulary = Vocabulary(chat_format.encode_text, chat_format.token_bytes)
+    question = _question(request.messages)
+    decoding = method(request, question, max_tokens, vocabulary, opened=thinking)
+    thinks = isinstance(request.decoding, ThinkSettings | AutoThinkSettings)
+    constraint = chat_format.constraint(request, tools, opened=thinking, thinks=thinks)
+    seed = request.seed if request.seed is not None else int.from_bytes(os.urandom(8))
+    return ActiveRequest(
+        submission, prompt, max_tokens, seed, decoding, thinking, tools, constraint
+    )
+
+
+def _check_names(request: EngineRequest, runner: Runner) -> None:
+    """Raise RequestRejected if the model lacks an adapter, steering vector or token it names."""
+    check_adapter(request.adapter, runner.adapters.names)
+    unknown = steering(request).keys() - runner.steering.names
+    if unknown:
+        known = ", ".join(sorted(runner.steering.names)) or "none"
+        raise RequestRejected(
+            f"no steering vector {min(unknown)[:80]!r}; this model has: {known}",
+            param="pattern_strengths",
+        )
+    if any(not 0 <= token < runner.vocabulary for token in request.logit_bias):
+        raise RequestRejected(
+            f"logit_bias takes token ids from 0 to {runner.vocabulary - 1}", param="logit_bias"
+        )
+
+
+def _check_length(prompt: list[int], runner: Runner, kv_bytes: int) -> None:
+    """Raise PromptTooLong or ProviderFailed if no reply fits after `prompt`."""
+    if len(prompt) >= runner.context:
+        raise PromptTooLong(
+            f"the prompt has {len(prompt)} tokens; this model's context of {runner.context} "
+            "must hold it and at least one token of the answer",
+            param="messages",
+        )
+    if runner.kv_cache.bytes_for(1, len(prompt) + 1) > kv_bytes:
+        raise ProviderFailed("the prompt does not fit the engine's memory", status=503)
+
+
+def _question(messages: Messages) -> str:
+    """Return the text of the last user turn, or an empty string."""
+    return next((as_text(m) for m in reversed(messages) if m.get("role") == "user"), "")
