@@ -2,7 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from optillm_hooks.errors import BudgetExceeded
 from optillm_hooks.llm import LLM, Price
@@ -12,6 +12,7 @@ from optillm_hooks.types import (
     Usage,
 )
 
+N = TypeVar("N", int, float)
 StoppedBy = Literal["deadline", "max_calls", "max_tokens_total", "max_cost_usd", "caller_budget"]
 
 
@@ -32,7 +33,27 @@ class Limits:
 
     max_cost_usd: float | None = None
     max_parallel: int | None = None
-    """Model calls that may be under way at once."""
+    """Model calls that may run concurrently."""
+
+    def lowered(self, other: "Limits") -> "Limits":
+        """Return the stricter of both, limit by limit."""
+        return Limits(
+            deadline_s=_stricter(self.deadline_s, other.deadline_s),
+            max_calls=_stricter(self.max_calls, other.max_calls),
+            max_tokens_total=_stricter(self.max_tokens_total, other.max_tokens_total),
+            max_cost_usd=_stricter(self.max_cost_usd, other.max_cost_usd),
+            max_parallel=_stricter(self.max_parallel, other.max_parallel),
+        )
+
+    def with_max_calls(self, default: int) -> "Limits":
+        """Return these limits, with `default` as `max_calls` where nothing limits calls."""
+        return self if self.max_calls is not None else replace(self, max_calls=default)
+
+
+def _stricter(one: N | None, other: N | None) -> N | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)
 
 
 @dataclass(slots=True, kw_only=True)

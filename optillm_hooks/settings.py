@@ -25,19 +25,6 @@ class LimitSettings(_Settings):
     max_cost_usd: float | None = Field(default=None, gt=0, description="US dollars of all calls.")
     max_parallel: int | None = Field(default=None, ge=1, description="Calls under way at once.")
 
-    def lowered(self, other: "LimitSettings") -> "LimitSettings":
-        """Return the stricter of both, limit by limit."""
-        mine, theirs = self.limit_values(), other.limit_values()
-        return LimitSettings(
-            **{
-                name: min((v for v in (mine[name], theirs[name]) if v is not None), default=None)
-                for name in mine
-            }
-        )
-
-    def limit_values(self) -> dict[str, float | int | None]:
-        return {name: getattr(self, name) for name in LimitSettings.model_fields}
-
     def limits(self) -> Limits:
         return Limits(
             deadline_s=self.deadline_s,

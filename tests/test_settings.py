@@ -1,5 +1,7 @@
 """What the operator sets: strict keys, bounds, and limits that clients can only lower."""
 
+from dataclasses import asdict
+
 import pytest
 import yaml
 from hypothesis import given
@@ -19,7 +21,7 @@ from optillm_hooks.settings import (
     forbidden,
 )
 
-LIMITS = st.builds(
+SETTINGS = st.builds(
     LimitSettings,
     deadline_s=st.none() | st.floats(0.1, 100),
     max_calls=st.none() | st.integers(1, 100),
@@ -29,22 +31,25 @@ LIMITS = st.builds(
 )
 
 
-@given(LIMITS, LIMITS)
+@given(SETTINGS, SETTINGS)
 def test_a_client_can_lower_a_limit_and_never_raise_one(
     own: LimitSettings, asked: LimitSettings
 ) -> None:
-    lowered = own.lowered(asked).limit_values()
-    for name, value in own.limit_values().items():
-        wanted = asked.limit_values()[name]
-        given = [limit for limit in (value, wanted) if limit is not None]
+    lowered = asdict(own.limits().lowered(asked.limits()))
+    for name, value in own.model_dump().items():
+        given = [limit for limit in (value, getattr(asked, name)) if limit is not None]
         assert lowered[name] == (min(given) if given else None)
 
 
-@given(LIMITS)
-def test_limits_are_those_of_the_context(settings: LimitSettings) -> None:
-    limits = settings.limits()
-    assert {name: getattr(limits, name) for name in Limits.__slots__} == settings.limit_values()
-    assert settings.lowered(LimitSettings()).limits() == limits
+@given(SETTINGS)
+def test_each_limit_that_is_set_is_one_of_the_budget(settings: LimitSettings) -> None:
+    assert asdict(settings.limits()) == settings.model_dump()
+    assert settings.limits().lowered(Limits()) == settings.limits()
+
+
+def test_calls_have_a_limit_where_nobody_sets_one() -> None:
+    assert Limits(deadline_s=3).with_max_calls(64) == Limits(deadline_s=3, max_calls=64)
+    assert Limits(max_calls=99).with_max_calls(64).max_calls == 99
 
 
 @pytest.mark.parametrize("model", [LimitSettings, RunSettings, AliasSettings, Settings])

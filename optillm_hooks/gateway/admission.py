@@ -84,6 +84,7 @@ async def admit(
         plan=selection.plan,
         base=selection.base,
         settings=selection.settings,
+        limits=selection.limits,
         deployment=selection.deployment,
         requested=selection.requested,
         route=route,
@@ -156,7 +157,7 @@ def _check_named_models(selection: Selection, router: Router) -> None:
 
 def _check_prices(selection: Selection, facts_of: FactsOf) -> None:
     """Refuse a limit on money where one model has no price: its calls would count as free."""
-    if selection.settings.max_cost_usd is None:
+    if selection.limits.max_cost_usd is None:
         return
     for model in selection.models:
         if facts_of(model).price is None:

@@ -12,9 +12,10 @@ from optillm_hooks.gateway.admission import admit
 from optillm_hooks.gateway.convert import read_chat, read_sampling
 from optillm_hooks.gateway.deployments import proxy_router
 from optillm_hooks.gateway.failures import over_budget, to_proxy
+from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.prepared import Prepared, Route, current, current_route
 from optillm_hooks.gateway.reports import header_values
-from optillm_hooks.gateway.selection import read_settings, select
+from optillm_hooks.gateway.selection import select
 from optillm_hooks.settings import Settings
 from optillm_hooks.types import Fields
 

@@ -14,6 +14,7 @@ from litellm.llms.custom_llm import CustomLLM
 from litellm.proxy._types import UserAPIKeyAuth
 from litellm.types.utils import ModelResponse, ModelResponseStream
 
+from optillm_hooks.budget import Limits
 from optillm_hooks.code_execution.runner import code_runner
 from optillm_hooks.errors import OptiLLMError, RequestRejected
 from optillm_hooks.gateway.admission import admit
@@ -28,10 +29,11 @@ from optillm_hooks.gateway.convert import (
 from optillm_hooks.gateway.deployments import proxy_router
 from optillm_hooks.gateway.failures import as_sample_errors, budgets_as_sample_errors, to_litellm
 from optillm_hooks.gateway.model_facts import FactsOf
+from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.prepared import Prepared, current, current_route
 from optillm_hooks.gateway.reports import report_object
 from optillm_hooks.gateway.router_llm import RouterLLM
-from optillm_hooks.gateway.selection import read_settings, select_deployment
+from optillm_hooks.gateway.selection import select_deployment
 from optillm_hooks.pipeline.events import Models, Outcome, Piece, Progress, Request
 from optillm_hooks.pipeline.run import run, stream
 from optillm_hooks.types import Delta, FinishReason
@@ -92,17 +94,14 @@ class Provider(CustomLLM):
         router = proxy_router() or self._router
         prepared = await _admitted(model, litellm_params, optional, router)
         client = read_sampling({**optional, **prepared.fields})
-        limits = prepared.settings.limits()
-        timeout = _seconds(call.get("timeout"))
-        if timeout is not None:
-            limits = replace(limits, deadline_s=min(timeout, limits.deadline_s or timeout))
+        timeout = Limits(deadline_s=_seconds(call.get("timeout")))
         request = Request(
             plan=prepared.plan,
             base=prepared.base,
             chat=read_chat(call["messages"]),
             client=client,
             n=optional.get("n") or 1,
-            limits=limits,
+            limits=prepared.limits.lowered(timeout),
             on_error=prepared.settings.on_error,
             progress=prepared.settings.progress,
             code_runner=code_runner(prepared.settings.code_runner),
@@ -151,10 +150,14 @@ async def _admitted(
         return prepared
     _check_not_spelt(litellm_params)
     key = metadata.get("user_api_key_auth")
+    settings = read_settings()
+    selection = select_deployment(
+        model, group, litellm_params, settings, optional.get("temperature")
+    )
     with as_sample_errors(), budgets_as_sample_errors():
         return await admit(
-            select_deployment(model, group, litellm_params, optional.get("temperature")),
-            read_settings(),
+            selection,
+            settings,
             router,
             key if isinstance(key, UserAPIKeyAuth) else None,
             n=optional.get("n"),

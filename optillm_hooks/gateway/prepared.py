@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Literal
 
+from optillm_hooks.budget import Limits
 from optillm_hooks.errors import OptiLLMError
 from optillm_hooks.gateway.model_facts import FactsOf
 from optillm_hooks.pipeline.events import Outcome
@@ -24,6 +25,7 @@ class Prepared:
     plan: Plan
     base: str
     settings: RunSettings
+    limits: Limits
     deployment: str
     """The model name that the hook wrote into the request, by which the provider knows it."""
 

@@ -33,11 +33,11 @@ def header_values(prepared: Prepared, *, answered: bool) -> dict[str, str]:
     Where there is an answer although the plan has failed, it is that of a router's fallback.
     """
     headers = {"x-optillm-approach": prepared.plan.label, "x-optillm-base-model": prepared.base}
-    settings = prepared.settings
-    if settings.deadline_s is not None:
-        headers["x-optillm-deadline-s"] = f"{settings.deadline_s:g}"
-    if settings.max_calls is not None:
-        headers["x-optillm-max-calls"] = str(settings.max_calls)
+    limits = prepared.limits
+    if limits.deadline_s is not None:
+        headers["x-optillm-deadline-s"] = f"{limits.deadline_s:g}"
+    if limits.max_calls is not None:
+        headers["x-optillm-max-calls"] = str(limits.max_calls)
     if prepared.outcome is not None:
         report = prepared.outcome.report
         headers |= {

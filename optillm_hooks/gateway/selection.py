@@ -7,28 +7,27 @@ a decoder before whatever that is.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal
 
-import litellm
 from litellm import Router
-from pydantic import BaseModel, ValidationError
 
+from optillm_hooks.budget import Limits
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway import model_names
 from optillm_hooks.gateway.deployments import alias_model, deployments, is_configured, is_served
+from optillm_hooks.gateway.operator_settings import (
+    CallLimit,
+    alias_settings,
+    call_limit,
+    client_limits,
+)
 from optillm_hooks.gateway.tags import read_tags
 from optillm_hooks.pipeline import expression
 from optillm_hooks.pipeline.expression import Call, Chain, Parallel, Tree
 from optillm_hooks.pipeline.plan import PASS_THROUGH, Plan, resolve
 from optillm_hooks.registry import Approach, all_approaches
-from optillm_hooks.settings import (
-    AliasSettings,
-    LimitSettings,
-    RunSettings,
-    Settings,
-)
+from optillm_hooks.settings import AliasSettings, RunSettings, Settings
 
-S = TypeVar("S", bound=BaseModel)
 Form = Literal["body", "tag", "prefix"]
 """How a client names an approach."""
 
@@ -40,29 +39,6 @@ _OPERATORS: frozenset[Source] = frozenset({"alias", "default"})
 OWN_FIELDS = ("optillm_approach", "optillm_params", "optillm_limits", "decoding")
 
 
-class CallLimit(NamedTuple):
-    """Most model calls that a plan may be estimated at."""
-
-    most: int
-    setting: str
-    """The operator's setting that says so."""
-
-    def check(self, plan: Plan, n: int) -> None:
-        """Refuse `n` runs of a plan that is estimated at more calls.
-
-        Raises:
-            RequestRejected: the message has both numbers, and says what to change.
-        """
-        estimated = plan.expected_calls * n
-        if estimated > self.most:
-            raise RequestRejected(
-                f"this request is estimated at {estimated} model calls, and {self.most} is the "
-                "most here: ask for fewer samples, layers or choices (n), or have the operator "
-                f"raise {self.setting}",
-                param="n" if plan.expected_calls <= self.most else "optillm_params",
-            )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
     """The plan that a request asks for, before any check of whether it may run."""
@@ -71,6 +47,7 @@ class Selection:
     base: str
     source: Source
     settings: RunSettings
+    limits: Limits
     calls: CallLimit
     requested: str
     """The model name that the client sent."""
@@ -110,26 +87,6 @@ class _Target:
     alias: AliasSettings | None = None
 
 
-def read_settings() -> Settings:
-    """Return the operator's settings from `litellm_settings.optillm_settings`.
-
-    Raises:
-        RequestRejected: they are not valid; the message names the key.
-    """
-    return valid_settings(getattr(litellm, "optillm_settings", None))
-
-
-def valid_settings(given: object) -> Settings:
-    """Return `given`, the value of `optillm_settings`, as settings. Raises as `read_settings`."""
-    return _valid(Settings, given or {}, "optillm_settings")
-
-
-def alias_settings(deployment: Mapping[str, Any]) -> AliasSettings:
-    """Return an alias's own settings from `model_info.optillm`."""
-    info = deployment.get("model_info") or {}
-    return _valid(AliasSettings, info.get("optillm") or {}, "model_info.optillm")
-
-
 def select(request: dict[str, Any], router: Router, settings: Settings) -> Selection | None:
     """Return what `request` asks for, or None if it names no approach.
 
@@ -167,27 +124,35 @@ def select(request: dict[str, Any], router: Router, settings: Settings) -> Selec
     tree = expression.parse(text, commas=source != "prefix")
     if decoder is not None:
         tree = _decoded(tree, decoder.name)
-    plan = resolve(tree, given=_given(params), temperature=_temperature(request))
-    plan = _with_body_fields(plan, tree, params, request)
-    asked = _valid(LimitSettings, limits or {}, "optillm_limits")
-    spelt = resolve(tree).expected_calls if source in _OPERATORS else 0
-    calls = call_limit(settings, operators=plan.expected_calls <= spelt)
+    given = _parameters(tree, params, request)
+    plan = resolve(tree, given=given, temperature=_temperature(request))
+    by_operator = source in _OPERATORS and not (
+        given and plan.expected_calls > resolve(tree).expected_calls
+    )
+    calls = call_limit(settings, by_operator=by_operator)
+    own = target.alias or settings
+    asked = client_limits(limits)
     return Selection(
         plan=plan,
         base=target.base,
         source=source,
-        settings=run_settings(target.alias or settings, calls, asked),
+        settings=own,
+        limits=own.limits().lowered(asked.limits()).with_max_calls(calls.max_calls),
         calls=calls,
         requested=requested,
         named=_named(plan, source, decoder),
-        limited=asked != LimitSettings(),
+        limited=asked.limits() != Limits(),
         on_alias=target.alias is not None,
         inherits_access=target.alias is not None and target.alias.inherit_access,
     )
 
 
 def select_deployment(
-    model: str, requested: str, params: Mapping[str, Any], temperature: float | None
+    model: str,
+    requested: str,
+    params: Mapping[str, Any],
+    settings: Settings,
+    temperature: float | None,
 ) -> Selection:
     """Return what the name of a deployment spells: `optillm/<expression>/<base>`.
 
@@ -195,6 +160,7 @@ def select_deployment(
         model: that name.
         requested: the model group that it belongs to.
         params: the deployment's parameters, with `model_info`.
+        settings: the operator's, for all requests.
         temperature: the client's.
 
     Raises:
@@ -202,12 +168,13 @@ def select_deployment(
     """
     named = model_names.from_deployment(model)
     alias = alias_settings(params)
-    calls = call_limit(read_settings(), operators=True)
+    calls = call_limit(settings, by_operator=True)
     return Selection(
         plan=resolve(expression.parse(named.expression), temperature=temperature),
         base=named.base,
         source="alias",
-        settings=run_settings(alias, calls),
+        settings=alias,
+        limits=alias.limits().with_max_calls(calls.max_calls),
         calls=calls,
         requested=requested,
         on_alias=True,
@@ -323,54 +290,20 @@ def _temperature(request: Mapping[str, Any]) -> float | None:
     return float(temperature) if isinstance(temperature, int | float) else None
 
 
-def _with_body_fields(
-    plan: Plan, tree: expression.Tree, params: object, request: dict[str, Any]
-) -> Plan:
-    """Return the plan with the parameters that the request gives as body fields of their own.
+def _parameters(tree: Tree, params: object, request: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the parameters that a request gives, by approach; its own body fields are taken out.
 
-    The fields are those under which OptiLLM's clients send them; `optillm_params` is stronger.
+    OptiLLM's clients send some parameters as body fields, which count only for approaches in
+    `tree`: for others they are the provider's. `optillm_params` is stronger.
     """
     given = _given(params)
-    found = False
-    for stage in plan.stages:
-        for field, name in stage.approach.params.request_fields().items():
+    called = {call.name for branch in expression.branches(tree) for call in branch}
+    approaches = [approach for approach in all_approaches() if approach.name in called]
+    for approach in approaches:
+        for field, name in approach.params.request_fields().items():
             if field in request:
-                given.setdefault(stage.approach.name, {}).setdefault(name, request[field])
-                found = True
-    if not found:
-        return plan
-    for stage in plan.stages:
-        for field in stage.approach.params.request_fields():
+                given.setdefault(approach.name, {}).setdefault(name, request[field])
+    for approach in approaches:
+        for field in approach.params.request_fields():
             request.pop(field, None)
-    return resolve(tree, given=given, temperature=_temperature(request))
-
-
-def call_limit(settings: Settings, *, operators: bool) -> CallLimit:
-    """Return the limit for a plan that the operator has spelt, or else for a client's.
-
-    An alias that a client's parameters make dearer is the client's.
-    """
-    if operators:
-        return CallLimit(settings.plan_calls.alias, "optillm_settings.plan_calls.alias")
-    return CallLimit(settings.plan_calls.client, "optillm_settings.plan_calls.client")
-
-
-def run_settings(
-    own: RunSettings, calls: CallLimit, asked: LimitSettings | None = None
-) -> RunSettings:
-    """Return `own` with what the client has lowered; where nobody limits calls, `calls` does."""
-    limits = own.lowered(asked or LimitSettings()).limit_values()
-    limits["max_calls"] = limits["max_calls"] or calls.most
-    return RunSettings(
-        on_error=own.on_error, progress=own.progress, code_runner=own.code_runner, **limits
-    )
-
-
-def _valid(model: type[S], value: object, where: str) -> S:
-    try:
-        return model.model_validate(value)
-    except ValidationError as exc:
-        problems = "; ".join(
-            f"{where}.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors()
-        )
-        raise RequestRejected(problems, param=where) from None
+    return given

@@ -7,7 +7,7 @@ from typing import Any
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway import model_names
 from optillm_hooks.gateway.deployments import alias_model, proxy_module
-from optillm_hooks.gateway.selection import alias_settings, call_limit, valid_settings
+from optillm_hooks.gateway.operator_settings import alias_settings, call_limit, valid_settings
 from optillm_hooks.pipeline.expression import parse
 from optillm_hooks.pipeline.plan import resolve
 from optillm_hooks.settings import Settings
@@ -48,4 +48,4 @@ def _problems(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _check_plan(text: str, settings: Settings) -> None:
-    call_limit(settings, operators=True).check(resolve(parse(text)), 1)
+    call_limit(settings, by_operator=True).check(resolve(parse(text)), 1)

@@ -36,7 +36,7 @@ REFUSALS = {
     "undecodable_proposer": Refusal(
         "cot_decoding&moa(models=[base])", "which 'base' is not", base="continuing"
     ),
-    "dear": Refusal("bon(n=64;ratings=16)", "1088 model calls, and 256 is the most"),
+    "dear": Refusal("bon(n=64;ratings=16)", "1088 model calls, and 256 is the maximum"),
     "many": Refusal("re2", "from 1 to 64", fields={"n": 65}),
     "branched": Refusal("re2|none", "is 66, more than the 64 choices", fields={"n": 33}),
     "judge_missing": Refusal("bon(n=2;judge=nobody)", "no model 'nobody' is configured"),

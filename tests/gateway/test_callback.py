@@ -9,10 +9,10 @@ from litellm import Router
 from litellm.proxy._types import ProxyException, UserAPIKeyAuth
 from litellm.utils import custom_llm_setup
 
+from optillm_hooks.budget import Limits
 from optillm_hooks.gateway import admission, callback, hook, provider
 from optillm_hooks.gateway.prepared import Prepared, current
 from optillm_hooks.gateway.reports import header_values
-from optillm_hooks.settings import RunSettings
 
 pytestmark = [
     pytest.mark.anyio,
@@ -115,7 +115,7 @@ async def test_limits_of_the_clients_hold_for_none_too() -> None:
     found, prepared = await called("none-base", optillm_limits={"max_tokens_total": 50})
     assert found["model"] == "optillm/none"
     assert prepared is not None
-    assert prepared.settings.max_tokens_total == 50
+    assert prepared.limits.max_tokens_total == 50
     assert (await called("none-base", optillm_limits={}))[0]["model"] == "base"
 
 
@@ -124,7 +124,7 @@ async def test_none_on_an_alias_keeps_the_aliass_limits() -> None:
     assert found["model"] == "careful"
     assert prepared is not None
     assert prepared.plan.passes_through
-    assert (prepared.settings.max_calls, prepared.settings.max_tokens_total) == (2, 500)
+    assert (prepared.limits.max_calls, prepared.limits.max_tokens_total) == (2, 500)
 
 
 async def test_a_plan_travels_under_a_short_name_without_a_comma() -> None:
@@ -176,7 +176,7 @@ async def test_headers_hold_nothing_but_printable_ascii(base: str) -> None:
     _, prepared = await called("re2-base")
     assert prepared is not None
     prepared.base = base
-    prepared.settings = RunSettings(deadline_s=1.5)
+    prepared.limits = Limits(deadline_s=1.5)
     headers = header_values(prepared, answered=False)
     assert headers["x-optillm-deadline-s"] == "1.5"
     assert all(32 <= ord(char) < 127 for value in headers.values() for char in value)

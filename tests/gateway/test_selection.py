@@ -10,14 +10,18 @@ from litellm import Router
 from litellm.utils import custom_llm_setup
 
 from optillm_hooks import registry
+from optillm_hooks.budget import Limits
 from optillm_hooks.decoding.field import FIELD
 from optillm_hooks.errors import RequestRejected
-from optillm_hooks.gateway import provider
+from optillm_hooks.gateway import provider, selection
 from optillm_hooks.gateway.admission import admit
 from optillm_hooks.gateway.deployments import alias_model, deployments, is_configured
 from optillm_hooks.gateway.model_facts import model_facts
-from optillm_hooks.gateway.selection import Selection, read_settings, select
+from optillm_hooks.gateway.operator_settings import read_settings
+from optillm_hooks.gateway.selection import Selection, select
 from optillm_hooks.llm import Price
+from optillm_hooks.pipeline import plan
+from optillm_hooks.pipeline.plan import Plan
 from optillm_hooks.registry import Cost, NoParams, Result, approach
 from optillm_hooks.settings import Settings
 
@@ -281,13 +285,7 @@ def test_an_alias_has_its_own_limits_also_under_another_approach(router: Router)
     for request in (ask("careful"), ask("careful", optillm_approach="re2")):
         found = selected(router, request, Settings(max_calls=3, progress=True))
         assert found.on_alias
-        assert found.settings.limit_values() == {
-            "deadline_s": 90.0,
-            "max_calls": 12,
-            "max_tokens_total": None,
-            "max_cost_usd": 0.05,
-            "max_parallel": None,
-        }
+        assert found.limits == Limits(deadline_s=90.0, max_calls=12, max_cost_usd=0.05)
         assert (found.settings.on_error, found.settings.progress) == ("plain", False)
 
 
@@ -310,9 +308,9 @@ def test_a_plan_may_make_the_calls_allowed_to_who_spelt_it(
     router: Router, request_: dict[str, Any], limit: int
 ) -> None:
     found = selected(router, request_, Settings(default_approach="re2"))
-    assert found.calls.most == limit
+    assert found.calls.max_calls == limit
     found.calls.check(found.plan, 1)
-    with pytest.raises(RequestRejected, match=rf"\d+ model calls, and {limit} is the most"):
+    with pytest.raises(RequestRejected, match=rf"\d+ model calls, and {limit} is the maximum"):
         found.calls.check(found.plan, limit + 1)
 
 
@@ -320,9 +318,9 @@ def test_where_nobody_limits_calls_they_end_at_what_a_plan_may_be_estimated_at(
     router: Router,
 ) -> None:
     settings = Settings.model_validate({"plan_calls": {"alias": 9, "client": 7}})
-    assert selected(router, ask("moa-base"), settings).settings.max_calls == 7
-    assert selected(router, ask("locked"), settings).settings.max_calls == 9
-    assert selected(router, ask("careful"), settings).settings.max_calls == 12
+    assert selected(router, ask("moa-base"), settings).limits.max_calls == 7
+    assert selected(router, ask("locked"), settings).limits.max_calls == 9
+    assert selected(router, ask("careful"), settings).limits.max_calls == 12
 
 
 @pytest.mark.parametrize("approach", registry.all_approaches(), ids=lambda found: found.name)
@@ -332,13 +330,13 @@ def test_no_approach_comes_near_the_limit_at_its_defaults(approach: registry.App
 
 def test_other_requests_have_the_operators_limits(router: Router) -> None:
     found = selected(router, ask("moa-base"), Settings(max_calls=3, on_error="plain"))
-    assert (found.settings.max_calls, found.settings.on_error) == (3, "plain")
+    assert (found.limits.max_calls, found.settings.on_error) == (3, "plain")
     assert not found.on_alias
 
 
 def test_a_client_can_only_lower_limits(router: Router) -> None:
     asked = {"max_calls": 99, "deadline_s": 5, "max_parallel": 2}
-    limits = selected(router, ask("careful", optillm_limits=asked)).settings
+    limits = selected(router, ask("careful", optillm_limits=asked)).limits
     assert (limits.max_calls, limits.deadline_s, limits.max_parallel) == (12, 5.0, 2)
 
 
@@ -396,6 +394,45 @@ def test_settings_of_the_yaml_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(litellm, "optillm_settings", {"max_choice": 3}, raising=False)
     with pytest.raises(RequestRejected, match=r"optillm_settings.max_choice: "):
         read_settings()
+
+
+def test_settings_are_validated_again_only_when_they_have_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = {"max_choices": 3}
+    monkeypatch.setattr(litellm, "optillm_settings", given, raising=False)
+    first = read_settings()
+    monkeypatch.setattr(litellm, "optillm_settings", dict(given))
+    assert read_settings() is first
+    given["max_choices"] = 4
+    monkeypatch.setattr(litellm, "optillm_settings", given)
+    assert read_settings().max_choices == 4
+    given["max_choices"] = 5
+    assert read_settings().max_choices == 5
+
+
+@pytest.mark.parametrize(
+    ("request_", "resolved"),
+    [
+        (ask("careful"), 1),
+        (ask("careful", temperature=0.5), 1),
+        (ask("cot_reflection-base", return_full_response=True), 1),
+        (ask("careful", optillm_params={"moa": {"layers": 2}}), 2),
+    ],
+    ids=["alias", "temperature", "body field", "parameters of an alias"],
+)
+def test_a_plan_is_resolved_once_but_to_compare_it_with_the_operators(
+    router: Router, monkeypatch: pytest.MonkeyPatch, request_: dict[str, Any], resolved: int
+) -> None:
+    plans = []
+
+    def resolve(*args: Any, **options: Any) -> Plan:
+        plans.append(plan.resolve(*args, **options))
+        return plans[-1]
+
+    monkeypatch.setattr(selection, "resolve", resolve)
+    selected(router, request_)
+    assert len(plans) == resolved
 
 
 def test_what_the_router_is_asked(router: Router) -> None:

@@ -1,0 +1,108 @@
+"""The operator's settings, read from LiteLLM's configuration: all requests', an alias's."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, NamedTuple, TypeVar
+
+import litellm
+from pydantic import BaseModel, ValidationError
+
+from optillm_hooks.errors import RequestRejected
+from optillm_hooks.pipeline.plan import Plan
+from optillm_hooks.settings import AliasSettings, LimitSettings, Settings
+
+S = TypeVar("S", bound=BaseModel)
+
+
+class SettingsReader:
+    """Reads `litellm_settings.optillm_settings`, and validates it only when it has changed.
+
+    LiteLLM replaces the value when it reads its configuration again.
+    """
+
+    def __init__(self) -> None:
+        self._given: object = None
+        self._settings = Settings()
+
+    def read(self) -> Settings:
+        """Return the settings.
+
+        Raises:
+            RequestRejected: they are not valid; the message names the key.
+        """
+        given = getattr(litellm, "optillm_settings", None)
+        if given != self._given:
+            self._settings = valid_settings(given)
+            self._given = deepcopy(given)  # so that a change in place is one
+        return self._settings
+
+
+_reader = SettingsReader()
+
+
+def read_settings() -> Settings:
+    """Return the operator's settings for all requests. Raises as `SettingsReader.read`."""
+    return _reader.read()
+
+
+def valid_settings(given: object) -> Settings:
+    """Return `given`, the value of `optillm_settings`, as settings. Raises as `read_settings`."""
+    return _valid(Settings, given or {}, "optillm_settings")
+
+
+def alias_settings(deployment: Mapping[str, Any]) -> AliasSettings:
+    """Return an alias's own settings from `model_info.optillm`.
+
+    Raises:
+        RequestRejected: they are not valid; the message names the key.
+    """
+    info = deployment.get("model_info") or {}
+    return _valid(AliasSettings, info.get("optillm") or {}, "model_info.optillm")
+
+
+def client_limits(given: object) -> LimitSettings:
+    """Return the body field `optillm_limits` as limits. Raises as `alias_settings`."""
+    return _valid(LimitSettings, given or {}, "optillm_limits")
+
+
+class CallLimit(NamedTuple):
+    """The maximum number of model calls that a plan may be estimated at."""
+
+    max_calls: int
+    setting: str
+    """The operator's setting that says so."""
+
+    def check(self, plan: Plan, n: int) -> None:
+        """Refuse `n` runs of a plan that is estimated at more calls.
+
+        Raises:
+            RequestRejected: the message has both numbers, and says what to change.
+        """
+        estimated = plan.expected_calls * n
+        if estimated > self.max_calls:
+            raise RequestRejected(
+                f"this request is estimated at {estimated} model calls, and {self.max_calls} is "
+                "the maximum here: ask for fewer samples, layers or choices (n), or have the "
+                f"operator raise {self.setting}",
+                param="n" if plan.expected_calls <= self.max_calls else "optillm_params",
+            )
+
+
+def call_limit(settings: Settings, *, by_operator: bool) -> CallLimit:
+    """Return the limit for a plan that the operator has written, or else a client.
+
+    An alias that a client's parameters make more expensive is the client's.
+    """
+    if by_operator:
+        return CallLimit(settings.plan_calls.alias, "optillm_settings.plan_calls.alias")
+    return CallLimit(settings.plan_calls.client, "optillm_settings.plan_calls.client")
+
+
+def _valid(model: type[S], value: object, where: str) -> S:
+    try:
+        return model.model_validate(value)
+    except ValidationError as exc:
+        problems = "; ".join(
+            f"{where}.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors()
+        )
+        raise RequestRejected(problems, param=where) from None
