@@ -11,6 +11,7 @@ from optillm_hooks.budget import Budget, Reservation
 from optillm_hooks.code_execution.runner import CodeRunner
 from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, EmptyCompletion, SampleError
 from optillm_hooks.llm import LLM, ModelFacts, Price
+from optillm_hooks.memory import Memory
 from optillm_hooks.trace import CallOutcome, CallRecord, Trace
 from optillm_hooks.types import (
     Answer,
@@ -65,6 +66,9 @@ class Context:
 
     code_runner: CodeRunner | None = None
     """Runs programs that a model wrote; None where the operator does not allow it."""
+
+    memory: Memory = field(default_factory=Memory)
+    """What approaches keep for later requests of the same caller."""
 
     decoded: Callable[[LLM], LLM] = _as_it_is
     """Makes the replies of a model be decoded as the chain says."""

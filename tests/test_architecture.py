@@ -29,7 +29,7 @@ EVERY = pytest.mark.parametrize("module", MODULES)
 LAYERS = [
     {"types", "errors"},
     {"answers", "search", "sandbox", "llm", "prompts"},
-    {"solver", "code_execution", "trace", "budget"},
+    {"solver", "code_execution", "trace", "budget", "memory"},
     {"context"},
     {"registry", "fanout"},
     {"decoding", "judging", "settings"},

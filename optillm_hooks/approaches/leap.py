@@ -13,7 +13,6 @@ examples are listed.
 
 import hashlib
 import json
-from collections import OrderedDict
 from collections.abc import Sequence
 from decimal import Decimal
 from functools import partial
@@ -60,9 +59,6 @@ above."""
 
 WORKED = "These are worked examples of the kind of question that follows them."
 
-_KEPT: Final = 256
-"""Sets of examples whose principles are kept."""
-
 _MAX_EXAMPLES: Final = 32
 
 
@@ -89,11 +85,6 @@ class LeapParams(Params):
     condense: bool = Field(
         default=True, description="Merge what was learnt from each mistake into few principles."
     )
-
-
-_known: OrderedDict[str, tuple[str, ...]] = OrderedDict()
-"""Principles by a digest of all that they were learnt from: they can come from no other request
-than one with the same examples, rules and model."""
 
 
 def _cost(params: LeapParams) -> Cost:
@@ -162,9 +153,9 @@ async def _principles(
     """
     rules = tuple(message for message in chat if message.role in ("system", "developer"))
     key = _digest(rules, examples, llm, params)
-    if key in _known:
-        _known.move_to_end(key)
-        return _known[key]
+    known = ctx.memory.get(key)
+    if known is not None:
+        return known
     ctx.progress(f"learning from {len(examples)} examples")
     lessons = await outcomes(
         [partial(_lesson, rules, example, llm, params, mark) for example in examples],
@@ -180,9 +171,7 @@ async def _principles(
         except SampleError:
             complete = False
     if complete:
-        _known[key] = principles
-        if len(_known) > _KEPT:
-            _known.popitem(last=False)
+        ctx.memory.put(key, principles)
     return principles
 
 

@@ -34,6 +34,7 @@ from optillm_hooks.gateway.prepared import Prepared, current, current_route
 from optillm_hooks.gateway.reports import report_object
 from optillm_hooks.gateway.router_llm import RouterLLM
 from optillm_hooks.gateway.selection import select_deployment
+from optillm_hooks.memory import Memory
 from optillm_hooks.pipeline.events import Models, Outcome, Piece, Progress, Request
 from optillm_hooks.pipeline.run import run, stream
 from optillm_hooks.types import Delta, FinishReason
@@ -52,6 +53,7 @@ class Provider(CustomLLM):
     def __init__(self) -> None:
         super().__init__()
         self._router: Router | None = None
+        self._memory = Memory()
 
     def use(self, router: Router | None) -> None:
         """Send inner calls through `router` where no proxy runs; None sends them to the SDK."""
@@ -95,6 +97,7 @@ class Provider(CustomLLM):
         prepared = await _admitted(model, litellm_params, optional, router)
         client = read_sampling({**optional, **prepared.fields})
         timeout = Limits(deadline_s=_seconds(call.get("timeout")))
+        caller = read_caller(litellm_params, prepared.user, prepared.cache)
         request = Request(
             plan=prepared.plan,
             base=prepared.base,
@@ -105,8 +108,8 @@ class Provider(CustomLLM):
             on_error=prepared.settings.on_error,
             progress=prepared.settings.progress,
             code_runner=code_runner(prepared.settings.code_runner),
+            memory=self._memory.of(str(caller.metadata.get("user_api_key") or "")),
         )
-        caller = read_caller(litellm_params, prepared.user, prepared.cache)
         return prepared, request, _models(router, caller, prepared.facts_of)
 
 

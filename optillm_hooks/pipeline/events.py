@@ -7,6 +7,7 @@ from typing import Literal
 from optillm_hooks.budget import Limits, StoppedBy
 from optillm_hooks.code_execution.runner import CodeRunner
 from optillm_hooks.llm import LLM
+from optillm_hooks.memory import Memory
 from optillm_hooks.pipeline.plan import Plan
 from optillm_hooks.trace import CallRecord
 from optillm_hooks.types import (
@@ -33,6 +34,7 @@ class Request:
     """Whether a streaming client is told what is being done."""
 
     code_runner: CodeRunner | None = None
+    memory: Memory = field(default_factory=Memory)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

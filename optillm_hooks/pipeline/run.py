@@ -117,6 +117,7 @@ class _Run:
             trace=self._trace,
             models=self._models,
             code_runner=request.code_runner,
+            memory=request.memory,
             progress=self._progress,
         )
         runs: list[Callable[[], Awaitable[Answer]]] = []

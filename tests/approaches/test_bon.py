@@ -1,6 +1,5 @@
 """Best of n: by the user's door, with params from a dict and a metered model."""
 
-import asyncio
 import random
 import re
 from typing import Any
@@ -167,23 +166,6 @@ async def test_all_candidates_failing_keeps_the_status() -> None:
 async def test_a_spent_budget_leaves_the_first_candidate() -> None:
     ctx = context(limits=Limits(max_calls=3))
     assert (await best(["a b c d", "e f g h", "i j k l"], ctx))[0] == "a b c d"
-
-
-@pytest.mark.parametrize("before", [[], ["a", "b", "c"]], ids=["sampling", "rating"])
-async def test_calls_of_a_stage_run_at_once_and_cancelling_leaves_none(before: list[Reply]) -> None:
-    llm = ScriptedLLM([*before, HANG, HANG, HANG])
-    task = asyncio.create_task(answer("bon", CHAT, llm, context(limits=Limits())))
-    await llm.until_hanging(3)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert llm.inside == 0
-
-
-@pytest.mark.parametrize("bad", [{"n": 0}, {"temperature": 0}, {"ratings": 0}, {"k": 3}])
-async def test_bad_params_are_refused(bad: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        params("bon", **bad)
 
 
 async def test_accuracy_follows_the_law_of_the_judge() -> None:

@@ -490,49 +490,6 @@ def test_what_is_given_goes_before_the_preset() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad",
-    [
-        {"preset": "../cepo"},
-        {"bestofn_n": 0},
-        {"bestofn_rating_type": "best"},
-        {"planning_temperature_step1": 3},
-        {"planning_max_tokens_step2": 0},
-        {"planning_m": 2},
-        {"print_output": True},
-    ],
-)
-def test_bad_parameters_are_refused(bad: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        params("cepo", **bad)
-
-
-@pytest.mark.parametrize(
-    ("stage", "hanging", "given"),
-    [
-        pytest.param("diverse", 1, {"use_plan_diversity": True}, id="diversity"),
-        pytest.param("plan", 9, {}, id="plans"),
-        pytest.param("execute", 9, {}, id="executions"),
-        pytest.param("compare", 3, {}, id="comparisons"),
-        pytest.param("final", 3, {}, id="last calls"),
-        pytest.param("rate", 3, {}, id="ratings"),
-        pytest.param("choose", 6, {"bestofn_rating_type": "pairwise"}, id="pairs"),
-    ],
-)
-async def test_cancelling_at_every_stage_leaves_nothing_running(
-    stage: str, hanging: int, given: dict[str, object]
-) -> None:
-    llm = Model({stage: HANG})
-    ctx = context(limits=Limits())
-    task = asyncio.create_task(ask(llm, ctx, **given))
-    await llm.until_hanging(hanging)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert llm.inside == 0
-    assert ctx.budget.usage.calls == len(ctx.trace.calls) == len(llm.seen)
-
-
-@pytest.mark.parametrize(
     ("stage", "expected", "given"),
     [
         pytest.param("diverse", None, {"use_plan_diversity": True}, id="diversity"),

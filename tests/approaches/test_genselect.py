@@ -1,6 +1,5 @@
 """GenSelect: by the user's door, with params from a dict and a metered model."""
 
-import asyncio
 import random
 import re
 from dataclasses import replace
@@ -8,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from optillm_hooks.budget import Limits
 from optillm_hooks.context import Context
 from optillm_hooks.errors import ProviderFailed, SamplesFailed
 from optillm_hooks.registry import get_approach
@@ -178,23 +176,6 @@ async def test_all_failing_keeps_the_status() -> None:
     with pytest.raises(SamplesFailed) as caught:
         await select([ProviderFailed("busy", status=429)] * 4)
     assert caught.value.status == 429
-
-
-@pytest.mark.parametrize("before", [[], ["a", "b"]], ids=["sampling", "comparing"])
-async def test_calls_of_a_stage_run_at_once_and_cancelling_leaves_none(before: list[Reply]) -> None:
-    llm = ScriptedLLM([*before, HANG, HANG])
-    task = asyncio.create_task(answer("genselect", CHAT, llm, context(limits=Limits()), n=2))
-    await llm.until_hanging(2)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert llm.inside == 0
-
-
-@pytest.mark.parametrize("bad", [{"n": 1}, {"temperature": 0}, {"group_size": 1}, {"orders": 0}])
-async def test_bad_params_are_refused(bad: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        params("genselect", **bad)
 
 
 async def test_accuracy_follows_the_law_of_the_judge() -> None:

@@ -1,13 +1,13 @@
 """LEAP: where mistakes come from, what is learnt from them, and what the final prompt holds."""
 
 import json
-from collections import OrderedDict
 
 import pytest
 
-from optillm_hooks.approaches import leap
-from optillm_hooks.approaches.leap import Example, read_examples
+from optillm_hooks.approaches.leap import SOLVE, Example, read_examples
+from optillm_hooks.context import Context
 from optillm_hooks.errors import ProviderFailed
+from optillm_hooks.memory import Memory
 from optillm_hooks.registry import get_approach
 from optillm_hooks.types import Chat, Completion, Message, Sampling
 from tests.fakes import AnsweringLLM, Reply, ScriptedLLM, answer, context, params
@@ -25,9 +25,10 @@ LISTED = json.dumps(EXAMPLES)
 PRINCIPLES = "1. Multiply, do not add.\n2. Check by dividing."
 
 
-@pytest.fixture(autouse=True)
-def nothing_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leap, "_known", OrderedDict())
+def remembering(memory: Memory) -> Context:
+    ctx = context()
+    ctx.memory = memory
+    return ctx
 
 
 def learner(chat: Chat, sampling: Sampling) -> str:
@@ -93,10 +94,10 @@ async def test_the_stated_cost_is_that_of_listed_examples(
 
 
 async def test_principles_are_learnt_once_for_the_same_examples() -> None:
-    llm = AnsweringLLM(learner)
-    await answer("leap", CHAT, llm)
+    llm, memory = AnsweringLLM(learner), Memory()
+    await answer("leap", CHAT, llm, remembering(memory))
     learning = len(llm.calls)
-    await answer("leap", CHAT, llm)
+    await answer("leap", CHAT, llm, remembering(memory))
     assert [kind(*call) for call in llm.calls[learning:]] == ["find", "solve"]
     assert "Check by dividing." in llm.calls[-1][0][-1].text
 
@@ -111,11 +112,12 @@ async def test_principles_are_learnt_once_for_the_same_examples() -> None:
     ],
 )
 async def test_they_are_learnt_again_with_another(change: dict[str, object]) -> None:
-    await answer("leap", CHAT, AnsweringLLM(learner), examples=EXAMPLES)
+    memory = Memory()
+    await answer("leap", CHAT, AnsweringLLM(learner), remembering(memory), examples=EXAMPLES)
     llm = AnsweringLLM(learner, model=str(change.pop("model", "base")))
     asked = change.pop("chat", CHAT)
     assert isinstance(asked, tuple)
-    await answer("leap", asked, llm, context(), **{"examples": EXAMPLES, **change})
+    await answer("leap", asked, llm, remembering(memory), **{"examples": EXAMPLES, **change})
     assert "attempt" in {kind(*call) for call in llm.calls}
 
 
@@ -125,21 +127,27 @@ async def test_what_was_learnt_while_a_call_failed_is_not_kept() -> None:
     await answer("leap", CHAT, failing, ctx, examples=EXAMPLES[:2])
     assert ctx.trace.events[-1][1]["principles"] == 2
     llm = AnsweringLLM(learner)
-    await answer("leap", CHAT, llm, examples=EXAMPLES[:2])
+    await answer("leap", CHAT, llm, remembering(ctx.memory), examples=EXAMPLES[:2])
     assert [kind(*call) for call in llm.calls].count("attempt") == 2
 
 
-async def test_memory_is_bounded_and_keeps_what_was_used_last(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(leap, "_KEPT", 2)
+async def test_memory_is_bounded_and_keeps_what_was_used_last() -> None:
+    memory = Memory(max_entries=2)
     learnt: list[bool] = []
     for number in (1, 2, 1, 3, 1, 2):  # 3 drives out 2, which was used before 1
         llm = AnsweringLLM(learner)
-        await answer("leap", CHAT, llm, examples=[{"question": f"{number}?", "answer": "0"}])
+        examples = [{"question": f"{number}?", "answer": "0"}]
+        await answer("leap", CHAT, llm, remembering(memory), examples=examples)
         learnt.append(len(llm.calls) > 1)
-        assert len(leap._known) <= 2
     assert learnt == [True, True, False, True, False, True]
+
+
+async def test_what_one_caller_learnt_is_not_told_to_another() -> None:
+    memory = Memory()
+    for caller, calls in (("a", 8), ("b", 8), ("a", 1)):
+        llm = AnsweringLLM(learner)
+        await answer("leap", CHAT, llm, remembering(memory.of(caller)), examples=EXAMPLES)
+        assert len(llm.calls) == calls
 
 
 async def test_learning_takes_nothing_from_the_request_but_examples_and_rules() -> None:
@@ -157,15 +165,15 @@ async def test_mistakes_are_not_asked_for() -> None:
     llm = AnsweringLLM(learner)
     await answer("leap", CHAT, llm, examples=EXAMPLES)
     attempts = [c for c, s in llm.calls if kind(c, s) == "attempt"]
-    assert [c[-1].text for c in attempts] == [f"{e['question']}\n\n{leap.SOLVE}" for e in EXAMPLES]
+    assert [c[-1].text for c in attempts] == [f"{e['question']}\n\n{SOLVE}" for e in EXAMPLES]
     assert all(s.temperature == 0.7 for c, s in llm.calls if kind(c, s) == "attempt")
 
 
 async def test_without_mistakes_nothing_is_invented() -> None:
     def perfect(chat: Chat, sampling: Sampling) -> str:
-        squares = {leap.SOLVE: {"2 *": "4.", "3 *": "9", "4 *": "sixteen"}}
+        squares = {SOLVE: {"2 *": "4.", "3 *": "9", "4 *": "sixteen"}}
         if kind(chat, sampling) == "attempt":
-            return solution("x").replace("x", squares[leap.SOLVE][chat[-1].text[:3]])
+            return solution("x").replace("x", squares[SOLVE][chat[-1].text[:3]])
         return learner(chat, sampling)
 
     llm = AnsweringLLM(perfect)
@@ -257,19 +265,3 @@ FOUND = (Example(question="2 * 2?", answer="4"),)
 )
 def test_read_examples(text: str, examples: tuple[Example, ...]) -> None:
     assert read_examples(text) == examples
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"examples": [{"question": "2 * 2?"}]},
-        {"examples": ["2 * 2 = 4"]},
-        {"samples": 0},
-        {"temperature": 0},
-        {"max_principles": 0},
-    ],
-    ids=str,
-)
-def test_bad_params_are_refused(bad: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        params("leap", **bad)

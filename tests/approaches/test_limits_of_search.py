@@ -1,12 +1,9 @@
 """Deadline, budget, failure and cancellation at every call of the searching approaches."""
 
-import asyncio
-from collections import OrderedDict
 from typing import Any
 
 import pytest
 
-from optillm_hooks.approaches import leap
 from optillm_hooks.budget import Limits
 from optillm_hooks.context import Context
 from optillm_hooks.errors import OptiLLMError, ProviderFailed
@@ -72,11 +69,6 @@ class Faulty(AnsweringLLM):
         return self._fault if len(self.calls) == self._number else reply(chat, sampling)
 
 
-@pytest.fixture(autouse=True)
-def nothing_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leap, "_known", OrderedDict())
-
-
 async def outcome(name: str, llm: Faulty, ctx: Context) -> Answer | OptiLLMError:
     """Return the answer, or the error if nothing that could be one was written.
 
@@ -125,17 +117,3 @@ async def test_a_budget_that_ends_here_leaves_the_best_so_far(name: str, number:
     assert isinstance(result, Answer) or result.code == "budget_exceeded"
     assert ctx.budget.usage.calls <= number
     assert ctx.budget.stopped_by == "max_calls"
-
-
-@pytest.mark.parametrize(("name", "number"), CALLS)
-async def test_cancelling_leaves_nothing_running(name: str, number: int) -> None:
-    llm = Faulty(number, HANG)
-    ctx = context(limits=Limits())
-    task = asyncio.create_task(answer(name, ASKED, llm, ctx, **RUNS[name]))
-    await llm.until_hanging(1)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert llm.inside == 0
-    assert len(ctx.trace.calls) == ctx.budget.usage.calls == len(llm.calls)
-    assert "SNEAKY" not in str(ctx.best)

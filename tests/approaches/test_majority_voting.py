@@ -1,12 +1,10 @@
 """Majority voting: by the user's door, with params from a dict and a metered model."""
 
-import asyncio
 import random
 from typing import Any
 
 import pytest
 
-from optillm_hooks.budget import Limits
 from optillm_hooks.context import Context
 from optillm_hooks.errors import ProviderFailed, SamplesFailed
 from optillm_hooks.registry import get_approach
@@ -102,22 +100,6 @@ async def test_calls_and_depth_are_what_the_cost_says(text: str) -> None:
     assert (len(ctx.trace.calls), ctx.trace.depth) == (cost.calls, cost.depth) == (8, 1)
     [(name, facts)] = ctx.trace.events
     assert (name, facts["asked"], facts["finished"]) == ("vote", 8, 8)
-
-
-async def test_cancelling_leaves_no_call_running() -> None:
-    llm = ScriptedLLM([HANG] * 8)
-    task = asyncio.create_task(answer("majority_voting", CHAT, llm, context(limits=Limits())))
-    await llm.until_hanging(8)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert llm.inside == 0
-
-
-@pytest.mark.parametrize("bad", [{"n": 0}, {"temperature": 0}, {"k": 3}])
-async def test_bad_params_are_refused(bad: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        params("majority_voting", **bad)
 
 
 async def test_the_body_field_of_old_is_known() -> None:

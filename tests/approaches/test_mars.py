@@ -555,48 +555,7 @@ async def test_progress_is_told() -> None:
     assert told[-1] == "checking 2 solutions"
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"num_agents": 0},
-        {"population_size": 0},
-        {"max_verification_attempts": 1},
-        {"mars_config": {"agents": 3}},
-        {"strategy_extraction_enabled": "perhaps"},
-        {"answer_extraction_mode": "letters"},
-    ],
-)
-def test_bad_parameters_are_refused(bad: dict[str, Any]) -> None:
-    name = next(iter(bad))
-    with pytest.raises(ValueError, match="agents" if name == "mars_config" else name):
-        params("mars", **bad)
-
-
 REJECTED = "VERDICT: INCORRECT"
-
-
-@pytest.mark.parametrize(
-    ("stage", "hanging"),
-    [
-        ("explore", 3),
-        ("aggregate", 6),
-        ("extract", 3),
-        ("enhance", 3),
-        ("verify", 4),
-        ("improve", 3),
-        ("synthesise", 1),
-    ],
-)
-async def test_cancelling_at_every_stage_leaves_nothing_running(stage: str, hanging: int) -> None:
-    llm = Model({"verify": REJECTED, stage: HANG})
-    ctx = context(limits=Limits())
-    task = asyncio.create_task(ask(llm, ctx, max_iterations=1, answer_extraction_mode="none"))
-    await llm.until_hanging(hanging)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert llm.inside == 0
-    assert ctx.budget.usage.calls == len(ctx.trace.calls) == len(llm.seen)
 
 
 @pytest.mark.parametrize(

@@ -249,23 +249,6 @@ async def test_the_order_of_arrival_changes_nothing() -> None:
     assert len(found) == 1
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"simulations": 0},
-        {"simulations": "two"},
-        {"depth": 0},
-        {"exploration": -1},
-        {"temperature": 0},
-        {"width": 3},
-    ],
-    ids=str,
-)
-def test_bad_params_are_refused(bad: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        params("mcts", **bad)
-
-
 async def test_the_search_is_right_more_often_than_one_call() -> None:
     """One call is right with p = 0.5. Were the search no better, 600 problems would show 0.61 or
     more with probability under exp(-2 * 600 * 0.11**2) = 5e-7. It was measured to be right with

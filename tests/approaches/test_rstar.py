@@ -341,14 +341,6 @@ async def test_the_order_of_arrival_changes_nothing() -> None:
     assert len(found) == 1
 
 
-@pytest.mark.parametrize(
-    "bad", [{"max_depth": 1}, {"num_rollouts": 0}, {"c": -1}, {"rollouts": 3}], ids=str
-)
-def test_bad_params_are_refused(bad: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        params("rstar", **bad)
-
-
 async def test_the_search_is_right_more_often_than_one_call() -> None:
     """One call is right with p = 0.5. Were the search no better, 800 problems would show 0.595 or
     more with probability under exp(-2 * 800 * 0.095**2) = 6e-7. It was measured to be right with

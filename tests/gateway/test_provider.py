@@ -33,6 +33,7 @@ def router(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Iterator[lite
         model_list=[
             model_group("base", upstream.url),
             _deployment("careful", "optillm/re2|cot_reflection/base"),
+            _deployment("learning", "optillm/leap/base"),
             *refused_models(upstream),
         ],
         num_retries=0,
@@ -112,6 +113,22 @@ async def _answered(router: litellm.Router, **request: Any) -> None:
     if request["stream"]:
         async for _ in answer:
             pass
+
+
+async def test_what_a_request_learnt_is_kept_for_later_ones_with_the_same_key(
+    router: litellm.Router, upstream: Upstream
+) -> None:
+    examples = '[{"question": "2 * 21?", "answer": "42"}]'
+    finding = "worked examples"
+    reply = lambda call, _: examples if finding in call.text else "ANSWER: 42"  # noqa: E731
+    calls: list[int] = []
+    for key in ("one", "one", "two"):
+        upstream.play(Script(reply=reply))
+        await router.acompletion(
+            model="learning", messages=ASKED, metadata={"user_api_key": f"{key} {id(router)}"}
+        )
+        calls.append(len(upstream.calls))
+    assert calls == [3, 2, 3]
 
 
 async def test_the_upstreams_status_is_kept(router: litellm.Router, upstream: Upstream) -> None:

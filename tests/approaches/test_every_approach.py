@@ -1,0 +1,137 @@
+"""What is refused of each approach's parameters, and what cancelling a run leaves: nothing."""
+
+import asyncio
+from typing import Any, NamedTuple
+
+import pytest
+
+from optillm_hooks.registry import all_approaches
+from optillm_hooks.trace import Trace
+from tests.fakes import HANG, Reply, params
+from tests.test_catalogue import VERDICT, Change, Lenient, ask
+
+pytestmark = pytest.mark.anyio
+
+REFUSED: dict[str, list[dict[str, Any]]] = {
+    "bon": [{"n": 0}, {"temperature": 0}, {"ratings": 0}, {"k": 3}],
+    "cepo": [
+        {"preset": "../cepo"},
+        {"bestofn_n": 0},
+        {"bestofn_rating_type": "best"},
+        {"planning_temperature_step1": 3},
+        {"planning_max_tokens_step2": 0},
+        {"planning_m": 2},  # below planning_n
+        {"print_output": True},
+    ],
+    "cot_reflection": [{"temperature": 2.1}, {"show_thinking": "perhaps"}],
+    "genselect": [{"n": 1}, {"temperature": 0}, {"group_size": 1}, {"orders": 0}],
+    "leap": [
+        {"examples": [{"question": "2 * 2?"}]},
+        {"examples": ["2 * 2 = 4"]},
+        {"samples": 0},
+        {"temperature": 0},
+        {"max_principles": 0},
+    ],
+    "majority_voting": [{"n": 0}, {"temperature": 0}, {"k": 3}],
+    "mars": [
+        {"num_agents": 0},
+        {"population_size": 0},
+        {"max_verification_attempts": 1},  # below the passes required
+        {"mars_config": "light"},
+        {"mars_config.agents": 3},
+        {"strategy_extraction_enabled": "perhaps"},
+        {"answer_extraction_mode": "letters"},
+    ],
+    "mcts": [
+        {"simulations": 0},
+        {"simulations": "two"},
+        {"depth": 0},
+        {"exploration": -1},
+        {"temperature": 0},
+    ],
+    "moa": [{"proposers": 0}, {"layers": 5}, {"temperature": 2.1}, {"models": "one"}],
+    "plansearch": [{"leaves": 0}, {"observations": 11}, {"subset_size": 0}],
+    "pvg": [{"num_rounds": 0}, {"num_solutions": 17}, {"num_decoys": 0}, {"temperature": 0}],
+    "re2": [{"think": "perhaps"}],
+    "rstar": [{"max_depth": 1}, {"num_rollouts": 0}, {"c": -1}],
+    "rto": [{"temperature": -1}],
+    "self_consistency": [{"n": 0}, {"n": 65}, {"temperature": 0}, {"answer_format": "x"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"), [(name, bad) for name, rows in REFUSED.items() for bad in rows], ids=str
+)
+def test_bad_parameters_are_refused_by_name(name: str, bad: dict[str, Any]) -> None:
+    [field] = bad
+    if field == "mars_config.agents":
+        field, bad = "agents", {"mars_config": {"agents": 3}}
+    with pytest.raises(ValueError, match=field):
+        params(name, **bad)
+
+
+@pytest.mark.parametrize("name", [found.name for found in all_approaches()])
+def test_an_unknown_parameter_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match="no_such_parameter"):
+        params(name, no_such_parameter=1)
+
+
+# ---------------------------------------------------------------------------------- cancelling
+
+
+def _as_it_is(_: int, text: str) -> Reply:
+    return text
+
+
+def _never_confirmed(_: int, text: str) -> Reply:
+    return text.replace("VERDICT: CORRECT", "VERDICT: INCORRECT")
+
+
+def _free_text(number: int, text: str) -> Reply:
+    return text if text == VERDICT else f"{'Very ' * number}well said."
+
+
+class Way(NamedTuple):
+    """A run of an approach, by its parameters and by how the model's replies are changed."""
+
+    name: str
+    params: dict[str, Any] = {}  # noqa: RUF012 (a NamedTuple's default, never changed)
+    change: Change = _as_it_is
+
+
+EXAMPLES = [{"question": "2 * 2?", "answer": "4"}, {"question": "3 * 3?", "answer": "9"}]
+WAYS = [
+    *(Way(found.name) for found in all_approaches()),
+    # Stages that default parameters leave out:
+    Way("cepo", {"use_plan_diversity": True, "bestofn_rating_type": "pairwise"}),
+    Way("leap", {"examples": EXAMPLES}),
+    Way("mars", {"max_iterations": 1, "answer_extraction_mode": "none"}, _never_confirmed),
+    Way("moa", {"layers": 2}),
+    Way("self_consistency", {}, _free_text),
+]
+
+
+async def _run(way: Way, llm: Lenient, trace: Trace) -> None:
+    await ask(way.name, llm, trace=trace, params=way.params)
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["one call hangs", "all calls from it on"])
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.name} {way.params or ''}")
+async def test_cancelled_at_any_call_nothing_is_left_running(way: Way, alone: bool) -> None:
+    before = asyncio.all_tasks()
+    await _run(way, whole := Lenient(way.change), Trace())
+    for hanging in range(len(whole.calls)):
+
+        def change(number: int, text: str, hanging: int = hanging) -> Reply:
+            hangs = number == hanging if alone else number >= hanging
+            return HANG if hangs else way.change(number, text)
+
+        llm, trace = Lenient(change), Trace()
+        task = asyncio.create_task(_run(way, llm, trace))
+        await llm.until_hanging(1)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert llm.inside == 0
+        assert asyncio.all_tasks() == before
+        assert len(trace.calls) == len(llm.calls), "a call was not accounted for"
