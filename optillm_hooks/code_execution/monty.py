@@ -13,6 +13,11 @@ MAX_PRINTED: Final = 1 << 16
 """Bytes that a snippet may print."""
 
 
+def load() -> None:
+    """Import Monty."""
+    import pydantic_monty  # noqa: F401
+
+
 def answer(request: Mapping[str, Any]) -> Json:
     """Return what each of the snippets did in one session: its output and its error, if any.
 

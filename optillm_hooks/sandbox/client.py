@@ -1,17 +1,22 @@
 """Work on untrusted text in a process of its own, limited in time, memory and output.
 
-A worker is a module of this package with a function `answer(request)`. It runs in a fresh
-interpreter without environment, user packages or terminal, in a process group of its own, and
-`worker` gives up there whatever else a text could abuse. Request and reply are JSON on the
-process's standard input and output. The group is killed when its time is up, when it says too
-much, and when the caller is cancelled.
+A worker is a module with two functions: `load()`, which imports what it needs, and
+`answer(request)`. A process that has loaded the module, the zygote, forks a process for each
+request, so that no request waits for an import and none sees another. The zygote runs in a fresh
+interpreter without environment, user packages or terminal, and `worker` gives up whatever else a
+text could abuse. Request and reply are JSON. A worker's process group is killed when its time is
+up, when its reply is too long, and when the caller is cancelled.
 """
 
 import asyncio
+import atexit
 import json
 import os
 import signal
+import socket
+import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -20,23 +25,26 @@ from typing import Final, Literal
 from weakref import WeakKeyDictionary
 
 from optillm_hooks.errors import OptiLLMError
+from optillm_hooks.sandbox.zygote import ORDER
 from optillm_hooks.types import Json
 
 MAX_WORKERS: Final = max(2, os.cpu_count() or 1)
-"""Workers that run at once in one proxy process; more wait for their turn."""
+"""Maximum number of workers that run concurrently in one event loop; more wait for their turn."""
 
-# The package's own __init__ would cost a worker as long as its solver takes to load.
+# The package's own __init__ would take as long to load as a solver.
 _BOOTSTRAP: Final = """\
 import sys, types
 package = types.ModuleType("optillm_hooks")
 package.__path__ = [sys.argv[1]]
 sys.modules["optillm_hooks"] = package
-from optillm_hooks.sandbox.worker import main
-main(*sys.argv[2:])
+from optillm_hooks.sandbox.zygote import main
+main(sys.argv[2])
 """
 _PACKAGE: Final = str(Path(__file__).parent.parent)
 _CHUNK: Final = 1 << 16
 _OUT_OF_CPU_TIME: Final = -signal.SIGXCPU
+_KILL_S: Final = 5.0
+"""Seconds that a zygote may take to kill a worker, before it is killed itself."""
 
 FailureReason = Literal["time", "memory", "output", "crash"]
 
@@ -66,19 +74,18 @@ class WorkerFailed(OptiLLMError):
 
 
 async def ask_worker(module: str, request: Json, limits: WorkerLimits) -> Json:
-    """Return the reply of the worker `module` to `request`; leave no process behind.
+    """Return the reply of the worker `module` to `request`; leave no worker running.
 
     Raises:
-        WorkerFailed: it ran out of time or memory, said too much, or broke.
+        WorkerFailed: it ran out of time or memory, its reply was too long, or it broke.
     """
-    async with _turn(), _process(module, limits) as process:
+    async with _turn():
         try:
             async with asyncio.timeout(limits.seconds):
-                reply = await _exchange(process, json.dumps(request).encode(), limits.reply_bytes)
-                await process.wait()
+                reply, status = await _answered(module, json.dumps(request).encode(), limits)
         except TimeoutError:
             raise WorkerFailed("time") from None
-    if process.returncode == _OUT_OF_CPU_TIME:
+    if status == _OUT_OF_CPU_TIME:
         raise WorkerFailed("time")
     try:
         outcome = json.loads(reply)
@@ -93,46 +100,155 @@ async def ask_worker(module: str, request: Json, limits: WorkerLimits) -> Json:
             raise WorkerFailed("crash")
 
 
-def command(module: str, limits: WorkerLimits) -> list[str]:
-    """Return the command line of a worker."""
-    given = [_PACKAGE, module, str(limits.memory_mb), str(int(limits.seconds) + 1)]
-    return [sys.executable, "-I", "-B", "-c", _BOOTSTRAP, *given]
+def command(module: str) -> list[str]:
+    """Return the command line of a zygote."""
+    return [sys.executable, "-I", "-B", "-c", _BOOTSTRAP, _PACKAGE, module]
 
 
-@asynccontextmanager
-async def _process(module: str, limits: WorkerLimits) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        *command(module, limits),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        env={},
-        cwd="/",
-        start_new_session=True,
-    )
+class _ZygoteGone(Exception):
+    """The zygote ended before its worker did: it had been idle, or was killed."""
+
+
+class _Zygote:
+    """A running zygote, seen from the client's side."""
+
+    def __init__(self, module: str) -> None:
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 (our own interpreter)
+                command(module),
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={},
+                cwd="/",
+                start_new_session=True,
+            )
+
+    def fork(self, limits: WorkerLimits) -> tuple[socket.socket, socket.socket]:
+        """Return the `data` and `life` sockets of a new worker.
+
+        Raises:
+            _ZygoteGone: the zygote has ended.
+        """
+        (data, data_there), (life, life_there) = socket.socketpair(), socket.socketpair()
+        order = ORDER.pack(limits.memory_mb, int(limits.seconds) + 1)
+        with data_there, life_there:
+            try:
+                socket.send_fds(self._control, [order], [data_there.fileno(), life_there.fileno()])
+            except OSError as exc:
+                data.close()
+                life.close()
+                raise _ZygoteGone from exc
+        data.setblocking(False)
+        life.setblocking(False)
+        return data, life
+
+    def kill(self) -> None:
+        """Kill the zygote, and with it its workers."""
+        self._control.close()
+        self._process.kill()
+        self._process.wait()
+
+    def disown(self) -> None:
+        """Leave the zygote to the process that started it, of which this one is a fork."""
+        self._control.close()
+        self._process.returncode = 0
+
+
+_zygotes: Final[dict[str, _Zygote]] = {}
+_starting: Final = threading.Lock()
+
+
+def _zygote(module: str) -> _Zygote:
+    """Return the zygote of `module`, started if there is none."""
+    with _starting:
+        if module not in _zygotes:
+            _zygotes[module] = _Zygote(module)
+        return _zygotes[module]
+
+
+def _drop(module: str, zygote: _Zygote) -> None:
+    with _starting:
+        if _zygotes.get(module) is zygote:
+            del _zygotes[module]
+    zygote.kill()
+
+
+@atexit.register
+def _kill_all() -> None:
+    for zygote in _zygotes.values():
+        zygote.kill()
+
+
+def _disown_all() -> None:
+    for zygote in _zygotes.values():
+        zygote.disown()
+    _zygotes.clear()
+
+
+os.register_at_fork(after_in_child=_disown_all)
+
+
+async def _answered(module: str, request: bytes, limits: WorkerLimits) -> tuple[bytes, int]:
+    """Return a worker's reply and exit status, from a second zygote if the first has gone."""
+    with suppress(_ZygoteGone):
+        return await _asked(module, request, limits)
     try:
-        yield process
-    finally:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        await process.communicate()
+        return await _asked(module, request, limits)
+    except _ZygoteGone:
+        raise WorkerFailed("crash") from None
 
 
-async def _exchange(process: asyncio.subprocess.Process, request: bytes, most: int) -> bytes:
+async def _asked(module: str, request: bytes, limits: WorkerLimits) -> tuple[bytes, int]:
+    zygote = _zygote(module)
+    try:
+        data, life = zygote.fork(limits)
+        with data, life:
+            try:
+                reply = await _exchange(data, request, limits.reply_bytes)
+                return reply, await _exit_status(life)
+            finally:
+                if not await _killed(life):
+                    _drop(module, zygote)
+    except _ZygoteGone:
+        _drop(module, zygote)
+        raise
+
+
+async def _exchange(data: socket.socket, request: bytes, most: int) -> bytes:
     """Send `request`; return the reply once the worker has closed its output."""
-    assert process.stdin is not None  # noqa: S101 (both are pipes)
-    assert process.stdout is not None  # noqa: S101
+    loop = asyncio.get_running_loop()
+    reply = bytearray()
     with suppress(ConnectionError):  # a worker that died is seen in its reply
-        process.stdin.write(request)
-        await process.stdin.drain()
-    process.stdin.close()
-    reply = b""
-    while piece := await process.stdout.read(_CHUNK):
-        reply += piece
-        if len(reply) > most:
-            raise WorkerFailed("output")
-    return reply
+        await loop.sock_sendall(data, request)
+        data.shutdown(socket.SHUT_WR)
+        while piece := await loop.sock_recv(data, _CHUNK):
+            reply += piece
+            if len(reply) > most:
+                raise WorkerFailed("output")
+    return bytes(reply)
+
+
+async def _exit_status(life: socket.socket) -> int:
+    sent = await asyncio.get_running_loop().sock_recv(life, _CHUNK)
+    if not sent:
+        raise _ZygoteGone
+    return int(sent)
+
+
+async def _killed(life: socket.socket) -> bool:
+    """Have the worker killed if it still runs; return whether the zygote has done so in time."""
+    loop = asyncio.get_running_loop()
+    with suppress(OSError):
+        life.shutdown(socket.SHUT_WR)
+    try:
+        async with asyncio.timeout(_KILL_S):
+            while await loop.sock_recv(life, _CHUNK):
+                pass
+    except TimeoutError:
+        return False
+    return True
 
 
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()

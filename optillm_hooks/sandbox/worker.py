@@ -14,12 +14,12 @@ _WRITES: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _REFUSED: Final = ("os.", "subprocess.", "socket.", "shutil.", "pty.", "urllib.", "signal.")
 
 
-def main(module: str, memory_mb: str, cpu_seconds: str) -> NoReturn:
+def main(module: str, *, memory_mb: int, cpu_seconds: int) -> NoReturn:
     """Answer the request on standard input by `module`, on standard output, and exit."""
     replies = os.dup(1)
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)  # solvers print as they like
-    confine(memory_mb=int(memory_mb), cpu_seconds=int(cpu_seconds))
+    confine(memory_mb=memory_mb, cpu_seconds=cpu_seconds)
     try:
         outcome = {"reply": importlib.import_module(module).answer(json.load(sys.stdin.buffer))}
     except MemoryError:

@@ -117,6 +117,15 @@ class RequestError(ValueError):
     """The request cannot be carried out as written; the text says why."""
 
 
+def load() -> Any:
+    """Return SymPy, imported."""
+    # SymPy uses these when they are there, and then takes seconds to load.
+    sys.modules.update(dict.fromkeys(("numpy", "scipy")))  # type: ignore[arg-type]
+    import sympy
+
+    return sympy
+
+
 def answer(request: Mapping[str, object]) -> dict[str, object]:
     """Return `{"results": [...]}` for a request `{"text": steps in JSON}`, or `{"error": ...}`.
 
@@ -126,10 +135,7 @@ def answer(request: Mapping[str, object]) -> dict[str, object]:
         steps = read_steps(str(request["text"]))
     except RequestError as exc:
         return {"error": str(exc)}
-    # SymPy uses these when they are there, and then takes seconds to load.
-    sys.modules.update(dict.fromkeys(("numpy", "scipy")))  # type: ignore[arg-type]
-    import sympy
-
+    sympy = load()
     return {"results": [_outcome(step, sympy) for step in steps]}
 
 

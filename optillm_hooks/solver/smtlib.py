@@ -95,6 +95,11 @@ class Check(TypedDict):
     """Results of the script's own queries after the check."""
 
 
+def load() -> None:
+    """Import Z3."""
+    import z3  # noqa: F401
+
+
 def answer(request: Mapping[str, object]) -> dict[str, object]:
     """Return `{"checks": [...]}` for a request `{"text": script, "seconds": ...}`, or `{"error"}`.
 

@@ -151,7 +151,7 @@ def test_what_a_solver_prints_is_no_part_of_the_reply() -> None:
         "noisy = sys.modules['noisy'] = types.ModuleType('noisy')\n"
         "noisy.answer = lambda request: os.write(1, b'noise') and request\n"
         "from optillm_hooks.sandbox.worker import main\n"
-        "main('noisy', '512', '5')\n"
+        "main('noisy', memory_mb=512, cpu_seconds=5)\n"
     )
     ran = subprocess.run(
         [sys.executable, "-c", script], input=b"[1]", capture_output=True, check=True
@@ -166,10 +166,10 @@ def test_a_worker_has_no_environment_and_loads_nothing_of_ours(
     from optillm_hooks.sandbox import client
 
     look = "import os, sys; print(sorted(os.environ), 'pydantic' in sys.modules)"
-    command = client.command("json", limits())
+    command = client.command("json")
     assert "-I" in command
     at = command.index("-c")
-    probe = command[at + 1].replace("main(*sys.argv[2:])", look)
+    probe = command[at + 1].replace("main(sys.argv[2])", look)
     ran = subprocess.run(
         [*command[: at + 1], probe, *command[at + 2 :]],
         capture_output=True,

@@ -1,0 +1,109 @@
+"""The zygote: a process that has imported a solver and forks a worker for each request.
+
+It is started by exec and has a single thread, so a fork copies no lock in use and no socket of the
+proxy. For each request the client sends the worker's limits and two sockets. `data` becomes the
+worker's standard input and output. `life` stands for the worker's process: the client shuts it
+down to have the worker killed, and the zygote sends the exit status and closes it once the whole
+process group is gone. All workers end with the zygote, and the zygote ends with the client.
+"""
+
+import ctypes
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+from contextlib import suppress
+from typing import Final, NoReturn
+
+from optillm_hooks.sandbox import worker
+
+ORDER: Final = struct.Struct("II")
+"""A request for a worker: MiB of memory and seconds of CPU time."""
+
+IDLE_S: Final = 600.0
+"""Seconds without a worker after which the zygote frees its memory by ending."""
+
+_LIBC: Final = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def main(module: str) -> NoReturn:
+    """Import what `module` needs, then fork workers until the client closes standard input."""
+    importlib.import_module(module).load()
+    gc.freeze()  # a collection in a worker would copy the pages that all share
+    _serve(module, socket.socket(fileno=0))
+    os._exit(0)
+
+
+def _serve(module: str, control: socket.socket) -> None:
+    ended, wake = socket.socketpair()
+    ended.setblocking(False)
+    wake.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+    workers: dict[socket.socket, int] = {}
+    while ready := _ready([control, ended, *workers], None if workers else IDLE_S):
+        if ended in ready:
+            ended.recv(1 << 16)
+        for life, pid in list(workers.items()):
+            if life in ready or _has_exited(pid):
+                del workers[life]
+                _end(life, pid)
+        if control in ready:
+            order, sockets, _, _ = socket.recv_fds(control, ORDER.size, 2)
+            if not order:
+                break
+            data, life = (socket.socket(fileno=number) for number in sockets)
+            workers[life] = _fork(module, order, data)
+            data.close()
+    for life, pid in workers.items():
+        _end(life, pid)
+
+
+def _ready(sockets: list[socket.socket], seconds: float | None) -> list[socket.socket]:
+    return select.select(sockets, [], [], seconds)[0]
+
+
+def _has_exited(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _end(life: socket.socket, pid: int) -> None:
+    """Kill the worker's process group, reap the worker and tell the client its exit status."""
+    os.killpg(pid, signal.SIGKILL)  # not reaped yet, so the id cannot be another group's
+    _, status = os.waitpid(pid, 0)
+    with life, suppress(OSError):  # the client may have gone
+        life.send(str(os.waitstatus_to_exitcode(status)).encode())
+
+
+def _fork(module: str, order: bytes, data: socket.socket) -> int:
+    """Return the process id of a new worker, which leads a process group of its own."""
+    zygote = os.getpid()
+    if pid := os.fork():
+        with suppress(OSError):  # whichever of the two is first; the group must exist on return
+            os.setpgid(pid, pid)
+        return pid
+    try:
+        os.setpgid(0, 0)
+        _die_with(zygote)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.dup2(data.fileno(), 0)
+        os.dup2(data.fileno(), 1)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        memory_mb, cpu_seconds = ORDER.unpack(order)
+        worker.main(module, memory_mb=memory_mb, cpu_seconds=cpu_seconds)
+    finally:
+        os._exit(1)
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when `parent` ends, where it can (Linux)."""
+    if sys.platform == "linux":
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
