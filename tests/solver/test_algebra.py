@@ -92,6 +92,7 @@ def test_every_function_takes_the_arguments_it_says(name: str) -> None:
     [
         pytest.param("9^9^9^9", "too large", id="a tower"),
         pytest.param("(1/7)^1000000", "too large", id="a small number"),
+        pytest.param("3^(-10^6)", "too large", id="a negative exponent"),
         pytest.param("factorial(10^7)", "above 10000", id="a factorial"),
         pytest.param("2x", "unexpected 'x'", id="an implied product"),
         pytest.param("system(x)", "unknown function 'system'", id="a foreign function"),

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optillm_hooks.solver.smtlib import ScriptError, commands, parts, plain, run_script
+from optillm_hooks.solver.client import Formalisation, FormalisationBroken, solve
+from optillm_hooks.solver.smtlib import (
+    MAX_CHECKS,
+    ScriptError,
+    commands,
+    parts,
+    plain,
+    run_script,
+)
 
 ATOMS = st.sampled_from(["x", "check-sat", "12", "0.5", "#x1F", ":named", "|a b;|", "=>", "a!1"])
 STRINGS = st.text(st.characters(codec="ascii", categories=("L", "N", "P", "Zs")), max_size=8).map(
@@ -75,3 +83,14 @@ def test_tokens(text: str, tokens: list[str]) -> None:
 def test_what_is_refused_before_z3_sees_it(script: str, message: str) -> None:
     with pytest.raises(ScriptError, match=message.replace("(", r"\(")):
         run_script(script, 1.0)
+
+
+@pytest.mark.anyio
+async def test_a_script_has_no_more_checks_than_its_maximum() -> None:
+    """In a worker: Z3 takes away the process's files."""
+    most = Formalisation("smtlib", "(check-sat)" * MAX_CHECKS)
+    found = await solve(most, seconds=30, memory_mb=512)
+    assert found.statuses == ("sat",) * MAX_CHECKS
+    more = Formalisation("smtlib", most.text + "(check-sat)")
+    with pytest.raises(FormalisationBroken, match=f"more than {MAX_CHECKS} checks"):
+        await solve(more, seconds=30, memory_mb=512)
