@@ -24,7 +24,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from itertools import combinations
 
 from optillm_hooks.answers.extraction import read_json
 from optillm_hooks.answers.formulas import (
@@ -111,7 +110,99 @@ class Form:
 
     value: Value | None = None
     unit: str = ""
+    hundredth: Value | None = None
+    """The value of a percentage."""
+
     json: Hashable = None
+
+
+class AnswerClasses:
+    """Equivalence classes of answers that arrive one by one.
+
+    Each new answer is compared with the others once, when it is added. One that was written the
+    same way before costs nothing.
+    """
+
+    def __init__(self) -> None:
+        self._forms: dict[str, Form] = {}
+        self._parents: list[int] = []
+        """A union-find forest over the answers, in their order; a root is the first of its tree."""
+
+        self._numbers: list[tuple[int, int]] = []
+        """Bare numbers, each with a quantity that has the same number."""
+
+        self._hundredths: list[tuple[int, int]] = []
+        """Bare numbers, each with the percentage that it is."""
+
+        self._names: Mapping[str, str] = {}
+        """What `names` returned last, until an answer is added."""
+
+    def add(self, answer: str) -> None:
+        """Take one more answer into account."""
+        if answer in self._forms:
+            return
+        form, at = form_of(answer), len(self._parents)
+        self._parents.append(at)
+        for other, its in enumerate(self._forms.values()):
+            apart = _root(self._parents, other) != _root(self._parents, at)
+            if apart and _same(its, form):
+                _join(self._parents, other, at)
+            if form.unit and not its.unit:
+                self._compare_numbers(other, its, at, form)
+            if its.unit and not form.unit:
+                self._compare_numbers(at, form, other, its)
+        self._forms[answer] = form
+        self._names = {}
+
+    def _compare_numbers(self, bare_at: int, bare: Form, at: int, quantity: Form) -> None:
+        if bare.value is None or quantity.value is None:
+            return
+        if equal(bare.value, quantity.value):
+            self._numbers.append((bare_at, at))
+        if quantity.hundredth is not None and equal(bare.value, quantity.hundredth):
+            self._hundredths.append((bare_at, at))
+
+    def names(self) -> Mapping[str, str]:
+        """Return for each answer the first that is the same answer.
+
+        Which answers share a class does not depend on the order in which they were added.
+        """
+        if not self._names:
+            answers, parents = list(self._forms), list(self._parents)
+            for one, other in self._told_by_others():
+                _join(parents, one, other)
+            self._names = {name: answers[_root(parents, at)] for at, name in enumerate(answers)}
+        return self._names
+
+    def _told_by_others(self) -> list[tuple[int, int]]:
+        """Return the pairs that are the same only if no other answer says otherwise.
+
+        A bare number joins the only unit it comes with; a percentage that has no bare number beside
+        it joins its hundredth.
+        """
+        quantities: dict[int, set[int]] = {}
+        for bare, quantity in self._numbers:
+            units = quantities.setdefault(_root(self._parents, bare), set())
+            units.add(_root(self._parents, quantity))
+        pairs = [(bare, units.pop()) for bare, units in quantities.items() if len(units) == 1]
+        joined = {quantity for _, quantity in pairs}
+        hundredths = [
+            (bare, percentage)
+            for bare, percentage in self._hundredths
+            if _root(self._parents, percentage) not in joined
+        ]
+        return [*pairs, *hundredths]
+
+
+def _root(parents: Sequence[int], at: int) -> int:
+    while parents[at] != at:
+        at = parents[at]
+    return at
+
+
+def _join(parents: list[int], one: int, other: int) -> None:
+    low, high = sorted((_root(parents, one), _root(parents, other)))
+    parents[high] = low
 
 
 def classes(answers: Sequence[str | None]) -> list[int | None]:
@@ -119,25 +210,12 @@ def classes(answers: Sequence[str | None]) -> list[int | None]:
 
     Which answers share a class does not depend on their order.
     """
-    forms = {at: form_of(answer) for at, answer in enumerate(answers) if answer is not None}
-    first = {at: at for at in forms}
-
-    def root(at: int) -> int:
-        while first[at] != at:
-            at = first[at]
-        return at
-
-    def join(one: int, other: int) -> None:
-        low, high = sorted((root(one), root(other)))
-        first[high] = low
-
-    for one, other in combinations(forms, 2):
-        if root(one) != root(other) and _same(forms[one], forms[other]):
-            join(one, other)
-    groups = {root(at): forms[at] for at in reversed(forms) if forms[at].value is not None}
-    for one, other in _told_by_others(groups):
-        join(one, other)
-    return [root(at) if at in forms else None for at in range(len(answers))]
+    found = AnswerClasses()
+    for answer in answers:
+        if answer is not None:
+            found.add(answer)
+    names = found.names()
+    return [None if answer is None else answers.index(names[answer]) for answer in answers]
 
 
 def equivalent(one: str, other: str) -> bool:
@@ -156,7 +234,8 @@ def form_of(answer: str) -> Form:
         return Form(answer, json=key)
     letter, is_choice = _letter_of(text.translate(_DECORATION).strip())
     value, unit = quantity or (None, "")
-    return Form(_plain_text(text), letter, is_choice, value, unit)
+    hundredth = scaled(value, Fraction(1, 100)) if value is not None and unit == "%" else None
+    return Form(_plain_text(text), letter, is_choice, value, unit, hundredth)
 
 
 def _inside(found: re.Match[str]) -> str:
@@ -172,27 +251,6 @@ def _same(a: Form, b: Form) -> bool:
     elif a.text == b.text:
         return True
     return a.letter != "" and a.letter == b.letter and (a.is_choice or b.is_choice)
-
-
-def _told_by_others(groups: Mapping[int, Form]) -> list[tuple[int, int]]:
-    """Return the pairs of groups that are the same only if no other group says otherwise.
-
-    A bare number joins the only unit it comes with; a percentage that has no bare number beside it
-    joins its hundredth.
-    """
-    values = [(at, form.value, form.unit) for at, form in groups.items() if form.value is not None]
-    bare = [(at, value) for at, value, unit in values if not unit]
-    pairs: list[tuple[int, int]] = []
-    for at, value in bare:
-        same = [other for other, its, unit in values if unit and equal(value, its)]
-        if len(same) == 1:
-            pairs.append((at, same[0]))
-    joined = {other for _, other in pairs}
-    for other, its, unit in values:
-        if unit == "%" and other not in joined:
-            hundredth = scaled(its, Fraction(1, 100))
-            pairs += [(at, other) for at, value in bare if equal(value, hundredth)]
-    return pairs
 
 
 def _letter_of(text: str) -> tuple[str, bool]:

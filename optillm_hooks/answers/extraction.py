@@ -1,25 +1,29 @@
-"""Reading the final answer out of a model's text. Pure functions, linear in the text's length."""
+"""Extracting the final answer from a model's reply. Pure functions, linear in its length."""
 
+import itertools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from typing import Literal
+from functools import partial
+from typing import Literal, NamedTuple
+
+from optillm_hooks.answers.code_blocks import code_blocks
 
 AnswerFormat = Literal["auto", "marked", "boxed", "choice", "number", "json", "last_line"]
-"""How an answer is found.
+"""Where the answer is looked for.
 
-* marked: after "ANSWER:" (or "Final answer:") at the start of a line, the last one.
-* boxed: in the last LaTeX \\boxed{...}; several side by side are read together.
-* choice: the letter of a choice, as in "(B)", "**B**" or "option B", in the last line.
-* number: the last number, wherever it stands.
-* json: the text as a JSON object or array, or the last fenced block that is one.
+* marked: after the last "ANSWER:" (or "Final answer:") at the start of a line.
+* boxed: in the last LaTeX \\boxed{...}; adjacent boxes are one answer.
+* choice: the letter of a choice in the last line, as in "(B)", "**B**" or "option B".
+* number: the last number in the text.
+* json: the text if it is a JSON object or array, or the last fenced block that is one.
 * last_line: the last line that is not blank.
-* auto: whichever of them is there, the surest first.
+* auto: all of these, the most reliable first.
 """
 
 _MAX_WORDS = 3
-"""A whole reply of no more words than this is itself the answer."""
+"""A reply of at most this many words is itself the answer."""
 
 _MAX_BOX_LENGTH = 2000
 _MAX_BOXES = 50
@@ -46,7 +50,8 @@ _END_OF_STATEMENT = re.compile(
 _HASHES = re.compile(
     r"^####[ \t]*([-+]?[$\u20ac\u00a3]?[ \t]*[-+]?\d[\d,./]*[ \t]*%?)[ \t]*$", re.MULTILINE
 )
-_FENCE = re.compile(r"^```[ \t]*(\w*)[^\n]*$", re.MULTILINE)
+_ANSWER_KEY = re.compile(r'"(?:final[ _])?answer"\s*+:\s*+', re.IGNORECASE)
+_MAX_ANSWER_KEYS = 16
 _JSON = frozenset({"", "json", "json5", "jsonc"})
 _BOX = re.compile(r"\\f?boxed\s*\{")
 _UNFINISHED = re.compile(r"\\f?boxed|answer[ \t*_`]*:", re.IGNORECASE)
@@ -54,7 +59,7 @@ _BETWEEN_BOXES = re.compile(r"(?:[\s,;$.]|\\[()\[\]]|\band\b|\bor\b)*")
 _CHOICE_LINE = re.compile(r"\W{0,6}([A-Z])\W{0,6}|\W{0,4}([A-Z])\)[ \t*_]+\S.*")
 _CHOICE_WITH_STOP = re.compile(r"[*_ ]*([A-Z])[.:][*_ ]+\S.*")
 _CHOICE_INSIDE = re.compile(
-    r"\(([A-H])\)|\*\*([A-H])\*\*|\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer)[ \t]+\(?([A-H])\b(?!')"
+    r"(?<!\w)\(([A-H])\)|\*\*([A-H])\*\*|\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer)[ \t]+\(?([A-H])\b(?!')"
 )
 _NUMBER = re.compile(
     r"(?<![\w.,/^-])[-\u2212]?[$\u20ac\u00a3]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?%?(?![\w^])(?!,\d)"
@@ -66,95 +71,130 @@ _ASSERTED = re.compile(
 )
 _CONCLUDES = re.compile(r"\W{0,6}(?:so|thus|hence|therefore|in total|altogether)\b", re.IGNORECASE)
 _MAX_ASSERTION_LENGTH = 40
+_YES_OR_NO_FIRST = re.compile(
+    r"\W{0,9}(yes\b|no\b(?=[ \t]*(?:[.,:;!*)\n]|\Z|because\b|since\b)))", re.IGNORECASE
+)
+_YES_OR_NO_LAST = re.compile(r"\b(yes|no)\b\W*+\Z", re.IGNORECASE)
 _DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
 _PLACEHOLDER = re.compile(r"\W*|<.*>|\[?(?:your )?(?:final )?answer\]?", re.IGNORECASE)
 
 
-def without_reasoning(text: str) -> str:
-    """Return `text` without the blocks in which a model thinks aloud (<think>…</think>).
+class Extracted(NamedTuple):
+    """An answer, and the span of the text that states it."""
 
-    A block that is never closed reaches to the end; one that was opened by the prompt, so that
-    only its end is to be seen, begins at the start.
+    answer: str
+    start: int
+    end: int
+
+    def moved(self, by: int) -> "Extracted":
+        """Return the same answer in a text that has `by` more characters before it."""
+        return Extracted(self.answer, self.start + by, self.end + by)
+
+
+Reader = Callable[[str], Extracted | None]
+
+
+def without_reasoning(text: str) -> str:
+    """Return `text` without its reasoning blocks (<think>...</think>).
+
+    A block that is not closed reaches to the end. One that is not opened, because the prompt opened
+    it, begins at the start.
     """
-    kept: list[str] = []
+    return "".join(text[start:end] for start, end in _visible(text)).strip()
+
+
+def _visible(text: str) -> list[tuple[int, int]]:
+    """Return the spans of `text` outside its reasoning blocks."""
+    spans: list[tuple[int, int]] = []
     at = depth = 0
     for tag in _THINKING.finditer(text):
         if not depth:
-            kept.append(text[at : tag.start()])
+            spans.append((at, tag.start()))
         if not tag[1]:
             depth += 1
         elif depth:
             depth -= 1
         else:
-            kept.clear()
+            spans.clear()
         at = tag.end()
     if not depth:
-        kept.append(text[at:])
-    return "".join(kept).strip()
+        spans.append((at, len(text)))
+    return spans
 
 
 def extract_answer(text: str, how: AnswerFormat = "auto", *, question: str = "") -> str | None:
-    """Return the final answer of `text`, or None if there is none to be read.
+    """Return the final answer of `text`, or None if it has none. See `extract`."""
+    found = extract(text, how, question=question)
+    return found.answer if found else None
 
-    Reasoning blocks are no part of the text. "auto" takes the first of these that is found: the
-    text as JSON (of an object with an "answer", that), a marked line, a box, "the answer is …",
-    the "#### 42" of GSM8K, a fenced JSON block, a choice in the last line, a reply of at most three
-    words, and, weakest, the last number of a last line that asserts something. A number that stands
-    in `question` is then no answer, nor is any number in a line that asks.
+
+def extract(
+    text: str, how: AnswerFormat = "auto", *, question: str = "", lenient: bool = False
+) -> Extracted | None:
+    """Return the final answer of `text` with its span, or None if it has none.
+
+    Reasoning blocks are skipped. "auto" takes the first of these that it finds: the text as JSON
+    (of an object with an "answer", its value), a marked line, a box, "the answer is ...", the
+    "#### 42" of GSM8K, a fenced JSON block, a choice in the last line, a reply of at most three
+    words, and last, because it is least reliable, the last number of a last line that asserts
+    something. A number that `question` contains is then no answer, nor is any number in a line that
+    asks.
+
+    With `lenient`, "auto" also takes the last number anywhere, or else a yes or no at the end or
+    the beginning. A statement that names a choice or begins with yes or no is then that letter or
+    word alone. This suits the decoding methods, where a reply without an answer is of no use.
     """
-    text = without_reasoning(text)
-    if not text:
+    spans = _visible(text)
+    visible = "".join(text[start:end] for start, end in spans)
+    stripped = visible.strip()
+    if not stripped:
         return None
-    if how == "auto":
-        found = next(filter(None, (read(text) for read in _IN_AUTO_ORDER)), None)
-        return found or _asserted_number(text, question)
-    return _READERS[how](text)
+    readers = _readers(how, question, lenient=lenient)
+    found = next(filter(None, (read(stripped) for read in readers)), None)
+    if found is None:
+        return None
+    start, end = found.start, found.end
+    leading = len(visible) - len(visible.lstrip())
+    return Extracted(
+        found.answer,
+        _original(spans, leading + start),
+        _original(spans, leading + end - 1) + 1,
+    )
 
 
-def stated_answer(text: str) -> tuple[int, int] | None:
-    """Return where the answer begins and ends that is stated last, or None if none is.
+def _original(spans: Sequence[tuple[int, int]], index: int) -> int:
+    """Return where the character at `index` of the joined `spans` is in the text they are from."""
+    for start, end in spans:
+        if index < end - start:
+            return start + index
+        index -= end - start
+    raise IndexError(index)
 
-    It is what stands behind "the answer is" or "answer:", up to the end of the sentence or a reason
-    given for it; of a choice such as "(B)" or "B. Paris" the letter alone.
-    """
-    for lead in reversed(list(_STATED.finditer(text))):
-        said = text[lead.end() : lead.end() + _MAX_STATEMENT_LENGTH].partition("\n")[0]
-        statement = _tidied(_statement(said))
-        if statement:
-            start = text.index(statement, lead.end())
-            choice = _choice(statement)
-            letter = choice and re.search(rf"\b{choice}\b", statement)
-            if letter:
-                return start + letter.start(), start + letter.end()
-            return start, start + len(statement)
-    return None
+
+def _readers(how: AnswerFormat, question: str, *, lenient: bool) -> Sequence[Reader]:
+    if how != "auto":
+        return [_READERS[how]]
+    if lenient:
+        return _LENIENT_READERS
+    return [*_AUTO_READERS, partial(_asserted_number, question=question)]
 
 
 def read_json(text: str) -> dict[str, object] | list[object] | None:
-    """Return the object or array that `text`, or its last fenced block that holds one, is.
+    """Return the JSON object or array that `text` is, or else the last fenced block that is one.
 
     Numbers with a point or an exponent are `Decimal`s, so that their values compare exactly.
     """
     text = without_reasoning(text)
-    whole = _loads(text)
-    if whole is not None:
-        return whole
-    values = map(_loads, _json_blocks(text))
+    values = map(_loads, (text, *(block for block, _ in _json_blocks(text))))
     return next((value for value in values if value is not None), None)
 
 
-def _json_blocks(text: str) -> list[str]:
-    """Return the fenced blocks that say they are JSON, or say nothing, the last one first."""
-    blocks: list[str] = []
-    opening: re.Match[str] | None = None
-    for fence in _FENCE.finditer(text):
-        if opening is None:
-            opening = fence
-        elif not fence[1]:
-            if opening[1].lower() in _JSON:
-                blocks.append(text[opening.end() : fence.start()].strip())
-            opening = None
-    return blocks[::-1]
+def _json_blocks(text: str) -> Iterator[tuple[str, int]]:
+    """Yield the closed blocks whose language is JSON or not named, with their index; last first."""
+    for block in reversed(code_blocks(text)):
+        if block.closed and block.language in _JSON:
+            leading = len(block.content) - len(block.content.lstrip())
+            yield block.content.strip(), block.start + leading
 
 
 def _loads(text: str) -> dict[str, object] | list[object] | None:
@@ -162,36 +202,52 @@ def _loads(text: str) -> dict[str, object] | list[object] | None:
     if text[:1] not in ("{", "["):
         return None
     try:
-        value = json.loads(text, parse_float=Decimal, parse_constant=_refuse)
+        value = _DECODER.decode(text)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict | list) else None
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
-def _marked(text: str) -> str | None:
-    for value in reversed(_MARKED.findall(text)):
-        if answer := _tidied(_boxed(value) or _said(value) or value):
-            return answer
+_DECODER = json.JSONDecoder(parse_float=Decimal, parse_constant=_refuse)
+
+
+def _whole(text: str) -> Extracted:
+    return Extracted(text, 0, len(text))
+
+
+def _group(found: re.Match[str]) -> Extracted:
+    """Return the one group of `found` that took part in the match."""
+    at = found.lastindex or 0
+    return Extracted(found[at], *found.span(at))
+
+
+def _marked(text: str) -> Extracted | None:
+    for line in reversed(list(_MARKED.finditer(text))):
+        value = line[1]
+        answer = _tidied(_boxed(value) or _said(value) or _whole(value))
+        if answer:
+            return answer.moved(line.start(1))
     return None
 
 
-def _boxed(text: str) -> str | None:
-    contents: list[str] = []
-    following = -1
+def _boxed(text: str) -> Extracted | None:
+    boxes: list[tuple[int, int, Extracted]] = []
     for box in reversed(list(_BOX.finditer(text))[-_MAX_BOXES:]):
         end = _closing_brace(text, box.end())
         if end is None:
             continue
-        if contents and not _BETWEEN_BOXES.fullmatch(text[end + 1 : following]):
+        if boxes and not _BETWEEN_BOXES.fullmatch(text[end + 1 : boxes[0][0]]):
             break
-        if content := text[box.end() : end].strip():
-            contents.insert(0, content)
-            following = box.start()
-    return ", ".join(dict.fromkeys(contents)) or None
+        if content := _stripped(text, box.end(), end):
+            boxes.insert(0, (box.start(), end + 1, content))
+    answers = dict.fromkeys(content.answer for _, _, content in boxes)
+    if len(answers) > 1:
+        return Extracted(", ".join(answers), boxes[0][0], boxes[-1][1])
+    return boxes[-1][2] if boxes else None
 
 
 def _closing_brace(text: str, at: int) -> int | None:
@@ -204,11 +260,20 @@ def _closing_brace(text: str, at: int) -> int | None:
     return None
 
 
-def _said(text: str) -> str | None:
-    for lead in reversed(list(_SAID.finditer(text))):
-        said = text[lead.end() : lead.end() + _MAX_STATEMENT_LENGTH].partition("\n")[0]
-        if answer := _tidied(_boxed(said) or _statement(said)):
-            return answer
+def _stripped(text: str, start: int, end: int) -> Extracted | None:
+    """Return `text[start:end]` without the blanks around it, or None if it is blank."""
+    part = text[start:end]
+    answer = part.strip()
+    start += len(part) - len(part.lstrip())
+    return Extracted(answer, start, start + len(answer)) if answer else None
+
+
+def _said(text: str, lead: re.Pattern[str] = _SAID) -> Extracted | None:
+    for found in reversed(list(lead.finditer(text))):
+        said = text[found.end() : found.end() + _MAX_STATEMENT_LENGTH].partition("\n")[0]
+        answer = _tidied(_boxed(said) or _whole(_statement(said)))
+        if answer:
+            return answer.moved(found.end())
     return None
 
 
@@ -217,100 +282,174 @@ def _statement(text: str) -> str:
     return _END_OF_STATEMENT.split(text, maxsplit=1)[0]
 
 
-def _hashes(text: str) -> str | None:
-    found = _HASHES.findall(text)
-    return _tidied(found[-1]) if found else None
+def _hashes(text: str) -> Extracted | None:
+    found = list(_HASHES.finditer(text))
+    return _tidied(_group(found[-1])) if found else None
 
 
-def _whole_json(text: str) -> str | None:
+def _whole_json(text: str) -> Extracted | None:
     value = _loads(text)
     return None if value is None else _answer_of(value, text)
 
 
-def _fenced_json(text: str) -> str | None:
-    for block in _json_blocks(text):
+def _fenced_json(text: str) -> Extracted | None:
+    for block, at in _json_blocks(text):
         value = _loads(block)
         if value is not None:
-            return _answer_of(value, block)
+            answer = _answer_of(value, block)
+            return answer.moved(at) if answer else None
     return None
 
 
-def _answer_of(value: dict[str, object] | list[object], text: str) -> str:
-    """Return the value of an object's "answer", and else the whole as it is written."""
-    if isinstance(value, dict):
-        named = {name.lower().replace(" ", "_"): item for name, item in value.items()}
-        answer = named.get("final_answer", named.get("answer"))
-        if answer is not None:
-            return answer if isinstance(answer, str) else json.dumps(answer, default=float)
-    return text
+def _answer_of(value: dict[str, object] | list[object], text: str) -> Extracted | None:
+    """Return the value of an object's "answer", or the whole JSON text if it has none."""
+    if not isinstance(value, dict):
+        return _whole(text)
+    named = {name.lower().replace(" ", "_"): item for name, item in value.items()}
+    answer = named.get("final_answer", named.get("answer"))
+    if answer is None:
+        return _whole(text)
+    start, end = _span_of_value(answer, text)
+    if not isinstance(answer, str):
+        return Extracted(json.dumps(answer, default=float), start, end)
+    return Extracted(answer, start, end) if answer.strip() else None
 
 
-def _json(text: str) -> str | None:
-    return next((block for block in (text, *_json_blocks(text)) if _loads(block) is not None), None)
+def _span_of_value(value: object, text: str) -> tuple[int, int]:
+    """Return where the JSON object `text` has `value` as its answer, a string without its quotes.
+
+    If that is not among its first answers, it is the whole object.
+    """
+    for key in itertools.islice(_ANSWER_KEY.finditer(text), _MAX_ANSWER_KEYS):
+        try:
+            found, end = _DECODER.raw_decode(text, key.end())
+        except (ValueError, RecursionError):
+            continue
+        if found == value:
+            quote = isinstance(value, str)
+            return key.end() + quote, end - quote
+    return 0, len(text)
 
 
-def _choice(text: str) -> str | None:
-    found = _CHOICE_WITH_STOP.fullmatch(_last_line(text) or "")
-    return found[1] if found else _clear_choice(text)
+def _json(text: str) -> Extracted | None:
+    texts = ((text, 0), *_json_blocks(text))
+    return next((_whole(t).moved(at) for t, at in texts if _loads(t) is not None), None)
 
 
-def _clear_choice(text: str) -> str | None:
+def _choice(text: str) -> Extracted | None:
+    line = _last_line(text)
+    found = line and _CHOICE_WITH_STOP.fullmatch(line.answer)
+    return _group(found).moved(line.start) if line and found else _clear_choice(text)
+
+
+def _clear_choice(text: str) -> Extracted | None:
     """Return the last line's choice; of "C. difficile", which may be a name, the whole line."""
-    line = _last_line(text) or ""
-    if _CHOICE_WITH_STOP.fullmatch(line):
+    line = _last_line(text)
+    if line is None:
+        return None
+    if _CHOICE_WITH_STOP.fullmatch(line.answer):
         return _tidied(line)
-    found = _CHOICE_LINE.fullmatch(line)
-    if found:
-        return found[1] or found[2]
-    letters = {"".join(groups) for groups in _CHOICE_INSIDE.findall(line)}
-    return letters.pop() if len(letters) == 1 else None
+    if found := _CHOICE_LINE.fullmatch(line.answer):
+        return _group(found).moved(line.start)
+    choices = [_group(found) for found in _CHOICE_INSIDE.finditer(line.answer)]
+    return choices[-1].moved(line.start) if len({c.answer for c in choices}) == 1 else None
 
 
-def _short(text: str) -> str | None:
+def _short(text: str) -> Extracted | None:
     asks = text.endswith("?") or text.startswith("I ")
     is_short = "\n" not in text and len(text.split()) <= _MAX_WORDS
-    return _tidied(text) if is_short and not asks and not _UNFINISHED.search(text) else None
+    return _tidied(_whole(text)) if is_short and not asks and not _UNFINISHED.search(text) else None
 
 
-def _number(text: str) -> str | None:
-    found = _NUMBER.findall(text)
-    return found[-1] if found else None
+def _number(text: str) -> Extracted | None:
+    numbers = list(_NUMBER.finditer(text))
+    return Extracted(numbers[-1][0], *numbers[-1].span()) if numbers else None
 
 
-def _asserted_number(text: str, question: str) -> str | None:
-    line = _last_line(text) or ""
-    numbers = list(_NUMBER.finditer(line))
-    if not numbers or line.endswith("?"):
+def _asserted_number(text: str, question: str) -> Extracted | None:
+    line = _last_line(text)
+    if line is None or line.answer.endswith("?"):
         return None
-    last = numbers[-1]
+    last = _number(line.answer)
     asked = {number.strip("$%\u20ac\u00a3") for number in _NUMBER.findall(question)}
-    if last[0].strip("$%\u20ac\u00a3") in asked:
+    if last is None or last.answer.strip("$%\u20ac\u00a3") in asked:
         return None
-    before = line[max(0, last.start() - _MAX_ASSERTION_LENGTH) : last.start()]
+    before = line.answer[max(0, last.start - _MAX_ASSERTION_LENGTH) : last.start]
     asserted = any(found.end() == len(before) for found in _ASSERTED.finditer(before))
-    return last[0] if asserted or _CONCLUDES.match(line) else None
+    return last.moved(line.start) if asserted or _CONCLUDES.match(line.answer) else None
 
 
-def _last_line(text: str) -> str | None:
-    return text.rstrip().rpartition("\n")[2].strip() or None
+def _last_word_number(text: str) -> Extracted | None:
+    """Return the number that the last line asserts, if no word follows it: of "It is 8." the 8."""
+    number = _asserted_number(text, question="")
+    return number if number and not re.search(r"\w", text[number.end :]) else None
 
 
-def _tidied(text: str) -> str | None:
-    """Return `text` without emphasis, math delimiters and a final stop; None for a placeholder."""
-    previous = ""
-    while text != previous:
-        previous = text
-        text = text.strip().strip("*`").strip()
-        if text.endswith(".") and not text.endswith(".."):
-            text = text[:-1]
+def _last_line(text: str) -> Extracted | None:
+    end = len(text.rstrip())
+    return _stripped(text, text.rfind("\n", 0, end) + 1, end)
+
+
+def _tidied(found: Extracted) -> Extracted | None:
+    """Return `found` without emphasis, math delimiters and a final stop; None for a placeholder."""
+    text = found.answer
+    start, end = _tidy_span(text)
+    if _PLACEHOLDER.fullmatch(text, start, end):
+        return None
+    if not _is_verbatim(found):
+        return found._replace(answer=text[start:end])
+    return Extracted(text[start:end], found.start + start, found.start + end)
+
+
+def _tidy_span(text: str) -> tuple[int, int]:
+    start, end = 0, len(text)
+    before = (-1, -1)
+    while before != (start, end):
+        before = start, end
+        while start < end and _is_decoration(text[start]):
+            start += 1
+        while start < end and _is_decoration(text[end - 1]):
+            end -= 1
+        if text.endswith(".", start, end) and not text.endswith("..", start, end):
+            end -= 1
         for opening, closing in _DELIMITERS:
-            inside = text[len(opening) : -len(closing)]
-            if text == opening + inside + closing and opening not in inside:
-                text = inside
-    return None if _PLACEHOLDER.fullmatch(text) else text
+            first, last = start + len(opening), end - len(closing)
+            enclosed = text.startswith(opening, start) and text.endswith(closing, first, end)
+            if enclosed and opening not in text[first:last]:
+                start, end = first, last
+    return start, end
 
 
-_READERS: Mapping[AnswerFormat, Callable[[str], str | None]] = {
+def _is_decoration(character: str) -> bool:
+    return character in "*`" or character.isspace()
+
+
+def _is_verbatim(found: Extracted) -> bool:
+    return len(found.answer) == found.end - found.start
+
+
+def _narrowed(text: str, read: Reader) -> Extracted | None:
+    """Return what `read` finds; of a choice its letter, of a "yes, because ..." the "yes"."""
+    found = read(text)
+    if found is None or not _is_verbatim(found):
+        return found
+    first = _YES_OR_NO_FIRST.match(found.answer)
+    word = _clear_choice(found.answer) or (_group(first) if first else None)
+    return word.moved(found.start) if word else found
+
+
+def _short_or_yes_or_no(text: str) -> Extracted | None:
+    short = _short(text)
+    return short and (_yes_or_no(text) or short)
+
+
+def _yes_or_no(text: str) -> Extracted | None:
+    """Return the yes or no at the end of `text`, or else at its beginning."""
+    found = _YES_OR_NO_LAST.search(text) or _YES_OR_NO_FIRST.match(text)
+    return _group(found) if found else None
+
+
+_READERS: Mapping[AnswerFormat, Reader] = {
     "marked": _marked,
     "boxed": _boxed,
     "choice": _choice,
@@ -318,4 +457,26 @@ _READERS: Mapping[AnswerFormat, Callable[[str], str | None]] = {
     "json": _json,
     "last_line": _last_line,
 }
-_IN_AUTO_ORDER = (_whole_json, _marked, _boxed, _said, _hashes, _fenced_json, _clear_choice, _short)
+_AUTO_READERS: Sequence[Reader] = (
+    _whole_json,
+    _marked,
+    _boxed,
+    _said,
+    _hashes,
+    _fenced_json,
+    _clear_choice,
+    _short,
+)
+_LENIENT_READERS: Sequence[Reader] = (
+    _whole_json,
+    partial(_narrowed, read=_marked),
+    _boxed,
+    partial(_narrowed, read=partial(_said, lead=_STATED)),
+    _hashes,
+    _fenced_json,
+    _clear_choice,
+    _last_word_number,
+    _short_or_yes_or_no,
+    _number,
+    _yes_or_no,
+)

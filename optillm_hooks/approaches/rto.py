@@ -9,10 +9,9 @@ never from the question.
 Cost: 4 calls, one after another; 3 when both versions hold the same code.
 """
 
-import re
-
 from pydantic import Field
 
+from optillm_hooks.answers.code_blocks import code_blocks
 from optillm_hooks.answers.extraction import without_reasoning
 from optillm_hooks.context import Context
 from optillm_hooks.errors import EmptyCompletion, SampleError
@@ -33,8 +32,6 @@ Below are two versions of an answer to the request above. Compare what they do, 
 If both do the same in every case, reply with the single word {SAME}.
 Otherwise reply with one final answer to the request, complete, with every file and explanation it
 needs: keep what is right in either version, and mention neither."""
-
-_FENCED = re.compile(r"^(`{3,}|~{3,})[^\n]*\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL)
 
 
 class RtoParams(Params):
@@ -104,10 +101,13 @@ def _merging(chat: Chat, first: Completion, second: Completion, ctx: Context) ->
 
 
 def code_of(text: str) -> list[str]:
-    """Return the contents of every fenced block of `text`, or all of it, without blanks at the
-    ends of lines: what two versions must share to be the same."""
-    blocks = [block for _, block in _FENCED.findall(without_reasoning(text))]
+    """Return the contents of the closed code blocks of `text`, or all of it if there are none.
+
+    Blanks at the ends of lines are left out. Two versions with the same code are the same answer.
+    """
+    text = without_reasoning(text)
+    contents = [block.content for block in code_blocks(text) if block.closed]
     return [
-        "\n".join(line.rstrip() for line in block.strip().splitlines())
-        for block in blocks or [without_reasoning(text)]
+        "\n".join(line.rstrip() for line in content.strip().splitlines())
+        for content in contents or [text]
     ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, DocTestParser, Example, OutputChecker
 from typing import Final
 
+from optillm_hooks.answers.code_blocks import CodeBlock, code_blocks
 from optillm_hooks.code_execution.runner import CodeRunner, Ran
 
 MAX_TESTS: Final = 16
@@ -19,7 +20,6 @@ MAX_TESTS: Final = 16
 MAX_CHARACTERS: Final = 1 << 16
 """Length of a reply with a program."""
 
-_FENCED: Final = re.compile(r"```[ \t]*(\w*)[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _SHOWN: Final = re.compile(
     r"^([ \t]*)>>>.*\n?(?:\1(?![ \t]*(?:'{3}|\"{3}|`{3})).*\S.*\n?)*", re.MULTILINE
 )
@@ -90,10 +90,9 @@ def read_program(reply: str) -> str | None:
     """
     if len(reply) > MAX_CHARACTERS:
         return None
-    found: list[tuple[str, str]] = _FENCED.findall(reply)
-    blocks = [text for language, text in found if _is_python(language, text)]
-    if blocks:
-        return max(blocks, key=len)
+    programs = [block.content for block in code_blocks(reply) if _is_python(block)]
+    if programs:
+        return max(programs, key=len)
     return reply if "\n" in reply.strip() and _parses(reply) else None
 
 
@@ -144,8 +143,9 @@ def _asserted(request: str) -> list[CallTest]:
     return [CallTest(line.strip()) for line in _ASSERTION.findall(request) if _parses(line)]
 
 
-def _is_python(language: str, text: str) -> bool:
-    return language.lower() in ("python", "py", "python3") or (not language and _parses(text))
+def _is_python(block: CodeBlock) -> bool:
+    named = block.language in ("python", "py", "python3")
+    return named or (not block.language and _parses(block.content))
 
 
 def _parses(text: str) -> bool:

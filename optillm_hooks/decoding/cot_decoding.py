@@ -1,37 +1,22 @@
 """CoT decoding: k branches, one per likely first token; the answer they are surest of wins.
 
 Source: Wang and Zhou 2024, "Chain-of-Thought Reasoning Without Prompting", arXiv:2402.10200,
-sections 2.2 and 3. As there, confidence is the mean gap between the two likeliest tokens over the
-tokens of the answer alone, and the gaps of equal answers are added up. What the answer is, is read
-off the text: a box, what stands behind "the answer is", a number, a yes or no. Where a branch has
-none the paper asks the model to name it; here the text is then an answer of its own, with the gap
-over the whole of it.
+sections 2.2 and 3. As there, confidence is the mean gap between the probabilities of the two
+likeliest tokens over the tokens of the answer alone, and the confidences of equal answers are added
+up.
+Deviations: the answer is extracted from the text, as `self_consistency` does, where the paper asks
+the model to name it; a number that is not stated to be the answer, or a yes or no, counts too. A
+branch without any of these is an answer of its own, with the mean gap over all of its tokens.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
-from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from optillm_hooks.answers.extraction import stated_answer
+from optillm_hooks.answers.equivalence import classes
+from optillm_hooks.answers.extraction import Extracted, extract
 from optillm_hooks.types import FinishReason, Json
-
-_NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?")
-
-
-_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
-
-
-_LEADING = re.compile(
-    r"(?:\A|</think>)\W{0,9}(yes\b|no\b(?=[ \t]*(?:[.,:;!*)\n]|\Z|because\b|since\b)))",
-    re.IGNORECASE,
-)
-
-
-_FINAL = re.compile(r"\b(yes|no)\b\W*\Z", re.IGNORECASE)
 
 
 class CotSettings(BaseModel):
@@ -53,16 +38,9 @@ class CotSettings(BaseModel):
     )
 
 
-class Span(NamedTuple):
-    """Where an answer stands in a text."""
-
-    start: int
-    end: int
-
-
 @dataclass(frozen=True, slots=True)
 class Path:
-    """One branch with its answer; `answer` is in the form in which answers are compared."""
+    """One branch, its answer, and how sure the model was of the answer."""
 
     text: str
     answer: str
@@ -70,98 +48,60 @@ class Path:
     finish_reason: FinishReason
 
 
-def answer_span(text: str) -> Span | None:
-    """Return where the final answer stands, or None if there is none to be read.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The path that won, of `paths` of which `agreeing` have the same answer."""
 
-    It is the last box, else what is stated last to be the answer (of that an option's letter, a yes
-    or no, a number, or else all the words), else the last number, else a yes or no at the end of
-    the text, or else at its beginning.
-    """
-    boxes = list(_BOXED.finditer(text))
-    if boxes:
-        return Span(*boxes[-1].span(1))
-    stated = stated_answer(text)
-    if stated is not None:
-        start, end = stated
-        leading = _LEADING.match(text[start:end])
-        if leading:
-            return Span(start + leading.start(1), start + leading.end(1))
-        return _last_number(text, start, end) or Span(start, end)
-    return _last_number(text, 0, len(text)) or _yes_or_no(text)
+    path: Path
+    paths: int
+    agreeing: int
 
-
-def _last_number(text: str, start: int, end: int) -> Span | None:
-    numbers = list(_NUMBER.finditer(text, start, end))
-    if not numbers:
-        return None
-    number = numbers[-1]
-    return Span(number.start(), number.start() + len(number.group().rstrip(",")))
-
-
-def _yes_or_no(text: str) -> Span | None:
-    found = _FINAL.search(text) or next(reversed(list(_LEADING.finditer(text))), None)
-    return Span(*found.span(1)) if found else None
-
-
-def comparable(answer: str) -> str:
-    """Return `answer` such that equal numbers are equal: 1,000.0 and 1000."""
-    plain = answer.strip().replace(",", "").removeprefix("$").strip()
-    try:
-        number = Decimal(plain)
-    except InvalidOperation:
-        return " ".join(answer.split()).casefold()
-    return format(number.normalize() + 0, "f") if number.is_finite() else plain
-
-
-def span_confidence(margins: Sequence[float], ends: Sequence[int], span: Span) -> float:
-    """Return the mean margin of the tokens that write `span`; 0 if there are none.
-
-    `ends[i]` is the length of the text after token i, `margins[i]` the gap at that token.
-    """
-    starts = [0, *ends[:-1]]
-    inside = [
-        margin
-        for margin, start, end in zip(margins, starts, ends, strict=True)
-        if start < span.end and end > span.start
-    ]
-    return sum(inside) / len(inside) if inside else 0.0
+    def facts(self) -> dict[str, Json]:
+        """Return how it won, for the response's vendor fields."""
+        return {
+            "paths": self.paths,
+            "agreeing": self.agreeing,
+            "confidence": round(self.path.confidence, 6),
+        }
 
 
 def read_path(
     text: str, margins: Sequence[float], ends: Sequence[int], finish_reason: FinishReason
 ) -> Path:
-    """Return a branch with its answer and how sure the model was of it."""
-    span = answer_span(text)
-    if span is None:
-        whole = Span(0, len(text))
-        confidence = span_confidence(margins, ends, whole)
-        return Path(text, comparable(text), confidence, finish_reason)
-    answer = comparable(text[span.start : span.end])
-    return Path(text, answer, span_confidence(margins, ends, span), finish_reason)
+    """Return a branch with its answer and its confidence.
 
-
-def choose(paths: Sequence[Path], *, aggregate: bool) -> Path:
-    """Return the winning path: of the best answer, the surest; among equals the first.
-
-    Paths with text go before empty ones, and finished ones before those cut off.
+    `ends[i]` is the length of the text up to and including token i, `margins[i]` the gap between
+    the two likeliest tokens there.
     """
-    able = [path for path in paths if path.text.strip()] or list(paths)
-    able = [path for path in able if path.finish_reason != "length"] or able
-    scores = {path.answer: 0.0 for path in able}
-    for path in able:
-        scores[path.answer] = (
-            scores[path.answer] + path.confidence
-            if aggregate
-            else max(scores[path.answer], path.confidence)
-        )
-    best = max(scores, key=lambda answer: scores[answer])
-    return max((path for path in able if path.answer == best), key=lambda path: path.confidence)
+    found = extract(text, lenient=True) or Extracted(text, 0, len(text))
+    confidence = span_confidence(margins, ends, found.start, found.end)
+    return Path(text, found.answer, confidence, finish_reason)
 
 
-def facts(paths: Sequence[Path], best: Path) -> dict[str, Json]:
-    """Return what can be said of how `best` won."""
-    return {
-        "paths": len(paths),
-        "agreeing": sum(path.answer == best.answer for path in paths),
-        "confidence": round(best.confidence, 6),
-    }
+def span_confidence(margins: Sequence[float], ends: Sequence[int], start: int, end: int) -> float:
+    """Return the mean margin of the tokens that write `text[start:end]`; 0 if there are none."""
+    starts = [0, *ends[:-1]]
+    inside = [
+        margin
+        for margin, token_start, token_end in zip(margins, starts, ends, strict=True)
+        if token_start < end and token_end > start
+    ]
+    return sum(inside) / len(inside) if inside else 0.0
+
+
+def choose(paths: Sequence[Path], *, aggregate: bool) -> Choice:
+    """Return the path with the best answer that is surest of it; among equals the first.
+
+    Paths with text go before empty ones, and finished ones before truncated ones. Answers that are
+    equivalent are one answer.
+    """
+    same = classes([path.answer for path in paths])
+    able = [at for at, path in enumerate(paths) if path.text.strip()] or list(range(len(paths)))
+    able = [at for at in able if paths[at].finish_reason != "length"] or able
+    scores: dict[int | None, float] = {}
+    for at in able:
+        score, confidence = scores.get(same[at], 0.0), paths[at].confidence
+        scores[same[at]] = score + confidence if aggregate else max(score, confidence)
+    answer = max(scores, key=lambda answer: scores[answer])
+    best = max((at for at in able if same[at] == answer), key=lambda at: paths[at].confidence)
+    return Choice(paths[best], len(paths), same.count(answer))

@@ -1,33 +1,34 @@
-"""DeepConf: samples that lose confidence are stopped, the rest vote with their confidence.
+"""DeepConf: traces that lose confidence are stopped; the others vote, weighted by confidence.
 
-Source: Fu et al. 2025, "Deep Think with Confidence", arXiv:2508.15260, sections 3.1 to 3.3. A group
-is the mean confidence of a window of tokens; a trace is as good as its lowest group. Warm-up traces
-set the threshold, later ones end below it and do not vote, and sampling stops on consensus (the
-online form); with no more traces than warm-up ones it is the offline form: all are whole, and the
-least confident, by the metric that votes weigh, do not vote. The paper's window of 2,048 tokens is
-for long reasoning: here it shrinks to a quarter of the median warm-up trace, at least 16 tokens, or
-short answers would never have a group. Traces count in the order in which they were begun, so that
-which of them ends first changes nothing.
+Source: Fu et al. 2025, "Deep Think with Confidence", arXiv:2508.15260, sections 3.1 to 3.3. Group
+confidence is the mean over a sliding window of tokens, and a trace is as good as its lowest group.
+Online: warm-up traces set the floor, later traces are stopped below it and do not vote, and
+sampling ends on consensus. Offline (no more traces than warm-up traces): no trace is stopped, and
+the least confident ones, by the metric that weighs the votes, do not vote.
+Deviations: the paper's window of 2,048 tokens is made for long reasoning. Here it shrinks to a
+quarter of the median warm-up trace, with at least 16 tokens, or short answers would not fill one
+window. Equivalent answers are one answer. Traces count in the order in which they were opened, so
+that the result does not depend on which of them ends first.
 """
 
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from optillm_hooks.decoding.cot_decoding import answer_span, comparable
-from optillm_hooks.decoding.outcome import Outcome
+from optillm_hooks.answers.equivalence import AnswerClasses
+from optillm_hooks.answers.extraction import extract
+from optillm_hooks.decoding.outcome import Decoded
 from optillm_hooks.types import FinishReason, Json
 
 Metric = Literal["lowest_group", "average_confidence", "bottom_10_percent", "tail"]
 
-
 _KEPT = {"low": 0.1, "high": 0.9}
-
+"""The share of warm-up traces that pass."""
 
 _MIN_WINDOW = 16
 
@@ -65,15 +66,55 @@ class DeepConfSettings(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Trace:
-    """One sample; `answer` None does not vote."""
+class SampledTrace:
+    """One sample. It does not vote if its `answer` is None."""
 
     text: str
     answer: str | None
     confidence: float
-    """What its vote weighs."""
+    """The weight of its vote."""
 
     finish_reason: FinishReason = "stop"
+
+
+class Vote:
+    """A vote of traces on their answers, weighted by confidence; equivalent answers are one."""
+
+    def __init__(self, traces: Iterable[SampledTrace] = ()) -> None:
+        self._traces: list[SampledTrace] = []
+        self._classes = AnswerClasses()
+        for trace in traces:
+            self.add(trace)
+
+    def add(self, trace: SampledTrace) -> None:
+        """Count one more trace. Its answer is compared with the others now and not again."""
+        self._traces.append(trace)
+        if trace.answer is not None:
+            self._classes.add(trace.answer)
+
+    def weights(self) -> dict[str, float]:
+        """Return the summed confidence of each answer, in order of first appearance."""
+        names = self._classes.names()
+        weights: dict[str, float] = defaultdict(float)
+        for trace in self._traces:
+            if trace.answer is not None:
+                weights[names[trace.answer]] += trace.confidence
+        return dict(weights)
+
+    def winner(self) -> SampledTrace:
+        """Return the surest trace of the answer with most weight; without answers the surest."""
+        names, weights = self._classes.names(), self.weights()
+        best = max(weights, key=lambda answer: weights[answer], default=None)
+        for_best = [t for t in self._traces if t.answer is not None and names[t.answer] == best]
+        return max(for_best or self._traces, key=lambda trace: trace.confidence)
+
+    def __len__(self) -> int:
+        return len(self._traces)
+
+    def agrees(self, share: float) -> bool:
+        """Return whether one answer has at least `share` of the weight."""
+        weights = self.weights().values()
+        return bool(weights) and max(weights) >= share * sum(weights)
 
 
 def group_means(confidences: Sequence[float], window: int) -> list[float]:
@@ -110,36 +151,13 @@ def threshold(confidences: Sequence[float], kept: float) -> float:
     at = (1 - kept) * (len(ordered) - 1)
     below = math.floor(at)
     above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (at - below) * (ordered[above] - ordered[below])
+    between = ordered[below] + (at - below) * (ordered[above] - ordered[below])
+    return min(between, ordered[above])  # rounding must not lift it above the highest
 
 
 def adapted_window(lengths: Sequence[int], most: int) -> int:
     """Return the tokens of a group for traces of these lengths."""
     return min(most, max(_MIN_WINDOW, int(statistics.median(lengths)) // 4))
-
-
-def votes(traces: Sequence[Trace]) -> dict[str, float]:
-    """Return the summed confidence of each answer, in order of first appearance."""
-    tally: dict[str, float] = defaultdict(float)
-    for trace in traces:
-        if trace.answer is not None:
-            tally[trace.answer] += trace.confidence
-    return dict(tally)
-
-
-def winner(traces: Sequence[Trace]) -> Trace:
-    """Return the surest trace of the answer with most votes; without votes the surest trace."""
-    tally = votes(traces)
-    if not tally:
-        return max(traces, key=lambda trace: trace.confidence)
-    best = max(tally, key=lambda answer: tally[answer])
-    return max((t for t in traces if t.answer == best), key=lambda trace: trace.confidence)
-
-
-def read_answer(text: str) -> str | None:
-    """Return the final answer of a trace in comparable form, or None."""
-    span = answer_span(text)
-    return None if span is None else comparable(text[span.start : span.end])
 
 
 class Watch:
@@ -178,36 +196,37 @@ class _Ended:
 class Election:
     """The traces of one request: how many are wanted, which of them vote, and for what.
 
-    A trace that came to nothing is closed without an end.
+    Traces count in the order in which they were opened, not in which they ended.
     """
 
     def __init__(self, settings: DeepConfSettings) -> None:
         self._settings = settings
         self._warmup = min(settings.warmup_samples, settings.max_traces)
         offline = self._warmup == settings.max_traces
-        # Online all are held to what later traces are stopped by.
+        # Online, warm-up traces are filtered by the same metric that stops later ones.
         self._filter: Metric = settings.confidence_metric if offline else "lowest_group"
         self._window = settings.window_size
         self._floor: float | None = None
         self._ended: dict[int, _Ended | None] = {}
         self._counted = 0
         self._stopped = 0
-        self._whole: list[tuple[float, Trace]] = []
-        """The traces that were counted and not stopped, each with what is held to the floor."""
+        self._vote = Vote()
+        self._below: list[SampledTrace] = []
+        """Whole traces below the floor, which do not vote: warm-up ones."""
 
         self.opened = 0
         self.settled = False
-        """Whether no further trace can be of use."""
+        """Whether further traces cannot change the result."""
 
     @property
     def wanted(self) -> int:
-        """How many traces may be begun now."""
+        """How many traces may be opened now."""
         if self.settled:
             return 0
         return (self._warmup if self._floor is None else self._settings.max_traces) - self.opened
 
     def open(self) -> tuple[int, Watch]:
-        """Return the number of the next trace, and what watches over it."""
+        """Return the number of the next trace, and the watch that says when to stop it."""
         self.opened += 1
         watch = Watch(self._window, self._floor, self._settings.min_trace_length)
         return self.opened - 1, watch
@@ -215,24 +234,27 @@ class Election:
     def close(
         self, number: int, watch: Watch, text: str, finish_reason: FinishReason, *, stopped: bool
     ) -> None:
-        """Take note of the end of a trace."""
+        """Record the end of a trace."""
         self._close(number, _Ended(watch.confidences, text, finish_reason, stopped))
 
     def give_up(self, number: int) -> None:
-        """Take note that a trace failed."""
+        """Record that a trace failed."""
         self._close(number, None)
 
-    def outcome(self) -> Outcome:
-        """Return the surest trace of the answer with most votes. There must be one at least."""
-        voters = self._voters()
-        best = winner(voters)
-        weights = sorted(votes(voters).values(), reverse=True)
+    def outcome(self) -> Decoded:
+        """Return the surest trace of the answer with most weight. At least one trace must be whole.
+
+        If none reached the floor, which only a confidence that is not a number can cause, all vote.
+        """
+        vote = self._vote if len(self._vote) else Vote(self._below)
+        best = vote.winner()
+        weights = sorted(vote.weights().values(), reverse=True)
         facts: dict[str, Json] = {
             "traces": self._counted,
             "stopped": self._stopped,
             "votes": [round(weight, 3) for weight in weights],
         }
-        return Outcome(best.text, best.finish_reason, facts)
+        return Decoded(best.text, best.finish_reason, facts)
 
     def _close(self, number: int, ended: _Ended | None) -> None:
         self._ended[number] = ended
@@ -248,7 +270,7 @@ class Election:
             self.settled = self._agreed()
 
     def _count(self) -> None:
-        """Take the next trace, which has ended, into account."""
+        """Count the next trace, which has ended."""
         ended = self._ended[self._counted]
         self._counted += 1
         if ended is None:
@@ -256,31 +278,26 @@ class Election:
         if ended.stopped:
             self._stopped += 1
             return
-        metric = self._settings.confidence_metric
-        trace = Trace(
+        found = extract(ended.text, lenient=True)
+        trace = SampledTrace(
             ended.text,
-            read_answer(ended.text),
-            trace_confidence(ended.confidences, self._window, metric),
+            found.answer if found else None,
+            trace_confidence(ended.confidences, self._window, self._settings.confidence_metric),
             ended.finish_reason,
         )
-        passes_by = trace_confidence(ended.confidences, self._window, self._filter)
-        self._whole.append((passes_by, trace))
+        filtered_by = trace_confidence(ended.confidences, self._window, self._filter)
+        if self._floor is None or filtered_by >= self._floor:
+            self._vote.add(trace)
+        else:
+            self._below.append(trace)
 
     def _set_floor(self) -> None:
         whole = [ended.confidences for ended in self._ended.values() if ended is not None]
         if not whole:
             return
         self._window = adapted_window([len(c) for c in whole], self._settings.window_size)
-        passes_by = [trace_confidence(c, self._window, self._filter) for c in whole]
-        self._floor = threshold(passes_by, _KEPT[self._settings.variant])
+        filtered_by = [trace_confidence(c, self._window, self._filter) for c in whole]
+        self._floor = threshold(filtered_by, _KEPT[self._settings.variant])
 
     def _agreed(self) -> bool:
-        tally = votes(self._voters())
-        share = self._settings.consensus_threshold
-        return bool(tally) and max(tally.values()) >= share * sum(tally.values())
-
-    def _voters(self) -> list[Trace]:
-        """Return the traces that vote: not stopped, and not below the floor (warm-up ones)."""
-        floor = -math.inf if self._floor is None else self._floor
-        passed = [trace for passes_by, trace in self._whole if passes_by >= floor]
-        return passed or [trace for _, trace in self._whole]
+        return self._vote.agrees(self._settings.consensus_threshold)

@@ -7,7 +7,7 @@ from optillm_hooks.types import FinishReason, Json
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Decoded:
     """The one reply that a method makes of its branches."""
 
     text: str

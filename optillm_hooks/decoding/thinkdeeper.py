@@ -58,7 +58,7 @@ class ThinkSettings(BaseModel):
         return self.start_think_token, self.end_think_token
 
 
-class Budget:
+class ThinkingBudget:
     """Tokens of thinking for a reply with `room` tokens behind its opening.
 
     The answer always keeps some of them: a tenth and at least 64, but never more than half.

@@ -1,12 +1,12 @@
 """Asking the solvers: from what a model wrote to what the solver found, as text for a model."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from optillm_hooks.answers.code_blocks import code_blocks
 from optillm_hooks.sandbox.client import WorkerFailed, WorkerLimits, ask_worker
 from optillm_hooks.types import Json
 
@@ -21,7 +21,6 @@ MAX_REPORTED: Final = 12_000
 STARTING_S: Final = 1.0
 """Seconds a worker may take to start, beyond the time its solver has."""
 
-_FENCED: Final = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _KINDS: Final[Mapping[str, Kind]] = {"(": "smtlib", ";": "smtlib", "{": "algebra", "[": "algebra"}
 
 
@@ -78,8 +77,9 @@ def find_formalisation(reply: str) -> Formalisation | None:
     It stands in a fenced block, whatever its label, or is the whole reply. What it begins with
     says which kind it is.
     """
-    for block in [*reversed(_FENCED.findall(reply)), reply]:
-        text = block.strip()
+    contents = [block.content for block in code_blocks(reply)]
+    for content in [*reversed(contents), reply]:
+        text = content.strip()
         if kind := _KINDS.get(text[:1]):
             return Formalisation(kind, text)
     return None

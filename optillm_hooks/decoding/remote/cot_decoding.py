@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from optillm_hooks.context import Context
 from optillm_hooks.decoding.confidence import listed_margin
-from optillm_hooks.decoding.cot_decoding import CotSettings, Path, choose, facts, read_path
+from optillm_hooks.decoding.cot_decoding import CotSettings, Path, choose, read_path
 from optillm_hooks.decoding.remote.calls import (
     MAX_ALTERNATIVES,
     alternatives,
@@ -61,9 +61,9 @@ async def cot_decode(
     found = await finished(calls)
     if found[0].reply.tool_calls:
         return _completion(found[0].reply)
-    best = choose([branch.path for branch in found], aggregate=settings.aggregate_paths)
-    ctx.trace.note("cot_decoding", **facts([branch.path for branch in found], best))
-    return _completion(next(branch.reply for branch in found if branch.path is best))
+    choice = choose([branch.path for branch in found], aggregate=settings.aggregate_paths)
+    ctx.trace.note("cot_decoding", **choice.facts())
+    return _completion(next(branch.reply for branch in found if branch.path is choice.path))
 
 
 def first_tokens(first: TokenLogprob, k: int) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from optillm_hooks.context import Context
 from optillm_hooks.decoding.remote.calls import continuing, piece, stops, usual_room
-from optillm_hooks.decoding.thinkdeeper import Budget, ThinkSettings
+from optillm_hooks.decoding.thinkdeeper import ThinkingBudget, ThinkSettings
 from optillm_hooks.errors import SampleError
 from optillm_hooks.llm import LLM
 from optillm_hooks.types import Chat, Completion, Json, Sampling, Usage
@@ -42,7 +42,7 @@ async def think(
     call that fails ends the thinking, unless it is the first.
     """
     most = usual_room(sampling, ctx)
-    budget = Budget(settings, most)
+    budget = ThinkingBudget(settings, most)
     opening = f"{settings.start_think_token}\n{settings.prefill}"
     thoughts = await _thoughts(chat, sampling, llm, settings, budget, opening)
     prefix = f"{opening}{thoughts.text.rstrip()}\n{settings.end_think_token}\n\n"
@@ -70,7 +70,7 @@ async def _thoughts(
     sampling: Sampling,
     llm: LLM,
     settings: ThinkSettings,
-    budget: Budget,
+    budget: ThinkingBudget,
     opening: str,
 ) -> _Thoughts:
     words = settings.thought_switch_tokens

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
-from optillm_hooks.decoding.outcome import Outcome
+from optillm_hooks.decoding.outcome import Decoded
 from optillm_hooks.local_provider.engine_request import SamplingParams
 from optillm_hooks.local_provider.uncertainty import Uncertainty, UncertaintyMetric
 from optillm_hooks.types import FinishReason, Json
@@ -78,7 +78,7 @@ class Decoding(Protocol):
         """Take note of a branch that ended."""
         ...
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> Decoded:
         """Return the reply, when no branch is open and none wanted; of a live method the facts."""
         ...
 
@@ -107,8 +107,8 @@ class Samples:
     def close(self, branch: Branch, written: Written) -> None:
         """Nothing is picked from the samples."""
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> Decoded:
         facts = [dict(branch.facts()) for branch in self._branches]
         if len(facts) == 1 or not any(facts):
-            return Outcome("", facts=facts[0] if facts else {})
-        return Outcome("", facts={"choices": [*facts]})
+            return Decoded("", facts=facts[0] if facts else {})
+        return Decoded("", facts={"choices": [*facts]})

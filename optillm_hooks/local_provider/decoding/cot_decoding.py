@@ -11,8 +11,8 @@ over the whole of it.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from optillm_hooks.decoding.cot_decoding import CotSettings, Path, choose, facts, read_path
-from optillm_hooks.decoding.outcome import Outcome
+from optillm_hooks.decoding.cot_decoding import CotSettings, Path, choose, read_path
+from optillm_hooks.decoding.outcome import Decoded
 from optillm_hooks.local_provider.decoding.base import Branch, Written
 from optillm_hooks.local_provider.engine_request import SamplingParams
 from optillm_hooks.local_provider.uncertainty import Uncertainty
@@ -61,7 +61,7 @@ class CotDecoding:
                 written.text, branch.margins, written.ends, written.finish_reason
             )
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> Decoded:
         paths = [self._paths[branch] for branch in self._opened]
-        best = choose(paths, aggregate=self._settings.aggregate_paths)
-        return Outcome(best.text, best.finish_reason, facts(paths, best))
+        choice = choose(paths, aggregate=self._settings.aggregate_paths)
+        return Decoded(choice.path.text, choice.path.finish_reason, choice.facts())

@@ -13,7 +13,7 @@ which of them ends first changes nothing.
 from collections.abc import Sequence
 
 from optillm_hooks.decoding.deepconf import DeepConfSettings, Election, Watch
-from optillm_hooks.decoding.outcome import Outcome
+from optillm_hooks.decoding.outcome import Decoded
 from optillm_hooks.local_provider.decoding.base import Branch, Written
 from optillm_hooks.local_provider.engine_request import SamplingParams
 from optillm_hooks.local_provider.uncertainty import Uncertainty
@@ -71,5 +71,5 @@ class DeepConf:
             for other in self._open:
                 other.stopped = True
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> Decoded:
         return self._election.outcome()

@@ -8,7 +8,7 @@ at the budget the end marker is written for it. Limiting the number of thoughts 
 
 from collections.abc import Callable, Mapping, Sequence
 
-from optillm_hooks.decoding.thinkdeeper import Budget, ThinkSettings
+from optillm_hooks.decoding.thinkdeeper import ThinkingBudget, ThinkSettings
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.decoding.base import Branch
 from optillm_hooks.local_provider.engine_request import SamplingParams
@@ -49,7 +49,7 @@ class Thinking(Branch):
                 f"{room - left + len(self._ending)} of {room} tokens",
                 param="prefill",
             )
-        self._budget = Budget(settings, max(left, 0))
+        self._budget = ThinkingBudget(settings, max(left, 0))
         self._marker = settings.end_think_token.encode()
         self._encode = encode
         self._token_bytes = token_bytes

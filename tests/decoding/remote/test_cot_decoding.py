@@ -28,7 +28,7 @@ def apples(prefix: str, _body: Mapping[str, Any]) -> Sequence[TokenLogprob]:
     if prefix == "":
         return [FIRST, *sure(END)]
     rest = {
-        "9": sure(" or", " 7", END, margin=0.8),
+        "9": sure(" or maybe just", " 7", END, margin=0.8),
         "I": [*sure(" count", " in", " all"), *sure(" 8", margin=0.7), *sure(END)],
         "We": [*sure(" have", " 8", margin=0.5), *sure(END)],
     }
@@ -60,7 +60,7 @@ async def test_it_costs_one_call_and_one_for_each_branch_all_at_once() -> None:
 
 async def test_without_aggregation_the_surest_branch_wins() -> None:
     ended = await ask(PrefixLLM(apples), "cot_decoding(k=3;aggregate_paths=false)")
-    assert ended.answers[0].text == "9 or 7"
+    assert ended.answers[0].text == "9 or maybe just 7"
 
 
 async def test_branches_keep_to_the_clients_limit_and_stop_and_are_greedy() -> None:
@@ -78,7 +78,11 @@ async def test_the_margin_is_that_of_the_two_likeliest_whichever_was_drawn() -> 
     """Drawn is the third of 0.6, 0.3 and 0.1: the margin is 0.3."""
 
     def unlikely(prefix: str, body: Mapping[str, Any]) -> Sequence[TokenLogprob]:
-        return apples(prefix, body) if prefix == "" else [token(" 7", 0.1, ("a", 0.6), ("b", 0.3))]
+        return (
+            apples(prefix, body)
+            if prefix == ""
+            else [token(" or maybe just 7", 0.1, ("a", 0.6), ("b", 0.3))]
+        )
 
     ended = await ask(PrefixLLM(unlikely), "cot_decoding(k=1;branch_temperature=1)")
     assert ended.report.notes[0][1]["confidence"] == pytest.approx(0.3)
@@ -98,12 +102,12 @@ async def test_a_branch_that_fails_is_left_out() -> None:
         return apples(prefix, body)
 
     ended = await ask(PrefixLLM(flaky), "cot_decoding(k=3)")
-    assert ended.answers[0].text == "9 or 7"
+    assert ended.answers[0].text == "9 or maybe just 7"
 
 
 async def test_a_limit_of_calls_still_gives_an_answer() -> None:
     ended = await ask(PrefixLLM(apples), "cot_decoding(k=3)", limits=Limits(max_calls=2))
-    assert ended.answers[0].text == "9 or 7"
+    assert ended.answers[0].text == "9 or maybe just 7"
     assert ended.report.stopped_by == "max_calls"
 
 

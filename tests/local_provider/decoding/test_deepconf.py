@@ -1,3 +1,5 @@
+import random
+import time
 from typing import get_args
 
 import pytest
@@ -10,13 +12,11 @@ from optillm_hooks.decoding.deepconf import (
     DeepConfSettings,
     Election,
     Metric,
-    Trace,
+    SampledTrace,
+    Vote,
     adapted_window,
-    read_answer,
     threshold,
     trace_confidence,
-    votes,
-    winner,
 )
 from optillm_hooks.local_provider.decoding.base import Written
 from optillm_hooks.local_provider.decoding.deepconf import DeepConf
@@ -55,15 +55,50 @@ def test_short_traces_get_a_window_that_they_fill() -> None:
 
 
 def test_the_vote_is_a_sum_so_a_majority_beats_one_confident_outlier() -> None:
-    traces = [Trace("4", "4", 10.0)] * 9 + [Trace("9", "9", 11.0)]
-    assert votes(traces) == {"4": 90.0, "9": 11.0}
-    assert winner(traces).text == "4"
+    vote = Vote([SampledTrace("4", "4", 10.0)] * 9 + [SampledTrace("9", "9", 11.0)])
+    assert vote.weights() == {"4": 90.0, "9": 11.0}
+    assert vote.winner().text == "4"
 
 
-def test_a_decimal_stays_whole_and_the_full_text_is_returned() -> None:
-    assert read_answer("That makes 3.5") == "3.5"
-    trace = Trace("So it is 3.5, done.", "3.5", 1.0)
-    assert winner([trace]).text == "So it is 3.5, done."
+def test_equivalent_answers_are_one_and_the_surest_of_their_traces_is_returned_whole() -> None:
+    traces = [
+        SampledTrace("I say 3/2", "3/2", 9.0),
+        SampledTrace("It is 1/2.", "1/2", 4.0),
+        SampledTrace("I do not know", None, 99.0),
+        SampledTrace("So 0.5, done.", "0.5", 6.0),
+    ]
+    vote = Vote(traces)
+    assert vote.weights() == {"3/2": 9.0, "1/2": 10.0}
+    assert vote.winner().text == "So 0.5, done."
+
+
+def test_a_later_answer_can_part_what_was_one() -> None:
+    """A bare number is the only quantity with that number, and none where there are two."""
+    vote = Vote([SampledTrace("", "18", 1.0), SampledTrace("", "$18", 2.0)])
+    assert vote.weights() == {"18": 3.0}
+    vote.add(SampledTrace("", "18 km", 4.0))
+    assert vote.weights() == {"18": 1.0, "$18": 2.0, "18 km": 4.0}
+
+
+def test_a_tie_goes_to_the_first_answer_and_no_answer_at_all_to_the_surest_trace() -> None:
+    tied = [SampledTrace("a", "1", 2.0), SampledTrace("b", "2", 2.0)]
+    assert Vote(tied).winner() is tied[0]
+    mute = [SampledTrace("a", None, 2.0), SampledTrace("b", None, 3.0)]
+    assert Vote(mute).winner() is mute[1]
+    assert not Vote(mute).agrees(0.5)
+
+
+def test_a_thousand_votes_on_forty_formulas_are_counted_after_each_in_no_time() -> None:
+    """Some 20 ms. With answers compared anew for each count it would be many seconds."""
+    rng = random.Random(0)
+    formulas = [f"\\frac{{{n}x^2+{n + 1}}}{{\\sqrt{{{n + 2}}}}}" for n in range(40)]
+    vote = Vote()
+    started = time.process_time()
+    for _ in range(1024):
+        vote.add(SampledTrace("", rng.choice(formulas), 1.0))
+        vote.agrees(0.95)
+    assert time.process_time() - started < 2
+    assert len(vote.weights()) == 40
 
 
 def written(text: str, stopped: bool = False) -> Written:
@@ -97,6 +132,20 @@ def test_a_trace_that_falls_below_the_floor_is_stopped_and_does_not_vote() -> No
     assert outcome.facts["stopped"] == 1
     assert outcome.facts["votes"] == [22.0, 9.5]
     assert outcome.text == "it is 1"
+
+
+def test_traces_that_say_one_half_outvote_a_surer_one_that_says_three_halves() -> None:
+    settings = DeepConfSettings(
+        warmup_samples=4, max_traces=4, variant="high", consensus_threshold=1
+    )
+    method = DeepConf(settings, SamplingParams())
+    run(method, [9.0] * 20, "The answer is 1/2.")
+    run(method, [16.0] * 20, "The answer is 3/2.")
+    run(method, [9.5] * 20, "so \\boxed{\\frac{1}{2}}")
+    run(method, [10.0] * 20, "ANSWER: 0.5")
+    outcome = method.outcome()
+    assert outcome.text == "ANSWER: 0.5"
+    assert outcome.facts["votes"] == [19.5, 16.0]
 
 
 def test_consensus_ends_the_sampling_and_stops_what_still_runs() -> None:

@@ -6,7 +6,7 @@ from hypothesis import settings as trying
 from hypothesis import strategies as st
 
 from optillm_hooks.decoding.autothink import AutoThinkSettings, complexity, thinking_for
-from optillm_hooks.decoding.thinkdeeper import Budget, ThinkSettings
+from optillm_hooks.decoding.thinkdeeper import ThinkingBudget, ThinkSettings
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.decoding.thinkdeeper import Thinking
 from optillm_hooks.local_provider.engine_request import SamplingParams
@@ -102,7 +102,7 @@ def test_the_answer_always_keeps_a_part_of_the_reply(
             "reasoning_effort": effort,
         }
     )
-    budget = Budget(settings, room)
+    budget = ThinkingBudget(settings, room)
     assert 0 <= budget.least <= budget.most
     assert room - budget.most >= min(64, room // 2)
 
@@ -111,7 +111,7 @@ def test_the_answer_always_keeps_a_part_of_the_reply(
     ("effort", "most", "thoughts"), [("low", 330, 64), ("medium", 660, 256), ("high", 900, 512)]
 )
 def test_efforts_are_shares_of_the_reply(effort: str, most: int, thoughts: int) -> None:
-    budget = Budget(ThinkSettings.model_validate({"reasoning_effort": effort}), 1000)
+    budget = ThinkingBudget(ThinkSettings.model_validate({"reasoning_effort": effort}), 1000)
     assert (budget.least, budget.most, budget.thoughts) == (100, most, thoughts)
 
 
@@ -194,7 +194,7 @@ def test_on_any_tokenizer_it_ends_in_time_with_the_marker_as_it_is(
         assert text.startswith(f"<think>\n{prefill}".encode())
     if written[-1] in ends:
         assert b"</think>" in text, "an answer only comes behind the marker"
-    budget = Budget(settings, max(room - opening, 0))
+    budget = ThinkingBudget(settings, max(room - opening, 0))
     assert isinstance(facts["thinking"], int)
     assert facts["thinking"] + ending <= max(budget.most, 1 + ending), "the budget holds"
     if fits:

@@ -1,0 +1,53 @@
+"""Reading the fenced code blocks of a model's Markdown. Pure functions, linear in its length."""
+
+import re
+from typing import NamedTuple
+
+_FENCE = re.compile(
+    r"^(?:[^\n`]*+(?=`)|[ \t]*+(?=~))(?P<marker>`{3,}+|~{3,}+)"
+    r"[ \t]*+(?P<language>\w*+)[^\n`]*+$",
+    re.MULTILINE,
+)
+
+
+class CodeBlock(NamedTuple):
+    """A fenced code block of a text."""
+
+    language: str
+    """The first word after the opening fence, in lower case; "" if there is none."""
+
+    content: str
+    start: int
+    """Index of the content in the text."""
+
+    closed: bool
+    """Whether it has a closing fence; a block without one reaches to the end of the text."""
+
+
+def code_blocks(text: str) -> list[CodeBlock]:
+    """Return the fenced code blocks of `text`, in order, as CommonMark defines them.
+
+    A fence is three or more backticks or tildes. The closing fence is at least as long as the
+    opening one and no word follows it. Unlike in CommonMark, other text may come before backticks
+    on their line, since models write "The code: ```python" and "x = 1```".
+    """
+    blocks: list[CodeBlock] = []
+    opening: re.Match[str] | None = None
+    for fence in _FENCE.finditer(text):
+        if opening is None:
+            opening = fence
+        elif _closes(fence, opening):
+            blocks.append(_block(text, opening, fence.start("marker"), closed=True))
+            opening = None
+    if opening is not None:
+        blocks.append(_block(text, opening, len(text), closed=False))
+    return blocks
+
+
+def _closes(fence: re.Match[str], opening: re.Match[str]) -> bool:
+    return fence["marker"].startswith(opening["marker"]) and not fence["language"]
+
+
+def _block(text: str, opening: re.Match[str], end: int, *, closed: bool) -> CodeBlock:
+    start = min(opening.end() + 1, end)  # without the line break
+    return CodeBlock(opening["language"].lower(), text[start:end], start, closed)
