@@ -4,8 +4,8 @@ import re
 from typing import NamedTuple
 
 _FENCE = re.compile(
-    r"^(?:[^\n`]*+(?=`)|[ \t]*+(?=~))(?P<marker>`{3,}+|~{3,}+)"
-    r"[ \t]*+(?P<language>\w*+)[^\n`]*+$",
+    r"^(?P<before>[^\n`]*+(?=`)|[ \t]*+(?=~))(?P<marker>`{3,}+|~{3,}+)"
+    r"[ \t]*+(?P<language>\w*+)(?P<after>[^\n`]*+)$",
     re.MULTILINE,
 )
 
@@ -45,7 +45,9 @@ def code_blocks(text: str) -> list[CodeBlock]:
 
 
 def _closes(fence: re.Match[str], opening: re.Match[str]) -> bool:
-    return fence["marker"].startswith(opening["marker"]) and not fence["language"]
+    ends_line = not fence["language"] and not fence["after"].strip()
+    begins_line = not fence["language"] and not fence["before"].strip()
+    return fence["marker"].startswith(opening["marker"]) and (ends_line or begins_line)
 
 
 def _block(text: str, opening: re.Match[str], end: int, *, closed: bool) -> CodeBlock:
