@@ -1,4 +1,4 @@
-"""Layers that are quicker on CPUs for the few tokens that a step of writing feeds."""
+"""Linear and RMSNorm layers that are faster on CPUs for the few tokens of a decode step."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,19 +9,21 @@ from torch import Tensor
 from torch.nn import Embedding, Linear, Module
 from torch.nn.functional import rms_norm
 
-_FEW: Final = range(8, 65)
-"""Numbers of tokens before which the weights come first: else the usual product is quicker."""
+from optillm_hooks.local_provider.torch_ops import (
+    can_pack_linear,
+    pack_linear_weight,
+    packed_linear,
+)
 
-_PACKED_FOR: Final = 16
-"""The number of tokens for which weights are packed: it was never slower for any other number."""
+_FEW: Final = range(8, 65)
+"""Numbers of tokens for which the weights come first: for others the usual product is faster."""
 
 
 class WeightsFirst(Linear):
-    """Computes what `Linear` does.
+    """A `Linear` that multiplies weights with tokens instead of tokens with weights.
 
-    `Linear` multiplies tokens with weights. Weights with tokens is the same product turned over,
-    and the libraries behind torch compute it up to twice as fast where the tokens are few beside
-    the weights: they split a product by the rows of its first factor.
+    The libraries that torch calls split a product by the rows of its first factor. Where there are
+    few tokens, they compute this transposed product up to twice as fast.
     """
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -37,60 +39,48 @@ class WeightsFirst(Linear):
 
 
 class Packed(Linear):
-    """Computes what `Linear` does, with bfloat16 weights in the order of the CPU's matrix unit.
+    """A `Linear` with bfloat16 weights in the order of the CPU's matrix unit.
 
-    Each product of plain weights orders them anew. The functions are those of torch's compiler.
+    With plain weights, each product reorders them anew.
     """
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return [..., outputs] for [..., inputs]."""
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(
-            tokens, self.weight, self.bias, "none", [], ""
-        )
-        return product
+        return packed_linear(tokens, self.weight, self.bias)
 
 
 def use_fast_layers(model: Module) -> None:
-    """Let the plain linear layers and norms of a model on a CPU compute what they do in less time.
+    """Replace the Linear and RMSNorm layers of a model on a CPU by faster equivalents.
 
-    Packed weights take the place of the plain ones, which no layer of another kind may need.
+    A packed weight replaces the plain one, so it must not be shared with a layer of another kind.
     """
-    looked_up = {id(layer.weight) for layer in model.modules() if isinstance(layer, Embedding)}
+    embedded = {id(layer.weight) for layer in model.modules() if isinstance(layer, Embedding)}
     for layer in model.modules():
         weight = getattr(layer, "weight", None)
         if not isinstance(weight, Tensor) or weight.device.type != "cpu":
             continue
         if type(layer) is Linear:
-            _quicken_linear(layer, id(weight) in looked_up)
+            _use_fast_linear(layer, packable=id(weight) not in embedded)
         elif norm := _as_rms_norm(layer, weight):
             layer.forward = norm
 
 
-def _quicken_linear(layer: Linear, looked_up: bool) -> None:
-    if looked_up or not _can_be_packed(layer.weight):
+def _use_fast_linear(layer: Linear, *, packable: bool) -> None:
+    if not packable or layer.weight.dtype != torch.bfloat16 or not can_pack_linear():
         layer.__class__ = WeightsFirst
         return
-    packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _PACKED_FOR)
+    packed = pack_linear_weight(layer.weight.detach())
     del layer.weight
     layer.weight = packed
     layer.__class__ = Packed
 
 
-def _can_be_packed(weight: Tensor) -> bool:
-    if weight.dtype != torch.bfloat16:
-        return False
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    cpu = torch.ops.mkldnn
-    return bool(cpu._is_mkldnn_bf16_supported() and not cpu._is_mkldnn_acl_supported())
-
-
 def _as_rms_norm(layer: Module, weight: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """Return what a layer computes if torch has it in one piece: a norm by the root mean square.
+    """Return torch's fused RMSNorm if `layer` computes the same, else None.
 
-    (Zhang and Sennrich 2019, arXiv:1910.07467.) Each model has its own class for it, and some of
-    that name compute something else: only the numbers tell. In half precision they are others,
-    rounded at other places, and not sooner there.
+    (Zhang and Sennrich 2019, arXiv:1910.07467.) Each model has its own class for it, and some
+    classes of that name compute something else, so the numbers are compared. In half precision the
+    fused norm rounds at other places and is no faster.
     """
     epsilon = getattr(layer, "variance_epsilon", None)
     if epsilon is None or weight.dim() != 1 or weight.dtype != torch.float32:

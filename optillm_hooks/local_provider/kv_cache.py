@@ -1,12 +1,12 @@
-"""Keys and values of the running rows, and attention over them.
+"""The KV cache of the running rows, and attention over it (grouped-query attention included).
 
-A row's tokens lie in two places: a `Prefix` that it may share with other rows, which has one slot
+A row's tokens are in two places: a `Prefix` that it may share with other rows, which has one slot
 and is read once for all of them, and its own slot of a `Pool`. Pools are length classes: a row
 moves to the next one when it outgrows its own, so that one long row does not make all the short
-ones long. Prefixes have pools of their own, so that all those of a step are read in one go.
+ones long. Prefixes have pools of their own, so that all prefixes of a step are read in one go.
 
 A step feeds any number of tokens to any of the rows, as one flat list: the linear layers see all
-tokens at once, whether a token continues an answer or belongs to a prompt that is being read.
+tokens together, both those of sequences that decode and those of prefill chunks.
 """
 
 from collections import defaultdict
@@ -18,32 +18,32 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from optillm_hooks.local_provider.torch_ops import attention_with_lse
+
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """Of the keys (and values) of one token."""
+    """The shape of the KV cache of one token."""
 
     layers: int
-    heads: int
-    """Key-value heads."""
-
+    kv_heads: int
     group: int
-    """Query heads that read each of them."""
+    """Query heads per key-value head: above 1 with grouped-query or multi-query attention."""
 
-    width: int
+    head_dim: int
     dtype: torch.dtype
     device: torch.device
 
     @property
     def token_bytes(self) -> int:
-        return 2 * self.layers * self.heads * self.width * self.dtype.itemsize
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prefix:
-    """The beginning that several rows have in common. Never written to.
+    """The KV cache of a prompt, for rows that begin with it. Never written to.
 
-    keys, values: [layers, heads, tokens, width]
+    keys, values: [layers, kv_heads, tokens, head_dim]
     """
 
     tokens: tuple[int, ...]
@@ -56,10 +56,10 @@ class Prefix:
 
 
 class Pool:
-    """Slots of one length. keys, values: [layers, slots, heads, length, width].
+    """KV cache slots of one length. keys, values: [layers, slots, kv_heads, length, head_dim].
 
-    Their number doubles when they are used up and halves when half of it will do: it is at most
-    twice that of the rows.
+    The number of slots doubles when all are used and halves when half of them are enough: there are
+    at most twice as many slots as rows.
     """
 
     def __init__(self, shape: KVShape, length: int) -> None:
@@ -81,7 +81,7 @@ class Pool:
         self.rows.append(row)
 
     def remove(self, row: "Row") -> None:
-        """Take the slot of `row` away; the last row moves into the hole."""
+        """Free the slot of `row`; the last row moves into it."""
         last = self.rows.pop()
         if last is not row:
             used = slice(0, last.length)
@@ -102,16 +102,16 @@ class Pool:
 
     def _empty(self, slots: int) -> Tensor:
         s = self.shape
-        # Zeros: attention multiplies what lies behind a row's end by a weight of zero, and zero
-        # times whatever memory held before could be NaN.
+        # Zeros: attention multiplies what is after a row's end by a weight of zero, and zero times
+        # whatever memory held before could be NaN.
         return torch.zeros(
-            s.layers, slots, s.heads, self.length, s.width, dtype=s.dtype, device=s.device
+            s.layers, slots, s.kv_heads, self.length, s.head_dim, dtype=s.dtype, device=s.device
         )
 
 
 @dataclass(eq=False, slots=True)
 class Row:
-    """One sequence: the tokens of its prefix, then `length` tokens in its slot."""
+    """The KV cache of one sequence: the tokens of its prefix, then `length` tokens in its slot."""
 
     pool: Pool
     slot: int
@@ -122,7 +122,7 @@ class Row:
     length: int = 0
     adapter: str | None = None
     steering: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Steering vectors by name, with the strength of each; for tokens fed from now on."""
+    """Strengths of steering vectors by name, for tokens fed from now on."""
 
     @property
     def position(self) -> int:
@@ -131,7 +131,7 @@ class Row:
 
 
 class KVCache:
-    """All rows. Not thread-safe."""
+    """The KV cache: the slots of all rows and of the prefixes they share. Not thread-safe."""
 
     def __init__(self, shape: KVShape, context: int) -> None:
         self.shape = shape
@@ -139,20 +139,20 @@ class KVCache:
         while lengths[-1] < context:
             lengths.append(min(2 * lengths[-1], context))
         self._pools = [Pool(shape, length) for length in lengths]
-        self._trunk_pools = [Pool(shape, length) for length in lengths]
-        self._trunks: dict[Prefix, Row] = {}
+        self._prefix_pools = [Pool(shape, length) for length in lengths]
+        self._prefix_slots: dict[Prefix, Row] = {}
 
     @property
     def bytes(self) -> int:
         """Memory of all slots, used or not."""
-        return sum(pool.bytes for pool in self._pools + self._trunk_pools)
+        return sum(pool.bytes for pool in self._pools + self._prefix_pools)
 
     def bytes_for(self, rows: int, tokens: int) -> int:
-        """Return the memory that `rows` rows of `tokens` own tokens fill at most.
+        """Return the maximum memory that `rows` rows fill with `tokens` tokens each of their own.
 
-        Slots are made ahead: up to twice as much is allocated.
+        Slots are allocated ahead: up to twice as much memory is taken.
         """
-        return rows * _class_of(tokens, self._pools).length * self.shape.token_bytes
+        return rows * _length_class(tokens, self._pools).length * self.shape.token_bytes
 
     def rows(self) -> Iterator[Row]:
         for pool in self._pools:
@@ -160,8 +160,8 @@ class KVCache:
 
     def new(self, prefix: Prefix | None = None, adapter: str | None = None, tokens: int = 0) -> Row:
         """Return an empty row whose slot has room for `tokens` tokens or more."""
-        pool = _class_of(tokens, self._pools)
-        prefix_slot = None if prefix is None else self._trunk(prefix)
+        pool = _length_class(tokens, self._pools)
+        prefix_slot = None if prefix is None else self._slot_of(prefix)
         row = Row(pool, -1, prefix, prefix_slot, adapter=adapter)
         pool.add(row)
         return row
@@ -171,25 +171,25 @@ class KVCache:
         if row.prefix is not None and all(
             other.prefix_slot is not row.prefix_slot for other in self.rows()
         ):
-            prefix_slot = self._trunks.pop(row.prefix)
+            prefix_slot = self._prefix_slots.pop(row.prefix)
             prefix_slot.pool.remove(prefix_slot)
 
-    def _trunk(self, prefix: Prefix) -> Row:
-        if prefix not in self._trunks:
-            pool = _class_of(len(prefix.tokens), self._trunk_pools)
+    def _slot_of(self, prefix: Prefix) -> Row:
+        if prefix not in self._prefix_slots:
+            pool = _length_class(len(prefix.tokens), self._prefix_pools)
             prefix_slot = Row(pool, -1)
             pool.add(prefix_slot)
             self.fill(prefix_slot, prefix, len(prefix.tokens))
-            self._trunks[prefix] = prefix_slot  # only now: there may have been no memory for it
-        return self._trunks[prefix]
+            self._prefix_slots[prefix] = prefix_slot  # only now: allocating may fail
+        return self._prefix_slots[prefix]
 
     def reserve(self, row: Row, tokens: int) -> None:
-        """Make sure that `tokens` more fit into the slot of `row`."""
-        pool = _class_of(row.length + tokens, self._pools)
+        """Move `row` to a longer slot unless `tokens` more fit into its own."""
+        pool = _length_class(row.length + tokens, self._pools)
         if pool.length <= row.pool.length:
             return
         old = Row(row.pool, row.slot, length=row.length)
-        pool.add(row)  # may find no memory, and the row is then still where it was
+        pool.add(row)  # may find no memory; the row then still has its old slot
         old.pool.rows[old.slot] = old
         used = slice(0, row.length)
         pool.keys[:, row.slot, :, used] = old.pool.keys[:, old.slot, :, used]
@@ -203,40 +203,40 @@ class KVCache:
         row.length = tokens
 
     def snapshot(self, row: Row, tokens: Sequence[int]) -> Prefix:
-        """Return a copy of what `row`, which has no prefix, holds: its tokens are `tokens`."""
+        """Return a copy of the KV cache of `row`, which has no prefix and holds `tokens`."""
         used = slice(0, row.length)
         keys, values = row.pool.keys[:, row.slot, :, used], row.pool.values[:, row.slot, :, used]
         return Prefix(tuple(tokens), keys.clone(), values.clone())
 
 
-def _class_of(tokens: int, pools: Sequence[Pool]) -> Pool:
+def _length_class(tokens: int, pools: Sequence[Pool]) -> Pool:
     return next(pool for pool in pools if pool.length >= tokens)
 
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    """Several tokens of one row: places `start` to `end` of the flat list."""
+    """Several tokens of one row (a prefill chunk): places `start` to `end` of the flat list."""
 
     row: Row
     start: int
     end: int
     mask: Tensor
-    """float [group x tokens, keys]: 0 where a token may look, -inf elsewhere."""
+    """float [group x tokens, keys]: causal, 0 for keys that a token attends to, else -inf."""
 
 
 @dataclass(slots=True, eq=False)
 class _Singles:
-    """One token each of rows of one pool: places `start` to `end` of the flat list, by slot."""
+    """The tokens of rows of one pool that feed one each, as in decode: places `start` to `end`."""
 
     pool: Pool
     start: int
     end: int
     slots: Tensor
-    """int [rows]: the slots that have a token."""
+    """int [rows]: the slot of each row; they rise."""
 
-    places: Tensor | None
-    """int [slots]: of each slot's token among these, where slots without one take part with a
-    stranger's; None if all slots have one."""
+    padded: Tensor | None
+    """int [slots]: the index of each slot's token among these. A slot without one is padded with
+    another row's token, whose output is discarded. None: every slot has one."""
 
     mask: Tensor
     """float [slots, 1, 1, longest]"""
@@ -244,18 +244,18 @@ class _Singles:
 
 @dataclass(slots=True, eq=False)
 class _Shared:
-    """Single tokens of rows that continue prefixes of one pool."""
+    """Single tokens of rows whose shared prefixes are in one pool."""
 
     pool: Pool
-    asking: Tensor
-    """int [prefixes, most rows of one]: the places of the tokens that read each prefix. Where a
-    prefix has fewer, a stranger's takes part."""
+    readers: Tensor
+    """int [prefixes, max rows per prefix]: the places of the tokens that read each prefix. Short
+    rows are padded with another token's place; its output is discarded."""
 
-    spots: Tensor
-    """int [tokens]: where in `asking`, flattened, each token is."""
+    in_readers: Tensor
+    """int [tokens]: the index of each token in `readers`, flattened."""
 
     places: Tensor
-    """int [tokens]: where each is in the flat list."""
+    """int [tokens]: the place of each token in the flat list."""
 
     mask: Tensor
     """float [prefixes, 1, 1, longest]"""
@@ -263,27 +263,28 @@ class _Shared:
 
 @dataclass(slots=True, eq=False)
 class _Write:
-    """The tokens of one pool's rows: places `start` to `end` of the flat list."""
+    """The new keys and values of one pool's rows: places `start` to `end` of the flat list."""
 
     pool: Pool
     start: int
     end: int
     vectors: Tensor
-    """int [tokens x heads]: which of the pool's vectors each is to be, of those of one layer."""
+    """int [tokens x kv_heads]: the index of each head's vector among those of a layer."""
 
 
-Feed = tuple[Row, Sequence[int]]
+RowTokens = tuple[Row, Sequence[int]]
+"""A row and the tokens that a step feeds to it."""
 
 
 class StepPlan:
-    """Where the tokens of one step are, for the attention of every layer.
+    """Attention metadata of one step: where its tokens are in the KV cache, for every layer.
 
     Made before the forward pass; the rows' lengths already count the step's tokens. In the flat
-    list of all tokens those of a pool lie together, single tokens first and in the order of their
-    slots: then most of what attention reads and writes is one piece of memory.
+    list of all tokens, those of a pool are adjacent, single tokens first and in the order of their
+    slots: then most of what attention reads and writes is contiguous.
     """
 
-    def __init__(self, feeds: Sequence[Feed], shape: KVShape) -> None:
+    def __init__(self, feeds: Sequence[RowTokens], shape: KVShape) -> None:
         on = shape.device
         order = sorted(
             feeds, key=lambda feed: (feed[0].pool.length, len(feed[1]) > 1, feed[0].slot)
@@ -295,7 +296,7 @@ class StepPlan:
         counts = accumulate(len(tokens) for _, tokens in order)
         ends = dict(zip((row for row, _ in order), counts, strict=True))
         self.last = torch.tensor([ends[row] - 1 for row, _ in feeds], device=on)
-        """Where the last token of each row is, in the order in which the rows were given."""
+        """The place of each row's last token, in the order in which the rows were given."""
 
         seen = [range(row.position - len(tokens), row.position) for row, tokens in order]
         self.positions = torch.tensor([position for some in seen for position in some], device=on)
@@ -315,32 +316,32 @@ class StepPlan:
         self._shared = list(_shared(order, ends, shape))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Store keys and values; return what each token reads: [1, tokens, query heads, width].
+        """Store keys and values; return the attention output [1, tokens, query heads, head_dim].
 
-        query: [1, query heads, tokens, width]; key, value: [1, heads, tokens, width]
+        query: [1, query heads, tokens, head_dim]; key, value: [1, kv_heads, tokens, head_dim]
         """
         keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)
         for w in self._writes:
             for held, given in ((w.pool.keys, keys), (w.pool.values, values)):
                 new = given[w.start : w.end].flatten(0, 1)
                 held[layer].view(-1, new.shape[-1]).index_copy_(0, w.vectors, new)
-        asked = query[0].transpose(0, 1)
-        out = asked.new_empty(asked.shape)
-        totals = out.new_empty(out.shape[:2], dtype=torch.float32) if self._shared else None
+        queries = query[0].transpose(0, 1)
+        out = queries.new_empty(queries.shape)
+        lse = out.new_empty(out.shape[:2], dtype=torch.float32) if self._shared else None
         for singles in self._singles:
-            _attend_singles(singles, layer, asked, out, totals, scale)
+            _attend_singles(singles, layer, queries, out, lse, scale)
         for shared in self._shared:
-            assert totals is not None  # noqa: S101
-            _add_prefixes(shared, layer, asked, out, totals, scale)
+            assert lse is not None  # noqa: S101
+            _merge_prefixes(shared, layer, queries, out, lse, scale)
         for run in self._runs:
             _attend_run(run, layer, query[0], out, scale)
         return out[None]
 
 
 def _write(
-    pool: Pool, feeds: Sequence[Feed], ends: Mapping[Row, int], device: torch.device
+    pool: Pool, feeds: Sequence[RowTokens], ends: Mapping[Row, int], device: torch.device
 ) -> _Write:
-    heads, length = pool.shape.heads, pool.length
+    heads, length = pool.shape.kv_heads, pool.length
     firsts = [
         row.slot * heads * length + offset
         for row, tokens in feeds
@@ -353,133 +354,123 @@ def _write(
 
 
 def _causal(row: Row, count: int, shape: KVShape) -> Tensor:
+    """Return the causal mask [group x count, keys] of the last `count` tokens of `row`."""
     seen = torch.arange(row.position, device=shape.device)
     own = torch.arange(row.position - count, row.position, device=shape.device)
     return _bias(seen[None] <= own[:, None], shape).repeat(shape.group, 1)
 
 
 def _bias(visible: Tensor, shape: KVShape) -> Tensor:
+    """Return an additive attention mask: 0 where `visible`, else -inf."""
     return torch.zeros(visible.shape, dtype=shape.dtype, device=shape.device).masked_fill_(
         ~visible, -torch.inf
     )
 
 
 def _until(lengths: Sequence[int], shape: KVShape) -> Tensor:
-    """Return a mask [slots, 1, 1, longest] that shows of each slot its first tokens."""
+    """Return a mask [slots, 1, 1, longest] that shows the first `lengths[i]` tokens of slot i."""
     seen = torch.arange(max(lengths), device=shape.device)
     return _bias(seen < torch.tensor(lengths, device=shape.device)[:, None], shape)[:, None, None]
 
 
 def _singles(pool: Pool, rows: Sequence[Row], start: int, shape: KVShape) -> _Singles:
     count = 1 + rows[-1].slot
-    places, lengths = [0] * count, [1] * count
-    for place, row in enumerate(rows):
-        places[row.slot], lengths[row.slot] = place, row.length
+    padded, lengths = [0] * count, [1] * count
+    for index, row in enumerate(rows):
+        padded[row.slot], lengths[row.slot] = index, row.length
     on = shape.device
     return _Singles(
         pool,
         start,
         start + len(rows),
         torch.tensor([row.slot for row in rows], device=on),
-        None if count == len(rows) else torch.tensor(places, device=on),
+        None if count == len(rows) else torch.tensor(padded, device=on),
         _until(lengths, shape),
     )
 
 
-def _shared(feeds: Sequence[Feed], ends: Mapping[Row, int], shape: KVShape) -> Iterator[_Shared]:
-    readers: dict[Pool, dict[Row, list[int]]] = defaultdict(lambda: defaultdict(list))
+def _shared(
+    feeds: Sequence[RowTokens], ends: Mapping[Row, int], shape: KVShape
+) -> Iterator[_Shared]:
+    by_pool: dict[Pool, dict[Row, list[int]]] = defaultdict(lambda: defaultdict(list))
     for row, tokens in feeds:
         if row.prefix_slot is not None and len(tokens) == 1:
-            readers[row.prefix_slot.pool][row.prefix_slot].append(ends[row] - 1)
-    for pool, by_trunk in readers.items():
-        count, most = (
-            1 + max(prefix_slot.slot for prefix_slot in by_trunk),
-            max(map(len, by_trunk.values())),
+            by_pool[row.prefix_slot.pool][row.prefix_slot].append(ends[row] - 1)
+    for pool, by_slot in by_pool.items():
+        count, width = 1 + max(slot.slot for slot in by_slot), max(map(len, by_slot.values()))
+        places = [place for of_slot in by_slot.values() for place in of_slot]
+        readers = [[places[0]] * width for _ in range(count)]
+        lengths, in_readers = [1] * count, list[int]()
+        for slot, of_slot in by_slot.items():
+            readers[slot.slot][: len(of_slot)] = of_slot
+            lengths[slot.slot] = slot.length
+            in_readers += range(slot.slot * width, slot.slot * width + len(of_slot))
+        on = shape.device
+        yield _Shared(
+            pool,
+            torch.tensor(readers, device=on),
+            torch.tensor(in_readers, device=on),
+            torch.tensor(places, device=on),
+            _until(lengths, shape),
         )
-        asking = [[next(iter(by_trunk.values()))[0]] * most for _ in range(count)]
-        lengths, spots = [1] * count, list[int]()
-        for prefix_slot, places in by_trunk.items():
-            asking[prefix_slot.slot][: len(places)] = places
-            lengths[prefix_slot.slot] = prefix_slot.length
-            spots += range(prefix_slot.slot * most, prefix_slot.slot * most + len(places))
-        flat = [place for places in by_trunk.values() for place in places]
-        numbers = [torch.tensor(some, device=shape.device) for some in (asking, spots, flat)]
-        yield _Shared(pool, numbers[0], numbers[1], numbers[2], _until(lengths, shape))
 
 
 def _attend_singles(
-    s: _Singles, layer: int, query: Tensor, out: Tensor, totals: Tensor | None, scale: float
+    s: _Singles, layer: int, query: Tensor, out: Tensor, lse: Tensor | None, scale: float
 ) -> None:
-    heads, width, (count, _, _, longest) = s.pool.shape.heads, s.pool.shape.width, s.mask.shape
-    asked = query[s.start : s.end]
-    # The query heads of one key-value head stand where other queries would: nothing is repeated.
-    q = (asked if s.places is None else asked[s.places]).reshape(count, heads, -1, width)
+    """Write the attention of single tokens over their own slots to `out`, its logsumexp to `lse`.
+
+    Grouped-query attention without `repeat_kv`: the group is folded into the query dimension.
+    """
+    heads, head_dim = s.pool.shape.kv_heads, s.pool.shape.head_dim
+    count, _, _, longest = s.mask.shape
+    own = query[s.start : s.end]
+    q = (own if s.padded is None else own[s.padded]).reshape(count, heads, -1, head_dim)
     k = s.pool.keys[layer, :count, :, :longest]
     v = s.pool.values[layer, :count, :, :longest]
-    if totals is None:
+    if lse is None:
         read = scaled_dot_product_attention(q, k, v, attn_mask=s.mask, scale=scale)
     else:
-        read, total = read_with_total(q, k, v, s.mask, scale)
-        total = total.reshape(count, -1)
-        totals[s.start : s.end] = total if s.places is None else total[s.slots]
-    found = read.reshape(count, -1, width)
-    out[s.start : s.end] = found if s.places is None else found[s.slots]
+        read, own_lse = attention_with_lse(q, k, v, s.mask, scale)
+        own_lse = own_lse.reshape(count, -1)
+        lse[s.start : s.end] = own_lse if s.padded is None else own_lse[s.slots]
+    found = read.reshape(count, -1, head_dim)
+    out[s.start : s.end] = found if s.padded is None else found[s.slots]
 
 
-def _add_prefixes(
-    s: _Shared, layer: int, query: Tensor, out: Tensor, totals: Tensor, scale: float
+def _merge_prefixes(
+    s: _Shared, layer: int, query: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> None:
-    """Make of what each token reads in its slot what it reads in prefix and slot together.
+    """Merge the attention over shared prefixes into `out`, which has that over the rows' own slots.
 
-    Both parts were softmaxed apart and are weighed by their shares of the whole normaliser.
+    Cascade attention: each part has its own softmax and is weighed by its share of the whole
+    normaliser, which the two logsumexps give.
     """
-    heads, group, width = s.pool.shape.heads, s.pool.shape.group, s.pool.shape.width
-    (count, most), longest = s.asking.shape, s.mask.shape[-1]
-    q = query[s.asking].reshape(count, most, heads, group, width).transpose(1, 2)
+    heads, group, head_dim = s.pool.shape.kv_heads, s.pool.shape.group, s.pool.shape.head_dim
+    (count, width), longest = s.readers.shape, s.mask.shape[-1]
+    q = query[s.readers].reshape(count, width, heads, group, head_dim).transpose(1, 2)
     k = s.pool.keys[layer, :count, :, :longest]
     v = s.pool.values[layer, :count, :, :longest]
-    read, total = read_with_total(q.reshape(count, heads, -1, width), k, v, s.mask, scale)
-    read = read.reshape(count, heads, most, group, width).transpose(1, 2)
-    total = total.reshape(count, heads, most, group).transpose(1, 2)
-    found = read.reshape(count * most, -1, width)[s.spots]
-    share = torch.sigmoid(total.reshape(count * most, -1)[s.spots] - totals[s.places])
+    read, prefix_lse = attention_with_lse(
+        q.reshape(count, heads, -1, head_dim), k, v, s.mask, scale
+    )
+    read = read.reshape(count, heads, width, group, head_dim).transpose(1, 2)
+    prefix_lse = prefix_lse.reshape(count, heads, width, group).transpose(1, 2)
+    found = read.reshape(count * width, -1, head_dim)[s.in_readers]
+    prefix_lse = prefix_lse.reshape(count * width, -1)[s.in_readers]
+    share = torch.sigmoid(prefix_lse - lse[s.places])
     out[s.places] = torch.lerp(out[s.places], found, share[..., None].to(out.dtype))
 
 
-def read_with_total(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Return attention [B, heads, queries, width] and the logs of its normalisers, without width.
-
-    `mask` [B, 1, 1, keys] is added to the scores.
-    """
-    if query.device.type == "cpu":
-        # What `scaled_dot_product_attention` runs on CPUs; but that one keeps the normaliser, and
-        # goes another way where the numbers of a head do not lie together.
-        read, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query.contiguous(), key, value, attn_mask=mask, scale=scale
-        )
-        return read, total
-    return multiplied(query, key, value, mask, scale)
-
-
-def multiplied(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Return what `read_with_total` does, by plain products on any device."""
-    scores = torch.matmul(query, key.transpose(-1, -2)).float() * scale + mask.float()
-    total = scores.logsumexp(dim=-1, keepdim=True)
-    return torch.matmul((scores - total).exp().to(value.dtype), value), total[..., 0]
-
-
 def _attend_run(run: _Run, layer: int, query: Tensor, out: Tensor, scale: float) -> None:
+    """Write the causal attention of a prefill chunk over its row to `out`."""
     row, count = run.row, run.end - run.start
     k = row.pool.keys[layer, row.slot, :, : row.length]
     v = row.pool.values[layer, row.slot, :, : row.length]
     if row.prefix is not None:
         k = torch.cat([row.prefix.keys[layer], k], dim=1)
         v = torch.cat([row.prefix.values[layer], v], dim=1)
-    heads, _, width = k.shape
-    q = query[:, run.start : run.end].reshape(heads, -1, width)
+    heads, _, head_dim = k.shape
+    q = query[:, run.start : run.end].reshape(heads, -1, head_dim)
     read = scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=run.mask, scale=scale)
-    out[run.start : run.end] = read.reshape(-1, count, width).transpose(0, 1)
+    out[run.start : run.end] = read.reshape(-1, count, head_dim).transpose(0, 1)

@@ -1,4 +1,7 @@
-"""The model itself: feeds tokens to rows, gives logits. Only the engine's thread calls it."""
+"""The model runner: forward passes over the rows of the KV cache.
+
+Only the engine's thread calls it.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -10,21 +13,28 @@ from transformers import AttentionInterface
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.local_provider.adapters import Adapters
 from optillm_hooks.local_provider.fast_layers import use_fast_layers
-from optillm_hooks.local_provider.kv_cache import Feed, KVCache, KVShape, Prefix, Row, StepPlan
+from optillm_hooks.local_provider.kv_cache import (
+    KVCache,
+    KVShape,
+    Prefix,
+    Row,
+    RowTokens,
+    StepPlan,
+)
 from optillm_hooks.local_provider.steering import Steering
 
 _ATTENTION = "optillm_rows"
 _WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 _CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _CLOSE_IN_HALF = 0.1
-"""Relative differences of logits that are rounding."""
+"""Relative difference of logits up to which it is rounding."""
 
 _CHANGES_SCORES = ("softcap", "s_aux")
-"""Arguments by which models ask for another attention than that of queries over keys."""
+"""Arguments of the attention function that change the scores, which rows do not support."""
 
 
 class Runner:
-    """A causal language model on one device, with the keys and values of its rows."""
+    """A causal language model on one device, with KV cache, LoRA adapters and steering vectors."""
 
     def __init__(
         self,
@@ -33,31 +43,34 @@ class Runner:
         steering: Mapping[str, str] | None = None,
         context: int | None = None,
     ) -> None:
-        """`adapters`: folders of LoRA adapters, `steering`: files of steering vectors, by the names
-        under which rows choose them.
+        """Load adapters and steering vectors, and replace the model's attention.
 
-        `context`: most tokens of a prompt and its answer together; None is what the model allows.
+        Args:
+            model: a causal language model of transformers.
+            adapters: folders of LoRA adapters by name.
+            steering: files of steering vectors by name.
+            context: maximum number of tokens of a prompt and its answer; None, the model's own.
 
         Raises:
-            ProviderFailed: the model's attention is of a kind that rows do not serve rightly, or an
-                adapter is wrong.
+            ProviderFailed: the model's attention is not supported, or an adapter or steering vector
+                is wrong.
         """
         config = model.config.get_text_config()
         _check_layers(config)
-        asking = config.num_attention_heads
-        heads = getattr(config, "num_key_value_heads", None) or asking
+        heads = config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
         self._model = model
         self._shape = KVShape(
             layers=config.num_hidden_layers,
-            heads=heads,
-            group=asking // heads,
-            width=getattr(config, "head_dim", None) or config.hidden_size // asking,
+            kv_heads=kv_heads,
+            group=heads // kv_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             dtype=model.dtype,
             device=model.device,
         )
-        most = int(config.max_position_embeddings)
-        self.context = min(context or most, most)
-        """Most tokens of a prompt and its answer together."""
+        longest = int(config.max_position_embeddings)
+        self.context = min(context or longest, longest)
+        """Maximum number of tokens of a prompt and its answer together."""
 
         _check_windows(config, self.context)
         _check_positions(config, self.context)
@@ -69,16 +82,16 @@ class Runner:
         self.adapters = Adapters(model, adapters or {})
 
     def _take_over_attention(self, config: Any) -> None:
-        """Let the model read and write our rows, and see that it still says the same.
+        """Make the model attend over our KV cache, and check that its logits stay the same.
 
-        Not every model asks the attention function, or asks it for all that it does.
+        Not every model calls the attention function, or leaves all of its attention to it.
         """
         tokens = [1 + i % (config.vocab_size - 1) for i in range(12)]
         with torch.inference_mode():
             ids = torch.tensor([tokens], device=self._shape.device)
             expected = self._model(input_ids=ids, use_cache=False).logits[0, -1].float()
         self.vocabulary = len(expected)
-        """Logits of a step's row; there may be fewer tokens."""
+        """Number of logits; the tokenizer may have fewer tokens."""
 
         use_fast_layers(self._model)
         AttentionInterface.register(_ATTENTION, _attention)
@@ -90,7 +103,7 @@ class Runner:
             found = self.step([(row, tokens[-1:]), (fork, tokens[-1:])])
             off = float((found - expected).norm(dim=-1).max() / expected.norm())
             written = row.pool.keys[:, row.slot].flatten(1).any(dim=1)
-        except Exception as exc:  # whatever a model's own code does with what it does not expect
+        except Exception as exc:  # a model's own code may raise anything
             raise _unsupported(config, f"{type(exc).__name__}: {exc}") from exc
         finally:
             for left in list(self.kv_cache.rows()):
@@ -101,8 +114,8 @@ class Runner:
             raise _unsupported(config, f"its logits are off by {off:.1%}")
 
     @torch.inference_mode()
-    def step(self, feeds: Sequence[Feed]) -> Tensor:
-        """Append tokens to rows; returns float32 logits [rows, V] of what follows each last one."""
+    def step(self, feeds: Sequence[RowTokens]) -> Tensor:
+        """Run one forward pass that appends tokens to rows; returns float32 logits [rows, V]."""
         for row, tokens in feeds:
             self.kv_cache.reserve(row, len(tokens))
             row.length += len(tokens)
@@ -121,14 +134,14 @@ class Runner:
 
     @torch.inference_mode()
     def fork(self, prefix: Prefix, *, shared: bool, adapter: str | None = None) -> Row:
-        """Return a new row that holds `prefix`: by reference if `shared`, else as a copy."""
+        """Return a new row that begins with `prefix`: by reference if `shared`, else as a copy."""
         if not shared:
             return self.begin(prefix, len(prefix.tokens), adapter)
         return self.kv_cache.new(prefix, adapter)
 
     @torch.inference_mode()
     def begin(self, prefix: Prefix | None, tokens: int, adapter: str | None = None) -> Row:
-        """Return a new row that holds a copy of the first `tokens` tokens of `prefix`."""
+        """Return a new row with a copy of the first `tokens` tokens of `prefix` in its KV cache."""
         row = self.kv_cache.new(adapter=adapter, tokens=tokens)
         if prefix is not None:
             self.kv_cache.fill(row, prefix, tokens)
@@ -136,7 +149,7 @@ class Runner:
 
     @torch.inference_mode()
     def snapshot(self, row: Row, tokens: Sequence[int]) -> Prefix:
-        """Return a copy of the keys and values of `row`, which holds `tokens`."""
+        """Return a copy of the KV cache of `row`, which holds `tokens`."""
         return self.kv_cache.snapshot(row, tokens)
 
     @torch.inference_mode()
@@ -145,7 +158,7 @@ class Runner:
 
 
 def _check_layers(config: Any) -> None:
-    """Raise ProviderFailed if there is anything but layers of attention over one text."""
+    """Raise ProviderFailed unless the model is decoder-only, with attention in every layer."""
     odd = set(getattr(config, "layer_types", None) or ()) - {"full_attention", *_WINDOWS}
     if odd:
         raise _unsupported(config, f"it has layers of {', '.join(sorted(odd))}")
@@ -154,7 +167,7 @@ def _check_layers(config: Any) -> None:
 
 
 def _check_windows(config: Any, context: int) -> None:
-    """Raise ProviderFailed if a layer does not see all tokens of `context`."""
+    """Raise ProviderFailed if a layer's attention window is smaller than `context`."""
     kinds = set(getattr(config, "layer_types", None) or _WINDOWS)
     for kind in kinds & set(_WINDOWS):
         window = getattr(config, _WINDOWS[kind], None)
@@ -167,21 +180,20 @@ def _check_windows(config: Any, context: int) -> None:
 
 
 def _check_positions(config: Any, context: int) -> None:
-    """Raise ProviderFailed if the positions of a row depend on how long the rows beside it are.
+    """Raise ProviderFailed if a row's rotary embedding depends on the length of other rows.
 
-    They do where transformers changes the frequencies by the longest row of a step: with longrope
-    behind its original length. (With dynamic it is behind `max_position_embeddings`, which no row
-    reaches.)
+    Transformers changes the frequencies by the longest row of a step: with longrope beyond its
+    original length. (With dynamic, beyond `max_position_embeddings`, which no row reaches.)
     """
     rope = getattr(config, "rope_parameters", None) or {}
-    for kind in (rope, *rope.values()):  # layers of several types have one of their own each
+    for kind in (rope, *rope.values()):  # one rope config per layer type, if there are several
         if not isinstance(kind, Mapping) or kind.get("rope_type") != "longrope":
             continue
         original = kind["original_max_position_embeddings"]
         if original < context:
             raise _unsupported(
                 config,
-                f"its positions are others behind {original} tokens of its context of {context}; "
+                f"its positions change beyond {original} tokens of its context of {context}; "
                 f"with `context: {original}` or less it can be served",
             )
 
@@ -205,7 +217,7 @@ def _attention(
     plan: StepPlan,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function that transformers' models call in each layer."""
+    """Attend over the KV cache: the function that transformers' models call in each layer."""
     odd = [name for name in _CHANGES_SCORES if others.get(name) is not None]
     if odd:
         raise NotImplementedError(f"attention with {' and '.join(odd)}")

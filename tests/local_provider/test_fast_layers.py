@@ -10,6 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from optillm_hooks.local_provider.fast_layers import Packed, WeightsFirst, use_fast_layers
 from optillm_hooks.local_provider.runner import Runner
+from optillm_hooks.local_provider.torch_ops import can_pack_linear
 from tests.local_provider import tiny
 
 PACKS = torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -86,8 +87,10 @@ def test_cpus_that_cannot_pack_go_without(monkeypatch: pytest.MonkeyPatch, lacki
     else:
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: can[0])
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_acl_supported", lambda: can[1])
+    can_pack_linear.cache_clear()
     layer = nn.Linear(3, 3).bfloat16()
     use_fast_layers(layer)
+    can_pack_linear.cache_clear()
     assert type(layer) is WeightsFirst
 
 

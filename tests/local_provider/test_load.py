@@ -462,7 +462,7 @@ def served(batch: Batch, clients: Sequence[Client]) -> tuple[int, int, int]:
         batch.add(client.submission)
     while not batch.idle:
         batch.step()
-        pools = kept._pools + kept._trunk_pools
+        pools = kept._pools + kept._prefix_pools
         slots = sum(kept.bytes_for(len(pool.rows), pool.length) for pool in pools)
         apart = batch.bytes - batch._prefixes.bytes - kept.bytes
         assert kept.bytes <= 2 * slots

@@ -11,9 +11,10 @@ from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.local_provider import kv_cache
 from optillm_hooks.local_provider.chat_format import ChatFormat
 from optillm_hooks.local_provider.fast_layers import use_fast_layers
-from optillm_hooks.local_provider.kv_cache import Row, multiplied, read_with_total
+from optillm_hooks.local_provider.kv_cache import Row
 from optillm_hooks.local_provider.models import LoadedModel
 from optillm_hooks.local_provider.runner import Runner
+from optillm_hooks.local_provider.torch_ops import attention_with_lse, plain_attention_with_lse
 from tests.local_provider import tiny
 
 
@@ -138,7 +139,7 @@ def test_several_prompts_are_each_read_by_their_own_rows() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("keys", [1, 9, 700])
 @pytest.mark.parametrize("strided", [False, True])
-def test_the_two_ways_to_attention_with_its_normaliser_agree(
+def test_flash_and_plain_attention_agree_on_output_and_logsumexp(
     dtype: torch.dtype, keys: int, strided: bool
 ) -> None:
     draw = torch.Generator().manual_seed(0)
@@ -151,15 +152,15 @@ def test_the_two_ways_to_attention_with_its_normaliser_agree(
     key, value = key.contiguous(), value.contiguous()
     mask = torch.zeros(3, 1, 1, keys, dtype=dtype)
     mask[0, ..., 4:] = mask[2, ..., 1:] = -torch.inf
-    found = read_with_total(query, key, value, mask, 0.25)
-    wanted = multiplied(query, key, value, mask, 0.25)
+    found = attention_with_lse(query, key, value, mask, 0.25)
+    wanted = plain_attention_with_lse(query, key, value, mask, 0.25)
     for one, other in zip(found, wanted, strict=True):
         near = 1e-5 if dtype is torch.float32 else 2e-2
         torch.testing.assert_close(one, other, atol=near, rtol=near, check_dtype=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("broken", ["product", "read_with_total"])
+@pytest.mark.parametrize("broken", ["product", "attention_with_lse"])
 def test_a_model_for_which_a_step_goes_wrong_is_refused_when_it_is_loaded(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, broken: str
 ) -> None:
@@ -168,7 +169,7 @@ def test_a_model_for_which_a_step_goes_wrong_is_refused_when_it_is_loaded(
 
     layer = nn.Linear(8, 8, dtype=dtype)
     use_fast_layers(layer)
-    where = {"product": (type(layer), "forward"), "read_with_total": (kv_cache, broken)}
+    where = {"product": (type(layer), "forward"), "attention_with_lse": (kv_cache, broken)}
     monkeypatch.setattr(*where[broken], fail)
     with pytest.raises(ProviderFailed, match="no such product"):
         Runner(tiny.model().to(dtype))
@@ -266,8 +267,8 @@ def test_models_of_many_kinds_say_what_they_say_alone(kind: str, fields: dict[st
             r"see 64 tokens of its context of 300; with `context: 64`",
         ),
         ("gemma3_text", {"sliding_window": 64}, "see 64 tokens"),
-        ("llama", LONGROPE, r"behind 64 tokens of its context of 300; with `context: 64`"),
-        ("phi3", LONGROPE, "behind 64 tokens"),
+        ("llama", LONGROPE, r"beyond 64 tokens of its context of 300; with `context: 64`"),
+        ("phi3", LONGROPE, "beyond 64 tokens"),
         ("gemma2", {"sliding_window": 300}, "attention with softcap"),
         ("gpt_oss", {"sliding_window": 300, "num_local_experts": 4}, "attention with s_aux"),
         ("qwen3_next", {}, "layers of linear_attention"),
