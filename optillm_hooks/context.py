@@ -269,6 +269,7 @@ class MeteredLLM:
             ctx.trace.record(
                 CallRecord(
                     stage=ctx.stage,
+                    run=ctx.run,
                     model=self.model,
                     purpose=sampling.purpose,
                     depth=depth,

@@ -17,6 +17,11 @@ class CallRecord:
     """One model call, as the trace keeps it. Never any text."""
 
     stage: str
+    """Label of the chain that made the call."""
+
+    run: int
+    """Which of the request's runs made it, from 0: a chain, repeated `n` times."""
+
     model: str
     purpose: Purpose
     depth: int

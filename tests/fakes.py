@@ -13,6 +13,9 @@ from optillm_hooks.llm import FinalCall, ModelFacts, Price
 from optillm_hooks.registry import Params, Result, get_approach
 from optillm_hooks.types import Answer, Chat, Completion, Delta, Message, Sampling, Usage
 
+_PATIENCE_S: Final = 10.0
+"""Seconds after which a test that waits for something has failed."""
+
 ONE_CALL: Final = Usage(calls=1, prompt_tokens=10, completion_tokens=5)
 
 
@@ -68,23 +71,26 @@ class ScriptedLLM:
 
     async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
         self.calls.append((chat, sampling))
-        return await self._next()
+        return await self._next(chat, sampling)
 
     async def complete_n(self, chat: Chat, sampling: Sampling, n: int, /) -> Sequence[Completion]:
         self.calls.append((chat, sampling))
-        choices = [await self._next() for _ in range(n)]
+        choices = [await self._next(chat, sampling) for _ in range(n)]
         return [choices[0], *(replace(choice, usage=Usage()) for choice in choices[1:])]
 
     async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
         self.calls.append((chat, sampling))
-        whole = await self._next()
+        whole = await self._next(chat, sampling)
         for piece in whole.text.splitlines(keepends=True):
             yield Delta(text=piece)
         yield Delta(finish_reason=whole.finish_reason, usage=whole.usage)
 
-    async def _next(self) -> Completion:
+    def _next_reply(self, _chat: Chat, _sampling: Sampling) -> Reply:
         assert self._replies, f"call {len(self.calls)} is not in the script: {self.calls[-1]}"
-        match self._replies.pop(0):
+        return self._replies.pop(0)
+
+    async def _next(self, chat: Chat, sampling: Sampling) -> Completion:
+        match self._next_reply(chat, sampling):
             case Hang():
                 self.inside += 1
                 try:
@@ -102,8 +108,8 @@ class ScriptedLLM:
                 return Completion(text, usage=ONE_CALL)
 
     async def until_hanging(self, calls: int) -> None:
-        """Wait until `calls` calls hang."""
-        async with self._changed:
+        """Wait until `calls` calls hang; fail if that many never do."""
+        async with asyncio.timeout(_PATIENCE_S), self._changed:
             await self._changed.wait_for(lambda: self.inside >= calls)
 
     def assert_used_up(self) -> None:
@@ -124,13 +130,12 @@ class AnsweringLLM(ScriptedLLM):
         super().__init__([], model=model, fields=fields, max_n=max_n)
         self._answer = answer
 
-    async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
-        self._replies.append(self._answer(chat, sampling))
-        return await super().complete(chat, sampling)
+    def _next_reply(self, chat: Chat, sampling: Sampling) -> Reply:
+        return self._answer(chat, sampling)
 
 
 class Pieces(ScriptedLLM):
-    """Streams `pieces`, as one call only, and answers other calls by the script."""
+    """Streams `pieces` at the first stream, and answers other calls by the script."""
 
     def __init__(
         self, pieces: Sequence[Delta | Exception | Hang], replies: Sequence[Reply] = ()
@@ -141,7 +146,10 @@ class Pieces(ScriptedLLM):
         """Whether the stream was opened and closed."""
 
     async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
-        assert not self.closed, "a second stream is not in the script"
+        if self.closed:
+            async for piece in super().stream(chat, sampling):
+                yield piece
+            return
         self.calls.append((chat, sampling))
         try:
             for piece in self._pieces:

@@ -5,7 +5,7 @@ import random
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -77,10 +77,6 @@ class Lenient(AnsweringLLM):
             items = "\n".join(f"{item}. idea {number}.{item}" for item in (1, 2, 3))
             text = f"Way {number}.\n{items}\nANSWER: {number}"
         return self._change(number, text)
-
-    async def complete_n(self, asked: Chat, sampling: Sampling, n: int, /) -> Sequence[Completion]:
-        self._replies += [self._answer(asked, sampling) for _ in range(n)]
-        return await super().complete_n(asked, sampling, n)
 
 
 def cost(approach: Approach) -> Cost:

@@ -36,7 +36,8 @@ from optillm_hooks.gateway.router_llm import RouterLLM
 from optillm_hooks.gateway.selection import select_deployment
 from optillm_hooks.memory import Memory
 from optillm_hooks.pipeline.events import Models, Outcome, Piece, Progress, Request
-from optillm_hooks.pipeline.run import run, stream
+from optillm_hooks.pipeline.run import run
+from optillm_hooks.pipeline.stream import stream
 from optillm_hooks.types import Delta, FinishReason
 
 _SELF_TIMEOUT = 600.0

@@ -1,17 +1,16 @@
-"""Numbers the choices of a streamed answer."""
+"""Choice indices of a streamed answer."""
 
 from collections.abc import Callable
 
 from optillm_hooks.pipeline.events import Event, Piece
-from optillm_hooks.types import (
-    Delta,
-)
+from optillm_hooks.types import Delta
 
 
 class Choices:
-    """Gives the choices of a stream their numbers: in their order, without those that failed.
+    """Numbers the choices of a stream in the order of the runs that make them.
 
-    A choice whose forerunners have neither begun nor failed is held back until they have.
+    A run that fails before it shows anything gets no number. A choice is held back until every run
+    before it has begun or failed.
     """
 
     def __init__(self, emit: Callable[[Event], None]) -> None:
@@ -19,6 +18,7 @@ class Choices:
         self._held: dict[int, list[Delta]] = {}
         self._number: dict[int, int] = {}
         self._spoken: set[int] = set()
+        self._complete: set[int] = set()
         self._dropped: set[int] = set()
         self._next = 0
 
@@ -26,6 +26,8 @@ class Choices:
         """Show `delta` as a piece of the choice that `run` makes, now or when its turn comes."""
         if delta.text or delta.tool_calls:
             self._spoken.add(run)
+        if delta.finish_reason is not None:
+            self._complete.add(run)
         self._held.setdefault(run, []).append(delta)
         self._release()
 
@@ -37,10 +39,16 @@ class Choices:
             self._release()
 
     def has_spoken(self, run: int) -> bool:
+        """Return whether the choice of `run` has words or tool calls, shown or held back."""
         return run in self._spoken
+
+    def is_complete(self, run: int) -> bool:
+        """Return whether the choice of `run` has its finish reason."""
+        return run in self._complete
 
     @property
     def anyone_has_spoken(self) -> bool:
+        """Whether the client has seen words or tool calls of any choice."""
         return any(run in self._number for run in self._spoken)
 
     def _release(self) -> None:

@@ -47,7 +47,7 @@ class Plan:
     @property
     def label(self) -> str:
         """The approaches' names only: few different values, whatever parameters users choose."""
-        return "|".join("&".join(s.approach.name for s in chain) for chain in self.chains)
+        return "|".join(map(chain_label, self.chains))
 
     @property
     def stages(self) -> list[Stage]:
@@ -67,6 +67,11 @@ class Plan:
         """Calls of one run of every chain when nothing fails."""
         own = sum(stage.cost.calls for stage in self.stages)
         return own + sum(not ends_by_itself(chain) for chain in self.chains)
+
+
+def chain_label(chain: Chain) -> str:
+    """Return the names of a chain's approaches, joined by `&`."""
+    return "&".join(stage.approach.name for stage in chain)
 
 
 def ends_by_itself(chain: Chain) -> bool:

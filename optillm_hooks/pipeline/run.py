@@ -1,16 +1,13 @@
-"""Runs a plan: its chains of stages at once, each from the left to the right."""
+"""Runs a plan: its chains concurrently, the stages of each chain from left to right."""
 
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from optillm_hooks.answers.deltas import Accumulated, whole
 from optillm_hooks.answers.extraction import without_reasoning
 from optillm_hooks.answers.response_format import fits
 from optillm_hooks.budget import Budget
@@ -23,27 +20,21 @@ from optillm_hooks.errors import (
     SampleError,
     StageFailed,
 )
-from optillm_hooks.fanout import outcomes, speculating
+from optillm_hooks.fanout import outcomes
 from optillm_hooks.llm import LLM, FinalCall
-from optillm_hooks.pipeline.choices import Choices
 from optillm_hooks.pipeline.decoded_llm import DecodedLLM
-from optillm_hooks.pipeline.events import Event, Models, Outcome, Progress, Report, Request
-from optillm_hooks.pipeline.plan import PASS_THROUGH, Chain
+from optillm_hooks.pipeline.events import Models, Outcome, Report, Request
+from optillm_hooks.pipeline.logs import logged_stage, places
+from optillm_hooks.pipeline.plan import PASS_THROUGH, Chain, Stage, chain_label
 from optillm_hooks.prompts import ask, data_notice, enclose, fence
 from optillm_hooks.registry import Result
-from optillm_hooks.trace import CallRecord, Trace
-from optillm_hooks.types import (
-    Answer,
-    Chat,
-    Delta,
-    FinishReason,
-)
+from optillm_hooks.trace import Trace
+from optillm_hooks.types import Answer, Chat
 
 _log = logging.getLogger(__name__)
 
 _GRACE_S = 1.0
 """How long after the deadline a stage may still work with what it has, without a model."""
-
 
 T = TypeVar("T")
 
@@ -51,92 +42,48 @@ T = TypeVar("T")
 async def run(request: Request, models: Models, trace: Trace | None = None) -> Outcome:
     """Return the answers to `request`: a choice per chain and repetition, chain by chain.
 
-    A choice that failed is left out and reported. What is done is recorded in `trace`, which the
+    A choice that failed is left out and reported. Every call is recorded in `trace`, which the
     caller can read after a failure too.
 
     Raises:
         SampleError: every choice failed; the error is that of the first.
     """
-    return await _Run(request, models, trace, None).outcome()
+    return await PlanRun(request, models, trace or Trace()).outcome()
 
 
-async def stream(
-    request: Request, models: Models, trace: Trace | None = None
-) -> AsyncGenerator[Event, None]:
-    """Yield what `run` returns piece by piece, and the outcome last. Errors as in `run`.
+class PlanRun:
+    """One request under way; its answers are shown when they are complete."""
 
-    The last call of a chain is streamed as it comes; what comes before it shows as progress.
-    Closing the iterator cancels every call.
-    """
-    events: asyncio.Queue[Event | None] = asyncio.Queue()
-    running = _Run(request, models, trace, events)
-
-    async def to_the_end() -> Outcome:
-        try:
-            return await running.outcome()
-        finally:
-            running.emit_end()
-
-    async with speculating(to_the_end) as ended:
-        while (event := await events.get()) is not None:
-            yield event
-        yield await ended()
-
-
-class _Run:
-    """One request on its way."""
-
-    def __init__(
-        self,
-        request: Request,
-        models: Models,
-        trace: Trace | None,
-        events: asyncio.Queue[Event | None] | None,
-    ) -> None:
+    def __init__(self, request: Request, models: Models, trace: Trace) -> None:
         self._request = request
         self._models = models
-        self._events = events
-        self._trace = trace or Trace()
-        self._trace.listener = self._call_ended
+        self._trace = trace
         self._degraded: list[str] = []
         self._budget = Budget(
             limits=request.limits,
             started=asyncio.get_running_loop().time(),
             expected_calls=request.plan.expected_calls * request.n,
         )
-        self._started = False
-        self._choices = Choices(self._emit)
 
     async def outcome(self) -> Outcome:
         request = self._request
         depth_so_far.set(0)  # the same task may have served another request before
-        root = Context(
-            budget=self._budget,
-            rng=random.Random(request.client.seed),  # noqa: S311 (no secret)
-            client=request.client,
-            trace=self._trace,
-            models=self._models,
-            code_runner=request.code_runner,
-            memory=request.memory,
-            progress=self._progress,
+        root = self._context()
+        chains = [chain for chain in request.plan.chains for _ in range(request.n)]
+        ended = await outcomes(
+            [
+                partial(self._choice, chain, root.child(number, stage=chain_label(chain)), number)
+                for number, chain in enumerate(chains)
+            ]
         )
-        runs: list[Callable[[], Awaitable[Answer]]] = []
-        labels: list[str] = []
-        for chain in request.plan.chains:
-            label = "&".join(stage.approach.name for stage in chain)
-            for _ in range(request.n):
-                ctx = root.child(len(runs), stage=label)
-                runs.append(partial(self._choice, chain, ctx, len(runs)))
-                labels.append(label)
-        ended = await outcomes(runs)
         failed = [answer for answer in ended if isinstance(answer, SampleError)]
         good = [
-            (answer, label)
-            for answer, label in zip(ended, labels, strict=True)
+            (answer, chain_label(chain))
+            for answer, chain in zip(ended, chains, strict=True)
             if not isinstance(answer, SampleError)
         ]
         if not good:
-            answer = await self._plain_instead(root, failed[0], len(runs))
+            answer = await self._plain_instead(root, failed[0], len(chains))
             good = [(answer, PASS_THROUGH)]
         self._degraded += [error.code for error in failed]
         wanted = request.client.fields.get("response_format")
@@ -144,14 +91,18 @@ class _Run:
             self._degraded.append("response_format")
         return Outcome(tuple(a for a, _ in good), self._report([label for _, label in good]))
 
-    async def _choice(self, chain: Chain, ctx: Context, number: int) -> Answer:
-        try:
-            return await self._answer(chain, ctx, number)
-        except SampleError:
-            self._choices.drop(number)
-            raise
+    def _context(self) -> Context:
+        return Context(
+            budget=self._budget,
+            rng=random.Random(self._request.client.seed),  # noqa: S311 (no secret)
+            client=self._request.client,
+            trace=self._trace,
+            models=self._models,
+            code_runner=self._request.code_runner,
+            memory=self._request.memory,
+        )
 
-    async def _answer(self, chain: Chain, ctx: Context, number: int) -> Answer:
+    async def _choice(self, chain: Chain, ctx: Context, number: int) -> Answer:
         """Return one choice; where a limit or failure ends it early, the best so far."""
         llm = MeteredLLM(self._models(self._request.base), ctx)
 
@@ -162,11 +113,14 @@ class _Run:
         try:
             return await self._in_time(to_the_end, ctx, _GRACE_S)
         except SampleError as exc:
-            if ctx.best is None or self._choices.has_spoken(number):
+            if ctx.best is None or self._has_spoken(number):
                 raise
             self._note_failure(exc)
-            self._show(number, ctx.best)
             return ctx.best
+
+    def _has_spoken(self, _number: int) -> bool:
+        """Return whether the client has seen words of a choice, which no other can replace."""
+        return False
 
     async def _in_time(self, work: Callable[[], Awaitable[T]], ctx: Context, grace_s: float) -> T:
         """Return the result of `work`, or raise what kept it from one as a `SampleError`."""
@@ -182,8 +136,7 @@ class _Run:
             if isinstance(exc, TimeoutError) and scope.expired():
                 self._budget.stopped_by = self._budget.stopped_by or "deadline"
                 raise DeadlineExceeded("the deadline passed") from exc
-            # Its text may hold a prompt, so only the place is logged.
-            _log.error("approach %s failed: %s", ctx.stage, _place(exc))
+            _log.error("approach %s failed: %s", ctx.stage, places(exc))
             raise StageFailed(ctx.stage) from exc
 
     def _note_failure(self, error: SampleError) -> None:
@@ -194,34 +147,32 @@ class _Run:
     async def _plain_instead(self, root: Context, error: SampleError, number: int) -> Answer:
         """Return the answer of one plain call, if the operator wants that in place of `error`.
 
-        The wrappers of the first chain wrap it too. Not once a stream has shown words: what comes
-        after them could only be confusing.
+        The wrappers of the first chain wrap it too.
         """
-        if self._request.on_error != "plain" or self._choices.anyone_has_spoken:
+        if self._request.on_error != "plain":
             raise error
         ctx = root.child(0, stage=PASS_THROUGH)
         first = self._request.plan.chains[0]
         wrappers = tuple(stage for stage in first if stage.approach.kind == "wrapper")
         try:
-            return await self._answer(wrappers, ctx, number)
+            return await self._choice(wrappers, ctx, number)
         except SampleError:
             raise error from None
 
     async def _finish(self, result: Result, llm: LLM, ctx: Context, number: int) -> Answer:
-        """Return the answer of an approach, after its final call if it left one; show it."""
+        """Return the answer of an approach, after its final call if it left one."""
         if isinstance(result, Answer):
-            self._show(number, result)
             return result
         try:
-            if self._events is None:
-                return await call_final(result, llm, ctx)
-            return await self._stream_final(result, llm, number)
+            return await self._call_final(result, llm, ctx, number)
         except SampleError as exc:
-            if result.fallback is None or self._choices.has_spoken(number):
+            if result.fallback is None or self._has_spoken(number):
                 raise
             self._note_failure(exc)
-            self._show(number, result.fallback)
             return result.fallback
+
+    async def _call_final(self, final: FinalCall, llm: LLM, ctx: Context, _number: int) -> Answer:
+        return await call_final(final, llm, ctx)
 
     async def _run_chain(
         self, chain: Chain, chat: Chat, llm: LLM, ctx: Context, grace_s: float
@@ -235,14 +186,14 @@ class _Run:
         if not chain:
             return FinalCall(chat, llm=llm)
         stage, rest = chain[0], chain[1:]
-        run_stage, params = stage.approach.run, stage.params
+        run_stage = partial(_run_stage, stage, ctx)
         match stage.approach.kind:
             case "rewriter":
-                chat = await run_stage(chat, llm, params, ctx)
+                chat = await run_stage(chat, llm)
                 return await self._run_chain(rest, chat, llm, ctx, grace_s)
             case "wrapper":
                 inside = partial(self._inside, rest, llm=llm, ctx=ctx, grace_s=grace_s / 2)
-                result: Result = await run_stage(chat, inside, llm, params, ctx)
+                result: Result = await run_stage(chat, inside, llm)
                 return result
             case "decoder":
                 # For models that a later stage takes by name; a wrapper may come by here again.
@@ -250,7 +201,7 @@ class _Run:
                 decoded = DecodedLLM(llm, stage, ctx)
                 return await self._run_chain(rest, chat, decoded, ctx, grace_s)
             case "answerer":
-                result = await run_stage(chat, llm, params, ctx)
+                result = await run_stage(chat, llm)
                 if not rest:
                     return _by(llm, result)
                 draft = (
@@ -289,59 +240,6 @@ class _Run:
         finally:
             ctx.best = before
 
-    async def _stream_final(self, final: FinalCall, llm: LLM, number: int) -> Answer:
-        """Return the answer of the final call, each piece shown as it comes.
-
-        A call that a limit ends after its first words is a truncated answer: what the client has
-        seen stands. One that breaks off is a failure all the same.
-        """
-        shown = Accumulated()
-        text_filter = final.text_filter() if final.text_filter else None
-        finish_reason: FinishReason = "stop"
-        try:
-            async with aclosing((final.llm or llm).stream(final.chat, final.sampling)) as pieces:
-                async for delta in pieces:
-                    finish_reason = delta.finish_reason or finish_reason
-                    text = text_filter.feed(delta.text) if text_filter else delta.text
-                    piece = replace(delta, text=text, finish_reason=None, usage=None)
-                    if piece != Delta():
-                        shown.add(piece)
-                        self._choices.add(number, piece)
-        except EmptyCompletion as exc:
-            if final.fallback is not None or not exc.truncated:
-                raise
-        except SampleError:
-            if shown.answer("length").empty or self._budget.stopped_by is None:
-                raise
-            finish_reason = "length"
-        rest = Delta(text=text_filter.close()) if text_filter else Delta()
-        shown.add(rest)
-        answer = shown.answer(finish_reason)
-        if answer.empty and (final.fallback is not None or not answer.truncated):
-            raise EmptyCompletion(truncated=answer.truncated)
-        self._choices.add(number, replace(rest, finish_reason=finish_reason))
-        return answer
-
-    def _show(self, number: int, answer: Answer) -> None:
-        """Put a whole answer on the stream, if there is one."""
-        self._choices.add(number, whole(answer))
-
-    def _emit(self, event: Event | None) -> None:
-        if self._events is not None:
-            self._events.put_nowait(event)
-
-    def emit_end(self) -> None:
-        self._emit(None)
-
-    def _call_ended(self, call: CallRecord) -> None:
-        if call.outcome == "ok" and not self._started:
-            self._started = True
-            self._emit(Progress())
-
-    def _progress(self, text: str) -> None:
-        if self._request.progress:
-            self._emit(Progress(text))
-
     def _report(self, labels: Sequence[str]) -> Report:
         usage = self._budget.usage
         return Report(
@@ -359,6 +257,12 @@ class _Run:
         )
 
 
+async def _run_stage(stage: Stage, ctx: Context, *taken: Any) -> Any:
+    """Return the result of one stage, called with what its kind takes before parameters."""
+    with logged_stage(stage.approach.name, ctx):
+        return await stage.approach.run(*taken, stage.params, ctx)
+
+
 def _by(llm: LLM, result: Result) -> Result:
     if isinstance(result, FinalCall) and result.llm is None:
         return replace(result, llm=llm)
@@ -372,7 +276,8 @@ async def call_final(final: FinalCall, llm: LLM, ctx: Context) -> Answer:
     """
     best = ctx.best
     try:
-        reply: Answer = await (final.llm or llm).complete(final.chat, final.sampling)
+        with logged_stage("final_call", ctx):
+            reply: Answer = await (final.llm or llm).complete(final.chat, final.sampling)
     except EmptyCompletion as exc:
         if final.fallback is not None or not exc.truncated:
             raise
@@ -395,14 +300,3 @@ def with_draft(chat: Chat, draft: str, ctx: Context) -> Chat:
         "The draft above is an earlier attempt at answering this conversation. It may be wrong. "
         "Use what is right in it and give a complete answer of your own, without mentioning it.",
     )
-
-
-def _place(exc: BaseException) -> str:
-    """Return where an exception arose, and its type, without its text."""
-    last = exc.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    if isinstance(exc, BaseExceptionGroup):
-        return f"{type(exc).__name__}({', '.join(_place(inner) for inner in exc.exceptions)})"
-    where = f"{Path(last.tb_frame.f_code.co_filename).name}:{last.tb_lineno}" if last else "?"
-    return f"{type(exc).__name__} at {where}"

@@ -9,7 +9,8 @@ from optillm_hooks.errors import EmptyCompletion
 from optillm_hooks.pipeline.events import Outcome, Piece, Request
 from optillm_hooks.pipeline.expression import parse
 from optillm_hooks.pipeline.plan import resolve
-from optillm_hooks.pipeline.run import run, stream
+from optillm_hooks.pipeline.run import run
+from optillm_hooks.pipeline.stream import stream
 from optillm_hooks.types import Answer, Chat, Completion, Delta, Fields, Message, Sampling
 from tests.fakes import HANG, ONE_CALL, Pieces, Reply, ScriptedLLM
 

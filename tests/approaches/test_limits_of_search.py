@@ -65,8 +65,8 @@ class Faulty(AnsweringLLM):
         self._fault = fault
 
     def _answered(self, chat: Chat, sampling: Sampling) -> Reply:
-        # The fake counts a call after asking for its reply.
-        return self._fault if len(self.calls) == self._number else reply(chat, sampling)
+        number = len(self.calls) - 1
+        return self._fault if number == self._number else reply(chat, sampling)
 
 
 async def outcome(name: str, llm: Faulty, ctx: Context) -> Answer | OptiLLMError:

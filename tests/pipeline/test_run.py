@@ -19,10 +19,12 @@ from optillm_hooks.errors import (
     SampleError,
     StageFailed,
 )
+from optillm_hooks.fanout import sample_many
 from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.pipeline.events import Event, Outcome, Piece, Progress, Report, Request
 from optillm_hooks.pipeline.plan import Plan, Stage
-from optillm_hooks.pipeline.run import run, stream, with_draft
+from optillm_hooks.pipeline.run import run, with_draft
+from optillm_hooks.pipeline.stream import stream
 from optillm_hooks.prompts import edit_question, question
 from optillm_hooks.registry import Approach, Cost, Kind, NoParams, Rest, Result
 from optillm_hooks.types import (
@@ -484,15 +486,40 @@ class TestFailures:
         with caplog.at_level(logging.DEBUG), pytest.raises(StageFailed) as caught:
             await self.ended(streamed, request([answerer(broken)]), ScriptedLLM([]))
         assert "6 * 7" not in f"{caught.value}{caplog.text}"
-        assert "KeyError at test_run.py:" in caplog.text
+        assert "approach draft failed: KeyError at optillm_hooks/pipeline/run.py:" in caplog.text
+        line = broken.__code__.co_firstlineno + 1
+        assert caplog.text.splitlines()[-1].endswith(f" > tests/pipeline/test_run.py:{line}")
         assert caught.value.status == 500
 
     async def test_a_bug_in_a_fanout_is_named_too(
         self, streamed: bool, caplog: pytest.LogCaptureFixture
     ) -> None:
-        with pytest.raises(StageFailed):
-            await self.ended(streamed, request([DRAFT]), ScriptedLLM([ValueError("6 * 7?")]))
-        assert "ValueError at fakes.py:" in caplog.text
+        async def many(chat: Chat, llm: LLM, *_: object) -> Answer:
+            return (await sample_many(llm, chat, Sampling(), n=2))[0]
+
+        asked, llm = request([answerer(many)]), ScriptedLLM([ValueError("6 * 7?"), HANG])
+        with caplog.at_level(logging.DEBUG), pytest.raises(StageFailed):
+            await self.ended(streamed, asked, llm)
+        [group, member] = caplog.text.split("ExceptionGroup at ")[1].split(" [ValueError at ")
+        assert "tests/pipeline/test_run.py:" in group, "the way to the fan-out"
+        assert member.startswith("optillm_hooks/fanout.py:")
+        assert "6 * 7" not in caplog.text
+
+    async def test_every_stage_logs_its_end(
+        self, streamed: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        asked = request([KINDS["rewriter"], KINDS["wrapper"], DRAFT, FINAL], n=2)
+        with caplog.at_level(logging.DEBUG):
+            await self.ended(streamed, asked, AnsweringLLM(lambda *_: "42"))
+        ended = [m.split() for m in caplog.messages if m.startswith("stage ended")]
+        chain = "chain=rewriter&wrapper&draft&final"
+        assert [words[2:6] + words[7:] for words in ended if words[4] == "choice=1"] == [
+            ["approach=rewriter", chain, "choice=1", "outcome=ok", "calls=0"],
+            ["approach=draft", chain, "choice=1", "outcome=ok", "calls=1"],
+            ["approach=final", chain, "choice=1", "outcome=ok", "calls=0"],
+            ["approach=wrapper", chain, "choice=1", "outcome=ok", "calls=1"],
+            ["approach=final_call", chain, "choice=1", "outcome=ok", "calls=1"],
+        ]
         assert "6 * 7" not in caplog.text
 
     async def test_a_bug_after_an_answer_leaves_the_answer(self, streamed: bool) -> None:
@@ -658,12 +685,15 @@ async def test_a_stream_that_breaks_off_after_its_first_words_fails_and_shows_no
         ctx.offer(Answer("a best so far"))
         return FinalCall(chat, fallback=Answer("a proposal"))
 
-    llm = Pieces([Delta(text="4"), BUSY])
+    llm = Pieces([Delta(text="4"), BUSY], ["a plain answer"])
     found: list[Event] = []
     asked = request([answerer(fusing)], on_error=on_error)
-    with pytest.raises(ProviderFailed) as caught:
-        found.extend([event async for event in stream(asked, lambda _: llm)])
+    with pytest.raises(ProviderFailed) as caught:  # noqa: PT012 (events before it count)
+        async for event in stream(asked, lambda _: llm):
+            found.append(event)
     assert caught.value is BUSY
+    assert found == [Piece(0, Delta(text="4"))]
+    assert len(llm.calls) == 1
 
 
 async def test_a_streamed_choice_that_fails_leaves_no_gap_in_the_numbers() -> None:
@@ -687,9 +717,9 @@ async def test_a_streamed_choice_waits_for_the_numbers_of_those_before_it() -> N
 
 async def test_a_stream_that_breaks_off_in_its_thoughts_is_a_failure() -> None:
     llm = Pieces([Delta(reasoning="hm"), BUSY])
-    found: list[Event] = []
     with pytest.raises(ProviderFailed) as caught:
-        found.extend([event async for event in stream(request([FINAL]), lambda _: llm)])
+        async for _ in stream(request([FINAL]), lambda _: llm):
+            pass
     assert caught.value is BUSY
 
 

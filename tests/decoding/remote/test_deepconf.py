@@ -219,10 +219,8 @@ async def test_without_log_probabilities_the_first_answer_stands_and_the_report_
 async def test_cancelling_leaves_no_stream_open() -> None:
     class Hanging(PrefixLLM):
         async def stream(self, asked: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
-            self._replies.append(HANG)
-            self.calls.append((asked, sampling))
-            await self._next()
-            yield Delta()
+            self._answer = lambda *_: HANG
+            yield Delta(text=(await self.complete(asked, sampling)).text)
 
     traces = Traces([("42", [10.0] * 20), ("43", [10.0] * 20)], [("42", [10.0] * 20)] * 7)
     llm = Hanging(traces, fields=SCORED)

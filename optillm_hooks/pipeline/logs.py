@@ -1,0 +1,78 @@
+"""Log lines about stages: names, places and figures, never any text of users or models."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from traceback import walk_tb
+from types import FrameType
+
+from optillm_hooks.context import Context
+
+_log = logging.getLogger(__name__)
+
+_FIRST, _LAST = 10, 20
+"""Frames of a deep traceback that are logged: where it began, and where it ended."""
+
+
+@contextmanager
+def logged_stage(name: str, ctx: Context) -> Iterator[None]:
+    """Log the start and the end of a stage at level DEBUG."""
+    if not _log.isEnabledFor(logging.DEBUG):
+        yield
+        return
+    clock = asyncio.get_running_loop().time
+    started, calls_before = clock(), _calls(ctx)
+    outcome = "ok"
+    _log.debug("stage started: approach=%s chain=%s choice=%d", name, ctx.stage, ctx.run)
+    try:
+        yield
+    except BaseException as exc:
+        outcome = type(exc).__name__
+        raise
+    finally:
+        _log.debug(
+            "stage ended: approach=%s chain=%s choice=%d outcome=%s seconds=%.3f calls=%d",
+            name,
+            ctx.stage,
+            ctx.run,
+            outcome,
+            clock() - started,
+            _calls(ctx) - calls_before,
+        )
+
+
+def _calls(ctx: Context) -> int:
+    return sum(call.run == ctx.run for call in ctx.trace.calls)
+
+
+def places(error: BaseException) -> str:
+    """Return the type of an exception and its traceback as `file:line`, innermost last.
+
+    Its causes follow, and the members of a group. Messages are left out, because they may hold a
+    prompt.
+    """
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        implicit = None if cause.__suppress_context__ else cause.__context__
+        cause = cause.__cause__ or implicit
+    return ", caused by ".join(map(_places_of_one, chain))
+
+
+def _places_of_one(error: BaseException) -> str:
+    frames = [_place(frame, line) for frame, line in walk_tb(error.__traceback__)]
+    if len(frames) > _FIRST + _LAST:
+        frames = [*frames[:_FIRST], "...", *frames[-_LAST:]]
+    where = f"{type(error).__name__} at {' > '.join(frames)}" if frames else type(error).__name__
+    if not isinstance(error, BaseExceptionGroup):
+        return where
+    return f"{where} [{'; '.join(map(places, error.exceptions))}]"
+
+
+def _place(frame: FrameType, line: int) -> str:
+    """Return `package/module.py:line`, whatever folder the package is installed in."""
+    depth = str(frame.f_globals.get("__name__", "")).count(".") + 1
+    return f"{'/'.join(Path(frame.f_code.co_filename).parts[-depth:])}:{line}"

@@ -1,0 +1,122 @@
+"""Streams a plan: the final call of each chain piece by piece, every other answer whole."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+
+from optillm_hooks.answers.deltas import Accumulated, whole
+from optillm_hooks.context import Context
+from optillm_hooks.errors import EmptyCompletion, SampleError
+from optillm_hooks.fanout import speculating
+from optillm_hooks.llm import LLM, FinalCall
+from optillm_hooks.pipeline.choices import Choices
+from optillm_hooks.pipeline.events import Event, Models, Outcome, Progress, Request
+from optillm_hooks.pipeline.logs import logged_stage
+from optillm_hooks.pipeline.plan import Chain
+from optillm_hooks.pipeline.run import PlanRun
+from optillm_hooks.trace import CallRecord, Trace
+from optillm_hooks.types import Answer, Delta, FinishReason
+
+
+async def stream(
+    request: Request, models: Models, trace: Trace | None = None
+) -> AsyncGenerator[Event, None]:
+    """Yield what `run` returns piece by piece, and the outcome last. Errors as in `run`.
+
+    The final call of a chain is streamed as it comes; earlier calls show as progress. Closing the
+    iterator cancels every call.
+    """
+    events: asyncio.Queue[Event | None] = asyncio.Queue()
+    running = _StreamedRun(request, models, trace or Trace(), events)
+
+    async def to_the_end() -> Outcome:
+        try:
+            return await running.outcome()
+        finally:
+            events.put_nowait(None)
+
+    async with speculating(to_the_end) as ended:
+        while (event := await events.get()) is not None:
+            yield event
+        yield await ended()
+
+
+class _StreamedRun(PlanRun):
+    """One request under way whose client sees each piece as it comes."""
+
+    def __init__(
+        self, request: Request, models: Models, trace: Trace, events: asyncio.Queue[Event | None]
+    ) -> None:
+        super().__init__(request, models, trace)
+        self._events = events
+        self._choices = Choices(events.put_nowait)
+        self._started = False
+        trace.listener = self._call_ended
+
+    def _context(self) -> Context:
+        root = super()._context()
+        if self._request.progress:
+            root.progress = lambda text: self._events.put_nowait(Progress(text))
+        return root
+
+    def _call_ended(self, call: CallRecord) -> None:
+        if call.outcome == "ok" and not self._started:
+            self._started = True
+            self._events.put_nowait(Progress())
+
+    async def _choice(self, chain: Chain, ctx: Context, number: int) -> Answer:
+        try:
+            answer = await super()._choice(chain, ctx, number)
+        except SampleError:
+            self._choices.drop(number)
+            raise
+        if not self._choices.is_complete(number):
+            self._choices.add(number, whole(answer))
+        return answer
+
+    def _has_spoken(self, number: int) -> bool:
+        return self._choices.has_spoken(number)
+
+    async def _plain_instead(self, root: Context, error: SampleError, number: int) -> Answer:
+        """Return a plain answer, unless the client has seen words that it would contradict."""
+        if self._choices.anyone_has_spoken:
+            raise error
+        return await super()._plain_instead(root, error, number)
+
+    async def _call_final(self, final: FinalCall, llm: LLM, ctx: Context, number: int) -> Answer:
+        with logged_stage("final_call", ctx):
+            return await self._stream_final(final, llm, number)
+
+    async def _stream_final(self, final: FinalCall, llm: LLM, number: int) -> Answer:
+        """Return the answer of the final call, each piece shown as it comes.
+
+        A call that a limit ends after its first words is a truncated answer: the client has seen
+        them. One that breaks off is a failure all the same.
+        """
+        shown = Accumulated()
+        text_filter = final.text_filter() if final.text_filter else None
+        finish_reason: FinishReason = "stop"
+        try:
+            async with aclosing((final.llm or llm).stream(final.chat, final.sampling)) as pieces:
+                async for delta in pieces:
+                    finish_reason = delta.finish_reason or finish_reason
+                    text = text_filter.feed(delta.text) if text_filter else delta.text
+                    piece = replace(delta, text=text, finish_reason=None, usage=None)
+                    if piece != Delta():
+                        shown.add(piece)
+                        self._choices.add(number, piece)
+        except EmptyCompletion as exc:
+            if final.fallback is not None or not exc.truncated:
+                raise
+        except SampleError:
+            if shown.answer("length").empty or self._budget.stopped_by is None:
+                raise
+            finish_reason = "length"
+        rest = Delta(text=text_filter.close()) if text_filter else Delta()
+        shown.add(rest)
+        answer = shown.answer(finish_reason)
+        if answer.empty and (final.fallback is not None or not answer.truncated):
+            raise EmptyCompletion(truncated=answer.truncated)
+        self._choices.add(number, replace(rest, finish_reason=finish_reason))
+        return answer
