@@ -147,8 +147,8 @@ class Pieces(ScriptedLLM):
 
     async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
         if self.closed:
-            async for piece in super().stream(chat, sampling):
-                yield piece
+            async for delta in super().stream(chat, sampling):
+                yield delta
             return
         self.calls.append((chat, sampling))
         try:
