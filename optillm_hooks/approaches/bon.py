@@ -4,7 +4,8 @@ Source: Cobbe et al. 2021, "Training Verifiers to Solve Math Word Problems", arX
 section 4.2 (sample, score, take the best); Zheng et al. 2023, "Judging LLM-as-a-Judge with MT-Bench
 and Chatbot Arena", arXiv:2306.05685, section 3.1 (single-answer grading by a model). Deviation: the
 verifier is a model that is asked for a rating, not one trained to give it.
-Cost: `n` calls for the answers, then `ratings` for each different one; all of a kind run at once.
+Cost: `n` calls for the answers, then `ratings` calls for each distinct answer; the calls of a
+stage run concurrently.
 """
 
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from optillm_hooks.registry import Cost, Params, approach
 from optillm_hooks.types import Answer, Chat, Sampling
 
 SAMPLING_SHARE = 0.6
-"""Part of the time left after which missing candidates are no longer waited for."""
+"""Share of the remaining time after which missing candidates are no longer awaited."""
 
 
 class BonParams(Params):
@@ -31,10 +32,10 @@ class BonParams(Params):
         default=1.0, gt=0, le=2, description="Candidates must differ, so 0 is not allowed."
     )
     ratings: int = Field(
-        default=1, ge=1, le=16, description="Ratings asked for each candidate; their mean counts."
+        default=1, ge=1, le=16, description="Ratings of each candidate; their mean counts."
     )
     judge: str | None = Field(
-        default=None, description="Model group that rates; the base model if there is none."
+        default=None, description="Model group that rates candidates; unset: the base model."
     )
 
     body_fields: ClassVar[Mapping[str, str]] = {"best_of_n": "n"}
@@ -52,10 +53,10 @@ def _cost(params: BonParams) -> Cost:
 async def bon(chat: Chat, llm: LLM, params: BonParams, ctx: Context) -> Answer:
     """Return the candidate with the highest rating; ties go to the earlier call.
 
-    Equal texts are rated once, and a single one not at all. Candidates that were cut off compete
-    only if none finished. Where candidates call tools, the first that does is returned as it is. A
-    rating that cannot be read, even when asked for again, is none; with no rating at all, the
-    candidates vote by their final answers, and with none of these the first is returned.
+    Identical texts are rated once, and a single text is not rated. Truncated candidates compete
+    only if all are. If most candidates call tools, the first of them is returned unchanged. A
+    rating that cannot be read, even when asked for again, does not count. Without any rating the
+    candidates vote by their final answers; without any final answer the first one is returned.
 
     Raises:
         SamplesFailed: no candidate finished within the request's deadline and budget.

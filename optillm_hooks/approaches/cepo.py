@@ -1,14 +1,16 @@
-"""CePO: the best of several answers, each made from plans that were carried out and compared.
+"""CePO: best of n answers, each made from several plans that are carried out and compared.
 
 Source: Cerebras 2024, "CePO: Empowering Llama with Reasoning using Test-Time Compute",
-cerebras.ai/blog/cepo (no paper). Each candidate writes plans with a confidence per step, carries
-each out in the same conversation, compares the solutions for inconsistencies, and answers the
-question from what is left; a judge or a vote picks one candidate. Deviations: every stage keeps
-the user's system message and the turns before; solutions are shown as data; only as many plans are
-made as are missing, `planning_m` at most; no prompt holds a model family's switches; lengths are
-open by default. Instead of printing, the stages tell the client's progress and the trace.
+cerebras.ai/blog/cepo (no paper). Each candidate writes plans with a confidence for each step,
+carries out each plan in the same conversation, compares the solutions for inconsistencies, and
+answers the question from the comparison; a judge or a vote picks one candidate. Deviations: every
+stage keeps the user's system message and the earlier turns; solutions are shown as data; a round
+makes only the plans that are missing, up to `planning_m` in all; prompts contain no switches of a
+model family; lengths are not limited by default. The stages report to the client's progress and to
+the trace instead of printing.
 Cost: per candidate `2 * planning_n + 2` calls, 4 deep; then one judge call per candidate
-(absolute), one per ordered pair (pairwise) or none (majority), all at once. 27 calls, 5 deep.
+(absolute), one per ordered pair (pairwise) or none (majority), all concurrent. By default 27
+calls, 5 deep.
 """
 
 from collections import Counter
@@ -75,7 +77,7 @@ _EFFORTS = ("high", "medium", "low")
 
 @cache
 def preset(name: str) -> Mapping[str, Any]:
-    """Return the parameters of a preset, or nothing if there is none of that name."""
+    """Return the parameters of the preset `name`; none if it does not exist."""
     file = files("optillm_hooks.approaches") / "presets" / "cepo" / f"{name}.yaml"
     if not name.isidentifier() or not file.is_file():
         return {}
@@ -88,37 +90,39 @@ def _temperature(default: float, of: str) -> Any:
 
 
 def _length(of: str, zero: str | None = None) -> Any:
-    skip = f" 0 leaves it out: {zero}." if zero else ""
-    least = 0 if zero else 1
-    description = f"Most tokens of {of}; unset: open.{skip}"
-    return Field(default=None, ge=least, le=1_000_000, description=description)
+    skip = f" 0 skips the stage: {zero}." if zero else ""
+    minimum = 0 if zero else 1
+    description = f"Maximum tokens of {of}; unset: no limit.{skip}"
+    return Field(default=None, ge=minimum, le=1_000_000, description=description)
 
 
 class CepoParams(Params):
-    """A parameter that is not given has the value of the preset."""
+    """Parameters that are not given take the preset's values."""
 
     model_fields_named: ClassVar[tuple[str, ...]] = ("rating_model",)
     judges_named: ClassVar[tuple[str, ...]] = ("rating_model",)
 
-    preset: Preset = Field(default="default", description="Set of values for the others.")
-    bestofn_n: int = Field(default=3, ge=1, le=16, description="Candidates.")
+    preset: Preset = Field(default="default", description="Values of the other parameters.")
+    bestofn_n: int = Field(default=3, ge=1, le=16, description="Number of candidates.")
     bestofn_temperature: float = _temperature(0.1, "the judge")
     bestofn_max_tokens: int | None = _length("a judgement")
     bestofn_rating_type: RatingType = Field(
         default="absolute",
-        description="How a candidate is picked: a rating of each, a comparison of each ordered "
-        "pair, or the most frequent final answer.",
+        description="How a candidate is picked: by a rating of each, by a comparison of each "
+        "ordered pair, or by the most frequent final answer.",
     )
-    planning_n: int = Field(default=3, ge=1, le=16, description="Solutions that are compared.")
+    planning_n: int = Field(
+        default=3, ge=1, le=16, description="Solutions that a candidate compares."
+    )
     planning_m: int = Field(
-        default=6, ge=1, le=32, description="Most attempts to get them; not below planning_n."
+        default=6, ge=1, le=32, description="Maximum attempts to get them; at least planning_n."
     )
     planning_temperature_step1: float = _temperature(0.55, "plans")
     planning_temperature_step2: float = _temperature(0.25, "carrying out a plan")
     planning_temperature_direct_resp: float = _temperature(0.1, "an answer without any plan")
     planning_temperature_step3: float = _temperature(0.1, "the comparison")
     planning_temperature_step4: float = _temperature(0.0, "the candidate's answer")
-    planning_max_tokens_step1: int | None = _length("a plan", "solutions without a plan")
+    planning_max_tokens_step1: int | None = _length("a plan", "solutions are written without one")
     planning_max_tokens_step2: int | None = _length("carrying out a plan")
     planning_max_tokens_direct_resp: int | None = _length("an answer without any plan")
     planning_max_tokens_step3: int | None = _length("the comparison")
@@ -133,14 +137,14 @@ class CepoParams(Params):
     )
     use_reasoning: bool = Field(
         default=True,
-        description="Ask for high reasoning effort where the model takes it and the client does "
-        "not say otherwise.",
+        description="Ask for high reasoning effort if the model supports it and the client sets "
+        "none.",
     )
     use_reasoning_fallback: bool = Field(
-        default=False, description="Ask again with less effort where a reply fails or is cut off."
+        default=False, description="Retry with less effort if a reply fails or is truncated."
     )
     num_of_retries: int = Field(
-        default=0, ge=0, le=5, description="Times a call is repeated that the provider fails."
+        default=0, ge=0, le=5, description="Retries of a call that fails at the provider."
     )
 
     @model_validator(mode="before")
@@ -175,7 +179,7 @@ def _cost(params: CepoParams) -> Cost:
 
 
 class CutOff(SampleError):
-    """A reply ended because it had no tokens left."""
+    """A reply was truncated at its token limit."""
 
     status = 502
     code = "truncated"
@@ -189,14 +193,14 @@ class CutOff(SampleError):
 async def cepo(chat: Chat, llm: LLM, params: CepoParams, ctx: Context) -> Answer:
     """Return the candidate that the judge or the vote prefers; ties go to the earlier one.
 
-    Whole candidates come before truncated ones. A candidate that calls tools is returned as it is
-    (the first one). Within a candidate, attempts that fail or are cut off are made again up to
-    `planning_m` in all; without any, it answers directly; without a comparison its first solution
-    stands, and without a last call the comparison's. A candidate that fails or is not judged is
-    left out; if none is judged, the candidates vote.
+    Complete candidates come before truncated ones. The first candidate that calls tools is
+    returned unchanged. Within a candidate, attempts that fail or are truncated are repeated, up to
+    `planning_m` in all. If every attempt fails, the candidate answers directly; if the comparison
+    fails, it takes its first solution; if the last call fails, it takes the comparison's solution.
+    A candidate that fails or is not judged is left out; if none is judged, the candidates vote.
 
     Raises:
-        SamplesFailed: no candidate came to anything.
+        SamplesFailed: every candidate failed.
     """
     models = _Models(llm, params, ctx)
     approaches = await _approaches(chat, models) if params.use_plan_diversity else []
@@ -219,7 +223,7 @@ async def cepo(chat: Chat, llm: LLM, params: CepoParams, ctx: Context) -> Answer
 
 @dataclass(frozen=True, slots=True)
 class _Models:
-    """The request's models, with retries and reasoning effort as the parameters say."""
+    """The request's models, called with the retries and reasoning effort of the parameters."""
 
     llm: LLM
     params: CepoParams
@@ -233,10 +237,10 @@ class _Models:
     async def generate(
         self, chat: Chat, sampling: Sampling, *, falls_back: bool = False
     ) -> Completion:
-        """Return a whole reply, after retries, and with less effort if that may be.
+        """Return a complete reply, after retries, and with less effort where that is allowed.
 
         Raises:
-            CutOff: the reply was cut off, at the least effort too.
+            CutOff: the reply was truncated, at the lowest effort too.
             SampleError: the last try failed.
         """
         error: SampleError | None = None
@@ -253,11 +257,11 @@ class _Models:
                     return reply
                 error = CutOff(reply)
                 break
-        assert error is not None  # noqa: S101 (a turn of the loops returns or sets it)
+        assert error is not None  # noqa: S101 (each pass of the loops returns or sets it)
         raise error
 
     def _fields(self, falls_back: bool) -> list[dict[str, Json]]:
-        """Return the fields of a call, and of those that repeat it with less effort."""
+        """Return the request fields of the first try, and of each retry with less effort."""
         if (
             not self.params.use_reasoning
             or "reasoning_effort" in self.ctx.client.fields
@@ -269,7 +273,7 @@ class _Models:
 
 
 async def _approaches(chat: Chat, models: _Models) -> list[str]:
-    """Return up to one approach per candidate; none if the model names none in two tries."""
+    """Return up to one approach per candidate, or none if the model names none in two tries."""
     count = models.params.bestofn_n
     for number in range(2):
         sampling = Sampling(
@@ -297,10 +301,10 @@ class _Candidate:
     number: int
     rng: Random
     approach: Sequence[str]
-    """The one to follow, if there is one."""
+    """The approach to follow, if any."""
 
     async def answer(self) -> Completion:
-        """Return one answer, by way of plans, their execution and a comparison."""
+        """Return one answer, made from plans, their execution and a comparison."""
         params = self.models.params
         solutions = await self._solutions()
         if not solutions:
@@ -321,7 +325,7 @@ class _Candidate:
             return solution
 
     async def _solutions(self) -> list[Completion]:
-        """Return up to `planning_n` whole solutions; one that calls tools stands alone."""
+        """Return up to `planning_n` complete solutions, or only the first that calls tools."""
         params, ctx = self.models.params, self.models.ctx
         asked = self._asked()
         found: list[Completion] = []
@@ -354,7 +358,7 @@ class _Candidate:
         return ask(chat, f"Follow this approach. {data_notice('approach', mark)}\n\n{shown}")
 
     async def _attempt(self, asked: Chat, sample: int) -> Completion:
-        """Return a solution by a plan of its own, or without one if plans are left out."""
+        """Return a solution from its own plan, or without a plan if plans are skipped."""
         params = self.models.params
         executing = Sampling(
             temperature=params.planning_temperature_step2,
@@ -377,7 +381,7 @@ class _Candidate:
         return await self.models.generate(planned, executing)
 
     async def _compared(self, solutions: Sequence[Completion]) -> Completion:
-        """Return the solution that a comparison of `solutions` comes to, or the first of them."""
+        """Return the solution that a comparison writes, or the first of `solutions` if it fails."""
         params = self.models.params
         sampling = Sampling(
             temperature=params.planning_temperature_step3,
@@ -391,7 +395,7 @@ class _Candidate:
             return solutions[0]
 
     async def _direct(self) -> Completion:
-        """Return an answer without any plan, with less effort if that is what it takes."""
+        """Return an answer without a plan, with less effort if the first try fails."""
         params = self.models.params
         sampling = Sampling(
             temperature=params.planning_temperature_direct_resp,
@@ -419,21 +423,9 @@ def _is_hopeless(error: SampleError) -> bool:
 
 
 async def _best(candidates: Sequence[Completion], chat: Chat, models: _Models) -> Completion:
-    """Return the candidate that is rated best; if none is rated, the one voted for."""
-    params, ctx = models.params, models.ctx
-    sampling = Sampling(
-        temperature=params.bestofn_temperature,
-        max_tokens=params.bestofn_max_tokens,
-        purpose="judge",
-    )
-    texts = [without_reasoning(candidate.text) for candidate in candidates]
-    scores: list[float | None] = [None] * len(texts)
-    if params.bestofn_rating_type == "absolute":
-        scores = await rate_all(
-            texts, chat, models.judge, ctx, low=0.0, high=1.0, sampling=sampling
-        )
-    elif params.bestofn_rating_type == "pairwise":
-        scores = await _wins(texts, chat, models, sampling)
+    """Return the candidate with the highest score; if none has a score, the vote's winner."""
+    ctx = models.ctx
+    scores = await _scores([without_reasoning(c.text) for c in candidates], chat, models)
     known = [score for score in scores if score is not None]
     if known:
         best = scores.index(max(known))
@@ -442,18 +434,40 @@ async def _best(candidates: Sequence[Completion], chat: Chat, models: _Models) -
         best = elect(candidates, question=question(chat), as_json=as_json).winner
     ctx.trace.note(
         "best",
-        by=params.bestofn_rating_type if known else "majority",
-        candidates=len(texts),
+        by=models.params.bestofn_rating_type if known else "majority",
+        candidates=len(candidates),
         scores=scores,
         winner=best,
     )
     return candidates[best]
 
 
+async def _scores(texts: Sequence[str], chat: Chat, models: _Models) -> list[float | None]:
+    """Return each candidate's rating or number of wins; None where there is none."""
+    params = models.params
+    sampling = Sampling(
+        temperature=params.bestofn_temperature,
+        max_tokens=params.bestofn_max_tokens,
+        purpose="judge",
+    )
+    match params.bestofn_rating_type:
+        case "absolute":
+            return await rate_all(
+                texts, chat, models.judge, models.ctx, low=0.0, high=1.0, sampling=sampling
+            )
+        case "pairwise":
+            return await _wins(texts, chat, models, sampling)
+        case "majority":
+            return [None] * len(texts)
+
+
 async def _wins(
     texts: Sequence[str], chat: Chat, models: _Models, sampling: Sampling
 ) -> list[float | None]:
-    """Return how many comparisons each candidate won, of every pair in both orders."""
+    """Return how many comparisons each candidate won; None for all without a readable verdict.
+
+    Every pair is compared in both orders.
+    """
     pairs = list(combinations(range(len(texts)), 2))
 
     def compare(pair: tuple[int, int]) -> Callable[[], Awaitable[Chosen]]:

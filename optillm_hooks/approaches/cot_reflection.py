@@ -3,7 +3,7 @@
 Source: Madaan et al. 2023, "Self-Refine", arXiv:2303.17651, and Shinn et al. 2023, "Reflexion",
 arXiv:2303.11366, give the idea of a model that criticises its own draft; to do so within one reply
 is common practice and follows no paper.
-Cost: one call, streamed from the first word of the answer on.
+Cost: one call, streamed from the first word of the answer.
 """
 
 from functools import partial
@@ -41,7 +41,7 @@ class CotReflectionParams(Params):
         default=0.6, ge=0, le=2, description="Sampling temperature, if the client gives none."
     )
     show_thinking: bool = Field(
-        default=False, description="Show the reply as it is, thinking and reflection included."
+        default=False, description="Show the whole reply, including thinking and reflection."
     )
 
 
@@ -51,9 +51,9 @@ async def cot_reflection(
 ) -> FinalCall:
     """Return the call whose output section is the answer.
 
-    Without an output section the answer is what follows the thinking, else the reply as it is. Of a
-    reply that is cut off inside its thinking nothing is shown but that it was cut off. The client's
-    stop strings hold for the answer, not for the thinking before it.
+    Without an output section, the answer is the text after the thinking, or else the whole reply. A
+    reply that is truncated inside its thinking has no text, only its finish reason. The client's
+    stop strings apply to the answer, not to the thinking before it.
     """
     sampling = Sampling(temperature=params.temperature)
     chat = instruct(chat, INSTRUCTION)

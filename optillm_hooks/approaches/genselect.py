@@ -2,11 +2,11 @@
 
 Source: Moshkov et al. 2025, "AIMO-2 Winning Solution", arXiv:2504.16891 (a model selects among
 solutions); Toshniwal et al. 2025, "GenSelect: A Generative Approach to Best-of-N", arXiv:2507.17797
-(knock-out rounds). Deviations: the selector is a model as it is, not one trained to select; it sees
-the solutions in full, not summaries; and each comparison is made in an order and in its reverse,
-because models prefer places.
+(knock-out rounds). Deviations: the selector is an ordinary model, not one trained to select; it
+sees whole solutions, not summaries; each comparison is made in one order and in its reverse,
+because models favour positions.
 Cost: `n` calls for the solutions, then rounds of `orders` calls for each group; the calls of a
-round run at once. Up to `group_size` solutions need one round.
+round run concurrently. Up to `group_size` solutions need one round.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ from optillm_hooks.registry import Cost, Params, approach
 from optillm_hooks.types import Answer, Chat, Sampling
 
 SAMPLING_SHARE = 0.6
-"""Part of the time left after which missing solutions are no longer waited for."""
+"""Share of the remaining time after which missing solutions are no longer awaited."""
 
 
 class GenselectParams(Params):
@@ -33,13 +33,13 @@ class GenselectParams(Params):
         default=0.7, gt=0, le=2, description="Solutions must differ, so 0 is not allowed."
     )
     group_size: int = Field(
-        default=8, ge=2, le=16, description="Most solutions that are compared in one call."
+        default=8, ge=2, le=16, description="Maximum solutions compared in one call."
     )
     orders: int = Field(
-        default=2, ge=1, le=8, description="Orders in which a group is shown, one call for each."
+        default=2, ge=1, le=8, description="Orders in which a group is shown, one call each."
     )
     judge: str | None = Field(
-        default=None, description="Model group that compares; the base model if there is none."
+        default=None, description="Model group that compares solutions; unset: the base model."
     )
 
     body_fields: ClassVar[Mapping[str, str]] = {"num_candidates": "n"}
@@ -60,9 +60,9 @@ def _cost(params: GenselectParams) -> Cost:
 async def genselect(chat: Chat, llm: LLM, params: GenselectParams, ctx: Context) -> Answer:
     """Return the solution that wins the last round.
 
-    In a group, the solution chosen most often wins; ties, and groups without a readable verdict, go
-    to the earlier call. Equal texts compete once. Solutions that were cut off compete only if none
-    finished. Where they call tools, the first that does is returned as it is. If no verdict at all
+    The solution that is chosen most often wins its group; ties, and groups without a readable
+    verdict, go to the earlier call. Identical texts compete once. Truncated solutions compete only
+    if all are. If most solutions call tools, the first of them is returned unchanged. If no verdict
     can be read, the solutions vote by their final answers.
 
     Raises:
@@ -75,7 +75,7 @@ async def genselect(chat: Chat, llm: LLM, params: GenselectParams, ctx: Context)
         return solutions[0]
     judge = llm if params.judge is None else ctx.llm(params.judge)
     texts = [solution.text.strip() for solution in solutions]
-    left = sorted({text: at for at, text in reversed(list(enumerate(texts)))}.values())
+    left = [at for at, text in enumerate(texts) if text not in texts[:at]]
 
     def comparing(group: Sequence[int]) -> Callable[[], Awaitable[Chosen]]:
         shown = [texts[at] for at in group]
@@ -85,7 +85,6 @@ async def genselect(chat: Chat, llm: LLM, params: GenselectParams, ctx: Context)
     while len(left) > 1:
         ctx.progress(f"comparing {len(left)} solutions")
         groups = _groups(ctx.rng.sample(left, len(left)), params.group_size)
-        byes = [group[0] for group in groups if len(group) == 1]
         compared = [group for group in groups if len(group) > 1]
         chosen = await finished([comparing(group) for group in compared], at_least=len(compared))
         ctx.trace.note("comparisons", votes=[choice.votes for choice in chosen])
@@ -93,6 +92,7 @@ async def genselect(chat: Chat, llm: LLM, params: GenselectParams, ctx: Context)
         winners = [
             group[choice.winner or 0] for group, choice in zip(compared, chosen, strict=True)
         ]
+        byes = [group[0] for group in groups if len(group) == 1]
         left = sorted([*winners, *byes])
         ctx.offer(solutions[left[0]])
     if verdicts or len(set(texts)) == 1:
@@ -103,6 +103,6 @@ async def genselect(chat: Chat, llm: LLM, params: GenselectParams, ctx: Context)
 
 
 def _groups(members: Sequence[int], size: int) -> list[list[int]]:
-    """Return `members` in groups of nearly equal sizes, none larger than `size`."""
+    """Return `members` split into groups of nearly equal sizes, none larger than `size`."""
     count = -(-len(members) // size)
     return [sorted(members[start::count]) for start in range(count)]

@@ -1,14 +1,13 @@
-"""LEAP: learn principles from the model's own mistakes on given examples, answer by them.
+"""LEAP: learn principles from the model's own mistakes on given examples, and answer by them.
 
 Source: Zhang et al. 2024, "In-Context Principle Learning from Mistakes", arXiv:2402.05403. Mistakes
 come from ordinary step-by-step answers to the examples, sampled at a temperature, never from asking
-for a mistake; the examples stay in the final prompt. Deviations: examples are found in the
-conversation by the model unless the request lists them; `samples` is 1 by default where the paper
-draws 15; a mistake counts once per example. Principles are learnt once per set of examples and then
-kept in memory, so that later requests with the same examples pay for their answer only.
-Cost: 2 calls, one after another, without examples; with E examples, all of them answered wrongly,
-`3 + 2 E` calls, 5 of them one after another; one call where the principles are known and the
-examples are listed.
+for a mistake; the examples stay in the final prompt. Deviations: the model finds the examples in
+the conversation unless the request lists them; `samples` is 1 by default where the paper draws 15;
+a mistake counts once per example. Principles are kept in memory, apart for each key, so that later
+requests with the same examples pay only for their answer.
+Cost: 2 calls, 2 deep, without examples; `3 + 2 E` calls, 5 deep, with E examples that are all
+answered wrongly; one call if the principles are known and the examples are listed.
 """
 
 import hashlib
@@ -73,22 +72,25 @@ class LeapParams(Params):
     examples: tuple[Example, ...] = Field(
         default=(),
         max_length=_MAX_EXAMPLES,
-        description="Worked examples; by default those in the request.",
+        description="Worked examples; empty: those in the conversation.",
     )
     samples: int = Field(
         default=1, ge=1, le=16, description="Attempts at each example, to find mistakes."
     )
     temperature: float = Field(
-        default=0.7, gt=0, le=2, description="Of the attempts: without any they do not differ."
+        default=0.7,
+        gt=0,
+        le=2,
+        description="Temperature of the attempts; at 0 they would not differ.",
     )
-    max_principles: int = Field(default=8, ge=1, le=32, description="Principles to answer by.")
+    max_principles: int = Field(default=8, ge=1, le=32, description="Maximum principles.")
     condense: bool = Field(
         default=True, description="Merge what was learnt from each mistake into few principles."
     )
 
 
 def _cost(params: LeapParams) -> Cost:
-    """Of examples in the conversation nothing is known beforehand: it counts as having none."""
+    """Return the cost with the listed examples: those in the conversation are not known yet."""
     count = len(params.examples)
     if not count:
         return Cost(calls=2, depth=2)
@@ -99,8 +101,8 @@ def _cost(params: LeapParams) -> Cost:
 async def leap(chat: Chat, llm: LLM, params: LeapParams, ctx: Context) -> FinalCall:
     """Return the call that answers by the principles, with the examples still in the prompt.
 
-    Without examples, or without a mistake on any of them, it is the plain call. Whatever fails on
-    the way costs its part of the principles and no more.
+    Without examples, or without a mistake on any of them, it is the plain call. A call that fails
+    before it loses only its own part of the principles.
     """
     mark = fence(ctx.rng)
     examples = params.examples or await _found(chat, llm)
@@ -120,9 +122,9 @@ async def _found(chat: Chat, llm: LLM) -> tuple[Example, ...]:
 
 
 def read_examples(text: str) -> tuple[Example, ...]:
-    """Return the examples of the JSON array that `text` is or holds, at most 32.
+    """Return the examples in the JSON array that `text` contains, at most 32.
 
-    Entries that are no object with a question and an answer are left out.
+    Entries other than objects with a question and an answer are left out.
     """
     found = read_json(text)
     if isinstance(found, dict):
@@ -147,16 +149,30 @@ async def _principles(
     ctx: Context,
     mark: str,
 ) -> tuple[str, ...]:
-    """Return the principles that mistakes on `examples` teach, from memory if they are there.
+    """Return the principles that mistakes on `examples` teach, from memory if they are known.
 
-    What was learnt while calls failed is used, but not kept.
+    Principles that were learnt while calls failed are used, but not kept.
     """
     rules = tuple(message for message in chat if message.role in ("system", "developer"))
     key = _digest(rules, examples, llm, params)
-    known = ctx.memory.get(key)
-    if known is not None:
-        return known
-    ctx.progress(f"learning from {len(examples)} examples")
+    principles = ctx.memory.get(key)
+    if principles is None:
+        ctx.progress(f"learning from {len(examples)} examples")
+        principles, complete = await _learnt(rules, examples, llm, params, ctx, mark)
+        if complete:
+            ctx.memory.put(key, principles)
+    return principles
+
+
+async def _learnt(
+    rules: Chat,
+    examples: Sequence[Example],
+    llm: LLM,
+    params: LeapParams,
+    ctx: Context,
+    mark: str,
+) -> tuple[tuple[str, ...], bool]:
+    """Return new principles, and whether every call that led to them succeeded."""
     lessons = await outcomes(
         [partial(_lesson, rules, example, llm, params, mark) for example in examples],
         until=ctx.within(0.6),
@@ -170,9 +186,7 @@ async def _principles(
             principles = await _condensed(rules, notes, llm, params, mark) or principles
         except SampleError:
             complete = False
-    if complete:
-        ctx.memory.put(key, principles)
-    return principles
+    return principles, complete
 
 
 def _digest(rules: Chat, examples: Sequence[Example], llm: LLM, params: LeapParams) -> str:
@@ -190,25 +204,25 @@ async def _lesson(
 ) -> str | None:
     """Return what a mistake on `example` teaches, or None if no attempt at it was wrong.
 
-    An attempt whose answer cannot be read is no mistake that could be explained.
+    An attempt whose answer cannot be read does not count as a mistake.
 
     Raises:
         SampleError: every attempt failed, or the explanation did.
     """
-    # As a judge's, the calls take nothing from the client's request: what is learnt is kept for
-    # others who bring the same examples.
+    # Purpose "judge": the calls take nothing from the client's sampling, because what is learnt
+    # is kept for later requests with the same examples.
     asked = (*rules, Message("user", f"{example.question}\n\n{SOLVE}"))
     sampling = Sampling(temperature=params.temperature, purpose="judge")
     try:
         attempts = await sample_many(llm, asked, sampling, n=params.samples)
     except SamplesFailed as failed:
         raise failed.errors[0] from failed
-    wrong = next((a for a in attempts if not a.truncated and _wrong(a.text, example)), None)
-    if wrong is None:
+    wrong = [a.text for a in attempts if not a.truncated and _wrong(a.text, example)]
+    if not wrong:
         return None
     shown = [
         f"Question: {example.question}\n\nRight answer: {example.answer}\n\n"
-        f"Solution: {without_reasoning(wrong.text)}"
+        f"Solution: {without_reasoning(wrong[0])}"
     ]
     request = f"{DIAGNOSE}\n{data_notice('case', mark)}\n\n{enclose(shown, 'case', mark)}"
     reply = await llm.complete((*rules, Message("user", request)), Sampling(purpose="judge"))
@@ -232,7 +246,7 @@ async def _condensed(
 
 
 def _advised(chat: Chat, listed: Sequence[Example], principles: Sequence[str], mark: str) -> Chat:
-    """Return `chat` with the principles, and the examples it does not hold, before its question."""
+    """Return `chat` with the listed examples and the principles before its question."""
     parts: list[str] = []
     if listed:
         worked = [f"Question: {e.question}\nAnswer: {e.answer}" for e in listed]

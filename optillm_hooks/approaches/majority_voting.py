@@ -1,8 +1,8 @@
 """Majority voting: sample the request several times, return the answer given most often.
 
 Source: Wang et al. 2022, arXiv:2203.11171, section 2, without its chain-of-thought prompt: the
-request goes to the model as it is, and the vote is the one of `self_consistency`. Texts whose
-answers cannot be read are compared as a whole, so that there is never a further call.
+request goes to the model unchanged, and the vote is that of `self_consistency`. If no answer can be
+read, the whole texts are voted on, so that there is never a further call.
 Cost: `n` calls, all concurrent; the latency is that of the slowest.
 """
 
@@ -41,8 +41,8 @@ async def majority_voting(
 ) -> Answer:
     """Return the first candidate that gives the most frequent answer; ties go to the earlier call.
 
-    A candidate that failed, was cut off while others finished, or has no readable answer does not
-    vote. With no readable answer at all, the texts themselves are voted on.
+    A candidate that failed, was truncated while others were not, or has no readable answer does not
+    vote. Without any readable answer, the whole texts are voted on.
 
     Raises:
         SamplesFailed: no candidate finished within the request's deadline and budget.

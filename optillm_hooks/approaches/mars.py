@@ -1,18 +1,18 @@
-"""MARS: agents explore, merge and exchange what they found, and check each other until it holds.
+"""MARS: agents explore, merge solutions, exchange strategies, and verify each other's solutions.
 
 Source: Venkatraman et al. 2025, "Recursive Self-Aggregation Unlocks Deep Thinking in Large
-Language Models", arXiv:2509.26626, section 3 (a population of N solutions, N of which are made
-anew in each of T loops from random subsets of K), and Huang and Yang 2025, "Gemini 2.5 Pro Capable
-of Winning Gold at IMO 2025", arXiv:2507.15855, section 3 (a verifier's report, improvement from
-it, acceptance after passes in a row). Between them agents tell each other their strategies, and a
-solution is never checked by its author. Deviations: aggregation and the exchange of strategies run
-at once, since neither needs the other; solutions are checked in the order of how many others share
-their final answer, and only until enough of them hold; agents differ in temperature and, if models
-are named, in model. The first of the papers ends with a vote; here it decides what the verifiers
-leave open.
-Cost: at best `num_agents` explorations, `aggregation_loops * population_size` aggregations beside
-`2 * num_agents` calls for strategies, and `consensus_threshold * verification_passes_required`
-verifications: 31 calls, 5 deep. Each round of improvement adds up to
+Language Models", arXiv:2509.26626, section 3 (each of T loops writes a population of N solutions
+anew, each from a random subset of K), and Huang and Yang 2025, "Gemini 2.5 Pro Capable of Winning
+Gold at IMO 2025", arXiv:2507.15855, section 3 (a verifier's report, improvement from it, acceptance
+after consecutive passes). In addition, agents exchange strategies, and a solution is never verified
+by its author. Deviations: aggregation and the exchange of strategies run concurrently, since
+neither needs the other; solutions are verified in the order of how many others share their final
+answer, and only until enough are confirmed; agents differ in temperature and, if `models` is set,
+in model. The first paper ends with a vote; here the vote decides where verification does not.
+Cost: at best `num_agents` explorations, `aggregation_loops * population_size` aggregations and
+concurrently `2 * num_agents` calls for strategies, then
+`consensus_threshold * verification_passes_required` verifications: 31 calls, 5 deep. Each round of
+improvement adds up to
 `num_agents * (1 + max_verification_attempts)` calls, 2 or more deep.
 """
 
@@ -94,7 +94,7 @@ Verdict = Literal["correct", "incorrect", "incomplete"]
 
 
 class StrategySwitches(BaseModel):
-    """OptiLLM's three switches of one thing: strategies are exchanged if all are on."""
+    """OptiLLM's three switches for one thing: strategies are exchanged if all three are on."""
 
     enable_strategy_network: bool = True
     strategy_extraction_enabled: bool = True
@@ -102,74 +102,83 @@ class StrategySwitches(BaseModel):
 
 
 class MarsParams(Params):
-    """OptiLLM's names, also together in an object `mars_config`."""
+    """OptiLLM's parameters, which may also come in one object, `mars_config`."""
 
     model_fields_named: ClassVar[tuple[str, ...]] = ("models",)
     body_fields = {"mars_config": "mars_config"}  # noqa: RUF012 (ClassVar of the base)
 
-    num_agents: int = Field(default=3, ge=1, le=16, description="Agents that explore.")
+    num_agents: int = Field(default=3, ge=1, le=16, description="Number of agents.")
     models: tuple[str, ...] = Field(
-        default=(), max_length=16, description="Model groups of the agents, in turn; empty: base."
+        default=(),
+        max_length=16,
+        description="Model groups of the agents, in turn; empty: the base model.",
     )
-    max_iterations: int = Field(default=5, ge=0, le=16, description="Rounds of improvement.")
+    max_iterations: int = Field(
+        default=5, ge=0, le=16, description="Maximum rounds of improvement."
+    )
     verification_passes_required: int = Field(
-        default=2, ge=1, le=8, description="Verdicts CORRECT in a row that confirm a solution."
+        default=2, ge=1, le=8, description="Consecutive CORRECT verdicts that confirm a solution."
     )
     max_verification_attempts: int = Field(
-        default=3, ge=1, le=16, description="Verifications of one solution at most."
+        default=3, ge=1, le=16, description="Maximum verifications of one solution."
     )
     consensus_threshold: int = Field(
-        default=2, ge=1, le=16, description="Solutions with most support that are checked first."
+        default=2,
+        ge=1,
+        le=16,
+        description="How many of the best supported solutions are verified first.",
     )
     min_verified_solutions: int = Field(
         default=1,
         ge=1,
         le=16,
-        description="Confirmed solutions below which all are checked, and then improved.",
+        description="With fewer confirmed, the others are verified and solutions improved.",
     )
     early_termination: bool = Field(
-        default=True, description="Stop checking when enough hold, instead of checking all."
+        default=True, description="Stop when enough solutions are confirmed; off: verify all."
     )
     max_tokens: int | None = Field(
         default=None,
         ge=1,
         le=1_000_000,
-        description="Most tokens of a solution; unset: as the client says.",
+        description="Maximum tokens of a solution; unset: the client's max_tokens.",
     )
     enable_aggregation: bool = Field(default=True, description="Merge solutions recursively.")
     population_size: int = Field(default=6, ge=1, le=32, description="N: solutions per loop.")
-    aggregation_size: int = Field(default=3, ge=1, le=16, description="K: solutions merged in one.")
+    aggregation_size: int = Field(
+        default=3, ge=1, le=16, description="K: solutions merged into one."
+    )
     aggregation_loops: int = Field(default=3, ge=1, le=16, description="T: loops of merging.")
     aggregation_temperature: float = Field(
         default=0.7, ge=0, le=2, description="Temperature of merging."
     )
     enable_strategy_network: bool = Field(
-        default=True, description="Have agents tell each other their strategies."
+        default=True, description="Let agents exchange their strategies."
     )
     use_reasoning_api: bool = Field(
         default=True,
-        description="Ask for reasoning effort by temperature (low to 0.4, medium to 0.8, high) "
-        "where the model takes it and the client does not say otherwise.",
+        description="Ask for reasoning effort by temperature (low up to 0.4, medium up to 0.8, "
+        "else high) if the model supports it and the client sets none.",
     )
     use_thinking_tags: bool = Field(
         default=False,
-        description="Give the solution as reasoning, and as text only its final answer, if it has "
-        "one that can be read.",
+        description="Return the solution as reasoning, and only its final answer as text, if that "
+        "can be read.",
     )
     answer_extraction_mode: Literal["auto", "math", "code", "none"] = Field(
         default="auto",
-        description="code and none: solutions are not compared by their final answers.",
+        description="With code and none, solutions are not compared by their final answers.",
     )
     lightweight: bool | None = Field(
         default=None,
-        description="Take the small values of what is not given; unset: if the client's max_tokens "
-        "is at most 4000.",
+        description="Use small values for parameters that are not given; unset: if the client's "
+        "max_tokens is at most 4000.",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _from_optillm(cls, given: Any) -> Any:
-        """Return `given` with the entries of `mars_config`, and with one switch for three."""
+        """Return `given` with the entries of `mars_config`, and one switch instead of three."""
         if not isinstance(given, dict):
             return given
         config = given.get("mars_config")
@@ -195,7 +204,7 @@ class MarsParams(Params):
         return self.enable_strategy_network and self.num_agents > 1
 
     def lighter(self) -> "MarsParams":
-        """Return the parameters with the small values where none was given."""
+        """Return the parameters with the values of `LIGHTWEIGHT` where none was given."""
         small = {k: v for k, v in LIGHTWEIGHT.items() if k not in self.model_fields_set}
         lighter = self.model_copy(update=small)
         attempts = max(lighter.max_verification_attempts, lighter.verification_passes_required)
@@ -232,13 +241,13 @@ def _cost(params: MarsParams) -> Cost:
 
 @dataclass(slots=True, eq=False)
 class Solution:
-    """A solution, who wrote it, and what the others found in it."""
+    """A solution with its author, and the verdicts and reports of its verifiers."""
 
     reply: Completion
     author: int
     verdicts: list[Verdict] = field(default_factory=list[Verdict])
     reports: list[str] = field(default_factory=list[str])
-    """Of the verdicts that are not CORRECT."""
+    """The reports of the verdicts other than CORRECT."""
 
     @property
     def text(self) -> str:
@@ -246,7 +255,7 @@ class Solution:
 
     @property
     def passes(self) -> int:
-        """How many of the last verdicts, in a row, are CORRECT."""
+        """The number of consecutive CORRECT verdicts at the end."""
         failed = [at for at, verdict in enumerate(self.verdicts) if verdict != "correct"]
         return len(self.verdicts) - (failed[-1] + 1 if failed else 0)
 
@@ -256,7 +265,7 @@ class Solution:
         return self.verdicts.count("correct") / len(self.verdicts) if self.verdicts else 0.0
 
     def add(self, report: str) -> None:
-        """Take in an examiner's report, if it ends in a verdict."""
+        """Record a verifier's report; one without a verdict is ignored."""
         verdict = read_verdict(report)
         if verdict is not None:
             self.verdicts.append(verdict)
@@ -265,7 +274,7 @@ class Solution:
 
 
 def read_verdict(report: str) -> Verdict | None:
-    """Return the verdict of the last line that gives one, or None; prose gives none."""
+    """Return the verdict of the last line that has one, or None."""
     found = _VERDICT.findall(without_reasoning(report))
     verdict: Verdict | None = found[-1].lower() if found else None
     return verdict
@@ -273,19 +282,20 @@ def read_verdict(report: str) -> Verdict | None:
 
 @approach("mars", MarsParams, cost=_cost)
 async def mars(chat: Chat, llm: LLM, params: MarsParams, ctx: Context) -> Result:
-    """Return the confirmed solution that most solutions agree with; ties go to the earlier one.
+    """Return the confirmed solution with the most support; ties go to the earlier one.
 
-    Without a confirmed solution, the final answer that two or more solutions share decides, and
-    the first of them is returned; without that, a last call writes an answer from the solutions
-    with the best verdicts, and the best of them is what is left if it fails. A call that fails
-    takes only its own solution, verdict or strategy with it. An exploration that calls tools is
-    returned as it is (the first one).
+    Without a confirmed solution, the most frequent final answer wins if two or more solutions share
+    it. Otherwise a last call writes an answer from the solutions with the best verdicts; if it
+    fails, the best of these is returned. A call that fails loses only its own solution, verdict or
+    strategy. The first exploration that calls tools is returned unchanged.
 
     Raises:
         SamplesFailed: no exploration finished.
     """
-    small = (ctx.client.max_tokens or _LIGHT_TOKENS + 1) <= _LIGHT_TOKENS
-    if small if params.lightweight is None else params.lightweight:
+    lightweight = params.lightweight
+    if lightweight is None and ctx.client.max_tokens is not None:
+        lightweight = ctx.client.max_tokens <= _LIGHT_TOKENS
+    if lightweight:
         params = params.lighter()
     team = _Team(chat, llm, params, ctx)
     explored = await team.explore()
@@ -309,7 +319,7 @@ async def mars(chat: Chat, llm: LLM, params: MarsParams, ctx: Context) -> Result
 
 @dataclass(frozen=True, slots=True)
 class _Team:
-    """The agents of one request, by number. They differ in temperature and perhaps in model."""
+    """The agents of one request, by number. They differ in temperature and maybe in model."""
 
     chat: Chat
     llm: LLM
@@ -317,7 +327,7 @@ class _Team:
     ctx: Context
 
     async def explore(self) -> list[Solution]:
-        """Return what the agents found, each on its own."""
+        """Return the agents' independent solutions."""
         agents = range(self.params.num_agents)
         self.ctx.progress(f"{len(agents)} agents explore")
         found = await finished(
@@ -328,9 +338,9 @@ class _Team:
         return found
 
     async def develop(self, explored: Sequence[Solution]) -> list[Solution]:
-        """Return the last population, and beside it the solutions improved by strategies."""
+        """Return the last population, followed by the solutions improved by strategies."""
         branches: list[Callable[[], Awaitable[list[Solution]]]] = []
-        # Each branch draws from a source of its own: they run at once.
+        # Each branch has its own rng, because they run concurrently.
         if self.params.enable_aggregation:
             branches.append(partial(self._aggregate, explored, self.ctx.child(1).rng))
         if self.params.exchanges_strategies and len(explored) > 1:
@@ -340,7 +350,7 @@ class _Team:
         return [*population, *(solution for branch in made for solution in branch)]
 
     async def _aggregate(self, explored: Sequence[Solution], rng: Random) -> list[Solution]:
-        """Return the population after the last loop; a loop that fails leaves the one before."""
+        """Return the population after the last loop that did not fail."""
         params = self.params
         population = list(explored)
         loops = 0
@@ -394,7 +404,7 @@ class _Team:
         return enhanced
 
     async def check_best(self, pool: Sequence[Solution]) -> None:
-        """Check the solutions with most support, and the others if too few of these hold."""
+        """Verify the best supported solutions, then the others if too few are confirmed."""
         ranked = self.ranked(pool)
         first = self.params.consensus_threshold if self.params.early_termination else len(ranked)
         await self.check(ranked[:first])
@@ -403,7 +413,7 @@ class _Team:
         self.ctx.trace.note("checked", solutions=len(pool), confirmed=self.confirmed(pool))
 
     async def check(self, solutions: Sequence[Solution]) -> None:
-        """Have each of `solutions` verified until it holds or cannot any more."""
+        """Verify each of `solutions` until it is confirmed or no longer can be."""
         if solutions:
             self.ctx.progress(f"checking {len(solutions)} solutions")
             marks = [fence(self.ctx.rng) for _ in solutions]
@@ -412,10 +422,10 @@ class _Team:
             )
 
     async def _verify(self, solution: Solution, mark: str) -> None:
-        """Add verdicts by agents other than the author, unless there is none.
+        """Add verdicts by agents other than the author, or by the author if there is no other.
 
-        As many as are missing for a confirmation are asked for at once. A verdict that fails or
-        cannot be read takes an attempt, but does not count.
+        The verdicts that a confirmation still needs are requested concurrently. A verdict that
+        fails or cannot be read uses up an attempt, but does not count.
         """
         params = self.params
         others = [a for a in range(params.num_agents) if a != solution.author] or [solution.author]
@@ -441,9 +451,9 @@ class _Team:
                     solution.add(report.text)
 
     async def improve(self, pool: Sequence[Solution]) -> dict[int, Solution]:
-        """Return new versions of the best solutions that did not hold, by their place in `pool`.
+        """Return new versions of the best solutions that are not confirmed, by index in `pool`.
 
-        Each is written by its author from all that the examiners found, one per agent at most.
+        At most as many as there are agents, each by its author from all reports on it.
         """
         failed = [s for s in self.ranked(pool) if s.reports and not self.holds(s)]
         chosen = failed[: self.params.num_agents]
@@ -473,7 +483,7 @@ class _Team:
         return sum(map(self.holds, pool))
 
     def ranked(self, pool: Sequence[Solution]) -> list[Solution]:
-        """Return `pool` with whole solutions first, then by support, then in their order."""
+        """Return `pool` with complete solutions first, then by support; ties keep their order."""
         support = self._support(pool)
         order = sorted(
             range(len(pool)), key=lambda at: (pool[at].reply.truncated, -support[at], at)
@@ -481,7 +491,7 @@ class _Team:
         return [pool[at] for at in order]
 
     def _support(self, pool: Sequence[Solution]) -> list[int]:
-        """Return of each solution how many have its final answer; 0 if it cannot be read."""
+        """Return for each solution how many share its final answer; 0 if it cannot be read."""
         if self.params.answer_extraction_mode in ("code", "none"):
             return [0] * len(pool)
         asked = question(self.chat)
@@ -490,7 +500,7 @@ class _Team:
         return [0 if at is None else sizes[at] for at in same]
 
     def conclude(self, pool: Sequence[Solution]) -> Result:
-        """Return the confirmed, else the voted, else a call that writes the answer."""
+        """Return the confirmed solution, else the vote's, else a call that writes the answer."""
         ranked = self.ranked(pool)
         support = max(self._support(pool))
         holding = [solution for solution in ranked if self.holds(solution)]
@@ -545,7 +555,7 @@ class _Team:
     async def _written(
         self, calls: Sequence[Callable[[], Awaitable[Solution]]], *, until: float
     ) -> list[Solution]:
-        """Return the solutions that were written; calls of tools are none. Never fails."""
+        """Return the solutions that were written, without those that call tools. Never fails."""
         ended = await outcomes(calls, until=until)
         return [
             outcome

@@ -4,10 +4,10 @@ Source: Kocsis and Szepesvári 2006 (UCT), with full solutions as nodes and refi
 in Zhang et al. 2024, "Accessing GPT-4 level Mathematical Olympiad Solutions via Monte Carlo Tree
 Self-refine", arXiv:2406.07394; the step-level search of Xie et al. 2024, arXiv:2405.00451, trains
 a model and is not this. Deviations: the root starts with `branching` independent solutions;
-simulations run `parallel` at a time, kept apart by virtual loss; a rating is one call of a judge,
-without the paper's clipping and its repeated ratings.
+simulations run `parallel` at a time, spread by virtual loss; a rating is one call of a judge,
+without the paper's clipping and repeated ratings.
 Cost: `2 * branching + 2 * depth * simulations` calls, `2 + (depth + 1) * simulations / parallel`
-of them one after another.
+deep.
 """
 
 import math
@@ -49,36 +49,42 @@ class MctsParams(Params):
     judges_named: ClassVar[tuple[str, ...]] = ("judge",)
 
     simulations: int = Field(
-        default=2, ge=1, le=64, description="Walks down the tree, after the first solutions."
+        default=2, ge=1, le=64, description="Simulations after the first solutions."
     )
     exploration: float = Field(
-        default=0.2, ge=0, le=10, description="Weight of what is little known against ratings."
+        default=0.2, ge=0, le=10, description="Weight of exploration (UCT) against ratings."
     )
     depth: int = Field(
-        default=1, ge=1, le=8, description="Refinements in a row that a simulation adds."
+        default=1, ge=1, le=8, description="Successive refinements in each simulation."
     )
     branching: int = Field(
-        default=3, ge=1, le=16, description="First solutions, and refinements of each solution."
+        default=3,
+        ge=1,
+        le=16,
+        description="Number of first solutions, and of refinements of each solution.",
     )
     parallel: int = Field(
-        default=2, ge=1, le=16, description="Simulations at once; fewer learn more from each other."
+        default=2,
+        ge=1,
+        le=16,
+        description="Concurrent simulations; fewer learn more from each other.",
     )
     temperature: float = Field(
         default=1.0, gt=0, le=2, description="Solutions must differ, so 0 is not allowed."
     )
     judge: str | None = Field(
-        default=None, description="Model group that rates solutions; by default the base model."
+        default=None, description="Model group that rates solutions; unset: the base model."
     )
 
 
 class Solution(NamedTuple):
     completion: Completion
     rating: float | None
-    """The judge's, from 0 to `_BEST_RATING`; None if none can be read."""
+    """The judge's, from 0 to `_BEST_RATING`; None if it cannot be read."""
 
 
 Tree = MCTS[Solution | None, int]
-"""Its root, the question without a solution, is None; moves tell attempts of one kind apart."""
+"""The root, the question without a solution, has the state None. Moves number the attempts."""
 
 
 def _cost(params: MctsParams) -> Cost:
@@ -93,11 +99,11 @@ def _cost(params: MctsParams) -> Cost:
 async def mcts(chat: Chat, llm: LLM, params: MctsParams, ctx: Context) -> Answer:
     """Return the solution with the highest rating found.
 
-    Ties go to the solution that more simulations went through, then to the older one; a truncated
-    solution loses to a whole one, and one without a rating to one with. A simulation that fails is
-    left out. When time or budget runs out, the search ends with what it has, so more of either
-    never gives a solution of lower rating. If most of the first solutions call tools, the first
-    that does is returned as it is.
+    Ties go to the solution that more simulations went through, then to the older one. A complete
+    solution beats a truncated one, and one with a rating beats one without. A simulation that fails
+    is left out. When time or budget runs out, the search ends with what it has, so more of either
+    never gives a solution of lower rating. If most of the first solutions call tools, the first of
+    these is returned unchanged.
 
     Raises:
         SamplesFailed: not even a first solution was written.
@@ -138,14 +144,14 @@ async def mcts(chat: Chat, llm: LLM, params: MctsParams, ctx: Context) -> Answer
 async def _grow(
     trial: Trial[Solution | None, int], chat: Chat, llm: LLM, params: MctsParams, mark: str
 ) -> list[Completion]:
-    """Return `depth` solutions, each a refinement of the one before; fewer where one fails.
+    """Return `depth` solutions, each a refinement of the one before; fewer if a call fails.
 
     Raises:
         SampleError: not even one was written.
     """
     written: list[Completion] = []
     draft = trial.node.state.completion if trial.node.state else None
-    # Numbers below `branching` are those of the first solutions.
+    # The first solutions have the sample numbers below `branching`.
     sampling = Sampling(temperature=params.temperature, sample=params.branching + trial.move)
     while len(written) < params.depth:
         prompt = _refining(chat, draft, mark) if draft else chat
@@ -175,10 +181,10 @@ async def _learn(
     ctx: Context,
     until: float,
 ) -> None:
-    """Rate the solutions of `chains`, one for each trial in order, and tell the tree.
+    """Rate the solutions of `chains`, one chain for each trial, and tell the tree.
 
-    A trial is worth its best rating, and where there is none, what trials are worth on average.
-    One without a solution is dropped.
+    The value of a trial is its best rating or, without one, the mean value of the trials so far. A
+    trial without a solution is dropped.
     """
     texts = [solution.text for chain in chains for solution in chain]
     ratings = iter(await rate_all(texts, chat, judge, ctx, high=_BEST_RATING, until=until))
@@ -194,7 +200,7 @@ async def _learn(
 
 
 def _best(tree: Tree) -> tuple[Solution, int]:
-    """Return the solution to answer with, and how many refinements made it."""
+    """Return the solution to answer with, and the number of refinements that led to it."""
 
     def key(node: Node[Solution | None, int], solution: Solution) -> tuple[float, ...]:
         rating = -1.0 if solution.rating is None else solution.rating

@@ -1,12 +1,13 @@
-"""MoA: proposals are criticised and fused into one answer.
+"""MoA: mixture of agents, whose proposals are criticised and fused into one answer.
 
 Source: Wang et al. 2024, "Mixture-of-Agents Enhances Large Language Model Capabilities",
 arXiv:2406.04692, section 2 (layers of proposers, each seeing all of the layer before, and an
 aggregator); Li et al. 2025, "Rethinking Mixture-of-Agents", arXiv:2502.00674, whose Self-MoA, all
 proposals from one good model, is the default; the critique before the fusion follows Sharma 2024,
 "Patched MOA", arXiv:2407.18521. Deviation: proposals are shown in random order and without their
-author, since a position or a name should not weigh.
-Cost: `proposers` calls a layer, one for the critique (if on) and the one that fuses, which streams.
+author, so that neither position nor name counts.
+Cost: `proposers` calls per layer, one for the critique (if on) and one for the fusion, which
+streams.
 """
 
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ Now answer the conversation. Build on what is right in the responses, leave out 
 even if several of them say it, and give one complete, coherent answer in the form that the \
 conversation asks for. Do not mention the responses or a review of them."""
 TIME_FOR_A_STAGE = 0.6
-"""Share of the time left that the stragglers of a stage may take from the stages after it."""
+"""Share of the remaining time after which a stage no longer waits for stragglers."""
 
 
 class MoaParams(Params):
@@ -52,7 +53,7 @@ class MoaParams(Params):
         description="Proposals in each layer; `n` is another name for it.",
     )
     layers: int = Field(
-        default=1, ge=1, le=4, description="Layers of proposers; later ones see the one before."
+        default=1, ge=1, le=4, description="Layers of proposers; each sees the layer before."
     )
     models: tuple[str, ...] = Field(
         default=(),
@@ -84,12 +85,11 @@ def _cost(params: MoaParams) -> Cost:
 async def moa(chat: Chat, llm: LLM, params: MoaParams, ctx: Context) -> Answer | FinalCall:
     """Return the call that fuses the proposals, or a proposal where fusing makes no sense.
 
-    A proposal that calls tools is returned as it is (the first one): calls cannot be fused. A
-    single proposal is returned without critique or fusion, unless the client wants answers in a
-    form that proposals do not have. Failed and truncated proposals are left
-    out while a whole one lives; a layer that fails leaves the one before it. A critique that was
-    cut off is used as far as it goes; one that failed is left out. If the fusing call fails, the
-    first proposal is the answer.
+    The first proposal that calls tools is returned unchanged: tool calls cannot be fused. A single
+    proposal is returned without critique or fusion, unless the client asks for a form that
+    proposals do not have. Failed proposals are left out, and truncated ones too if there is a
+    complete one. If a layer fails, the one before it is used. A truncated critique is used, a
+    failed one is left out. If the fusion fails, the first proposal is the answer.
 
     Raises:
         SamplesFailed: no proposal of the first layer finished.
@@ -119,7 +119,7 @@ async def moa(chat: Chat, llm: LLM, params: MoaParams, ctx: Context) -> Answer |
 
 
 class _Panel:
-    """Proposals as a later call is shown them: as data, in an order of the request's own."""
+    """Proposals as later calls see them: as data, in a random order of the request's own."""
 
     def __init__(self, chat: Chat, proposals: Sequence[Completion], ctx: Context) -> None:
         ctx.offer(proposals[0])
@@ -139,7 +139,7 @@ class _Panel:
 
 
 async def _layer(chat: Chat, llm: LLM, params: MoaParams, ctx: Context) -> list[Completion]:
-    """Return the layer's proposals, whole ones only if there is any."""
+    """Return the layer's proposals, without the truncated ones if any is complete."""
     purpose: Purpose = "answer" if params.proposers == 1 else "draft"
     sampling = Sampling(temperature=params.temperature, purpose=purpose)
     until = ctx.within(TIME_FOR_A_STAGE)
@@ -159,7 +159,7 @@ async def _layer(chat: Chat, llm: LLM, params: MoaParams, ctx: Context) -> list[
 
 
 async def _critique(panel: _Panel, aggregator: LLM, ctx: Context) -> str | None:
-    """Return what the aggregator says of the proposals, or None if that call failed."""
+    """Return the aggregator's review of the proposals, or None if that call failed."""
     ctx.progress("comparing the proposals")
     sampling = Sampling(temperature=0.1, purpose="judge")
     try:

@@ -1,7 +1,7 @@
 """None: a plain call, for comparing and for switching an alias back.
 
 Source: the model as it is.
-Cost: one call. Where the gateway can, it sends the request on untouched instead.
+Cost: one call. Where possible, the gateway forwards the request unchanged instead.
 """
 
 from optillm_hooks.context import Context
@@ -12,5 +12,5 @@ from optillm_hooks.types import Chat
 
 @approach("none", NoParams, cost=lambda _: Cost(calls=1, depth=1))
 async def none(chat: Chat, _llm: LLM, _params: NoParams, _ctx: Context) -> FinalCall:
-    """Return the call that the client asked for."""
+    """Return the client's own call."""
     return FinalCall(chat)

@@ -6,10 +6,10 @@ subset, observations of second order and a plan that uses both; an answer by eac
 `leaves` subsets are drawn instead of all; the second-order observations and the plan of a leaf are
 one call, so that the answers can still be judged on the same critical path; the paper's second plan
 per leaf (made by calling the first one wrong) and its pseudocode step are left out. As in the
-paper, answers are selected by the tests that the request holds, where the operator lets programs
-run; a judge selects among those that pass as many, and where there is nothing to run. The prompts
-ask for an answer, not for Python: code is not assumed.
-Cost: `1 + 3 * leaves` calls, 4 of them one after another; no judge where tests decide.
+paper, the tests in the request select the answer, if the operator allows programs to run; a judge
+selects among answers that pass equally many, and where nothing can be run. The prompts ask for an
+answer, not for Python: code is not assumed.
+Cost: `1 + 3 * leaves` calls, 4 deep; no judge calls if tests decide.
 """
 
 from collections.abc import Sequence
@@ -70,13 +70,13 @@ class PlansearchParams(Params):
         default=2, ge=1, le=6, description="Second-order observations for each plan."
     )
     subset_size: int = Field(
-        default=2, ge=1, le=4, description="Most first-order observations that one plan rests on."
+        default=2, ge=1, le=4, description="Maximum first-order observations for one plan."
     )
     temperature: float = Field(
-        default=1.0, ge=0, le=2, description="Of observations, plans and answers."
+        default=1.0, ge=0, le=2, description="Temperature of observations, plans and answers."
     )
     judge: str | None = Field(
-        default=None, description="Model group that rates the answers; by default the base model."
+        default=None, description="Model group that rates answers; unset: the base model."
     )
 
 
@@ -87,12 +87,12 @@ def _cost(params: PlansearchParams) -> Cost:
 
 @approach("plansearch", PlansearchParams, cost=_cost, needs=["code"])
 async def plansearch(chat: Chat, llm: LLM, params: PlansearchParams, ctx: Context) -> Answer:
-    """Return the answer that passes most tests, and of those the one that the judge rates highest.
+    """Return the answer that passes most tests; among equals, the one that the judge rates highest.
 
-    There is one answer for each plan. Among equal ratings, and without any, the final answers vote;
-    ties go to the plan that was drawn first. An observation, plan or answer that fails is left out,
-    and so is a truncated answer if there is a whole one. If most answers call tools, the first that
-    does is returned as it is.
+    There is one answer for each plan. With equal ratings or none, the final answers vote; ties go
+    to the plan that was drawn first. An observation, plan or answer that fails is left out, and so
+    is a truncated answer if there is a complete one. If most answers call tools, the first of these
+    is returned unchanged.
 
     Raises:
         SamplesFailed: no answer was written.
@@ -123,9 +123,9 @@ async def plansearch(chat: Chat, llm: LLM, params: PlansearchParams, ctx: Contex
 
 
 async def _passed(answers: Sequence[Completion], chat: Chat, ctx: Context) -> list[int | None]:
-    """Return of each answer how many tests of the request its program passes.
+    """Return for each answer how many of the request's tests its program passes.
 
-    All are None where no programs may be run, and where there are no tests.
+    All are None if programs may not be run, or if there are no tests.
     """
     tests = read_tests(question(chat))
     if ctx.code_runner is None or not tests:
@@ -142,7 +142,7 @@ async def _passed_by(text: str, tests: PublicTests, runner: CodeRunner) -> int:
 
 
 async def _observed(chat: Chat, llm: LLM, params: PlansearchParams) -> list[str]:
-    """Return the first-order observations; none if the call failed or cannot be read."""
+    """Return the first-order observations; none if the call fails or cannot be read."""
     request = OBSERVE.format(count=params.observations)
     sampling = Sampling(temperature=params.temperature, purpose="draft")
     try:
@@ -153,13 +153,13 @@ async def _observed(chat: Chat, llm: LLM, params: PlansearchParams) -> list[str]
 
 
 def draw_subsets(
-    observations: Sequence[str], count: int, most: int, rng: Random
+    observations: Sequence[str], count: int, max_size: int, rng: Random
 ) -> list[tuple[str, ...]]:
-    """Return `count` subsets of 1 to `most` observations, all different while there are enough.
+    """Return `count` subsets of 1 to `max_size` observations, all different if there are enough.
 
     Without observations, all are empty.
     """
-    sizes = range(1, most + 1)
+    sizes = range(1, max_size + 1)
     subsets = [subset for size in sizes for subset in combinations(observations, size)] or [()]
     rng.shuffle(subsets)
     return [subsets[number % len(subsets)] for number in range(count)]
@@ -173,7 +173,7 @@ async def _leaf(
     number: int,
     mark: str,
 ) -> Completion:
-    """Return the answer by a plan that rests on `subset`, which is the request's `number`-th."""
+    """Return the answer of leaf `number`, whose plan starts from the observations of `subset`."""
     sampling = Sampling(temperature=params.temperature, sample=number)
     planning = ask(chat, PLAN_FREELY)
     if subset:

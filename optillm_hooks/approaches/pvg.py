@@ -4,15 +4,16 @@ Source: Kirchner et al. 2024, "Prover-Verifier Games improve legibility of LLM o
 arXiv:2407.13692, which trains a helpful prover, a sneaky prover and a verifier. Here nothing is
 trained: in each round a helpful prover writes `num_solutions` solutions, a sneaky one writes
 `num_decoys` that convince and are wrong, and the verifier rates all of them, one at a time and
-without knowing which is which. Only helpful solutions can be the answer. The decoys tell what the
-ratings are worth: if they were rated as highly as the helpful solutions on average, the ratings
-are put aside and the solutions' final answers vote. Between rounds, what the best solution so far
-leaves open is written down for the provers of the next; the question itself is never rewritten,
-and every solution of every round is rated on it.
+without knowing which is which. Only helpful solutions can be the answer. The decoys show whether
+the ratings can be trusted: if decoys are rated as highly as helpful solutions on average, ratings
+are ignored and the solutions' final answers vote. Between rounds, a review of the best solution so
+far tells the next provers what to improve; the question itself is never rewritten, and the
+solutions of every round are rated on it.
 Cost: `num_rounds * 2 * (num_solutions + num_decoys) + num_rounds - 1` calls, `3 * num_rounds - 1`
-of them one after another.
+deep.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import fmean
@@ -61,7 +62,7 @@ class PvgParams(Params):
         default=0.7, gt=0, le=2, description="Solutions must differ, so 0 is not allowed."
     )
     verifier: str | None = Field(
-        default=None, description="Model group that rates solutions; by default the base model."
+        default=None, description="Model group that rates solutions; unset: the base model."
     )
 
 
@@ -74,7 +75,7 @@ def _cost(params: PvgParams) -> Cost:
 
 @dataclass(slots=True)
 class Game:
-    """What came out so far; the lists of solutions and ratings belong together."""
+    """The results so far. The lists of solutions and ratings are parallel."""
 
     solutions: list[Completion] = field(default_factory=list[Completion])
     ratings: list[float | None] = field(default_factory=list[float | None])
@@ -88,10 +89,10 @@ class Game:
         return bool(helpful) and (not decoys or fmean(helpful) > fmean(decoys))
 
     def best(self, asked: str, *, as_json: bool) -> Completion:
-        """Return the solution with the highest rating; where ratings are not trusted, any is best.
+        """Return the solution with the highest rating, or the vote's if ratings are not trusted.
 
-        Among several that are, their final answers vote; ties go to the earlier one. A truncated
-        solution loses to a whole one.
+        Solutions with the same rating vote by their final answers; ties go to the earlier one. A
+        complete solution beats a truncated one.
         """
         pairs = list(zip(self.solutions, self.ratings, strict=True))
         pool = [(s, r) for s, r in pairs if not s.truncated] or pairs
@@ -105,8 +106,8 @@ async def pvg(chat: Chat, llm: LLM, params: PvgParams, ctx: Context) -> Answer:
     """Return the best helpful solution of all rounds, as `Game.best` says.
 
     A solution, rating or review that fails is left out; a round without a helpful solution ends the
-    game. If most helpful solutions of the first round call tools, the first that does is returned
-    as it is.
+    game. If most helpful solutions of the first round call tools, the first of these is returned
+    unchanged.
 
     Raises:
         SamplesFailed: the first round gave no helpful solution.
@@ -127,15 +128,7 @@ async def pvg(chat: Chat, llm: LLM, params: PvgParams, ctx: Context) -> Answer:
             break
         if (usual := contenders(helpful)[0]).tool_calls and not game.solutions:
             return usual
-        helpful, decoys = (
-            [solution for solution in some if not solution.tool_calls] for some in (helpful, decoys)
-        )
-        texts = [solution.text for solution in [*helpful, *decoys]]
-        until = ctx.within(0.8 / rounds_left)
-        rated = await rate_all(texts, chat, verifier, ctx, until=until)
-        game.solutions += helpful
-        game.ratings += rated[: len(helpful)]
-        game.decoy_ratings += rated[len(helpful) :]
+        await _rate(game, helpful, decoys, chat, verifier, ctx, until=ctx.within(0.8 / rounds_left))
         best = game.best(question(chat), as_json=json_is_asked(ctx.client))
         ctx.offer(best)
         if rounds_left > 1:
@@ -153,7 +146,7 @@ async def pvg(chat: Chat, llm: LLM, params: PvgParams, ctx: Context) -> Answer:
 async def _proved(
     chat: Chat, points: str, number: int, llm: LLM, params: PvgParams, until: float
 ) -> tuple[list[Completion], list[Completion]]:
-    """Return the helpful solutions of round `number`, at least one, and the decoys beside them."""
+    """Return the helpful solutions of round `number`, at least one, and its decoys."""
     sampling = Sampling(temperature=params.temperature, sample=number * params.num_solutions)
     # Nothing of a decoy may ever be offered as an answer, not even as the best so far.
     sneaky = replace(sampling, purpose="draft", sample=number * params.num_decoys)
@@ -165,8 +158,28 @@ async def _proved(
         return helpful, await decoys()
 
 
+async def _rate(
+    game: Game,
+    helpful: Sequence[Completion],
+    decoys: Sequence[Completion],
+    chat: Chat,
+    verifier: LLM,
+    ctx: Context,
+    *,
+    until: float,
+) -> None:
+    """Add a round's solutions that call no tools, and the verifier's ratings, to the game."""
+    solutions = [solution for solution in helpful if not solution.tool_calls]
+    texts = [solution.text for solution in solutions]
+    texts += [decoy.text for decoy in decoys if not decoy.tool_calls]
+    ratings = await rate_all(texts, chat, verifier, ctx, until=until)
+    game.solutions += solutions
+    game.ratings += ratings[: len(solutions)]
+    game.decoy_ratings += ratings[len(solutions) :]
+
+
 async def _reviewed(chat: Chat, best: Completion, llm: LLM, mark: str) -> str:
-    """Return what the provers of the next round are told beside the question."""
+    """Return what the prompt of the next round's provers adds: the points of a review."""
     shown = enclose([without_reasoning(best.text)], "solution", mark)
     request = f"{REVIEW}\n{data_notice('solution', mark)}\n\n{shown}"
     try:

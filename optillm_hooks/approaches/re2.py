@@ -3,7 +3,7 @@
 Source: Xu et al. 2023, "Re-Reading Improves Reasoning in Large Language Models",
 arXiv:2309.06275, section 3. As there, only the question is repeated (here: the last user turn), not
 the instructions or the history; the paper's step-by-step trigger after it is a switch.
-Cost: no call of its own; the plain call that ends it has one question more in its prompt.
+Cost: no call of its own; the prompt of the plain call that follows contains the question twice.
 """
 
 from pydantic import Field
@@ -31,9 +31,8 @@ def read_again(asked: str) -> str:
 async def re2(chat: Chat, _llm: LLM, params: Re2Params, _ctx: Context) -> Chat:
     """Return `chat` with its last user turn stated twice; images in it are not repeated.
 
-    A conversation without a user turn, or whose last one has no text, is returned as it is.
+    A conversation without a user turn, or whose last one has no text, is returned unchanged.
     """
-
     if not question(chat).strip():
         return chat
     parts = [TRIGGER] if params.think else []

@@ -1,18 +1,18 @@
-"""rStar: search over reasoning actions, trust the answer that a second reader also reaches.
+"""rStar: tree search over reasoning actions; a discriminator confirms the answer.
 
 Source: Qi et al. 2024, "Mutual Reasoning Makes Smaller LLMs Stronger Problem-Solvers",
 arXiv:2408.06195. A rollout goes down a tree of five actions (one step; the rest of the solution; a
 sub-question with its answer; that sub-question again; the question in other words) with the paper's
 constraints: re-answering only right after a sub-question, rephrasing only at the root. The value of
-a trajectory is the share of all trajectories so far that reach its answer, and counts on every node
-of its path. A discriminator gets the first 20 to 80 % of a trajectory and completes it; a
-trajectory is trusted if both come to the same answer. The answer is the trusted trajectory of
-highest value times share. Deviations: rollouts run `parallel` at a time, kept apart by virtual
-loss, and their values are known when all of them have ended; prompts without worked examples; the
-hint is cut between words, not between steps; nobody is asked where all trajectories agree; by
-default the discriminator is the same model.
-Cost: at most `(max_depth + 1) * num_rollouts` calls, `max_depth * num_rollouts / parallel + 1` of
-them one after another.
+a trajectory is the share of all trajectories so far that reach its answer; it is added to every
+node of its path. A discriminator completes the first 20 to 80 % of a trajectory; a trajectory is
+trusted if both reach the same answer. The answer is the trusted trajectory with the highest value
+times share. Deviations: rollouts run `parallel` at a time, spread by virtual loss, and get their
+values when all of them have ended; prompts contain no worked examples; the hint is cut between
+words, not between steps; the discriminator is not asked if all trajectories agree; by default it
+is the same model.
+Cost: at most `(max_depth + 1) * num_rollouts` calls, `max_depth * num_rollouts / parallel + 1`
+deep.
 """
 
 import math
@@ -73,7 +73,7 @@ step by step, and put the final answer alone on the last line, as: ANSWER: <answ
 SO_FAR = "This is there so far towards an answer to the request above."
 
 HINT = (0.2, 0.8)
-"""Least and largest share of a trajectory that the discriminator is shown."""
+"""Smallest and largest share of a trajectory that the discriminator is shown."""
 
 
 class RstarParams(Params):
@@ -85,45 +85,48 @@ class RstarParams(Params):
     model_fields_named: ClassVar[tuple[str, ...]] = ("discriminator",)
 
     max_depth: int = Field(
-        default=3, ge=2, le=8, description="Most actions of a trajectory; the last one finishes it."
+        default=3,
+        ge=2,
+        le=8,
+        description="Maximum actions of a trajectory; the last one finishes it.",
     )
-    num_rollouts: int = Field(default=5, ge=1, le=64, description="Trajectories to make.")
+    num_rollouts: int = Field(default=5, ge=1, le=64, description="Number of trajectories.")
     c: float = Field(
-        default=1.4, ge=0, le=10, description="Weight of what is little known against values."
+        default=1.4, ge=0, le=10, description="Weight of exploration (UCT) against values."
     )
     parallel: int = Field(
-        default=5, ge=1, le=16, description="Rollouts at once; fewer learn more from each other."
+        default=5, ge=1, le=16, description="Concurrent rollouts; fewer learn more from each other."
     )
     candidates: int = Field(
         default=2, ge=1, le=8, description="How often one action may be tried from one state."
     )
-    temperature: float = Field(default=0.8, ge=0, le=2, description="Of the actions.")
+    temperature: float = Field(default=0.8, ge=0, le=2, description="Temperature of the actions.")
     discriminator: str | None = Field(
         default=None,
-        description="Model group that completes trajectories; by default the base model.",
+        description="Model group that completes trajectories; unset: the base model.",
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What an action came to."""
+    """An action and the reply to it."""
 
     action: Action
     completion: Completion
 
 
 State = Node[Step | None, Action]
-"""A node of the tree, whose root, where nothing has been done yet, is None."""
+"""A node of the tree. The state of the root, before any action, is None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """A path of the tree to its end, which is a whole answer."""
+    """A path from the root to a complete answer."""
 
     end: State
     completion: Completion
     answer: str | None
-    """The final answer, if it can be read."""
+    """The final answer; None if it cannot be read."""
 
     @property
     def text(self) -> str:
@@ -131,7 +134,7 @@ class Trajectory:
 
     @property
     def value(self) -> float:
-        """The mean value of the nodes on the way."""
+        """The mean value of the nodes on the path."""
         return fmean(node.mean for node in self.end.path()[1:])
 
 
@@ -152,7 +155,7 @@ def allowed(last: Action | None, actions_left: int) -> tuple[Action, ...]:
 
 
 def planned(first: Action, actions_left: int, rng: Random) -> list[Action]:
-    """Return the actions of a rollout that begins with `first`, drawn at random up to its end."""
+    """Return the random actions of a rollout that begins with `first`, up to its end."""
     actions = [first]
     while following := allowed(actions[-1], actions_left - len(actions)):
         actions.append(rng.choice(following))
@@ -160,8 +163,8 @@ def planned(first: Action, actions_left: int, rng: Random) -> list[Action]:
 
 
 def _cost(params: RstarParams) -> Cost:
-    at_once = min(params.parallel, len(allowed(None, params.max_depth)) * params.candidates)
-    waves = math.ceil(params.num_rollouts / at_once)
+    concurrent = min(params.parallel, len(allowed(None, params.max_depth)) * params.candidates)
+    waves = math.ceil(params.num_rollouts / concurrent)
     return Cost(
         calls=(params.max_depth + 1) * params.num_rollouts, depth=params.max_depth * waves + 1
     )
@@ -169,15 +172,15 @@ def _cost(params: RstarParams) -> Cost:
 
 @approach("rstar", RstarParams, cost=_cost)
 async def rstar(chat: Chat, llm: LLM, params: RstarParams, ctx: Context) -> Answer:
-    """Return the end of the best trajectory, which is a whole answer to the request.
+    """Return the end of the best trajectory, which is a complete answer to the request.
 
-    A rollout or a check that fails is left out; a trajectory whose answer cannot be read is worth
-    nothing and is not checked. Without a trusted trajectory all are candidates. Ties go to the
+    A rollout or a check that fails is left out; a trajectory whose answer cannot be read has the
+    value 0 and is not checked. Without a trusted trajectory, all are candidates. Ties go to the
     trajectory that was asked for first. If most trajectories end in tool calls, the first of these
-    is returned as it is.
+    is returned unchanged.
 
     Raises:
-        SamplesFailed: no trajectory came to its end.
+        SamplesFailed: no trajectory was completed.
     """
     mark = fence(ctx.rng)
     tree = MCTS[Step | None, Action](
@@ -203,18 +206,25 @@ async def rstar(chat: Chat, llm: LLM, params: RstarParams, ctx: Context) -> Answ
             break
     if (usual := contenders([trajectory.completion for trajectory in found])[0]).tool_calls:
         return usual
+    discriminator = ctx.llm(params.discriminator) if params.discriminator else llm
+    return (await _best(found, chat, discriminator, ctx, mark)).completion
+
+
+async def _best(
+    found: Sequence[Trajectory], chat: Chat, discriminator: LLM, ctx: Context, mark: str
+) -> Trajectory:
+    """Return the trusted trajectory with the highest value times share, or the best of all."""
     support = _shares([trajectory.answer for trajectory in found])
     ctx.offer(found[support.index(max(support))].completion)
-    discriminator = ctx.llm(params.discriminator) if params.discriminator else llm
     trusted = await _trusted(found, chat, discriminator, ctx, mark)
     candidates = trusted or range(len(found))
     best = max(candidates, key=lambda i: found[i].value * support[i])
     ctx.trace.note("rstar", trajectories=len(found), trusted=len(trusted), support=support[best])
-    return found[best].completion
+    return found[best]
 
 
 def _moves(node: State, params: RstarParams, rng: Random) -> list[Action]:
-    """Return what may follow `node`, each action once in random order before any comes again."""
+    """Return the moves from `node`: each allowed action once in random order, then each again."""
     done = [step.action for step in _steps(node)]
     actions = allowed(done[-1] if done else None, params.max_depth - len(done))
     return [
@@ -227,7 +237,7 @@ def _plan(trial: Trial[Step | None, Action], params: RstarParams, rng: Random) -
 
 
 def _shares(answers: Sequence[str | None]) -> list[float]:
-    """Return for each answer the share of all that are equivalent to it; 0 for None."""
+    """Return for each answer the share of all answers that are equivalent to it; 0 for None."""
     groups = classes(answers)
     return [0.0 if group is None else groups.count(group) / len(groups) for group in groups]
 
@@ -239,7 +249,7 @@ def _steps(node: State) -> list[Step]:
 async def _rollout(
     start: State, plan: Sequence[Action], chat: Chat, llm: LLM, sampling: Sampling, mark: str
 ) -> list[Step]:
-    """Return the steps that the actions of `plan` come to, after those that led to `start`."""
+    """Return the steps of a rollout that takes the actions of `plan` from `start`."""
     before = _steps(start)
     steps: list[Step] = []
     for action in plan:
@@ -265,9 +275,9 @@ def _told(
     before: Sequence[Trajectory],
     asked: str,
 ) -> list[Trajectory]:
-    """Tell the tree what the trials came to, and return their trajectories.
+    """Tell the tree the results of the trials, and return their trajectories.
 
-    A trajectory is worth the share of all so far, these included, that come to its answer.
+    The value of a trajectory is the share of all so far, these included, that reach its answer.
     """
     reached = [
         (trial, steps)
@@ -290,9 +300,9 @@ def _told(
 async def _trusted(
     found: Sequence[Trajectory], chat: Chat, discriminator: LLM, ctx: Context, mark: str
 ) -> list[int]:
-    """Return which trajectories the discriminator, given their beginning, brings to their answer.
+    """Return the indices of the trajectories whose answer the discriminator also reaches.
 
-    Where all have the same answer there is nothing to decide, and none is asked about.
+    If all have the same answer, there is nothing to decide, and the discriminator is not asked.
     """
     readable = [i for i, trajectory in enumerate(found) if trajectory.answer is not None]
     answers = [found[i].answer or "" for i in readable]

@@ -2,11 +2,11 @@
 
 Source: Allamanis et al. 2024, "Unsupervised Evaluation of Code LLMs with Round-Trip Correctness",
 arXiv:2402.08699, and Sharma 2024, "Patched RTC", arXiv:2407.16557. Both use the round trip to
-measure a model; here its second version is used to better the first. Deviations: one round trip
-of one sample; whether the versions are equivalent is judged in the call that would merge them, so
-that the judgement costs no call of its own. The description is made from the first answer alone,
-never from the question.
-Cost: 4 calls, one after another; 3 when both versions hold the same code.
+measure a model; here its second version improves the first. Deviations: one round trip of one
+sample; the call that merges the versions also judges whether they are equivalent, so that the
+judgement costs no extra call. The description is made from the first answer alone, never from the
+question.
+Cost: 4 calls, 4 deep; 3 if both versions contain the same code.
 """
 
 from pydantic import Field
@@ -39,7 +39,7 @@ class RtoParams(Params):
         default=None,
         ge=0,
         le=2,
-        description="Of the two versions and the description; by default the model's own.",
+        description="Temperature of the two versions and the description; unset: the client's.",
     )
 
 
@@ -47,8 +47,8 @@ class RtoParams(Params):
 async def rto(chat: Chat, llm: LLM, params: RtoParams, ctx: Context) -> Answer:
     """Return the merger of two versions of the answer, or the first if they are equivalent.
 
-    The first version is also returned if it calls tools or is truncated, and if a later call fails
-    or is truncated: the round trip can only add to it.
+    The first version is also returned if it calls tools or is truncated, or if a later call fails
+    or is truncated: the round trip can only improve it.
 
     Raises:
         SampleError: the first answer failed.
@@ -73,10 +73,10 @@ async def rto(chat: Chat, llm: LLM, params: RtoParams, ctx: Context) -> Answer:
 async def _remade(
     chat: Chat, first: Completion, llm: LLM, params: RtoParams, ctx: Context
 ) -> Completion:
-    """Return the answer to a description of `first`, with nothing of the question in it.
+    """Return the answer to a description of `first`; the question itself is not shown.
 
     Raises:
-        SampleError: one of the two calls failed, or the description says nothing.
+        SampleError: one of the two calls failed, or the description is empty.
     """
     mark = fence(ctx.rng)
     work = enclose([without_reasoning(first.text)], "work", mark)

@@ -3,11 +3,11 @@
 Source: Wang et al. 2022, "Self-Consistency Improves Chain of Thought Reasoning in Language
 Models", arXiv:2203.11171, section 2 (unweighted majority over final answers); for free text, Chen
 et al. 2023, "Universal Self-Consistency for Large Language Model Generation", arXiv:2311.17311,
-section 3. Deviations: answers are the same if they are equivalent, not if they are the same
-string; tool calls and JSON are voted on as such; the paths are shown to the model that chooses
-among free texts in random order.
-Cost: `n` calls, all concurrent; the latency is that of the slowest path. Where no path has an
-answer that can be read, as in free text, one more call asks which path agrees most with the others.
+section 3. Deviations: answers are equal if they are equivalent, not only if the strings are equal;
+tool calls and JSON are voted on as such; the model that chooses among free texts sees the paths in
+random order.
+Cost: `n` calls, all concurrent; the latency is that of the slowest path. If no path has a readable
+answer, as in free text, one more call asks which path agrees most with the others.
 """
 
 from pydantic import Field
@@ -45,10 +45,10 @@ async def self_consistency(
 ) -> Answer:
     """Return the first path that reaches the most frequent final answer.
 
-    A path that failed, was cut off while others finished, or has no readable answer does not vote.
-    Ties go to the answer that comes first in the order of the calls, so the result does not depend
-    on which reply arrives first. With no readable answer at all, the model is asked which path
-    agrees most with the others; if it cannot say, the first path is returned as it is.
+    A path that failed, was truncated while others were not, or has no readable answer does not
+    vote. Ties go to the answer that comes first in the order of the calls, so the result does not
+    depend on which reply arrives first. Without any readable answer, the model is asked which path
+    agrees most with the others; if it cannot say, the first path is returned.
 
     Raises:
         SamplesFailed: no path finished within the request's deadline and budget.

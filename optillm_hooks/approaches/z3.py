@@ -5,9 +5,9 @@ Using Declarative Prompting", arXiv:2305.09656, and Pan et al. 2023, "Logic-LM",
 (section 3.3, repair from the solver's message). Instead of programs, which would have to be run,
 the model writes SMT-LIB 2, which Z3 parses, or a list of algebraic steps, which a fixed
 translator turns into SymPy's terms; both in a process limited in time and memory. The plain
-answer is asked for at the same time, so that a problem without a formalisation waits for nothing.
-Cost: 3 calls, 2 deep: the plain answer beside the formalisation, then the answer from the
-solver's result. 2 calls, 1 deep, where no solver helps; each repair adds one of both.
+answer is requested concurrently, so that a problem without a formalisation loses no time.
+Cost: 3 calls, 2 deep: the formalisation and concurrently the plain answer, then the answer from
+the solver's result. 2 calls, 1 deep, if no solver helps; each repair adds one call, one deep.
 """
 
 import asyncio
@@ -51,18 +51,18 @@ upper, point, direction, order, digits, assume ({{"x": "positive"}}). Expression
 If neither helps, reply with the single word NONE."""
 
 MIN_S = 0.5
-"""Seconds below which starting a solver is not worth it."""
+"""With fewer seconds left, starting a solver is not worth it."""
 
 
 class Z3Params(Params):
     timeout_s: float = Field(
-        default=30, gt=0, le=300, description="Seconds the solver may take for one formalisation."
+        default=30, gt=0, le=300, description="Maximum seconds of the solver for one formalisation."
     )
     memory_mb: int = Field(
-        default=1024, ge=256, le=16384, description="MiB of memory the solver may take."
+        default=1024, ge=256, le=16384, description="Maximum memory of the solver, in MiB."
     )
     repairs: int = Field(
-        default=1, ge=0, le=3, description="Rounds in which the model may repair its formalisation."
+        default=1, ge=0, le=3, description="Maximum repairs of the formalisation by the model."
     )
     formal_temperature: float = Field(
         default=0.1, ge=0, le=2, description="Temperature of the formalisation and its repairs."
@@ -92,11 +92,10 @@ def answer_request(work: Formalisation, report: Report, mark: str) -> str:
 
 @approach("z3", Z3Params, cost=lambda _: Cost(calls=3, depth=2))
 async def z3(chat: Chat, llm: LLM, params: Z3Params, ctx: Context) -> Result:
-    """Return the answer from the solver's result, or the plain answer where there is none.
+    """Return the answer from the solver's result, or the plain answer if there is no result.
 
-    The plain answer stands if the model sees nothing for a solver, if its formalisation is still
-    broken after the repairs, or if the solver runs out of its time or memory; and it is what is
-    left if the last call fails.
+    The plain answer is used if the model sees no use for a solver, if its formalisation is still
+    broken after the repairs, if the solver runs out of time or memory, or if the last call fails.
 
     Raises:
         RequestRejected: the package z3-solver is not installed.
@@ -119,7 +118,7 @@ async def z3(chat: Chat, llm: LLM, params: Z3Params, ctx: Context) -> Result:
 async def _solved(
     chat: Chat, llm: LLM, params: Z3Params, ctx: Context
 ) -> tuple[Formalisation, Report] | None:
-    """Return a formalisation and what the solver found, or None without either."""
+    """Return a formalisation and the solver's report on it, or None if there is no result."""
     sampling = Sampling(temperature=params.formal_temperature, purpose="draft")
     asked = ask(chat, FORMALISE)
     for repair in range(params.repairs + 1):

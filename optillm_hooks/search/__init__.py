@@ -1,1 +1,1 @@
-"""Tree search without model calls: a search says what to try, and is told what it was worth."""
+"""Tree search with an ask-tell interface, without model calls."""

@@ -1,9 +1,9 @@
-"""Monte Carlo tree search by UCT, asked for trials and told their values.
+"""Monte Carlo tree search (UCT) with an ask-tell interface.
 
 Source: Kocsis and Szepesvári 2006, "Bandit based Monte-Carlo Planning" (UCT); Chaslot, Winands and
 van den Herik 2008, "Parallel Monte-Carlo Tree Search" (virtual loss). Deviations: a trial keeps
 every state that it reaches, because each was paid for with a model call, and a state with nothing
-left to try is not visited again, because that would tell nothing new.
+left to try is not visited again, because nothing new would be learnt.
 """
 
 import math
@@ -23,18 +23,17 @@ class Trial(Generic[S, M]):
 
 
 class MCTS(Generic[S, M]):
-    """A search tree that grows by one trial at a time, or by several at once.
+    """A search tree that grows by one trial at a time, or by several concurrent ones.
 
-    The next trial goes down from the root, at each node to the child of highest `uct`, until a
-    node has an untried move: that one is handed out. A trial under way counts as one that was
-    worth nothing (virtual loss), so that trials asked for together spread over the tree. A move is
-    handed out once, unless its trial was dropped. Ties go to the child that was made first; there
-    is no chance in it but what `moves` draws.
+    The next trial goes down from the root, at each node to the child with the highest `uct`, until
+    a node has an untried move: that move is handed out. A pending trial counts as one of value 0
+    (virtual loss), so that concurrent trials spread over the tree. A move is handed out once,
+    unless its trial is dropped. Ties go to the oldest child. The only randomness is that of
+    `moves`.
 
     Args:
-        root: where every trial starts.
-        moves: says what can be tried from a node that was just made, in the order of trying; none
-            from a terminal one.
+        root: the state where every trial starts.
+        moves: returns the moves from a new node, in the order of trying; none if it is terminal.
         exploration: weight of the uncertainty of a child's value against the value.
     """
 
@@ -43,7 +42,7 @@ class MCTS(Generic[S, M]):
     ) -> None:
         self._moves = moves
         self._exploration = exploration
-        self._under_way: set[Trial[S, M]] = set()
+        self._pending: set[Trial[S, M]] = set()
         self.root = self._made(Node(root))
 
     def ask(self) -> Trial[S, M] | None:
@@ -59,13 +58,13 @@ class MCTS(Generic[S, M]):
         for passed in node.ancestry():
             passed.pending += 1
             passed.room -= 1
-        self._under_way.add(trial)
+        self._pending.add(trial)
         return trial
 
-    def ask_many(self, most: int) -> list[Trial[S, M]]:
-        """Return up to `most` trials to be run at once."""
+    def ask_many(self, limit: int) -> list[Trial[S, M]]:
+        """Return up to `limit` trials to run concurrently."""
         trials: list[Trial[S, M]] = []
-        while len(trials) < most and (trial := self.ask()):
+        while len(trials) < limit and (trial := self.ask()):
             trials.append(trial)
         return trials
 
@@ -77,17 +76,17 @@ class MCTS(Generic[S, M]):
         *,
         then: Sequence[tuple[M, S]] = (),
     ) -> Node[S, M]:
-        """Keep what `trial` reached, count its value from there up to the root, return its end.
+        """Add the states that `trial` reached, back up its value to the root, return the last node.
 
         Args:
-            trial: a trial that was asked for, and not told or dropped yet.
-            state: where its move led.
-            value: what its end is worth, in [0, 1].
-            then: the moves that were made after that one, each with the state it led to.
+            trial: a pending trial, neither told nor dropped yet.
+            state: the state that its move led to.
+            value: the value of its last state, in [0, 1].
+            then: the moves after that one, each with the state it led to.
 
         Raises:
-            KeyError: the trial is not under way.
-            ValueError: the value is outside [0, 1], where trials under way would not count as lost.
+            KeyError: the trial is not pending.
+            ValueError: the value is outside [0, 1], and a virtual loss might be a gain.
         """
         if not 0.0 <= value <= 1.0:
             raise ValueError(f"value must be in [0, 1], got {value}")
@@ -104,10 +103,10 @@ class MCTS(Generic[S, M]):
         return node
 
     def drop(self, trial: Trial[S, M]) -> None:
-        """Take back a trial that came to nothing; its move can be tried again, as the next one.
+        """Take back a trial that failed; its move will be the next one tried from its node.
 
         Raises:
-            KeyError: the trial is not under way.
+            KeyError: the trial is not pending.
         """
         self._end(trial)
         trial.node.untried.appendleft(trial.move)
@@ -115,7 +114,7 @@ class MCTS(Generic[S, M]):
             passed.room += 1
 
     def _end(self, trial: Trial[S, M]) -> None:
-        self._under_way.remove(trial)
+        self._pending.remove(trial)
         for passed in trial.node.ancestry():
             passed.pending -= 1
 
@@ -129,6 +128,6 @@ class MCTS(Generic[S, M]):
 
 
 def uct(child: Node[S, M], parent_trials: int, exploration: float) -> float:
-    """Return the value of `child` plus its exploration bonus, trials under way counted as lost."""
+    """Return the mean value of `child` plus its exploration bonus; pending trials count as 0."""
     trials = child.visits + child.pending
     return child.total / trials + exploration * math.sqrt(math.log(parent_trials) / trials)

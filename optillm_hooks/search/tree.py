@@ -1,4 +1,4 @@
-"""Nodes of a search tree, and what the trials through them were worth."""
+"""Nodes of a search tree, with visits and values."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 S = TypeVar("S")
-"""What a node stands for."""
+"""The state of a node."""
 
 M = TypeVar("M")
-"""What leads from a node to a child."""
+"""A move, which leads from a node to a child."""
 
 
 @dataclass(slots=True, eq=False)
@@ -20,16 +20,16 @@ class Node(Generic[S, M]):
     parent: "Node[S, M] | None" = None
     children: list["Node[S, M]"] = field(default_factory=list["Node[S, M]"])
     untried: deque[M] = field(default_factory=deque[M])
-    """Moves that nobody has been asked to try, the next one first."""
+    """Moves that were not handed out yet, the next one first."""
 
     visits: int = 0
-    """Trials that ended here or below, and whose value is known."""
+    """Trials that ended here or below and have a value."""
 
     total: float = 0.0
     """The sum of their values."""
 
     pending: int = 0
-    """Trials through here that are under way."""
+    """Trials through here that have no value yet."""
 
     room: int = 0
     """Untried moves here and below."""
@@ -40,7 +40,7 @@ class Node(Generic[S, M]):
         return self.total / self.visits if self.visits else 0.0
 
     def path(self) -> list["Node[S, M]"]:
-        """Return the nodes from the root to this one, both included."""
+        """Return the nodes from the root to this one, inclusive."""
         nodes = [*self.ancestry()]
         nodes.reverse()
         return nodes
