@@ -19,7 +19,7 @@ from optillm_hooks.sandbox import client
 from optillm_hooks.sandbox.client import MAX_WORKERS, WorkerFailed, WorkerLimits, ask_worker
 from optillm_hooks.types import Json
 from tests.proxy import ROOT
-from tests.solver.processes import children, zygotes
+from tests.solver.processes import children, children_of, zygotes
 
 pytestmark = pytest.mark.anyio
 ENDLESS = "any(iter(int, 1))"
@@ -199,7 +199,7 @@ async def test_an_idle_zygote_ends_and_the_next_request_starts_another(
 
 
 OTHER_CLIENT = """\
-import asyncio, atexit, json, os, sys
+import asyncio, json, os, signal, sys
 from optillm_hooks.sandbox.client import WorkerLimits, ask_worker
 from tests.solver.processes import children, zygotes
 
@@ -209,13 +209,11 @@ async def main():
     task = asyncio.create_task(ask_worker("optillm_hooks.solver.smtlib", request, limits))
     while not children():
         await asyncio.sleep(0.01)
-    if sys.argv[1] == "fork":
-        if os.fork() == 0:
-            atexit._run_exitfuncs()
-            os._exit(0)
-        os.wait()
-    print(json.dumps([zygotes(), children(), task.done()]), flush=True)
-    if sys.argv[1] != "killed":
+    print(json.dumps(zygotes() + children()), flush=True)
+    if sys.argv[1] == "forks" and os.fork() == 0:
+        os.closerange(0, 3)
+        signal.pause()
+    if sys.argv[1] == "exits":
         sys.exit()
     await task
 
@@ -223,7 +221,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("how", ["killed", "exits", "fork"])
+@pytest.mark.parametrize("how", ["is killed", "exits", "forks"])
 def test_nothing_outlives_the_client(how: str) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", OTHER_CLIENT, how],
@@ -232,11 +230,16 @@ def test_nothing_outlives_the_client(how: str) -> None:
         stderr=subprocess.DEVNULL,
     ) as process:
         assert process.stdout is not None
-        [zygote], [worker], done = json.loads(process.stdout.readline())
-        assert not done  # nor was it by a fork of the client that ended
-        if how == "killed":
+        zygote, worker = json.loads(process.stdout.readline())
+        if how == "forks":
+            wait_until(lambda: len(children_of(process.pid)) == 2)
+        forked = [pid for pid in children_of(process.pid) if pid != zygote]
+        if how != "exits":
             process.kill()
     wait_until(lambda: not alive(zygote) and not alive(worker))
+    for pid in forked:
+        assert alive(pid)
+        os.kill(pid, signal.SIGKILL)
 
 
 async def test_a_request_that_no_zygote_survives_is_a_crash(probe: str) -> None:

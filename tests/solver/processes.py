@@ -16,8 +16,11 @@ def children() -> list[int]:
 
 def zygotes() -> list[int]:
     """Return the ids of the zygotes that this process started."""
-    mine = [pid for pid, parent in _parents().items() if parent == os.getpid()]
-    return [pid for pid in mine if b"sandbox.zygote" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in children_of(os.getpid()) if "sandbox.zygote" in _command(pid)]
+
+
+def children_of(pid: int) -> list[int]:
+    return [child for child, parent in _parents().items() if parent == pid]
 
 
 def _parents() -> dict[int, int]:
@@ -26,3 +29,11 @@ def _parents() -> dict[int, int]:
         with suppress(OSError):
             found[int(stat.parent.name)] = int(stat.read_text().rpartition(") ")[2].split()[1])
     return found
+
+
+def _command(pid: int) -> str:
+    """Return the command line of `pid`; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
