@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.gateway.shared import shared_config
-from tests.proxy import Proxy
+from tests.gateway.shared import STOCK_KEYS, shared_config
+from tests.proxy import Proxy, model_group, plain_config
 from tests.upstream import Upstream
 
 
@@ -19,6 +19,15 @@ def upstream() -> Iterator[Upstream]:
 def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
     """The shared proxy; modules that need keys or settings have one of their own."""
     with Proxy(shared_config(upstream), tmp_path_factory.mktemp("proxy")) as running:
+        yield running
+
+
+@pytest.fixture(scope="package")
+def stock(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
+    """A proxy without our hook, with the virtual keys `STOCK_KEYS`."""
+    models = [model_group(name, upstream.url) for name in ("base", "other")]
+    folder = tmp_path_factory.mktemp("stock")
+    with Proxy(plain_config(models), folder, keys=STOCK_KEYS) as running:
         yield running
 
 

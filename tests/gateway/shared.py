@@ -16,6 +16,14 @@ MANY = ("bon", "moa", "self_consistency", "moa|bon", "re2&moa")
 
 DEADLINE_S = 6.0
 
+STOCK_KEYS: dict[str, dict[str, object]] = {
+    "sk-all": {"models": [], "key_alias": "all"},
+    "sk-base-only": {"models": ["base"], "key_alias": "base-only"},
+    "sk-poor": {"models": [], "max_budget": 1e-9, "key_alias": "poor"},
+    "sk-slow": {"models": [], "rpm_limit": 1, "key_alias": "slow"},
+}
+"""Fields of virtual keys of the proxy without our hook."""
+
 
 def shared_config(upstream: Upstream) -> Config:
     """Return the configuration of the proxy for modules that need no keys and no settings."""

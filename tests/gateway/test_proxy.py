@@ -1,34 +1,19 @@
 """The harness itself, on a stock proxy: keys, ledger, spend, no network."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import openai
 import pytest
 
-from tests.proxy import PRICE, Proxy, model_group, plain_config, whole_lines
+from tests.proxy import PRICE, Proxy, plain_config, whole_lines
 from tests.upstream import Script, Upstream
 
 HI = [{"role": "user", "content": "hi"}]
-KEYS: dict[str, dict[str, object]] = {
-    "sk-all": {"models": [], "key_alias": "all"},
-    "sk-base-only": {"models": ["base"], "key_alias": "base-only"},
-    "sk-poor": {"models": [], "max_budget": 1e-9, "key_alias": "poor"},
-    "sk-slow": {"models": [], "rpm_limit": 1, "key_alias": "slow"},
-}
 
 
-@pytest.fixture(scope="module")
-def upstream() -> Iterator[Upstream]:
-    with Upstream() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
-    models = [model_group(name, upstream.url) for name in ("base", "other")]
-    with Proxy(plain_config(models), tmp_path_factory.mktemp("proxy"), keys=KEYS) as running:
-        yield running
+@pytest.fixture
+def proxy(stock: Proxy) -> Proxy:
+    return stock
 
 
 def ask(proxy: Proxy, model: str = "base", key: str | None = None, **fields: object) -> int:
