@@ -1,4 +1,4 @@
-"""Whether a text has the form that a request's `response_format` asks for. Pure functions."""
+"""Checking a reply against the request's `response_format`. Pure functions."""
 
 import itertools
 import json
@@ -12,22 +12,25 @@ _REFS = ("$ref", "$dynamicRef", "$recursiveRef")
 _MAX_REFERENCES = 2_000
 
 
-def fits(text: str, response_format: Json) -> bool:
-    """Return whether `text` is what `response_format` (OpenAI's field) asks for.
+def is_json_mode(response_format: Json) -> bool:
+    """Return whether `response_format` asks for JSON mode or structured outputs."""
+    kinds = ("json_object", "json_schema")
+    return isinstance(response_format, dict) and response_format.get("type") in kinds
 
-    `json_object` asks for a JSON object, `json_schema` for JSON that fits the schema. Any other
-    format is not checked, nor is a schema that is itself not valid.
+
+def fits(text: str, response_format: Json) -> bool:
+    """Return whether `text` is what `response_format` asks for.
+
+    `json_object` asks for a JSON object, `json_schema` for JSON that is valid under the schema. Any
+    other format is not checked, and neither is JSON under an invalid schema.
     """
-    if not isinstance(response_format, dict):
-        return True
-    kind = response_format.get("type")
-    if kind not in ("json_object", "json_schema"):
+    if not isinstance(response_format, dict) or not is_json_mode(response_format):
         return True
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return False
-    if kind == "json_object":
+    if response_format["type"] == "json_object":
         return isinstance(value, dict)
     wrapper = response_format.get("json_schema")
     schema = wrapper.get("schema") if isinstance(wrapper, dict) else None
@@ -35,12 +38,11 @@ def fits(text: str, response_format: Json) -> bool:
 
 
 def _fits_schema(value: Json, schema: dict[str, Json]) -> bool:
-    """Return whether `value` fits a client's schema, which must not cost us anything.
+    """Return whether `value` is valid under a client's schema, within bounded work.
 
-    References are followed within the schema only, never over the network, and not more than
-    `_MAX_REFERENCES` of them, since two that lead back to their own place double the work at each
-    level of the value. Regular expressions are left aside: one of theirs could keep the event loop
-    busy for ever.
+    References are followed within the schema only, never over the network, and at most
+    `_MAX_REFERENCES` times: two that refer back to themselves double the work at each level of the
+    value. Regular expressions are not checked: one of the client's could block the event loop.
     """
     import jsonschema  # slow to import, and few requests need it
     import referencing
@@ -55,7 +57,7 @@ def _fits_schema(value: Json, schema: dict[str, Json]) -> bool:
         checked = jsonschema.validators.extend(kind, bounded)
         return bool(checked(schema, registry=referencing.Registry()).is_valid(value))
     except Exception:
-        # Whatever a schema of theirs sets off in the library says nothing of the answer.
+        # jsonschema may raise anything on a malformed schema; the answer is then not checked.
         return True
 
 

@@ -77,8 +77,8 @@ class SectionFilter:
     def _held_back(self) -> int:
         """Return how many last characters may belong to an end or to trailing blanks."""
         longest = max(
-            _overlap(self._text.lower(), self._end.lower()),
-            *(_overlap(self._text, stop) for stop in self._stops),
+            overlap(self._text.lower(), self._end.lower()),
+            *(overlap(self._text, stop) for stop in self._stops),
             0,
         )
         body = self._text[: len(self._text) - longest]
@@ -121,7 +121,7 @@ class _Seen(NamedTuple):
     """Where the last opening tag of the shown section in the open hidden one ends."""
 
 
-def _overlap(text: str, end: str) -> int:
-    """Return how many characters at the end of `text` begin `end`, which is longer than that."""
+def overlap(text: str, end: str) -> int:
+    """Return the length of the longest suffix of `text` that is a proper prefix of `end`."""
     sizes = range(min(len(end) - 1, len(text)), 0, -1)
     return next((size for size in sizes if text.endswith(end[:size])), 0)

@@ -6,6 +6,7 @@ from typing import NamedTuple, TypeVar
 
 from optillm_hooks.answers.equivalence import classes, json_key
 from optillm_hooks.answers.extraction import AnswerFormat, extract_answer, read_json
+from optillm_hooks.answers.response_format import is_json_mode
 from optillm_hooks.types import Answer, Sampling
 
 A = TypeVar("A", bound=Answer)
@@ -110,9 +111,8 @@ def leaders(ratings: Sequence[float | None]) -> list[int]:
 
 
 def json_is_asked(client: Sampling) -> bool:
-    """Return whether the client wants its answer as JSON."""
-    wanted = client.fields.get("response_format")
-    return isinstance(wanted, dict) and wanted.get("type") in ("json_object", "json_schema")
+    """Return whether the client asks for JSON mode or structured outputs."""
+    return is_json_mode(client.fields.get("response_format"))
 
 
 def _calls_key(candidate: Answer) -> Hashable:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from optillm_hooks.answers.section_filter import overlap
 from optillm_hooks.decoding.markers import MARKERS, Markers
 
 
@@ -34,12 +35,6 @@ class StopFinder:
         """Return what was held back, now that no more text comes."""
         held, self._held = self._held, ""
         return held
-
-
-def overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of `text` with which `stop` begins."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
 
 class Parted(NamedTuple):

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from optillm_hooks.answers.section_filter import overlap
 from optillm_hooks.local_provider.grammar import json_rule
-from optillm_hooks.local_provider.text import overlap
 from optillm_hooks.types import ToolCall
 
 _LINE = '"\\n"'

@@ -180,6 +180,17 @@ def test_majority_call(candidates: list[Answer], winner: int) -> None:
         pytest.param(
             ['{"a": 1}', '{"b": 1}', '{"b": 1}'], 1, [1, 2], id="other keys: the most frequent"
         ),
+        pytest.param(
+            [
+                '{"a": 2, "b": 2, "c": 3}',
+                '{"a": 2, "b": 2, "c": 4}',
+                '{"a": 1, "b": 1, "c": 1}',
+                '{"a": 1, "b": 1, "c": 1}',
+            ],
+            0,
+            [1, 1, 2],
+            id="half of the voters are no majority: fields vote",
+        ),
         pytest.param(["[1]", "[2]", "[2.0]"], 1, [1, 2], id="arrays are compared as a whole"),
     ],
 )
