@@ -11,8 +11,8 @@ from optillm_hooks.decoding.autothink import AutoThinkSettings
 from optillm_hooks.decoding.thinkdeeper import ThinkSettings
 from optillm_hooks.errors import ProviderFailed, RequestRejected
 from optillm_hooks.local_provider.chat_format import ChatFormat, ChoiceOutput, as_text
-from optillm_hooks.local_provider.decoding.base import Branch, Decoding
-from optillm_hooks.local_provider.decoding.methods import Vocabulary, markers, method, steering
+from optillm_hooks.local_provider.decoding.base import Branch, Decoding, Vocabulary
+from optillm_hooks.local_provider.decoding.methods import markers, start_decoding, steering
 from optillm_hooks.local_provider.engine_request import (
     EngineRequest,
     Event,
@@ -168,7 +168,7 @@ def prepare(
     thinking = chat_format.opens_thinking(prompt, markers(request)[0])
     vocabulary = Vocabulary(chat_format.encode_text, chat_format.token_bytes)
     question = _question(request.messages)
-    decoding = method(request, question, max_tokens, vocabulary, opened=thinking)
+    decoding = start_decoding(request, question, max_tokens, vocabulary, opened=thinking)
     thinks = isinstance(request.decoding, ThinkSettings | AutoThinkSettings)
     constraint = chat_format.constraint(request, tools, opened=thinking, thinks=thinks)
     seed = request.seed if request.seed is not None else int.from_bytes(os.urandom(8))

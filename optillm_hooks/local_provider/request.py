@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from optillm_hooks.decoding.markers import MARKERS
 from optillm_hooks.decoding.thinkdeeper import ThinkSettings
 from optillm_hooks.errors import RequestRejected
-from optillm_hooks.local_provider.decoding.methods import ONE_CHOICE, SETTINGS
+from optillm_hooks.local_provider.decoding.methods import METHODS
 from optillm_hooks.local_provider.engine_request import EngineRequest, Messages, SamplingParams
 
 _WITHOUT_EFFECT = frozenset(
@@ -174,11 +174,11 @@ class ChatRequest(BaseModel):
 
     def _decoding(self) -> BaseModel | None:
         for name, settings in (self.optillm_decoding or {}).items():
-            if name not in SETTINGS:
-                known = ", ".join(SETTINGS)
+            if name not in METHODS:
+                known = ", ".join(METHODS)
                 raise RequestRejected(f"no decoding method {name!r}; known: {known}")
-            method = SETTINGS[name].model_validate(settings)
-            if isinstance(method, ONE_CHOICE) and ((self.n or 1) > 1 or self.logprobs):
+            method: BaseModel = METHODS[name].settings.model_validate(settings)
+            if METHODS[name].one_choice and ((self.n or 1) > 1 or self.logprobs):
                 raise RequestRejected(f"{name} gives one choice, without logprobs")
             formed = self._schema() is not None or self._must_call()
             if formed and isinstance(method, ThinkSettings) and method.markers != MARKERS:

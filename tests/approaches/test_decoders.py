@@ -6,7 +6,7 @@ import pytest
 
 from optillm_hooks.decoding.field import FIELD
 from optillm_hooks.errors import RequestRejected
-from optillm_hooks.local_provider.decoding.methods import SETTINGS
+from optillm_hooks.local_provider.decoding.methods import METHODS
 from optillm_hooks.local_provider.request import parse_request
 from optillm_hooks.registry import get_approach
 from optillm_hooks.types import Json, Sampling
@@ -25,7 +25,7 @@ async def decoded(name: str, sampling: Sampling, **given: object) -> dict[str, J
     return settings
 
 
-@pytest.mark.parametrize("name", sorted(SETTINGS))
+@pytest.mark.parametrize("name", sorted(METHODS))
 async def test_a_local_model_is_told_method_and_settings_and_keeps_the_clients_fields(
     name: str,
 ) -> None:
@@ -34,7 +34,7 @@ async def test_a_local_model_is_told_method_and_settings_and_keeps_the_clients_f
     told = await stage.run(chat("Hi"), sampling, LOCAL, params(name), context())
     assert replace(told, fields=sampling.fields) == sampling
     request = parse_request([{"role": "user", "content": "Hi"}], told.fields)
-    assert isinstance(request.decoding, SETTINGS[name])
+    assert isinstance(request.decoding, METHODS[name].settings)
     assert request.sampling.top_k == 4
 
 

@@ -1,37 +1,30 @@
-"""AutoThink: how long a reply thinks depends on how hard its question looks.
+"""AutoThink in the engine: `thinkdeeper` with a budget per question, and steering vectors.
 
-Source: Sharma 2025, "AutoThink: efficient inference for reasoning LLMs", SSRN 5253327. There a
-trained classifier gives one of two budgets in tokens; here a rule that needs no download gives a
-score, and thinking gets a share of the reply that grows with it. The thinking itself is that of
-thinkdeeper. Steering vectors are the operator's (`local_provider.steering`); a request says which,
-and how strongly, instead of having a classifier find one.
+Source, deviations, settings and the score of a question: `decoding.autothink`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 
 from optillm_hooks.decoding.autothink import AutoThinkSettings, complexity, thinking_for
+from optillm_hooks.local_provider.decoding.base import DecodingMethod, ReplyContext, Samples
 from optillm_hooks.local_provider.decoding.thinkdeeper import Thinking
-from optillm_hooks.local_provider.engine_request import SamplingParams
 from optillm_hooks.types import Json
 
 
 class SteeredThinking(Thinking):
-    """Thinking with the budget of its question, along the steering vectors that were asked for."""
+    """Thinking with the budget of its question, along the requested steering vectors."""
 
-    def __init__(
-        self,
-        sampling: SamplingParams,
-        question: str,
-        settings: AutoThinkSettings,
-        room: int,
-        encode: Callable[[str], Sequence[int]],
-        token_bytes: Callable[[int], bytes],
-        *,
-        opened: bool = False,
-    ) -> None:
-        budget = thinking_for(question, settings, room)
-        super().__init__(sampling, budget, room, encode, token_bytes, opened=opened)
-        self._complexity = complexity(question)
+    def __init__(self, settings: AutoThinkSettings, reply: ReplyContext) -> None:
+        super().__init__(
+            reply.sampling,
+            thinking_for(reply.question, settings, reply.max_tokens),
+            reply.max_tokens,
+            reply.vocabulary.encode,
+            reply.vocabulary.token_bytes,
+            opened=reply.opened,
+        )
+        self._complexity = complexity(reply.question)
         self.steering = settings.pattern_strengths
 
     def facts(self) -> Mapping[str, Json]:
@@ -40,3 +33,10 @@ class SteeredThinking(Thinking):
             "steering": dict(self.steering),
             **super().facts(),
         }
+
+
+def _start(settings: AutoThinkSettings, reply: ReplyContext) -> Samples:
+    return Samples(partial(SteeredThinking, settings, reply), reply.n)
+
+
+METHOD = DecodingMethod("autothink", AutoThinkSettings, _start)

@@ -1,11 +1,6 @@
-"""CoT decoding: k branches, one per likely first token; the answer they are surest of wins.
+"""CoT decoding in the engine: k sequences from one prompt, each with a first token of its own.
 
-Source: Wang and Zhou 2024, "Chain-of-Thought Reasoning Without Prompting", arXiv:2402.10200,
-sections 2.2 and 3. As there, confidence is the mean gap between the two likeliest tokens over the
-tokens of the answer alone, and the gaps of equal answers are added up. What the answer is, is read
-off the text: a box, what stands behind "the answer is", a number, a yes or no. Where a branch has
-none the paper asks the model to name it; here the text is then an answer of its own, with the gap
-over the whole of it.
+Source, deviations, settings and the choice among the branches: `decoding.cot_decoding`.
 """
 
 from collections.abc import Sequence
@@ -13,12 +8,14 @@ from dataclasses import replace
 
 from optillm_hooks.decoding.cot_decoding import CotSettings, Path, choose, read_path
 from optillm_hooks.decoding.outcome import Decoded
-from optillm_hooks.local_provider.decoding.base import Branch, Written
+from optillm_hooks.local_provider.decoding.base import Branch, DecodingMethod, ReplyContext, Written
 from optillm_hooks.local_provider.engine_request import SamplingParams
 from optillm_hooks.local_provider.uncertainty import Uncertainty
 
 
 class _FirstGiven(Branch):
+    """A branch whose first token is given; it records the margin of each of its tokens."""
+
     metrics = frozenset({"margin"})
 
     def __init__(self, first: int, sampling: SamplingParams) -> None:
@@ -33,7 +30,7 @@ class _FirstGiven(Branch):
 
 
 class CotDecoding:
-    """The method in the engine: k rows from one prompt."""
+    """Opens one branch per likely first token, and picks one when all have ended."""
 
     live = False
 
@@ -65,3 +62,10 @@ class CotDecoding:
         paths = [self._paths[branch] for branch in self._opened]
         choice = choose(paths, aggregate=self._settings.aggregate_paths)
         return Decoded(choice.path.text, choice.path.finish_reason, choice.facts())
+
+
+def _start(settings: CotSettings, reply: ReplyContext) -> CotDecoding:
+    return CotDecoding(settings, reply.sampling)
+
+
+METHOD = DecodingMethod("cot_decoding", CotSettings, _start, one_choice=True)

@@ -1,26 +1,19 @@
-"""DeepConf: samples that lose confidence are stopped, the rest vote with their confidence.
+"""DeepConf in the engine: stopped sequences make room for further traces.
 
-Source: Fu et al. 2025, "Deep Think with Confidence", arXiv:2508.15260, sections 3.1 to 3.3. A group
-is the mean confidence of a window of tokens; a trace is as good as its lowest group. Warm-up traces
-set the threshold, later ones end below it and do not vote, and sampling stops on consensus (the
-online form); with no more traces than warm-up ones it is the offline form: all are whole, and the
-least confident, by the metric that votes weigh, do not vote. The paper's window of 2,048 tokens is
-for long reasoning: here it shrinks to a quarter of the median warm-up trace, at least 16 tokens, or
-short answers would never have a group. Traces count in the order in which they were begun, so that
-which of them ends first changes nothing.
+Source, deviations, settings and the vote: `decoding.deepconf`.
 """
 
 from collections.abc import Sequence
 
 from optillm_hooks.decoding.deepconf import DeepConfSettings, Election, Watch
 from optillm_hooks.decoding.outcome import Decoded
-from optillm_hooks.local_provider.decoding.base import Branch, Written
+from optillm_hooks.local_provider.decoding.base import Branch, DecodingMethod, ReplyContext, Written
 from optillm_hooks.local_provider.engine_request import SamplingParams
 from optillm_hooks.local_provider.uncertainty import Uncertainty
 
 
 class _Confident(Branch):
-    """A sample that ends when a whole group of its tokens falls below the floor."""
+    """A sample that stops when the confidence of a whole window of tokens is below the floor."""
 
     metrics = frozenset({"confidence"})
 
@@ -35,7 +28,7 @@ class _Confident(Branch):
 
 
 class DeepConf:
-    """The method in the engine: stopped rows make room for further traces."""
+    """Opens traces until their vote is settled, and then stops those that still run."""
 
     live = False
 
@@ -49,7 +42,7 @@ class DeepConf:
         return self._election.wanted
 
     def begin(self, likeliest: Sequence[tuple[int, float]]) -> None:
-        """Nothing depends on the first tokens."""
+        """Traces do not depend on the likeliest first tokens."""
 
     def open(self) -> Branch | None:
         branch = _Confident(self._sampling, *self._election.open())
@@ -73,3 +66,10 @@ class DeepConf:
 
     def outcome(self) -> Decoded:
         return self._election.outcome()
+
+
+def _start(settings: DeepConfSettings, reply: ReplyContext) -> DeepConf:
+    return DeepConf(settings, reply.sampling)
+
+
+METHOD = DecodingMethod("deepconf", DeepConfSettings, _start, one_choice=True)

@@ -1,20 +1,16 @@
-"""Entropy decoding: how a token is drawn depends on how uncertain the model is at that point.
+"""Entropy decoding in the engine: sampling parameters that follow the uncertainty of each token.
 
-Source: the sampler of entropix (xjdr, 2024; no paper), in the form that looks at the logits alone:
-entropy and varentropy (bits) of the next token's distribution choose among five ways to draw. What
-differs: the statistics of attention weights are left out, since no cached attention kernel yields
-them; top-p keeps the likeliest tokens; a hesitant model is not made to write a fixed token; and
-where the distribution is ordinary the request's own sampling parameters hold, with a lower min-p
-when it is flat.
+Source, deviations and settings: `decoding.entropy_decoding`.
 """
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from optillm_hooks.decoding.entropy_decoding import EntropySettings
-from optillm_hooks.local_provider.decoding.base import Branch
+from optillm_hooks.local_provider.decoding.base import Branch, DecodingMethod, ReplyContext, Samples
 from optillm_hooks.local_provider.engine_request import SamplingParams
 from optillm_hooks.local_provider.uncertainty import Uncertainty
 from optillm_hooks.types import Json
@@ -86,3 +82,10 @@ class Adaptive(Branch):
 
     def facts(self) -> Mapping[str, Json]:
         return {name: self._states[name] for name in sorted(self._states)}
+
+
+def _start(settings: EntropySettings, reply: ReplyContext) -> Samples:
+    return Samples(partial(Adaptive, reply.sampling, settings), reply.n)
+
+
+METHOD = DecodingMethod("entropy_decoding", EntropySettings, _start)

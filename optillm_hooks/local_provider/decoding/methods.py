@@ -1,88 +1,64 @@
-"""The decoding methods by name, and each as the engine runs it."""
+"""The decoding methods of the engine, by name."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
-
-from pydantic import BaseModel
+from typing import Any
 
 from optillm_hooks.decoding.autothink import AutoThinkSettings
-from optillm_hooks.decoding.cot_decoding import CotSettings
-from optillm_hooks.decoding.deepconf import DeepConfSettings
-from optillm_hooks.decoding.entropy_decoding import EntropySettings
 from optillm_hooks.decoding.markers import MARKERS, Markers
 from optillm_hooks.decoding.thinkdeeper import ThinkSettings
-from optillm_hooks.local_provider.decoding.autothink import SteeredThinking
-from optillm_hooks.local_provider.decoding.base import Branch, Decoding, Samples
-from optillm_hooks.local_provider.decoding.cot_decoding import CotDecoding
-from optillm_hooks.local_provider.decoding.deepconf import DeepConf
-from optillm_hooks.local_provider.decoding.entropy_decoding import Adaptive
-from optillm_hooks.local_provider.decoding.thinkdeeper import Thinking
+from optillm_hooks.local_provider.decoding import (
+    autothink,
+    cot_decoding,
+    deepconf,
+    entropy_decoding,
+    thinkdeeper,
+)
+from optillm_hooks.local_provider.decoding.base import (
+    Branch,
+    Decoding,
+    DecodingMethod,
+    ReplyContext,
+    Samples,
+    Vocabulary,
+)
 from optillm_hooks.local_provider.engine_request import EngineRequest
 
-SETTINGS: Mapping[str, type[BaseModel]] = {
-    "autothink": AutoThinkSettings,
-    "cot_decoding": CotSettings,
-    "deepconf": DeepConfSettings,
-    "entropy_decoding": EntropySettings,
-    "thinkdeeper": ThinkSettings,
-}
+_MODULES = (autothink, cot_decoding, deepconf, entropy_decoding, thinkdeeper)
 
-ONE_CHOICE = (CotSettings, DeepConfSettings)
-"""Methods that make one reply of many branches."""
-
-
-@dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """What a method needs to know of the model's tokens."""
-
-    encode: Callable[[str], Sequence[int]]
-    token_bytes: Callable[[int], bytes]
+METHODS: Mapping[str, DecodingMethod[Any]] = {m.METHOD.name: m.METHOD for m in _MODULES}
 
 
 def steering(request: EngineRequest) -> Mapping[str, float]:
-    """Return the strengths of the steering vectors that a request wants, by name."""
+    """Return the strengths of the steering vectors that a request names."""
     settings = request.decoding
     return settings.pattern_strengths if isinstance(settings, AutoThinkSettings) else {}
 
 
 def markers(request: EngineRequest) -> Markers:
-    """Return between what a reply to `request` thinks."""
+    """Return the markers around the thinking in the reply to `request`."""
     settings = request.decoding
     return settings.markers if isinstance(settings, ThinkSettings) else MARKERS
 
 
-def method(
+def start_decoding(
     request: EngineRequest,
     question: str,
-    room: int,
+    max_tokens: int,
     vocabulary: Vocabulary,
     *,
     opened: bool = False,
 ) -> Decoding:
-    """Return the method of a request whose last user turn is `question`.
+    """Return the decoding method that `request` names, in its first state; by default it samples.
 
-    `room` is the most tokens of a reply. `opened`: it begins inside a block of thinking.
+    `question` is the last user turn. `opened`: the prompt ends inside a block of thinking.
 
     Raises:
         RequestRejected: the settings leave no room for an answer.
     """
     sampling, n = request.sampling, request.n
-    encode, token_bytes = vocabulary.encode, vocabulary.token_bytes
-    match request.decoding:
-        case CotSettings() as settings:
-            return CotDecoding(settings, sampling)
-        case DeepConfSettings() as settings:
-            return DeepConf(settings, sampling)
-        case EntropySettings() as settings:
-            return Samples(partial(Adaptive, sampling, settings), n)
-        case AutoThinkSettings() as settings:
-            steered = partial(SteeredThinking, sampling, question, settings, room)
-            return Samples(partial(steered, encode, token_bytes, opened=opened), n)
-        case ThinkSettings() as settings:
-            thinking = partial(
-                Thinking, sampling, settings, room, encode, token_bytes, opened=opened
-            )
-            return Samples(thinking, n)
-        case _:
-            return Samples(partial(Branch, sampling), n)
+    reply = ReplyContext(sampling, n, question, max_tokens, vocabulary, opened)
+    for method in METHODS.values():
+        if type(request.decoding) is method.settings:
+            return method.start(request.decoding, reply)
+    return Samples(partial(Branch, sampling), n)

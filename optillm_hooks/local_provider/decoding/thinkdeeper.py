@@ -1,16 +1,14 @@
-"""ThinkDeeper: thinking of at least and at most so many tokens before the answer.
+"""ThinkDeeper in the engine: markers and words are written into the sequence token by token.
 
-Source: Muennighoff et al. 2025, "s1: Simple test-time scaling", arXiv:2501.19393, section 3.1
-(budget forcing): too early an end of thinking is replaced by a word that makes the model go on, and
-at the budget the end marker is written for it. Limiting the number of thoughts follows Wang et al.
-2025, arXiv:2501.18585, which penalises switching; here switches are counted.
+Source, deviations, settings and the budget: `decoding.thinkdeeper`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from optillm_hooks.decoding.thinkdeeper import ThinkingBudget, ThinkSettings
 from optillm_hooks.errors import RequestRejected
-from optillm_hooks.local_provider.decoding.base import Branch
+from optillm_hooks.local_provider.decoding.base import Branch, DecodingMethod, ReplyContext, Samples
 from optillm_hooks.local_provider.engine_request import SamplingParams
 from optillm_hooks.local_provider.uncertainty import Uncertainty
 from optillm_hooks.types import Json
@@ -19,9 +17,8 @@ from optillm_hooks.types import Json
 class Thinking(Branch):
     """A reply that begins with thinking.
 
-    `encode` gives the tokens of a text, `token_bytes` the bytes of a token: markers and words are
-    found in the text, whatever tokens they are written with, and written as exactly their own text.
-    `opened`: the prompt ends inside a block of thinking, so that it is not opened again.
+    Markers and words are found in the text, whatever its tokens are, and written as exactly their
+    own text. `opened`: the prompt ends inside a block of thinking, which is not opened again.
 
     Raises:
         RequestRejected: the prefill leaves no room for an answer.
@@ -84,10 +81,10 @@ class Thinking(Branch):
         return self._budget.facts(self._tokens, self._thoughts, self._pushed)
 
     def _more(self) -> Sequence[int]:
-        """Return the words that make the model think on, each in turn; none if they do not fit."""
+        """Return the next words that make the model think on, or none if they do not fit."""
         word = self._switches[self._pushed % len(self._switches)]
         written = self._encode(f"\n{word.decode()}")
-        # The token that they replace is counted already.
+        # The token that they replace has been counted.
         tokens = self._tokens + len(written) - 1
         if tokens + len(self._ending) >= self._budget.most:
             return ()
@@ -102,3 +99,12 @@ class Thinking(Branch):
         self._thoughts += any(
             word in self._text[-len(word) - len(spelled) + 1 :] for word in self._switches
         )
+
+
+def _start(settings: ThinkSettings, reply: ReplyContext) -> Samples:
+    encode, token_bytes = reply.vocabulary.encode, reply.vocabulary.token_bytes
+    branch = partial(Thinking, reply.sampling, settings, reply.max_tokens, encode, token_bytes)
+    return Samples(partial(branch, opened=reply.opened), reply.n)
+
+
+METHOD = DecodingMethod("thinkdeeper", ThinkSettings, _start)

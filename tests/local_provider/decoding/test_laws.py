@@ -19,9 +19,9 @@ from optillm_hooks.decoding.cot_decoding import CotSettings
 from optillm_hooks.decoding.deepconf import DeepConfSettings
 from optillm_hooks.decoding.entropy_decoding import EntropySettings
 from optillm_hooks.decoding.thinkdeeper import ThinkSettings
-from optillm_hooks.local_provider.decoding.base import Branch
+from optillm_hooks.local_provider.decoding.base import Branch, Vocabulary
 from optillm_hooks.local_provider.decoding.entropy_decoding import Adaptive, State, state
-from optillm_hooks.local_provider.decoding.methods import Vocabulary, method
+from optillm_hooks.local_provider.decoding.methods import start_decoding
 from optillm_hooks.local_provider.engine_request import EngineRequest, SamplingParams
 from optillm_hooks.local_provider.sampling import draw
 from optillm_hooks.local_provider.uncertainty import Uncertainty, measure_uncertainty
@@ -153,7 +153,7 @@ def test_the_methods_that_sample_use_the_requests_own_parameters(
 ) -> None:
     vocabulary = Vocabulary(lambda text: list(text.encode()), lambda token: bytes([token]))
     request = EngineRequest(messages=(), sampling=SAMPLING, decoding=settings)
-    branch = method(request, "6 * 7?", 100, vocabulary).open()
+    branch = start_decoding(request, "6 * 7?", 100, vocabulary).open()
     assert branch is not None
     assert (
         branch.sampling_params(Uncertainty(entropy=6.0, varentropy=6.0, confidence=1.0)) == SAMPLING
@@ -166,7 +166,7 @@ def test_branches_of_cot_decoding_are_greedy_or_as_warm_as_asked_for(
 ) -> None:
     vocabulary = Vocabulary(lambda _: [], lambda _: b"")
     settings = CotSettings(k=2, branch_temperature=asked)
-    found = method(
+    found = start_decoding(
         EngineRequest(messages=(), sampling=SAMPLING, decoding=settings), "", 100, vocabulary
     )
     found.begin([(7, 0.5), (9, 0.3), (4, 0.2)])
