@@ -1,9 +1,11 @@
 """AutoThink: how long a reply thinks depends on how hard its question looks.
 
-Source: Sharma 2025, "AutoThink: efficient inference for reasoning LLMs", SSRN 5253327; what differs
-is said in `decoding.autothink`.
-Cost: one call of a local model. Of a model elsewhere as `thinkdeeper`, and without
-steering vectors.
+Source: Sharma 2025, "AutoThink: efficient inference for reasoning LLMs", SSRN 5253327.
+Deviations: a trained classifier chooses between two budgets there; here a rule without a model
+scores the question, and the share of the reply for thinking grows with the score. `thinkdeeper`
+enforces it. The operator makes the steering vectors, and the request names them and their
+strengths, instead of a classifier.
+Cost: one call of a local model. On a model elsewhere as `thinkdeeper`, without steering vectors.
 """
 
 from collections.abc import Mapping
@@ -58,10 +60,10 @@ class AutoThinkParams(AutoThinkSettings, Params):
 async def autothink(
     chat: Chat, sampling: Sampling, llm: LLM, params: AutoThinkParams, ctx: Context
 ) -> Completion | Sampling:
-    """Return the sampling by which a local model decodes so, or another model's decoded reply.
+    """Return the sampling that makes a local model decode so, or the reply of another model.
 
     Raises:
-        RequestRejected: the model is neither, or cannot be steered.
+        RequestRejected: the model is not local and continues no prefix, or cannot be steered.
     """
     params.check_model(llm.model, llm.facts.supports)
     settings = settings_of(AutoThinkSettings, params)

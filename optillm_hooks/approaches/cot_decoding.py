@@ -1,9 +1,15 @@
 """CoT decoding: k branches, one per likely first token; the answer they are surest of wins.
 
-Source: Wang and Zhou 2024, "Chain-of-Thought Reasoning Without Prompting", arXiv:2402.10200; what
-differs is said in `decoding.cot_decoding` and `decoding.remote.cot_decoding`.
-Cost: one call of a local model, which runs its branches in one batch from one reading of the
-prompt. Of a model elsewhere `1 + k` calls, 2 deep; it must continue a prefix.
+Source: Wang and Zhou 2024, "Chain-of-Thought Reasoning Without Prompting", arXiv:2402.10200,
+sections 2.2 and 3: confidence is the mean gap between the two likeliest tokens over the tokens of
+the answer, and the confidences of equal answers are added up.
+Deviations: the answer is extracted from a branch's text, as `self_consistency` does, instead of
+asking the model for it; also a number that is not stated to be the answer counts, and a yes or no.
+A branch with no answer is an answer of its own, with the mean gap over its whole text. On a model
+elsewhere a branch continues the text of its first token, which that model may tokenize differently;
+alternatives that differ by blanks only are one branch.
+Cost: one call of a local model, which decodes all branches in one batch after one prefill of the
+prompt. On a model elsewhere `1 + k` calls, 2 deep; the model must continue a prefix.
 """
 
 from collections.abc import Mapping
@@ -50,10 +56,10 @@ class CotDecodingParams(CotSettings, Params):
 async def cot_decoding(
     chat: Chat, sampling: Sampling, llm: LLM, params: CotDecodingParams, ctx: Context
 ) -> Completion | Sampling:
-    """Return the sampling by which a local model decodes so, or another model's decoded reply.
+    """Return the sampling that makes a local model decode so, or the reply of another model.
 
     Raises:
-        RequestRejected: the model is neither.
+        RequestRejected: the model is not local and continues no prefix.
     """
     params.check_model(llm.model, llm.facts.supports)
     settings = settings_of(CotSettings, params)

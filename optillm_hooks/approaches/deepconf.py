@@ -1,10 +1,14 @@
-"""DeepConf: samples that lose confidence are stopped, the rest vote with their confidence.
+"""DeepConf: traces that lose confidence are stopped; the others vote, weighted by confidence.
 
-Source: Fu et al. 2025, "Deep Think with Confidence", arXiv:2508.15260: online, and offline with as
-many traces as warm-up samples; what differs is said in `decoding.deepconf` and
-`decoding.remote.deepconf`.
-Cost: one call of a local model, which runs its traces in one batch from one reading of the prompt.
-Of a model elsewhere a call for each trace, `max_traces` of them; it must return `top_logprobs`.
+Source: Fu et al. 2025, "Deep Think with Confidence", arXiv:2508.15260, sections 3.1 to 3.3: online,
+and offline with as many traces as warm-up samples.
+Deviations: the paper's window of 2,048 tokens shrinks to a quarter of the median warm-up trace,
+with at least 16 tokens, so that short traces fill one. Answers that are equivalent (1/2 and 0.5)
+are one answer. On a model elsewhere confidence covers the 20 alternatives that the provider
+returns, and at most as many streams are open concurrently as there were warm-up samples.
+Cost: one call of a local model, which decodes its traces in one batch after one prefill of the
+prompt. On a model elsewhere one call per trace, at most `max_traces`; the model must return
+`top_logprobs`.
 """
 
 from collections.abc import Mapping
@@ -33,7 +37,10 @@ class DeepConfParams(DeepConfSettings, Params):
     """The method's own settings, and how long a trace may be."""
 
     max_tokens_per_trace: int | None = Field(
-        default=None, ge=1, le=1_000_000, description="Most tokens of a trace; unset: as asked for."
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Maximum length of a trace; unset: as requested.",
     )
 
     body_fields: ClassVar[Mapping[str, str]] = {
@@ -56,10 +63,10 @@ class DeepConfParams(DeepConfSettings, Params):
 async def deepconf(
     chat: Chat, sampling: Sampling, llm: LLM, params: DeepConfParams, ctx: Context
 ) -> Completion | Sampling:
-    """Return the sampling by which a local model decodes so, or another model's decoded reply.
+    """Return the sampling that makes a local model decode so, or the reply of another model.
 
     Raises:
-        RequestRejected: the model is neither a local one nor returns log-probabilities.
+        RequestRejected: the model is not local and returns no log-probabilities.
     """
     params.check_model(llm.model, llm.facts.supports)
     settings = settings_of(DeepConfSettings, params)

@@ -1,9 +1,13 @@
-"""Entropy decoding: each token is drawn by a law that follows the model's uncertainty.
+"""Entropy decoding: sampling parameters that follow the model's uncertainty, token by token.
 
-Source: the sampler of entropix (xjdr, 2024), on logits alone; what differs is said in
-`decoding.entropy_decoding`.
-Cost: one call, of a local model: entropy and varentropy are those of the whole distribution, of
-which other providers show 20 tokens.
+Source: the sampler of entropix (xjdr, 2024; no paper), in its form on logits alone: entropy and
+varentropy of the next token's distribution choose among five ways to sample it.
+Deviations: statistics of attention weights are not used, because kernels with a KV cache do not
+return them; top-p keeps the likeliest tokens; an uncertain model is not made to write a fixed
+token; and where the distribution is ordinary the request's own parameters apply, with a lower
+`min_p` if it is flat.
+Cost: one call of a local model. Other models cannot be used: they return the probabilities of at
+most 20 tokens, and entropy needs all of them.
 """
 
 from optillm_hooks.context import Context
@@ -16,7 +20,7 @@ from optillm_hooks.types import Chat, Sampling
 
 
 class EntropyDecodingParams(EntropySettings, Params):
-    """The engine's own settings."""
+    """The method's own settings."""
 
     def check_model(self, model: str, supports: Supports) -> None:
         reason = (
@@ -29,7 +33,7 @@ class EntropyDecodingParams(EntropySettings, Params):
 async def entropy_decoding(
     _chat: Chat, sampling: Sampling, llm: LLM, params: EntropyDecodingParams, _ctx: Context
 ) -> Sampling:
-    """Return the sampling by which a local model decodes so.
+    """Return the sampling that makes a local model decode so.
 
     Raises:
         RequestRejected: the model is not a local one.

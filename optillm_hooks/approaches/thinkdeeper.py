@@ -1,9 +1,13 @@
-"""ThinkDeeper: at least and at most so many tokens of thinking before the answer.
+"""ThinkDeeper: a minimum and a maximum of thinking before the answer (budget forcing).
 
-Source: Muennighoff et al. 2025, "s1: Simple test-time scaling", arXiv:2501.19393 (budget forcing);
-what differs is said in `decoding.thinkdeeper` and `decoding.remote.thinking`.
-Cost: one call of a local model. Of a model elsewhere 2 calls, one after another, and one more each
-time (at most 8) that the model is made to think on; it must continue a prefix.
+Source: Muennighoff et al. 2025, "s1: Simple test-time scaling", arXiv:2501.19393, section 3.1: an
+end of thinking that comes too early is replaced by a word that makes the model go on, and at the
+maximum the end of thinking is written for the model.
+Deviation: thoughts are limited as well, by counting the words that begin one, where Wang et al.
+2025, arXiv:2501.18585, make these words less likely.
+Cost: one call of a local model. On a model elsewhere 2 sequential calls, and one more (at most 8)
+each time that the model is made to go on; the model must continue a prefix. What is written for it
+is then part of the prompt and does not count against the budget.
 """
 
 from collections.abc import Mapping
@@ -20,7 +24,7 @@ from optillm_hooks.types import Chat, Completion, Sampling
 
 
 class ThinkDeeperParams(ThinkSettings, Params):
-    """The engine's own settings."""
+    """The method's own settings."""
 
     body_fields: ClassVar[Mapping[str, str]] = {
         "reasoning_effort": "reasoning_effort",
@@ -41,10 +45,10 @@ class ThinkDeeperParams(ThinkSettings, Params):
 async def thinkdeeper(
     chat: Chat, sampling: Sampling, llm: LLM, params: ThinkDeeperParams, ctx: Context
 ) -> Completion | Sampling:
-    """Return the sampling by which a local model decodes so, or another model's decoded reply.
+    """Return the sampling that makes a local model decode so, or the reply of another model.
 
     Raises:
-        RequestRejected: the model is neither.
+        RequestRejected: the model is not local and continues no prefix.
     """
     params.check_model(llm.model, llm.facts.supports)
     settings = settings_of(ThinkSettings, params)

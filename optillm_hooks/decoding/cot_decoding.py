@@ -1,12 +1,7 @@
 """CoT decoding: k branches, one per likely first token; the answer they are surest of wins.
 
 Source: Wang and Zhou 2024, "Chain-of-Thought Reasoning Without Prompting", arXiv:2402.10200,
-sections 2.2 and 3. As there, confidence is the mean gap between the probabilities of the two
-likeliest tokens over the tokens of the answer alone, and the confidences of equal answers are added
-up.
-Deviations: the answer is extracted from the text, as `self_consistency` does, where the paper asks
-the model to name it; a number that is not stated to be the answer, or a yes or no, counts too. A
-branch without any of these is an answer of its own, with the mean gap over all of its tokens.
+sections 2.2 and 3. Deviations: see `approaches.cot_decoding`.
 """
 
 from collections.abc import Sequence
@@ -20,21 +15,21 @@ from optillm_hooks.types import FinishReason, Json
 
 
 class CotSettings(BaseModel):
-    """What a request can set."""
+    """Settings of a request."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     k: int = Field(default=10, ge=1, le=64, description="Branches, one per likely first token.")
     aggregate_paths: bool = Field(
         default=True,
-        description="Add up the confidence of branches with equal answers; else the surest wins.",
+        description="Add up the confidences of branches with equal answers; else the surest wins.",
     )
     branch_temperature: float | None = Field(
         default=None,
         ge=0,
         le=2,
-        description="Of what follows a first token. Unset: 0 as in the paper, and within an "
-        "approach that samples, that approach's: greedy branches would give it one answer only.",
+        description="Temperature after the first token. Unset: 0, as in the paper; within an "
+        "approach that samples, the approach's, because greedy branches would give it one answer.",
     )
 
 

@@ -3,12 +3,9 @@
 Source: Fu et al. 2025, "Deep Think with Confidence", arXiv:2508.15260, sections 3.1 to 3.3. Group
 confidence is the mean over a sliding window of tokens, and a trace is as good as its lowest group.
 Online: warm-up traces set the floor, later traces are stopped below it and do not vote, and
-sampling ends on consensus. Offline (no more traces than warm-up traces): no trace is stopped, and
-the least confident ones, by the metric that weighs the votes, do not vote.
-Deviations: the paper's window of 2,048 tokens is made for long reasoning. Here it shrinks to a
-quarter of the median warm-up trace, with at least 16 tokens, or short answers would not fill one
-window. Equivalent answers are one answer. Traces count in the order in which they were opened, so
-that the result does not depend on which of them ends first.
+sampling ends on consensus. Offline (no more traces than warm-up samples): no trace is stopped, and
+the least confident ones, by the metric that weighs the votes, do not vote. Deviations: see
+`approaches.deepconf`.
 """
 
 import math
@@ -34,34 +31,37 @@ _MIN_WINDOW = 16
 
 
 class DeepConfSettings(BaseModel):
-    """What a request can set."""
+    """Settings of a request."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     variant: Literal["low", "high"] = Field(
         default="low",
-        description="Share of traces whose confidence passes: low 10 % (cheap), high 90 %.",
+        description="Share of warm-up traces that reach the floor: low 10 % (cheap), high 90 %.",
     )
     warmup_samples: int = Field(
-        default=16, ge=1, le=256, description="Whole traces that set the threshold."
+        default=16, ge=1, le=256, description="Whole traces that set the floor."
     )
     max_traces: int = Field(
-        default=128, ge=1, le=1024, description="Most traces, warm-up included."
+        default=128, ge=1, le=1024, description="Maximum number of traces, warm-up included."
     )
     consensus_threshold: float = Field(
         default=0.95, gt=0, le=1, description="Share of the vote at which sampling stops."
     )
     window_size: int = Field(
-        default=2048, ge=1, le=65536, description="Most tokens of a confidence group."
+        default=2048, ge=1, le=65536, description="Maximum number of tokens of a confidence group."
     )
     min_trace_length: int = Field(
-        default=0, ge=0, le=1_000_000, description="Tokens before which no trace is stopped."
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="Minimum length, in tokens, of a trace that is stopped.",
     )
     confidence_metric: Metric = Field(
         default="lowest_group",
-        description="What a trace's vote weighs: its lowest group, the mean over its tokens, over "
-        "the lowest tenth of its groups, or over its last group. With no more traces than warm-up "
-        "ones it says too which of them vote.",
+        description="The weight of a trace's vote: its lowest group, the mean over its tokens, the "
+        "mean over the lowest tenth of its groups, or its last group. With no more traces than "
+        "warm-up samples it also decides which of them vote.",
     )
 
 
@@ -102,7 +102,7 @@ class Vote:
         return dict(weights)
 
     def winner(self) -> SampledTrace:
-        """Return the surest trace of the answer with most weight; without answers the surest."""
+        """Return the surest trace of the answer with the highest weight, or of all if none has one."""
         names, weights = self._classes.names(), self.weights()
         best = max(weights, key=lambda answer: weights[answer], default=None)
         for_best = [t for t in self._traces if t.answer is not None and names[t.answer] == best]
@@ -118,7 +118,7 @@ class Vote:
 
 
 def group_means(confidences: Sequence[float], window: int) -> list[float]:
-    """Return the mean of each `window` tokens in a row; of a shorter trace its one mean."""
+    """Return the mean of each window of `window` tokens; of a shorter trace its only mean."""
     width = min(window, len(confidences))
     if not width:
         return []
@@ -143,9 +143,9 @@ def trace_confidence(confidences: Sequence[float], window: int, metric: Metric) 
 
 
 def threshold(confidences: Sequence[float], kept: float) -> float:
-    """Return the confidence that a share `kept` of the warm-up traces reach.
+    """Return the floor that a share `kept` of the warm-up traces reach.
 
-    The (100 - 100 * kept)-th percentile, linear between neighbours.
+    It is the percentile 100 - 100 * kept, interpolated linearly.
     """
     ordered = sorted(confidences)
     at = (1 - kept) * (len(ordered) - 1)
@@ -155,13 +155,13 @@ def threshold(confidences: Sequence[float], kept: float) -> float:
     return min(between, ordered[above])  # rounding must not lift it above the highest
 
 
-def adapted_window(lengths: Sequence[int], most: int) -> int:
-    """Return the tokens of a group for traces of these lengths."""
-    return min(most, max(_MIN_WINDOW, int(statistics.median(lengths)) // 4))
+def adapted_window(lengths: Sequence[int], maximum: int) -> int:
+    """Return the number of tokens of a group for warm-up traces of these lengths."""
+    return min(maximum, max(_MIN_WINDOW, int(statistics.median(lengths)) // 4))
 
 
 class Watch:
-    """The confidences of a trace that is being written, and whether it is to be stopped."""
+    """The confidences of a trace while it is written, and whether to stop it."""
 
     def __init__(self, window: int, floor: float | None, least: int) -> None:
         self._window = window
@@ -171,9 +171,9 @@ class Watch:
         self.confidences: list[float] = []
 
     def falls(self, confidence: float) -> bool:
-        """Take the confidence of the next token; return whether its group lies below the floor.
+        """Add the confidence of the next token; return whether its group is below the floor.
 
-        Only a whole group can, and none that ends within the first `least` tokens.
+        A group counts only if it is whole, and does not end within the first `least` tokens.
         """
         self.confidences.append(confidence)
         self._total += confidence
@@ -242,9 +242,10 @@ class Election:
         self._close(number, None)
 
     def outcome(self) -> Decoded:
-        """Return the surest trace of the answer with most weight. At least one trace must be whole.
+        """Return the surest trace of the answer with the highest weight.
 
-        If none reached the floor, which only a confidence that is not a number can cause, all vote.
+        At least one trace must be whole. All vote if none reached the floor, which happens only if a
+        confidence is not a number.
         """
         vote = self._vote if len(self._vote) else Vote(self._below)
         best = vote.winner()

@@ -10,21 +10,19 @@ from optillm_hooks.types import Json, Sampling
 
 S = TypeVar("S", bound=BaseModel)
 
-
 Supports = Callable[[str], bool]
-"""Whether a model takes a request field of that name."""
-
+"""Whether a model supports the request field of that name."""
 
 FIELD = "optillm_decoding"
-"""The request field by which the engine is told: the method's name, to its settings."""
+"""The request field; its value maps the method's name to its settings."""
 
 
 def settings_of(kind: type[S], params: BaseModel) -> S:
-    """Return those of a stage's parameters that are settings of the engine."""
+    """Return the parameters of a stage that are also settings of the engine."""
     return kind.model_validate(params.model_dump(include=set(kind.model_fields)))
 
 
 def by_engine(name: str, settings: BaseModel, sampling: Sampling) -> Sampling:
-    """Return `sampling` such that a local model decodes by the method `name`."""
+    """Return `sampling` with the field that makes a local model use the method `name`."""
     chosen: Json = {name: settings.model_dump(mode="json")}
     return replace(sampling, fields={**sampling.fields, FIELD: chosen})

@@ -1,8 +1,7 @@
-"""The markers around the thinking of a reply."""
+"""The markers around a reply's thinking."""
 
 Markers = tuple[str, str]
-"""What opens a block of thinking, and what closes it."""
-
+"""The opening and the closing marker."""
 
 MARKERS = THINK, THOUGHT = "<think>", "</think>"
-"""Between which models think."""
+"""The markers of most reasoning models."""

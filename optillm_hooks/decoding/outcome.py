@@ -8,9 +8,9 @@ from optillm_hooks.types import FinishReason, Json
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """The one reply that a method makes of its branches."""
+    """The reply that a decoding method makes of its branches."""
 
     text: str
     finish_reason: FinishReason = "stop"
     facts: Mapping[str, Json] = field(default_factory=dict[str, Json])
-    """How it came about, for the response's vendor fields."""
+    """Statistics for the response's vendor fields."""

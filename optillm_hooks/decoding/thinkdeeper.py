@@ -1,9 +1,7 @@
-"""ThinkDeeper: thinking of at least and at most so many tokens before the answer.
+"""ThinkDeeper: a minimum and a maximum of thinking before the answer (budget forcing).
 
-Source: Muennighoff et al. 2025, "s1: Simple test-time scaling", arXiv:2501.19393, section 3.1
-(budget forcing): too early an end of thinking is replaced by a word that makes the model go on, and
-at the budget the end marker is written for it. Limiting the number of thoughts follows Wang et al.
-2025, arXiv:2501.18585, which penalises switching; here switches are counted.
+Source: Muennighoff et al. 2025, "s1: Simple test-time scaling", arXiv:2501.19393, section 3.1.
+Deviations: see `approaches.thinkdeeper`.
 """
 
 from typing import Literal
@@ -14,16 +12,16 @@ from optillm_hooks.decoding.markers import Markers
 from optillm_hooks.types import Json
 
 _SHARES = {"low": 0.33, "medium": 0.66, "high": 0.9}
+"""Share of the reply for thinking, by reasoning effort."""
 
-
-_THOUGHTS = {"low": 64, "medium": 256, "high": 512}
-
+_MAX_THOUGHTS = {"low": 64, "medium": 256, "high": 512}
 
 _MIN_ANSWER = 64
+"""Tokens."""
 
 
 class ThinkSettings(BaseModel):
-    """What a request can set. Numbers of tokens left open follow from `reasoning_effort`."""
+    """Settings of a request. Unset numbers of tokens follow from `reasoning_effort`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,26 +29,40 @@ class ThinkSettings(BaseModel):
         default="low", description="Share of the reply for thinking: 33, 66 or 90 %."
     )
     min_thinking_tokens: int | None = Field(
-        default=None, ge=0, le=1_000_000, description="Least thinking; else 10 % of the reply."
+        default=None,
+        ge=0,
+        le=1_000_000,
+        description="Minimum of thinking; unset: 10 % of the reply.",
     )
     max_thinking_tokens: int | None = Field(
-        default=None, ge=0, le=1_000_000, description="Most thinking."
+        default=None,
+        ge=0,
+        le=1_000_000,
+        description="Maximum of thinking; unset: by reasoning_effort.",
     )
     max_thoughts: int | None = Field(
-        default=None, ge=1, le=100_000, description="Most changes of direction."
+        default=None, ge=1, le=100_000, description="Maximum number of thoughts."
     )
     thought_switch_tokens: tuple[str, ...] = Field(
         default=("Wait,", "Alternatively,", "However,", "On second thought,"),
         min_length=1,
         max_length=32,
-        description="Words that begin another thought, written to keep the model thinking.",
+        description="Words that begin another thought; written to make the model go on.",
     )
-    prefill: str = Field(default="", max_length=4000, description="How the thinking begins.")
+    prefill: str = Field(
+        default="", max_length=4000, description="Text with which the thinking begins."
+    )
     start_think_token: str = Field(
-        default="<think>", min_length=1, max_length=64, description="Opens it."
+        default="<think>",
+        min_length=1,
+        max_length=64,
+        description="Opening marker of the thinking.",
     )
     end_think_token: str = Field(
-        default="</think>", min_length=1, max_length=64, description="Closes it."
+        default="</think>",
+        min_length=1,
+        max_length=64,
+        description="Closing marker of the thinking.",
     )
 
     @property
@@ -59,25 +71,27 @@ class ThinkSettings(BaseModel):
 
 
 class ThinkingBudget:
-    """Tokens of thinking for a reply with `room` tokens behind its opening.
+    """The minimum and maximum of thinking in a reply of `room` tokens, its opening not counted.
 
-    The answer always keeps some of them: a tenth and at least 64, but never more than half.
+    A tenth of the reply, at least 64 tokens but never more than half, is kept for the answer.
     """
 
     def __init__(self, settings: ThinkSettings, room: int) -> None:
         answer = min(max(_MIN_ANSWER, room // 10), room // 2)
         share = int(room * _SHARES[settings.reasoning_effort])
-        most = share if settings.max_thinking_tokens is None else settings.max_thinking_tokens
-        least = room // 10 if settings.min_thinking_tokens is None else settings.min_thinking_tokens
-        self.most = max(min(most, room - answer), 0)
-        self.least = min(least, self.most)
-        self.thoughts = settings.max_thoughts or _THOUGHTS[settings.reasoning_effort]
+        maximum = share if settings.max_thinking_tokens is None else settings.max_thinking_tokens
+        minimum = (
+            room // 10 if settings.min_thinking_tokens is None else settings.min_thinking_tokens
+        )
+        self.max_tokens = max(min(maximum, room - answer), 0)
+        self.min_tokens = min(minimum, self.max_tokens)
+        self.max_thoughts = settings.max_thoughts or _MAX_THOUGHTS[settings.reasoning_effort]
 
     def facts(self, tokens: int, thoughts: int, pushed: int) -> dict[str, Json]:
-        """Return what a reply made of its budget."""
+        """Return the budget and how much of it a reply used."""
         return {
-            "least_thinking": self.least,
-            "most_thinking": self.most,
+            "least_thinking": self.min_tokens,
+            "most_thinking": self.max_tokens,
             "thinking": tokens,
             "thoughts": thoughts,
             "pushed_on": pushed,

@@ -1,5 +1,5 @@
-"""Decoding methods over a model that others serve: what log-probabilities and prefixes allow.
+"""Decoding methods over a model behind an API, made of calls with log-probabilities and prefixes.
 
-Pure functions and settings are those of `decoding`; here is how each method is made
-of calls. Source of the calls' form: the chat APIs of vLLM and SGLang (`continue_final_message`).
+Each method's settings and pure functions are in `decoding`. The calls have the form that the chat
+APIs of vLLM and SGLang share (`continue_final_message`).
 """

@@ -1,4 +1,4 @@
-"""The calls that a remote decoding method is made of, and which models take them."""
+"""The calls of remote decoding methods, and the models that support them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,18 +9,18 @@ from optillm_hooks.errors import Refused, RequestRejected
 from optillm_hooks.types import Chat, Completion, Json, Message, Sampling, TokenLogprob
 
 CONTINUES = "continue_final_message"
-"""The request field by which a model goes on with the message that ends the conversation."""
+"""The request field that makes a model continue the last message."""
 
 MAX_ALTERNATIVES = 20
-"""The most alternatives per token that OpenAI's API, and vLLM as it comes, return."""
+"""Maximum of `top_logprobs` in OpenAI's API, and by default in vLLM."""
 
 _USUAL_REPLY = 4096
 _WINDOW = 8
-"""Characters within which a token is looked for behind the one before it."""
+"""Characters after a token within which the next one is searched for."""
 
 
 def check_local(method: str, model: str, supports: Supports, reason: str) -> None:
-    """Raise `RequestRejected` if `model` is not a local one, with the reason."""
+    """Raise `RequestRejected` with `reason` unless `model` is local."""
     if not supports(FIELD):
         raise RequestRejected(
             f"{method} needs a local model (optillm-local/...), which {model!r} is not: {reason}"
@@ -28,7 +28,7 @@ def check_local(method: str, model: str, supports: Supports, reason: str) -> Non
 
 
 def check_continues(method: str, model: str, supports: Supports, reason: str) -> None:
-    """Raise `RequestRejected` if `model` neither is a local one nor continues a prefix."""
+    """Raise `RequestRejected` with `reason` unless `model` is local or continues a prefix."""
     if not supports(FIELD) and not supports(CONTINUES):
         raise RequestRejected(
             f"{method} needs a local model (optillm-local/...), or a deployment whose model_info "
@@ -37,7 +37,7 @@ def check_continues(method: str, model: str, supports: Supports, reason: str) ->
 
 
 def check_scored(method: str, model: str, supports: Supports, reason: str) -> None:
-    """Raise `RequestRejected` if `model` neither is a local one nor returns `top_logprobs`."""
+    """Raise `RequestRejected` with `reason` unless `model` is local or returns `top_logprobs`."""
     if not supports(FIELD) and not supports("top_logprobs"):
         raise RequestRejected(
             f"{method} needs a local model (optillm-local/...), or one that is known to return "
@@ -46,13 +46,13 @@ def check_scored(method: str, model: str, supports: Supports, reason: str) -> No
 
 
 def room(sampling: Sampling, ctx: Context) -> int | None:
-    """Return the most tokens of the reply, as far as anybody has said."""
-    said = [most for most in (sampling.max_tokens, ctx.client.max_tokens) if most is not None]
-    return min(said, default=None)
+    """Return the maximum number of tokens of the reply, or None if nobody sets one."""
+    limits = [n for n in (sampling.max_tokens, ctx.client.max_tokens) if n is not None]
+    return min(limits, default=None)
 
 
 def usual_room(sampling: Sampling, ctx: Context) -> int:
-    """Return the most tokens of the reply; 4,096 where nobody has said."""
+    """Return the maximum number of tokens of the reply, 4,096 if nobody sets one."""
     return room(sampling, ctx) or _USUAL_REPLY
 
 
@@ -62,12 +62,12 @@ def stops(sampling: Sampling, ctx: Context) -> tuple[str, ...] | None:
 
 
 def continuing(chat: Chat, prefix: str) -> Chat:
-    """Return `chat` with the beginning of its answer."""
+    """Return `chat` with `prefix` as the beginning of its answer."""
     return (*chat, Message("assistant", prefix))
 
 
 def piece(sampling: Sampling, *, top: int | None = None, continues: bool = False) -> Sampling:
-    """Return the sampling of a piece of a reply: with `top` alternatives, after a prefix."""
+    """Return the sampling of a piece of a reply: with `top` log-probabilities, after a prefix."""
     fields: dict[str, Json] = dict(sampling.fields)
     if top is not None:
         fields |= {"logprobs": True, "top_logprobs": top}
@@ -77,15 +77,15 @@ def piece(sampling: Sampling, *, top: int | None = None, continues: bool = False
 
 
 def alternatives(token: TokenLogprob) -> list[float]:
-    """Return the log-probabilities of the likeliest tokens in the place of `token`."""
+    """Return the top log-probabilities in the place of `token`."""
     return [logprob for _, logprob in token.top]
 
 
 def scores(completion: Completion) -> tuple[TokenLogprob, ...]:
-    """Return the log-probabilities of a completion's tokens.
+    """Return a completion's tokens with their log-probabilities.
 
     Raises:
-        Refused: there is text without any.
+        Refused: the completion has text but no log-probabilities.
     """
     if not completion.logprobs and (completion.text or completion.reasoning):
         raise Refused("the model does not return the log-probabilities that were asked for")
@@ -95,8 +95,8 @@ def scores(completion: Completion) -> tuple[TokenLogprob, ...]:
 def token_ends(text: str, tokens: Sequence[str]) -> list[int]:
     """Return for each of `tokens` the length of `text` up to and including it.
 
-    A token that does not stand in the text, as the half of a character or an end token, ends where
-    the one before it does.
+    A token that is not in the text, such as half a character or an end token, ends where the token
+    before it ends.
     """
     ends: list[int] = []
     end = 0

@@ -1,8 +1,8 @@
-"""CoT decoding by calls: one for the first token's alternatives, then one for each branch.
+"""CoT decoding by calls: one for the alternatives of the first token, then one per branch.
 
-Source: as `decoding.cot_decoding`. A branch goes on from the text of its first
-token, which the model's tokenizer may read as another token; alternatives that differ by blanks
-only, or are no text (an end token, half a character), are left out.
+A branch continues the text of its first token, which the model may tokenize differently.
+Alternatives that differ by blanks only are one branch; those that are no text (an end token, half a
+character) are left out.
 """
 
 import re
@@ -30,25 +30,24 @@ from optillm_hooks.llm import LLM
 from optillm_hooks.types import Answer, Chat, Completion, Sampling, TokenLogprob, Usage
 
 _NO_TEXT = re.compile(r"<[|\uff5c].*[|\uff5c]>|</?s>|<eos>|<end_of_turn>|\s*|.*\ufffd.*", re.DOTALL)
-"""End tokens as common vocabularies spell them, blanks, and bytes that are half a character."""
+"""End tokens of common vocabularies, blanks, and bytes that are half a character."""
 
 _TOP = 3
-"""Alternatives that hold the two likeliest: vLLM shows the chosen one first, whatever its rank."""
+"""Top log-probabilities that include the two likeliest: vLLM lists the sampled token first."""
 
 
 class _Branch(NamedTuple):
     path: Path
     reply: Answer
-    """With the text of the first token."""
+    """The reply with the text of the first token."""
 
 
 async def cot_decode(
     chat: Chat, sampling: Sampling, llm: LLM, settings: CotSettings, ctx: Context
 ) -> Completion:
-    """Return the reply on which the branches agree with most confidence.
+    """Return the reply with the answer that the branches are surest of.
 
-    A branch that fails is left out. If the likeliest of the others calls tools, it is returned as
-    it is.
+    A branch that fails is left out. If the likeliest of the others calls tools, it is returned.
 
     Raises:
         SamplesFailed: every branch failed.
@@ -67,10 +66,10 @@ async def cot_decode(
 
 
 def first_tokens(first: TokenLogprob, k: int) -> list[str]:
-    """Return the `k` likeliest beginnings, likeliest first; fewer if others are no text.
+    """Return the texts of the `k` likeliest first tokens, without those that are no text.
 
     Raises:
-        EmptyCompletion: none is text.
+        EmptyCompletion: none of them is text.
     """
     ordered = sorted(first.top or ((first.token, first.logprob),), key=lambda t: -t[1])[:k]
     starts: dict[str, str] = {}
@@ -100,13 +99,13 @@ async def _branch(
     start: str,
     first: TokenLogprob,
 ) -> _Branch:
-    most = room(sampling, ctx)
+    limit = room(sampling, ctx)
     rest = Completion("", "length")
-    if most is None or most > 1:
+    if limit is None or limit > 1:
         goes_on = replace(
             sampling,
             temperature=settings.branch_temperature or 0.0,
-            max_tokens=None if most is None else most - 1,
+            max_tokens=None if limit is None else limit - 1,
             stop=stops(sampling, ctx),
         )
         asked = piece(goes_on, top=_TOP, continues=True)
@@ -120,7 +119,7 @@ async def _branch(
 
 
 def _completion(reply: Answer) -> Completion:
-    """Return a reply whose calls are paid already."""
+    """Return `reply` as a completion without usage: its calls have been counted."""
     return Completion(
         reply.text,
         reply.finish_reason,

@@ -1,8 +1,7 @@
 """DeepConf by calls: whole warm-up samples, then streams that are closed when they lose confidence.
 
-Source: as `decoding.deepconf`; confidence is over the 20 alternatives that a
-provider shows. No more streams are open at once than there were warm-up samples, so that a
-consensus comes before most of the traces are begun.
+Confidence covers the 20 alternatives that a provider returns. At most as many streams are open
+concurrently as there were warm-up samples, so that a consensus saves the rest.
 """
 
 from collections.abc import Awaitable, Callable
@@ -20,15 +19,15 @@ from optillm_hooks.llm import LLM
 from optillm_hooks.types import Chat, Completion, FinishReason, Sampling, Usage
 
 _OTHER_SEEDS = 2
-"""A fan-out that fills up what failed takes up to twice as many seeds as samples."""
+"""A fan-out that replaces failed samples uses up to twice as many seeds as samples."""
 
 
 async def deepconf_decode(
     chat: Chat, sampling: Sampling, llm: LLM, settings: DeepConfSettings, ctx: Context
 ) -> Completion:
-    """Return the surest trace of the answer with most confidence behind it.
+    """Return the surest trace of the answer whose traces have the highest total confidence.
 
-    A trace that fails does not vote. A warm-up trace that calls tools is returned as it is.
+    A trace that fails does not vote. A warm-up trace that calls tools is returned.
 
     Raises:
         Refused: the model returns no log-probabilities.
@@ -70,7 +69,7 @@ async def deepconf_decode(
 async def _trace(
     chat: Chat, sampling: Sampling, llm: LLM, election: Election, number: int, watch: Watch
 ) -> None:
-    """Let one trace be written until it ends, loses confidence, or is of no use any more."""
+    """Stream one trace until it ends, loses confidence, or the vote is settled."""
     written, finish_reason, stopped = Accumulated(), "stop", False
     try:
         async with aclosing(llm.stream(chat, sampling)) as pieces:

@@ -1,9 +1,9 @@
-"""Budgeted thinking by calls: each goes on from what has been thought so far.
+"""ThinkDeeper by calls: each call continues the thinking so far.
 
-Source: as `decoding.thinkdeeper`. The end marker is a stop string while the model
-thinks, and is written for it at the budget. What is written for the model is part of the prompt
-here, and does not count against the budget. A thought too many is cut off behind the words that
-begin it, after it was paid for.
+The end marker is a stop string while the model thinks, and is written for it at the maximum. What
+is written for the model is part of the prompt here and does not count against the budget. Thinking
+beyond the maximum number of thoughts is paid for and then cut after the words that begin the
+surplus thought.
 """
 
 from dataclasses import dataclass, replace
@@ -16,13 +16,13 @@ from optillm_hooks.llm import LLM
 from optillm_hooks.types import Chat, Completion, Json, Sampling, Usage
 
 _MAX_PUSHES = 8
-"""Times that a model is made to think on: each is a call that reads all of the prompt again."""
+"""Maximum of times that a model is made to go on: each is a call that prefills the prompt again."""
 
 _FORM = ("response_format",)
-"""What of the client's request holds for the last piece alone."""
+"""Fields of the client's request that apply to the last piece only."""
 
 _CHARS_PER_TOKEN = 4
-"""Of a reply whose provider does not say how long it was; English has about as many."""
+"""Estimate, for English, where the provider does not return the number of tokens."""
 
 
 @dataclass(slots=True)
@@ -36,20 +36,20 @@ class _Thoughts:
 async def think(
     chat: Chat, sampling: Sampling, llm: LLM, settings: ThinkSettings, ctx: Context
 ) -> tuple[Completion, dict[str, Json]]:
-    """Return the reply, its thinking apart from its text, and what it made of its budget.
+    """Return the reply, with its thinking apart from its text, and how much of the budget it used.
 
-    All calls together write no more than the reply's `max_tokens` (4,096 if nobody sets any). A
-    call that fails ends the thinking, unless it is the first.
+    All calls together write at most the reply's `max_tokens` (4,096 if nobody sets one). A call
+    that fails ends the thinking, unless it is the first.
     """
-    most = usual_room(sampling, ctx)
-    budget = ThinkingBudget(settings, most)
+    max_tokens = usual_room(sampling, ctx)
+    budget = ThinkingBudget(settings, max_tokens)
     opening = f"{settings.start_think_token}\n{settings.prefill}"
     thoughts = await _thoughts(chat, sampling, llm, settings, budget, opening)
     prefix = f"{opening}{thoughts.text.rstrip()}\n{settings.end_think_token}\n\n"
     form = {name: ctx.client.fields[name] for name in _FORM if name in ctx.client.fields}
     asked = replace(
         sampling,
-        max_tokens=most - thoughts.tokens,
+        max_tokens=max_tokens - thoughts.tokens,
         stop=stops(sampling, ctx),
         fields={**form, **sampling.fields},
     )
@@ -75,10 +75,10 @@ async def _thoughts(
 ) -> _Thoughts:
     words = settings.thought_switch_tokens
     so_far = _Thoughts()
-    while so_far.tokens < budget.most and so_far.thoughts < budget.thoughts:
+    while so_far.tokens < budget.max_tokens and so_far.thoughts < budget.max_thoughts:
         asked = replace(
             sampling,
-            max_tokens=budget.most - so_far.tokens,
+            max_tokens=budget.max_tokens - so_far.tokens,
             stop=(settings.end_think_token,),
             sample=sampling.sample + so_far.pushed,
         )
@@ -91,10 +91,10 @@ async def _thoughts(
             break
         thought = (reply.reasoning + reply.text).partition(settings.end_think_token)[0]
         so_far.tokens += _tokens(reply)
-        kept, switches = up_to_thought(thought, words, budget.thoughts - so_far.thoughts)
+        kept, switches = up_to_thought(thought, words, budget.max_thoughts - so_far.thoughts)
         so_far.text += kept
         so_far.thoughts += switches
-        enough = so_far.tokens >= budget.least or so_far.pushed == _MAX_PUSHES
+        enough = so_far.tokens >= budget.min_tokens or so_far.pushed == _MAX_PUSHES
         if reply.truncated or enough:
             break
         so_far.text = f"{so_far.text.rstrip()}\n{words[so_far.pushed % len(words)]}"
@@ -103,13 +103,13 @@ async def _thoughts(
     return so_far
 
 
-def up_to_thought(text: str, words: tuple[str, ...], most: int) -> tuple[str, int]:
-    """Return `text` up to the word that begins thought number `most`, and its number of thoughts.
+def up_to_thought(text: str, words: tuple[str, ...], maximum: int) -> tuple[str, int]:
+    """Return `text` up to the word that begins thought `maximum`, and its number of thoughts.
 
-    `words` begin thoughts; a word that another overlaps counts once.
+    `words` begin thoughts. Where two overlap, one thought is counted.
     """
     at = thoughts = 0
-    while thoughts < most:
+    while thoughts < maximum:
         found = [(text.find(word, at), len(word)) for word in words if word in text[at:]]
         if not found:
             return text, thoughts

@@ -1,1 +1,1 @@
-"""The engine's side of each decoding method: the branches that its rows follow."""
+"""The engine's side of each decoding method: how it decodes each of a request's sequences."""

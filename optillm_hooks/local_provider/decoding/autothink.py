@@ -1,6 +1,6 @@
 """AutoThink in the engine: `thinkdeeper` with a budget per question, and steering vectors.
 
-Source, deviations, settings and the score of a question: `decoding.autothink`.
+Settings and the score of a question: `decoding.autothink`.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """CoT decoding in the engine: k sequences from one prompt, each with a first token of its own.
 
-Source, deviations, settings and the choice among the branches: `decoding.cot_decoding`.
+Settings, confidence and the choice among the branches: `decoding.cot_decoding`.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """DeepConf in the engine: stopped sequences make room for further traces.
 
-Source, deviations, settings and the vote: `decoding.deepconf`.
+Settings, confidence and the vote: `decoding.deepconf`.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Entropy decoding in the engine: sampling parameters that follow the uncertainty of each token.
 
-Source, deviations and settings: `decoding.entropy_decoding`.
+Source and settings: `decoding.entropy_decoding`.
 """
 
 from collections import Counter
@@ -16,11 +16,11 @@ from optillm_hooks.local_provider.uncertainty import Uncertainty
 from optillm_hooks.types import Json
 
 State = Literal["certain", "hesitant", "fork", "fog", "ordinary"]
-"""What the uncertainty of the next token looks like."""
+"""How uncertain the model is of the next token."""
 
 
 def state(uncertainty: Uncertainty, settings: EntropySettings) -> State:
-    """Return what entropy and varentropy say of the next token."""
+    """Return the state that entropy and varentropy of the next token show."""
     h, v, s = uncertainty.entropy, uncertainty.varentropy, settings
     if h < s.low_entropy and v < s.low_varentropy:
         return "certain"

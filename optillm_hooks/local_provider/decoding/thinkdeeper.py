@@ -1,6 +1,6 @@
 """ThinkDeeper in the engine: markers and words are written into the sequence token by token.
 
-Source, deviations, settings and the budget: `decoding.thinkdeeper`.
+Settings and the budget: `decoding.thinkdeeper`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -64,15 +64,15 @@ class Thinking(Branch):
             return [token]
         self._tokens += 1
         closes = end or (self._text + self._token_bytes(token)).rstrip().endswith(self._marker)
-        if closes and self._tokens < self._budget.least and (more := self._more()):
+        if closes and self._tokens < self._budget.min_tokens and (more := self._more()):
             return more
         if closes and not end:
             self._answering = True
             return [token]
         if not end:
             self._read(self._token_bytes(token))
-        spent = len(self._ending) + self._tokens >= self._budget.most
-        if end or spent or self._thoughts >= self._budget.thoughts:
+        spent = len(self._ending) + self._tokens >= self._budget.max_tokens
+        if end or spent or self._thoughts >= self._budget.max_thoughts:
             self._answering = True
             return self._ending if end else [token, *self._ending]
         return [token]
@@ -86,7 +86,7 @@ class Thinking(Branch):
         written = self._encode(f"\n{word.decode()}")
         # The token that they replace has been counted.
         tokens = self._tokens + len(written) - 1
-        if tokens + len(self._ending) >= self._budget.most:
+        if tokens + len(self._ending) >= self._budget.max_tokens:
             return ()
         self._pushed += 1
         self._tokens = tokens

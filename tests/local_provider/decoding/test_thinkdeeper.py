@@ -103,8 +103,8 @@ def test_the_answer_always_keeps_a_part_of_the_reply(
         }
     )
     budget = ThinkingBudget(settings, room)
-    assert 0 <= budget.least <= budget.most
-    assert room - budget.most >= min(64, room // 2)
+    assert 0 <= budget.min_tokens <= budget.max_tokens
+    assert room - budget.max_tokens >= min(64, room // 2)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_the_answer_always_keeps_a_part_of_the_reply(
 )
 def test_efforts_are_shares_of_the_reply(effort: str, most: int, thoughts: int) -> None:
     budget = ThinkingBudget(ThinkSettings.model_validate({"reasoning_effort": effort}), 1000)
-    assert (budget.least, budget.most, budget.thoughts) == (100, most, thoughts)
+    assert (budget.min_tokens, budget.max_tokens, budget.max_thoughts) == (100, most, thoughts)
 
 
 def test_a_harder_question_thinks_longer() -> None:
@@ -196,7 +196,7 @@ def test_on_any_tokenizer_it_ends_in_time_with_the_marker_as_it_is(
         assert b"</think>" in text, "an answer only comes behind the marker"
     budget = ThinkingBudget(settings, max(room - opening, 0))
     assert isinstance(facts["thinking"], int)
-    assert facts["thinking"] + ending <= max(budget.most, 1 + ending), "the budget holds"
+    assert facts["thinking"] + ending <= max(budget.max_tokens, 1 + ending), "the budget holds"
     if fits:
         thought = b"".join(tokens[i] for i in written[: room - 1])
         assert b"</think>" in thought, "the answer has room for a token at least"
