@@ -102,7 +102,7 @@ class Vote:
         return dict(weights)
 
     def winner(self) -> SampledTrace:
-        """Return the surest trace of the answer with the highest weight, or of all if none has one."""
+        """Return the surest trace of the answer with the highest weight; if none has one, of all."""
         names, weights = self._classes.names(), self.weights()
         best = max(weights, key=lambda answer: weights[answer], default=None)
         for_best = [t for t in self._traces if t.answer is not None and names[t.answer] == best]
@@ -244,8 +244,8 @@ class Election:
     def outcome(self) -> Decoded:
         """Return the surest trace of the answer with the highest weight.
 
-        At least one trace must be whole. All vote if none reached the floor, which happens only if a
-        confidence is not a number.
+        At least one trace must be whole. All vote if none reached the floor, which happens only
+        where a confidence is not a number.
         """
         vote = self._vote if len(self._vote) else Vote(self._below)
         best = vote.winner()
