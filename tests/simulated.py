@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 
 from optillm_hooks.approaches import leap, mcts, plansearch, pvg, rstar, rto
+from optillm_hooks.testing import AnsweringLLM
 from optillm_hooks.types import Chat, Completion, Sampling
-from tests.fakes import AnsweringLLM
 
 RIGHT = "42"
 WRONG = ("41", "43", "40")

@@ -34,7 +34,7 @@ LAYERS = [
     {"registry", "fanout"},
     {"decoding", "judging", "settings"},
     {"approaches", "local_provider"},
-    {"pipeline", "catalogue"},
+    {"pipeline", "catalogue", "testing"},
     {"gateway", "serve", "__init__"},
 ]
 """A module imports from layers before its own, and from its own package."""

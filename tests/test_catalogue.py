@@ -27,9 +27,9 @@ from optillm_hooks.pipeline.expression import parse
 from optillm_hooks.pipeline.plan import resolve
 from optillm_hooks.pipeline.run import run
 from optillm_hooks.registry import Approach, Cost, all_approaches
+from optillm_hooks.testing import ONE_CALL, AnsweringLLM, Reply, chat
 from optillm_hooks.trace import Trace
 from optillm_hooks.types import Chat, Completion, Fields, Message, Sampling, Usage
-from tests.fakes import ONE_CALL, AnsweringLLM, Reply, chat
 
 pytestmark = pytest.mark.anyio
 EVERY = pytest.mark.parametrize("approach", all_approaches(), ids=lambda a: a.name)

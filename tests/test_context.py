@@ -21,6 +21,7 @@ from optillm_hooks.errors import (
 )
 from optillm_hooks.fanout import outcomes, sample_many
 from optillm_hooks.llm import ModelFacts, Price
+from optillm_hooks.testing import HANG, ONE_CALL, Hang, Reply, ScriptedLLM, chat, context
 from optillm_hooks.types import (
     Answer,
     Chat,
@@ -33,7 +34,7 @@ from optillm_hooks.types import (
     ToolCall,
     Usage,
 )
-from tests.fakes import HANG, ONE_CALL, Hang, Pieces, Reply, ScriptedLLM, chat, context
+from tests.fakes import Pieces
 
 pytestmark = pytest.mark.anyio
 ASKED = chat("one two three four")

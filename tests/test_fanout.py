@@ -8,8 +8,8 @@ from optillm_hooks.budget import Limits
 from optillm_hooks.context import MeteredLLM
 from optillm_hooks.errors import DeadlineExceeded, ProviderFailed, SamplesFailed
 from optillm_hooks.fanout import outcomes, sample_many, speculating
+from optillm_hooks.testing import HANG, Reply, ScriptedLLM, chat, context
 from optillm_hooks.types import Sampling
-from tests.fakes import HANG, Reply, ScriptedLLM, chat, context
 
 pytestmark = pytest.mark.anyio
 ASKED = chat("6 * 7?")

@@ -21,8 +21,8 @@ from optillm_hooks.judging import (
     read_choice,
     read_rating,
 )
+from optillm_hooks.testing import HANG, AnsweringLLM, Reply, ScriptedLLM, context
 from optillm_hooks.types import Chat, Completion, Message, Sampling
-from tests.fakes import HANG, AnsweringLLM, Reply, ScriptedLLM, context
 
 HERE = Path(__file__).parent / "golden"
 RATINGS: list[dict[str, Any]] = json.loads((HERE / "ratings.json").read_text(encoding="utf-8"))

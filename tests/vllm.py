@@ -10,8 +10,8 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from optillm_hooks.testing import AnsweringLLM
 from optillm_hooks.types import Chat, Completion, Delta, Sampling, TokenLogprob, Usage
-from tests.fakes import AnsweringLLM
 from tests.upstream import Billed, Call, Reply, Script
 
 END = "<|im_end|>"

@@ -10,8 +10,8 @@ from optillm_hooks.budget import Limits
 from optillm_hooks.context import Context
 from optillm_hooks.errors import ProviderFailed, SamplesFailed
 from optillm_hooks.registry import get_approach
+from optillm_hooks.testing import HANG, AnsweringLLM, Reply, ScriptedLLM, answer, context, params
 from optillm_hooks.types import Chat, Completion, Message, Sampling, ToolCall
-from tests.fakes import HANG, AnsweringLLM, Reply, ScriptedLLM, answer, context, params
 
 pytestmark = pytest.mark.anyio
 CHAT = (

@@ -1,6 +1,5 @@
 """CePO: every stage and every parameter, what is left of failures, and the law of its vote."""
 
-import asyncio
 import hashlib
 import random
 from collections import Counter
@@ -14,8 +13,18 @@ from optillm_hooks.budget import Limits
 from optillm_hooks.context import Context
 from optillm_hooks.errors import ProviderFailed, SamplesFailed
 from optillm_hooks.registry import get_approach
+from optillm_hooks.testing import (
+    HANG,
+    Reply,
+    ScriptedLLM,
+    StagedLLM,
+    answer,
+    context,
+    in_turn,
+    params,
+)
 from optillm_hooks.types import Chat, Completion, Message, Sampling, ToolCall
-from tests.fakes import HANG, AnsweringLLM, Reply, answer, chat, context, params
+from tests.simulated import Unhurried
 
 pytestmark = pytest.mark.anyio
 ASKED = (
@@ -33,16 +42,12 @@ STAGES = {
     "final": "Above is a worked solution",
     "rate": "RATING:",
     "choose": "BEST:",
+    "direct": "",
 }
 
 
-def stage_of(asked: Chat) -> str:
-    last = asked[-1].text
-    return next((name for name, words in STAGES.items() if words in last), "direct")
-
-
-class Model(AnsweringLLM):
-    """Answers each stage by a function of the number of that stage's calls so far."""
+class Model(StagedLLM):
+    """A model that gives each stage its name, and each rating or choice the lowest."""
 
     def __init__(
         self,
@@ -53,37 +58,16 @@ class Model(AnsweringLLM):
         reasons: bool = False,
         **also: Any,
     ) -> None:
-        super().__init__(
-            self._reply_to, model=model, fields=["reasoning_effort"] if reasons else []
-        )
-        self._given = {**(given or {}), **also}
-        self.seen: list[tuple[str, Chat, Sampling]] = []
-
-    def _reply_to(self, asked: Chat, sampling: Sampling) -> Reply:
-        stage = stage_of(asked)
-        number = len(self.at(stage))
-        self.seen.append((stage, asked, sampling))
-        usual: Reply = "RATING: 1" if stage == "rate" else "BEST: 1" if stage == "choose" else stage
-        reply = self._given.get(stage, usual)
-        return reply(number, asked) if callable(reply) else reply  # type: ignore[no-any-return]
-
-    def at(self, stage: str) -> list[tuple[Chat, Sampling]]:
-        return [(asked, sampling) for name, asked, sampling in self.seen if name == stage]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        return dict(Counter(name for name, _, _ in self.seen))
+        usual = {**{name: name for name in STAGES}, "rate": "RATING: 1", "choose": "BEST: 1"}
+        fields = ["reasoning_effort"] if reasons else []
+        super().__init__(STAGES, {**usual, **(given or {}), **also}, model=model, fields=fields)
 
 
 def cut(text: str) -> Completion:
     return Completion(text, finish_reason="length")
 
 
-def numbered(*replies: Reply) -> Callable[[int, Chat], Reply]:
-    return lambda number, _: replies[min(number, len(replies) - 1)]
-
-
-async def ask(llm: Model, ctx: Context | None = None, /, **given: Any) -> str:
+async def ask(llm: ScriptedLLM, ctx: Context | None = None, /, **given: Any) -> str:
     ctx = ctx or context(limits=Limits())
     return (await answer("cepo", ASKED, llm, ctx, **given)).text
 
@@ -213,7 +197,7 @@ async def test_what_may_be_the_answer_gets_the_fields_of_an_answer() -> None:
 
 
 async def test_whole_candidates_come_before_truncated_ones() -> None:
-    llm = Model(plan=cut("1."), direct=numbered(cut("half"), "whole", cut("half")))
+    llm = Model(plan=cut("1."), direct=in_turn(cut("half"), "whole", cut("half")))
     assert await ask(llm) == "whole"
     assert "rate" not in llm.counts
 
@@ -257,7 +241,7 @@ async def test_solutions_and_candidates_are_shown_as_data() -> None:
 
 
 async def test_plans_that_are_cut_off_are_made_again_up_to_the_limit() -> None:
-    llm = Model(plan=numbered(cut("1."), "plan", cut("1."), "plan"))
+    llm = Model(plan=in_turn(cut("1."), "plan", cut("1."), "plan"))
     ctx = context(limits=Limits())
     await ask(llm, ctx, bestofn_n=1)
     assert llm.counts == {"plan": 5, "execute": 3, "compare": 1, "final": 1}
@@ -310,7 +294,7 @@ async def test_a_failed_comparison_leaves_a_solution_to_the_last_call() -> None:
 async def test_a_failed_candidate_is_left_out() -> None:
     llm = Model(
         plan=cut("1."),
-        direct=numbered(ProviderFailed("502"), "ANSWER: 41", "ANSWER: 42"),
+        direct=in_turn(ProviderFailed("502"), "ANSWER: 41", "ANSWER: 42"),
         rate=lambda _, asked: "RATING: 1" if "ANSWER: 42" in asked[-1].text else "RATING: 0",
     )
     assert await ask(llm) == "ANSWER: 42"
@@ -350,12 +334,12 @@ def by_answer(ratings: Mapping[str, str]) -> Callable[[int, Chat], Reply]:
     ],
 )
 async def test_absolute_ratings(ratings: dict[str, str], expected: str) -> None:
-    llm = Model(final=numbered("a", "b", "c"), rate=by_answer(ratings))
+    llm = Model(final=in_turn("a", "b", "c"), rate=by_answer(ratings))
     assert await ask(llm) == expected
 
 
 async def test_pairs_are_compared_in_both_orders_and_a_judge_of_places_decides_nothing() -> None:
-    llm = Model(final=numbered("a", "b", "c"))
+    llm = Model(final=in_turn("a", "b", "c"))
     ctx = context(limits=Limits())
     assert await ask(llm, ctx, bestofn_rating_type="pairwise") == "a"
     [*_, (_, facts)] = ctx.trace.events
@@ -375,24 +359,24 @@ async def test_the_candidate_that_wins_most_pairs_is_picked(best: str) -> None:
         shown = [name for name in places if f"\n{name}\n" in text]
         return f"BEST: {shown.index(best) + 1}" if best in shown else "BEST: 1"
 
-    llm = Model(final=numbered("a", "b", "c"), choose=judge)
+    llm = Model(final=in_turn("a", "b", "c"), choose=judge)
     assert await ask(llm, bestofn_rating_type="pairwise") == best
 
 
 async def test_a_pairwise_verdict_beyond_the_pair_is_none() -> None:
-    llm = Model(final=numbered("a", "b", "b"), choose="BEST: 7")
+    llm = Model(final=in_turn("a", "b", "b"), choose="BEST: 7")
     assert await ask(llm, bestofn_rating_type="pairwise") == "b"
 
 
 async def test_the_vote_reads_answers_and_not_first_letters() -> None:
     """Three answers 7, 42 and 42: the single 7 must not win, nor a line that begins with B."""
-    replies = numbered("Because of that.\nANSWER: 7", "As said.\nANSWER: 42", "ANSWER: 42.0")
+    replies = in_turn("Because of that.\nANSWER: 7", "As said.\nANSWER: 42", "ANSWER: 42.0")
     llm = Model(final=replies)
     assert await ask(llm, bestofn_rating_type="majority") == "As said.\nANSWER: 42"
 
 
 async def test_another_model_judges() -> None:
-    llm, judge = Model(final=numbered("a", "b", "c")), Model(model="judge", rate="RATING: 1")
+    llm, judge = Model(final=in_turn("a", "b", "c")), Model(model="judge", rate="RATING: 1")
     ctx = context(limits=Limits(), models=[judge])
     await ask(llm, ctx, rating_model="judge")
     assert judge.counts == {"rate": 3}
@@ -441,7 +425,7 @@ async def test_reasoning_effort(
 
 
 async def test_less_effort_saves_a_reply_that_does_not_end() -> None:
-    llm = Model(reasons=True, plan=numbered(cut("1."), "plan"))
+    llm = Model(reasons=True, plan=in_turn(cut("1."), "plan"))
     await ask(llm, bestofn_n=1, planning_n=1, use_reasoning_fallback=True)
     efforts = [sampling.fields["reasoning_effort"] for _, sampling in llm.at("plan")]
     assert efforts == ["high", "medium"]
@@ -449,14 +433,14 @@ async def test_less_effort_saves_a_reply_that_does_not_end() -> None:
 
 
 async def test_the_direct_answer_tries_every_effort() -> None:
-    llm = Model(reasons=True, plan=cut("1."), direct=numbered(cut("a"), cut("b"), "c"))
+    llm = Model(reasons=True, plan=cut("1."), direct=in_turn(cut("a"), cut("b"), "c"))
     assert await ask(llm, bestofn_n=1) == "c"
     efforts = [sampling.fields["reasoning_effort"] for _, sampling in llm.at("direct")]
     assert efforts == ["high", "medium", "low"]
 
 
 async def test_a_failed_call_is_repeated_as_often_as_asked() -> None:
-    llm = Model(plan=numbered(ProviderFailed("500"), ProviderFailed("500"), "plan"))
+    llm = Model(plan=in_turn(ProviderFailed("500"), ProviderFailed("500"), "plan"))
     await ask(llm, bestofn_n=1, planning_n=1, num_of_retries=2)
     assert llm.counts == {"plan": 3, "execute": 1, "compare": 1, "final": 1}
 
@@ -565,32 +549,19 @@ async def test_the_rating_follows_its_law() -> None:
     assert abs(right / 700 - 0.65) < 0.12
 
 
-class Shuffled(Model):
-    """Answers by what it is asked, after a random number of turns of the loop."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self._turns = random.Random(seed)
-
-    def _reply_to(self, asked: Chat, sampling: Sampling) -> Reply:
-        super()._reply_to(asked, sampling)
-        if sampling.purpose == "judge":
-            return "RATING: 1"
-        return hashlib.sha256(f"{sampling.sample} {asked}".encode()).hexdigest()
-
-    async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
-        for _ in range(self._turns.randrange(20)):
-            await asyncio.sleep(0)
-        return await super().complete(chat, sampling)
+def hashed(asked: Chat, sampling: Sampling) -> str:
+    if sampling.purpose == "judge":
+        return "RATING: 1"
+    return hashlib.sha256(f"{sampling.sample} {asked}".encode()).hexdigest()
 
 
 async def test_the_same_replies_give_the_same_whatever_order_they_come_in() -> None:
     """Nothing that is shown, its order and its marks included, depends on who is first."""
     results = set()
     for seed in range(5):
-        llm = Shuffled(seed)
+        llm = Unhurried(hashed, seed)
         text = await ask(llm, bestofn_n=6)
-        results.add((text, *sorted(asked[-1].text for _, asked, _ in llm.seen)))
+        results.add((text, *sorted(asked[-1].text for asked, _ in llm.calls)))
     assert len(results) == 1
 
 
@@ -599,7 +570,3 @@ async def test_a_conversation_without_a_user_turn_is_still_asked() -> None:
     result = await answer("cepo", (Message("system", "Say hi."),), llm, context(limits=Limits()))
     assert result.text == "final"
     assert all(STAGES["plan"] in asked[-1].text for asked, _ in llm.at("plan"))
-
-
-def test_the_question_alone_is_a_chat() -> None:
-    assert stage_of(chat("?")) == "direct"

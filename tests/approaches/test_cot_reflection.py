@@ -11,8 +11,9 @@ from optillm_hooks.pipeline.expression import parse
 from optillm_hooks.pipeline.plan import resolve
 from optillm_hooks.pipeline.run import run
 from optillm_hooks.pipeline.stream import stream
+from optillm_hooks.testing import HANG, ONE_CALL, Reply, ScriptedLLM
 from optillm_hooks.types import Answer, Chat, Completion, Delta, Fields, Message, Sampling
-from tests.fakes import HANG, ONE_CALL, Pieces, Reply, ScriptedLLM
+from tests.fakes import Pieces
 
 pytestmark = pytest.mark.anyio
 IMAGE: Fields = {"type": "image_url", "image_url": {"url": "data:,x"}}

@@ -9,8 +9,8 @@ from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.decoding.methods import METHODS
 from optillm_hooks.local_provider.request import parse_request
 from optillm_hooks.registry import get_approach
+from optillm_hooks.testing import ScriptedLLM, chat, context, params
 from optillm_hooks.types import Json, Sampling
-from tests.fakes import ScriptedLLM, chat, context, params
 
 pytestmark = pytest.mark.anyio
 LOCAL = ScriptedLLM([], fields=[FIELD])

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from optillm_hooks.registry import all_approaches
+from optillm_hooks.testing import HANG, Reply, params
 from optillm_hooks.trace import Trace
-from tests.fakes import HANG, Reply, params
 from tests.test_catalogue import VERDICT, Change, Lenient, ask
 
 pytestmark = pytest.mark.anyio

@@ -9,8 +9,8 @@ from optillm_hooks.context import Context
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.memory import Memory
 from optillm_hooks.registry import get_approach
+from optillm_hooks.testing import AnsweringLLM, Reply, ScriptedLLM, answer, context, params
 from optillm_hooks.types import Chat, Completion, Message, Sampling
-from tests.fakes import AnsweringLLM, Reply, ScriptedLLM, answer, context, params
 from tests.simulated import kind, solution
 
 pytestmark = pytest.mark.anyio

@@ -7,8 +7,8 @@ import pytest
 from optillm_hooks.budget import Limits
 from optillm_hooks.context import Context
 from optillm_hooks.errors import OptiLLMError, ProviderFailed
+from optillm_hooks.testing import HANG, AnsweringLLM, Reply, answer, chat, context
 from optillm_hooks.types import Answer, Chat, Sampling
-from tests.fakes import HANG, AnsweringLLM, Reply, answer, chat, context
 from tests.simulated import kind, rating, solution
 
 pytestmark = pytest.mark.anyio

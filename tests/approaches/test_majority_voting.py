@@ -8,8 +8,8 @@ import pytest
 from optillm_hooks.context import Context
 from optillm_hooks.errors import ProviderFailed, SamplesFailed
 from optillm_hooks.registry import get_approach
+from optillm_hooks.testing import HANG, AnsweringLLM, Reply, ScriptedLLM, answer, context, params
 from optillm_hooks.types import Completion, Message, Sampling, ToolCall
-from tests.fakes import HANG, AnsweringLLM, Reply, ScriptedLLM, answer, context, params
 
 pytestmark = pytest.mark.anyio
 CHAT = (Message("system", "Be terse."), Message("user", "6 * 7?"))

@@ -16,8 +16,8 @@ from optillm_hooks.context import Context
 from optillm_hooks.errors import DeadlineExceeded, ProviderFailed, SamplesFailed
 from optillm_hooks.llm import FinalCall
 from optillm_hooks.registry import get_approach
+from optillm_hooks.testing import HANG, Reply, StagedLLM, answer, context, in_turn, params, run
 from optillm_hooks.types import Answer, Chat, Completion, Message, Sampling, ToolCall
-from tests.fakes import HANG, AnsweringLLM, Reply, answer, context, params, run
 
 pytestmark = pytest.mark.anyio
 ASKED = (
@@ -38,13 +38,8 @@ STAGES = {
 PLAIN: dict[str, Any] = {"enable_aggregation": False, "enable_strategy_network": False}
 
 
-def stage_of(asked: Chat) -> str:
-    last = asked[-1].text
-    return next(name for name, words in STAGES.items() if words in last)
-
-
-class Model(AnsweringLLM):
-    """Answers each stage by a function of the number of that stage's calls so far."""
+class Model(StagedLLM):
+    """A model that confirms every solution, unless told otherwise."""
 
     def __init__(
         self,
@@ -55,30 +50,9 @@ class Model(AnsweringLLM):
         reasons: bool = False,
         **also: Any,
     ) -> None:
-        super().__init__(
-            self._reply_to, model=model, fields=["reasoning_effort"] if reasons else []
-        )
-        usual = {"verify": "Fine.\nVERDICT: CORRECT"}
-        self._given = {**usual, **(given or {}), **also}
-        self.seen: list[tuple[str, Chat, Sampling]] = []
-
-    def _reply_to(self, asked: Chat, sampling: Sampling) -> Reply:
-        stage = stage_of(asked)
-        number = len(self.at(stage))
-        self.seen.append((stage, asked, sampling))
-        reply = self._given.get(stage, f"{stage} {number}")
-        return reply(number, asked) if callable(reply) else reply  # type: ignore[no-any-return]
-
-    def at(self, stage: str) -> list[tuple[Chat, Sampling]]:
-        return [(asked, sampling) for name, asked, sampling in self.seen if name == stage]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        return dict(Counter(name for name, _, _ in self.seen))
-
-
-def numbered(*replies: Reply) -> Callable[[int, Chat], Reply]:
-    return lambda number, _: replies[min(number, len(replies) - 1)]
+        replies = {"verify": "Fine.\nVERDICT: CORRECT", **(given or {}), **also}
+        fields = ["reasoning_effort"] if reasons else []
+        super().__init__(STAGES, replies, model=model, fields=fields)
 
 
 def verdict(of: Mapping[str, str]) -> Callable[[int, Chat], Reply]:
@@ -228,7 +202,7 @@ async def test_each_author_improves_by_the_strategies_of_others() -> None:
     ("extract", "enhanced"),
     [
         pytest.param(ProviderFailed("502"), 0, id="no strategies"),
-        pytest.param(numbered("s", ProviderFailed("502"), ProviderFailed("502")), 2, id="one"),
+        pytest.param(in_turn("s", ProviderFailed("502"), ProviderFailed("502")), 2, id="one"),
     ],
 )
 async def test_strategies_that_fail_are_not_told(extract: Reply, enhanced: int) -> None:
@@ -291,7 +265,7 @@ async def test_passes_in_a_row(said: str, asked: int, confirmed: bool) -> None:
         "?": "It looks correct to me.",
         "x": ProviderFailed("502"),
     }
-    llm = Model(verify=numbered(*(replies[letter] for letter in said)))
+    llm = Model(verify=in_turn(*(replies[letter] for letter in said)))
     ctx = context(limits=Limits())
     await ask(llm, ctx, num_agents=1, max_iterations=0, **PLAIN)
     assert llm.counts["verify"] == asked
@@ -299,7 +273,7 @@ async def test_passes_in_a_row(said: str, asked: int, confirmed: bool) -> None:
 
 
 async def test_the_solutions_with_most_support_are_checked_first_and_then_it_stops() -> None:
-    llm = Model(explore=numbered("ANSWER: 41", "So.\nANSWER: 42", "Thus.\nANSWER: 42"))
+    llm = Model(explore=in_turn("ANSWER: 41", "So.\nANSWER: 42", "Thus.\nANSWER: 42"))
     assert await ask(llm, **PLAIN) == "So.\nANSWER: 42"
     checked = [asked[-1].text for asked, _ in llm.at("verify")]
     assert len(checked) == 4
@@ -309,7 +283,7 @@ async def test_the_solutions_with_most_support_are_checked_first_and_then_it_sto
 async def test_a_confirmed_solution_goes_before_the_majority() -> None:
     right, wrong = "ANSWER: 42", "ANSWER: 41"
     said = {right: "CORRECT", wrong: "INCORRECT"}
-    llm = Model(explore=numbered(wrong, right, wrong), verify=verdict(said))
+    llm = Model(explore=in_turn(wrong, right, wrong), verify=verdict(said))
     assert await ask(llm, **PLAIN) == right
     assert "improve" not in llm.counts
 
@@ -363,7 +337,7 @@ async def test_without_a_confirmed_solution(
     explored: list[str], given: dict[str, Any], expected: str, by: str
 ) -> None:
     llm = Model(
-        explore=numbered(*(f"ANSWER: {text}" for text in explored)), verify="VERDICT: INCORRECT"
+        explore=in_turn(*(f"ANSWER: {text}" for text in explored)), verify="VERDICT: INCORRECT"
     )
     ctx = context(limits=Limits())
     assert await ask(llm, ctx, max_iterations=0, **PLAIN, **given) == expected
@@ -426,7 +400,7 @@ def test_verdicts(report: str, expected: str | None) -> None:
 
 
 async def test_failed_explorations_are_left_out_and_no_error_text_is_a_solution() -> None:
-    llm = Model(explore=numbered(ProviderFailed("secret"), "explore 1", ProviderFailed("secret")))
+    llm = Model(explore=in_turn(ProviderFailed("secret"), "explore 1", ProviderFailed("secret")))
     assert await ask(llm, **PLAIN) == "explore 1"
     assert all("secret" not in asked[-1].text for _, asked, _ in llm.seen)
 
@@ -465,7 +439,7 @@ async def test_an_improvement_that_calls_tools_leaves_the_solution_before() -> N
 
 async def test_whole_solutions_come_before_truncated_ones() -> None:
     cut = Completion("ANSWER: 41", finish_reason="length")
-    llm = Model(explore=numbered(cut, cut, "ANSWER: 42"))
+    llm = Model(explore=in_turn(cut, cut, "ANSWER: 42"))
     assert await ask(llm, consensus_threshold=1, **PLAIN) == "ANSWER: 42"
 
 

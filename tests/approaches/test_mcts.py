@@ -9,8 +9,8 @@ import pytest
 from optillm_hooks.budget import Limits
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.registry import get_approach
+from optillm_hooks.testing import HANG, AnsweringLLM, Reply, ScriptedLLM, answer, context, params
 from optillm_hooks.types import Chat, Completion, Message, Sampling, ToolCall
-from tests.fakes import HANG, AnsweringLLM, Reply, ScriptedLLM, answer, context, params
 from tests.simulated import RIGHT, Fallible, Unhurried, answer_in, kind, rating
 
 pytestmark = pytest.mark.anyio

@@ -9,8 +9,7 @@ from optillm_hooks.budget import Limits
 from optillm_hooks.errors import ProviderFailed, SamplesFailed
 from optillm_hooks.llm import FinalCall
 from optillm_hooks.registry import Cost, get_approach
-from optillm_hooks.types import Answer, Chat, Completion, Fields, Message, Sampling, ToolCall
-from tests.fakes import (
+from optillm_hooks.testing import (
     HANG,
     ONE_CALL,
     AnsweringLLM,
@@ -21,6 +20,7 @@ from tests.fakes import (
     params,
     run,
 )
+from optillm_hooks.types import Answer, Chat, Completion, Fields, Message, Sampling, ToolCall
 
 pytestmark = pytest.mark.anyio
 IMAGE: Fields = {"type": "image_url", "image_url": {"url": "data:,x"}}

@@ -3,8 +3,8 @@
 import pytest
 
 from optillm_hooks.llm import FinalCall
+from optillm_hooks.testing import ONE_CALL, ScriptedLLM, answer, context, run
 from optillm_hooks.types import Completion, Fields, Message, Sampling
-from tests.fakes import ONE_CALL, ScriptedLLM, answer, context, run
 
 pytestmark = pytest.mark.anyio
 PARTS: tuple[Fields, ...] = (

@@ -16,8 +16,8 @@ from optillm_hooks.code_execution.runner import MontyRunner
 from optillm_hooks.context import Context
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.registry import get_approach
+from optillm_hooks.testing import AnsweringLLM, Reply, answer, chat, context, params, run
 from optillm_hooks.types import Answer, Chat, Completion, Message, Sampling, ToolCall
-from tests.fakes import AnsweringLLM, Reply, answer, chat, context, params, run
 from tests.simulated import RIGHT, Fallible, Unhurried, answer_in, kind, rating, solution
 
 pytestmark = pytest.mark.anyio

@@ -9,8 +9,17 @@ from optillm_hooks.approaches import pvg
 from optillm_hooks.budget import Limits
 from optillm_hooks.errors import ProviderFailed, SamplesFailed
 from optillm_hooks.registry import get_approach
+from optillm_hooks.testing import (
+    HANG,
+    ONE_CALL,
+    AnsweringLLM,
+    Reply,
+    ScriptedLLM,
+    answer,
+    context,
+    params,
+)
 from optillm_hooks.types import Chat, Completion, Message, Sampling, ToolCall
-from tests.fakes import HANG, ONE_CALL, AnsweringLLM, Reply, ScriptedLLM, answer, context, params
 from tests.simulated import RIGHT, Fallible, Unhurried, answer_in, kind, rating, solution
 
 pytestmark = pytest.mark.anyio

@@ -10,8 +10,8 @@ from optillm_hooks.pipeline.expression import parse
 from optillm_hooks.pipeline.plan import resolve
 from optillm_hooks.pipeline.run import run as run_plan
 from optillm_hooks.registry import get_approach
+from optillm_hooks.testing import ONE_CALL, Reply, ScriptedLLM, context, params
 from optillm_hooks.types import Chat, Completion, Fields, Message, Sampling
-from tests.fakes import ONE_CALL, Reply, ScriptedLLM, context, params
 
 pytestmark = pytest.mark.anyio
 IMAGE: Fields = {"type": "image_url", "image_url": {"url": "data:,x"}}

@@ -15,8 +15,8 @@ from optillm_hooks.budget import Limits
 from optillm_hooks.errors import ProviderFailed, SampleError, SamplesFailed
 from optillm_hooks.registry import get_approach
 from optillm_hooks.search.mcts import MCTS
+from optillm_hooks.testing import HANG, AnsweringLLM, Reply, answer, context, params
 from optillm_hooks.types import Chat, Completion, Message, Sampling, ToolCall
-from tests.fakes import HANG, AnsweringLLM, Reply, answer, context, params
 from tests.simulated import RIGHT, Fallible, Unhurried, answer_in, kind, solution
 
 pytestmark = pytest.mark.anyio

@@ -5,8 +5,8 @@ import pytest
 from optillm_hooks.approaches.rto import MERGE, SAME, code_of
 from optillm_hooks.errors import ProviderFailed, SampleError
 from optillm_hooks.registry import get_approach
+from optillm_hooks.testing import Reply, ScriptedLLM, answer, context, params
 from optillm_hooks.types import Completion, Message, ToolCall
-from tests.fakes import Reply, ScriptedLLM, answer, context, params
 from tests.simulated import kind
 
 pytestmark = pytest.mark.anyio

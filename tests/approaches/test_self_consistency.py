@@ -10,8 +10,17 @@ from optillm_hooks.context import Context
 from optillm_hooks.errors import ProviderFailed, SamplesFailed
 from optillm_hooks.judging import MAX_CONSISTENT
 from optillm_hooks.registry import get_approach
+from optillm_hooks.testing import (
+    HANG,
+    AnsweringLLM,
+    Reply,
+    ScriptedLLM,
+    answer,
+    chat,
+    context,
+    params,
+)
 from optillm_hooks.types import Answer, Completion, Message, Sampling, ToolCall
-from tests.fakes import HANG, AnsweringLLM, Reply, ScriptedLLM, answer, chat, context, params
 
 pytestmark = pytest.mark.anyio
 CHAT = (

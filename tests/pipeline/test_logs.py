@@ -10,8 +10,8 @@ import pytest
 from optillm_hooks.context import Context, MeteredLLM
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.pipeline.logs import logged_stage, places
+from optillm_hooks.testing import ScriptedLLM, chat, context
 from optillm_hooks.types import Sampling
-from tests.fakes import ScriptedLLM, chat, context
 
 PROMPT = "6 * 7?"
 

@@ -27,6 +27,7 @@ from optillm_hooks.pipeline.run import run, with_draft
 from optillm_hooks.pipeline.stream import stream
 from optillm_hooks.prompts import edit_question, question
 from optillm_hooks.registry import Approach, Cost, Kind, NoParams, Rest, Result
+from optillm_hooks.testing import HANG, ONE_CALL, AnsweringLLM, Reply, ScriptedLLM, chat, context
 from optillm_hooks.types import (
     Answer,
     Chat,
@@ -38,16 +39,7 @@ from optillm_hooks.types import (
     ToolCall,
     Usage,
 )
-from tests.fakes import (
-    HANG,
-    ONE_CALL,
-    AnsweringLLM,
-    Pieces,
-    Reply,
-    ScriptedLLM,
-    chat,
-    context,
-)
+from tests.fakes import Pieces
 
 pytestmark = pytest.mark.anyio
 ASKED: Chat = (Message("system", "Be terse."), Message("user", "6 * 7?"))

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from optillm_hooks.budget import Limits
+from optillm_hooks.testing import AnsweringLLM, answer, chat, context
 from optillm_hooks.types import Chat, Sampling
-from tests.fakes import AnsweringLLM, answer, chat, context
 from tests.solver import attacks
 from tests.solver.processes import children
 

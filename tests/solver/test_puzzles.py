@@ -10,8 +10,8 @@ import pytest
 
 from optillm_hooks.budget import Limits
 from optillm_hooks.context import Context
+from optillm_hooks.testing import AnsweringLLM, answer, chat, context
 from optillm_hooks.types import Chat, Sampling
-from tests.fakes import AnsweringLLM, answer, chat, context
 from tests.solver.puzzles import CONTRADICTIONS, PUZZLES, Puzzle, Value
 
 pytestmark = pytest.mark.anyio

@@ -13,8 +13,8 @@ from optillm_hooks.pipeline.events import Outcome, Request
 from optillm_hooks.pipeline.expression import parse
 from optillm_hooks.pipeline.plan import resolve
 from optillm_hooks.pipeline.run import run
+from optillm_hooks.testing import HANG, chat
 from optillm_hooks.types import Chat, Completion, Delta, Fields, Sampling, TokenLogprob
-from tests.fakes import HANG, chat
 from tests.vllm import PrefixLLM, peaked
 
 pytestmark = pytest.mark.anyio

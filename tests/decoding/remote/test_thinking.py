@@ -13,8 +13,8 @@ from optillm_hooks.pipeline.events import Outcome, Request
 from optillm_hooks.pipeline.expression import parse
 from optillm_hooks.pipeline.plan import resolve
 from optillm_hooks.pipeline.run import run
+from optillm_hooks.testing import chat
 from optillm_hooks.types import Fields, Sampling, TokenLogprob
-from tests.fakes import chat
 from tests.vllm import PrefixLLM, sure
 
 pytestmark = pytest.mark.anyio
