@@ -1,9 +1,9 @@
-"""LoRA adapters beside one base model: each row of a step goes through its own, or none.
+"""LoRA adapters on one base model (multi-LoRA): each row of a step uses its own adapter, or none.
 
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685:
 y = W x + s B A x, with s = alpha / r. The files are those that PEFT writes. PEFT's own layers pick
-an adapter per element of the batch; a step here is one flat list of tokens, so the same sum is made
-by a hook, over the tokens of each adapter's rows.
+an adapter per element of the batch; a step here is one flat list of tokens, so a hook computes the
+same sum over the tokens of each adapter's rows.
 """
 
 import json
@@ -26,18 +26,18 @@ _UNSUPPORTED = (
     "target_parameters",
 )  # fmt: skip
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Ways to begin a training that change the weights of the base model too."""
+"""Initialisations of LoRA training that change the weights of the base model too."""
 
 
 class LowRank(NamedTuple):
-    """The change to one linear layer: down [r, in], up [out, r] with the scale in it."""
+    """The low-rank change to one linear layer: down [r, in], up [out, r] with the scale in it."""
 
     down: Tensor
     up: Tensor
 
 
 class Adapters:
-    """The adapters of one model, by name. A wrong one is an error when it is loaded."""
+    """The LoRA adapters of one model by name. A wrong one is an error when it is loaded."""
 
     def __init__(self, model: Any, folders: Mapping[str, str]) -> None:
         self._rows: Mapping[str, Tensor] = {}
@@ -51,7 +51,7 @@ class Adapters:
             model.get_submodule(layer).register_forward_hook(hook)
 
     def choose(self, adapters: Sequence[str | None], device: torch.device) -> None:
-        """Say for each token of the next step which adapter its row has."""
+        """Set the adapter of each token of the next step."""
         self._rows = {
             name: torch.tensor([i for i, a in enumerate(adapters) if a == name], device=device)
             for name in sorted({adapter for adapter in adapters if adapter is not None})
@@ -60,7 +60,7 @@ class Adapters:
     def _add(
         self, changes: Mapping[str, LowRank], _layer: Any, given: tuple[Tensor, ...], out: Tensor
     ) -> Tensor:
-        """Return `out` [1, tokens, width] with each adapter's change on its own tokens."""
+        """Return `out` [1, tokens, width] with each adapter's change added to its own tokens."""
         for name, rows in self._rows.items():
             if name in changes:
                 change = changes[name]
@@ -69,10 +69,10 @@ class Adapters:
 
 
 def _read(model: Any, name: str, folder: Path) -> dict[str, LowRank]:
-    """Return an adapter's changes by the name of the layer.
+    """Return the low-rank changes of an adapter by the name of the layer.
 
     Raises:
-        ProviderFailed: it is not there, of another kind, made for another model, or holds a tensor
+        ProviderFailed: it is missing, not plain LoRA, made for another model, or holds a tensor
             that would not be used.
     """
     try:
@@ -80,32 +80,42 @@ def _read(model: Any, name: str, folder: Path) -> dict[str, LowRank]:
         weights = load_file(folder / "adapter_model.safetensors")
     except OSError as exc:
         raise ProviderFailed(f"adapter {name!r}: {exc}", status=500) from exc
-    odd = [key for key in _UNSUPPORTED if config.get(key)]
-    if str(config.get("init_lora_weights")).startswith(_CHANGE_THE_BASE):
-        odd.append("init_lora_weights")
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or odd:
-        raise ProviderFailed(f"adapter {name!r} is not plain LoRA: {odd or config}", status=500)
-    rank = config["r"]
-    scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    _check_config(name, config)
     layers = {key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in weights}
     unused = weights.keys() - {key for layer in layers for key in _keys(layer)}
     if unused:
         raise ProviderFailed(
             f"adapter {name!r} is not plain LoRA: it has {min(unused)}", status=500
         )
-    found = {layer: _change(model, weights, layer, scale) for layer in layers}
+    found = {layer: _change(model, weights, layer, _scale(config)) for layer in layers}
     wrong = sorted(layer for layer, change in found.items() if change is None)
     if wrong or not found:
         raise ProviderFailed(f"adapter {name!r} does not fit the model: {wrong[:3]}", status=500)
     return {layer: change for layer, change in found.items() if change is not None}
 
 
+def _check_config(name: str, config: Mapping[str, Any]) -> None:
+    """Raise ProviderFailed unless PEFT's `config` is that of plain LoRA."""
+    odd = [key for key in _UNSUPPORTED if config.get(key)]
+    if str(config.get("init_lora_weights")).startswith(_CHANGE_THE_BASE):
+        odd.append("init_lora_weights")
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or odd:
+        raise ProviderFailed(f"adapter {name!r} is not plain LoRA: {odd or config}", status=500)
+
+
+def _scale(config: Mapping[str, Any]) -> float:
+    """Return alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA."""
+    rank = config["r"]
+    return float(config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank))
+
+
 def _keys(layer: str) -> tuple[str, str]:
-    """Return the names of the two tensors that change a layer: down and up."""
+    """Return the names of a layer's two LoRA tensors: down (A) and up (B)."""
     return f"{_PREFIX}{layer}.lora_A.weight", f"{_PREFIX}{layer}.lora_B.weight"
 
 
 def _change(model: Any, weights: Mapping[str, Tensor], layer: str, scale: float) -> LowRank | None:
+    """Return the change to one linear layer, or None if it does not fit the model."""
     down, up = map(weights.get, _keys(layer))
     try:
         module = model.get_submodule(layer)
@@ -113,7 +123,7 @@ def _change(model: Any, weights: Mapping[str, Tensor], layer: str, scale: float)
     except AttributeError:
         return None
     if module is model.get_output_embeddings():
-        return None  # it is given the last tokens of rows alone
+        return None  # it sees only the last token of each row, not the flat list of the step
     if down is None or up is None or up.shape[1] != down.shape[0]:
         return None
     if (up.shape[0], down.shape[1]) != tuple(weight.shape):

@@ -1,4 +1,4 @@
-"""Pure functions from logits to tokens. Logits are float32 [B, V], in nats."""
+"""Sampling: pure functions from logits to tokens. Logits are float32 [B, V], in nats."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,7 @@ _BELOW_ONE = 1 - 2**-24
 """The largest float32 below 1."""
 
 _COLDEST = 1e-6
-"""The temperature below which logits cannot be divided by it in float32."""
+"""Temperature up to which rows are greedy: dividing by less overflows float32."""
 
 _HEAD = 256
 """Tokens that are sorted first: a nucleus is seldom larger, and a whole vocabulary is slow."""
@@ -25,29 +25,58 @@ def draw(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[fl
     probability (with them), at which the cumulative probability exceeds the number.
     """
     tokens: list[int] = logits.argmax(dim=-1).tolist()
-    drawing = [b for b, sampling in enumerate(params) if sampling.temperature > _COLDEST]
-    plain = [b for b in drawing if not _cuts(params[b])]
-    cut = [b for b in drawing if _cuts(params[b])]
-    if plain:
-        warm = _warm(logits, params, plain)
-        _put(tokens, plain, _invert(warm, _column(warm, [uniforms[b] for b in plain])))
-    size = min(max([_HEAD, *(params[b].top_k for b in cut)]), logits.shape[1])
-    while cut:
-        warm = _warm(logits, params, cut)
-        z, ids = warm.topk(size, dim=-1)
-        keep = kept(z, warm.logsumexp(dim=-1, keepdim=True), [params[b] for b in cut])
-        index = _invert(z.masked_fill(~keep, -torch.inf), _column(z, [uniforms[b] for b in cut]))
-        _put(tokens, cut, ids.gather(1, index[:, None])[:, 0])
-        # A nucleus that reaches the end of what was sorted may go on behind it.
-        whole = size == logits.shape[1]
-        cut = [b for b, more in zip(cut, keep[:, -1].tolist(), strict=True) if more and not whole]
-        cut = [b for b in cut if not 0 < params[b].top_k <= size]
-        size = logits.shape[1]
+    random = [b for b, p in enumerate(params) if p.temperature > _COLDEST]
+    plain = [b for b in random if not _truncates(params[b])]
+    truncated = [b for b in random if _truncates(params[b])]
+    for rows, sample in ((plain, _from_all), (truncated, _from_likeliest)):
+        if rows:
+            own = [params[b] for b in rows]
+            tempered = _tempered(logits if len(rows) == len(logits) else logits[rows], own)
+            for b, token in zip(
+                rows, sample(tempered, own, [uniforms[b] for b in rows]), strict=True
+            ):
+                tokens[b] = token
     return tokens
 
 
+def _from_all(z: Tensor, _params: Sequence[SamplingParams], uniforms: Sequence[float]) -> list[int]:
+    """Return a token per row of tempered logits, drawn from the whole vocabulary."""
+    tokens: list[int] = _invert(z, _column(z, uniforms)).tolist()
+    return tokens
+
+
+def _from_likeliest(
+    z: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
+) -> list[int]:
+    """Return a token per row of tempered logits, by top-k, top-p and min-p sampling.
+
+    Only the head is sorted at first. Where all of the head is kept, the nucleus may be larger, and
+    the row is drawn again from the whole vocabulary.
+    """
+    vocabulary = z.shape[1]
+    size = min(max(_HEAD, *(p.top_k for p in params)), vocabulary)
+    tokens, full = _from_head(z, params, uniforms, size)
+    again = [b for b, whole in enumerate(full) if whole and not params[b].top_k]
+    if again and size < vocabulary:
+        own = [params[b] for b in again]
+        redrawn, _ = _from_head(z[again], own, [uniforms[b] for b in again], vocabulary)
+        for b, token in zip(again, redrawn, strict=True):
+            tokens[b] = token
+    return tokens
+
+
+def _from_head(
+    z: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float], size: int
+) -> tuple[list[int], list[bool]]:
+    """Return a token per row from its `size` likeliest, and whether all of those were kept."""
+    head, ids = z.topk(size, dim=-1)
+    keep = kept(head, z.logsumexp(dim=-1, keepdim=True), params)
+    index = _invert(head.masked_fill(~keep, -torch.inf), _column(z, uniforms))
+    return ids.gather(1, index[:, None])[:, 0].tolist(), keep[:, -1].tolist()
+
+
 def shift(logits: Tensor, shifts: Sequence[Mapping[int, float]]) -> Tensor:
-    """Return `logits` with `shifts[b]` added to row b, by token id."""
+    """Return `logits` with `shifts[b]` (logit bias and penalties) added to row b, by token id."""
     if not any(shifts):
         return logits
     rows = [b for b, row in enumerate(shifts) for _ in row]
@@ -58,7 +87,7 @@ def shift(logits: Tensor, shifts: Sequence[Mapping[int, float]]) -> Tensor:
 
 
 def score(logits: Tensor, tokens: Sequence[int], top: int) -> list[ScoredToken]:
-    """Return the token of each row with its log-probability and those of the `top` likeliest."""
+    """Return the log-probability of each row's token, and the `top` likeliest with theirs."""
     logprobs = logits.log_softmax(dim=-1)
     chosen = logprobs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
     values, ids = logprobs.topk(top, dim=-1) if top else (logprobs[:, :0], logprobs[:, :0].long())
@@ -71,10 +100,10 @@ def score(logits: Tensor, tokens: Sequence[int], top: int) -> list[ScoredToken]:
 
 
 def kept(z: Tensor, totals: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """Return bool [B, K]: which of the K likeliest tokens of row b `params[b]` draws from.
+    """Return bool [B, K]: which of the K likeliest tokens top_k, top_p and min_p keep.
 
-    `z` [B, K] holds their tempered logits, sorted down; `totals` [B, 1] the logsumexp of the whole
-    rows. top_p keeps the fewest tokens that reach it. The likeliest token always stays.
+    `z` [B, K] holds their tempered logits in falling order; `totals` [B, 1] the logsumexp of the
+    whole rows. top_p keeps the fewest tokens that reach it. The likeliest token always stays.
     """
     rank = torch.arange(z.shape[1], device=z.device)
     top_k = _column(z, [sampling.top_k or torch.inf for sampling in params])
@@ -87,28 +116,22 @@ def kept(z: Tensor, totals: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     return keep
 
 
-def _cuts(sampling: SamplingParams) -> bool:
-    return sampling.top_p < 1 or sampling.top_k > 0 or sampling.min_p > 0
+def _truncates(params: SamplingParams) -> bool:
+    return params.top_p < 1 or params.top_k > 0 or params.min_p > 0
 
 
 def _column(like: Tensor, values: Sequence[float]) -> Tensor:
     return torch.tensor(values, device=like.device, dtype=torch.float32)[:, None]
 
 
-def _warm(logits: Tensor, params: Sequence[SamplingParams], rows: Sequence[int]) -> Tensor:
-    chosen = logits if len(rows) == len(logits) else logits[list(rows)]
-    return chosen / _column(logits, [params[b].temperature for b in rows])
+def _tempered(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    return logits / _column(logits, [p.temperature for p in params])
 
 
 def _invert(z: Tensor, uniforms: Tensor) -> Tensor:
     """Return the index per row at which the cumulative softmax of `z` exceeds `uniforms` [B, 1]."""
     cumulative = z.softmax(dim=-1).cumsum(dim=-1)
-    # A number next to 1 rounds to it, and would then be reached by no token that can be drawn.
+    # A number next to 1 rounds to 1, which the cumulative probability of no token exceeds.
     below = uniforms.clamp(max=_BELOW_ONE) * cumulative[:, -1:]
     reached = torch.searchsorted(cumulative, below, right=True)
     return reached.clamp(max=z.shape[1] - 1)[:, 0]
-
-
-def _put(tokens: list[int], rows: Sequence[int], values: Tensor) -> None:
-    for b, value in zip(rows, values.tolist(), strict=True):
-        tokens[b] = value

@@ -1,20 +1,23 @@
-"""Who gets the next free row, and how many tokens each row may feed. Plain numbers, no torch."""
+"""Scheduling: which request gets the next free row, and how many tokens each row feeds.
+
+Plain numbers, no torch.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 
 class Claimant(Protocol):
-    """A request that takes part in the scheduling."""
+    """A request that competes for rows."""
 
     @property
     def rows(self) -> int:
-        """Rows it has now."""
+        """The rows it has now: running sequences and prefills."""
         ...
 
     @property
     def wanted(self) -> int:
-        """Further rows it could use now."""
+        """The further rows it could use now."""
         ...
 
 
@@ -22,17 +25,17 @@ C = TypeVar("C", bound=Claimant)
 
 
 def admit(claimants: Sequence[C], free: int, fits: Callable[[C], bool]) -> list[C]:
-    """Return who gets each of at most `free` rows, one entry per row.
+    """Return the claimants that are admitted: one entry for each of at most `free` rows.
 
-    Each row goes to the claimant with the fewest rows so far, the earliest among equals: a request
-    for a hundred samples does not keep the ones behind it waiting. A claimant for whose row there
-    is no memory (`fits` is False) ends the round if it has no row yet, so that smaller requests
-    cannot pass it for ever.
+    Each row goes to the claimant with the fewest rows so far, the earliest among equals, so that a
+    request for a hundred samples does not block later ones. If there is no memory for a row
+    (`fits` is False) and its claimant has no row yet, admission ends, so that smaller requests
+    cannot starve it.
     """
-    granted: list[C] = []
+    admitted: list[C] = []
     given = [0] * len(claimants)
     open_to = set(range(len(claimants)))
-    while len(granted) < free:
+    while len(admitted) < free:
         hungry = [i for i in sorted(open_to) if given[i] < claimants[i].wanted]
         if not hungry:
             break
@@ -44,21 +47,21 @@ def admit(claimants: Sequence[C], free: int, fits: Callable[[C], bool]) -> list[
             open_to.discard(i)
             continue
         given[i] += 1
-        granted.append(claimant)
-    return granted
+        admitted.append(claimant)
+    return admitted
 
 
 def chunk_prefills(waiting: Sequence[int], chunk: int) -> list[int]:
-    """Return how many of its waiting tokens each row feeds in the next step.
+    """Return how many of its waiting tokens each row feeds in the next step (chunked prefill).
 
-    A single token always goes through, so that no running answer stalls. Longer runs (prompts, as
-    a rule) share `chunk` tokens in order, and what does not fit waits for the next step.
+    A single token always goes through, so that no decoding sequence stalls. Longer runs (mostly
+    prompts) share `chunk` tokens in order, and the rest waits for the next step.
     """
-    fed: list[int] = []
+    sizes: list[int] = []
     for count in waiting:
         if count <= 1:
-            fed.append(count)
+            sizes.append(count)
         else:
-            fed.append(min(count, chunk))
-            chunk -= fed[-1]
-    return fed
+            sizes.append(min(count, chunk))
+            chunk -= sizes[-1]
+    return sizes

@@ -1,4 +1,4 @@
-"""Pure functions from logits (float32 [B, V], nats) to what a step tells about the model."""
+"""The uncertainty of next-token distributions: pure functions of logits (float32 [B, V], nats)."""
 
 import math
 from collections.abc import Collection
@@ -15,31 +15,31 @@ UncertaintyMetric = Literal["margin", "confidence", "entropy"]
 
 @dataclass(frozen=True, slots=True)
 class Uncertainty:
-    """Of the distribution that a token is drawn from; 0 where nobody asked for it."""
+    """The uncertainty of one next-token distribution; metrics that were not requested are 0."""
 
     margin: float = 0.0
     """Probability of the likeliest token minus that of the second."""
 
     confidence: float = 0.0
-    """Minus the mean log-probability (nats) of the 20 likeliest tokens: high when peaked."""
+    """DeepConf's: minus the mean log-probability (nats) of the 20 likeliest tokens."""
 
     entropy: float = 0.0
     """In bits."""
 
     varentropy: float = 0.0
-    """Variance of the surprise, in bits squared."""
+    """Variance of the surprisal, in bits squared."""
 
 
 def measure_uncertainty(
-    logits: "Tensor", asked: Collection[UncertaintyMetric]
+    logits: "Tensor", metrics: Collection[UncertaintyMetric]
 ) -> list[Uncertainty]:
-    """Return the measures in `asked` of each row."""
+    """Return the uncertainty of each row, in the given metrics."""
     logprobs = logits.log_softmax(dim=-1)
     none = [0.0] * len(logits)
-    margins = margin(logprobs).tolist() if "margin" in asked else none
-    confidences = confidence(logprobs).tolist() if "confidence" in asked else none
+    margins = margin(logprobs).tolist() if "margin" in metrics else none
+    confidences = confidence(logprobs).tolist() if "confidence" in metrics else none
     entropies, varentropies = none, none
-    if "entropy" in asked:
+    if "entropy" in metrics:
         h, v = entropy(logprobs)
         entropies, varentropies = h.tolist(), v.tolist()
     columns = zip(margins, confidences, entropies, varentropies, strict=True)

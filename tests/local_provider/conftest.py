@@ -1,5 +1,6 @@
 """The real embedded model, loaded once for all tests of a run."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from litellm.utils import custom_llm_setup
 
 from optillm_hooks.local_provider import models
+from optillm_hooks.local_provider.batch import Batch
 from optillm_hooks.local_provider.chat_format import ChatFormat
 from optillm_hooks.local_provider.custom_llm import PROVIDER, LocalProvider
 from optillm_hooks.local_provider.runner import Runner
@@ -16,6 +18,22 @@ from optillm_hooks.local_provider.runner import Runner
 # Threads of torch wait for one another by spinning: beside other work on the same cores, two are
 # slower than one.
 torch.set_num_threads(1)
+
+MAX_STEPS = 20_000
+"""Far above what any test takes: the longest reply has 4,000 tokens."""
+
+
+@pytest.fixture(autouse=True)
+def _bounded_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that never becomes idle fails its requests; the test would wait for them for ever."""
+    step, taken = Batch.step, Counter[Batch]()
+
+    def bounded(batch: Batch) -> None:
+        taken[batch] += 1
+        assert taken[batch] <= MAX_STEPS, f"the batch is not idle after {MAX_STEPS} steps"
+        step(batch)
+
+    monkeypatch.setattr(Batch, "step", bounded)
 
 
 @pytest.fixture(scope="session")
