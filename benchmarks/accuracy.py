@@ -1,4 +1,4 @@
-"""What the methods are worth on one small model: share of right answers, tokens and seconds.
+"""Accuracy of the methods on one small model: right answers, tokens and seconds.
 
     python -m benchmarks.accuracy [--problems 60] [--seed 2026] [--dtype bfloat16] [--write]
 
@@ -71,19 +71,19 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a method did with all problems of a family."""
+    """The result of a method on all problems of a family."""
 
     method: str
     right: Sequence[bool]
     tokens: int
-    """Written by the model, per problem on average."""
+    """Generated tokens per problem, on average."""
 
     seconds: float
     """For all problems, `AT_ONCE` of them at a time."""
 
 
 class Calculator(litellm.CustomLLM):
-    """A judge that recomputes the equations of a candidate, and knows nothing else."""
+    """A judge that only recomputes the equations of a candidate."""
 
     async def acompletion(
         self, *_: Any, messages: Messages, model_response: ModelResponse, **__: Any
@@ -194,7 +194,7 @@ def wilson(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def mcnemar(wins: int, losses: int) -> float:
-    """Return the two-sided probability of so uneven a split of wins and losses by fair coins."""
+    """Return the two-sided p-value of the split of wins and losses (McNemar's exact test)."""
     count, few = wins + losses, min(wins, losses)
     return min(1.0, 2 * sum(math.comb(count, k) for k in range(few + 1)) * 0.5**count)
 
@@ -240,7 +240,7 @@ async def measure(
     seed: int,
     most_tokens: int = MAX_TOKENS,
 ) -> Row:
-    """Return what `method` does with `problems`; greedy where it samples nothing."""
+    """Return the result of `method` on `problems`; greedy unless the method samples."""
     free = CapacityLimiter(AT_ONCE)
     model = BASE if METHODS[method] == BASE else method
     sampling = {"temperature": TEMPERATURES[method]} if method in TEMPERATURES else {}
@@ -267,7 +267,7 @@ async def measure(
 
 
 def render(rows: Sequence[Row]) -> str:
-    """Return the table of a family; the first row is what the others are compared with."""
+    """Return the table of a family; the others are compared with the first row."""
     return table(
         ("method", "right, % [95 %]", "wins : losses", "p", "tokens per problem", "seconds"),
         [_line(row, rows[0]) for row in rows],

@@ -45,13 +45,13 @@ class Row:
     """Inner calls per request."""
 
     alone_ms: float
-    """Ours per inner call, measured without the router."""
+    """Our CPU time per inner call, measured without the router."""
 
     profiled_ms: float
-    """Ours per inner call, as the profile shares out the time."""
+    """Our CPU time per inner call, according to the profile."""
 
     router_ms: float
-    """The router's, likewise."""
+    """The router's CPU time per inner call, according to the profile."""
 
 
 def own_seconds(stats: Mapping[Place, Any]) -> tuple[float, float]:
@@ -76,7 +76,7 @@ async def _ask(plan: str, times: int) -> None:
 
 
 class _Answered(litellm.Router):
-    """A router that has the reply to every call already."""
+    """A router that returns the same ready reply to every call."""
 
     reply: ModelResponse
 

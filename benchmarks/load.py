@@ -1,4 +1,4 @@
-"""Many mixed requests at once, and memory over many requests.
+"""Many mixed concurrent requests, and memory over many requests.
 
 Each request carries a marker of its own, which the upstream puts into its replies: an answer with
 another marker, or none, is cross-talk.
@@ -64,7 +64,7 @@ class Load:
 
 
 async def _one(client: httpx.AsyncClient, model: str, number: int) -> tuple[float, str, str]:
-    """Return the time of a request, what failed in it, and what in it was another's."""
+    """Return the latency of a request, its failure if any, and its cross-talk if any."""
     marker, stream = f"marker-{number}-end", number % 2 == 1
     body = {
         "model": model,
@@ -84,8 +84,10 @@ async def _one(client: httpx.AsyncClient, model: str, number: int) -> tuple[floa
     return seconds, "", "" if seen == {marker} else f"{model}: {marker} got {sorted(seen)}"
 
 
-async def _all(proxy: Proxy, models: Sequence[str], numbers: Sequence[int], at_once: int) -> Load:
-    limits = httpx.Limits(max_connections=at_once, max_keepalive_connections=at_once)
+async def _all(
+    proxy: Proxy, models: Sequence[str], numbers: Sequence[int], concurrency: int
+) -> Load:
+    limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
     async with httpx.AsyncClient(
         base_url=proxy.url,
         headers={"authorization": f"Bearer {proxy.master_key}"},
@@ -106,10 +108,10 @@ async def _all(proxy: Proxy, models: Sequence[str], numbers: Sequence[int], at_o
 
 
 def burst(
-    proxy: Proxy, *, requests: int, at_once: int, first: int = 0, models: Sequence[str] = MODELS
+    proxy: Proxy, *, requests: int, concurrency: int, first: int = 0, models: Sequence[str] = MODELS
 ) -> Load:
-    """Send `requests` mixed requests, at most `at_once` at a time."""
-    return asyncio.run(_all(proxy, models, range(first, first + requests), at_once))
+    """Send `requests` mixed requests, `concurrency` at a time."""
+    return asyncio.run(_all(proxy, models, range(first, first + requests), concurrency))
 
 
 def memory(
@@ -117,7 +119,9 @@ def memory(
 ) -> Iterator[tuple[int, int, Load]]:
     """Yield, batch by batch, the requests so far, the proxy's bytes in memory, and the load."""
     for batch in range(1, batches + 1):
-        load = burst(proxy, requests=requests, at_once=50, first=batch * 1_000_000, models=models)
+        load = burst(
+            proxy, requests=requests, concurrency=50, first=batch * 1_000_000, models=models
+        )
         yield batch * requests, proxy.footprint.rss_bytes, load
 
 
@@ -147,9 +151,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, Upstream(SCRIPT) as upstream:
         config = hooked_config([model_group("base", upstream.url), alias("reread", "re2")])
         with Proxy(config, Path(folder), ledger=False) as proxy:
-            burst(proxy, requests=len(MODELS) * 2, at_once=4)
+            burst(proxy, requests=len(MODELS) * 2, concurrency=4)
             upstream.play(SCRIPT)
-            load = burst(proxy, requests=given.at_once, at_once=given.at_once)
+            load = burst(proxy, requests=given.at_once, concurrency=given.at_once)
             shown = show_burst(load, len(upstream.calls))
             rows = [
                 (

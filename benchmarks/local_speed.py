@@ -91,7 +91,7 @@ class Bench:
         return self.format.encode([{"role": "user", "content": text}])
 
     def run(self, batch: Batch, *requests: EngineRequest) -> int:
-        """Serve all at once; returns the tokens written."""
+        """Serve all concurrently; return the number of generated tokens."""
         events: list[Event] = []
         for request in requests:
             batch.add(Submission(request, events.append))
@@ -100,7 +100,7 @@ class Bench:
         return sum(event.completion_tokens for event in events if isinstance(event, Finished))
 
     def generate(self, text: str, tokens: int | None = None, **sampling: Any) -> int:
-        """One request by transformers' own loop; returns the tokens written."""
+        """Serve one request with `generate`; return the number of generated tokens."""
         ids = torch.tensor([self.encoded(text)])
         count = tokens or self.tokens
         out = self.loaded.model.generate(
@@ -113,15 +113,15 @@ class Bench:
         return int(out.shape[1] - ids.shape[1])
 
     def read(self, *texts: str) -> float:
-        """Return the least seconds in which the machine can read these prompts."""
+        """Return the minimum seconds in which the machine can prefill these prompts."""
         return self.step(sum(len(self.encoded(text)) for text in texts))
 
     def write(self, rows: int) -> float:
-        """Return the least seconds of `rows` replies at once, after their first tokens."""
+        """Return the minimum seconds of `rows` concurrent replies, after their first tokens."""
         return (self.tokens - 1) * self.step(rows)
 
     def step(self, fed: int) -> float:
-        """Return the least seconds of a step with `fed` tokens."""
+        """Return the minimum seconds of a step with `fed` tokens."""
         weights = list(self.loaded.model.parameters())
         size = sum(p.numel() * p.element_size() for p in weights)
         work = 2 * sum(p.numel() for p in weights) * fed
@@ -267,7 +267,7 @@ def matrix_rate(dtype: torch.dtype) -> float:
 
 
 def llama_cpp(threads: int, tokens: int) -> dict[int, float]:
-    """Return the tokens per second of llama.cpp by rows at once; none if it is not installed."""
+    """Return llama.cpp's tokens per second by batch size; empty if it is not installed."""
     if importlib.util.find_spec("xllamacpp") is None:
         return {}
     import xllamacpp
@@ -295,7 +295,7 @@ def llama_cpp(threads: int, tokens: int) -> dict[int, float]:
 
 
 def speed(bench: Bench, rows: int) -> float:
-    """Return the engine's tokens per second with `rows` requests at once."""
+    """Return the engine's tokens per second with `rows` concurrent requests."""
     requests = [bench.make_request(f"{number}. {QUESTION}") for number in range(rows)]
     return rows * bench.tokens / timed(lambda: bench.run(bench.batch(), *requests))
 
@@ -312,15 +312,15 @@ def compare(benches: Sequence[Bench], names: Sequence[str]) -> str:
     return table(("case", *DTYPES, "at least"), lines)
 
 
-def stand(benches: Sequence[Bench], threads: int, tokens: int) -> str:
+def against_limits(benches: Sequence[Bench], threads: int, tokens: int) -> str:
     """Return the table of speeds against the machine's limits and llama.cpp."""
     others = llama_cpp(threads, tokens)
     lines = []
     for rows in ROWS:
         cells = []
         for bench in benches:
-            reached, most = speed(bench, rows), rows / bench.step(rows)
-            cells.append(f"{reached:.0f} ({100 * reached / most:.0f} % of {most:.0f})")
+            reached, limit = speed(bench, rows), rows / bench.step(rows)
+            cells.append(f"{reached:.0f} ({100 * reached / limit:.0f} % of {limit:.0f})")
         lines.append((str(rows), *cells, f"{others[rows]:.0f}" if rows in others else "-"))
     return table(("rows at once", *DTYPES, "llama.cpp, Q4_1"), lines)
 
@@ -342,7 +342,7 @@ def main() -> None:
         f"that is:\n\n"
         f"{compare(benches, given.only or list(LEAST))}\n\n"
         f"Tokens per second, and of the machine's limit:\n\n"
-        f"{stand(benches, given.threads, given.tokens)}"
+        f"{against_limits(benches, given.threads, given.tokens)}"
     )
     publish("The local engine", "benchmarks.local_speed", body, write=given.write)
 

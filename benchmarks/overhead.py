@@ -27,8 +27,8 @@ class Target:
     name: str
     hooked: bool
     model: str
-    most: float | None
-    """The most that its time may be, in times of the stock proxy's."""
+    max_ratio: float | None
+    """Maximum ratio of its time to the stock proxy's."""
 
 
 TARGETS: Final = (
@@ -44,14 +44,14 @@ TARGETS: Final = (
 class Row:
     target: Target
     ms: Interval
-    """Of the medians of the rounds."""
+    """Over the medians of the rounds."""
 
     ratio: Interval
-    """To the stock proxy, round by round."""
+    """Ratio to the stock proxy, round by round."""
 
 
 class _Client:
-    """One connection that is kept alive, with as little work of its own as can be."""
+    """A client with one keep-alive connection and as little work of its own as possible."""
 
     def __init__(self, proxy: Proxy, model: str) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=60)
@@ -78,7 +78,7 @@ class _Client:
 
 @contextmanager
 def proxies(upstream: Upstream, folder: Path) -> Iterator[tuple[Proxy, Proxy]]:
-    """Start a stock proxy and one with our hook, alike in all else."""
+    """Start a stock proxy and one with our hook; everything else is the same."""
     base = model_group("base", upstream.url)
     (folder / "stock").mkdir()
     (folder / "hooked").mkdir()
@@ -123,7 +123,10 @@ def _round(clients: Sequence[_Client], requests: int) -> list[float]:
 def show(rows: Sequence[Row]) -> str:
     return table(
         ("target", "ms per request", "ratio to stock", "at most"),
-        [(r.target.name, r.ms.show(2), r.ratio.show(), str(r.target.most or "")) for r in rows],
+        [
+            (r.target.name, r.ms.show(2), r.ratio.show(), str(r.target.max_ratio or ""))
+            for r in rows
+        ],
     )
 
 

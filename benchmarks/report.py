@@ -1,4 +1,4 @@
-"""What all benchmarks share: intervals, tables, and their place in docs/performance.md."""
+"""Shared by all benchmarks: intervals, tables, and sections of docs/performance.md."""
 
 import argparse
 import math
@@ -28,7 +28,7 @@ class Interval:
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """Return the median of `values` and its interval by order statistics, of whatever law.
+    """Return the median of `values` and its interval by order statistics, for any distribution.
 
     The k-th smallest and k-th largest of n enclose the true median with probability
     1 - 2 P(Binomial(n, 1/2) < k). Fewer than 6 values cannot reach 95 %: all of them are then
@@ -49,7 +49,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def machine() -> str:
-    """Return a line on where and with what a benchmark ran."""
+    """Return a line on the machine and versions that a benchmark ran with."""
     return (
         f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, "
         f"Python {platform.python_version()}, LiteLLM {version('litellm')}"
@@ -70,7 +70,7 @@ def with_section(document: str, title: str, body: str) -> str:
 
 
 def publish(title: str, module: str, body: str, *, write: bool) -> None:
-    """Print a benchmark's result and, if told so, put it into docs/performance.md."""
+    """Print a benchmark's result and, if asked to, write it to docs/performance.md."""
     text = f"`python -m {module}` ({machine()})\n\n{body}"
     print(f"## {title}\n\n{text}")
     if write:

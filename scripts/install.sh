@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs the package into the Python that `python` is: `slim` without the local engine, or `local`.
-# The image is built by it, and so can be checked without building one.
+# Install the package into the current `python`: `slim` without the local engine, or `local`.
+# The Dockerfile runs this, so the installation can be tested without building an image.
 set -eu
 cd "$(dirname "$0")/.."
 case "${1:-}" in

@@ -28,6 +28,6 @@ def all_blocks() -> list[Block]:
 
 
 def blocks(language: str, holding: str = "") -> list[object]:
-    """Return the blocks in `language` that hold a text, as parameters of a test."""
+    """Return the blocks in `language` that contain `holding`, as parameters of a test."""
     found = [b for b in all_blocks() if b.language == language and holding in b.text]
     return [pytest.param(b, id=f"{b.file} {number}") for number, b in enumerate(found)]

@@ -31,7 +31,7 @@ from optillm_hooks.llm import Price
 
 ROOT: Final = Path(__file__).parent.parent
 PRICE: Final = Price(prompt=2e-6, completion=8e-6)
-"""Of every model that `model_group` makes."""
+"""Price of every model that `model_group` makes."""
 
 Config = dict[str, Any]
 _LITELLM: Final = "import litellm; litellm.run_server()"
@@ -118,7 +118,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What a process and its descendants use now."""
+    """Memory and CPU time of a process and its descendants."""
 
     rss_bytes: int
     cpu_s: float
@@ -205,7 +205,7 @@ class Proxy:
     def post(
         self, path: str, body: object, *, key: str | None = None, timeout_s: float = 60
     ) -> httpx.Response:
-        """Send `body` as JSON, or as it is if it is bytes."""
+        """Send `body` as JSON; bytes are sent unchanged."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self.http.post(
             f"{self.url}{path}",
@@ -283,7 +283,7 @@ class Proxy:
             self._process.wait()
 
     def _env(self) -> dict[str, str]:
-        """Nothing of the developer's own environment but the path: no keys, no proxies."""
+        """Return an environment with nothing of the developer's own but the path."""
         return {
             "PATH": os.environ["PATH"],
             "HOME": str(self._folder),
@@ -334,9 +334,9 @@ def _is_ready(proxy: Proxy) -> bool:
 
 
 def whole_lines(path: Path) -> list[str]:
-    """Return the lines of a file to which another process appends, without the one it is at.
+    """Return the complete lines of a file to which another process appends.
 
-    None if there is no file yet. A line across the border of two pages comes in two pieces.
+    Empty if there is no file yet. A line that crosses a page may be seen in two pieces.
     """
     written = path.read_text() if path.exists() else ""
     return written[: written.rfind("\n") + 1].splitlines()
@@ -350,7 +350,7 @@ def free_port() -> int:
 
 
 def footprint(pid: int) -> Footprint:
-    """Return what `pid` and its descendants use, as Linux's /proc tells it."""
+    """Return the memory and CPU time of `pid` and its descendants, from /proc."""
     parents = {
         int(entry.name): int(fields[1])
         for entry in Path("/proc").iterdir()

@@ -227,7 +227,7 @@ def test_concurrent_calls_count_as_one_step(upstream: Upstream, client: openai.O
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: ask(client), range(4)))
     ask(client)
-    assert (len(upstream.calls), upstream.most_at_once, upstream.depth) == (5, 4, 2)
+    assert (len(upstream.calls), upstream.max_concurrency, upstream.depth) == (5, 4, 2)
 
 
 def test_longest_chain() -> None:

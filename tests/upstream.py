@@ -79,7 +79,7 @@ class Billed:
 
 @dataclass(slots=True)
 class Call:
-    """One request of a client, while it lasts and after."""
+    """One request of a client, under way or ended."""
 
     index: int
     body: Mapping[str, Any]
@@ -90,7 +90,7 @@ class Call:
     ended: float | None = None
     outcome: Outcome = "alive"
     told: Billed | None = None
-    """The usage that the client was told, and pays; None until then, and if it never was."""
+    """The usage that was reported to the client, which pays for it; None if it was not reported."""
 
     @property
     def streamed(self) -> bool:
@@ -124,7 +124,7 @@ class Status:
 
 
 class Broken:
-    """A reply that goes wrong in a way of its own."""
+    """A reply that breaks in some way."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -196,7 +196,7 @@ class Script:
     """How the provider behaves."""
 
     reply: ReplyRule = answer_42
-    """Makes the choice of that number (from 0) of a call."""
+    """Makes a choice, given the call and the number of the choice, from 0."""
 
     fault: FaultRule = no_fault
     latency_s: float = 0.0
@@ -206,7 +206,7 @@ class Script:
     """Between the pieces (words) of a streamed reply."""
 
     n: Literal["honoured", "ignored", "refused"] = "honoured"
-    """What becomes of a request for several choices."""
+    """How a request for several choices is treated."""
 
     cached_tokens: int = 0
     reasoning_tokens: int = 0
@@ -223,7 +223,7 @@ class Script:
 
 
 class Upstream:
-    """The provider's server and its memory.
+    """The provider's server, which records its calls.
 
     Between tests, `play` sets a new script and forgets the calls of the one before.
     """
@@ -257,15 +257,15 @@ class Upstream:
         return longest_chain([(c.started, c.ended) for c in self.calls if c.ended is not None])
 
     @property
-    def most_at_once(self) -> int:
-        """The most calls that were under way at one instant."""
+    def max_concurrency(self) -> int:
+        """Maximum number of concurrent calls."""
         instants = [(call.started, 1) for call in self.calls]
         instants += [(call.ended, -1) for call in self.calls if call.ended is not None]
-        most = now = 0
+        maximum = now = 0
         for _, change in sorted(instants):
             now += change
-            most = max(most, now)
-        return most
+            maximum = max(maximum, now)
+        return maximum
 
     @property
     def bill(self) -> Billed:
@@ -273,7 +273,7 @@ class Upstream:
         return sum((call.told for call in self.calls if call.told is not None), Billed())
 
     def wait_until(self, holds: Callable[["Upstream"], bool], *, within_s: float = 10.0) -> None:
-        """Wait until `holds`; it is looked at whenever a call starts or ends.
+        """Wait until `holds`, which is checked whenever a call starts or ends.
 
         Raises:
             AssertionError: it does not after `within_s` seconds.
@@ -330,7 +330,7 @@ class Upstream:
 
 
 def longest_chain(spans: Sequence[tuple[float, float]]) -> int:
-    """Return how many of `spans` (start, end) at most follow one another without overlap.
+    """Return the maximum number of `spans` (start, end) that follow one another without overlap.
 
     Taking the earliest end first is optimal (interval scheduling).
     """
@@ -386,7 +386,7 @@ class _Connection(asyncio.Protocol):
             self._task = asyncio.get_running_loop().create_task(self._answer(request))
 
     def _take_request(self) -> _Request | None:
-        """Return the next request, once all of it is there."""
+        """Return the next request once it has arrived completely."""
         end = self._received.find(b"\r\n\r\n")
         if end < 0:
             return None
@@ -416,7 +416,7 @@ class _Connection(asyncio.Protocol):
         self._next()
 
     def _checked(self, request: _Request) -> Mapping[str, Any] | None:
-        """Return the body of a right chat request; of a wrong one, note what is wrong."""
+        """Return the body of a valid chat request; note the violations of an invalid one."""
         try:
             body = json.loads(request.body)
         except ValueError:
@@ -651,6 +651,6 @@ def _chunks(call: Call, choices: Sequence[Reply]) -> Iterator[dict[str, Any]]:
 
 
 def _words(text: str) -> list[str]:
-    """Split `text` into words, each with the white space before it."""
+    """Split `text` into words, each with the white space that precedes it."""
     words = text.split(" ")
     return [words[0], *(f" {word}" for word in words[1:])] if text else []

@@ -1,4 +1,4 @@
-"""A deployment with the manners of vLLM's chat API: it continues prefixes and shows alternatives.
+"""A fake of vLLM's chat API: it continues prefixes and returns top_logprobs.
 
 What it writes is scripted token by token. It is as strict as vLLM: a request that ends with an
 assistant's message must say that it is to be continued, and one that does not must not.
@@ -22,13 +22,13 @@ Writes = Callable[[str, Mapping[str, Any]], Sequence[TokenLogprob]]
 
 
 def token(text: str, p: float, *others: tuple[str, float]) -> TokenLogprob:
-    """Return a token of probability `p`, with the others in its place, likeliest first."""
+    """Return a token of probability `p` and its alternatives, most likely first."""
     ranked = sorted([(text, p), *others], key=lambda pair: -pair[1])
     return TokenLogprob(text, math.log(p), tuple((t, math.log(q)) for t, q in ranked))
 
 
 def sure(*texts: str, margin: float = 0.9) -> list[TokenLogprob]:
-    """Return tokens that lead the second likeliest by `margin`, of the rest of the probability."""
+    """Return tokens that lead the second most likely token by `margin`."""
     p = (1 + margin) / 2
     return [token(text, p, ("~", 1 - p)) for text in texts]
 
@@ -41,7 +41,7 @@ def peaked(text: str, confidence: float) -> TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """One choice as the server makes it."""
+    """One choice of the server."""
 
     tokens: tuple[TokenLogprob, ...]
     text: str
@@ -90,7 +90,7 @@ class Vllm(Script):
 
 
 def vllm(writes: Writes, **how: Any) -> Vllm:
-    """Return the script of a server that writes so."""
+    """Return the script of a server that writes this."""
 
     def reply(call: Call, _choice: int) -> Reply:
         made = serve(writes, call.body)

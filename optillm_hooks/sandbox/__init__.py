@@ -1,1 +1,1 @@
-"""Worker processes for text that a model wrote: `client` starts them, `worker` runs inside."""
+"""Worker processes for text that a model wrote: `client` asks, `zygote` forks, `worker` answers."""

@@ -51,10 +51,10 @@ FailureReason = Literal["time", "memory", "output", "crash"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLimits:
-    """What one worker may use."""
+    """Limits of one worker."""
 
     seconds: float
-    """Of wall-clock time, its start included; and of CPU time, a second more."""
+    """Wall-clock time, including the start; the limit of CPU time is a second more."""
 
     memory_mb: int
     """MiB of address space."""
@@ -216,7 +216,7 @@ async def _asked(module: str, request: bytes, limits: WorkerLimits) -> tuple[byt
         raise
 
 
-async def _exchange(data: socket.socket, request: bytes, most: int) -> bytes:
+async def _exchange(data: socket.socket, request: bytes, max_bytes: int) -> bytes:
     """Send `request`; return the reply once the worker has closed its output."""
     loop = asyncio.get_running_loop()
     reply = bytearray()
@@ -225,7 +225,7 @@ async def _exchange(data: socket.socket, request: bytes, most: int) -> bytes:
         data.shutdown(socket.SHUT_WR)
         while piece := await loop.sock_recv(data, _CHUNK):
             reply += piece
-            if len(reply) > most:
+            if len(reply) > max_bytes:
                 raise WorkerFailed("output")
     return bytes(reply)
 

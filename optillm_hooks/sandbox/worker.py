@@ -1,4 +1,4 @@
-"""The inside of a worker process: what it gives up before it reads a request."""
+"""Inside a worker process: confinement first, then one request and its reply."""
 
 import importlib
 import json
@@ -31,10 +31,10 @@ def main(module: str, *, memory_mb: int, cpu_seconds: int) -> NoReturn:
 
 
 def confine(*, memory_mb: int, cpu_seconds: int) -> None:
-    """Give up memory and CPU time beyond the limits, writing files, processes and the network.
+    """Limit memory and CPU time; refuse to write files, start processes or use the network.
 
-    What no text should reach in the first place; the kernel's limits hold for C++ too, the audit
-    hook for Python, and neither can be taken back by Python code of an ordinary user.
+    A second line of defence, which no text should reach. The kernel's limits bind C++ code too,
+    the audit hook binds Python code, and Python code of an ordinary user can undo neither.
     """
     resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
@@ -44,7 +44,7 @@ def confine(*, memory_mb: int, cpu_seconds: int) -> None:
 
 
 def no_more_files() -> None:
-    """Let the process open nothing any more, not even to read: all it needs is loaded."""
+    """Refuse to open any more files, even to read: everything the process needs is loaded."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
 
 

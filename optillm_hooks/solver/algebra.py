@@ -24,13 +24,13 @@ MAX_STEPS: Final = 16
 MAX_CHARACTERS: Final = 4000
 MAX_NESTED: Final = 60
 MAX_BITS: Final = 100_000
-"""Size of a number that an expression may spell out by powers."""
+"""Maximum size of a number that is written as a power."""
 
 MAX_COUNT: Final = 10_000
 """Largest argument of functions whose values have about as many digits."""
 
 MAX_SHOWN: Final = 4000
-"""Characters of one result that are kept."""
+"""Maximum length of one result, in characters; the rest is cut."""
 
 FUNCTIONS: Final[Mapping[str, tuple[str, int, int]]] = {
     "sqrt": ("sqrt", 1, 1),
@@ -73,7 +73,7 @@ FUNCTIONS: Final[Mapping[str, tuple[str, int, int]]] = {
     "min": ("Min", 1, 8),
     "max": ("Max", 1, 8),
 }
-"""Function of the grammar to SymPy's name, fewest and most arguments."""
+"""SymPy's name and the minimum and maximum number of arguments, by name in the grammar."""
 
 _GROWING: Final = frozenset({"factorial", "binomial", "gamma", "fibonacci"})
 _CONSTANTS: Final = {"pi": "pi", "E": "E", "e": "E", "I": "I", "oo": "oo", "infinity": "oo"}
@@ -114,7 +114,7 @@ _END: Final = ""
 
 
 class RequestError(ValueError):
-    """The request cannot be carried out as written; the text says why."""
+    """The request cannot be carried out as written; the message says why."""
 
 
 def load() -> Any:
@@ -184,7 +184,7 @@ def _outcome(step: Mapping[str, object], sympy: Any) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One step, read."""
+    """One parsed step."""
 
     sympy: Any
     expressions: list[Any]
@@ -205,7 +205,7 @@ class Query:
 
     @property
     def variable(self) -> Any:
-        """The only variable: the one that is named, or the only one there is."""
+        """The only variable: the one the step names, or else the only free symbol."""
         names = self.variables or sorted(self.expression.free_symbols, key=str)
         if len(names) != 1:
             raise RequestError("this operation needs one variable: say which")
@@ -243,8 +243,8 @@ def _query(step: Mapping[str, object], sympy: Any) -> Query:
         upper=read_field("upper"),
         point=read_field("point"),
         direction=direction,
-        order=_count(step, "order", default=0, most=20),
-        digits=_count(step, "digits", default=15, most=1000),
+        order=_count(step, "order", default=0, maximum=20),
+        digits=_count(step, "digits", default=15, maximum=1000),
     )
 
 
@@ -256,10 +256,10 @@ def _texts(step: Mapping[str, object], one: str, many: str) -> list[str]:
     return [str(text) for text in texts]
 
 
-def _count(step: Mapping[str, object], name: str, *, default: int, most: int) -> int:
+def _count(step: Mapping[str, object], name: str, *, default: int, maximum: int) -> int:
     value = step.get(name, default)
-    if not isinstance(value, int) or not 0 <= value <= most:
-        raise RequestError(f'"{name}" must be a whole number from 0 to {most}')
+    if not isinstance(value, int) or not 0 <= value <= maximum:
+        raise RequestError(f'"{name}" must be a whole number from 0 to {maximum}')
     return value
 
 
@@ -274,7 +274,7 @@ def _symbol(name: str, assumed: str, sympy: Any) -> Any:
 
 
 class Reader:
-    """Reads one expression into SymPy's nodes, by recursive descent."""
+    """Recursive-descent parser of one expression into SymPy's nodes."""
 
     def __init__(self, text: str, sympy: Any, symbols: Mapping[str, Any]) -> None:
         if len(text) > MAX_CHARACTERS:
@@ -296,7 +296,7 @@ class Reader:
         return self._tokens[self._at][1]
 
     def _take(self, *signs: str) -> str | None:
-        """Step over the next token if it is one of `signs`, and return it."""
+        """Consume and return the next token if it is one of `signs`."""
         kind, text = self._tokens[self._at]
         if kind != "sign" or text not in signs:
             return None
@@ -396,9 +396,11 @@ class Reader:
     def _call(self, name: str, arguments: Sequence[Any]) -> Any:
         if name not in FUNCTIONS:
             raise RequestError(f"unknown function {name!r}; known: {', '.join(FUNCTIONS)}")
-        function, fewest, most = FUNCTIONS[name]
-        if not fewest <= len(arguments) <= most:
-            raise RequestError(f"{name} takes {fewest} to {most} arguments, not {len(arguments)}")
+        function, minimum, maximum = FUNCTIONS[name]
+        if not minimum <= len(arguments) <= maximum:
+            raise RequestError(
+                f"{name} takes {minimum} to {maximum} arguments, not {len(arguments)}"
+            )
         if name in _GROWING and any(a.is_Rational and abs(a) > MAX_COUNT for a in arguments):
             raise RequestError(f"an argument of {name} is above {MAX_COUNT}")
         return getattr(self._sympy, function)(*arguments)

@@ -1,4 +1,4 @@
-"""Asking the solvers: from what a model wrote to what the solver found, as text for a model."""
+"""Run a formalisation that a model wrote in a solver; report the result as text for a model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ from optillm_hooks.types import Json
 Kind = Literal["smtlib", "algebra"]
 
 MAX_CHARACTERS: Final = 1 << 16
-"""Length of a formalisation."""
+"""Maximum length of a formalisation."""
 
 MAX_REPORTED: Final = 12_000
-"""Characters of a report."""
+"""Maximum length of a report, in characters."""
 
 STARTING_S: Final = 1.0
-"""Seconds a worker may take to start, beyond the time its solver has."""
+"""Seconds that a worker may take to start, in addition to its solver's time."""
 
 _KINDS: Final[Mapping[str, Kind]] = {"(": "smtlib", ";": "smtlib", "{": "algebra", "[": "algebra"}
 
 
 @dataclass(frozen=True, slots=True)
 class Formalisation:
-    """A problem as a solver takes it: an SMT-LIB script, or steps of algebra in JSON."""
+    """A problem in a solver's input language: an SMT-LIB script, or algebra steps as JSON."""
 
     kind: Kind
     text: str
@@ -34,15 +34,15 @@ class Formalisation:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a solver found."""
+    """The result of a solver."""
 
     text: str
     statuses: tuple[str, ...]
-    """Per check sat, unsat or unknown; per step of algebra, its operation."""
+    """sat, unsat or unknown for each check; the operation for each algebra step."""
 
 
 class FormalisationBroken(ValueError):
-    """The solver cannot read the formalisation; the text says why, for its author to repair it."""
+    """The solver cannot read the formalisation; the message tells the model what to repair."""
 
 
 class _Reply(BaseModel):
@@ -74,8 +74,7 @@ class _Outcome(_Reply):
 def find_formalisation(reply: str) -> Formalisation | None:
     """Return the last formalisation in a model's reply, or None if there is none.
 
-    It stands in a fenced block, whatever its label, or is the whole reply. What it begins with
-    says which kind it is.
+    It is a fenced block with any label, or the whole reply. Its first character decides its kind.
     """
     contents = [block.content for block in code_blocks(reply)]
     for content in [*reversed(contents), reply]:
@@ -86,7 +85,7 @@ def find_formalisation(reply: str) -> Formalisation | None:
 
 
 async def solve(work: Formalisation, *, seconds: float, memory_mb: int) -> Report:
-    """Return what the solver found within `seconds`, and leave no process behind.
+    """Return the solver's report within `seconds`, and leave no worker running.
 
     Raises:
         FormalisationBroken: the solver cannot read `work`.

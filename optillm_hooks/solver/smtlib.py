@@ -18,7 +18,7 @@ MAX_NESTED: Final = 1000
 MAX_CHECKS: Final = 16
 MAX_NAMES: Final = 500
 MAX_SHOWN: Final = 2000
-"""Characters of one value that are kept."""
+"""Maximum length of one value, in characters; the rest is cut."""
 
 _TOKEN: Final = re.compile(
     r"""(?P<blank>[ \t\r\n]+|;[^\n]*)
@@ -50,7 +50,7 @@ _ASSERTS: Final = frozenset(
 )
 _CHECKS: Final = frozenset({"check-sat", "check-sat-assuming"})
 _VALUES: Final = frozenset({"get-value", "eval", "simplify"})
-_LEFT_OUT: Final = frozenset(
+_IGNORED: Final = frozenset(
     {
         "set-logic",
         "set-info",
@@ -70,11 +70,11 @@ _ALLOWED_OPTION: Final = ["set-option", ":opt.priority"]
 
 
 class ScriptError(ValueError):
-    """The script cannot be used; the text says what to change."""
+    """The script cannot be used; the message says what to change."""
 
 
 class Check(TypedDict):
-    """What one `check-sat` came to."""
+    """The result of one `check-sat`."""
 
     status: str
     """sat, unsat or unknown."""
@@ -83,16 +83,16 @@ class Check(TypedDict):
     """Why it is unknown; otherwise ""."""
 
     model: dict[str, str]
-    """Of a satisfiable script: each constant and function, as Z3 writes its value."""
+    """If satisfiable: the value of each constant and function, as Z3 writes it."""
 
     core: list[str]
-    """Of an unsatisfiable script: the named assertions that contradict each other."""
+    """If unsatisfiable: the named assertions that contradict each other."""
 
     objectives: list[str]
-    """What is minimised or maximised, each with its optimum or the bounds that are known."""
+    """Each objective with its optimum or its known bounds."""
 
     values: list[str]
-    """Results of the script's own queries after the check."""
+    """Results of the queries that follow the check in the script."""
 
 
 def load() -> None:
@@ -148,12 +148,12 @@ def _tokens(script: str) -> Iterator[str]:
 
 
 def run_script(script: str, seconds: float) -> list[Check]:
-    """Return what each check of `script` came to, all of them within about `seconds`.
+    """Return the result of each check of `script`, all within about `seconds`.
 
     Raises:
         ScriptError: the reader or Z3 refuses a command.
     """
-    wanted = [command for command in commands(script) if not _left_out(command)]
+    wanted = [command for command in commands(script) if not _is_ignored(command)]
     for command in wanted:
         if command[1] not in _ASSERTS | _CHECKS | _VALUES and command[1:3] != _ALLOWED_OPTION:
             raise ScriptError(f"the command {command[1][:40]!r} is not available")
@@ -165,8 +165,8 @@ def run_script(script: str, seconds: float) -> list[Check]:
     return session.checks
 
 
-def _left_out(command: Sequence[str]) -> bool:
-    return command[1] in _LEFT_OUT and command[1:3] != _ALLOWED_OPTION
+def _is_ignored(command: Sequence[str]) -> bool:
+    return command[1] in _IGNORED and command[1:3] != _ALLOWED_OPTION
 
 
 class _Session:
@@ -222,7 +222,7 @@ class _Session:
             check["objectives"] = [_shown(part) for part in self._ask("(get-objectives)")[1:]]
 
     def _query(self, command: Sequence[str]) -> None:
-        """Keep what a query says; it needs a model, and no script is broken for asking anyway."""
+        """Keep the result of a query; one without a model to ask is ignored, not an error."""
         if self.checks and self.checks[-1]["status"] == "sat":
             self.checks[-1]["values"] += [_shown([*_tokens(self._eval(plain(command)))])]
 
@@ -238,7 +238,7 @@ class _Session:
     def _ask(self, query: str) -> list[list[str]]:
         """Return the elements of the list that Z3 prints for `query`.
 
-        Irrational numbers come as decimals with a question mark where the rest is cut.
+        Irrational numbers are cut decimals that end in a question mark.
         """
         printed = self._eval(query)
         if "root-obj" in printed:
@@ -279,7 +279,7 @@ def parts(tokens: Sequence[str]) -> list[list[str]]:
 
 
 def clip(text: str) -> str:
-    """Return `text`, cut where it is longer than what is worth showing."""
+    """Return `text`, cut at `MAX_SHOWN` characters."""
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} ..."
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks that need a proxy run, and see what they are to see."""
+"""The benchmarks that need a proxy run, and detect what they are made to detect."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def test_overhead(stock: Proxy, proxy: Proxy, upstream: Upstream) -> None:
 
 def test_a_burst_of_mixed_requests(proxy: Proxy, upstream: Upstream) -> None:
     upstream.play(load.SCRIPT)
-    burst = load.burst(proxy, requests=20, at_once=20)
+    burst = load.burst(proxy, requests=20, concurrency=20)
     assert (burst.failures, burst.cross_talk) == ((), ())
     assert len(burst.seconds) == 20
     assert burst.percentile(0.95) >= burst.percentile(0.5) >= load.LATENCY_S
@@ -28,7 +28,7 @@ def test_a_burst_of_mixed_requests(proxy: Proxy, upstream: Upstream) -> None:
 
 def test_a_burst_sees_cross_talk(proxy: Proxy, upstream: Upstream) -> None:
     upstream.play(Script(reply=lambda call, _: "marker-0-end" if call.index else "none"))
-    burst = load.burst(proxy, requests=3, at_once=1, models=("base",))
+    burst = load.burst(proxy, requests=3, concurrency=1, models=("base",))
     assert [line.split(": ")[1] for line in burst.cross_talk] == [
         "marker-0-end got []",
         "marker-1-end got ['marker-0-end']",

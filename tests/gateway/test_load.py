@@ -1,20 +1,20 @@
-"""Many users at once: no error, no answer of another, and no memory that only grows."""
+"""Many concurrent users: no errors, no cross-talk, and no growing memory."""
 
 from benchmarks.load import MODELS, SCRIPT, burst, markers, memory
 from tests.proxy import Proxy
 from tests.upstream import Upstream
 
-AT_ONCE = 200
+CONCURRENCY = 200
 MAX_GROWTH = 40 * 2**20
 """Bytes over the batches after the first; the full measurement is `benchmarks.load`."""
 
 
 def test_two_hundred_mixed_requests_at_once(proxy: Proxy, upstream: Upstream) -> None:
     upstream.play(SCRIPT)
-    load = burst(proxy, requests=AT_ONCE, at_once=AT_ONCE)
+    load = burst(proxy, requests=CONCURRENCY, concurrency=CONCURRENCY)
     assert load.failures == ()
     assert load.cross_talk == ()
-    assert len(load.seconds) == AT_ONCE
+    assert len(load.seconds) == CONCURRENCY
     mixed = [call.index for call in upstream.calls if len(markers(call.text)) != 1]
     assert mixed == []
 
