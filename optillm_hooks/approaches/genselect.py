@@ -9,6 +9,7 @@ Cost: `n` calls for the solutions, then rounds of `orders` calls for each group;
 round run concurrently. Up to `group_size` solutions need one round.
 """
 
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import ClassVar
 
@@ -76,24 +77,11 @@ async def genselect(chat: Chat, llm: LLM, params: GenselectParams, ctx: Context)
     judge = llm if params.judge is None else ctx.llm(params.judge)
     texts = [solution.text.strip() for solution in solutions]
     left = [at for at, text in enumerate(texts) if text not in texts[:at]]
-
-    def comparing(group: Sequence[int]) -> Callable[[], Awaitable[Chosen]]:
-        shown = [texts[at] for at in group]
-        return lambda: choose(shown, chat, judge, ctx, orders=params.orders)
-
     verdicts = 0
     while len(left) > 1:
         ctx.progress(f"comparing {len(left)} solutions")
-        groups = _groups(ctx.rng.sample(left, len(left)), params.group_size)
-        compared = [group for group in groups if len(group) > 1]
-        chosen = await finished([comparing(group) for group in compared], at_least=len(compared))
-        ctx.trace.note("comparisons", votes=[choice.votes for choice in chosen])
-        verdicts += sum(choice.winner is not None for choice in chosen)
-        winners = [
-            group[choice.winner or 0] for group, choice in zip(compared, chosen, strict=True)
-        ]
-        byes = [group[0] for group in groups if len(group) == 1]
-        left = sorted([*winners, *byes])
+        left, readable = await _round(left, texts, chat, judge, params, ctx)
+        verdicts += readable
         ctx.offer(solutions[left[0]])
     if verdicts or len(set(texts)) == 1:
         return solutions[left[0]]
@@ -102,7 +90,31 @@ async def genselect(chat: Chat, llm: LLM, params: GenselectParams, ctx: Context)
     return solutions[tally.winner]
 
 
+async def _round(
+    left: Sequence[int],
+    texts: Sequence[str],
+    chat: Chat,
+    judge: LLM,
+    params: GenselectParams,
+    ctx: Context,
+) -> tuple[list[int], int]:
+    """Return the solutions that win a round, and the number of groups with a readable verdict."""
+    groups = _groups(ctx.rng.sample(left, len(left)), params.group_size)
+    compared = [group for group in groups if len(group) > 1]
+
+    def comparing(group: Sequence[int]) -> Callable[[], Awaitable[Chosen]]:
+        shown = [texts[at] for at in group]
+        return lambda: choose(shown, chat, judge, ctx, orders=params.orders)
+
+    chosen = await finished([comparing(group) for group in compared], at_least=len(compared))
+    ctx.trace.note("comparisons", votes=[choice.votes for choice in chosen])
+    winners = [group[choice.winner or 0] for group, choice in zip(compared, chosen, strict=True)]
+    byes = [group[0] for group in groups if len(group) == 1]
+    readable = sum(choice.winner is not None for choice in chosen)
+    return sorted([*winners, *byes]), readable
+
+
 def _groups(members: Sequence[int], size: int) -> list[list[int]]:
     """Return `members` split into groups of nearly equal sizes, none larger than `size`."""
-    count = -(-len(members) // size)
+    count = math.ceil(len(members) / size)
     return [sorted(members[start::count]) for start in range(count)]

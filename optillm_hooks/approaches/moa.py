@@ -10,6 +10,7 @@ Cost: `proposers` calls per layer, one for the critique (if on) and one for the 
 streams.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -145,12 +146,11 @@ async def _layer(chat: Chat, llm: LLM, params: MoaParams, ctx: Context) -> list[
     until = ctx.within(TIME_FOR_A_STAGE)
     ctx.progress(f"asking for {params.proposers} proposals")
     panel: list[LLM] = [ctx.llm(name) for name in params.models] or [llm]
-    seats = [len(range(number, params.proposers, len(panel))) for number in range(len(panel))]
+    counts = Counter(number % len(panel) for number in range(params.proposers))
     groups = await finished(
         [
-            partial(sample_many, proposer, chat, sampling, n=count, until=until)
-            for proposer, count in zip(panel, seats, strict=True)
-            if count
+            partial(sample_many, panel[seat], chat, sampling, n=count, until=until)
+            for seat, count in counts.items()
         ],
         until=until,
     )

@@ -128,24 +128,37 @@ async def _solved(
         if work is None:
             ctx.trace.note("solver", outcome="not applicable", repairs=repair)
             return None
-        left_s = ctx.within(0.5) - asyncio.get_running_loop().time()
-        if left_s < MIN_S:
-            ctx.trace.note("solver", outcome="no time left", repairs=repair)
-            return None
-        ctx.progress("running the solver")
         try:
-            report = await solve(
-                work, seconds=min(params.timeout_s, left_s), memory_mb=params.memory_mb
-            )
+            report = await _report(work, params, ctx, repair)
         except FormalisationBroken as exc:
             ctx.trace.note("solver", outcome="broken", kind=work.kind, repairs=repair)
             asked = follow_up(asked, reply.text, repair_request(str(exc), fence(ctx.rng)))
-        except WorkerFailed as exc:
-            ctx.trace.note("solver", outcome=exc.reason, kind=work.kind, repairs=repair)
-            return None
         else:
-            ctx.trace.note(
-                "solver", outcome="solved", kind=work.kind, repairs=repair, found=report.statuses
-            )
-            return work, report
+            return None if report is None else (work, report)
     return None
+
+
+async def _report(
+    work: Formalisation, params: Z3Params, ctx: Context, repairs: int
+) -> Report | None:
+    """Return the solver's report, or None if it has too little time or memory.
+
+    Raises:
+        FormalisationBroken: the solver cannot read the formalisation.
+    """
+    left_s = ctx.within(0.5) - asyncio.get_running_loop().time()
+    if left_s < MIN_S:
+        ctx.trace.note("solver", outcome="no time left", repairs=repairs)
+        return None
+    ctx.progress("running the solver")
+    try:
+        report = await solve(
+            work, seconds=min(params.timeout_s, left_s), memory_mb=params.memory_mb
+        )
+    except WorkerFailed as exc:
+        ctx.trace.note("solver", outcome=exc.reason, kind=work.kind, repairs=repairs)
+        return None
+    ctx.trace.note(
+        "solver", outcome="solved", kind=work.kind, repairs=repairs, found=report.statuses
+    )
+    return report
