@@ -62,8 +62,7 @@ async def bon(chat: Chat, llm: LLM, params: BonParams, ctx: Context) -> Answer:
         SamplesFailed: no candidate finished within the request's deadline and budget.
     """
     sampling = Sampling(temperature=params.temperature)
-    until = ctx.within(SAMPLING_SHARE) if params.n > 1 else None
-    sampled = await sample_many(llm, chat, sampling, n=params.n, until=until)
+    sampled = await sample_many(llm, chat, sampling, n=params.n, until=ctx.within(SAMPLING_SHARE))
     candidates = contenders(sampled)
     texts = [candidate.text.strip() for candidate in candidates]
     different = list(dict.fromkeys(texts))

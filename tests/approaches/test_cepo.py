@@ -228,6 +228,8 @@ async def test_samples_of_one_prompt_are_numbered_apart() -> None:
         *(6, 7, 8),
         *(12, 13, 14),
     ]
+    for stage in ("compare", "final"):
+        assert sorted(sampling.sample for _, sampling in llm.at(stage)) == [0, 1, 2]
 
 
 async def test_solutions_and_candidates_are_shown_as_data() -> None:

@@ -161,6 +161,12 @@ async def test_the_population_is_made_anew_from_the_loop_before() -> None:
         assert "explore" not in text
 
 
+async def test_solutions_are_merged_at_a_temperature_of_their_own() -> None:
+    llm = Model()
+    await ask(llm, enable_strategy_network=False, aggregation_temperature=0.9)
+    assert {sampling.temperature for _, sampling in llm.at("aggregate")} == {0.9}
+
+
 async def test_subsets_are_drawn_at_random() -> None:
     """Each of the 20 subsets of 3 of 6 comes equally often: of 1800 draws each 90 times.
 
@@ -239,6 +245,14 @@ async def test_a_solution_is_never_checked_by_its_author() -> None:
     assert params("mars", models=names).model_groups() == names
 
 
+async def test_verifications_of_one_solution_are_different_samples() -> None:
+    llm = Model()
+    await ask(llm, num_agents=1, **PLAIN)
+    (asked, first), (again, second) = llm.at("verify")
+    assert asked == again
+    assert first.sample != second.sample
+
+
 async def test_a_lone_agent_has_to_check_itself() -> None:
     llm = Model()
     await ask(llm, num_agents=1, **PLAIN)
@@ -311,6 +325,14 @@ async def test_rounds_of_improvement_build_on_each_other_and_end() -> None:
     assert await ask(llm, max_iterations=2, **PLAIN) == "synthesise 0"
     assert llm.counts["improve"] == 6
     assert "\nimprove 0\n" in llm.at("improve")[3][0][-1].text
+
+
+async def test_a_round_improves_one_solution_for_each_agent() -> None:
+    llm = Model(verify="VERDICT: INCORRECT")
+    given = {"enable_strategy_network": False, "aggregation_loops": 1, "max_iterations": 1}
+    await ask(llm, num_agents=2, **given)
+    assert llm.counts["aggregate"] == 6
+    assert llm.counts["improve"] == 2
 
 
 async def test_a_round_that_writes_nothing_ends_the_improvement() -> None:

@@ -66,6 +66,40 @@ async def test_ties_go_to_the_solution_that_more_simulations_went_through() -> N
     llm.assert_used_up()
 
 
+def drafts_of(llm: ScriptedLLM) -> list[str]:
+    refining = [chat[-1].text for chat, sampling in llm.calls if kind(chat, sampling) == "refine"]
+    return ["".join(re.findall(r"\n([ab]2?)\n", text)) for text in refining]
+
+
+@pytest.mark.parametrize(("exploration", "second"), [(3.2, "a"), (3.3, "b")])
+async def test_values_are_ratings_from_0_to_1(exploration: float, second: str) -> None:
+    """With the values 1 and 1 of a, and 0 of b, UCT turns to b where exploration is greater than
+    1 / (sqrt(ln 3) - sqrt(ln 3 / 2)) = 3.257."""
+    llm = ScriptedLLM(["a", "b", rating(10), rating(0), "a2", rating(10), "b2", rating(0)])
+    given = {"branching": 2, "simulations": 2, "parallel": 1, "exploration": exploration}
+    await answer("mcts", CHAT, llm, **given)
+    assert drafts_of(llm) == ["a", second]
+
+
+async def test_a_solution_without_a_rating_is_worth_the_mean_of_the_others() -> None:
+    """b is worth what a is, 1, and so more than a after a refinement that is worth 0.5."""
+
+    def reply(chat: Chat, sampling: Sampling) -> str:
+        match kind(chat, sampling):
+            case "rate":
+                whole = "\n".join(message.text for message in chat)  # asked again, it is before
+                [shown] = re.findall(r"\n([ab]2?)\n", whole)
+                return {"a": rating(10), "a2": rating(5)}.get(shown, "I cannot say.")
+            case "refine":
+                return "a2"
+            case _:
+                return "ab"[sampling.sample]
+
+    llm = AnsweringLLM(reply)
+    await answer("mcts", CHAT, llm, branching=2, simulations=2, parallel=1)
+    assert drafts_of(llm) == ["a", "b"]
+
+
 async def test_the_conversation_with_the_question_is_in_every_call() -> None:
     llm = AnsweringLLM(landscape)
     await answer("mcts", CHAT, llm, simulations=4, depth=2)

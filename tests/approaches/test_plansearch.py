@@ -105,6 +105,13 @@ async def test_words_around_the_observations_are_none() -> None:
     assert not any("Here are" in plan or "I hope" in plan for plan in plans)
 
 
+async def test_plans_rest_on_no_more_observations_than_are_asked_for() -> None:
+    llm = AnsweringLLM(planner)
+    await answer("plansearch", CHAT, llm, leaves=7, observations=2)
+    plans = "".join(asked_for(llm, "plan"))
+    assert [text in plans for text in TEXTS] == [True, True, False]
+
+
 async def test_each_answer_follows_its_own_plan() -> None:
     llm = AnsweringLLM(planner)
     await answer("plansearch", CHAT, llm)

@@ -302,6 +302,20 @@ async def test_a_failed_rollout_or_check_is_left_out() -> None:
     assert answer_in((await answer("rstar", CHAT, AnsweringLLM(unchecked))).text) == "42"
 
 
+async def test_a_trajectory_whose_check_fails_is_not_trusted() -> None:
+    def checked(chat: Chat, sampling: Sampling) -> Reply:
+        if kind(chat, sampling) != "complete":
+            return replies(chat, sampling)
+        [number, *_] = re.findall(r"\((\d)\)", chat[-1].text.split(COMPLETE)[1])
+        return solution("42") if answers[int(number)] == "42" else ProviderFailed("502")
+
+    answers = ["41", "42", "41", "41", "42"]
+    replies = reasoner(answers)
+    ctx = context()
+    assert answer_in((await answer("rstar", CHAT, AnsweringLLM(checked), ctx)).text) == "42"
+    assert ctx.trace.events[-1][1]["trusted"] == 2
+
+
 async def test_the_majority_is_the_best_so_far_while_trajectories_are_checked() -> None:
     def hanging(chat: Chat, sampling: Sampling) -> Reply:
         return HANG if sampling.purpose == "judge" else replies(chat, sampling)

@@ -71,6 +71,25 @@ def test_a_trial_under_way_counts_as_lost() -> None:
     assert uct(a, 6, 0.2) == pytest.approx(0.9 / 3 + 0.2 * math.sqrt(math.log(6) / 3))
 
 
+@pytest.mark.parametrize(("exploration", "second"), [(1.6, "a"), (1.7, "b")])
+def test_trials_under_way_count_in_the_parent_too(exploration: float, second: str) -> None:
+    """Values 1 and 0. With a under way, n=3: a 1/2 + c*sqrt(ln 3 / 2), b c*sqrt(ln 3), so b is next
+    where c > 0.5 / 0.307 = 1.629. With n=2, as if a were not under way, c would have to be 2.05."""
+    search = arms("a", "b", exploration=exploration)
+    for trial, value in zip(search.ask_many(2), [1.0, 0.0], strict=True):
+        search.tell(trial, trial.move, value)
+    assert [arm_of(trial) for trial in search.ask_many(2)] == ["a", second]
+
+
+def test_a_walk_yields_parents_before_children_and_older_ones_first() -> None:
+    search: Search = MCTS("", lambda _: ("a", "b"), exploration=0.0)
+    for value in (1.0, 0.5, 0.9, 0.8):
+        trial = search.ask()
+        assert trial is not None
+        search.tell(trial, trial.node.state + trial.move, value)
+    assert [node.state for node in search.root.walk()] == ["", "a", "aa", "ab", "b"]
+
+
 def test_dropping_a_trial_takes_its_loss_back_and_offers_the_move_again() -> None:
     search = arms("a", "b", exploration=1.0)
     first = search.ask()
