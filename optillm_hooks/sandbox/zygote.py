@@ -27,6 +27,9 @@ ORDER: Final = struct.Struct("II")
 IDLE_S: Final = 600.0
 """Seconds without a worker after which the zygote frees its memory by ending."""
 
+_MAX_FILES: Final = 1024
+"""File descriptors are below this number: `select` takes no others."""
+
 _LIBC: Final = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -50,9 +53,10 @@ def _serve(module: str, control: socket.socket) -> None:
         if ended in ready:
             ended.recv(1 << 16)
         for life, pid in list(workers.items()):
-            if life in ready or _has_exited(pid):
+            status = _exit_status(pid, kill=life in ready)
+            if status is not None:
                 del workers[life]
-                _end(life, pid)
+                _tell(life, status)
         if control in ready:
             order, sockets, _, _ = socket.recv_fds(control, ORDER.size, 2)
             if not order:
@@ -60,24 +64,33 @@ def _serve(module: str, control: socket.socket) -> None:
             data, life = (socket.socket(fileno=number) for number in sockets)
             workers[life] = _fork(module, order, data)
             data.close()
-    for life, pid in workers.items():
-        _end(life, pid)
+    for pid in workers.values():
+        _kill_group(pid)
 
 
 def _ready(sockets: list[socket.socket], seconds: float | None) -> list[socket.socket]:
     return select.select(sockets, [], [], seconds)[0]
 
 
-def _has_exited(pid: int) -> bool:
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+def _exit_status(pid: int, *, kill: bool) -> int | None:
+    """Return the exit status of a worker once its whole group is gone; None while it runs."""
+    if kill:
+        _kill_group(pid)
+    reaped, status = os.waitpid(pid, 0 if kill else os.WNOHANG)
+    if not reaped:
+        return None
+    _kill_group(pid)  # what it has started; the id is not given again while the group has members
+    return os.waitstatus_to_exitcode(status)
 
 
-def _end(life: socket.socket, pid: int) -> None:
-    """Kill the worker's process group, reap the worker and tell the client its exit status."""
-    os.killpg(pid, signal.SIGKILL)  # not reaped yet, so the id cannot be another group's
-    _, status = os.waitpid(pid, 0)
+def _kill_group(pid: int) -> None:
+    with suppress(OSError):  # it may have ended
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _tell(life: socket.socket, status: int) -> None:
     with life, suppress(OSError):  # the client may have gone
-        life.send(str(os.waitstatus_to_exitcode(status)).encode())
+        life.send(str(status).encode())
 
 
 def _fork(module: str, order: bytes, data: socket.socket) -> int:
@@ -94,7 +107,7 @@ def _fork(module: str, order: bytes, data: socket.socket) -> int:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.dup2(data.fileno(), 0)
         os.dup2(data.fileno(), 1)
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        os.closerange(3, _MAX_FILES)
         memory_mb, cpu_seconds = ORDER.unpack(order)
         worker.main(module, memory_mb=memory_mb, cpu_seconds=cpu_seconds)
     finally:
