@@ -102,7 +102,7 @@ class Vote:
         return dict(weights)
 
     def winner(self) -> SampledTrace:
-        """Return the surest trace of the answer with the highest weight, or of all if none votes."""
+        """Return the surest trace of the answer with the highest weight; without votes, of all."""
         names, weights = self._classes.names(), self.weights()
         best = max(weights, key=lambda answer: weights[answer], default=None)
         for_best = [t for t in self._traces if t.answer is not None and names[t.answer] == best]
