@@ -1,1 +1,1 @@
-"""Answers as values: reading them off replies, comparing them, voting, and checking their form."""
+"""Answers: extraction from replies, equivalence, majority voting, and checks of their form."""

@@ -1,4 +1,4 @@
-"""Pieces of streamed replies: joined to an answer, or made of one."""
+"""Deltas of streamed replies: accumulating them to an answer, and an answer as one delta."""
 
 import json
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from optillm_hooks.types import Answer, Delta, Fields, FinishReason, Json, Token
 
 
 def whole(answer: Answer) -> Delta:
-    """Return `answer` as a single piece."""
+    """Return `answer` as a single delta."""
     return Delta(
         text=answer.text,
         reasoning=answer.reasoning,
@@ -28,7 +28,7 @@ def whole(answer: Answer) -> Delta:
 
 @dataclass(slots=True)
 class Accumulated:
-    """The pieces of one reply so far."""
+    """The accumulated deltas of one reply."""
 
     _text: list[str] = field(default_factory=list[str])
     _reasoning: list[str] = field(default_factory=list[str])
@@ -45,7 +45,7 @@ class Accumulated:
             self._add_tool_call(part)
 
     def answer(self, finish_reason: FinishReason) -> Answer:
-        """Return the pieces as one answer."""
+        """Return the accumulated deltas as one answer."""
         return Answer(
             "".join(self._text),
             finish_reason,
@@ -62,8 +62,7 @@ class Accumulated:
         pieces = function if isinstance(function, dict) else {}
         new = (part.get("id"), pieces.get("name"), pieces.get("arguments"))
         for at, text in enumerate(new):
-            repeated = (
-                at < 2 and text == call[at]
-            )  # some providers send id and name with each piece
+            # Some providers send the id and the name with each delta.
+            repeated = at < 2 and text == call[at]
             if text is not None and not repeated:
                 call[at] += text if isinstance(text, str) else json.dumps(text)

@@ -1,21 +1,21 @@
-"""Which answers are the same answer: numbers, formulas, quantities, choices, JSON and plain text.
+"""Equivalence of answers: numbers, formulas, quantities, choices, JSON and plain text.
 
-What is the same:
+These are the same answer:
 
-* numbers by value: 1,000 = 1000 = 1e3, 0.5 = 1/2, "seven" = 7, "3 million" = 3000000;
-* formulas as `answers.formulas` compares them: \\frac{1}{2} = 0.5, (x+1)^2 = x^2+2x+1;
-* quantities if number and unit are the same. A bare number is the same as a quantity if, among the
-  answers compared, that number comes with no other unit: 18 = $18, but not where 18 km is there as
-  well. A percentage is the bare number if that is there, and else its hundredth;
-* choices by letter: B = (B) = "(B) Paris". "B. Paris" is one beside a bare B only, because
-  "C. difficile" is none;
-* JSON by value: the order of keys does not matter, 1 = 1.0, and true is not 1;
-* other text but for case, blanks, quotes, emphasis, a leading article and a final stop.
+* numbers with the same value: 1,000 = 1000 = 1e3, 0.5 = 1/2, "seven" = 7, "3 million" = 3000000;
+* formulas that `answers.formulas` finds equal: \\frac{1}{2} = 0.5, (x+1)^2 = x^2+2x+1;
+* quantities with the same number and unit. A bare number is the same as a quantity if no other
+  answer has that number with another unit: 18 = $18, but not if 18 km is among the answers too. A
+  percentage is the same as the bare number if that is among them, and else as its hundredth;
+* choices with the same letter: B = (B) = "(B) Paris". "B. Paris" is a choice only beside a bare B,
+  because "C. difficile" is none;
+* JSON with the same value: the order of keys does not matter, 1 = 1.0, and true is not 1;
+* other texts that differ only in case, blanks, quotes, emphasis, a leading article or a final stop.
 
-Why not sympy or math-verify: sympy's own parsers evaluate Python; math-verify bounds its time by
-signals, which fail outside the main thread, and compares by simplification, which without them has
-no bound. It also looks at mathematics only, and takes 5 km for 5 m. On the table of answers under
-`tests/golden` this module agrees with all judgements and math-verify with fewer; a test says so.
+Why not sympy or math-verify: sympy's own parsers evaluate Python; math-verify limits its time by
+signals, which fail outside the main thread, and compares by simplification, which has no limit
+without them. It also reads mathematics only, and takes 5 km for 5 m. On the golden table under
+`tests/golden` this module agrees with all judgements and math-verify with fewer, as a test shows.
 """
 
 import re
@@ -37,9 +37,9 @@ from optillm_hooks.answers.formulas import (
 )
 
 _MAX_PARSED_LENGTH = 500
-"""Characters of an answer that is looked at as mathematics; a longer one is text or JSON."""
+"""Characters of an answer that is parsed as mathematics; a longer one is text or JSON."""
 
-_DEEPEST_JSON = 100
+_MAX_JSON_DEPTH = 100
 _MAX_UNIT_WORDS = 4
 
 _SMALL = """
@@ -70,7 +70,7 @@ _UNITS = _CURRENCIES | {
 _TWO_WORDS = {"/ cent": "%", "us dollar": "dollar"}
 
 _UNIT_LETTERS = frozenset("mgshLNJWVKCFA")
-"""Units of one letter; other letters after a number are variables."""
+"""Units of one letter. Any other letter after a number is a variable."""
 
 _APPROXIMATELY = re.compile(
     r"^(?:(?:about|approximately|roughly|around|nearly)\b|approx\b\.?|\\approx\b|\u2248|~)\s*",
@@ -99,14 +99,14 @@ _DECORATION = dict.fromkeys(map(ord, "*`\"'\u201c\u201d\u2018\u2019\u201e\u00ab\
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """An answer, ready to be compared."""
+    """An answer in the forms in which it can be compared."""
 
     text: str
     letter: str = ""
-    """The letter of a choice."""
+    """The letter of the choice it names."""
 
     is_choice: bool = False
-    """Whether the letter can be nothing but a choice: "(B)", and not "B. Paris"."""
+    """Whether the letter must be a choice, as in "(B)" but not in "B. Paris"."""
 
     value: Value | None = None
     unit: str = ""
@@ -175,10 +175,10 @@ class AnswerClasses:
         return self._names
 
     def _told_by_others(self) -> list[tuple[int, int]]:
-        """Return the pairs that are the same only if no other answer says otherwise.
+        """Return the pairs whose equivalence depends on the other answers.
 
-        A bare number joins the only unit it comes with; a percentage that has no bare number beside
-        it joins its hundredth.
+        A bare number joins the quantity with that number if there is only one. A percentage that no
+        bare number joined joins its hundredth.
         """
         quantities: dict[int, set[int]] = {}
         for bare, quantity in self._numbers:
@@ -219,12 +219,12 @@ def classes(answers: Sequence[str | None]) -> list[int | None]:
 
 
 def equivalent(one: str, other: str) -> bool:
-    """Return whether the two are the same answer where no others are known."""
+    """Return whether the two are the same answer, with no other answers known."""
     return classes([one, other]) == [0, 0]
 
 
 def form_of(answer: str) -> Form:
-    """Return `answer` as what it can be compared as."""
+    """Return `answer` in the forms in which it can be compared."""
     answer = answer.strip()
     if len(answer) > _MAX_PARSED_LENGTH:
         return Form(_plain_text(answer), json=_json_key(answer))
@@ -254,7 +254,7 @@ def _same(a: Form, b: Form) -> bool:
 
 
 def _letter_of(text: str) -> tuple[str, bool]:
-    """Return the letter of the choice that `text` names, or "", and whether it surely is one."""
+    """Return the letter of the choice that `text` names, or "", and whether it must be a choice."""
     found = _LETTER.fullmatch(text)
     if found is None and (with_text := _LETTER_AND_TEXT.fullmatch(text)):
         found = None if _NEXT_PART.search(text, 3) else with_text
@@ -265,7 +265,7 @@ def _letter_of(text: str) -> tuple[str, bool]:
 
 
 def _quantity(text: str) -> tuple[Value, str] | None:
-    """Return the value of `text` and its unit, "" if it has none; None if it is no mathematics."""
+    """Return the value of `text` and its unit ("" if it has none), or None if it has no value."""
     text = _NAMED.sub("", _APPROXIMATELY.sub("", re.sub(r"\s*\^\s*", "^", text)))
     currency: list[str] = []
     if money := _MONEY.fullmatch(text):
@@ -299,7 +299,7 @@ def _in_digits(text: str) -> str:
 
 
 def _split_unit(text: str) -> tuple[str, list[str]]:
-    """Return `text` without the words of a unit at its end, and those words."""
+    """Return `text` without the unit at its end, and the words of the unit."""
     attached = _ATTACHED_UNIT.fullmatch(text)
     if attached and _POWER.sub("", attached[2]).lower().rstrip("s") in _UNITS:
         return attached[1], [attached[2]]
@@ -318,7 +318,7 @@ def _is_unit_word(word: str) -> bool:
 
 
 def _unit(words: Sequence[str]) -> str:
-    """Return one spelling of the unit that `words` name."""
+    """Return the normal spelling of the unit that `words` name."""
     parts: list[str] = []
     power = ""
     for word in " ".join(words).lower().replace("/", " / ").split():
@@ -344,7 +344,7 @@ def _unit_word(word: str) -> str:
 
 
 def _json_key(text: str) -> Hashable:
-    """Return what is equal for equal JSON, or None if `text` is no object or array."""
+    """Return the key of the JSON in `text`, or None if it is not an object or array."""
     if text[:1] not in ("{", "["):
         return None
     value = read_json(text)
@@ -352,12 +352,12 @@ def _json_key(text: str) -> Hashable:
 
 
 def json_key(value: object, depth: int = 0) -> Hashable:
-    """Return a key that is equal for JSON values that are equal, whatever the order of keys.
+    """Return a hashable key that is equal for equal JSON values, whatever the order of their keys.
 
-    Numbers are equal by value and differ from booleans. What nests deeper than 100 levels is equal
-    to anything else so deep in the same place.
+    Numbers are equal by value and differ from booleans. Values nested more than 100 levels deep are
+    all equal.
     """
-    if depth > _DEEPEST_JSON:
+    if depth > _MAX_JSON_DEPTH:
         return "deeper"
     match value:
         case dict():
@@ -373,7 +373,7 @@ def json_key(value: object, depth: int = 0) -> Hashable:
 
 
 def _plain_text(text: str) -> str:
-    """Return `text` without what does not matter in a name or a sentence."""
+    """Return `text` without case, decoration and punctuation that do not change its meaning."""
     text = unicodedata.normalize("NFKC", text).casefold().translate(_DECORATION)
     text = _AROUND_MARKS.sub(r"\1", " ".join(text.split()))
     return _ARTICLE.sub("", text.strip(" _.,;:!")).strip()

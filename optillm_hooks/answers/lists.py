@@ -1,4 +1,4 @@
-"""Reading a list that a model wrote. Pure functions."""
+"""Parsing the lists that a model writes in Markdown. Pure functions."""
 
 import re
 
@@ -16,10 +16,9 @@ _MARK = re.compile(
 def read_items(text: str) -> list[str]:
     """Return the items of the list in `text`, without their marks.
 
-    An item starts at a bullet, a number ("2.", "(2)", "Hint 2:") or a letter ("b)") and goes on
-    over the lines below it, deeper lists included. What comes before the first item belongs to
-    none, nor does what follows a blank line at the margin. A text without any mark is one item per
-    paragraph; an empty one has none.
+    An item starts with a bullet, a number ("2.", "(2)", "Hint 2:") or a letter ("b)") and includes
+    the lines below it and nested lists. Text before the first item, and unindented text after a
+    blank line, belongs to no item. In a text without marks each paragraph is an item.
     """
     text = text.expandtabs(4)
     items: list[list[str]] = []
@@ -42,6 +41,6 @@ def read_items(text: str) -> list[str]:
 
 
 def _unbold(mark: re.Match[str], rest: str) -> str:
-    """Return `rest` without the end of a bold passage that began before the mark."""
+    """Return `rest` without the end of bold type that began before the mark."""
     left_open = mark["bold"] if not mark["closed"] else None
     return (rest.replace(left_open, "", 1) if left_open else rest).strip()

@@ -1,4 +1,4 @@
-"""Showing one tagged section of a reply while it is being written."""
+"""Streaming one tagged section of a reply while the reply is written."""
 
 import re
 from collections.abc import Sequence
@@ -6,17 +6,17 @@ from typing import NamedTuple
 
 
 class SectionFilter:
-    """Shows the section `<shown>...</shown>` of a reply, piece by piece; outer blanks are left out.
+    """Yields the section `<shown>...</shown>` of a streamed reply, without blanks around it.
 
-    An opening tag within a `hidden` section (a model that thinks aloud about its format) does not
-    count. Where no such section begins, the end of the reply decides: if a hidden section is still
-    open, what its last opening tag of `shown` begins, or nothing; else what follows the last hidden
-    section; else the whole reply.
+    An opening tag inside a `hidden` section (a model that thinks aloud about its format) does not
+    count. If the section never begins, `close` decides. If a hidden section is still open, it
+    returns the text after the last opening tag of `shown` in it, or nothing; otherwise the text
+    after the last hidden section, or the whole reply if there is none.
 
     Args:
         shown: name of the section's tag.
         hidden: names of the sections that come before it.
-        stops: texts that end what is shown, as the stop strings of a call do.
+        stops: stop strings, which end the section too.
     """
 
     def __init__(self, shown: str, hidden: Sequence[str], stops: Sequence[str] = ()) -> None:
@@ -26,7 +26,7 @@ class SectionFilter:
         self._end = f"</{shown}>"
         self._stops = [stop for stop in stops if stop]
         self._text = ""
-        """What has come and may still matter: the whole reply, then the rest of the section."""
+        """Text that is still needed: the whole reply, and once the section began, its rest."""
 
         self._inside = False
         self._ended = False
@@ -52,7 +52,7 @@ class SectionFilter:
         return self._take(to_the_end=True)
 
     def _take(self, *, to_the_end: bool) -> str:
-        """Return the text up to its end, or but for what may belong to one, and drop it."""
+        """Remove and return the text that is certain: up to the end, or to what may begin one."""
         if not self._begun:
             self._text = self._text.lstrip()
             self._begun = bool(self._text)
@@ -64,9 +64,10 @@ class SectionFilter:
         return out.rstrip() if self._ended or to_the_end else out
 
     def _cut_at(self) -> int | None:
-        """Return where the text ends: before the tag or stop that is the first to be complete.
+        """Return the index of the closing tag or stop string that is complete first, or None.
 
-        Of several that are complete at once, the longest counts, so that pieces change nothing.
+        If several end at the same character, the longest counts, so that the result does not depend
+        on how the reply is cut into pieces.
         """
         tag = re.search(self._end, self._text, re.IGNORECASE | re.ASCII)
         found = [] if tag is None else [(tag.end(), tag.start())]
@@ -75,7 +76,7 @@ class SectionFilter:
         return min(found)[1] if found else None
 
     def _held_back(self) -> int:
-        """Return how many last characters may belong to an end or to trailing blanks."""
+        """Return how many last characters may begin a tag or stop, or be trailing blanks."""
         longest = max(
             overlap(self._text.lower(), self._end.lower()),
             *(overlap(self._text, stop) for stop in self._stops),
@@ -85,7 +86,7 @@ class SectionFilter:
         return longest + len(body) - len(body.rstrip())
 
     def _scan(self) -> "_Seen":
-        """Return what the tags of the reply so far say."""
+        """Return the state of the sections after the tags so far."""
         hidden: str | None = None
         after, within = 0, None
         for tag in self._tags.finditer(self._text):
@@ -100,7 +101,7 @@ class SectionFilter:
         return _Seen(None, hidden, after, within)
 
     def _instead(self) -> str:
-        """Return what a reply without a proper shown section shows."""
+        """Return what is shown of a reply whose section never began."""
         seen = self._scan()
         if seen.hidden is None:
             return self._text[seen.after :]
@@ -109,16 +110,16 @@ class SectionFilter:
 
 class _Seen(NamedTuple):
     start: int | None
-    """Where the shown section begins."""
+    """Index at which the shown section begins."""
 
     hidden: str | None
-    """The hidden section that is open."""
+    """Name of the hidden section that is open."""
 
     after: int
-    """Where the last tag of a hidden section ends."""
+    """Index after the last tag of a hidden section."""
 
     within: int | None
-    """Where the last opening tag of the shown section in the open hidden one ends."""
+    """Index after the last opening tag of the shown section inside the open hidden one."""
 
 
 def overlap(text: str, end: str) -> int:

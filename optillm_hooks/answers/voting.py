@@ -1,4 +1,4 @@
-"""Votes over answers. Pure functions; a tie goes to what an earlier call said."""
+"""Majority voting over answers. Pure functions; a tie goes to the answer of the earlier call."""
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -14,22 +14,22 @@ A = TypeVar("A", bound=Answer)
 
 class Tally(NamedTuple):
     winner: int
-    """Index of the first that voted for the winner; 0 when nobody voted."""
+    """Index of the first vote for the winner; 0 if nobody voted."""
 
     votes: dict[str, int]
-    """What was voted for, as the first who did wrote it, in that order."""
+    """The votes of each answer, as its first voter wrote it, in order of first votes."""
 
 
 def majority(answers: Sequence[str | None]) -> Tally:
-    """Return the answer that most are equivalent to; None does not vote."""
+    """Return the vote over answers, equivalent ones together; None does not vote."""
     return _tally(classes(answers), ["" if answer is None else answer for answer in answers])
 
 
 def contenders(candidates: Sequence[A]) -> list[A]:
-    """Return those that may win, in order: all are cut off or none, all call tools or none.
+    """Return the candidates among which to choose, all with tool calls or all without.
 
-    Cut-off ones may only if every one is. Of the others, those that call tools may if they are the
-    most, or as many as the rest and with the first among them.
+    Truncated ones are left out, unless all are truncated. Of the rest, the candidates with tool
+    calls or those without remain, whichever are more; a tie goes to the side of the first.
     """
     whole = [c for c in candidates if not c.truncated] or list(candidates)
     calling = [c for c in whole if c.tool_calls]
@@ -46,7 +46,7 @@ def elect(
     question: str = "",
     as_json: bool = False,
 ) -> Tally:
-    """Return the vote of `contenders`, by what they are: tool calls, JSON, or texts with answers.
+    """Return the vote of `contenders` on their tool calls, JSON, or extracted answers.
 
     `how` and `question` are as in `extract_answer`.
     """
@@ -59,10 +59,10 @@ def elect(
 
 
 def majority_call(candidates: Sequence[Answer]) -> Tally:
-    """Return the vote on tool calls: the tools' names first, among the winners the arguments.
+    """Return the vote on tool calls: first on the tools' names, then on the winners' arguments.
 
-    Arguments are compared as JSON. What is no JSON object gets no vote, and wins only if no call of
-    the winning tools has any. The order of parallel calls does not matter.
+    Arguments are compared as JSON. Arguments that are not a JSON object do not vote, and win only
+    if the winning tools have no others. The order of parallel calls does not matter.
     """
     names = [tuple(sorted(call.name for call in c.tool_calls)) for c in candidates]
     first = _tally(names, list(map(str, names))).winner
@@ -79,11 +79,11 @@ def _written(candidate: Answer) -> str:
 
 
 def majority_object(texts: Sequence[str]) -> Tally:
-    """Return the vote on JSON texts; what is no object or array does not vote.
+    """Return the vote on JSON texts; a text that is not an object or array does not vote.
 
-    An object that most voters agree on wins. If there is none and all are objects with the same
-    keys, it is the one that agrees with the most frequent value in the most fields, the more
-    frequent of these first. Else it is the most frequent.
+    A value with more than half of the votes wins. If there is none and all are objects with the
+    same keys, the object wins that has the most frequent value in the most fields; a tie goes to
+    the more frequent object. Otherwise the most frequent value wins.
     """
     values = [read_json(text) for text in texts]
     keys = [None if value is None else json_key(value) for value in values]
@@ -105,7 +105,7 @@ def majority_object(texts: Sequence[str]) -> Tally:
 
 
 def leaders(ratings: Sequence[float | None]) -> list[int]:
-    """Return which ratings are the highest; where there are none, all are."""
+    """Return the indices of the highest ratings, or all indices if there are no ratings."""
     highest = max((rating for rating in ratings if rating is not None), default=None)
     return [at for at, rating in enumerate(ratings) if rating == highest]
 
@@ -126,11 +126,11 @@ def _calls_key(candidate: Answer) -> Hashable:
 
 
 def _tally(ballots: Sequence[Hashable], written: Sequence[str]) -> Tally:
-    """Return the vote of `ballots`, None among which do not count; `written` names them."""
+    """Return the vote of `ballots`; None does not vote. `written` gives their names."""
     counts = Counter(ballot for ballot in ballots if ballot is not None)
     if not counts:
         return Tally(0, {})
-    # A counter keeps the order in which its keys came: of equal ones, the first is first.
+    # A Counter keeps insertion order, and most_common returns the first of equal counts.
     best, _ = counts.most_common(1)[0]
     votes: dict[str, int] = {}
     for ballot, count in counts.items():

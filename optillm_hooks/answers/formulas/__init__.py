@@ -1,9 +1,9 @@
-"""Mathematical answers, plain or in LaTeX: reading them, and telling whether two are equal.
+"""Mathematical answers, plain or in LaTeX: parsing them, and testing two for equality.
 
-Nothing that a model writes is evaluated as code, simplified or expanded: a bounded text is read by
-recursive descent (`reading`) into a small tree (`tree`), whose value is exact where it is rational
-and else a handful of floating-point values at fixed points (`comparing`). So the time is linear in
-the length, whatever is written, and everything is safe on the event loop and in any thread.
+No text of a model is evaluated as code, simplified or expanded. A recursive descent parser
+(`reading`) makes a small syntax tree (`tree`) of a text of limited length. The value of a tree is
+exact if it is rational, and otherwise a few floating-point values at fixed points (`comparing`). So
+the time is linear in the length, and everything is safe on the event loop and in any thread.
 """
 
 from optillm_hooks.answers.formulas.comparing import Value, equal, scaled, value_of

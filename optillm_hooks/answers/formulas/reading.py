@@ -1,4 +1,4 @@
-"""Text, plain or LaTeX, to a formula."""
+"""Parsing a formula, plain or in LaTeX."""
 
 import re
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from optillm_hooks.answers.formulas.tree import (
 )
 
 MAX_LENGTH = 500
-"""Characters of a formula; a longer text is not read as one."""
+"""Characters of a formula; a longer text is not parsed."""
 
 _MAX_NESTING = 25
 _MAX_WORD_LENGTH = 3
-"""Letters that may stand together as a product of variables."""
+"""Letters of a word that is read as a product of variables."""
 
 _GREEK_LETTERS = """
 alpha beta gamma delta epsilon varepsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau
@@ -32,7 +32,7 @@ _SYMBOLS = frozenset({*_GREEK_LETTERS.split(), "ell", "infty", "emptyset", "varn
 _ALSO = {"varnothing": "emptyset", "varphi": "phi", "inf": "infty", "infinity": "infty"}
 
 MEANINGFUL_WORDS = FUNCTIONS | CONSTANTS | {"sqrt", "inf", "infinity"}
-"""Words that mean something in a formula without a backslash, and so are not units."""
+"""Words that have a meaning in a formula without a backslash, and so are not units."""
 
 _COMPARISONS = {
     "=": "=", "<": "<", "<=": "<=", "!=": "!=", ">": ">", ">=": ">=",
@@ -73,7 +73,7 @@ _LOOKS_LIKE_ONE = re.compile(
     r"[0-9+\-*/^=<>|,\\]|^(?:[A-Za-z]|pi|inf(?:inity)?)$|(?:sqrt|sin|cos|tan|ln|log|exp)\b"
 )
 _CODE = re.compile(r"\d+(?: ?- ?\d+)+|\d+/\d+/\d+")
-"""Scores, ranges and dates, which are no arithmetic."""
+"""Scores, ranges and dates, which are not arithmetic."""
 
 _TOKEN = re.compile(
     r"""\s*(?:
@@ -91,19 +91,19 @@ _TOKEN = re.compile(
 
 
 class _NotAFormulaError(Exception):
-    """The text cannot be read as a formula."""
+    """The text is not a formula."""
 
 
 def parse(text: str) -> Formula | None:
-    """Return what `text` says as mathematics, or None if it does not look like it.
+    """Return the formula in `text`, or None if it is not one.
 
-    Read are numbers (1,000; 1e3; 1 1/2), + - * / ^ ! %, implicit products, functions, roots,
+    The grammar has numbers (1,000; 1e3; 1 1/2), + - * / ^ ! %, implicit products, functions, roots,
     absolute values, LaTeX for all of these, relations, tuples and intervals, sets, unions and
     matrices. Values separated by commas, "and" or "or" are a set, "x = 5" is 5, and a plus-minus
-    sign makes a set of both. `log` is to base 10 unless it has another base.
+    sign makes a set of both. `log` has base 10 unless it is written with another.
 
-    Words are not products: letters are variables where they stand alone, or in runs of two or three
-    beside an operator. Scores ("3-2"), dates and version numbers are no arithmetic.
+    Words are not products: single letters are variables, and so are two or three letters together
+    next to an operator. Scores ("3-2"), dates and version numbers are not arithmetic.
     """
     if len(text) > MAX_LENGTH:
         return None
@@ -122,7 +122,7 @@ def parse(text: str) -> Formula | None:
 
 
 def plain(text: str) -> str:
-    """Return `text` with other spellings of the same mathematics made one."""
+    """Return `text` with one spelling for each symbol and command."""
     text = text.translate(str.maketrans(_CHARACTERS))
     for pattern, spelling in _SPELLINGS:
         text = pattern.sub(spelling, text)
@@ -134,7 +134,7 @@ class _Token:
     kind: str
     text: str
     spaced: bool
-    """Whether white space stands before it."""
+    """Whether white space precedes it."""
 
 
 _END = _Token("", "", spaced=False)
@@ -237,7 +237,7 @@ class _Parser:
         return self._product() if sign == "+" else negative(self._product())
 
     def _sign(self) -> str:
-        """Return the sign that comes next, as this reading takes a plus-minus, or ""."""
+        """Return the next sign, with a plus-minus as this parser takes it, or ""."""
         text = self._next.text
         if text not in ("+", "-", "\\pm", "\\mp"):
             return ""
@@ -340,7 +340,7 @@ class _Parser:
         return number
 
     def _at_fraction(self) -> bool:
-        """Whether the rest of a mixed number comes next: 1 1/2, or LaTeX's 1\\frac12."""
+        """Whether the fraction of a mixed number comes next: 1 1/2, or LaTeX's 1\\frac12."""
         ahead = self._tokens[self._at : self._at + 7]
         texts = "".join(token.text for token in ahead)
         if ahead and ahead[0].kind == "number":
@@ -363,7 +363,7 @@ class _Parser:
             return Symbol(_ALSO.get(name, name))
         letters = name.rstrip("'")
         if self._next.kind == "number":
-            raise _NotAFormulaError  # "Q3", "x 5": no product is written so
+            raise _NotAFormulaError  # "Q3", "x 5": nobody writes a product like this
         if len(letters) == 1:
             return self._subscripted(name)
         before = self._tokens[self._at - 2].kind if self._at > 1 else ""
@@ -422,7 +422,7 @@ class _Parser:
         return value if power is None else Apply("^", (value, power))
 
     def _function_argument(self) -> Formula:
-        """Return what a function is applied to: a group, or factors up to the next operator."""
+        """Return the argument of a function: a group, or factors up to the next operator."""
         if self._next.text in ("(", "{", "[", "|"):
             return self._atom()
         argument = self._power()
@@ -456,7 +456,7 @@ def _both(plus: Formula, minus: Formula) -> Formula:
 
 
 def _solved(formula: Formula) -> Formula:
-    """Return the values of one variable where `formula` says nothing else: x = 1 or x = 2."""
+    """Return the values of a variable if `formula` is only that: of x = 1 or x = 2, 1 and 2."""
     is_set = isinstance(formula, Apply) and formula.op == "set"
     relations = formula.args if isinstance(formula, Apply) and is_set else (formula,)
     variables: set[str] = set()

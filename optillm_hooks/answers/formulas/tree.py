@@ -1,4 +1,4 @@
-"""What a formula is once it is read."""
+"""The syntax tree of a formula."""
 
 from dataclasses import dataclass
 from fractions import Fraction
