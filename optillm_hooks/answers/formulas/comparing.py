@@ -194,6 +194,18 @@ def _exact_factorial(values: Sequence[Fraction]) -> Fraction | None:
     return Fraction(math.factorial(n.numerator))
 
 
+def _exact_binomial(values: Sequence[Fraction]) -> Fraction | None:
+    n, k = values
+    if n.denominator != 1 or k.denominator != 1 or not 0 <= n <= _MAX_EXACT_FACTORIAL or k < 0:
+        return None
+    return Fraction(math.comb(n.numerator, k.numerator))
+
+
+def _binomial(n: complex, k: complex) -> complex:
+    below = math.gamma(k.real + 1) * math.gamma(n.real - k.real + 1)
+    return math.gamma(n.real + 1) / below
+
+
 _EXACT: dict[str, Callable[[Sequence[Fraction]], Fraction | None]] = {
     "+": lambda values: sum(values, Fraction(0)),
     "*": lambda values: math.prod(values, start=Fraction(1)),
@@ -202,6 +214,9 @@ _EXACT: dict[str, Callable[[Sequence[Fraction]], Fraction | None]] = {
     "!": _exact_factorial,
     "%": lambda values: values[0] / 100,
     "abs": lambda values: abs(values[0]),
+    "binom": _exact_binomial,
+    "floor": lambda values: Fraction(math.floor(values[0])),
+    "ceil": lambda values: Fraction(math.ceil(values[0])),
 }
 
 
@@ -240,6 +255,9 @@ _INEXACT: dict[str, Callable[..., complex]] = {
     "!": lambda n: math.gamma(n.real + 1),
     "%": lambda value: value / 100,
     "abs": abs,
+    "binom": _binomial,
+    "floor": lambda value: complex(math.floor(value.real)),
+    "ceil": lambda value: complex(math.ceil(value.real)),
     "sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan,
     "sinh": cmath.sinh, "cosh": cmath.cosh, "tanh": cmath.tanh,
     "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan,

@@ -40,6 +40,8 @@ _COMPARISONS = {
     "\\le": "<=", "\\leq": "<=", "\\ge": ">=", "\\geq": ">=", "\\ne": "!=", "\\neq": "!=",
 }  # fmt: skip
 _MIRRORED = {">": "<", ">=": "<="}
+_ROUNDINGS = {"lfloor": ("floor", "\\rfloor"), "lceil": ("ceil", "\\rceil")}
+_ENDS_FACTOR = frozenset({"\\cup", "\\pm", "\\mp", "\\rfloor", "\\rceil"})
 
 _CHARACTERS: dict[str, str | int | None] = {
     "\u2010": "-", "\u2011": "-", "\u2012": "-", "\u2013": "-", "\u2014": "-", "\u2212": "-",
@@ -48,6 +50,7 @@ _CHARACTERS: dict[str, str | int | None] = {
     "\u00bd": " 1/2", "\u00bc": " 1/4", "\u00be": " 3/4", "\u2153": " 1/3", "\u2154": " 2/3",
     "\u03c0": "\\pi ", "\u03b8": "\\theta ", "\u221e": "\\infty ", "\u2205": "\\emptyset ",
     "\u2264": "\\le ", "\u2265": "\\ge ", "\u2260": "\\ne ", "\u2208": "\\in ", "\u222a": "\\cup ",
+    "\u230a": "\\lfloor ", "\u230b": "\\rfloor ", "\u2308": "\\lceil ", "\u2309": "\\rceil ",
     "\u00b1": "\\pm ", "\u2213": "\\mp ", "\u221a": " sqrt ", "\u00b0": " degrees ",
 }  # fmt: skip
 _SPELLINGS = [
@@ -59,6 +62,7 @@ _SPELLINGS = [
         (r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|~", " "),
         (r"\\([$%#&])", r"\1"),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
         (r"\\(?:text[a-z]*|math(?:rm|bf|it|sf)|mbox|operatorname)\s*\{([^{}]*)\}", r" \1 "),
         (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree(?![A-Za-z])", " degrees "),
         (r"\\(?:cdot|times|ast)(?![A-Za-z])", "*"),
@@ -97,10 +101,11 @@ class _NotAFormulaError(Exception):
 def parse(text: str) -> Formula | None:
     """Return the formula in `text`, or None if it is not one.
 
-    The grammar has numbers (1,000; 1e3; 1 1/2), + - * / ^ ! %, implicit products, functions, roots,
-    absolute values, LaTeX for all of these, relations, tuples and intervals, sets, unions and
-    matrices. Values separated by commas, "and" or "or" are a set, "x = 5" is 5, and a plus-minus
-    sign makes a set of both. `log` has base 10 unless it is written with another.
+    The grammar has numbers (1,000; 1e3; 1 1/2; 0.\\overline{3}), + - * / ^ ! %, implicit products,
+    functions, roots, binomial coefficients, absolute values, floors and ceilings, LaTeX for all of
+    these, relations, tuples and intervals, sets, unions and matrices. Values separated by commas,
+    "and" or "or" are a set, "x = 5" is 5, and a plus-minus sign makes a set of both. `log` has base
+    10 unless it is written with another.
 
     Words are not products: single letters are variables, and so are two or three letters together
     next to an operator. Scores ("3-2"), dates and version numbers are not arithmetic.
@@ -266,7 +271,7 @@ class _Parser:
     def _starts_factor(self) -> bool:
         token = self._next
         if token.kind == "command":
-            return token.text not in _COMPARISONS and token.text not in ("\\cup", "\\pm", "\\mp")
+            return token.text not in _COMPARISONS and token.text not in _ENDS_FACTOR
         return token.kind in ("number", "word", "begin") or token.text in ("(", "[", "{", "\\{")
 
     def _power(self) -> Formula:
@@ -330,6 +335,8 @@ class _Parser:
         mantissa, _, exponent = text.replace(",", "").lower().partition("e")
         places = 0 if exponent else len(mantissa.partition(".")[2])
         value = Fraction(mantissa.rstrip(".")) * Fraction(10) ** int(exponent or 0)
+        if "." in mantissa and self._next.text in ("\\overline", "\\bar", "\\dot"):
+            return Number(value + self._repetend() / 10**places)
         number = Number(value, places)
         if self._next.text == "_":
             raise _NotAFormulaError  # a number in another base
@@ -338,6 +345,16 @@ class _Parser:
         if self._next.kind == "number":
             raise _NotAFormulaError
         return number
+
+    def _repetend(self) -> Fraction:
+        """Return the value of the digits in LaTeX's 0.\\overline{3}, which repeat for ever."""
+        self._take()
+        self._expect("{")
+        digits = self._take()
+        self._expect("}")
+        if not digits.isdecimal():
+            raise _NotAFormulaError
+        return Fraction(int(digits), 10 ** len(digits) - 1)
 
     def _at_fraction(self) -> bool:
         """Whether the fraction of a mixed number comes next: 1 1/2, or LaTeX's 1\\frac12."""
@@ -387,6 +404,13 @@ class _Parser:
     def _command(self, name: str) -> Formula:
         if name == "frac":
             return quotient(self._argument(), self._argument())
+        if name == "binom":
+            return Apply("binom", (self._argument(), self._argument()))
+        if name in _ROUNDINGS:
+            operation, closing = _ROUNDINGS[name]
+            inside = self._sum()
+            self._expect(closing)
+            return Apply(operation, (inside,))
         if name == "sqrt":
             degree: Formula = Number(Fraction(2))
             if self._skip("["):

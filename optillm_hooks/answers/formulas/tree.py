@@ -20,9 +20,10 @@ class Symbol:
 class Apply:
     """An operation, a function, a relation or a collection of `args`.
 
-    Operations are +, *, inv (1/x), ^, root (of args[0], to the degree args[1]), ! and %. There is
-    no minus and no division: a - b/c is +(a, *(-1, *(b, inv(c)))), so that long sums and products
-    stay flat. Collections are set, row, matrix, union, and the four kinds of brackets.
+    Operations are +, *, inv (1/x), ^, root (of args[0], to the degree args[1]), !, %, floor, ceil
+    and binom (args[0] over args[1]). There is no minus and no division: a - b/c is
+    +(a, *(-1, *(b, inv(c)))), so that long sums and products stay flat.
+    Collections are set, row, matrix, union, and the four kinds of brackets.
     """
 
     op: str
