@@ -76,8 +76,7 @@ async def test_values_are_ratings_from_0_to_1(exploration: float, second: str) -
     """With the values 1 and 1 of a, and 0 of b, UCT turns to b where exploration is greater than
     1 / (sqrt(ln 3) - sqrt(ln 3 / 2)) = 3.257."""
     llm = ScriptedLLM(["a", "b", rating(10), rating(0), "a2", rating(10), "b2", rating(0)])
-    given = {"branching": 2, "simulations": 2, "parallel": 1, "exploration": exploration}
-    await answer("mcts", CHAT, llm, **given)
+    await answer("mcts", CHAT, llm, branching=2, simulations=2, parallel=1, exploration=exploration)
     assert drafts_of(llm) == ["a", second]
 
 
