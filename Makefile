@@ -39,9 +39,9 @@ benchmarks-check: $(INSTALLED)
 lint: $(INSTALLED)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
-	$(RUN) -m mypy optillm_hooks tests benchmarks
+	$(RUN) -m mypy optillm_hooks tests benchmarks scripts
 	$(VENV)/bin/hadolint Dockerfile
-	$(RUN) -m optillm_hooks.catalogue --check
+	$(RUN) -m scripts.catalogue --check
 
 install: $(INSTALLED)
 

@@ -4,7 +4,7 @@ Plans of one and of many inner calls run in this process over a router and a 0 m
 measured twice. By a profile: the share of the time that lies in our functions and in what they
 call, without what passes in `Router.acompletion`, taken of what the same requests need unwatched.
 A profiler slows code of many small functions more than other code, so that share is too high. And
-without one: the provider alone, over a router that answers at once with a reply made before.
+without one: the provider alone, over a router that immediately returns a prepared reply.
 All times are of the thread's CPU, not of the clock.
 """
 
@@ -176,8 +176,8 @@ def main() -> None:
     with Upstream() as upstream:
         rows = measure(upstream, plans=PLANS, requests=given.requests)
     note = (
-        f"{given.requests} requests of each plan. All that a request costs us is shared out to its"
-        " inner calls; the profile's figure is too high, as it slows small functions most."
+        f"{given.requests} requests of each plan. Our share of a request's CPU time is divided by"
+        " its inner calls. The profile's figure is too high: profiling slows small functions most."
     )
     publish(
         "CPU per inner call",

@@ -127,7 +127,15 @@ def memory(
 
 def show_burst(load: Load, calls: int) -> str:
     return table(
-        ("requests at once", "upstream calls", "errors", "cross-talk", "p50 s", "p95 s", "all, s"),
+        (
+            "concurrent requests",
+            "upstream calls",
+            "errors",
+            "cross-talk",
+            "p50 s",
+            "p95 s",
+            "all, s",
+        ),
         [
             (
                 str(len(load.seconds)),
@@ -166,10 +174,10 @@ def main() -> None:
             ]
     for problem in (*load.failures, *load.cross_talk)[:10]:
         print(problem)
-    sizes = table(("requests after that", "proxy MB", "errors", "cross-talk"), rows)
+    sizes = table(("further requests", "proxy MB", "errors", "cross-talk"), rows)
     note = (
-        f"Models in turn: {', '.join(f'`{model}`' for model in MODELS)}; every other request"
-        f" streamed; the upstream takes {1000 * LATENCY_S:.0f} ms a call."
+        f"The requests use these models in turn: {', '.join(f'`{model}`' for model in MODELS)};"
+        f" every other one is streamed. The upstream takes {1000 * LATENCY_S:.0f} ms per call."
     )
     publish("Load", "benchmarks.load", f"{note}\n\n{shown}\n\n{sizes}", write=given.write)
 

@@ -143,7 +143,7 @@ def main() -> None:
         rows = measure(stock, hooked, rounds=given.rounds, requests=given.requests)
     note = (
         f"Median of {given.rounds} interleaved rounds of {given.requests} requests, one at a time,"
-        " and its 95 % interval. The upstream answers at once."
+        " and its 95 % interval. The upstream answers immediately."
     )
     publish("Overhead", "benchmarks.overhead", f"{note}\n\n{show(rows)}", write=given.write)
 

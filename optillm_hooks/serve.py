@@ -1,4 +1,4 @@
-"""Start the LiteLLM proxy from a checkout: `make serve`.
+"""Starts the LiteLLM proxy from a checkout: `make serve`.
 
 It checks for the most common mistakes before LiteLLM is loaded, keeps a random master key in
 `.env`, and prints an example request once the proxy answers.

@@ -3,27 +3,29 @@
 import ast
 import json
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 
 import pytest
 import yaml
 from litellm.proxy.types_utils.utils import get_instance_fn
 
-import optillm_hooks
 from optillm_hooks import gateway, local_provider
-from optillm_hooks.registry import ENTRY_POINT_GROUP, all_approaches
+from optillm_hooks.registry import all_approaches
+from scripts.imports import (
+    MODULES,
+    PACKAGE,
+    TOPS,
+    imported_modules,
+    imports,
+    modules_in_strings,
+    own_imports,
+    top,
+    used_names,
+)
 
-PACKAGE = Path(optillm_hooks.__file__).parent
 CONFIG = PACKAGE.parent / "litellm_config.yaml"
-MODULES = {
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text())
-    for path in sorted(PACKAGE.rglob("*.py"))
-}
 EVERY = pytest.mark.parametrize("module", MODULES)
 
 LAYERS = [
@@ -34,69 +36,13 @@ LAYERS = [
     {"registry", "fanout"},
     {"decoding", "judging", "settings"},
     {"approaches", "local_provider"},
-    {"pipeline", "catalogue", "testing"},
+    {"pipeline", "testing"},
     {"gateway", "serve", "__init__"},
 ]
 """A module imports from layers before its own, and from its own package."""
 
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 HEAVY = ("torch", "transformers", "z3", "sympy", "pydantic_monty")
-
-
-def top(module: str) -> str:
-    return module.split(".")[0]
-
-
-def imports(tree: ast.AST) -> Iterator[str]:
-    """Yield the full name of everything that is imported, within functions too."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def docstrings(tree: ast.AST) -> set[int]:
-    """Return the ids of the nodes that document something, which may name what they like."""
-    return {
-        id(node.value)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    }
-
-
-def modules_in_strings(tree: ast.AST) -> Iterator[str]:
-    """Yield the names of our modules in texts that code could import by: worker scripts, say."""
-    no_import = docstrings(tree)
-    texts = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-    for text in texts:
-        if id(text) not in no_import and text.value != ENTRY_POINT_GROUP:
-            yield from re.findall(r"\boptillm_hooks\.[a-z_]+(?:\.[a-z_]+)*", str(text.value))
-
-
-def used_names(module: str) -> list[list[str]]:
-    """Return the parts of each name of ours that a module imports, as a statement or as text."""
-    tree = MODULES[module]
-    names = [*imports(tree), *modules_in_strings(tree)]
-    return [parts for name in names if (parts := name.split("."))[0] == "optillm_hooks"]
-
-
-def own_imports(module: str) -> set[str]:
-    """Return the parts of the package that a module imports, by the name of their layer."""
-    return {p[1] for p in used_names(module) if len(p) > 1 and p[1] in RANKS}
-
-
-def imported_modules(module: str) -> set[str]:
-    """Return the modules of ours that a module imports, by their names in `MODULES`."""
-    found = set()
-    for parts in used_names(module):
-        for end in range(len(parts), 1, -1):
-            name = ".".join(parts[1:end])
-            if {name, f"{name}.__init__"} & MODULES.keys():
-                found.add(name if name in MODULES else f"{name}.__init__")
-                break
-    return found - {module}
 
 
 def foreign_imports(module: str) -> set[str]:
@@ -129,7 +75,7 @@ def test_a_string_that_names_a_module_is_an_import() -> None:
 
 
 def test_every_layer_has_its_modules() -> None:
-    assert {top(module) for module in MODULES} == set(RANKS)
+    assert set(RANKS) == TOPS
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("approaches.")])

@@ -1,9 +1,11 @@
-"""What the documentation says of approaches, their parameters and settings, made from the code.
+"""Generates the parts of the documentation that follow from the code: tables and lists.
 
-`python -m optillm_hooks.catalogue` writes it into README.md, docs/approaches.md and
-docs/operating.md; with `--check` it only says whether they are current.
+`python -m scripts.catalogue` writes the table of approaches into README.md, their parameters into
+docs/approaches.md, the settings of local models into docs/operating.md, and the import graph and
+the list of modules into docs/architecture.md. With `--check` it only says whether they are current.
 """
 
+import ast
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,17 +17,25 @@ from pydantic.fields import FieldInfo
 import optillm_hooks.approaches  # noqa: F401 (registers them)
 from optillm_hooks.local_provider.models import ModelSpec
 from optillm_hooks.registry import Approach, all_approaches
+from scripts.imports import MODULES, PACKAGE, import_graph
 
-BEGIN = "<!-- approaches: made by python -m optillm_hooks.catalogue -->"
+BEGIN = "<!-- approaches: made by python -m scripts.catalogue -->"
 END = "<!-- end of approaches -->"
-BEGIN_SETTINGS = "<!-- settings: made by python -m optillm_hooks.catalogue -->"
+BEGIN_SETTINGS = "<!-- settings: made by python -m scripts.catalogue -->"
 END_SETTINGS = "<!-- end of settings -->"
+BEGIN_PICTURE = "<!-- picture: made by python -m scripts.catalogue -->"
+END_PICTURE = "<!-- end of picture -->"
+BEGIN_MODULES = "<!-- modules: made by python -m scripts.catalogue -->"
+END_MODULES = "<!-- end of modules -->"
+
+EVERYWHERE = {"types", "errors"}
+"""Modules that everything may import, which the picture leaves out."""
 
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
 
 def summary(approach: Approach) -> str:
-    """Return what the approach does: the first paragraph of its docstring, without its name."""
+    """Return the summary of an approach: the first paragraph of its docstring, without its name."""
     first = approach.doc.split("\n\n", 1)[0].replace("\n", " ")
     return first.split(": ", 1)[-1]
 
@@ -51,7 +61,7 @@ def table() -> str:
 
 
 def settings() -> str:
-    """Return the Markdown table of what an operator says of a local model."""
+    """Return the Markdown table of the settings of a local model."""
     return "\n".join(_fields("setting", ModelSpec))
 
 
@@ -61,7 +71,7 @@ def reference() -> str:
 
 
 def _sections() -> Iterator[str]:
-    yield "Made from the code by `python -m optillm_hooks.catalogue`; do not edit."
+    yield "Made from the code by `python -m scripts.catalogue`; do not edit."
     for approach in all_approaches():
         yield f"\n## {approach.name}\n\n{approach.doc}\n"
         if not approach.params.model_fields:
@@ -75,10 +85,45 @@ def _sections() -> Iterator[str]:
     yield ""
 
 
+def picture() -> str:
+    """Return the import graph as Mermaid, without the arrows that follow from others."""
+    graph = import_graph()
+    drawn = [name for name in sorted(graph) if name not in EVERYWHERE]
+    arrows = [
+        f"    {PACKAGE.name if name == '__init__' else name} --> {other}"
+        for name in drawn
+        for other in sorted(_direct(graph, name) - EVERYWHERE)
+    ]
+    return "\n".join(["```mermaid", "flowchart TD", *arrows, "```"])
+
+
+def _direct(graph: Mapping[str, set[str]], name: str) -> set[str]:
+    """Return what `name` imports and nothing else that it imports leads to."""
+    return graph[name] - {far for near in graph[name] for far in _reached(graph, near)}
+
+
+def _reached(graph: Mapping[str, set[str]], name: str) -> set[str]:
+    return graph[name].union(*(_reached(graph, near) for near in graph[name]))
+
+
+def modules() -> str:
+    """Return the Markdown list of all modules: the first line of each one's docstring."""
+    folders = sorted({path.parent for path in PACKAGE.rglob("*.py")})
+    return "\n".join(line for folder in folders for line in _modules(folder))
+
+
+def _modules(folder: Path) -> Iterator[str]:
+    yield f"\n### {folder.relative_to(PACKAGE.parent).as_posix()}\n"
+    for path in sorted(folder.glob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        first, *_ = (ast.get_docstring(MODULES[name]) or "").splitlines() or [""]
+        yield f"- [`{path.name}`](../{path.relative_to(PACKAGE.parent).as_posix()}): {first}"
+
+
 def _fields(
     kind: str, model: type[BaseModel], body: Mapping[str, str] | None = None
 ) -> Iterator[str]:
-    """Yield the table of a model's fields. `body`: the names of some of them in requests."""
+    """Yield the table of a model's fields; `body` maps some of them to request body fields."""
     yield f"| {kind} | type | default | bounds | meaning |\n|---|---|---|---|---|"
     for name, field in model.model_fields.items():
         also = f" Also the body field `{body[name]}`." if body and name in body else ""
@@ -108,13 +153,19 @@ def _bounds(field: FieldInfo) -> str:
 
 
 def with_table(readme: str) -> str:
-    """Return `readme` with the table of approaches made anew."""
+    """Return `readme` with the table of approaches regenerated."""
     return _between(BEGIN, END, readme, table())
 
 
 def with_settings(operating: str) -> str:
-    """Return docs/operating.md with the table of a local model's settings made anew."""
+    """Return docs/operating.md with the table of a local model's settings regenerated."""
     return _between(BEGIN_SETTINGS, END_SETTINGS, operating, settings())
+
+
+def with_code(architecture: str) -> str:
+    """Return docs/architecture.md with the picture and the list of modules regenerated."""
+    drawn = _between(BEGIN_PICTURE, END_PICTURE, architecture, picture())
+    return _between(BEGIN_MODULES, END_MODULES, drawn, modules())
 
 
 def _between(begin: str, end: str, document: str, made: str) -> str:
@@ -126,16 +177,17 @@ def _between(begin: str, end: str, document: str, made: str) -> str:
 def main(arguments: list[str]) -> int:
     """Write the generated parts, or with `--check` only compare; 1 if they are not current."""
     readme, docs = Path("README.md"), Path("docs/approaches.md")
-    operating = Path("docs/operating.md")
+    operating, architecture = Path("docs/operating.md"), Path("docs/architecture.md")
     made = {
         readme: with_table(readme.read_text()),
         docs: reference(),
         operating: with_settings(operating.read_text()),
+        architecture: with_code(architecture.read_text()),
     }
     stale = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
     if arguments == ["--check"]:
         for path in stale:
-            sys.stderr.write(f"{path} is not current: run python -m optillm_hooks.catalogue\n")
+            sys.stderr.write(f"{path} is not current: run python -m scripts.catalogue\n")
         return int(bool(stale))
     for path in stale:
         path.parent.mkdir(exist_ok=True)
