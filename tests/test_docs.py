@@ -28,7 +28,8 @@ def test_every_block_is_of_a_kind_that_a_test_below_runs() -> None:
         if block.language == "sh":
             assert block.text.startswith(("make ", "curl "))
         if block.language == "yaml":
-            assert "model_list:" in block.text or "optillm_settings:" in block.text
+            kinds = ("model_list:", "optillm_settings:", "loggers:")
+            assert any(kind in block.text for kind in kinds)
 
 
 @pytest.mark.parametrize("block", blocks("python"))
@@ -46,6 +47,28 @@ def test_the_settings_of_a_configurations_models_are_valid(block: Block) -> None
         is_alias = model["litellm_params"]["model"].startswith("optillm/")
         settings = AliasSettings if is_alias else DeploymentSettings
         settings.model_validate(model.get("model_info", {}).get("optillm", {}))
+
+
+LOG = """\
+import logging, logging.config, sys, types, yaml
+logging.config.dictConfig(yaml.safe_load(sys.argv[1]))
+sys.modules["litellm.proxy.proxy_server"] = types.ModuleType("proxy_server")
+import optillm_hooks.gateway
+logging.getLogger("optillm_hooks.pipeline.run").debug("once")
+"""
+
+
+@pytest.mark.parametrize("block", blocks("yaml", "loggers:"))
+def test_a_logging_configuration_shows_our_debug_lines(block: Block) -> None:
+    """LiteLLM's command line gives it to uvicorn, which loads it so before the proxy."""
+    ended = subprocess.run(
+        [sys.executable, "-c", LOG, block.text],
+        env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stderr.count("DEBUG optillm_hooks.pipeline.run once") == 1
 
 
 def configurations() -> list[dict[str, Any]]:

@@ -3,9 +3,10 @@
 import optillm_hooks.approaches  # noqa: F401 (registers them)
 from optillm_hooks.gateway.callback import Hook
 from optillm_hooks.gateway.custom_llm import Provider
-from optillm_hooks.gateway.startup import log_problems
+from optillm_hooks.gateway.startup import log_like_litellm, log_problems
 from optillm_hooks.registry import load_entry_points
 
+log_like_litellm()
 load_entry_points()
 log_problems()
 

@@ -1,5 +1,8 @@
 """The provider: runs the plan that the hook prepared, or that the deployment's name spells."""
 
+import asyncio
+import logging
+import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
@@ -31,7 +34,7 @@ from optillm_hooks.gateway.failures import as_sample_errors, budgets_as_sample_e
 from optillm_hooks.gateway.model_facts import FactsOf
 from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.prepared import Prepared, current, current_route
-from optillm_hooks.gateway.reports import report_object
+from optillm_hooks.gateway.reports import log_line, report_object
 from optillm_hooks.gateway.router_llm import RouterLLM
 from optillm_hooks.gateway.selection import select_deployment
 from optillm_hooks.memory import Memory
@@ -39,6 +42,8 @@ from optillm_hooks.pipeline.events import Models, Outcome, Piece, Progress, Requ
 from optillm_hooks.pipeline.run import run
 from optillm_hooks.pipeline.stream import stream
 from optillm_hooks.types import Delta, FinishReason
+
+_log = logging.getLogger(__name__)
 
 _SELF_TIMEOUT = 600.0
 """LiteLLM's own time limit where nobody has set one: not a deadline that an operator chose."""
@@ -65,7 +70,8 @@ class Provider(CustomLLM):
         model = str(call["model"])
         with _as_litellm_errors(model):
             prepared, request, models = await self._request(model, call)
-            outcome = prepared.outcome = await run(request, models, prepared.trace)
+            with _logged(prepared, call):
+                outcome = prepared.outcome = await run(request, models, prepared.trace)
         response = write_response(
             call["model_response"], outcome.answers, outcome.report.usage, prepared.requested
         )
@@ -80,7 +86,7 @@ class Provider(CustomLLM):
         model = str(call["model"])
         with _as_litellm_errors(model):
             prepared, request, models = await self._request(model, call)
-            async with aclosing(_chunks(prepared, request, models)) as chunks:
+            async with aclosing(_chunks(prepared, request, models, call)) as chunks:
                 async for chunk in chunks:
                     yield chunk
 
@@ -124,6 +130,25 @@ def _as_litellm_errors(model: str) -> Iterator[None]:
         if prepared is not None:
             prepared.error = exc
         raise to_litellm(exc, model) from None
+
+
+@contextmanager
+def _logged(prepared: Prepared, call: Mapping[str, Any]) -> Iterator[None]:
+    """Log one INFO line when the plan has ended: well, in an error, or because the client left."""
+    started = time.monotonic()
+    error = ""
+    try:
+        yield
+    except (asyncio.CancelledError, GeneratorExit):
+        error = "cancelled"
+        raise
+    except Exception as exc:
+        error = exc.code if isinstance(exc, OptiLLMError) else type(exc).__name__
+        raise
+    finally:
+        call_id = str((call.get("litellm_params") or {}).get("litellm_call_id"))
+        seconds = time.monotonic() - started
+        _log.info("%s", log_line(prepared, call_id=call_id, seconds=seconds, error=error))
 
 
 def _models(router: Router | None, caller: Caller, facts_of: FactsOf) -> Models:
@@ -195,7 +220,7 @@ def _seconds(timeout: object) -> float | None:
 
 
 async def _chunks(
-    prepared: Prepared, request: Request, models: Models
+    prepared: Prepared, request: Request, models: Models, call: Mapping[str, Any]
 ) -> AsyncGenerator[ModelResponseStream, None]:
     """Yield the chunks of a stream, in an order that LiteLLM's wrapper keeps.
 
@@ -213,19 +238,20 @@ async def _chunks(
         spoken.update(pieces)
         return write_chunk(pieces, stream_id=stream_id, model=prepared.requested, role=role)
 
-    async with aclosing(stream(request, models, prepared.trace)) as events:
-        async for event in events:
-            match event:
-                case Progress(text):
-                    yield chunk({0: Delta(reasoning=f"{text}\n" if text else "")})
-                case Piece(choice, delta):
-                    if delta.finish_reason is not None:
-                        ends[choice] = delta.finish_reason
-                    piece = replace(delta, finish_reason=None, usage=None)
-                    if piece != Delta():
-                        yield chunk({choice: piece})
-                case Outcome():
-                    prepared.outcome = event
+    with _logged(prepared, call):
+        async with aclosing(stream(request, models, prepared.trace)) as events:
+            async for event in events:
+                match event:
+                    case Progress(text):
+                        yield chunk({0: Delta(reasoning=f"{text}\n" if text else "")})
+                    case Piece(choice, delta):
+                        if delta.finish_reason is not None:
+                            ends[choice] = delta.finish_reason
+                        piece = replace(delta, finish_reason=None, usage=None)
+                        if piece != Delta():
+                            yield chunk({choice: piece})
+                    case Outcome():
+                        prepared.outcome = event
     if prepared.outcome is None:
         return
     report = prepared.outcome.report

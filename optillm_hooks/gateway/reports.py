@@ -1,14 +1,19 @@
-"""What a response says of how it was made: an object on the chat route, headers on every route."""
+"""Reports of how a response was made: an object on the chat route, headers, a line in the log."""
 
 import re
 
 from optillm_hooks.errors import OptiLLMError
 from optillm_hooks.gateway.prepared import Prepared
 from optillm_hooks.pipeline.events import Report
-from optillm_hooks.types import Json
+from optillm_hooks.types import Json, Usage
 
 _UNSAFE = re.compile(r"[^ -~]")
-"""What may not stand in a header: line breaks above all, which names under a wildcard can hold."""
+"""Not allowed in a header: line breaks above all, which a name under a wildcard can have."""
+
+_NO_WORD = re.compile(r"[^!-~]")
+"""Not allowed in a value of a log line: after a blank, it could look like another field."""
+
+_MAX_WORD_CHARS = 128
 
 
 def report_object(report: Report) -> dict[str, Json]:
@@ -67,6 +72,33 @@ def _retry_headers(prepared: Prepared, error: OptiLLMError) -> dict[str, str]:
     if error.retry_after is not None:
         headers["retry-after"] = error.retry_after
     return headers
+
+
+def log_line(prepared: Prepared, *, call_id: str, seconds: float, error: str) -> str:
+    """Return the line that is logged for a plan that has ended, as `name=value`.
+
+    It holds no text of the user or of a model: the approach is without its parameters.
+    """
+    calls = prepared.trace.calls
+    usage = sum((call.usage for call in calls), Usage())
+    report = None if prepared.outcome is None else prepared.outcome.report
+    values = {
+        "call_id": call_id,
+        "approach": prepared.plan.label,
+        "base": prepared.base,
+        "calls": str(usage.calls),
+        "depth": str(prepared.trace.depth),
+        "seconds": f"{seconds:.3f}",
+        "cost_usd": f"{usage.cost_usd:.8f}",
+        "stopped_by": (report.stopped_by if report else None) or "",
+        "degraded": ",".join(report.degraded if report else ()),
+        "error": error,
+    }
+    return " ".join(f"{name}={_word(value)}" for name, value in values.items())
+
+
+def _word(value: str) -> str:
+    return _NO_WORD.sub("?", value)[:_MAX_WORD_CHARS] or "-"
 
 
 def _plain(facts: object) -> dict[str, Json]:

@@ -15,6 +15,24 @@ from optillm_hooks.settings import Settings
 _log = logging.getLogger(__name__)
 
 
+def log_like_litellm() -> None:
+    """Let our log lines appear where LiteLLM's do and at its level, in the proxy.
+
+    LiteLLM gives handlers and levels to its own loggers only, so that our INFO and DEBUG lines
+    would be lost. Whatever the operator's own logging configuration (`--log_config`) says of our
+    logger, or of all loggers, is left as it is.
+    """
+    if proxy_module() is None:
+        return
+    ours, theirs = logging.getLogger("optillm_hooks"), logging.getLogger("LiteLLM Proxy")
+    if ours.level == logging.NOTSET:
+        ours.setLevel(theirs.getEffectiveLevel())
+    if not ours.hasHandlers():
+        ours.propagate = False  # or a handler that LiteLLM gives to all loggers later doubles it
+        for handler in theirs.handlers:
+            ours.addHandler(handler)
+
+
 def log_problems() -> None:
     """Log what is wrong in the configuration of the proxy that this process runs, if one does."""
     proxy_config = getattr(proxy_module(), "proxy_config", None)

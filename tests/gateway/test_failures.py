@@ -168,6 +168,12 @@ def test_litellm_is_told_the_status(error: OptiLLMError, status: int) -> None:
     assert issubclass(type(raised), openai.APIError)
 
 
+@pytest.mark.parametrize("status", [408, 504])
+def test_a_timeout_is_litellms_timeout(status: int) -> None:
+    """Its router counts timeouts apart from other failures (`TimeoutErrorRetries`)."""
+    assert isinstance(to_litellm(ProviderFailed("m", status=status), "moa-base"), litellm.Timeout)
+
+
 def test_a_status_survives_the_way_there_and_back() -> None:
     for status in (400, 401, 402, 403, 404, 422, 429, 500, 502, 503, 504):
         raised = to_litellm(ProviderFailed("m", status=status), "moa-base")

@@ -8,10 +8,13 @@ import litellm
 import pytest
 from litellm.utils import custom_llm_setup
 
-from optillm_hooks.gateway import provider
+from optillm_hooks.gateway import custom_llm, provider
+from optillm_hooks.pipeline.events import Models, Outcome, Request
+from optillm_hooks.pipeline.run import run
+from optillm_hooks.trace import Trace
 from tests.gateway.refusals import REFUSALS, refused_models
 from tests.proxy import model_group
-from tests.upstream import Script, Status, Upstream, always
+from tests.upstream import Call, Reply, Script, Status, Upstream, always
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("litellm_in_this_loop")]
 ASKED = [{"role": "user", "content": "6 * 7?"}]
@@ -34,6 +37,7 @@ def router(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Iterator[lite
             model_group("base", upstream.url),
             _deployment("careful", "optillm/re2|cot_reflection/base"),
             _deployment("learning", "optillm/leap/base"),
+            _deployment("reread_second", "optillm/none|re2/base"),
             *refused_models(upstream),
         ],
         num_retries=0,
@@ -57,6 +61,50 @@ async def test_a_router_runs_what_the_alias_spells(
     ]
     assert response.usage.total_tokens == upstream.bill.total_tokens
     assert response.optillm["calls"] == len(upstream.calls) == 2
+
+
+async def test_a_streamed_choice_keeps_its_own_finish_reason(
+    router: litellm.Router, upstream: Upstream
+) -> None:
+    def second_cut(call: Call, _: int) -> Reply:
+        return Reply("a b c", finish_reason="length" if call.text.count("Read the") else "stop")
+
+    upstream.play(Script(reply=second_cut))
+    chunks = await router.acompletion(model="reread_second", messages=ASKED, stream=True)
+    reasons = {
+        choice.index: choice.finish_reason
+        async for chunk in chunks
+        for choice in chunk.choices
+        if choice.finish_reason is not None
+    }
+    assert reasons == {0: "stop", 1: "length"}
+
+
+@pytest.mark.parametrize(
+    ("deadline_s", "timeout_s", "seconds"),
+    [(20.0, 90.0, 20.0), (90.0, 20.0, 20.0), (None, 20.0, 20.0), (20.0, None, 20.0), (None,) * 3],
+)
+@pytest.mark.usefixtures("router")
+async def test_the_earlier_of_deadline_and_timeout_counts(
+    upstream: Upstream,
+    monkeypatch: pytest.MonkeyPatch,
+    deadline_s: float | None,
+    timeout_s: float | None,
+    seconds: float | None,
+) -> None:
+    ran: list[Request] = []
+
+    async def noted(request: Request, models: Models, trace: Trace) -> Outcome:
+        ran.append(request)
+        return await run(request, models, trace)
+
+    monkeypatch.setattr(custom_llm, "run", noted)
+    alias = _deployment("timed", "optillm/re2/base", timeout=timeout_s)
+    alias["model_info"] = {"optillm": {} if deadline_s is None else {"deadline_s": deadline_s}}
+    timed = litellm.Router([alias, model_group("base", upstream.url)], num_retries=0)
+    provider.use(timed)
+    await timed.acompletion(model="timed", messages=ASKED)
+    assert ran[0].limits.deadline_s == seconds
 
 
 async def test_a_router_streams(router: litellm.Router) -> None:

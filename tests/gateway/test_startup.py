@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from optillm_hooks.gateway.startup import log_problems, problems
+from optillm_hooks.gateway.startup import log_like_litellm, log_problems, problems
 from tests.proxy import alias, hooked_config, model_group
 
 MODEL = model_group("base", "http://127.0.0.1:9")
@@ -41,6 +41,48 @@ def test_each_problem_is_told_once(wrong: dict[str, Any], said: str) -> None:
     [problem] = problems(wrong)
     assert said in problem
     assert "refused" in problem
+
+
+def stock_loggers(monkeypatch: pytest.MonkeyPatch) -> tuple[logging.Logger, logging.Logger]:
+    """Return our logger and LiteLLM's, set up as they are in a stock proxy; so is the root.
+
+    Called within a test: before it, pytest adds handlers of its own.
+    """
+    ours, theirs = logging.getLogger("optillm_hooks"), logging.getLogger("LiteLLM Proxy")
+    for logger in (logging.root, ours, theirs):
+        monkeypatch.setattr(logger, "level", logging.NOTSET)
+        monkeypatch.setattr(logger, "handlers", [])
+        monkeypatch.setattr(logger, "propagate", True)
+    logging.root.setLevel(logging.WARNING)
+    theirs.addHandler(logging.NullHandler())
+    monkeypatch.setitem(sys.modules, "litellm.proxy.proxy_server", SimpleNamespace())
+    return ours, theirs
+
+
+@pytest.mark.parametrize("level", [logging.NOTSET, logging.INFO, logging.DEBUG])
+def test_our_logger_follows_litellms(monkeypatch: pytest.MonkeyPatch, level: int) -> None:
+    ours, theirs = stock_loggers(monkeypatch)
+    theirs.setLevel(level)
+    log_like_litellm()
+    assert ours.level == (level or logging.WARNING)
+    assert ours.handlers == theirs.handlers
+    assert not ours.propagate
+
+
+def test_a_logging_configuration_of_the_operators_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = stock_loggers(monkeypatch)
+    ours.setLevel(logging.DEBUG)
+    logging.root.addHandler(logging.NullHandler())
+    theirs.setLevel(logging.INFO)
+    log_like_litellm()
+    assert (ours.level, ours.handlers, ours.propagate) == (logging.DEBUG, [], True)
+
+
+def test_outside_a_proxy_nothing_is_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, _ = stock_loggers(monkeypatch)
+    monkeypatch.delitem(sys.modules, "litellm.proxy.proxy_server")
+    log_like_litellm()
+    assert (ours.level, ours.handlers) == (logging.NOTSET, [])
 
 
 def test_all_problems_are_logged(

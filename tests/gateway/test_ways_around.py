@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from tests.gateway.refusals import REFUSALS, refused_models
-from tests.proxy import Proxy, alias, hooked_config, model_group
-from tests.upstream import Call, Script, Status, Upstream, at
+from tests.proxy import PRICE, Proxy, alias, hooked_config, model_group
+from tests.upstream import Call, Script, Status, Upstream, always, at
 
 WAYS = ("by name", "as a fallback", "as a streamed fallback", "after a comma")
 TINY = {"base": {"budget_limit": 1e-9, "time_period": "1d"}}
@@ -55,7 +55,8 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
     ]
     config = hooked_config(models, cache=True, cache_params={"type": "local"})
     config["router_settings"]["fallbacks"] = [{"covered": ["other"]}]
-    with Proxy(config, tmp_path_factory.mktemp("proxy"), keys=KEYS) as running:
+    folder, env = tmp_path_factory.mktemp("proxy"), {"LITELLM_LOG": "INFO"}
+    with Proxy(config, folder, keys=KEYS, env=env) as running:
         yield running
 
 
@@ -97,9 +98,15 @@ def ask_by(proxy: Proxy, way: str, model: str, **request: Any) -> httpx.Response
     return ask(proxy, "other", fallbacks=[model], stream="streamed" in way, **request)
 
 
-def errors_of(proxy: Proxy, group: str, before: int) -> str:
-    """Return the errors that LiteLLM has logged for requests to a model group."""
-    return "\n".join(str(e.error) for e in proxy.entries[before:] if e.model_group == group)
+def assert_told(proxy: Proxy, way: str, reason: str, answer: httpx.Response, before: int) -> None:
+    """Assert that the answer has the reason; or the log, where LiteLLM answers with other models.
+
+    The calls of a comma share their metadata, so that the ledger may have either's model.
+    """
+    if way == "after a comma":
+        proxy.wait_until(lambda p: reason in p.log[before:])
+    else:
+        assert reason in answer.text
 
 
 def by_number(call: Call, choice: int) -> str:
@@ -132,12 +139,9 @@ def test_a_plan_that_must_not_run_is_refused_by_every_way_in(
     proxy: Proxy, upstream: Upstream, name: str, way: str
 ) -> None:
     upstream.play(Script(fault=at({0: Status(500)})))
-    refusal, before = REFUSALS[name], len(proxy.entries)
+    refusal, before = REFUSALS[name], len(proxy.log)
     answer = ask_by(proxy, way, name, key=refusal.key, **refusal.fields)
-    if way == "after a comma":  # LiteLLM answers with what the other models gave
-        proxy.wait_until(lambda p: refusal.reason in errors_of(p, name, before))
-    else:
-        assert refusal.reason in answer.text
+    assert_told(proxy, way, refusal.reason, answer, before)
     assert asked_models(upstream) == ([] if way == "by name" else ["other"])
 
 
@@ -154,12 +158,8 @@ def test_a_keys_limits_for_the_base_hold_by_every_way_in(
     assert ask(proxy, "base", key=key).status_code == 200
     proxy.settle()
     upstream.play(Script(fault=at({0: Status(500)})))
-    before = len(proxy.entries)
-    told = ask_by(proxy, way, "careful", key=key).text
-    if way == "after a comma":
-        proxy.wait_until(lambda p: reason in errors_of(p, "careful", before))
-    else:
-        assert reason in told
+    before = len(proxy.log)
+    assert_told(proxy, way, reason, ask_by(proxy, way, "careful", key=key), before)
     assert asked_models(upstream) == ([] if way == "by name" else ["other"])
 
 
@@ -220,6 +220,38 @@ def test_a_cached_answer_is_never_another_plans(
     for model in ("re2-base", "re2-other", "re2(think=true)-base"):
         assert ask(proxy, model, route=route, text=text, stream=stream).status_code == 200
     assert asked_models(upstream) == ["base", "other", "base"]
+
+
+def test_samples_are_cached_apart(proxy: Proxy, upstream: Upstream) -> None:
+    """Or a vote would count copies of one reply, where a model does not take `n`."""
+    upstream.play(Script())
+    request = {"text": fresh(), "optillm_approach": "self_consistency(n=3)"}
+    calls = []
+    for fields in ({}, {}, {"cache": {"no-cache": True}}):
+        before = len(upstream.calls)
+        assert ask(proxy, "chatty", **request, **fields).status_code == 200
+        calls.append(len(upstream.calls) - before)
+    assert calls == [3, 0, 3]
+
+
+@pytest.mark.parametrize(
+    ("failing", "headers"),
+    [
+        (1, {"x-should-retry": "false"}),
+        (0, {}),
+    ],
+    ids=["after a paid call", "before any"],
+)
+def test_a_client_is_told_not_to_repeat_what_was_paid(
+    proxy: Proxy, upstream: Upstream, failing: int, headers: dict[str, str]
+) -> None:
+    busy = Status(429, retry_after="7")
+    upstream.play(Script(fault=lambda call: busy if call.index >= failing else None))
+    answer = ask(proxy, "plansearch-base")
+    assert answer.status_code == 429
+    told = {name: value for name, value in answer.headers.items() if name == "x-should-retry"}
+    assert told == headers
+    assert answer.headers["retry-after"] == "7"
 
 
 @pytest.mark.parametrize(
@@ -330,6 +362,52 @@ def test_a_spent_budget_of_the_base_model_stops_every_form(
     refused = ask(proxy, model, key=key, **fields)
     assert (refused.status_code, refused.json()["error"]["type"]) == (422, "budget_exceeded")
     assert len(upstream.calls) == 1
+
+
+def logged(proxy: Proxy, answer: httpx.Response) -> list[dict[str, str]]:
+    """Return the values of each line that was logged for the plan of a request."""
+    mark = f"call_id={answer.headers['x-litellm-call-id']} "
+    proxy.wait_until(lambda p: mark in p.log)
+    lines = [line for line in proxy.log.splitlines() if mark in line and "INFO" in line]
+    return [dict(word.split("=", 1) for word in line.split(" - ", 2)[2].split()) for line in lines]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_one_line_is_logged_for_each_plan(proxy: Proxy, upstream: Upstream, stream: bool) -> None:
+    upstream.play(Script(fault=at({2: Status(500)})))
+    answer = ask(proxy, "moa(temperature=0.7)-base", stream=stream)
+    [line] = logged(proxy, answer)
+    seconds = float(line.pop("seconds"))
+    assert 0 < seconds < 30
+    bill = upstream.bill
+    assert line == {
+        "call_id": answer.headers["x-litellm-call-id"],
+        "approach": "moa",
+        "base": "base",
+        "calls": "3",
+        "depth": "3",
+        "cost_usd": f"{bill.cost(PRICE.prompt, PRICE.completion):.8f}",
+        "stopped_by": "-",
+        "degraded": "provider_failed",
+        "error": "-",
+    }
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_failed_plan_is_logged_with_its_error(
+    proxy: Proxy, upstream: Upstream, stream: bool
+) -> None:
+    upstream.play(Script(fault=always(Status(500))))
+    [line] = logged(proxy, ask(proxy, "re2-base", stream=stream))
+    assert (line["error"], line["calls"]) == ("provider_failed", "1")
+    assert float(line["cost_usd"]) == 0
+
+
+def test_a_log_line_cannot_be_forged(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.play(Script())
+    answer = ask(proxy, "re2-served/x\r\nINFO calls=9")
+    [line] = logged(proxy, answer)
+    assert (line["base"], line["calls"]) == ("served/x??INFO?calls=9", "1")
 
 
 def test_an_operators_fallback_is_told(proxy: Proxy, upstream: Upstream) -> None:
