@@ -48,7 +48,7 @@ def test_a_users_budget_holds_for_team_keys_where_litellm_applies_it(
     team: str | None, settings: dict[str, Any], user_pays: bool
 ) -> None:
     proxy = ModuleType("proxy_server")
-    proxy.general_settings = settings
+    vars(proxy)["general_settings"] = settings
     key = UserAPIKeyAuth(api_key="k", user_id="u", team_id=team, user_max_budget=1.0)
     owners = [budget.owner for budget in _budgets(key, proxy)]
     assert ("User" in owners) is user_pays

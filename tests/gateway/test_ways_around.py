@@ -225,11 +225,11 @@ def test_a_cached_answer_is_never_another_plans(
 def test_samples_are_cached_apart(proxy: Proxy, upstream: Upstream) -> None:
     """Or a vote would count copies of one reply, where a model does not take `n`."""
     upstream.play(Script())
-    request = {"text": fresh(), "optillm_approach": "self_consistency(n=3)"}
-    calls = []
-    for fields in ({}, {}, {"cache": {"no-cache": True}}):
+    text, calls = fresh(), []
+    for cache in ({}, {}, {"no-cache": True}):
         before = len(upstream.calls)
-        assert ask(proxy, "chatty", **request, **fields).status_code == 200
+        answer = ask(proxy, "self_consistency(n=3)-chatty", text=text, cache=cache)
+        assert answer.status_code == 200
         calls.append(len(upstream.calls) - before)
     assert calls == [3, 0, 3]
 
