@@ -28,8 +28,8 @@ def test_every_block_is_of_a_kind_that_a_test_below_runs() -> None:
         if block.language == "sh":
             assert block.text.startswith(("make ", "curl "))
         if block.language == "yaml":
-            kinds = ("model_list:", "optillm_settings:", "loggers:")
-            assert any(kind in block.text for kind in kinds)
+            wanted = ("model_list:", "optillm_settings:", "loggers:")
+            assert any(key in block.text for key in wanted)
 
 
 @pytest.mark.parametrize("block", blocks("python"))
