@@ -1,4 +1,4 @@
-"""What one request may spend, and what it has spent."""
+"""The limits of one request, and what it has spent."""
 
 import asyncio
 from dataclasses import dataclass, field, replace
@@ -6,18 +6,13 @@ from typing import Literal, TypeVar
 
 from optillm_hooks.errors import BudgetExceeded
 from optillm_hooks.llm import LLM, Price
-from optillm_hooks.types import (
-    Chat,
-    Sampling,
-    Usage,
-)
+from optillm_hooks.types import Chat, Sampling, Usage
 
 N = TypeVar("N", int, float)
 StoppedBy = Literal["deadline", "max_calls", "max_tokens_total", "max_cost_usd", "caller_budget"]
 
-
 _UNBOUNDED = 2**31
-"""Tokens or places where no limit says how many."""
+"""Stands for a missing limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +53,10 @@ def _stricter(one: N | None, other: N | None) -> N | None:
 
 @dataclass(slots=True, kw_only=True)
 class Budget:
-    """What all runs of one request share: its time, its money and its places in the queue.
+    """The budget that all runs of one request share: its time, calls, tokens and money.
 
-    `expected_calls` is the number of calls the plan makes, by which a remaining allowance of
-    tokens is shared out to calls whose length nobody has bounded.
+    `expected_calls` is the number of calls that the plan makes. A call without `max_tokens` gets
+    its share of the tokens left by it.
     """
 
     limits: Limits = Limits()
@@ -89,19 +84,19 @@ class Budget:
         return self._slots
 
     def take(self, llm: LLM, chat: Chat, sampling: Sampling, choices: int) -> "Reservation":
-        """Reserve one call, its prompt, and `choices` replies of the most tokens they may have.
+        """Reserve one call, its prompt, and `choices` replies of their maximum length.
 
-        Where tokens or money are limited and the reply's length is not, the call gets its share of
-        what is left as `max_tokens`, but no more than the model can give; a given `max_tokens` is
-        lowered to what is left. So a fan-out
-        cannot spend more than the limit by more than the error of the prompt estimate.
+        If tokens or money are limited, a call without `max_tokens` gets its share of what is left,
+        up to the model's maximum, and a given `max_tokens` is lowered to what is left. So a fan-out
+        exceeds a limit by no more than the error of the prompt estimates.
 
         Raises:
             BudgetExceeded: a limit leaves no room for the call.
         """
         limits = self.limits
         if limits.max_calls is not None and self.calls_taken >= limits.max_calls:
-            raise self._stop("max_calls", f"no calls left of {limits.max_calls}")
+            self.stop("max_calls")
+            raise BudgetExceeded(f"no calls left of {limits.max_calls}")
         if limits.max_tokens_total is None and limits.max_cost_usd is None:
             self.calls_taken += 1
             return Reservation(sampling, 0, 0, Price(0.0, 0.0))
@@ -109,7 +104,8 @@ class Budget:
         prompt = facts.count_tokens(chat, sampling)
         room, limited_by = self._reply_room(facts.price, prompt, choices)
         if room < 1:
-            raise self._stop(limited_by, f"no room left under {limited_by}")
+            self.stop(limited_by)
+            raise BudgetExceeded(f"no room left under {limited_by}")
         ask = sampling.max_tokens
         if ask is None and room < _UNBOUNDED:
             ask = max(1, room // max(1, self.expected_calls - self.calls_taken))
@@ -125,12 +121,16 @@ class Budget:
         return reserved
 
     def settle(self, reserved: "Reservation", spent: Usage) -> None:
-        """Replace what was reserved by what the call has spent."""
+        """Replace a reservation by what the call has spent."""
         self.tokens_taken += spent.total_tokens - reserved.tokens
         self.cost_taken += spent.cost_usd - reserved.cost
 
+    def stop(self, by: StoppedBy) -> None:
+        """Note which limit has cut the request short; the first one is reported."""
+        self.stopped_by = self.stopped_by or by
+
     def _reply_room(self, price: Price | None, prompt: int, choices: int) -> tuple[int, StoppedBy]:
-        """Return how many tokens each reply may have, and the limit that says so."""
+        """Return the maximum tokens of each reply, and the limit that sets it."""
         rooms: list[tuple[int, StoppedBy]] = []
         if self.limits.max_tokens_total is not None:
             left = self.limits.max_tokens_total - self.tokens_taken - prompt
@@ -143,19 +143,17 @@ class Budget:
                 rooms.append((0, "max_cost_usd"))
         return min(rooms, default=(_UNBOUNDED, "max_tokens_total"))
 
-    def _stop(self, by: StoppedBy, message: str) -> BudgetExceeded:
-        self.stopped_by = self.stopped_by or by
-        return BudgetExceeded(message)
-
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
+    """What one call may spend, from when it is made until its real usage is known."""
+
     sampling: Sampling
     """The call's sampling, with `max_tokens` as the budget allows."""
 
     prompt: int
     reply: int
-    """Tokens; both are 0 where neither tokens nor money are limited."""
+    """Tokens of the prompt, and of all replies; 0 if neither tokens nor money are limited."""
 
     price: Price
 
@@ -168,6 +166,6 @@ class Reservation:
         return self.prompt * self.price.prompt + self.reply * self.price.completion
 
     def spent(self, replied: int) -> Usage:
-        """Return what the call has spent if its reply has so many tokens, at most all reserved."""
+        """Return the usage of the call if its reply has `replied` tokens, up to those reserved."""
         used = replace(self, reply=min(replied, self.reply))
         return Usage(prompt_tokens=used.prompt, completion_tokens=used.reply, cost_usd=used.cost)

@@ -1,11 +1,11 @@
-"""What one request may still spend, and what it has done so far."""
+"""The context of a run, and the metered LLM that spends its budget."""
 
 import asyncio
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 
 from optillm_hooks.budget import Budget, Reservation
 from optillm_hooks.code_execution.runner import CodeRunner
@@ -26,14 +26,13 @@ from optillm_hooks.types import (
 )
 
 _RUN_STRIDE = 1000
-"""Room for the sample numbers of one run, so that no two runs of a request share one."""
+"""Distance between the sample numbers of two runs, so that no two runs share one."""
 
 _UNANSWERED = frozenset({408, 504})
-"""Statuses of a call that was given up while its provider may have been at work."""
-
+"""Statuses of a call that timed out while its provider may have been at work on it."""
 
 depth_so_far: ContextVar[int] = ContextVar("depth_so_far", default=0)
-"""Model calls that lie one after another before this point of the current task."""
+"""Length of the longest chain of consecutive model calls so far, in the current task."""
 
 
 def _ignore(_: str) -> None:
@@ -50,31 +49,37 @@ def _no_other_models(model: str) -> LLM:
 
 @dataclass(slots=True, kw_only=True)
 class Context:
-    """One run of one request: an approach gets it, and hands it to helpers that need it."""
+    """One run of one request, which an approach gets and passes on to helpers."""
 
     budget: Budget = field(default_factory=Budget)
     rng: random.Random
     client: Sampling = field(default_factory=Sampling)
-    """The fields of the client's request, which fill what an approach leaves open."""
+    """The fields of the client's request, which apply where an approach sets none."""
 
     trace: Trace = field(default_factory=Trace)
     stage: str = ""
+    """Label of the chain that runs."""
+
     run: int = 0
+    """Number of this run within the request."""
+
     best: Answer | None = None
+    """The best answer so far, which is returned if the request has to stop."""
+
     models: Callable[[str], LLM] = _no_other_models
-    """Gives the bare LLM of a model group that the request may use."""
+    """Returns the unmetered LLM of a model group that the request may use."""
 
     code_runner: CodeRunner | None = None
-    """Runs programs that a model wrote; None where the operator does not allow it."""
+    """Runs programs that a model wrote; None if the operator does not allow it."""
 
     memory: Memory = field(default_factory=Memory)
     """What approaches keep for later requests of the same caller."""
 
     decoded: Callable[[LLM], LLM] = _as_it_is
-    """Makes the replies of a model be decoded as the chain says."""
+    """Applies the decoder of the chain to an LLM."""
 
     progress: Callable[[str], None] = _ignore
-    """Tells the client, if it asked to be told, what is being done. Never text of a model."""
+    """Shows the client a progress message, if it asked for progress. Never text of a model."""
 
     @property
     def deadline(self) -> float:
@@ -82,30 +87,30 @@ class Context:
 
     @property
     def forms_answers(self) -> bool:
-        """Whether the client asks of answers what drafts are not asked for, such as a format."""
+        """Whether the client's request has fields that only answers get, such as a format."""
         return bool(self.client.stop) or not _FORM_FIELDS.isdisjoint(self.client.fields)
 
     def offer(self, answer: Answer) -> None:
-        """Keep `answer` as the best so far: it is returned if the request has to stop here."""
+        """Make `answer` the best so far."""
         self.best = answer
 
     def keep(self, answer: Answer) -> None:
-        """Offer `answer` if there is none yet, or only a truncated one and it is not."""
+        """Offer `answer` if it is the first, or the first that is not truncated."""
         if self.best is None or (self.best.truncated and not answer.truncated):
             self.offer(answer)
 
     def within(self, share: float) -> float:
         """Return the instant at which `share` of the time left will have passed.
 
-        A stage that others follow waits for its stragglers until then, and no longer.
+        Stages that are not the last use it as the deadline of their stragglers.
         """
         now = asyncio.get_running_loop().time()
         return now + share * (self.deadline - now)
 
     def child(self, run: int, stage: str | None = None) -> "Context":
-        """Return the context of one of several runs at once: own rng and best, shared budget.
+        """Return the context of one of several concurrent runs: own rng and best, shared budget.
 
-        Its rng depends on this one's state and on `run` only, not on who draws first.
+        Its rng depends only on this one's state and on `run`, not on the order of later draws.
         """
         return replace(
             self,
@@ -116,15 +121,15 @@ class Context:
         )
 
     def llm(self, model: str) -> LLM:
-        """Return the metered LLM of another model group that the request was allowed."""
+        """Return the metered LLM of another model group that the request may use."""
         return self.decoded(MeteredLLM(self.models(model), self))
 
     def filled(self, chat: Chat, sampling: Sampling) -> Sampling:
-        """Return `sampling` with the client's fields where its purpose lets them through.
+        """Return `sampling` with those of the client's fields that its purpose lets through.
 
-        The seed of a sample is the client's plus the sample's number, so that a seed gives the
-        same samples again and yet different ones. A judge may not call tools; where the
-        conversation has tool calls in it, it still needs their definitions, or providers refuse.
+        The seed of a sample is the client's seed plus the sample's number: samples differ, and the
+        same seed gives the same samples again. A judge may not call tools, but if the conversation
+        contains tool calls it still needs the tools' definitions, or providers refuse it.
         """
         client = self.client
         if sampling.purpose == "judge":
@@ -161,7 +166,7 @@ def _least(own: int | None, client: int | None) -> int | None:
 
 
 class MeteredLLM:
-    """An `LLM` that spends a `Context`. Approaches are handed this one, never the bare one."""
+    """An `LLM` whose calls are paid for from a context's budget. Approaches get only this one."""
 
     def __init__(self, inner: LLM, ctx: Context) -> None:
         self.model = inner.model
@@ -177,8 +182,8 @@ class MeteredLLM:
 
         Raises:
             BudgetExceeded, DeadlineExceeded: the request has nothing left to spend.
-            EmptyCompletion: there is no content in the reply; it is paid for all the same.
-            SampleError: what the model's provider raised.
+            EmptyCompletion: the reply has no content. It is paid for all the same.
+            SampleError: the error of the model's provider.
         """
         async with self._paying(chat, sampling, 1) as call:
             completion = await self._inner.complete(chat, call.sampling)
@@ -195,8 +200,8 @@ class MeteredLLM:
     async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
         """Yield the pieces of one completion, and pay for it. Errors as in `complete`.
 
-        A provider does not say what a stream has cost that is closed before its end: it is counted
-        by the pieces that came.
+        Providers report usage at the end of a stream. If it is closed before, its usage is counted
+        from the pieces received.
         """
         async with self._paying(chat, sampling, 1) as call:
             empty, truncated = sampling.purpose != "piece", False
@@ -223,7 +228,7 @@ class MeteredLLM:
         return replace(whole.spent(tokens), calls=1)
 
     def _streamed(self, call: "_Call") -> int:
-        """Return how many tokens of a reply came: those with log-probabilities, or an estimate."""
+        """Return the tokens received: those with log-probabilities, or else an estimate."""
         text = "".join(call.streamed)
         tokens = call.scored
         if text and not tokens:
@@ -233,74 +238,72 @@ class MeteredLLM:
 
     @asynccontextmanager
     async def _paying(self, chat: Chat, sampling: Sampling, choices: int) -> AsyncIterator["_Call"]:
+        """Reserve one call, and when it has ended pay for it and record it."""
         # Taken before the first await: two tasks of one fan-out cannot both take the last call.
         ctx, budget = self._ctx, self._ctx.budget
         reserved = budget.take(self._inner, chat, ctx.filled(chat, sampling), choices)
-        call = _Call(reserved.sampling)
-        clock = asyncio.get_running_loop().time
-        depth = depth_so_far.get() + 1
-        started = clock()
-        outcome: CallOutcome = "cancelled"
-        refused = False
+        call = _Call(
+            reserved.sampling,
+            depth=depth_so_far.get() + 1,
+            started=asyncio.get_running_loop().time(),
+        )
         scope = asyncio.timeout_at(ctx.deadline)
         try:
             async with scope, budget.slots:
                 call.usage = Usage(calls=1)  # from here on it may have been sent
                 yield call
-            outcome = "ok"
+            call.outcome = "ok"
         except TimeoutError as exc:
-            outcome = "failed"
+            call.outcome = "failed"
             if not scope.expired():
                 raise
-            budget.stopped_by = budget.stopped_by or "deadline"
+            budget.stop("deadline")
             raise DeadlineExceeded("deadline passed while waiting for the model") from exc
         except BudgetExceeded:
-            outcome, refused = "failed", True
-            budget.stopped_by = budget.stopped_by or "caller_budget"
+            call.outcome, call.refused = "failed", True
+            budget.stop("caller_budget")
             raise
         except SampleError as exc:
-            outcome = "failed"
-            refused = exc.status not in _UNANSWERED and not call.streamed
+            call.outcome = "failed"
+            call.refused = exc.status not in _UNANSWERED and not call.streamed
             raise
         finally:
-            depth_so_far.set(depth)
+            depth_so_far.set(call.depth)
             budget.usage += call.usage
-            budget.settle(reserved, self._spent(reserved, call, outcome, refused))
-            ctx.trace.record(
-                CallRecord(
-                    stage=ctx.stage,
-                    run=ctx.run,
-                    model=self.model,
-                    purpose=sampling.purpose,
-                    depth=depth,
-                    started_s=started - budget.started,
-                    seconds=clock() - started,
-                    outcome=outcome,
-                    usage=call.usage,
-                )
-            )
+            budget.settle(reserved, self._spent(reserved, call))
+            ctx.trace.record(self._record(call))
 
-    def _spent(
-        self, reserved: Reservation, call: "_Call", outcome: CallOutcome, refused: bool
-    ) -> Usage:
-        """Return what a call counts with towards the limits: what its provider says, if it does.
+    def _record(self, call: "_Call") -> CallRecord:
+        return CallRecord(
+            stage=self._ctx.stage,
+            run=self._ctx.run,
+            model=self.model,
+            purpose=call.sampling.purpose,
+            depth=call.depth,
+            started_s=call.started - self._ctx.budget.started,
+            seconds=asyncio.get_running_loop().time() - call.started,
+            outcome=call.outcome,
+            usage=call.usage,
+        )
 
-        Otherwise a good reply counts with all that was reserved, one that was cut off with its
-        prompt and with what had come of it, and one that was refused, or never sent, with nothing.
+    def _spent(self, reserved: Reservation, call: "_Call") -> Usage:
+        """Return what a call counts with towards the limits: its usage, if the provider reports it.
+
+        Otherwise a complete reply counts with all that was reserved, one that was cut off with its
+        prompt and the tokens received, and one that was refused, or never sent, with nothing.
         """
         if not reserved.tokens or call.usage.total_tokens:
             return call.usage
-        if outcome == "ok":
+        if call.outcome == "ok":
             return reserved.spent(reserved.reply)
-        if refused or not call.usage.calls:
+        if call.refused or not call.usage.calls:
             return Usage()
         return reserved.spent(self._streamed(call))
 
     def _kept(self, completions: Sequence[Completion], purpose: Purpose) -> Sequence[Completion]:
-        """Return the completions with content; an answer among them is a best so far.
+        """Return the completions that have content, and keep an answer as the best so far.
 
-        A complete one replaces a truncated one: nothing already paid for is lost, whatever the
-        approach offers by itself.
+        So nothing already paid for is lost, whatever the approach itself offers.
         """
         if purpose == "piece":
             return completions
@@ -314,8 +317,17 @@ class MeteredLLM:
 
 @dataclass(slots=True)
 class _Call:
+    """One call under way."""
+
     sampling: Sampling
+    _: KW_ONLY
+    depth: int
+    started: float
     usage: Usage = field(default=Usage())
+    outcome: CallOutcome = "cancelled"
+    refused: bool = False
+    """Whether it failed before the provider did any work."""
+
     streamed: list[str] = field(default_factory=list[str])
     scored: int = 0
     """Tokens streamed with their log-probabilities."""

@@ -2,17 +2,21 @@
 
 * OptiLLMError
   x RequestRejected      the caller's fault: bad expression, bad parameter       -> 400
-  x SampleError          a model call gave nothing; a fan-out may go on
-    + ProviderFailed     the model behind us failed                              -> its own status
-    + EmptyCompletion    the model answered without any content                  -> 502
-    + Refused            a stage under way finds that it cannot serve the request -> 400
-    + StageFailed        an approach has a fault; the log names the place        -> 500
+  x SampleError          a model call failed; a fan-out may go on
+    + ProviderFailed     the provider returned an error                          -> its own status
+    + EmptyCompletion    the reply has no content                                -> 502
+    + Refused            a running stage finds that it cannot serve the request  -> 400
+    + StageFailed        an approach has a bug; the log names the place          -> 500
     + DeadlineExceeded   the request's time is up                                -> 504
     + BudgetExceeded     the request's calls, tokens or money are used up        -> 400
     + SamplesFailed      fewer samples than needed; carries the SampleErrors     -> the first's
 """
 
 from collections.abc import Sequence
+from typing import Final
+
+HOPELESS_STATUSES: Final = frozenset({401, 402, 403, 404})
+"""Statuses that another call to the same model would fail with too."""
 
 
 class OptiLLMError(Exception):
@@ -21,7 +25,7 @@ class OptiLLMError(Exception):
     status: int = 500
     code: str = "optillm_error"
     retry_after: str | None = None
-    """What the provider said in its header of that name."""
+    """The provider's `retry-after` header."""
 
 
 class RequestRejected(OptiLLMError):
@@ -36,11 +40,11 @@ class RequestRejected(OptiLLMError):
 
 
 class SampleError(OptiLLMError):
-    """A model call, or a step made of several, gave nothing to go on with."""
+    """A model call, or a step made of several, failed."""
 
 
 class ProviderFailed(SampleError):
-    """The model behind us answered with an error. `status` is the provider's own."""
+    """The provider returned an error. `status` is its own."""
 
     code = "provider_failed"
 
@@ -60,7 +64,7 @@ class ProviderFailed(SampleError):
 
 
 class EmptyCompletion(SampleError):
-    """The model answered, and was paid, but its reply has no text, tool call or refusal."""
+    """The reply has no text, tool call or refusal. It is paid for all the same."""
 
     status = 502
     code = "empty_completion"
@@ -68,18 +72,18 @@ class EmptyCompletion(SampleError):
     def __init__(self, *, truncated: bool = False) -> None:
         super().__init__("the model's reply has no content")
         self.truncated = truncated
-        """Whether the reply ended because it had no tokens left, after its reasoning say."""
+        """Whether the reply used up its tokens, for example on reasoning."""
 
 
 class Refused(SampleError):
-    """A stage found only while it ran that the request cannot be served as it is."""
+    """A stage found while running that it cannot serve the request."""
 
     status = 400
     code = "invalid_request"
 
 
 class StageFailed(SampleError):
-    """An approach broke in a way it should not."""
+    """An approach has a bug."""
 
     code = "stage_failed"
 
@@ -88,7 +92,7 @@ class StageFailed(SampleError):
 
 
 class DeadlineExceeded(SampleError):
-    """The request's deadline passed while a call was waiting."""
+    """The deadline of the request passed while a call was waiting."""
 
     status = 504
     code = "deadline_exceeded"

@@ -4,17 +4,20 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from optillm_hooks.context import depth_so_far
-from optillm_hooks.errors import DeadlineExceeded, SampleError, SamplesFailed
+from optillm_hooks.errors import (
+    HOPELESS_STATUSES,
+    DeadlineExceeded,
+    SampleError,
+    SamplesFailed,
+)
 from optillm_hooks.llm import LLM
 from optillm_hooks.types import Chat, Completion, Sampling
 
 T = TypeVar("T")
-
-_HOPELESS = frozenset({401, 402, 403, 404})
-"""Statuses that one more call to the same model cannot change."""
 
 
 async def outcomes(
@@ -24,11 +27,11 @@ async def outcomes(
     enough: int = 1,
     settled: Callable[[], bool] | None = None,
 ) -> list[T | SampleError]:
-    """Return what each of `calls`, run at once, came to, in the order of the calls.
+    """Return the result or `SampleError` of each of `calls`, run concurrently, in their order.
 
-    A `SampleError` is an outcome. Any other exception, and cancellation, stops all of them.
-    From the instant `until` on, the calls under way are cancelled as soon as `enough` others have
-    succeeded, and count as `DeadlineExceeded`. So are they once `settled` holds when one has ended.
+    Any other exception, and cancellation, stops all of them. From the instant `until` on, the
+    calls still running are cancelled as soon as `enough` have succeeded, and count as
+    `DeadlineExceeded`. So are they when `settled` returns true after a call has ended.
     """
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(_outcome(call)) for call in calls]
@@ -87,7 +90,7 @@ def _succeeded(tasks: Sequence[asyncio.Task[tuple[T | SampleError, int]]]) -> in
 async def finished(
     calls: Sequence[Callable[[], Awaitable[T]]], *, until: float | None = None, at_least: int = 1
 ) -> list[T]:
-    """Return the results of those of `calls`, run at once, that did not fail, in their order.
+    """Return the results of those of `calls`, run concurrently, that did not fail, in their order.
 
     `until` is as in `outcomes`.
 
@@ -97,7 +100,7 @@ async def finished(
     ended = await outcomes(calls, until=until, enough=at_least)
     results = [outcome for outcome in ended if not isinstance(outcome, SampleError)]
     if len(results) < at_least:
-        raise SamplesFailed(at_least, [o for o in ended if isinstance(o, SampleError)])
+        raise SamplesFailed(at_least, _errors(ended))
     return results
 
 
@@ -112,62 +115,64 @@ async def sample_many(
 ) -> list[Completion]:
     """Return the completions of `n` samples of one prompt that finished, in the order of asking.
 
-    Where the model honours `n`, one call asks for as many choices as it may, so that the prompt is
-    billed once; what such a call leaves missing is asked for by single calls. Elsewhere every
-    sample is a call of its own. All run at once. A sample that fails is left out.
+    Where the model honours `n`, each call asks for as many choices as allowed, so that the prompt
+    is billed once; single calls make up for missing choices. Otherwise every sample is a call of
+    its own. All calls run concurrently. A sample that fails is left out.
 
     Args:
         llm: the model.
         chat: the prompt of all samples.
         sampling: `sample` is the number of the first; the others follow it.
-        n: how many samples are asked for.
+        n: the number of samples.
         min_finished: how many of them the caller needs.
         until: from this instant on, stragglers are dropped once `min_finished` are there.
 
     Raises:
         SamplesFailed: fewer than `min_finished` samples finished.
     """
-
-    def single(number: int) -> Callable[[], Awaitable[list[Completion]]]:
-        async def call() -> list[Completion]:
-            return [await llm.complete(chat, replace(sampling, sample=sampling.sample + number))]
-
-        return call
-
-    def batch(number: int, size: int) -> Callable[[], Awaitable[list[Completion]]]:
-        async def call() -> list[Completion]:
-            first = replace(sampling, sample=sampling.sample + number)
-            return list(await llm.complete_n(chat, first, size))[:size]
-
-        return call
-
+    ask = partial(_ask, llm, chat, sampling)
     size = min(n, llm.facts.max_n)
-    if size == 1:
-        calls = [single(number) for number in range(n)]
-    else:
-        calls = [batch(start, min(size, n - start)) for start in range(0, n, size)]
-    ended = await outcomes(calls, until=until, enough=min_finished)
-    samples = [c for outcome in ended if not isinstance(outcome, SampleError) for c in outcome]
-    errors = [outcome for outcome in ended if isinstance(outcome, SampleError)]
-    if size > 1 and len(samples) < n and not any(e.status in _HOPELESS for e in errors):
+    batches = [partial(ask, start, min(size, n - start)) for start in range(0, n, size)]
+    ended = await outcomes(batches, until=until, enough=min_finished)
+    found = _samples(ended)
+    is_hopeless = any(error.status in HOPELESS_STATUSES for error in _errors(ended))
+    if size > 1 and len(found) < n and not is_hopeless:
         # Numbers of their own: a seed that a batch has used would give its first sample again.
-        missing = [single(number) for number in range(n, 2 * n - len(samples))]
-        topped_up = await outcomes(missing, until=until, enough=max(0, min_finished - len(samples)))
-        samples += [c for o in topped_up if not isinstance(o, SampleError) for c in o]
-        errors += [o for o in topped_up if isinstance(o, SampleError)]
-    if len(samples) < min_finished:
-        raise SamplesFailed(min_finished, errors)
-    return samples
+        missing = [partial(ask, number, 1) for number in range(n, 2 * n - len(found))]
+        enough = max(0, min_finished - len(found))
+        ended += await outcomes(missing, until=until, enough=enough)
+        found = _samples(ended)
+    if len(found) < min_finished:
+        raise SamplesFailed(min_finished, _errors(ended))
+    return found
+
+
+async def _ask(
+    llm: LLM, chat: Chat, sampling: Sampling, number: int, size: int
+) -> Sequence[Completion]:
+    """Return up to `size` samples from one call; the first has the number `number`."""
+    numbered = replace(sampling, sample=sampling.sample + number)
+    if size == 1:
+        return [await llm.complete(chat, numbered)]
+    return (await llm.complete_n(chat, numbered, size))[:size]
+
+
+def _samples(ended: Sequence[Sequence[Completion] | SampleError]) -> list[Completion]:
+    return [c for outcome in ended if not isinstance(outcome, SampleError) for c in outcome]
+
+
+def _errors(ended: Sequence[T | SampleError]) -> list[SampleError]:
+    return [outcome for outcome in ended if isinstance(outcome, SampleError)]
 
 
 @asynccontextmanager
 async def speculating(
     call: Callable[[], Awaitable[T]],
 ) -> AsyncIterator[Callable[[], Awaitable[T]]]:
-    """Start `call` now, beside the body of the `with`, which gets a function that waits for it.
+    """Run `call` concurrently with the body of the `with`, which gets a function to await it.
 
-    A body that ends without waiting cancels the call; leaving the block, nothing is left running.
-    An error of the call is raised where it is waited for, and lost if it never is.
+    Leaving the block cancels a call that is still running. An error of the call is raised where it
+    is awaited, and lost if it never is.
     """
     task = asyncio.get_running_loop().create_task(_outcome(call))
 

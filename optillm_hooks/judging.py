@@ -1,8 +1,9 @@
-"""Asking a model to rate texts or to choose among them, and reading what it says.
+"""LLM as a judge: asks a model to rate answers or to choose among them, and reads its verdicts.
 
 The judge sees the whole conversation, and the candidates as data: between lines that carry a mark
-made for this request, so that nothing in them can speak to the judge. A verdict that cannot be read
-is asked for once more and then is none: never a zero, never the first.
+made for this request, so that no candidate can give the judge instructions. An unreadable verdict
+is asked for once more. If that one is unreadable too, there is none: it counts neither as a zero
+nor for the first candidate.
 """
 
 import re
@@ -16,7 +17,7 @@ from typing import Final, NamedTuple, TypeVar
 from optillm_hooks.answers.extraction import read_json, without_reasoning
 from optillm_hooks.context import Context
 from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, SampleError
-from optillm_hooks.fanout import outcomes
+from optillm_hooks.fanout import finished, outcomes
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, follow_up
 from optillm_hooks.types import Chat, Sampling
@@ -79,10 +80,11 @@ _CHOICE_KEYS = ("best", "choice", "winner", "answer", "selected", "index", "numb
 def read_rating(text: str, low: float = 0.0, high: float = 10.0) -> float | None:
     """Return the rating from `low` to `high` in a judge's `text`, or None if there is none.
 
-    Read are, the surest first: JSON with a rating or score, a labelled number (the last; "overall"
-    before others), "I give it an 8", "8/10" and "8 out of 10", and a line of nothing but a number.
-    A rating out of another number is scaled: 4/5 is 8 of 10. A range is its middle. What is
-    not finite or beyond the scale is no rating; nor is a year, or a number of anything else.
+    The forms it reads, in order of preference: JSON with a rating or score; a labelled number (the
+    last one, but "overall" before others); "I give it an 8"; "8/10" and "8 out of 10"; a line with
+    only a number. A rating out of another number is scaled: 4/5 is 8 of 10. A range counts as its
+    middle. A number that is not finite or not on the scale is no rating, and neither is a number
+    of something else, such as a year.
     """
     text = without_reasoning(text)[-_MAX_READ_LENGTH:]
     value = read_json(text)
@@ -118,10 +120,10 @@ def _on_scale(
 
 
 def read_choice(text: str, count: int) -> int | None:
-    """Return which of `count` a judge's `text` chooses, from 0, or None if it cannot be told.
+    """Return the index, from 0, of the candidate that a judge's `text` chooses, or None.
 
-    Read are, the surest first: JSON with the choice, the last number called best, chosen or the
-    winner, a last line of nothing but a number, and the only number between 1 and `count` there is.
+    The forms it reads, in order of preference: JSON with the choice; the last number called best,
+    chosen or the winner; a last line with only a number; the only number from 1 to `count`.
     """
     text = without_reasoning(text)[-_MAX_READ_LENGTH:]
     value = read_json(text)
@@ -143,7 +145,7 @@ def _in_range(number: int, count: int) -> int | None:
 
 class Chosen(NamedTuple):
     winner: int | None
-    """The candidate chosen most often, the earlier of equals; None if no verdict was readable."""
+    """The candidate chosen most often (the first of a tie), or None without a readable verdict."""
 
     votes: list[int]
     """How often each was chosen."""
@@ -161,10 +163,10 @@ async def rate_all(
     sampling: Sampling = JUDGING,
     until: float | None = None,
 ) -> list[float | None]:
-    """Return the rating of each candidate answer to `chat`, None where none could be had.
+    """Return the rating of each candidate answer to `chat`, None where there is none.
 
-    Each is rated by calls of its own, all at once; of several, the mean of the readable ones
-    counts. From `until` on, ratings that are still missing are given up.
+    Each candidate gets `repeats` calls of its own, all run concurrently, and the mean of the
+    readable ratings. From `until` on, ratings that are still missing are given up.
     """
     prompts = [_rating_prompt(chat, text, fence(ctx.rng), low, high) for text in candidates]
     plea = f"Give the rating alone: one number from {low:g} to {high:g}."
@@ -194,17 +196,15 @@ async def choose(
     criterion: str = BEST,
     orders: int = 1,
     sampling: Sampling = JUDGING,
-    until: float | None = None,
 ) -> Chosen:
     """Return the candidate answer to `chat` that the judge chooses by `criterion`.
 
-    The judge is asked `orders` times at once: first with the candidates in a random order, then in
-    the reverse of it, then in another random order, and so on; so a judge that prefers a place
-    and not an answer gives each as many votes as the other.
+    The judge is asked `orders` times concurrently: with the candidates in a random order, in its
+    reverse, in another random order, and so on. So position bias cancels out.
     """
     plea = f"Name your choice alone: one number from 1 to {len(candidates)}."
 
-    def comparison(order: Sequence[int], repeat: int) -> Callable[[], Awaitable[int | None]]:
+    def comparison(order: Sequence[int]) -> Callable[[], Awaitable[int | None]]:
         shown = [candidates[at] for at in order]
         prompt = _choice_prompt(chat, shown, fence(ctx.rng), criterion)
 
@@ -212,18 +212,10 @@ async def choose(
             place = read_choice(text, len(order))
             return None if place is None else order[place]
 
-        made = replace(sampling, sample=repeat)
-        return lambda: _ask_twice(judge, prompt, made, read, plea)
+        return lambda: _ask_twice(judge, prompt, sampling, read, plea)
 
-    calls = [
-        comparison(order, repeat)
-        for repeat, order in enumerate(_orders(len(candidates), orders, ctx.rng))
-    ]
-    votes = Counter(
-        outcome
-        for outcome in await outcomes(calls, until=until)
-        if outcome is not None and not isinstance(outcome, SampleError)
-    )
+    calls = [comparison(order) for order in _orders(len(candidates), orders, ctx.rng)]
+    votes = Counter(choice for choice in await finished(calls, at_least=0) if choice is not None)
     of_each = [votes[at] for at in range(len(candidates))]
     return Chosen(of_each.index(max(of_each)) if votes else None, of_each)
 
@@ -238,10 +230,10 @@ def _orders(count: int, orders: int, rng: Random) -> list[list[int]]:
 async def _ask_twice(
     judge: LLM, prompt: Chat, sampling: Sampling, read: Callable[[str], V | None], plea: str
 ) -> V | None:
-    """Return what is read from the judge's reply, or from a second one; None if neither gives it.
+    """Return the verdict in the judge's reply, or else in a second reply, or None.
 
-    The second call leaves the temperature to the model after a failure, because some models refuse
-    any but their own.
+    After a failure the second call sets no temperature, because some models refuse any but their
+    own.
     """
     try:
         said = without_reasoning((await judge.complete(prompt, sampling)).text)
@@ -292,5 +284,5 @@ BEST: <number>""",
 
 
 def _enclosed(candidates: Sequence[str], mark: str) -> str:
-    """Return the candidates as data, without the reasoning blocks, which are not for the reader."""
+    """Return the candidates as data, without their reasoning, which the judge is not to rate."""
     return enclose([without_reasoning(text) or text for text in candidates], _LABEL, mark)

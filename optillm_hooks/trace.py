@@ -1,20 +1,17 @@
-"""What happened during one request: one record per model call, and notes of the approaches."""
+"""The trace of one request: a record of each model call, and facts noted by the approaches."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from optillm_hooks.types import (
-    Purpose,
-    Usage,
-)
+from optillm_hooks.types import Purpose, Usage
 
 CallOutcome = Literal["ok", "failed", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """One model call, as the trace keeps it. Never any text."""
+    """One model call, without any text."""
 
     stage: str
     """Label of the chain that made the call."""
@@ -25,7 +22,7 @@ class CallRecord:
     model: str
     purpose: Purpose
     depth: int
-    """How many calls lie on the longest chain that ends with this one, itself included."""
+    """Length of the longest chain of consecutive calls that ends with this one."""
 
     started_s: float
     """Seconds after the start of the request."""
@@ -37,25 +34,26 @@ class CallRecord:
 
 @dataclass(slots=True)
 class Trace:
-    """What happened: facts noted by the approaches, and one record per model call."""
+    """Records of the model calls, and facts noted by the approaches."""
 
     events: list[tuple[str, dict[str, object]]] = field(
         default_factory=list[tuple[str, dict[str, object]]]
     )
     calls: list[CallRecord] = field(default_factory=list[CallRecord])
     listener: Callable[[CallRecord], None] | None = None
-    """Is told of each call when it ends."""
+    """Called with the record of each call when it ends."""
 
     def note(self, name: str, /, **facts: object) -> None:
-        """Keep `facts` (numbers and short labels, no text of users or models) under `name`."""
+        """Record `facts` under `name`: numbers and short labels, no text of users or models."""
         self.events.append((name, facts))
 
     def record(self, call: CallRecord) -> None:
+        """Add the record of a call that has ended."""
         self.calls.append(call)
         if self.listener is not None:
             self.listener(call)
 
     @property
     def depth(self) -> int:
-        """The critical path, in model calls."""
+        """Length of the critical path, in model calls."""
         return max((call.depth for call in self.calls), default=0)

@@ -1,6 +1,7 @@
 """Fan-out: degradation, top-up, stragglers and cancellation."""
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
@@ -9,7 +10,7 @@ from optillm_hooks.context import MeteredLLM
 from optillm_hooks.errors import DeadlineExceeded, ProviderFailed, SamplesFailed
 from optillm_hooks.fanout import outcomes, sample_many, speculating
 from optillm_hooks.testing import HANG, Reply, ScriptedLLM, chat, context
-from optillm_hooks.types import Sampling
+from optillm_hooks.types import Chat, Completion, Sampling
 
 pytestmark = pytest.mark.anyio
 ASKED = chat("6 * 7?")
@@ -66,11 +67,34 @@ async def test_a_refused_n_falls_back_to_single_calls() -> None:
     assert await sample(llm, 2) == ["a", "b"]
 
 
-async def test_a_refused_key_is_not_asked_again() -> None:
-    llm = ScriptedLLM([ProviderFailed("bad key", status=401)], max_n=2)
+@pytest.mark.parametrize("status", [401, 402, 403, 404])
+async def test_what_another_call_cannot_change_is_not_asked_again(status: int) -> None:
+    llm = ScriptedLLM([ProviderFailed("bad key", status=status)], max_n=2)
     with pytest.raises(SamplesFailed) as caught:
         await sample(llm, 2)
-    assert caught.value.status == 401
+    assert caught.value.status == status
+
+
+async def test_more_choices_than_asked_for_are_left_out() -> None:
+    class Generous(ScriptedLLM):
+        async def complete_n(
+            self, chat: Chat, sampling: Sampling, n: int, /
+        ) -> Sequence[Completion]:
+            return await super().complete_n(chat, sampling, n + 1)
+
+    assert await sample(Generous(["a", "b", "c"], max_n=2), 2) == ["a", "b"]
+
+
+async def test_a_top_up_waits_for_no_more_samples_than_are_needed() -> None:
+    """One of two is there and one is needed: the call for the other is cut as a straggler."""
+    llm = ScriptedLLM(["a", "", HANG], max_n=2)
+    soon = asyncio.get_running_loop().time() + 0.05
+    async with asyncio.timeout(10):  # a straggler that is not cut hangs
+        samples = await sample_many(
+            MeteredLLM(llm, context(limits=Limits())), ASKED, Sampling(), n=2, until=soon
+        )
+    assert [s.text for s in samples] == ["a"]
+    llm.assert_used_up()
 
 
 async def test_samples_of_one_prompt_have_different_seeds() -> None:

@@ -28,7 +28,13 @@ from pydantic import Field, model_validator
 from optillm_hooks.answers.extraction import read_json, without_reasoning
 from optillm_hooks.answers.voting import contenders, elect, json_is_asked
 from optillm_hooks.context import Context
-from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, ProviderFailed, SampleError
+from optillm_hooks.errors import (
+    HOPELESS_STATUSES,
+    BudgetExceeded,
+    DeadlineExceeded,
+    ProviderFailed,
+    SampleError,
+)
 from optillm_hooks.fanout import finished, outcomes
 from optillm_hooks.judging import Chosen, choose, rate_all
 from optillm_hooks.llm import LLM
@@ -71,7 +77,6 @@ for. Do not mention the solution."""
 RatingType = Literal["absolute", "pairwise", "majority"]
 Preset = Literal["default", "gptoss", "qwen3"]
 
-_HOPELESS = frozenset({401, 402, 403, 404})
 _EFFORTS = ("high", "medium", "low")
 
 
@@ -419,7 +424,7 @@ class _Candidate:
 
 def _is_hopeless(error: SampleError) -> bool:
     """Return whether another call would fail in the same way."""
-    return isinstance(error, BudgetExceeded | DeadlineExceeded) or error.status in _HOPELESS
+    return isinstance(error, BudgetExceeded | DeadlineExceeded) or error.status in HOPELESS_STATUSES
 
 
 async def _best(candidates: Sequence[Completion], chat: Chat, models: _Models) -> Completion:

@@ -134,7 +134,7 @@ class PlanRun:
             raise Refused(str(exc)) from exc
         except Exception as exc:
             if isinstance(exc, TimeoutError) and scope.expired():
-                self._budget.stopped_by = self._budget.stopped_by or "deadline"
+                self._budget.stop("deadline")
                 raise DeadlineExceeded("the deadline passed") from exc
             _log.error("approach %s failed: %s", ctx.stage, places(exc))
             raise StageFailed(ctx.stage) from exc

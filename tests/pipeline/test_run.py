@@ -304,6 +304,13 @@ async def test_all_choices_share_one_budget() -> None:
     assert ended.report.degraded == ("budget_exceeded",)
 
 
+async def test_each_of_several_choices_is_asked_for_its_share_of_the_tokens() -> None:
+    llm = ScriptedLLM(["a", "b"])
+    await outcome(request([DRAFT], n=2, limits=Limits(max_tokens_total=1000)), llm)
+    prompt = sum(len(message.text.split()) for message in ASKED)
+    assert llm.calls[0][1].max_tokens == (1000 - prompt) // 2
+
+
 async def three_drafts(chat: Chat, llm: LLM, _params: NoParams, _ctx: Context) -> Answer:
     replies = [await llm.complete(chat, Sampling(temperature=t)) for t in (0.0, 0.5, 1.0)]
     return replies[-1]
