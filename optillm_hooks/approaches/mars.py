@@ -306,7 +306,7 @@ async def mars(chat: Chat, llm: LLM, params: MarsParams, ctx: Context) -> Result
     ctx.offer(team.ranked(pool)[0].reply)
     await team.check_best(pool)
     for number in range(1, params.max_iterations + 1):
-        if team.confirmed(pool) >= params.min_verified_solutions:
+        if team.count_confirmed(pool) >= params.min_verified_solutions:
             break
         ctx.progress(f"improving, round {number} of up to {params.max_iterations}")
         improved = await team.improve(pool)
@@ -408,9 +408,9 @@ class _Team:
         ranked = self.ranked(pool)
         first = self.params.consensus_threshold if self.params.early_termination else len(ranked)
         await self.check(ranked[:first])
-        if self.confirmed(pool) < self.params.min_verified_solutions:
+        if self.count_confirmed(pool) < self.params.min_verified_solutions:
             await self.check(ranked[first:])
-        self.ctx.trace.note("checked", solutions=len(pool), confirmed=self.confirmed(pool))
+        self.ctx.trace.note("checked", solutions=len(pool), confirmed=self.count_confirmed(pool))
 
     async def check(self, solutions: Sequence[Solution]) -> None:
         """Verify each of `solutions` until it is confirmed or no longer can be."""
@@ -455,7 +455,7 @@ class _Team:
 
         At most as many as there are agents, each by its author from all reports on it.
         """
-        failed = [s for s in self.ranked(pool) if s.reports and not self.holds(s)]
+        failed = [s for s in self.ranked(pool) if s.reports and not self.is_confirmed(s)]
         chosen = failed[: self.params.num_agents]
         mark = fence(self.ctx.rng)
         ended = await outcomes(
@@ -476,11 +476,11 @@ class _Team:
             if not isinstance(outcome, SampleError) and not outcome.reply.tool_calls
         }
 
-    def holds(self, solution: Solution) -> bool:
+    def is_confirmed(self, solution: Solution) -> bool:
         return solution.passes >= self.params.verification_passes_required
 
-    def confirmed(self, pool: Sequence[Solution]) -> int:
-        return sum(map(self.holds, pool))
+    def count_confirmed(self, pool: Sequence[Solution]) -> int:
+        return sum(map(self.is_confirmed, pool))
 
     def ranked(self, pool: Sequence[Solution]) -> list[Solution]:
         """Return `pool` with complete solutions first, then by support; ties keep their order."""
@@ -503,12 +503,12 @@ class _Team:
         """Return the confirmed solution, else the vote's, else a call that writes the answer."""
         ranked = self.ranked(pool)
         support = max(self._support(pool))
-        holding = [solution for solution in ranked if self.holds(solution)]
-        by = "verification" if holding else "vote" if support > 1 else "synthesis"
+        confirmed = [solution for solution in ranked if self.is_confirmed(solution)]
+        by = "verification" if confirmed else "vote" if support > 1 else "synthesis"
         self.ctx.trace.note(
-            "concluded", by=by, solutions=len(pool), confirmed=len(holding), support=support
+            "concluded", by=by, solutions=len(pool), confirmed=len(confirmed), support=support
         )
-        best = (holding or ranked)[0]
+        best = (confirmed or ranked)[0]
         if by != "synthesis" or len(pool) == 1:
             return self._presented(best.reply)
         shown = sorted(ranked, key=lambda solution: -solution.score)[:_MAX_SYNTHESISED]

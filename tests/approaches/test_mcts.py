@@ -48,7 +48,7 @@ async def test_the_best_rated_solution_is_the_answer_and_not_the_first() -> None
     llm.assert_used_up()
 
 
-async def test_simulations_at_once_refine_different_solutions_the_best_ones_first() -> None:
+async def test_concurrent_simulations_refine_different_solutions_the_best_ones_first() -> None:
     llm = ScriptedLLM(
         ["a", "b", "c", rating(1), rating(9), rating(8), "b2", "c2", rating(9), rating(10)]
     )

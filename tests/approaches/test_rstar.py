@@ -161,7 +161,7 @@ async def test_calls_and_critical_path_are_within_the_stated_cost(
     assert ctx.trace.depth <= depth
 
 
-async def test_rollouts_at_once_begin_with_different_actions() -> None:
+async def test_concurrent_rollouts_begin_with_different_actions() -> None:
     for seed in range(10):
         llm = AnsweringLLM(reasoner(["42"] * 5))
         await answer("rstar", CHAT, llm, context(seed=seed))

@@ -56,10 +56,10 @@ def test_choices_are_those_of_uct_worked_by_hand() -> None:
     assert visits(search) == {"a": 8, "b": 3}
 
 
-def test_a_trial_under_way_counts_as_lost() -> None:
-    """Values 0.9, 0.8, 0.1 after one trial each, exploration 0.2, all asked for at once.
+def test_a_pending_trial_counts_as_lost() -> None:
+    """Values 0.9, 0.8, 0.1 after one trial each, exploration 0.2, all asked for together.
 
-    n=3: a 0.9 + 0.2*sqrt(ln 3) = 1.110 is best. With it under way, n=4:
+    n=3: a 0.9 + 0.2*sqrt(ln 3) = 1.110 is best. With it pending, n=4:
     a 0.9/2 + 0.2*sqrt(ln 4 / 2) = 0.617, b 0.8 + 0.2*sqrt(ln 4) = 1.035: b. With both, n=5:
     a 0.45 + 0.2*sqrt(ln 5 / 2) = 0.629, b 0.4 + 0.179 = 0.579, c 0.1 + 0.2*sqrt(ln 5) = 0.354: a.
     """
@@ -72,9 +72,9 @@ def test_a_trial_under_way_counts_as_lost() -> None:
 
 
 @pytest.mark.parametrize(("exploration", "second"), [(1.6, "a"), (1.7, "b")])
-def test_trials_under_way_count_in_the_parent_too(exploration: float, second: str) -> None:
-    """Values 1 and 0. With a under way, n=3: a 1/2 + c*sqrt(ln 3 / 2), b c*sqrt(ln 3), so b is next
-    where c > 0.5 / 0.307 = 1.629. With n=2, as if a were not under way, c would have to be 2.05."""
+def test_pending_trials_count_in_the_parent_too(exploration: float, second: str) -> None:
+    """Values 1 and 0. With a pending, n=3: a 1/2 + c*sqrt(ln 3 / 2), b c*sqrt(ln 3), so b is next
+    where c > 0.5 / 0.307 = 1.629. With n=2, as if a were not pending, c would have to be 2.05."""
     search = arms("a", "b", exploration=exploration)
     for trial, value in zip(search.ask_many(2), [1.0, 0.0], strict=True):
         search.tell(trial, trial.move, value)
@@ -232,11 +232,11 @@ def test_laws_of_every_interleaving(steps: list[str], picks: random.Random) -> N
             assert node.pending == sum(node in t.node.path() for t in under_way)
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 3, 7])
-def test_concurrency_changes_neither_the_visits_nor_the_reach(at_once: int) -> None:
-    """Asked until nothing is left, every path is tried once, however many trials run at once."""
+@pytest.mark.parametrize("concurrent", [1, 2, 3, 7])
+def test_concurrency_changes_neither_the_visits_nor_the_reach(concurrent: int) -> None:
+    """Asked until nothing is left, every path is tried once, however many trials are pending."""
     search: Search = MCTS("", bushy, exploration=0.5)
-    while trials := search.ask_many(at_once):
+    while trials := search.ask_many(concurrent):
         for trial in trials:
             reached = trial.node.state + trial.move
             search.tell(trial, reached, worth(reached))
@@ -247,7 +247,7 @@ def test_concurrency_changes_neither_the_visits_nor_the_reach(at_once: int) -> N
     }  # fmt: skip
 
 
-def test_trials_asked_for_at_once_are_told_in_any_order_to_the_same_sums() -> None:
+def test_trials_asked_for_together_are_told_in_any_order_to_the_same_sums() -> None:
     def sums(*, reverse: bool) -> dict[str, float]:
         search: Search = MCTS("", bushy, exploration=0.5)
         trials = search.ask_many(3)
