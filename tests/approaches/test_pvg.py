@@ -233,6 +233,18 @@ async def test_tool_calls_of_the_first_solution_are_returned_as_they_are() -> No
     assert (await answer("pvg", CHAT, llm)).tool_calls == calling.tool_calls
 
 
+async def test_decoys_that_call_tools_are_not_rated() -> None:
+    calling = Completion("", tool_calls=(ToolCall("1", "add", "{}"),), finish_reason="tool_calls")
+
+    def reply(chat: Chat, sampling: Sampling) -> Reply:
+        return calling if kind(chat, sampling) == "sneaky" else provers._reply(chat, sampling)
+
+    provers = Provers(["41", "41", "42"], {"41": 4, "42": 9})
+    llm = AnsweringLLM(reply)
+    assert (await answer("pvg", CHAT, llm, num_rounds=1)).text == solution("42")
+    assert [kind(*call) for call in llm.calls].count("rate") == 3
+
+
 async def test_usage_is_that_of_the_request_and_not_of_those_before() -> None:
     for _ in range(3):
         ctx = context()
