@@ -43,7 +43,7 @@ def _append(file: str, entry: dict[str, Any]) -> None:
 
 
 class Ledger(CustomLogger):  # type: ignore[misc]
-    """Writes a line of JSON for each call that LiteLLM logs, the outer ones and the inner ones."""
+    """Writes a line of JSON for each call that LiteLLM logs, both outer and inner calls."""
 
     async def async_log_success_event(
         self,
@@ -92,4 +92,4 @@ class Ledger(CustomLogger):  # type: ignore[misc]
 ledger = Ledger()
 
 spend_counters = ProxyDBLogger(None)
-"""What LiteLLM registers where there is a database: it charges keys and settles reservations."""
+"""LiteLLM registers this if there is a database: it charges keys and settles reservations."""

@@ -1,4 +1,4 @@
-"""Every code block of the documentation, run or read by what it is written for.
+"""Every code block of the documentation, run or validated by its own tool.
 
 Requests to the embedded model are sent in `tests.gateway.test_local`, where it is served. Whole
 files are tested in `tests.test_contributing`.

@@ -1,4 +1,4 @@
-"""The scripted provider keeps its word: what it counts and breaks is what a client saw."""
+"""The scripted provider: its counts and faults are those that a client saw."""
 
 import json
 from collections.abc import Iterator

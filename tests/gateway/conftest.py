@@ -17,7 +17,7 @@ def upstream() -> Iterator[Upstream]:
 
 @pytest.fixture(scope="package")
 def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
-    """The shared proxy; modules that need keys or settings have one of their own."""
+    """The shared proxy; modules that need other keys or settings start their own."""
     with Proxy(shared_config(upstream), tmp_path_factory.mktemp("proxy")) as running:
         yield running
 
@@ -33,6 +33,6 @@ def stock(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
 
 @pytest.fixture(autouse=True)
 def nothing_left_alive(upstream: Upstream) -> Iterator[None]:
-    """After a test, whatever it was, no call to the provider may go on."""
+    """Check after every test that no call to the provider is still running."""
     yield
     upstream.wait_until(lambda u: not u.alive, within_s=2)

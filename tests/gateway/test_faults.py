@@ -45,13 +45,13 @@ BROKEN: dict[str, Fault] = {
     "no choices": NO_CHOICES,
     "cut": CUT,
 }
-"""What leaves a call without an answer."""
+"""Faults that leave a call without an answer."""
 
 NAMES_AND_FAULTS = [
     pytest.param(name, BROKEN[fault], id=f"{name}-{fault}") for name, fault in pairs(MANY, BROKEN)
 ]
 SPOILT: dict[str, Fault] = {"truncated": LENGTH, "no usage": NO_USAGE}
-"""What leaves a call with one."""
+"""Faults that still leave an answer."""
 
 
 def ask(
@@ -133,7 +133,7 @@ def test_a_provider_that_is_known_not_to_take_n_is_not_asked_to(
 def test_with_three_calls_of_ten_failing(
     proxy: Proxy, upstream: Upstream, name: str, seed: int
 ) -> None:
-    """An answer whenever one of the calls whose text can be the answer has lived."""
+    """There is an answer whenever a call succeeded whose text can be the answer."""
     upstream.play(Script(fault=chance(0.3, Status(500), seed=seed), n="ignored"))
     answer = ask(proxy, f"{name}-base")
     if any(call.outcome == "answered" for call in upstream.calls):
@@ -147,7 +147,7 @@ HANGING = [(name, stream) for name in MANY for stream in (False, True)]
 
 @pytest.fixture(scope="module")
 def answers_with_one_call_hanging(proxy: Proxy, upstream: Upstream) -> list[httpx.Response]:
-    """Return the answers to `HANGING`, asked at once: each may take as long as its deadline."""
+    """Return the answers to `HANGING`, asked concurrently: each may take until its deadline."""
     calls: Counter[str] = Counter()
 
     def the_fourth(call: Call) -> Fault | None:
@@ -182,7 +182,7 @@ def test_when_nothing_lives_the_client_gets_the_providers_status(
     assert answer.status_code == code, answer.text[:500]
     assert "sorry, no" in answer.json()["error"]["message"]
     assert "Traceback" not in answer.text
-    # LiteLLM itself leaves the header out, and of a stream it has written the headers by then.
+    # LiteLLM itself leaves the header out; of a stream, the headers have been written by then.
     if code == 429 and name != "none" and not stream:
         assert answer.headers["retry-after"] == "7"
 

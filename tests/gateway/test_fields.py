@@ -76,7 +76,7 @@ def reply(_call: Call, _choice: int) -> str:
 
 
 def sent(call: Call) -> dict[str, Any]:
-    """What a call carries besides the conversation, in one of the forms that mean the same."""
+    """Return the fields of a call besides the conversation, equivalent forms made equal."""
     body = {
         name: value
         for name, value in call.body.items()
@@ -263,7 +263,7 @@ def test_so_where_litellm_drops_fields(
 
 
 def test_an_effort_of_reasoning_arrives_on_every_route(proxy: Proxy, upstream: Upstream) -> None:
-    """Agents send these; a model that reasons must get them, in whichever form it takes."""
+    """Agents send these; a reasoning model must receive them in the form that it takes."""
     requests: dict[str, dict[str, Any]] = {
         "/v1/chat/completions": {"messages": QUESTION, "reasoning_effort": "low"},
         "/v1/responses": {"input": "6 * 7?", "reasoning": {"effort": "low"}},

@@ -77,7 +77,7 @@ KEYS: dict[str, dict[str, object]] = {
     "sk-counted": {"models": [], "tpm_limit": 1_000_000, "key_alias": "counted"},
     # Enough for one request, which is let in because nothing is spent yet.
     **{f"sk-poor-{i}": {"models": [], "max_budget": 1e-5} for i in range(5)},
-    # A budget makes LiteLLM reserve the most that a request may cost, and settle it afterwards.
+    # A budget makes LiteLLM reserve the maximum cost of a request, and settle it afterwards.
     **{f"sk-rich-{'+'.join(form)}": {"models": [], "max_budget": 1000.0} for form in BUDGETED},
     # Enough for one call, in a budget that is checked between calls.
     **{f"sk-thin-{owner}": fields for owner, (_, fields) in THIN.items()},
@@ -111,7 +111,7 @@ def cost(bill: Billed) -> float:
 
 
 class Spending:
-    """What LiteLLM logs for one key from here on."""
+    """The entries that LiteLLM logs for one key from now on."""
 
     def __init__(self, proxy: Proxy, key_alias: str) -> None:
         self._proxy, self._alias = proxy, key_alias
@@ -311,7 +311,7 @@ def test_a_spent_budget_stops_every_form(
 def test_a_budget_that_ends_in_the_middle_of_a_request_ends_its_calls(
     proxy: Proxy, upstream: Upstream, owner: str
 ) -> None:
-    """LiteLLM books a call soon after it has ended: the stage after the next one sees it."""
+    """LiteLLM books a call shortly after it has ended: two stages later it is visible."""
     upstream.play(Script(latency_s=0.2))
     (request, _) = THIN[owner]
     answer = ask(proxy, key=f"sk-thin-{owner}", **request)

@@ -1,4 +1,4 @@
-"""Texts that a hostile or bewitched model may write in place of a formalisation.
+"""Texts that a hostile or manipulated model may write instead of a formalisation.
 
 `{canary}` stands for a file that holds a secret, `{new}` for one that must not come into being.
 """
@@ -171,7 +171,7 @@ HEAVY = [
 
 
 def generated() -> Iterator[str]:
-    """Yield scripts that are large, or short ways to say something large."""
+    """Yield scripts that are large, or that describe something large in few words."""
     yield "(" * 1_000_000
     yield ")" * 1_000_000
     yield "(assert " + "(not " * 3_000_000 + "true"
@@ -339,7 +339,7 @@ EXPRESSIONS = [
     "\u212f^x",
     "",
 ]
-"""Refused by the reader or harmless: many fit in one request."""
+"""Refused by the parser or harmless: many fit in one request."""
 
 SLOW_STEPS = [
     '{"operation": "expand", "expression": "(a + b + c + d + f + g)^60"}',

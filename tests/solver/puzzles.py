@@ -20,16 +20,16 @@ class Puzzle:
     """The cases of each unknown, which the script's own bounds must equal or imply."""
 
     rule: Rule
-    """Takes the unknowns by name; True where they solve the puzzle."""
+    """Takes the unknowns by name; returns whether they solve the puzzle."""
 
     score: Callable[..., int] | None = None
-    """What an optimisation puzzle makes as small as possible."""
+    """The objective of an optimisation puzzle, minimised."""
 
     largest: bool = False
-    """It is made as large as possible instead."""
+    """The objective is maximised instead."""
 
     facts: Mapping[str, Rule] = field(default_factory=dict[str, Rule])
-    """Of a contradiction: each named assertion in Python, so that a core can be checked."""
+    """For a contradiction: each named assertion in Python, so that a core can be checked."""
 
     def solutions(self, rule: Rule | None = None) -> Iterator[dict[str, Value]]:
         for case in product(*self.domain.values()):
@@ -286,7 +286,7 @@ KNIGHTS = [
 
 
 def apart(*jobs: tuple[int, int]) -> bool:
-    """Whether no two of the jobs, each a start and a length, overlap."""
+    """Return whether no two jobs overlap, each given as its start and length."""
     return all(a + m <= b or b + n <= a for (a, m), (b, n) in combinations(jobs, 2))
 
 

@@ -1,4 +1,4 @@
-"""The reader of algebraic expressions: it agrees with plain arithmetic, and knows nothing else."""
+"""The parser of algebraic expressions: it agrees with arithmetic and accepts nothing else."""
 
 import math
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""Hostile formalisations through the approach: nothing outside the process changes, all end."""
+"""Hostile formalisations through the approach: all end, and change nothing outside the worker."""
 
 import json
 import os
@@ -21,7 +21,7 @@ MAX_S = 60.0
 
 
 def batched(expressions: list[str]) -> list[str]:
-    """Return requests of as many steps as one may have."""
+    """Return requests of the maximum number of steps."""
     steps = [{"operation": "evaluate", "expression": text} for text in expressions]
     return [json.dumps(steps[start : start + 16]) for start in range(0, len(steps), 16)]
 
@@ -45,7 +45,7 @@ def test_there_are_at_least_200_attacks() -> None:
 
 
 class Outside:
-    """What an attack must leave as it is."""
+    """The files and processes that an attack must not change."""
 
     def __init__(self, folder: Path) -> None:
         self.canary = folder / "canary"

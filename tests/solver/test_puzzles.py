@@ -1,4 +1,4 @@
-"""Puzzles through the approach: what reaches the answer is what trying every case finds."""
+"""Puzzles through the approach: the solver's result equals that of exhaustive search."""
 
 import json
 import math
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def consult(formal: str, **given: object) -> tuple[str, Context]:
-    """Return what the solver says to `formal` as the prompt of the answer shows it."""
+    """Return the solver's report on `formal` as it is shown in the prompt of the answer."""
 
     def reply(asked: Chat, sampling: Sampling) -> str:
         if sampling.purpose == "draft":
@@ -43,7 +43,7 @@ def written(value: Value) -> str:
 
 
 def as_number(text: str) -> str:
-    """Return Z3's text of a bit-vector or a negative number in decimal; any other as it is."""
+    """Return Z3's text of a bit-vector or a negative number in decimal; others unchanged."""
     negative = re.fullmatch(r"\(- (\d+)\)", text)
     if negative:
         return f"-{negative[1]}"

@@ -1,4 +1,4 @@
-"""The reader of SMT-LIB scripts: what passes is what was read."""
+"""The parser of SMT-LIB scripts: Z3 receives exactly what was parsed."""
 
 import pytest
 from hypothesis import given
