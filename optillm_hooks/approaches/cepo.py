@@ -6,8 +6,8 @@ carries out each plan in the same conversation, compares the solutions for incon
 answers the question from the comparison; a judge or a vote picks one candidate. Deviations: every
 stage keeps the user's system message and the earlier turns; solutions are shown as data; a round
 makes only the plans that are missing, up to `planning_m` in all; prompts contain no switches of a
-model family; lengths are not limited by default. The stages report to the client's progress and to
-the trace instead of printing.
+model family; by default, stages have no length limits of their own. The stages report to the
+client's progress and to the trace instead of printing.
 Cost: per candidate `2 * planning_n + 2` calls, 4 deep; then one judge call per candidate
 (absolute), one per ordered pair (pairwise) or none (majority), all concurrent. By default 27
 calls, 5 deep.
@@ -97,7 +97,7 @@ def _temperature(default: float, of: str) -> Any:
 def _length(of: str, zero: str | None = None) -> Any:
     skip = f" 0 skips the stage: {zero}." if zero else ""
     minimum = 0 if zero else 1
-    description = f"Maximum tokens of {of}; unset: no limit.{skip}"
+    description = f"Maximum tokens of {of}; unset: the client's max_tokens.{skip}"
     return Field(default=None, ge=minimum, le=1_000_000, description=description)
 
 
@@ -110,7 +110,12 @@ class CepoParams(Params):
     preset: Preset = Field(default="default", description="Values of the other parameters.")
     bestofn_n: int = Field(default=3, ge=1, le=16, description="Number of candidates.")
     bestofn_temperature: float = _temperature(0.1, "the judge")
-    bestofn_max_tokens: int | None = _length("a judgement")
+    bestofn_max_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Maximum tokens of a judgement; unset: no limit.",
+    )
     bestofn_rating_type: RatingType = Field(
         default="absolute",
         description="How a candidate is picked: by a rating of each, by a comparison of each "
@@ -123,12 +128,14 @@ class CepoParams(Params):
         default=6, ge=1, le=32, description="Maximum attempts to get them; at least planning_n."
     )
     planning_temperature_step1: float = _temperature(0.55, "plans")
-    planning_temperature_step2: float = _temperature(0.25, "carrying out a plan")
+    planning_temperature_step2: float = _temperature(0.25, "a plan's execution")
     planning_temperature_direct_resp: float = _temperature(0.1, "an answer without any plan")
     planning_temperature_step3: float = _temperature(0.1, "the comparison")
     planning_temperature_step4: float = _temperature(0.0, "the candidate's answer")
-    planning_max_tokens_step1: int | None = _length("a plan", "solutions are written without one")
-    planning_max_tokens_step2: int | None = _length("carrying out a plan")
+    planning_max_tokens_step1: int | None = _length(
+        "a plan", "solutions are written without a plan"
+    )
+    planning_max_tokens_step2: int | None = _length("a plan's execution")
     planning_max_tokens_direct_resp: int | None = _length("an answer without any plan")
     planning_max_tokens_step3: int | None = _length("the comparison")
     planning_max_tokens_step4: int | None = _length(

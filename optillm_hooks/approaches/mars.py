@@ -12,8 +12,7 @@ in model. The first paper ends with a vote; here the vote decides where verifica
 Cost: at best `num_agents` explorations, `aggregation_loops * population_size` aggregations and
 concurrently `2 * num_agents` calls for strategies, then
 `consensus_threshold * verification_passes_required` verifications: 31 calls, 5 deep. Each round of
-improvement adds up to
-`num_agents * (1 + max_verification_attempts)` calls, 2 or more deep.
+improvement adds up to `num_agents * (1 + max_verification_attempts)` calls, 2 or more deep.
 """
 
 import re
@@ -132,7 +131,7 @@ class MarsParams(Params):
         default=1,
         ge=1,
         le=16,
-        description="With fewer confirmed, the others are verified and solutions improved.",
+        description="If fewer are confirmed, the others are verified, then the best improved.",
     )
     early_termination: bool = Field(
         default=True, description="Stop when enough solutions are confirmed; off: verify all."
