@@ -36,6 +36,9 @@ class CallRecord:
 class Trace:
     """Records of the model calls, and facts noted by the approaches."""
 
+    call_id: str = "-"
+    """The request's id in the log."""
+
     events: list[tuple[str, dict[str, object]]] = field(
         default_factory=list[tuple[str, dict[str, object]]]
     )

@@ -34,7 +34,7 @@ from optillm_hooks.gateway.failures import as_sample_errors, budgets_as_sample_e
 from optillm_hooks.gateway.model_facts import FactsOf
 from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.prepared import Prepared, current, current_route
-from optillm_hooks.gateway.reports import log_line, report_object
+from optillm_hooks.gateway.reports import log_line, report_object, word
 from optillm_hooks.gateway.router_llm import RouterLLM
 from optillm_hooks.gateway.selection import select_deployment
 from optillm_hooks.memory import Memory
@@ -70,7 +70,7 @@ class Provider(CustomLLM):
         model = str(call["model"])
         with _as_litellm_errors(model):
             prepared, request, models = await self._request(model, call)
-            with _logged(prepared, call):
+            with _logged(prepared):
                 outcome = prepared.outcome = await run(request, models, prepared.trace)
         response = write_response(
             call["model_response"], outcome.answers, outcome.report.usage, prepared.requested
@@ -86,7 +86,7 @@ class Provider(CustomLLM):
         model = str(call["model"])
         with _as_litellm_errors(model):
             prepared, request, models = await self._request(model, call)
-            async with aclosing(_chunks(prepared, request, models, call)) as chunks:
+            async with aclosing(_chunks(prepared, request, models)) as chunks:
                 async for chunk in chunks:
                     yield chunk
 
@@ -102,6 +102,7 @@ class Provider(CustomLLM):
         optional = call["optional_params"]
         router = proxy_router() or self._router
         prepared = await _admitted(model, litellm_params, optional, router)
+        prepared.trace.call_id = word(str(litellm_params.get("litellm_call_id") or ""))
         client = read_sampling({**optional, **prepared.fields})
         timeout = Limits(deadline_s=_seconds(call.get("timeout")))
         caller = read_caller(litellm_params, prepared.user, prepared.cache)
@@ -133,7 +134,7 @@ def _as_litellm_errors(model: str) -> Iterator[None]:
 
 
 @contextmanager
-def _logged(prepared: Prepared, call: Mapping[str, Any]) -> Iterator[None]:
+def _logged(prepared: Prepared) -> Iterator[None]:
     """Log one INFO line when the plan has ended: well, in an error, or because the client left."""
     started = time.monotonic()
     error = ""
@@ -146,9 +147,8 @@ def _logged(prepared: Prepared, call: Mapping[str, Any]) -> Iterator[None]:
         error = exc.code if isinstance(exc, OptiLLMError) else type(exc).__name__
         raise
     finally:
-        call_id = str((call.get("litellm_params") or {}).get("litellm_call_id"))
         seconds = time.monotonic() - started
-        _log.info("%s", log_line(prepared, call_id=call_id, seconds=seconds, error=error))
+        _log.info("%s", log_line(prepared, seconds=seconds, error=error))
 
 
 def _models(router: Router | None, caller: Caller, facts_of: FactsOf) -> Models:
@@ -220,7 +220,7 @@ def _seconds(timeout: object) -> float | None:
 
 
 async def _chunks(
-    prepared: Prepared, request: Request, models: Models, call: Mapping[str, Any]
+    prepared: Prepared, request: Request, models: Models
 ) -> AsyncGenerator[ModelResponseStream, None]:
     """Yield the chunks of a stream, in an order that LiteLLM's wrapper keeps.
 
@@ -238,7 +238,7 @@ async def _chunks(
         spoken.update(pieces)
         return write_chunk(pieces, stream_id=stream_id, model=prepared.requested, role=role)
 
-    with _logged(prepared, call):
+    with _logged(prepared):
         async with aclosing(stream(request, models, prepared.trace)) as events:
             async for event in events:
                 match event:

@@ -74,7 +74,7 @@ def _retry_headers(prepared: Prepared, error: OptiLLMError) -> dict[str, str]:
     return headers
 
 
-def log_line(prepared: Prepared, *, call_id: str, seconds: float, error: str) -> str:
+def log_line(prepared: Prepared, *, seconds: float, error: str) -> str:
     """Return the line that is logged for a plan that has ended, as `name=value`.
 
     It holds no text of the user or of a model: the approach is without its parameters.
@@ -83,7 +83,7 @@ def log_line(prepared: Prepared, *, call_id: str, seconds: float, error: str) ->
     usage = sum((call.usage for call in calls), Usage())
     report = None if prepared.outcome is None else prepared.outcome.report
     values = {
-        "call_id": call_id,
+        "call_id": prepared.trace.call_id,
         "approach": prepared.plan.label,
         "base": prepared.base,
         "calls": str(usage.calls),
@@ -94,10 +94,11 @@ def log_line(prepared: Prepared, *, call_id: str, seconds: float, error: str) ->
         "degraded": ",".join(report.degraded if report else ()),
         "error": error,
     }
-    return " ".join(f"{name}={_word(value)}" for name, value in values.items())
+    return " ".join(f"{name}={word(value)}" for name, value in values.items())
 
 
-def _word(value: str) -> str:
+def word(value: str) -> str:
+    """Return a value for a log line: one word, whatever its author put in it."""
     return _NO_WORD.sub("?", value)[:_MAX_WORD_CHARS] or "-"
 
 

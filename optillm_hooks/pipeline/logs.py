@@ -25,7 +25,8 @@ def logged_stage(name: str, ctx: Context) -> Iterator[None]:
     clock = asyncio.get_running_loop().time
     started, calls_before = clock(), _calls(ctx)
     outcome = "ok"
-    _log.debug("stage started: approach=%s chain=%s choice=%d", name, ctx.stage, ctx.run)
+    where = f"call_id={ctx.trace.call_id} approach={name} chain={ctx.stage} choice={ctx.run}"
+    _log.debug("stage started: %s", where)
     try:
         yield
     except BaseException as exc:
@@ -33,10 +34,8 @@ def logged_stage(name: str, ctx: Context) -> Iterator[None]:
         raise
     finally:
         _log.debug(
-            "stage ended: approach=%s chain=%s choice=%d outcome=%s seconds=%.3f calls=%d",
-            name,
-            ctx.stage,
-            ctx.run,
+            "stage ended: %s outcome=%s seconds=%.3f calls=%d",
+            where,
             outcome,
             clock() - started,
             _calls(ctx) - calls_before,

@@ -136,7 +136,8 @@ class PlanRun:
             if isinstance(exc, TimeoutError) and scope.expired():
                 self._budget.stop("deadline")
                 raise DeadlineExceeded("the deadline passed") from exc
-            _log.error("approach %s failed: %s", ctx.stage, places(exc))
+            where = f"call_id={ctx.trace.call_id} chain={ctx.stage} choice={ctx.run}"
+            _log.error("stage failed: %s error=%s", where, places(exc))
             raise StageFailed(ctx.stage) from exc
 
     def _note_failure(self, error: SampleError) -> None:

@@ -128,13 +128,16 @@ async def work(ctx: Context) -> None:
 @pytest.mark.anyio
 async def test_a_stage_logs_its_start_and_end(lines: Callable[[], list[str]]) -> None:
     root = context()
+    root.trace.call_id = "b1"
     await work(root.child(0, stage="re2&bon"))
     await work(root.child(1, stage="moa"))
+    first = "call_id=b1 approach=first chain=moa choice=1"
+    second = "call_id=b1 approach=second chain=moa choice=1"
     assert lines()[4:] == [
-        "stage started: approach=first chain=moa choice=1",
-        "stage ended: approach=first chain=moa choice=1 outcome=ok seconds=S calls=1",
-        "stage started: approach=second chain=moa choice=1",
-        "stage ended: approach=second chain=moa choice=1 outcome=ProviderFailed seconds=S calls=2",
+        f"stage started: {first}",
+        f"stage ended: {first} outcome=ok seconds=S calls=1",
+        f"stage started: {second}",
+        f"stage ended: {second} outcome=ProviderFailed seconds=S calls=2",
     ]
 
 

@@ -485,7 +485,8 @@ class TestFailures:
         with caplog.at_level(logging.DEBUG), pytest.raises(StageFailed) as caught:
             await self.ended(streamed, request([answerer(broken)]), ScriptedLLM([]))
         assert "6 * 7" not in f"{caught.value}{caplog.text}"
-        assert "approach draft failed: KeyError at optillm_hooks/pipeline/run.py:" in caplog.text
+        failed = "stage failed: call_id=- chain=draft choice=0 error=KeyError at optillm_hooks/"
+        assert failed in caplog.text
         line = broken.__code__.co_firstlineno + 1
         assert caplog.text.splitlines()[-1].endswith(f" > tests/pipeline/test_run.py:{line}")
         assert caught.value.status == 500
@@ -512,7 +513,7 @@ class TestFailures:
             await self.ended(streamed, asked, AnsweringLLM(lambda *_: "42"))
         ended = [m.split() for m in caplog.messages if m.startswith("stage ended")]
         chain = "chain=rewriter&wrapper&draft&final"
-        assert [words[2:6] + words[7:] for words in ended if words[4] == "choice=1"] == [
+        assert [words[3:7] + words[8:] for words in ended if words[5] == "choice=1"] == [
             ["approach=rewriter", chain, "choice=1", "outcome=ok", "calls=0"],
             ["approach=draft", chain, "choice=1", "outcome=ok", "calls=1"],
             ["approach=final", chain, "choice=1", "outcome=ok", "calls=0"],
