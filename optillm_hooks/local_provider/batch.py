@@ -55,8 +55,8 @@ class Capacity:
     kv_bytes: int = 4 << 30
     """Memory for the KV cache of running rows and of the prompts they begin from.
 
-    A single row runs whatever it takes, and replies to a request that does not bound them may
-    exceed it. Slots are allocated ahead: up to twice as much memory is taken.
+    A single row is always admitted, and replies to requests without max_tokens may exceed it. Slots
+    are allocated ahead: up to twice as much memory is taken.
     """
 
     prefix_bytes: int = 512 << 20

@@ -1,4 +1,4 @@
-"""Between conversations and token ids: the chat template, tools, replies piece by piece."""
+"""Chat template, tokenizer and detokenizer: from messages to token ids, and from ids to replies."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,16 +42,17 @@ class ChatFormat:
 
     @cached_property
     def grammars(self) -> Grammars:
-        """The grammars for this tokenizer, which take a second to make ready."""
+        """The grammars for this tokenizer; creating them takes a second."""
         return Grammars(self._tokenizer, self.end_ids)
 
     def encode(
         self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> list[int]:
-        """Return the prompt: the conversation as the model was trained to read it.
+        """Return the token ids of the prompt: the conversation in the model's chat template.
 
         Raises:
-            RequestRejected: a message is malformed or not text alone, or the template refuses it.
+            RequestRejected: a message is malformed, contains more than text, or is refused by the
+                template.
         """
         plain = [_plain(message) for message in messages]
         try:
@@ -61,17 +62,18 @@ class ChatFormat:
                 add_generation_prompt=True,
                 return_dict=False,
             )
-        except Exception as exc:  # a template is a program of the model's author
+        except Exception as exc:  # a template is a program by the model's author
             raise RequestRejected(
                 f"the model's chat template refuses these messages: {exc}", param="messages"
             ) from exc
         return ids
 
     def tools(self, request: EngineRequest) -> Tools | None:
-        """Return the tools of a request as this model calls them; None: calls are not looked for.
+        """Return the tools of a request in this model's call format; None: calls are not parsed.
 
         Raises:
-            RequestRejected: the model was never taught of tools, or not so that it could be forced.
+            RequestRejected: the chat template does not support tools, or a call is required and the
+                model's call format is unknown.
         """
         if not request.tools:
             return None
@@ -83,7 +85,7 @@ class ChatFormat:
         form = form_of(template)
         if form is None and request.must_call:
             raise RequestRejected(
-                "no call can be required of this model: how it writes calls is not known here",
+                "no call can be required of this model: its format of tool calls is unknown",
                 param="tool_choice",
             )
         functions = {str(tool["function"]["name"]): tool["function"] for tool in request.tools}
@@ -97,12 +99,13 @@ class ChatFormat:
     def constraint(
         self, request: EngineRequest, tools: Tools | None, *, opened: bool, thinks: bool
     ) -> Constraint | None:
-        """Return what the form of a reply to `request` has to obey; None if nothing.
+        """Return the constraint (grammar) for a reply to `request`; None if it may be anything.
 
-        `opened`: it begins inside a <think> block. `thinks`: it may open one, whatever the model.
+        `opened`: the reply begins inside a <think> block. `thinks`: it may open one, even if the
+        chat template does not mention thinking.
 
         Raises:
-            RequestRejected: llguidance cannot enforce the form.
+            RequestRejected: llguidance cannot enforce the schema or the calls.
         """
         forms: dict[str, str] = {}
         if request.schema is not None and not request.must_call:
@@ -124,7 +127,7 @@ class ChatFormat:
         return end.rstrip().endswith(marker)
 
     def encode_text(self, text: str) -> list[int]:
-        """Return the ids of `text` alone, without any special token added."""
+        """Return the ids of `text`, without adding special tokens."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
 
@@ -134,9 +137,9 @@ class ChatFormat:
         return text
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the exact bytes that a token stands for, which may be half a character.
+        """Return the exact bytes of a token, which may be half a character.
 
-        None for an id without a token: models may have more rows than their tokenizers.
+        Empty for an id without a token: models may have more logits than their tokenizers tokens.
         """
         piece: str = self._tokenizer.convert_ids_to_tokens(token) or ""
         if token in self._added:
@@ -148,11 +151,12 @@ class ChatFormat:
         return piece.replace("\u2581", " ").encode()
 
     def with_bytes(self, scored: ScoredToken) -> TokenLogprob:
+        """Return `scored` with the bytes of its tokens instead of their ids."""
         top = tuple((self.token_bytes(token), logprob) for token, logprob in scored.top)
         return TokenLogprob(self.token_bytes(scored.id), scored.logprob, top)
 
     def detokenizer(self, tools: Tools | None = None, markers: Markers = MARKERS) -> "Detokenizer":
-        """Return a new one, which keeps `markers` and that of calls even if they are special."""
+        """Return a detokenizer that keeps `markers` and that of calls even if they are special."""
         found = [*markers, *([tools.form.opening] if tools is not None else [])]
         kept = {token: text for text in found if (token := self._special(text)) is not None}
         return Detokenizer(self._tokenizer.backend_tokenizer, kept)
@@ -165,14 +169,14 @@ class ChatFormat:
             return ""
 
     def _special(self, marker: str) -> int | None:
-        """Return the id of the special token that `marker` is, or None if it is plain text."""
+        """Return the id of `marker` if it is a special token, or None if it is plain text."""
         token = self._tokenizer.backend_tokenizer.token_to_id(marker)
         added = self._added.get(token)
         return token if added is not None and added.special else None
 
 
 def as_text(message: Mapping[str, Any]) -> str:
-    """Return the text of a message; of content parts, those of type text, joined by newlines."""
+    """Return the text of a message; text parts are joined by newlines."""
     content = message.get("content")
     if isinstance(content, str) or content is None:
         return content or ""
@@ -180,17 +184,17 @@ def as_text(message: Mapping[str, Any]) -> str:
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a message with string content, in the roles that templates know."""
+    """Return a message with string content and a role that chat templates know."""
     _check(message)
     role = message.get("role", "user")
     plain = {**message, "role": _ROLES.get(role, role), "content": as_text(message)}
-    # Templates take the presence of this for a call.
+    # Templates take the presence of this key for a call.
     calls = plain.pop("tool_calls", None)
     return {**plain, "tool_calls": [_read_call(call) for call in calls]} if calls else plain
 
 
 def _check(message: Any) -> None:
-    """Raise RequestRejected if a message is not of OpenAI's form, as far as it is read here."""
+    """Raise RequestRejected if a message is not in OpenAI's format, as far as it is used here."""
     if not isinstance(message, Mapping) or not isinstance(message.get("role", "user"), str):
         raise _malformed("each message must be an object whose role is a string")
     content = message.get("content")
@@ -211,7 +215,7 @@ def _malformed(reason: str) -> RequestRejected:
 
 
 def _read_call(call: Any) -> Any:
-    """Return a call with its arguments as an object, which is how templates write them out."""
+    """Return a call with its arguments as an object, as chat templates expect them."""
     try:
         function = {**call["function"], "arguments": json.loads(call["function"]["arguments"])}
     except (KeyError, TypeError, ValueError, RecursionError):
@@ -220,7 +224,7 @@ def _read_call(call: Any) -> Any:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Return the byte of each character in which byte-level vocabularies are written."""
+    """Return the byte of each character of byte-level BPE vocabularies."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     alphabet = {chr(byte): byte for byte in printable}
@@ -228,10 +232,10 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 class Detokenizer:
-    """Turns ids into text one by one; a character comes out when its last byte is in."""
+    """Incremental detokenizer: a character is returned with the token that has its last byte."""
 
     def __init__(self, tokenizer: Any, kept: Mapping[int, str]) -> None:
-        """`kept`: special tokens that are text all the same; the others are left out."""
+        """`kept`: special tokens that appear in the text; all others are skipped."""
         self._tokenizer = tokenizer
         self._kept = kept
         self._stream = DecodeStream(skip_special_tokens=True)
@@ -242,7 +246,7 @@ class Detokenizer:
 
 
 class Shown(NamedTuple):
-    """A piece of a reply, by what it is; the calls come after the text."""
+    """A piece of a reply: text, reasoning, and the calls that follow the text."""
 
     text: str = ""
     reasoning: str = ""
@@ -250,10 +254,9 @@ class Shown(NamedTuple):
 
 
 class ReplyReader:
-    """Parts a reply into reasoning, text and tool calls.
+    """Parses a streamed reply into reasoning, text and tool calls.
 
-    `opened`: the prompt ends inside a block between `markers`. `tools`: None, calls are not looked
-    for.
+    `opened`: the prompt ends inside a block between `markers`. `tools`: None, calls are not parsed.
     """
 
     def __init__(
@@ -268,16 +271,16 @@ class ReplyReader:
 
     @property
     def called(self) -> bool:
-        """Whether there were calls."""
+        """Whether there were tool calls."""
         return self._finder is not None and self._finder.calls > 0
 
     @property
     def done(self) -> bool:
-        """Whether nothing of use can follow."""
+        """Whether anything that follows would be ignored."""
         return self._finder is not None and self._finder.done
 
     def feed(self, text: str) -> Shown:
-        """Return what is certain now."""
+        """Return what can be shown now."""
         text, reasoning = self._splitter.feed(text)
         if self._finder is None:
             return Shown(text, reasoning)
@@ -285,7 +288,7 @@ class ReplyReader:
         return Shown(found.text, reasoning, found.calls)
 
     def close(self) -> Shown:
-        """Return what was held back, now that no more comes."""
+        """Return what was held back; no more follows."""
         text, reasoning = self._splitter.close()
         if self._finder is None:
             return Shown(text, reasoning)
@@ -294,7 +297,7 @@ class ReplyReader:
 
 
 class ChoiceOutput:
-    """One choice as it is written: takes tokens, gives pieces to show."""
+    """The output of one sequence: takes tokens, returns deltas, finds the finish reason."""
 
     def __init__(
         self,
@@ -319,7 +322,7 @@ class ChoiceOutput:
         self.finish_reason: FinishReason | None = None
 
     def add(self, token: int, scored: ScoredToken | None, *, last: bool) -> Piece | None:
-        """Return what `token` gives to show, or None. `last`: no other token may follow it."""
+        """Return the delta that `token` completes, or None. `last`: no token may follow it."""
         start = self._ends[-1] if self._ends else 0
         text = written = ""
         if token in self._format.end_ids:
@@ -341,7 +344,7 @@ class ChoiceOutput:
         return self._piece(text)
 
     def written(self, *, stopped: bool) -> Written:
-        """Return all that was written; of a branch that was stopped, with what was held back."""
+        """Return the whole output; that of a stopped branch includes text that was held back."""
         text = self._shown + self._stop.close()
         reason = self.finish_reason or "length"
         return Written(text, tuple(self.ids), tuple(self._ends), reason, stopped)

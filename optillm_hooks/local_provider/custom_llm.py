@@ -1,4 +1,4 @@
-"""The LiteLLM provider `optillm-local`: translates, and leaves the work to the engine."""
+"""The LiteLLM custom provider `optillm-local`: translates calls to and from the engine."""
 
 import threading
 import time
@@ -48,7 +48,7 @@ PROVIDER = "optillm-local"
 
 
 class LocalProvider(CustomLLM):
-    """Serves the models of this process. One engine per model, made when it is first asked for."""
+    """Serves the local models of this process, with one engine per model, created on first use."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,10 +62,10 @@ class LocalProvider(CustomLLM):
         litellm_params: Mapping[str, Any] | None = None,
         adapter: str | None = None,
     ) -> Engine:
-        """Return the engine of a model, which its adapters share.
+        """Return the engine of a model, which all its LoRA adapters share.
 
-        It is described in the deployment's `model_info.optillm_local`, or built in. LiteLLM's
-        router writes `model_info` into each request, over whatever a client sent.
+        The model is described in the deployment's `model_info.optillm_local`, or built in.
+        LiteLLM's router writes `model_info` into each request, over anything that a client sent.
 
         Raises:
             UnknownModel: no such model is configured, or it has no such adapter. Nothing is loaded.
@@ -82,7 +82,7 @@ class LocalProvider(CustomLLM):
             return self._engines[key]
 
     def _load(self, key: tuple[str, str], spec: models.ModelSpec) -> "Batch":
-        """Return the model of `spec`, for which idle ones on its device leave if they must."""
+        """Load the model of `spec`; idle models on its device are evicted if necessary."""
         with self._loading:
             device = models.device_of(spec)
             with self._lock:
@@ -100,7 +100,7 @@ class LocalProvider(CustomLLM):
     ) -> ModelResponse:
         """Return the whole answer. Blocks the calling thread."""
         with _errors_of(model):
-            engine, request = self._asked(model, messages, **kwargs)
+            engine, request = self._engine_and_request(model, messages, **kwargs)
             answer = _Answer(model, request)
             with closing(engine.stream_sync(request)) as events:
                 for event in events:
@@ -112,7 +112,7 @@ class LocalProvider(CustomLLM):
     ) -> ModelResponse:
         """Return the whole answer; cancelling the task stops the generation."""
         with _errors_of(model):
-            engine, request = self._asked(model, messages, **kwargs)
+            engine, request = self._engine_and_request(model, messages, **kwargs)
             answer = _Answer(model, request)
             async with aclosing(engine.stream(request)) as events:
                 async for event in events:
@@ -122,9 +122,9 @@ class LocalProvider(CustomLLM):
     def streaming(
         self, model: str, messages: list[dict[str, Any]], *_args: Any, **kwargs: Any
     ) -> Iterator[ModelResponseStream]:
-        """Return the chunks of the answer. What is wrong with the fields is raised at once."""
+        """Return the chunks of the answer. Invalid fields raise before there is a stream."""
         with _errors_of(model):
-            engine, request = self._asked(model, messages, **kwargs)
+            engine, request = self._engine_and_request(model, messages, **kwargs)
         return self._chunks_sync(model, engine, request)
 
     def astreaming(
@@ -132,13 +132,13 @@ class LocalProvider(CustomLLM):
     ) -> AsyncIterator[ModelResponseStream]:
         """Return the chunks of the answer; closing the iterator stops the generation.
 
-        What is wrong with the fields is raised at once, before there is a stream.
+        Invalid fields raise before there is a stream.
         """
         with _errors_of(model):
-            engine, request = self._asked(model, messages, **kwargs)
+            engine, request = self._engine_and_request(model, messages, **kwargs)
         return self._chunks(model, engine, request)
 
-    def _asked(
+    def _engine_and_request(
         self,
         model: str,
         messages: list[dict[str, Any]],
@@ -147,9 +147,9 @@ class LocalProvider(CustomLLM):
         litellm_params: dict[str, Any] | None = None,
         **_others: Any,
     ) -> tuple[Engine, EngineRequest]:
-        """Return who serves a call of LiteLLM, and what it asks for.
+        """Return the engine and the request of a LiteLLM call.
 
-        `model` may name an adapter behind a plus sign.
+        `model` may name an adapter after a plus sign.
         """
         request = parse_request(messages, optional_params)
         adapter = model.partition("+")[2]
@@ -178,7 +178,7 @@ class LocalProvider(CustomLLM):
 
 @contextmanager
 def _errors_of(model: str) -> Iterator[None]:
-    """Turn our errors into LiteLLM's, which keep their status on the way to the client."""
+    """Translate our errors into LiteLLM's, which keep their status on the way to the client."""
     try:
         yield
     except PromptTooLong as exc:
@@ -194,7 +194,7 @@ def _errors_of(model: str) -> Iterator[None]:
 
 
 class _Answer:
-    """Collects the events of a request into one response."""
+    """Assembles the events of a request into one response."""
 
     def __init__(self, model: str, request: EngineRequest) -> None:
         self._model = model
@@ -240,8 +240,8 @@ class _Chunks:
     """Makes the chunks of one stream.
 
     LiteLLM's stream wrapper reads the finish reason of a chunk's first choice, ends the stream with
-    it, and re-estimates a usage that comes later. So usage goes out first, the other choices'
-    finish reasons as second choices of chunks, and that of choice 0 last.
+    it, and re-estimates a usage that comes later. So the usage goes out first, the finish reasons
+    of other choices as second choices of chunks, and that of choice 0 last.
     """
 
     def __init__(self, model: str) -> None:
@@ -249,7 +249,7 @@ class _Chunks:
         self._id = _new_id()
         self._created = int(time.time())
         self._calls: dict[int, int] = {}
-        """How many calls each choice has made; a choice is here once it has begun."""
+        """Number of tool calls of each choice that has begun."""
 
         self._first_reason: str | None = None
 

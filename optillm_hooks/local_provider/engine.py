@@ -1,7 +1,7 @@
-"""The face of one loaded model: requests in from any thread or task, events out.
+"""The inference engine of one model: takes requests from any thread or task, streams events.
 
-One thread of its own touches torch, tokenizer and model. Everybody else hands it requests and gets
-events through a call-back, so no event loop ever waits for a step.
+Only the engine's own thread touches torch, the tokenizer and the model. Callers hand it requests
+and get events through a callback, so that no event loop ever waits for a step.
 """
 
 import asyncio
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
 
 Load = Callable[[], "Batch"]
 MAX_REQUESTS = 512
-"""Requests that may be in one engine at once, running and waiting."""
+"""Maximum number of requests in one engine, running and waiting."""
 
 
-class _Leave:
-    """A wish that the model leave memory."""
+class _Unload:
+    """A message to the engine's thread: drop the model if it is idle."""
 
     def __init__(self) -> None:
         self.answered = threading.Event()
 
 
 class Engine:
-    """Serves one model. `load` runs in the engine's thread, when the first request is there.
+    """Serves one model with continuous batching; `load` runs in the engine's thread when needed.
 
-    Requests that come while the model loads wait for it. If loading fails, all that have come by
-    then fail with that one error, and the next request tries again. A model that nobody asked for
-    a while is dropped, and loaded again when somebody does.
+    The first request loads the model. Requests that arrive meanwhile wait for it. If loading fails,
+    all of them fail with that one error, and the next request tries again. A model without requests
+    for a while is dropped from memory, and loaded again for the next one.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Engine:
         self._load = load
         self._max_requests = max_requests
         self._unload_after_s = unload_after_s
-        self._inbox: queue.SimpleQueue[Submission | _Leave | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Submission | _Unload | None] = queue.SimpleQueue()
         self._inside = 0
         self._lock = threading.Lock()
         self._batch: Batch | None = None
@@ -72,18 +72,18 @@ class Engine:
 
     @property
     def bytes(self) -> int:
-        """Memory of the model with its keys and values; 0 while it is not loaded."""
+        """Memory of the model and its KV cache; 0 while it is not loaded."""
         batch = self._batch
         return 0 if batch is None else batch.weight_bytes + batch.bytes
 
     def unload(self) -> bool:
-        """Let the model leave memory unless it has requests; return whether it is gone.
+        """Drop the model from memory unless it has requests; return whether it is unloaded.
 
-        It is loaded again for the next request. Blocks for a step at most.
+        The next request loads it again. Blocks for one step at most.
         """
-        leave = _Leave()
-        self._inbox.put(leave)
-        while self.loaded and not leave.answered.wait(0.01):
+        message = _Unload()
+        self._inbox.put(message)
+        while self.loaded and not message.answered.wait(0.01):
             pass
         return not self.loaded
 
@@ -92,13 +92,13 @@ class Engine:
 
         Raises:
             RequestRejected: the request is at fault.
-            ProviderFailed: the engine is, or it is full (503).
+            ProviderFailed: the engine failed, or is full (503).
         """
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
 
         def deliver(event: Event) -> None:
-            # A loop that was closed has nobody left to listen.
+            # After its event loop was closed, nobody listens.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
@@ -110,7 +110,7 @@ class Engine:
             yield event
 
     def stream_sync(self, request: EngineRequest) -> Generator[Piece | Finished, None, None]:
-        """Yield the events of a request, for callers without an event loop. Errors as `stream`."""
+        """Yield the events of a request, for callers without an event loop; raises as `stream`."""
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         with self._submitted(request, events.put):
             while not isinstance(event := events.get(), Finished):
@@ -120,7 +120,7 @@ class Engine:
             yield event
 
     def close(self) -> None:
-        """End the thread once the requests inside are answered, and wait for it."""
+        """Answer the requests inside, then end the engine's thread; blocks until then."""
         self._inbox.put(None)
         self._thread.join()
 
@@ -146,11 +146,11 @@ class Engine:
     def _run(self) -> None:
         closing = False
         while not (closing and self._idle):
-            for arrived in self._arrivals():
+            for arrived in self._messages():
                 if arrived is None:
                     closing = True
-                elif isinstance(arrived, _Leave):
-                    self._leave(arrived)
+                elif isinstance(arrived, _Unload):
+                    self._drop(arrived)
                 elif not arrived.cancelled:
                     self._guarded(arrived)
             if not self._idle:
@@ -160,35 +160,35 @@ class Engine:
     def _idle(self) -> bool:
         return self._batch is None or self._batch.idle
 
-    def _leave(self, asked: "_Leave | None" = None) -> None:
-        """Let go of the model, unless a request has come."""
+    def _drop(self, message: "_Unload | None" = None) -> None:
+        """Drop the model, unless it has requests."""
         if self._idle:
             self._batch = None
-            # A model refers to itself: without this its memory stays for a while.
+            # A model refers to itself: without this, its memory stays allocated for a while.
             gc.collect()
-        if asked is not None:
-            asked.answered.set()
+        if message is not None:
+            message.answered.set()
 
-    def _arrivals(self) -> "Iterator[Submission | _Leave | None]":
-        """Yield what is in the inbox; with nothing else to do, wait for it."""
+    def _messages(self) -> "Iterator[Submission | _Unload | None]":
+        """Yield the messages in the inbox; an idle engine waits for one."""
         if self._idle:
             try:
                 yield self._inbox.get(timeout=self._unload_after_s if self.loaded else None)
             except queue.Empty:
-                self._leave()
+                self._drop()
                 return
-        yield from self._arrived()
+        yield from self._queued()
 
-    def _arrived(self) -> "Iterator[Submission | _Leave | None]":
-        """Yield what is in the inbox by now."""
+    def _queued(self) -> "Iterator[Submission | _Unload | None]":
+        """Yield the messages that are in the inbox now."""
         with contextlib.suppress(queue.Empty):
             while True:
                 yield self._inbox.get_nowait()
 
     def _guarded(self, arrived: Submission | None) -> None:
-        """Let `arrived` join the batch, or take a step. Whatever fails, every client hears of it.
+        """Add `arrived` to the batch, or take a step; a failure is delivered to every request.
 
-        After a failure nobody knows what state the rows are in, so the batch starts anew.
+        After a failure the state of the KV cache is unknown, so the batch is dropped.
         """
         try:
             if self._batch is None:
@@ -211,8 +211,8 @@ class Engine:
             self._batch.fail(failure)
             self._batch = None
             return
-        # It could not be loaded: for all who waited, by this one try.
-        for other in list(self._arrived()):
+        # Loading failed: fail every request queued behind it with the same error.
+        for other in list(self._queued()):
             if not isinstance(other, Submission):
                 self._inbox.put(other)
             elif not other.cancelled:

@@ -1,4 +1,4 @@
-"""What the engine is asked and what it answers. Plain values: no torch, no LiteLLM."""
+"""The engine's requests and output events: plain values, without torch or LiteLLM."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +10,11 @@ from optillm_hooks.errors import ProviderFailed, RequestRejected
 from optillm_hooks.types import Fields, FinishReason, Json, ToolCall
 
 Messages = Sequence[Mapping[str, Any]]
-"""A conversation in OpenAI's form, oldest message first."""
+"""A conversation in OpenAI's format, oldest message first."""
 
 
 class PromptTooLong(RequestRejected):
-    """The prompt leaves no room for an answer in the model's context."""
+    """The prompt leaves no room for an answer in the model's context window."""
 
     code = "context_length_exceeded"
 
@@ -37,40 +37,40 @@ def check_adapter(name: str | None, known: Collection[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one row draws its next token.
+    """Sampling parameters of one sequence: temperature, top-k, top-p, min-p, applied in this order.
 
-    Applied in this order: temperature, top_k, top_p of what top_k left, min_p. At temperature 0
-    (up to a millionth) the likeliest token is taken, the one with the lowest id among equals.
+    top_p applies to what top_k left. At temperature 0 (up to a millionth) decoding is greedy; among
+    equals, the token with the lowest id is taken.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
-    """Most tokens to draw from; 0 is no limit."""
+    """Maximum number of tokens to sample from; 0 is no limit."""
 
     min_p: float = 0.0
-    """Least probability, as a share of the likeliest token's."""
+    """Minimum probability, as a share of the likeliest token's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRequest:
-    """One request for `n` choices of a reply to `messages`."""
+    """A request to the engine: messages, sampling parameters, constraints, decoding method."""
 
     messages: Messages
     tools: Sequence[Mapping[str, Any]] | None = None
-    """Functions that the model may call, in OpenAI's form."""
+    """Functions that the model may call, in OpenAI's format."""
 
     must_call: tuple[str, ...] = ()
-    """The functions of which the reply has to call one; empty: it is free."""
+    """Functions one of which the reply must call; empty: it need not call any."""
 
     parallel_tool_calls: bool = True
     schema: Mapping[str, Any] | None = None
-    """The JSON schema that the text of the reply has to obey; None: it is free."""
+    """JSON schema of the reply's text, held by constrained decoding; None: any text."""
 
     sampling: SamplingParams = SamplingParams()
     n: int = 1
     max_tokens: int | None = None
-    """Most tokens of a choice; None and more than fits is what the context leaves."""
+    """Maximum number of tokens of a choice; None, or more than fits: what the context leaves."""
 
     stop: tuple[str, ...] = ()
     seed: int | None = None
@@ -81,16 +81,17 @@ class EngineRequest:
     """The name of a LoRA adapter; None is the base model."""
 
     decoding: BaseModel | None = None
-    """The settings of a decoding method, whose type says which; None samples plainly."""
+    """Settings of a decoding method; their type determines the method. None: plain sampling."""
 
     top_logprobs: int | None = None
-    """How many alternatives to report for each token; None reports no log-probabilities."""
+    """Alternatives to report for each token; None: no log-probabilities at all."""
 
     def shifts(self, counts: Mapping[int, int]) -> Mapping[int, float]:
-        """Return what is added to logits before a token is drawn, by token id.
+        """Return what logit bias and penalties add to the logits, by token id.
 
-        As OpenAI defines it: the bias, less `frequency_penalty` for each time and
-        `presence_penalty` once for each token that this choice has written. The prompt counts not.
+        As OpenAI defines it: the bias, less `frequency_penalty` for each occurrence and
+        `presence_penalty` once for each token that this choice has written. Tokens of the prompt do
+        not count.
         """
         if not (self.presence_penalty or self.frequency_penalty):
             return self.logit_bias
@@ -103,9 +104,9 @@ class EngineRequest:
 
 @dataclass(frozen=True, slots=True)
 class ScoredToken:
-    """A token id, its log-probability in nats, and the likeliest ids in its place with theirs.
+    """A token id with its log-probability in nats, and the likeliest alternatives with theirs.
 
-    The log-probabilities are the model's own, before temperature and every other rule.
+    The log-probabilities are the model's own, before temperature and all other parameters.
     """
 
     id: int
@@ -115,7 +116,7 @@ class ScoredToken:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A `ScoredToken` with the bytes that tokens stand for, which may be half a character."""
+    """A `ScoredToken` with the bytes of each token, which may be half a character."""
 
     token: bytes
     logprob: float
@@ -124,35 +125,35 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one choice has to show after a step. The last of a choice has a `finish_reason`."""
+    """A delta of one choice. The last one of a choice has a `finish_reason`."""
 
     choice: int
     text: str = ""
     reasoning: str = ""
     tokens: tuple[TokenLogprob, ...] = ()
-    """All tokens of the reply, if log-probabilities were asked for."""
+    """All tokens of the reply, if the request asks for log-probabilities."""
 
     finish_reason: FinishReason | None = None
     tool_calls: tuple[ToolCall, ...] = ()
-    """Whole calls; they come after the text."""
+    """Complete calls; they follow the text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of a request, after the last piece of every choice."""
+    """The last event of a request, with its token usage."""
 
     prompt_tokens: int
     completion_tokens: int
-    """Of all choices together: every token that was drawn, end tokens and stop text included."""
+    """Sum over all choices: every token that was written, end tokens and stop text included."""
 
     cached_tokens: int = 0
-    """Prompt tokens whose keys and values were already there."""
+    """Prompt tokens that the prefix cache had."""
 
     reasoning_tokens: int = 0
     """Part of `completion_tokens`."""
 
     facts: Fields = field(default_factory=dict[str, Json])
-    """What a decoding method has to say about how the reply came about."""
+    """What the decoding method reports about how the reply came about."""
 
 
 Event = Piece | Finished | Exception
@@ -160,7 +161,7 @@ Event = Piece | Finished | Exception
 
 @dataclass(slots=True)
 class Choice:
-    """A whole reply, put together from its pieces."""
+    """A complete choice, assembled from its pieces."""
 
     text: str = ""
     reasoning: str = ""
@@ -178,7 +179,7 @@ class Choice:
 
 @dataclass(eq=False, slots=True)
 class Submission:
-    """A request inside the engine, and who wants to hear of it."""
+    """A request on its way through the engine, with the callback that gets its events."""
 
     request: EngineRequest
     deliver: Callable[[Event], None]
@@ -189,4 +190,4 @@ class Submission:
     """
 
     cancelled: bool = False
-    """Set by anyone; the engine's thread looks at it before each step."""
+    """Set from any thread; the engine's thread checks it before each step."""

@@ -1,4 +1,4 @@
-"""The memory that the models of a process share: for one that comes, idle ones leave."""
+"""LRU eviction of idle models, to make room for one that is about to be loaded."""
 
 import os
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Protocol
 from optillm_hooks.errors import ProviderFailed
 
 _SHARE = 0.8
-"""Of a device's memory for models, where the operator does not say."""
+"""Share of a device's memory that models may take, unless the operator sets a limit."""
 
 
 class Resident(Protocol):
@@ -18,26 +18,26 @@ class Resident(Protocol):
 
     @property
     def bytes(self) -> int:
-        """What it holds now; 0 once it has left."""
+        """Memory that it holds now; 0 once it is unloaded."""
         ...
 
     @property
     def last_used(self) -> float:
-        """When a request last came or left, on any clock that all share."""
+        """When a request last arrived or ended, on a clock that all residents share."""
         ...
 
     def unload(self) -> bool:
-        """Let it leave unless it is in use; return whether it has left."""
+        """Unload it unless it is in use; return whether it is unloaded."""
         ...
 
 
 def make_room(name: str, needed: int, limit: int, residents: Sequence[Resident]) -> None:
-    """Let idle models leave until `needed` more bytes fit into `limit`.
+    """Evict idle models, least recently used first, until `needed` more bytes fit into `limit`.
 
-    The one unused for longest goes first. What is in use stays.
+    Models in use stay.
 
     Raises:
-        ProviderFailed: it does not fit, not even alone (500) or beside those in use (503).
+        ProviderFailed: it does not fit even alone (500), or not beside the models in use (503).
     """
     if needed > limit:
         raise ProviderFailed(
@@ -45,15 +45,15 @@ def make_room(name: str, needed: int, limit: int, residents: Sequence[Resident])
             "for models",
             status=500,
         )
-    staying = list(residents)
+    remaining = list(residents)
     for resident in sorted(residents, key=lambda resident: resident.last_used):
-        if needed + sum(other.bytes for other in staying) <= limit:
+        if needed + sum(other.bytes for other in remaining) <= limit:
             return
         if resident.unload():
-            staying.remove(resident)
-    held = sum(other.bytes for other in staying)
+            remaining.remove(resident)
+    held = sum(other.bytes for other in remaining)
     if needed + held > limit:
-        busy = ", ".join(sorted(other.name for other in staying if other.bytes))
+        busy = ", ".join(sorted(other.name for other in remaining if other.bytes))
         raise ProviderFailed(
             f"no memory for {name} beside {busy}, which are in use; try later", status=503
         )

@@ -1,4 +1,4 @@
-"""Replies in a form that was asked for: a grammar says which tokens may come next.
+"""Constrained decoding: a grammar determines which tokens may come next.
 
 Source: Willard and Louf 2023, "Efficient Guided Generation for Large Language Models",
 arXiv:2307.09702: before each draw the tokens that cannot continue the form are masked, which leaves
@@ -25,10 +25,10 @@ Thinking = Literal["opened", "possible", "none"]
 """Whether a reply begins inside a <think> block, may open one, or has none."""
 
 _MAX_KEPT = 64
-"""Grammars that are remembered."""
+"""Number of compiled grammars that are cached."""
 
 _STRICTLY = {
-    # Small models would go on with blanks for ever.
+    # Without a limit, small models write blanks until the reply is full.
     "whitespace_pattern": r"[ \n\t]{1,20}",
     "lenient": False,
     "coerce_one_of": False,
@@ -41,34 +41,37 @@ _SOURCE_LINES = re.compile(r"\n +\d+ \|")
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:
-    """Return the right side of a rule for JSON documents that `schema` allows."""
+    """Return the right side of a grammar rule for JSON documents that match `schema`."""
     return "%json " + json.dumps({**schema, "x-guidance": _STRICTLY})
 
 
 class Constraint:
-    """Where one reply is in its grammar."""
+    """The state of one reply in its grammar."""
 
     def __init__(self, matcher: LLMatcher) -> None:
         self.matcher = matcher
 
     def fork(self) -> "Constraint":
-        """Return one for another reply, at the same place."""
+        """Return a copy for another reply, in the same state."""
         return Constraint(self.matcher.deep_copy())
 
     def take(self, token: int) -> None:
-        """Go on by a token of the reply; an end token counts.
+        """Advance by a token of the reply; end tokens count.
 
         Raises:
-            ProviderFailed: the grammar has no place for it, or became too large to follow.
+            ProviderFailed: the grammar does not allow it, or became too large to follow.
         """
         if not self.matcher.consume_token(token):
-            reason = _first_lines(self.matcher.get_error()) or "it came to its end"
+            reason = _first_lines(self.matcher.get_error()) or "the grammar had ended"
             raise ProviderFailed(f"the form of the reply could not be kept: {reason}", status=500)
 
 
 class Grammars:
-    """The grammars for one tokenizer. Making this takes about a second, and each grammar
-    milliseconds: llguidance bounds the work that a grammar may be."""
+    """The grammars for one tokenizer, compiled by llguidance.
+
+    Creating this takes about a second, and compiling a grammar milliseconds: llguidance bounds the
+    work.
+    """
 
     def __init__(self, tokenizer: Any, end_ids: Iterable[int]) -> None:
         self._tokenizer = from_tokenizer(tokenizer, eos_token=sorted(end_ids))
@@ -77,15 +80,15 @@ class Grammars:
         self._compiled: OrderedDict[str, Constraint] = OrderedDict()
 
     def symbol(self, marker: str) -> str:
-        """Return `marker` as a grammar has it: one token, if it is more than its letters."""
+        """Return `marker` as a grammar symbol: its token id if it is special, else its text."""
         token = self._id_of(marker)
         special = token is not None and self._tokenizer.is_special_token(token)
         return f"<[{token}]>" if special else json.dumps(marker)
 
     def reply(self, forms: Mapping[str, str], thinking: Thinking) -> str:
-        """Return the grammar of a reply that has one of `forms` after its thinking.
+        """Return the grammar of a reply that matches one of `forms` after its thinking.
 
-        `forms` maps the name of a rule to the text that defines it, and the rules it needs.
+        `forms` maps the name of a rule to the text that defines it and the rules it needs.
         """
         beginnings: Mapping[Thinking, str] = {
             "opened": "thought",
@@ -96,10 +99,10 @@ class Grammars:
         return "\n".join([start, *forms.values(), "" if thinking == "none" else self._thought()])
 
     def start(self, grammar: str, param: str) -> Constraint:
-        """Return a constraint at the beginning of `grammar`. Those used lately are remembered.
+        """Return a constraint in the initial state of `grammar`; recent grammars stay compiled.
 
         Raises:
-            RequestRejected: the grammar asks for what cannot be enforced, by the field `param`.
+            RequestRejected: the grammar, which the field `param` asked for, cannot be enforced.
         """
         if grammar not in self._compiled:
             matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
@@ -113,18 +116,18 @@ class Grammars:
         return self._compiled[grammar].fork()
 
     def _thought(self) -> str:
-        """Return the rule for what is between the markers of thinking, and the second of them."""
+        """Return the rule `thought`: the text of a block of thinking, and its closing marker."""
         end = self._id_of(THOUGHT)
         if self.symbol(THOUGHT) == json.dumps(THOUGHT):
             return _THOUGHT_IN_LETTERS
-        # Tokens and not text, because a decoding method may close the thinking amid a character.
+        # Tokens and not text: a decoding method may close the thinking within a character.
         closing = ",".join(str(token) for token in sorted({end, *self._tokenizer.eos_tokens}))
         return f"thought: <[^{closing}]>* <[{end}]> /\\n{{0,4}}/"
 
     def mask(self, logits: Tensor, constraints: Sequence[Constraint | None]) -> Tensor:
-        """Return `logits` [B, V] with -inf where row b may not go by `constraints[b]`.
+        """Return `logits` [B, V] with -inf for the tokens that `constraints[b]` forbids in row b.
 
-        An end token stays only where the reply may end.
+        End tokens are allowed only where the reply may end.
         """
         rows = [b for b, constraint in enumerate(constraints) if constraint is not None]
         if not rows:
@@ -136,13 +139,13 @@ class Grammars:
         shifts = torch.arange(32, device=logits.device, dtype=torch.int32)
         allowed = (packed[:, :, None] >> shifts & 1).bool().flatten(1)
         masked = torch.full_like(logits[rows], -torch.inf)
-        # The model may have more rows of logits than the tokenizer has tokens, and conversely.
+        # The model may have more logits than the tokenizer has tokens, or fewer.
         width = min(allowed.shape[1], logits.shape[1])
         masked[:, :width] = logits[rows, :width].masked_fill(~allowed[:, :width], -torch.inf)
         return logits.index_put((torch.tensor(rows, device=logits.device),), masked)
 
 
 def _first_lines(error: str) -> str:
-    """Return an error of llguidance without its place in, and the text of, our grammar."""
+    """Return an error of llguidance without its quotation of our grammar."""
     message = _SOURCE_LINES.split(error.partition("\n<state>")[0])[0]
     return " ".join(message.rpartition("failed to compile JSON schema: ")[2].split())

@@ -1,10 +1,10 @@
-"""Makes steering vectors out of pairs of replies: `python -m` this module, for operators.
+"""Make a steering vector from pairs of replies: a command for operators.
 
     python -m optillm_hooks.local_provider.make_steering --model FOLDER --pairs pairs.jsonl
         --layer 12 --out careful.safetensors
 
-A line of the pairs is {"prompt": ..., "positive": ..., "negative": ...}: a user's turn, a reply as
-it should be, and one as it should not. Source and deviations: `steering`.
+Each line of the pairs is {"prompt": ..., "positive": ..., "negative": ...}: a user turn, a reply
+that shows the wanted behaviour, and one that does not. Source and deviations: `steering`.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from optillm_hooks.local_provider.steering import TENSOR, decoder_layers, finger
 
 
 class Pair(BaseModel):
-    """Two replies to one prompt: as it should be, and as it should not."""
+    """Two replies to one prompt: with the wanted behaviour, and without."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,7 +36,7 @@ class Pair(BaseModel):
 
 
 def contrast(model: Any, chat_format: ChatFormat, pairs: Sequence[Pair], layer: int) -> Tensor:
-    """Return float32 [width]: the mean difference of the layer's output over `pairs`."""
+    """Return float32 [width]: the mean difference between a layer's outputs over `pairs`."""
     differences = [
         _mean_state(model, chat_format, pair.prompt, pair.positive, layer)
         - _mean_state(model, chat_format, pair.prompt, pair.negative, layer)
@@ -52,10 +52,10 @@ def write(model: Any, direction: Tensor, layer: int, out: Path) -> None:
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Return the pairs of a file with a JSON object on each line.
+    """Return the pairs of a JSON Lines file.
 
     Raises:
-        ProviderFailed: a line is none, or there is none; the message names it.
+        ProviderFailed: a line is no pair (the message names the line), or the file is empty.
     """
     pairs: list[Pair] = []
     for number, line in enumerate(path.read_text().splitlines(), start=1):
@@ -71,14 +71,14 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 def _mean_state(model: Any, chat_format: ChatFormat, prompt: str, reply: str, layer: int) -> Tensor:
-    """Return float32 [width]: what `layer` puts out, on average over the tokens of `reply`."""
-    asked = chat_format.encode([{"role": "user", "content": prompt}])
-    ids = [*asked, *chat_format.encode_text(reply)]
+    """Return float32 [width]: the output of `layer`, averaged over the tokens of `reply`."""
+    prompt_ids = chat_format.encode([{"role": "user", "content": prompt}])
+    ids = [*prompt_ids, *chat_format.encode_text(reply)]
     found: list[Tensor] = []
 
     def keep(_module: Module, _given: tuple[Any, ...], out: Any) -> None:
         states = out[0] if isinstance(out, tuple) else out
-        found.append(states[0, len(asked) :].float().mean(dim=0))
+        found.append(states[0, len(prompt_ids) :].float().mean(dim=0))
 
     hook = decoder_layers(model)[layer].register_forward_hook(keep)
     try:
@@ -90,27 +90,27 @@ def _mean_state(model: Any, chat_format: ChatFormat, prompt: str, reply: str, la
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make a steering vector out of pairs of replies, and write it into a file."""
+    """Make a steering vector from pairs of replies, and write it to a file."""
     parser = argparse.ArgumentParser(prog="python -m optillm_hooks.local_provider.make_steering")
     parser.add_argument("--model", required=True, help="a folder, a hub id, or smollm2")
     parser.add_argument("--pairs", required=True, type=Path, help="JSON lines")
     parser.add_argument("--layer", required=True, type=int, help="from 0")
     parser.add_argument("--out", required=True, type=Path, help="a .safetensors file")
-    asked = parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
     try:
-        pairs = read_pairs(asked.pairs)
-        built_in = models.BUILT_IN.get(asked.model)
-        loaded = models.load(built_in() if built_in else models.ModelSpec(path=asked.model))
+        pairs = read_pairs(given.pairs)
+        built_in = models.BUILT_IN.get(given.model)
+        loaded = models.load(built_in() if built_in else models.ModelSpec(path=given.model))
         layers = loaded.model.config.num_hidden_layers
-        if not 0 <= asked.layer < layers:
-            raise ProviderFailed(f"the model's layers are 0 to {layers - 1}, not {asked.layer}")
+        if not 0 <= given.layer < layers:
+            raise ProviderFailed(f"the model's layers are 0 to {layers - 1}, not {given.layer}")
         chat_format = ChatFormat(loaded.tokenizer, models.end_ids(loaded))
-        direction = contrast(loaded.model, chat_format, pairs, asked.layer)
-        write(loaded.model, direction, asked.layer, asked.out)
+        direction = contrast(loaded.model, chat_format, pairs, given.layer)
+        write(loaded.model, direction, given.layer, given.out)
     except (OptiLLMError, OSError) as exc:
         sys.stderr.write(f"steering: {exc}\n")
         return 1
-    sys.stdout.write(f"{asked.out}: layer {asked.layer}, from {len(pairs)} pairs\n")
+    sys.stdout.write(f"{given.out}: layer {given.layer}, from {len(pairs)} pairs\n")
     return 0
 
 

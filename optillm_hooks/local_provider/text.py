@@ -1,4 +1,4 @@
-"""Text that comes in pieces: where it stops, and where thinking ends."""
+"""Streamed text: stop strings, and the split of reasoning from the answer."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -8,9 +8,9 @@ from optillm_hooks.decoding.markers import MARKERS, Markers
 
 
 class StopFinder:
-    """Finds the first of several strings in a text that comes in pieces.
+    """Finds the first of several stop strings in streamed text.
 
-    What might be the beginning of one is held back until it is certain.
+    Text that may be the beginning of one is held back until that is certain.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -19,7 +19,7 @@ class StopFinder:
         self.found = False
 
     def feed(self, text: str) -> str:
-        """Return what can be shown now; after a stop string was found, nothing more."""
+        """Return the text that can be shown now; after a stop string, none."""
         if self.found:
             return ""
         text = self._held + text
@@ -32,22 +32,22 @@ class StopFinder:
         return text[: len(text) - hold]
 
     def close(self) -> str:
-        """Return what was held back, now that no more text comes."""
+        """Return the text that was held back; no more follows."""
         held, self._held = self._held, ""
         return held
 
 
-class Parted(NamedTuple):
-    """A piece of a reply: what is shown of it, and what was thinking."""
+class Split(NamedTuple):
+    """A piece of a reply: answer text and reasoning."""
 
     text: str
     reasoning: str
 
 
 class ThinkSplitter:
-    """Parts a reply that begins with a block of thinking into its reasoning and its text.
+    """Splits a streamed reply that may begin with a block of thinking into reasoning and text.
 
-    `opened`: the prompt ends with the marker already, as some chat templates have it.
+    `opened`: the prompt already ends with the opening marker, as some chat templates have it.
     """
 
     def __init__(self, *, opened: bool = False, markers: Markers = MARKERS) -> None:
@@ -61,14 +61,14 @@ class ThinkSplitter:
     def thinking(self) -> bool:
         return self._state == "thinking"
 
-    def feed(self, text: str) -> Parted:
-        """Return what can be shown; the beginning of a marker is held back until it is certain."""
+    def feed(self, text: str) -> Split:
+        """Return what can be shown now; what may be the beginning of a marker is held back."""
         self._held += text
         reasoning = ""
         if self._state == "start":
             begun = self._held.lstrip()
             if self._opening.startswith(begun):
-                return Parted("", "")
+                return Split("", "")
             self._state = "thinking" if begun.startswith(self._opening) else "text"
             if self._state == "thinking":
                 self._held = begun.removeprefix(self._opening).lstrip("\n")
@@ -77,15 +77,15 @@ class ThinkSplitter:
             if not marker:
                 keep = len(reasoning) - overlap(reasoning, self._closing)
                 self._held = reasoning[keep:]
-                return Parted("", reasoning[:keep])
+                return Split("", reasoning[:keep])
             self._state, self._held = "after", rest
         if self._state == "after":
             self._held = self._held.lstrip("\n")
             self._state = "text" if self._held else "after"
         shown, self._held = self._held, ""
-        return Parted(shown, reasoning)
+        return Split(shown, reasoning)
 
-    def close(self) -> Parted:
-        """Return what was held back, now that no more comes."""
+    def close(self) -> Split:
+        """Return what was held back; no more follows."""
         held, self._held = self._held, ""
-        return Parted("", held) if self.thinking else Parted(held, "")
+        return Split("", held) if self.thinking else Split(held, "")

@@ -1,7 +1,7 @@
-"""Tool calls: how models write them, each in the form that its chat template teaches.
+"""Tool-call formats and parsers: the JSON calls that chat templates teach (Hermes, Mistral, Llama).
 
-Transformers has a parser for replies too (`response_template`), but an answer with a broken call
-is an error to it; here what is no call stays text.
+Transformers has a parser for replies too (`response_template`), but it raises an error for an
+answer with a broken call; here, anything that is no call stays text.
 """
 
 import json
@@ -21,21 +21,21 @@ _ID_LETTERS = string.ascii_letters + string.digits
 
 @dataclass(frozen=True, slots=True)
 class CallForm:
-    """How calls are written: JSON objects with the name and the arguments of a function."""
+    """A format of tool calls: JSON objects with the name and the arguments of a function."""
 
     opening: str
     closing: str = ""
-    """None: the call is the rest of the reply."""
+    """Empty: the call is the rest of the reply."""
 
     arguments: str = "arguments"
     """The key of the arguments."""
 
     listed: bool = False
-    """All calls stand in one JSON array."""
+    """Whether all calls are in one JSON array."""
 
     bare: bool = False
-    """A reply that is nothing but such an object is a call, without the opening too. There is no
-    place for several calls at once."""
+    """Whether a reply that is only such an object is a call, even without the opening. There cannot
+    be several calls then."""
 
 
 HERMES = CallForm("<tool_call>", "</tool_call>")
@@ -44,9 +44,9 @@ LLAMA = CallForm("<|python_tag|>", arguments="parameters", bare=True)
 
 
 def form_of(template: str) -> CallForm | None:
-    """Return how a model with this chat template writes calls, or None if it is not known here."""
+    """Return the call format of a model with this chat template, or None if it is unknown."""
     if "<tool_call>" in template and "arguments" in template:
-        # Other forms between the same tags: Qwen3-Coder's and GLM's.
+        # Qwen3-Coder and GLM write other formats between the same tags.
         return None if "<function=" in template or "<arg_key>" in template else HERMES
     if "[TOOL_CALLS]" in template and "[ARGS]" not in template:
         return MISTRAL
@@ -55,18 +55,18 @@ def form_of(template: str) -> CallForm | None:
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """The tools of one request, and how the model calls them."""
+    """The tools of one request, and the model's format of calls."""
 
     form: CallForm
     schemas: Mapping[str, Mapping[str, Any]]
-    """The JSON schema of the arguments, by the name of the function."""
+    """JSON schema of the arguments by function name."""
 
     parallel: bool = True
 
     def rules(self, names: Sequence[str], symbol: Callable[[str], str]) -> str:
-        """Return the grammar's rule `calls`: a call of one of `names`, or several.
+        """Return the grammar rule `calls`: one call of one of `names`, or several.
 
-        `symbol` gives a marker as it is written in a grammar.
+        `symbol` returns a marker as a grammar symbol.
         """
         form = self.form
         calls = [f"call_{i}" for i, _ in enumerate(names)]
@@ -97,11 +97,11 @@ class Tools:
         return calls if self.parallel else calls[:1]
 
     def _call(self, entry: Any) -> ToolCall:
-        """Return `entry` as a call, or raise what comes of its being something else."""
+        """Return `entry` as a call; raises KeyError, TypeError or ValueError if it is none."""
         name, arguments = entry["name"], entry[self.form.arguments]
         if not isinstance(arguments, dict) or name not in self.schemas:
             raise ValueError("no call of one of these tools")
-        # Nine letters or digits: the only ids that Mistral's templates take back.
+        # Nine letters or digits: the only ids that Mistral's templates accept.
         call_id = "".join(secrets.choice(_ID_LETTERS) for _ in range(9))
         return ToolCall(call_id, name, json.dumps(arguments, allow_nan=False))
 
@@ -117,28 +117,28 @@ class Found(NamedTuple):
 
 
 class CallFinder:
-    """Parts a reply that comes in pieces into text and calls.
+    """Splits a streamed reply into text and tool calls.
 
-    What may be the beginning of a call is held back until it is certain. A call names a tool of the
-    request and gives its arguments as a JSON object; whatever else looks like one is text. Blanks
-    around calls are dropped, and so is what follows the call where only one was asked for.
+    Text that may be the beginning of a call is held back until that is certain. A call names a tool
+    of the request and has a JSON object as its arguments; anything else is text. Blanks around
+    calls are dropped. With `parallel` off, so is everything after the first call.
     """
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
         self._held = ""
         self._begun = False
-        """Whether there was text that is not blank."""
+        """Whether there was non-blank text."""
 
         self.calls = 0
 
     @property
     def done(self) -> bool:
-        """Whether the one call that was asked for is there."""
+        """Whether the only call that is allowed is complete."""
         return self.calls > 0 and not self._tools.parallel
 
     def feed(self, text: str) -> Found:
-        """Return what is certain now."""
+        """Return the text and calls that are certain now."""
         self._held += text
         shown, calls = "", tuple[ToolCall, ...]()
         while not self.done and (found := self._next()) is not None:
@@ -146,7 +146,7 @@ class CallFinder:
         return Found(shown, calls)
 
     def close(self) -> Found:
-        """Return what was held back, now that no more comes."""
+        """Return what was held back; no more follows."""
         held, self._held = self._held, ""
         if self.calls and (self.done or not held.strip()):
             return Found("")
@@ -159,7 +159,7 @@ class CallFinder:
         return self._read(before, body, held)
 
     def _next(self) -> Found | None:
-        """Return the next certain piece of what is held back, and let go of it."""
+        """Remove and return the next certain piece of the held text."""
         form = self._tools.form
         at = self._held.find(form.opening)
         if at < 0:
@@ -176,7 +176,7 @@ class CallFinder:
         return self._read(before, body, written)
 
     def _text(self) -> Found | None:
-        """Return what is certainly text: all but blanks and half an opening at the end."""
+        """Return the part that is certainly text: not a blank end, nor the start of an opening."""
         half = overlap(self._held, self._tools.form.opening)
         certain = self._held[: len(self._held) - half].rstrip()
         if not certain:
@@ -189,7 +189,7 @@ class CallFinder:
         return self._tools.form.bare and not self._begun and text.lstrip().startswith("{")
 
     def _read(self, before: str, body: str, written: str) -> Found:
-        """Return the calls in `body` after the text `before`; without any, all that was written."""
+        """Return the calls in `body` after the text `before`; without calls, `written` as text."""
         calls = self._tools.read(body)
         self._begun = True
         self.calls += len(calls)

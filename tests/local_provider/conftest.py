@@ -1,8 +1,8 @@
 """The real embedded model, loaded once for all tests of a run."""
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import litellm
 import pytest
@@ -26,10 +26,11 @@ MAX_STEPS = 20_000
 @pytest.fixture(autouse=True)
 def _bounded_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch that never becomes idle fails its requests; the test would wait for them for ever."""
-    step, taken = Batch.step, Counter[Batch]()
+    step = Batch.step
+    taken = WeakKeyDictionary[Batch, int]()  # tests see that idle models leave memory
 
     def bounded(batch: Batch) -> None:
-        taken[batch] += 1
+        taken[batch] = taken.get(batch, 0) + 1
         assert taken[batch] <= MAX_STEPS, f"the batch is not idle after {MAX_STEPS} steps"
         step(batch)
 
