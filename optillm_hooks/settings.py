@@ -1,4 +1,4 @@
-"""What the operator sets, in YAML. Frozen models; an unknown key is an error that names it."""
+"""The operator's settings in YAML, as frozen pydantic models. An unknown key is an error."""
 
 from collections.abc import Iterable
 from typing import Annotated, Literal
@@ -23,9 +23,10 @@ class LimitSettings(_Settings):
         default=None, ge=1, description="Prompt and completion tokens of all calls."
     )
     max_cost_usd: float | None = Field(default=None, gt=0, description="US dollars of all calls.")
-    max_parallel: int | None = Field(default=None, ge=1, description="Calls under way at once.")
+    max_parallel: int | None = Field(default=None, ge=1, description="Concurrent model calls.")
 
     def limits(self) -> Limits:
+        """Return the same limits as the budget takes them."""
         return Limits(
             deadline_s=self.deadline_s,
             max_calls=self.max_calls,
@@ -40,7 +41,7 @@ class RunSettings(LimitSettings):
 
     on_error: Literal["error", "plain"] = Field(
         default="error",
-        description="What follows when an approach fails: its error, or a plain call.",
+        description="What a failed approach results in: its error, or a plain call.",
     )
     progress: bool = Field(
         default=False, description="Tell streaming clients what is being done, as reasoning deltas."
@@ -48,7 +49,7 @@ class RunSettings(LimitSettings):
     # YAML reads a bare off as false.
     code_runner: Annotated[RunnerName, BeforeValidator(lambda v: v or "off")] = Field(
         default="off",
-        description="Where programs that a model wrote are run, for approaches that test them.",
+        description="Where to run programs that a model wrote, for approaches that test them.",
     )
 
 
@@ -56,30 +57,30 @@ class AliasSettings(RunSettings):
     """`model_info.optillm` of a deployment that is an alias."""
 
     locked: bool = Field(
-        default=False, description="Whether body field and tag may not replace the approach."
+        default=False, description="Refuse a body field or tag that replaces the approach."
     )
     inherit_access: bool = Field(
         default=False,
-        description="Whether a key that may call the alias may so reach its base model.",
+        description="Let a key that may call the alias use its base model through it.",
     )
 
 
 class DeploymentSettings(_Settings):
-    """`model_info.optillm` of an ordinary deployment: what LiteLLM does not know of it."""
+    """`model_info.optillm` of an ordinary deployment: what LiteLLM does not know about it."""
 
     continues_prefix: bool = Field(
         default=False,
-        description="Whether it goes on with an assistant's message that ends the conversation "
-        "(continue_final_message, as vLLM and SGLang do) and returns top_logprobs.",
+        description="Whether it continues a final assistant message (continue_final_message, as "
+        "vLLM and SGLang do) and returns top_logprobs.",
     )
 
 
 NamedApproaches = Literal["all", "safe", "none"] | tuple[str, ...]
-"""Which approaches a form may name; "safe" are those that only ask models."""
+"""The approaches that a form may name; `safe` are those that only ask models."""
 
 
 class Forms(_Settings):
-    """Which approaches each form of choosing one may name."""
+    """The approaches that each form of naming one may choose."""
 
     body: NamedApproaches = "all"
     tag: NamedApproaches = "safe"
@@ -87,29 +88,29 @@ class Forms(_Settings):
 
 
 class PlanCalls(_Settings):
-    """Most model calls that a plan may be estimated at, by who has spelt it."""
+    """The maximum number of model calls that a plan may be estimated at, by who wrote it."""
 
     alias: int = Field(default=256, ge=1, description="In an alias, or the default approach.")
     client: int = Field(default=64, ge=1, description="In a request: prefix, tag or body field.")
 
 
 class Settings(RunSettings):
-    """`litellm_settings.optillm_settings`: what holds for requests that name no alias."""
+    """`litellm_settings.optillm_settings`: the settings of requests that name no alias."""
 
     default_approach: str | None = Field(
-        default=None, description="The approach of requests that choose none; unset, none at all."
+        default=None, description="The approach of requests that name none; unset, a plain call."
     )
     forms: Forms = Field(
-        default_factory=Forms, description="Which approaches each form of choosing may name."
+        default_factory=Forms, description="The approaches that each form may name."
     )
     plan_calls: PlanCalls = Field(
-        default_factory=PlanCalls, description="Most model calls that a plan may be estimated at."
+        default_factory=PlanCalls, description="Maximum estimated model calls of a plan."
     )
-    max_choices: int = Field(default=64, ge=1, description="Most choices of one request (n).")
+    max_choices: int = Field(default=64, ge=1, description="Maximum choices (n) of one request.")
 
 
 def forbidden(approaches: Iterable[Approach], allowed: NamedApproaches) -> list[str]:
-    """Return the names of those of `approaches` that a form with `allowed` may not name."""
+    """Return the names of `approaches` that a form which allows `allowed` may not name."""
     if allowed == "all":
         return []
     return [

@@ -1,7 +1,7 @@
-"""LiteLLM's budgets, checked for the model that a call is really made to.
+"""LiteLLM's budgets (`max_budget`, `model_max_budget`), checked for the models that a plan calls.
 
-LiteLLM checks budgets once, before a request, and against the name that is asked for; a plan makes
-many calls to its base. So they are checked again when the plan is known, and before each call.
+LiteLLM checks budgets once per request, against the requested name. A plan makes many calls to its
+base model, so budgets are checked again when the plan is known, and before each call.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,11 +18,11 @@ from optillm_hooks.gateway.deployments import proxy_module
 class _Budget(NamedTuple):
     owner: str
     counter: str
-    """LiteLLM's name of the counter of what is spent."""
+    """LiteLLM's name for its spend counter."""
 
-    most: float | None
-    known: float
-    """What was spent when the key was read: what holds where the counter is empty."""
+    max_usd: float | None
+    spent_before: float
+    """The spend when the key was read, for a counter that is still empty."""
 
 
 async def check_budgets(
@@ -31,11 +31,11 @@ async def check_budgets(
     router: Router,
     reservation: Mapping[str, Any] | None = None,
 ) -> None:
-    """Raise LiteLLM's own refusal if a budget from which `model` is paid is used up.
+    """Raise LiteLLM's own error if a budget that pays for `model` is used up.
 
-    Those are the budgets of the key, its user, team, organisation and end user, and the budgets
-    that they have for this model alone. What LiteLLM has reserved for this very request counts as
-    not spent. A model that costs nothing is always allowed, as LiteLLM does.
+    These are the budgets of the key and of its user, team, organisation and end user, and their
+    budgets for this model alone. What LiteLLM has reserved for this request does not count as
+    spent. A model that costs nothing is always allowed, as in LiteLLM.
 
     Raises:
         BudgetExceededError: LiteLLM's.
@@ -43,20 +43,22 @@ async def check_budgets(
     proxy = proxy_module()
     if key is None or proxy is None or is_model_cost_zero(model=model, llm_router=router):
         return
-    held = _held(reservation)
+    reserved = _reserved(reservation)
     for budget in _budgets(key, proxy):
-        if not budget.most or budget.most < 0:
+        if not budget.max_usd or budget.max_usd < 0:
             continue
         spent = await proxy.get_current_spend(
-            counter_key=budget.counter, fallback_spend=budget.known, max_budget=budget.most
+            counter_key=budget.counter,
+            fallback_spend=budget.spent_before,
+            max_budget=budget.max_usd,
         )
-        spent -= held.get(budget.counter, 0.0)
-        if spent >= budget.most:
+        spent -= reserved.get(budget.counter, 0.0)
+        if spent >= budget.max_usd:
             raise BudgetExceededError(
                 current_cost=spent,
-                max_budget=budget.most,
+                max_budget=budget.max_usd,
                 message=f"Budget has been exceeded! {budget.owner}: current cost: {spent}, "
-                f"max budget: {budget.most}",
+                f"max budget: {budget.max_usd}",
             )
     await _check_model_budgets(model, key, proxy)
 
@@ -78,8 +80,8 @@ def _budgets(key: UserAPIKeyAuth, proxy: ModuleType) -> Iterator[_Budget]:
         yield _Budget("End user", counter, key.end_user_max_budget, 0.0)
 
 
-def _held(reservation: Mapping[str, Any] | None) -> dict[str, float]:
-    """Return what each counter holds of a reservation that is not settled yet."""
+def _reserved(reservation: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return the amount that each counter includes for a reservation not yet settled."""
     if not reservation or reservation.get("finalized"):
         return {}
     whole = reservation.get("reserved_cost") or 0.0

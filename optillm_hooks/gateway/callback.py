@@ -1,4 +1,4 @@
-"""The hook: reads what a request asks for, refuses what cannot be served, rewrites the rest."""
+"""The pre-call hook: selects a request's approach, admits it, and rewrites it for our provider."""
 
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -31,11 +31,11 @@ _ROUTES: dict[str, Route] = {
 """LiteLLM's call types that we serve."""
 
 _REASONING_FIELDS = ["reasoning_effort", "thinking", "verbosity"]
-"""Fields that LiteLLM refuses or drops for a custom provider unless they are named as allowed."""
+"""Fields that LiteLLM refuses or drops for a custom provider unless the request allows them."""
 
 _UNCACHED = {"no-cache": True, "no-store": True}
-"""How LiteLLM's cache treats the outer call: its key knows neither base nor parameters of a plan.
-The inner calls are cached as any other."""
+"""Keeps the outer call out of LiteLLM's cache, whose key has neither base model nor parameters.
+The inner calls are cached as usual."""
 
 
 class Hook(CustomLogger):
@@ -48,13 +48,13 @@ class Hook(CustomLogger):
         data: dict[str, Any],
         call_type: str,
     ) -> dict[str, Any]:
-        """Return `data` untouched if it names no approach; else rewritten for our provider.
+        """Return `data` unchanged if it names no approach, else rewritten for our provider.
 
-        The whole plan is parsed, checked and authorised here, before any call is paid for.
+        The plan is parsed, checked and authorised here, before any call is paid for.
 
         Raises:
-            ProxyException: the request is refused: 400 for its form, LiteLLM's own status where
-                the caller may not use a model.
+            ProxyException: the request is refused: with 400, or with LiteLLM's own status if the
+                caller may not use a model.
         """
         router = proxy_router()
         route = _ROUTES.get(call_type)
@@ -93,10 +93,9 @@ class Hook(CustomLogger):
         response: AsyncIterator[Any],
         request_data: dict[str, Any],  # noqa: ARG002
     ) -> AsyncIterator[Any]:
-        """Return the stream itself; on the responses route, with the requested model's name.
+        """Return the stream; on the responses route, with the requested model's name.
 
-        There LiteLLM names the deployment within its events, which tells users of an alias what
-        stands behind it.
+        There LiteLLM's events name the deployment, which would show users of an alias its base.
         """
         prepared = current.get()
         if prepared is None or prepared.route != "responses":
@@ -111,7 +110,7 @@ class Hook(CustomLogger):
         request_headers: Mapping[str, str] | None = None,  # noqa: ARG002
         **_: Any,
     ) -> dict[str, str] | None:
-        """Return our headers; on a stream, which has only begun, those known by then."""
+        """Return our headers; a stream sends them at its beginning, with what is known then."""
         prepared = current.get()
         if prepared is None:
             return None
@@ -119,9 +118,9 @@ class Hook(CustomLogger):
 
 
 def _settings() -> tuple[Settings, RequestRejected | None]:
-    """Return the operator's settings, and what is wrong with them if those are not these.
+    """Return the operator's settings; if they are invalid, the defaults and the error.
 
-    Requests for plain models are served whatever the settings are.
+    Requests for plain models do not depend on them.
     """
     try:
         return read_settings(), None
@@ -140,8 +139,8 @@ async def _named(events: AsyncIterator[Any], model: str) -> AsyncIterator[Any]:
 def _passed_through(data: dict[str, Any], base: str, route: Route) -> dict[str, Any]:
     """Return the request for the base model itself.
 
-    Of a stream, LiteLLM asks for usage, by which it bills, before it knows that this is a request
-    for a model that has it; so that is made good, and the client is not shown what it did not ask.
+    LiteLLM bills a stream by its usage, which it requests only for models known to report it. It
+    decided that by the requested name, so usage is requested here, and hidden from the client.
     """
     options = data.get("stream_options") or {}
     asked = not isinstance(options, dict) or options.get("include_usage") is True
@@ -156,7 +155,7 @@ def _passed_through(data: dict[str, Any], base: str, route: Route) -> dict[str, 
 
 
 def _end_user(data: Mapping[str, Any], route: Route) -> str | None:
-    """Return the client's own user, as OpenAI's routes and Anthropic's name it."""
+    """Return the end user that the client names, in OpenAI's field or in Anthropic's."""
     metadata = data.get("metadata")
     if route == "messages" and isinstance(metadata, dict):
         user = metadata.get("user_id")
@@ -166,7 +165,7 @@ def _end_user(data: Mapping[str, Any], route: Route) -> str | None:
 
 
 def _fields_lost(data: Mapping[str, Any], route: Route) -> Fields:
-    """Return what LiteLLM's bridge from this route to chat does not carry over."""
+    """Return the fields that LiteLLM loses when it converts this route to chat completions."""
     text = data.get("text")
     if route == "responses" and isinstance(text, dict) and text.get("verbosity") is not None:
         return {"verbosity": text["verbosity"]}
@@ -174,7 +173,7 @@ def _fields_lost(data: Mapping[str, Any], route: Route) -> Fields:
 
 
 def _check_fields(data: Mapping[str, Any], route: Route) -> None:
-    """Refuse fields of the wrong type, which the provider would find only after LiteLLM's routing.
+    """Refuse fields of the wrong type before LiteLLM routes the request.
 
     Raises:
         RequestRejected: the message names the field.
@@ -188,7 +187,7 @@ def _check_fields(data: Mapping[str, Any], route: Route) -> None:
 
 
 def _rewritten(data: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
-    """Return the request for our provider, and keep the rest of what it needs in `prepared`."""
+    """Return the request for our provider; what LiteLLM would lose is kept in `prepared`."""
     prepared.user = _end_user(data, prepared.route)
     prepared.fields = _fields_lost(data, prepared.route)
     prepared.cache = data["cache"] if isinstance(data.get("cache"), dict) else {}

@@ -1,4 +1,4 @@
-"""On whose account inner calls are made, and who may make them: LiteLLM's own rules, applied."""
+"""The caller: whose key pays for inner calls, and which models it may call, by LiteLLM's rules."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from litellm.proxy.auth.auth_checks import can_key_call_resolved_model
 
 CALL_ORIGIN = "optillm"
 """Marks inner calls in LiteLLM's logs. The rate limiter skips marked calls and counts the tokens
-of the outer response, which is the sum of theirs: so each token counts once."""
+of the outer response, which is the sum of theirs, so each token counts once."""
 
 _SHARED = frozenset(
     {"tags", "requester_metadata", "spend_logs_metadata", "requester_ip_address", "user_agent"}
@@ -20,7 +20,7 @@ _SHARED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The account of one request."""
+    """The identity on whose account a request's inner calls are made."""
 
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Identity for inner calls: key, user, team, organisation, end user, tags."""
@@ -29,19 +29,19 @@ class Caller:
     """Other arguments that every inner call gets (session, end user)."""
 
     cache: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What the client says of LiteLLM's cache."""
+    """The client's `cache` field for LiteLLM."""
 
     key: UserAPIKeyAuth | None = None
-    """The key whose budgets and limits each inner call is held to, if there is one."""
+    """The virtual key, whose budgets and limits apply to each inner call; None without a proxy."""
 
     reservation: Mapping[str, Any] | None = None
-    """What LiteLLM has added to the key's counters for the outer request, and will take away."""
+    """What LiteLLM has reserved on the key's counters for the outer request."""
 
 
 def read_caller(
     litellm_params: Mapping[str, Any], user: str | None, cache: Mapping[str, Any]
 ) -> Caller:
-    """Return the account of a request from what LiteLLM gives its provider.
+    """Return the caller of a request, from the parameters that LiteLLM gives its provider.
 
     The budget reservation of the outer request is not passed on: an inner call that settles it
     would make LiteLLM lose the outer one's spend.
@@ -69,12 +69,12 @@ def read_caller(
 
 
 def metadata_of(litellm_params: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the metadata of a request, which LiteLLM keeps in one of two places by its route."""
+    """Return a request's metadata: the route decides under which of two names LiteLLM keeps it."""
     return litellm_params.get("litellm_metadata") or litellm_params.get("metadata") or {}
 
 
 def read_reservation(metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return what LiteLLM has reserved of the key's budgets for this request, if anything."""
+    """Return what LiteLLM has reserved of the key's budgets for this request, or None."""
     key = metadata.get("user_api_key_auth")
     return metadata.get("user_api_key_budget_reservation") or getattr(
         key, "budget_reservation", None
@@ -82,7 +82,7 @@ def read_reservation(metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 async def check_access(model: str, key: UserAPIKeyAuth, router: Router) -> None:
-    """Raise LiteLLM's own refusal if the caller's key, team or project may not call `model`."""
+    """Raise LiteLLM's own error if the caller's key, team or project may not call `model`."""
     await can_key_call_resolved_model(
         model=model, llm_model_list=None, valid_token=key, llm_router=router
     )

@@ -1,4 +1,4 @@
-"""OpenAI and LiteLLM objects to our types and back. The only module that sees both."""
+"""Converts OpenAI's and LiteLLM's objects to our types and back. No other module sees both."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -49,12 +49,12 @@ _ROLES = frozenset(get_args(Role))
 _FINISH_REASONS = frozenset(get_args(FinishReason))
 
 _MESSAGE_OWN = frozenset({"role", "content", "tool_calls", "reasoning_content"})
-"""Fields of a reply's message that have a place of their own in `Answer`."""
+"""Fields of a reply's message that have their own attribute in `Answer`."""
 
 _OWN_PLACE = frozenset(
     {"temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed"}
 )
-"""Request fields that have a place of their own in `Sampling`."""
+"""Request fields that have their own attribute in `Sampling`."""
 
 _OF_THE_REQUEST = frozenset(
     {
@@ -62,7 +62,7 @@ _OF_THE_REQUEST = frozenset(
         "additional_drop_params",
     }
 )  # fmt: skip
-"""OpenAI's and LiteLLM's fields that say something of the client's request as a whole."""
+"""OpenAI's and LiteLLM's fields that apply to the client's request as a whole."""
 
 _OF_THE_ROUTER = frozenset(
     {
@@ -72,7 +72,7 @@ _OF_THE_ROUTER = frozenset(
         "specific_deployment", "standard_callback_dynamic_params", "standard_logging_object",
     }
 )  # fmt: skip
-"""Arguments of the router that stand in no list of LiteLLM's."""
+"""Arguments of the router that are in none of LiteLLM's lists."""
 
 _OF_LITELLM = (
     _OF_THE_ROUTER
@@ -89,14 +89,14 @@ _OPENAIS = (
 """OpenAI's fields for one completion, by LiteLLM's list."""
 
 _PRIVATE = ("_", "litellm_", "mock_")
-"""How further names of LiteLLM's own begin."""
+"""Prefixes of LiteLLM's other private names."""
 
 
 def _is_for_the_provider(field: str) -> bool:
-    """Return whether a field of the client's goes to the inner calls.
+    """Return whether a field of the client's request is sent with the inner calls.
 
-    Those are OpenAI's for one completion, and the provider's own: what LiteLLM takes for that, any
-    name that it does not know. All others would tell the router how and where to make the call.
+    Sent are OpenAI's fields for one completion and those that LiteLLM does not know, which it
+    passes on to the provider. The others would tell the router how and where to make the call.
     """
     return field in _OPENAIS or not (field in _OF_LITELLM or field.startswith(_PRIVATE))
 
@@ -169,10 +169,10 @@ def write_chat(chat: Chat) -> list[dict[str, Any]]:
 
 
 def read_sampling(params: Mapping[str, Any]) -> Sampling:
-    """Return the fields of a request that say how replies are sampled, unknown ones included.
+    """Return the sampling fields of a request, including those that only its provider knows.
 
     Raises:
-        RequestRejected: a field that we work with ourselves is of the wrong type.
+        RequestRejected: a field that we read ourselves has the wrong type.
     """
     for name, check in _SAMPLING_CHECKS.items():
         if params.get(name) is not None and not check.allows(params[name]):
@@ -192,8 +192,8 @@ def read_sampling(params: Mapping[str, Any]) -> Sampling:
 def write_sampling(sampling: Sampling) -> dict[str, Any]:
     """Return the request fields of one call.
 
-    Of the two names for the token limit only `max_tokens` is sent: LiteLLM renames it for the
-    models that know the other one only.
+    The token limit is sent as `max_tokens`: LiteLLM renames it for models that accept only
+    `max_completion_tokens`.
     """
     given = {
         "temperature": sampling.temperature,
@@ -230,7 +230,7 @@ def _read_choice(choice: Choices, usage: Usage) -> Completion:
 
 
 def _other_fields(message: Mapping[str, Any]) -> Fields:
-    """Return the fields of a reply that have no place of their own and hold something."""
+    """Return the fields of a reply that are not empty and have no attribute in `Answer`."""
     return {
         key: value
         for key, value in message.items()
@@ -240,7 +240,7 @@ def _other_fields(message: Mapping[str, Any]) -> Fields:
 
 
 def read_delta(chunk: ModelResponseStream, cost_usd: float) -> Delta:
-    """Return a chunk of a single choice as a piece; its usage with `cost_usd`, if it has one."""
+    """Return a streamed chunk of a single choice as a delta, its usage priced at `cost_usd`."""
     usage = getattr(chunk, "usage", None)
     read = None if usage is None else read_usage(usage, cost_usd)
     facts = _read_facts(chunk)
@@ -262,20 +262,20 @@ def read_delta(chunk: ModelResponseStream, cost_usd: float) -> Delta:
 
 
 def _read_facts(response: object) -> Fields:
-    """Return what a local model says of how it decoded a reply."""
+    """Return a local model's facts about how it decoded a reply."""
     facts = getattr(response, "optillm_decoding", None)
     return facts if isinstance(facts, dict) else {}
 
 
 def read_finish_reason(reason: str | None) -> FinishReason:
-    """Return the finish reason; the old name of tool calls and unknown ones in today's terms."""
+    """Return the finish reason; `function_call` becomes `tool_calls`, an unknown one `stop`."""
     if reason in _FINISH_REASONS:
         return cast(FinishReason, reason)
     return "tool_calls" if reason == "function_call" else "stop"
 
 
 def read_usage(usage: Any, cost_usd: float) -> Usage:
-    """Return a provider's usage of one call, 0 for what it does not say."""
+    """Return the usage of one call; what the provider leaves out is 0."""
     completion = getattr(usage, "completion_tokens_details", None)
     prompt = getattr(usage, "prompt_tokens_details", None)
     return Usage(
@@ -314,7 +314,7 @@ def write_usage(usage: Usage) -> LiteLLMUsage:
 def write_response(
     response: ModelResponse, answers: Sequence[Answer], usage: Usage, model: str
 ) -> ModelResponse:
-    """Fill LiteLLM's empty `response`, and return it: a choice per answer, and `usage`."""
+    """Return LiteLLM's `response`, filled with one choice per answer and with `usage`."""
     response.choices = [
         Choices(
             index=index,
@@ -370,7 +370,7 @@ def _write_logprobs(logprobs: Sequence[TokenLogprob]) -> ChoiceLogprobs | None:
 def write_chunk(
     pieces: Mapping[int, Delta], *, stream_id: str, model: str, role: bool = False
 ) -> ModelResponseStream:
-    """Return one chunk that carries a piece of each choice in `pieces`."""
+    """Return one streamed chunk with the delta of each choice in `pieces`."""
     return ModelResponseStream(
         id=stream_id,
         model=model,

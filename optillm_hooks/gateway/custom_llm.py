@@ -1,4 +1,4 @@
-"""The provider: runs the plan that the hook prepared, or that the deployment's name spells."""
+"""The custom LLM provider: runs the plan that the hook admitted, or that the model name has."""
 
 import asyncio
 import logging
@@ -135,7 +135,7 @@ def _as_litellm_errors(model: str) -> Iterator[None]:
 
 @contextmanager
 def _logged(prepared: Prepared) -> Iterator[None]:
-    """Log one INFO line when the plan has ended: well, in an error, or because the client left."""
+    """Log one INFO line when the plan ends: with an answer or an error, or cancelled."""
     started = time.monotonic()
     error = ""
     try:
@@ -164,12 +164,12 @@ async def _admitted(
     optional: Mapping[str, Any],
     router: Router | None,
 ) -> Prepared:
-    """Return what the hook admitted for this very deployment, else admit what its name spells.
+    """Return the plan that the hook admitted for this deployment, else admit that of its name.
 
-    A fallback of the router may lead from one alias to another, which has a plan of its own.
+    A router's fallback may lead from one alias to another, which has its own plan.
 
     Raises:
-        RequestRejected: the plan cannot run, or is spelt in a request that no hook has seen.
+        RequestRejected: the plan cannot run, or a client wrote it past the hook.
         SampleError: the caller may not use one of its models.
     """
     metadata = metadata_of(litellm_params)
@@ -177,7 +177,7 @@ async def _admitted(
     prepared = current.get()
     if prepared is not None and group == prepared.deployment:
         return prepared
-    _check_not_spelt(litellm_params)
+    _check_no_wildcard(litellm_params)
     key = metadata.get("user_api_key_auth")
     settings = read_settings()
     selection = select_deployment(
@@ -195,11 +195,11 @@ async def _admitted(
         )
 
 
-def _check_not_spelt(litellm_params: Mapping[str, Any]) -> None:
-    """Refuse a plan that a proxy's client has spelt in another model's place, past the hook.
+def _check_no_wildcard(litellm_params: Mapping[str, Any]) -> None:
+    """Refuse a plan that a proxy's client wrote as a fallback or after a comma, past the hook.
 
     Raises:
-        RequestRejected: the deployment is the wildcard one, which stands for any plan.
+        RequestRejected: the deployment is `optillm/*`, which stands for any plan.
     """
     router = proxy_router()
     info = litellm_params.get("model_info") or {}

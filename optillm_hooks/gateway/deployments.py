@@ -25,12 +25,12 @@ def deployments(router: Router, name: str) -> list[dict[str, Any]]:
 
 
 def is_configured(router: Router, name: str) -> bool:
-    """Return whether `name` stands in the configuration itself, not only under a wildcard."""
+    """Return whether the configuration has `name` itself, not only a wildcard that matches it."""
     return name in router.model_names or name in (router.model_group_alias or {})
 
 
 def is_served(router: Router, name: str) -> bool:
-    """Return whether something serves `name`: also under a wildcard, by its id, or for a team."""
+    """Return whether any deployment serves `name`, also by a wildcard, its id, or for a team."""
     return (
         bool(deployments(router, name))
         or router.has_model_id(name)

@@ -1,4 +1,4 @@
-"""Errors of LiteLLM to ours, and ours to LiteLLM's, which the proxy turns into OpenAI's form."""
+"""Converts LiteLLM's errors to ours, and ours to LiteLLM's, which the proxy shows as OpenAI's."""
 
 import re
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _SECRET = re.compile(
     r"\b(?:sk-|gsk_|hf_|xai-|pplx-|nvapi-|AIza|(?:api_?)?key=|Bearer\s+)[^\s&'\"]{4,}",
     re.IGNORECASE,
 )
-"""How keys begin at the providers that show them in their errors; addresses and headers too."""
+"""API keys that providers show in their errors, by prefix; also those in URLs and headers."""
 
 _FAILURES = (
     openai.OpenAIError,
@@ -48,9 +48,9 @@ _TYPES = {
 
 @contextmanager
 def as_sample_errors() -> Iterator[None]:
-    """Raise what LiteLLM raises for a failed call as `ProviderFailed`, with its status.
+    """Raise LiteLLM's errors of a failed call as `ProviderFailed`, with their status.
 
-    Exceptions that no provider's answer explains pass as they are: they are bugs.
+    Other exceptions are bugs, and are not converted.
     """
     try:
         yield

@@ -20,10 +20,10 @@ from optillm_hooks.types import Chat, Sampling
 LOCAL_PROVIDER = "optillm-local"
 
 _LOCAL_FIELDS = (FIELD, "logprobs", "n", "response_format", "tools", "top_logprobs")
-"""What local models take, which LiteLLM cannot know. It lets no `reasoning_effort` through."""
+"""What local models accept, which LiteLLM cannot know. It passes on no `reasoning_effort`."""
 
 _PREFIX_FIELDS = ("continue_final_message", "logprobs", "top_logprobs")
-"""What a deployment takes of which the operator says that it continues a prefix."""
+"""What a deployment accepts that continues a prefix, by the operator's word."""
 
 _MAX_CHOICES = 128
 """The maximum `n` of OpenAI's API."""

@@ -1,4 +1,4 @@
-"""Reads an approach and a base model out of a model name."""
+"""Parses model names: `<expression>-<base>` of a client, `<expression>/<base>` of a deployment."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,7 +12,7 @@ PROVIDER = "optillm"
 
 
 class Named(NamedTuple):
-    """`expression` text and the `base` model that a name asks for."""
+    """The approach expression, as text, and the base model in a model name."""
 
     expression: str
     base: str
@@ -25,10 +25,10 @@ class _Split:
 
 
 def from_prefix(name: str) -> Named | None:
-    """Return what `bon|moa-gpt-4o` asks for; None if the name has no approach in front.
+    """Return the parts of a name such as `bon|moa-gpt-4o`; None if it begins with no approach.
 
     The expression ends at the first "-" outside parentheses and quotes, so values and base names
-    may hold any. Whether the name is that of a configured model is asked before.
+    may contain more. The caller checks first whether the name is a configured model.
 
     Raises:
         RequestRejected: the base is missing, or an approach follows where a base should.
@@ -38,7 +38,7 @@ def from_prefix(name: str) -> Named | None:
     if not _looks_like_approach(left):
         return None
     if split is None or not split.right:
-        parse(left)  # says where a parenthesis is missing, if that is why no model was found
+        parse(left)  # if a missing parenthesis hid the base, its error says where
         raise RequestRejected(
             f"the model name {_short(name)!r} lacks a base model: write {_short(left)}-<model>",
             param="model",
@@ -47,10 +47,10 @@ def from_prefix(name: str) -> Named | None:
 
 
 def from_deployment(model: str) -> Named:
-    """Return what the deployment model `<expression>/<base>` asks for.
+    """Return the parts of a deployment's model `<expression>/<base>`.
 
     Raises:
-        RequestRejected: there is no slash, or nothing on one side of it.
+        RequestRejected: the slash is missing, or one side of it is empty.
     """
     split = _split(model.removeprefix(f"{PROVIDER}/"), "/")
     if split is None or not split.left or not split.right:
@@ -62,7 +62,7 @@ def from_deployment(model: str) -> Named:
 
 
 def refuse_second_prefix(named: Named) -> None:
-    """Refuse a base that is another approach, which nobody can have meant as a model.
+    """Refuse a base model that begins with another approach: a common mistake for `&` or `|`.
 
     Raises:
         RequestRejected: the base begins with an approach and "-".

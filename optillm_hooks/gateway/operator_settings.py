@@ -1,4 +1,4 @@
-"""The operator's settings, read from LiteLLM's configuration: all requests', an alias's."""
+"""The operator's settings in LiteLLM's configuration, for all requests and for an alias."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -21,7 +21,7 @@ class SettingsReader:
     """
 
     def __init__(self) -> None:
-        self._given: object = None
+        self._raw: object = None
         self._settings = Settings()
 
     def read(self) -> Settings:
@@ -30,10 +30,10 @@ class SettingsReader:
         Raises:
             RequestRejected: they are not valid; the message names the key.
         """
-        given = getattr(litellm, "optillm_settings", None)
-        if given != self._given:
-            self._settings = valid_settings(given)
-            self._given = deepcopy(given)  # so that a change in place is one
+        raw = getattr(litellm, "optillm_settings", None)
+        if raw != self._raw:
+            self._settings = valid_settings(raw)
+            self._raw = deepcopy(raw)  # a change in place must be noticed too
         return self._settings
 
 

@@ -1,8 +1,8 @@
-"""LiteLLM's rate limits of single models, applied to the models that a plan calls.
+"""LiteLLM's rate limits per model (RPM, TPM), applied to the models that a plan calls.
 
-LiteLLM's limiter looks at the name that a request asks for; `model_rpm_limit` and `model_tpm_limit`
-of a key, team or organisation are written for base models. So the same limiter is asked for those:
-a client's request counts once for each model of its plan, tokens call by call.
+LiteLLM's limiter looks at the requested name, but `model_rpm_limit` and `model_tpm_limit` of a key,
+team or organisation name base models. So the same limiter is asked about those: a client's request
+counts once for each model of its plan, and tokens count call by call.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -17,7 +17,7 @@ from optillm_hooks.gateway.deployments import proxy_module
 from optillm_hooks.types import Usage
 
 _OF_MODELS = "model_per_"
-"""How the limiter's keys of limits for single models begin."""
+"""Prefix of the limiter's keys for limits per model."""
 
 _NEEDED = (
     "create_rate_limit_descriptors",
@@ -33,13 +33,13 @@ _NEEDED = (
 
 @dataclass(slots=True)
 class Counted:
-    """One call; `usage` is what it has used, as far as that is known."""
+    """One call; `usage` is what it is known to have used."""
 
     usage: Usage
 
 
 class ModelRates:
-    """The limits of one model for one key; nothing where the proxy has no such limiter."""
+    """The rate limits of one model for one key; none where the proxy has no such limiter."""
 
     def __init__(self, model: str, key: UserAPIKeyAuth | None) -> None:
         self._model = model
@@ -47,38 +47,38 @@ class ModelRates:
         self._limits = [] if key is None else _limits(self._limiter, model, key)
 
     async def count_request(self) -> None:
-        """Count a client's request.
+        """Count a client's request towards the RPM limit.
 
         Raises:
-            ProviderFailed: the limit of requests per minute is reached; its status is 429.
+            ProviderFailed: the limit is reached; its status is 429.
         """
         if self._limits:
             self._check(await self._limiter.should_rate_limit(self._limits, skip_tpm_check=True))
 
     @asynccontextmanager
     async def counting(self, expected: Callable[[], Usage]) -> AsyncIterator[Counted]:
-        """Hold the expected tokens for a call while it lasts, then count what it has used.
+        """Reserve the expected tokens of a call while it runs, then count what it has used.
 
-        A call that is cut off has used its prompt, one that fails nothing. `expected` is asked only
-        where tokens are limited.
+        A call that is cut off has used its prompt, and one that fails has used nothing. `expected`
+        is called only where tokens are limited.
 
         Raises:
-            ProviderFailed: the limit of tokens per minute leaves no room; its status is 429.
+            ProviderFailed: the TPM limit leaves no room; its status is 429.
         """
         if not self._token_counters:
             yield Counted(Usage())
             return
-        most = expected()
-        held = max(1, self._used(most))
-        self._check(await self._limiter.reserve_tpm_tokens(self._limits, held))
-        call = Counted(replace(most, completion_tokens=0))
+        estimate = expected()
+        reserved = max(1, self._used(estimate))
+        self._check(await self._limiter.reserve_tpm_tokens(self._limits, reserved))
+        call = Counted(replace(estimate, completion_tokens=0))
         try:
             yield call
         except SampleError:
             call.usage = Usage()
             raise
         finally:
-            await self._settle(self._used(call.usage) - held)
+            await self._settle(self._used(call.usage) - reserved)
 
     @property
     def _token_counters(self) -> list[str]:
@@ -116,7 +116,7 @@ class ModelRates:
 
 
 def _limiter() -> Any:
-    """Return the proxy's limiter of rates if it is of the kind that has limits of models."""
+    """Return the proxy's rate limiter if it is the kind that has limits per model."""
     logging = getattr(proxy_module(), "proxy_logging_obj", None)
     found = None if logging is None else logging.get_proxy_hook("parallel_request_limiter")
     return found if all(hasattr(found, name) for name in _NEEDED) else None

@@ -33,9 +33,9 @@ def report_object(report: Report) -> dict[str, Json]:
 
 
 def header_values(prepared: Prepared, *, answered: bool) -> dict[str, str]:
-    """Return the `x-optillm-*` headers: what is known when they are sent.
+    """Return the `x-optillm-*` headers, as far as their values are known when they are sent.
 
-    Where there is an answer although the plan has failed, it is that of a router's fallback.
+    An answer to a failed plan comes from a router's fallback.
     """
     headers = {"x-optillm-approach": prepared.plan.label, "x-optillm-base-model": prepared.base}
     limits = prepared.limits
@@ -63,9 +63,9 @@ def header_values(prepared: Prepared, *, answered: bool) -> dict[str, str]:
 
 
 def _retry_headers(prepared: Prepared, error: OptiLLMError) -> dict[str, str]:
-    """Return what tells client libraries, which repeat some failures by themselves, what to do.
+    """Return the headers that control the retries of client libraries.
 
-    Once a call was paid for, a repetition would pay for it again: that is the user's decision.
+    Once a call was paid for, a retry would pay for it again, which is the user's decision.
     """
     paid = any(call.outcome == "ok" for call in prepared.trace.calls)
     headers = {"x-should-retry": "false"} if paid else {}

@@ -74,8 +74,8 @@ class RouterLLM:
         """Make one call under the caller's budgets and rate limits.
 
         Raises:
-            BudgetExceeded: a budget is used up, by whatever.
-            ProviderFailed: a rate limit of the caller's for this model is reached.
+            BudgetExceeded: one of the caller's budgets is used up.
+            ProviderFailed: one of the caller's rate limits for this model is reached.
         """
 
         def expected() -> Usage:
@@ -111,7 +111,7 @@ class RouterLLM:
         return float(hidden.get("response_cost") or 0.0)
 
     def _priced(self, delta: Delta, chunk: object) -> Delta:
-        """Return the piece with the cost of its usage at the price of who has answered."""
+        """Return the delta with its usage priced by the deployment that answered."""
         usage = delta.usage
         if usage is None:
             return delta

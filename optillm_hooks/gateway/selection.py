@@ -1,8 +1,8 @@
-"""Which approach a request asks for, on which base model, under which settings.
+"""Selects the approach, base model and settings of a request.
 
-Strongest first: body field, tag, prefix of the model name, alias, the operator's default. The name
-of a configured model always wins over reading it as a prefix. OptiLLM's body field `decoding` puts
-a decoder before whatever that is.
+The first of these that names an approach counts: body field, tag, prefix of the model name, alias,
+the operator's default. The name of a configured model is never read as a prefix. OptiLLM's body
+field `decoding` puts a decoder before the approach.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ Form = Literal["body", "tag", "prefix"]
 """How a client names an approach."""
 
 Source = Form | Literal["alias", "default"]
-"""Where a plan comes from: from a form of the client's, or from the operator."""
+"""Where a plan comes from: a form of the client's, or the operator's configuration."""
 
 _OPERATORS: frozenset[Source] = frozenset({"alias", "default"})
 
@@ -56,7 +56,7 @@ class Selection:
     """The approaches that the client named, by the form it used."""
 
     limited: bool = False
-    """Whether the client has limits of its own for this request."""
+    """Whether the client has set `optillm_limits`."""
 
     on_alias: bool
     inherits_access: bool = False
@@ -68,18 +68,18 @@ class Selection:
 
     @property
     def passes_through(self) -> bool:
-        """Whether the base itself can be asked, by LiteLLM alone."""
+        """Whether LiteLLM alone can serve the request, from the base model."""
         return self.plan.passes_through and not self.on_alias and not self.limited
 
     @property
     def models(self) -> list[str]:
-        """The models that are called: the base, then those that parameters name."""
+        """The model groups that the plan calls: the base, then those that parameters name."""
         return [self.base, *sorted(self.plan.model_groups - {self.base})]
 
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """What the requested model name stands for."""
+    """The base model and approach that a requested model name stands for."""
 
     base: str
     expression: str | None = None
@@ -88,12 +88,12 @@ class _Target:
 
 
 def select(request: dict[str, Any], router: Router, settings: Settings) -> Selection | None:
-    """Return what `request` asks for, or None if it names no approach.
+    """Return the plan that `request` asks for, or None if it names no approach.
 
-    Our own fields and the tags are taken out of `request`, in place, in either case.
+    Our own fields and the tags are removed from `request`, in place, in either case.
 
     Raises:
-        RequestRejected: it asks for something that does not exist or is not allowed.
+        RequestRejected: the request cannot be read, or tries to replace a locked approach.
     """
     requested = request.get("model")
     tagged = read_tags(request)
@@ -114,22 +114,15 @@ def select(request: dict[str, Any], router: Router, settings: Settings) -> Selec
                 param="optillm_params",
             )
         return None
-    if target.alias is not None and target.alias.locked and (source != "alias" or decoder):
-        raise RequestRejected(
-            f"the model {requested!r} is locked to its approach; leave out the "
-            f"{'body' if decoder else source}'s",
-            param="optillm_approach",
-        )
+    _check_lock(requested, target, "body" if decoder else source)
     _check_spelling(requested, target, router)
     tree = expression.parse(text, commas=source != "prefix")
     if decoder is not None:
         tree = _decoded(tree, decoder.name)
     given = _parameters(tree, params, request)
     plan = resolve(tree, given=given, temperature=_temperature(request))
-    by_operator = source in _OPERATORS and not (
-        given and plan.expected_calls > resolve(tree).expected_calls
-    )
-    calls = call_limit(settings, by_operator=by_operator)
+    costlier = bool(given) and plan.expected_calls > resolve(tree).expected_calls
+    calls = call_limit(settings, by_operator=source in _OPERATORS and not costlier)
     own = target.alias or settings
     asked = client_limits(limits)
     return Selection(
@@ -154,17 +147,17 @@ def select_deployment(
     settings: Settings,
     temperature: float | None,
 ) -> Selection:
-    """Return what the name of a deployment spells: `optillm/<expression>/<base>`.
+    """Return the plan in the model name of a deployment, `<expression>/<base>`.
 
     Args:
-        model: that name.
-        requested: the model group that it belongs to.
+        model: the deployment's model name.
+        requested: its model group, which the client asked for.
         params: the deployment's parameters, with `model_info`.
-        settings: the operator's, for all requests.
+        settings: the operator's settings for all requests.
         temperature: the client's.
 
     Raises:
-        RequestRejected: the name or the alias's settings cannot be read.
+        RequestRejected: the name or the alias's settings are invalid.
     """
     named = model_names.from_deployment(model)
     alias = alias_settings(params)
@@ -244,9 +237,9 @@ def _decoder(name: object) -> Approach | None:
 
 
 def _decoded(tree: Tree, decoder: str) -> Tree:
-    """Return `tree` with `decoder` before each branch that does not name it, and in place of none.
+    """Return `tree` with `decoder` before each branch that does not have it, and instead of `none`.
 
-    OptiLLM knows the last form only: there a decoding method does not combine with an approach.
+    In OptiLLM a decoding method cannot be combined with an approach.
     """
     if isinstance(tree, Parallel):
         return Parallel(tuple(_decoded_branch(branch, decoder) for branch in tree.branches))
@@ -260,6 +253,15 @@ def _decoded_branch(branch: Call | Chain, decoder: str) -> Call | Chain:
     if any(isinstance(stage, Call) and stage.name == decoder for stage in stages):
         return branch
     return Chain((Call(decoder), *stages))
+
+
+def _check_lock(requested: str, target: _Target, source: Source) -> None:
+    """Refuse to replace the approach of a locked alias, or to put a decoder before it."""
+    if target.alias is not None and target.alias.locked and source != "alias":
+        raise RequestRejected(
+            f"the model {requested!r} is locked to its approach; leave out the {source}'s",
+            param="optillm_approach",
+        )
 
 
 def _check_spelling(requested: str, target: _Target, router: Router) -> None:
@@ -291,10 +293,10 @@ def _temperature(request: Mapping[str, Any]) -> float | None:
 
 
 def _parameters(tree: Tree, params: object, request: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the parameters that a request gives, by approach; its own body fields are taken out.
+    """Return the parameters in a request by approach, and remove their body fields from it.
 
-    OptiLLM's clients send some parameters as body fields, which count only for approaches in
-    `tree`: for others they are the provider's. `optillm_params` is stronger.
+    OptiLLM's clients send some parameters as body fields. They count only for approaches in `tree`;
+    other fields belong to the provider. `optillm_params` overrides them.
     """
     given = _given(params)
     called = {call.name for branch in expression.branches(tree) for call in branch}

@@ -1,4 +1,4 @@
-"""Our part of the proxy's configuration, checked when it is read and not at the first request."""
+"""At the proxy's start: checks our part of its configuration, and sets up our logger."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -16,11 +16,10 @@ _log = logging.getLogger(__name__)
 
 
 def log_like_litellm() -> None:
-    """Let our log lines appear where LiteLLM's do and at its level, in the proxy.
+    """Give our logger LiteLLM's handlers and level, if this process runs the proxy.
 
-    LiteLLM gives handlers and levels to its own loggers only, so that our INFO and DEBUG lines
-    would be lost. Whatever the operator's own logging configuration (`--log_config`) says of our
-    logger, or of all loggers, is left as it is.
+    LiteLLM sets up its own loggers only, so that our INFO and DEBUG lines would be lost. The
+    operator's logging configuration (`--log_config`) is not changed.
     """
     if proxy_module() is None:
         return
@@ -28,20 +27,20 @@ def log_like_litellm() -> None:
     if ours.level == logging.NOTSET:
         ours.setLevel(theirs.getEffectiveLevel())
     if not ours.hasHandlers():
-        ours.propagate = False  # or a handler that LiteLLM gives to all loggers later doubles it
+        ours.propagate = False  # or each line appears twice if LiteLLM gives the root a handler
         for handler in theirs.handlers:
             ours.addHandler(handler)
 
 
 def log_problems() -> None:
-    """Log what is wrong in the configuration of the proxy that this process runs, if one does."""
+    """Log each problem in the configuration of the proxy, if this process runs one."""
     proxy_config = getattr(proxy_module(), "proxy_config", None)
     for problem in problems(getattr(proxy_config, "config", None) or {}):
         _log.error("optillm: %s", problem)
 
 
 def problems(config: Mapping[str, Any]) -> list[str]:
-    """Return what in `config` (the proxy's YAML) will make requests be refused, a line each."""
+    """Return a line for each mistake in `config`, the proxy's YAML, that gets requests refused."""
     return list(_problems(config))
 
 

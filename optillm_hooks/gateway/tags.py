@@ -1,4 +1,4 @@
-"""Finds and takes out `<optillm_approach>` tags, on every route's form of a request."""
+"""Finds and removes `<optillm_approach>` tags, in the request format of every route."""
 
 import re
 from collections.abc import Mapping
@@ -7,28 +7,28 @@ from typing import NamedTuple
 from optillm_hooks.types import Json
 
 _TAG = re.compile(r"<optillm_approach>([^<]*)</optillm_approach>\s?", re.IGNORECASE | re.ASCII)
-"""No `<` inside, which no expression needs, so that unclosed tags are passed over in one go."""
+"""Without `<` inside, which no expression needs: an unclosed tag costs linear time."""
 
 _OPENING = "<optillm_approach>"
 _MAX_TAG_CHARS = 4096
 _MAX_DEPTH = 4
-"""Levels of lists and objects between a field and its texts: turns, turn, parts, part."""
+"""Levels of lists and objects between a field and its texts: messages, message, parts, part."""
 
 
 class Tagged(NamedTuple):
     approach: str | None
-    """What the tag that counts says: that of the last user turn, else that of the system text."""
+    """The text of the tag that counts: in the last user message, else in the system text."""
 
     changed: dict[str, Json]
-    """The request's fields that held tags, without them."""
+    """The request's fields that had tags, without the tags."""
 
 
 def read_tags(request: Mapping[str, Json]) -> Tagged:
-    """Return what the tags of a request say, and its fields without them.
+    """Return the approach that the tags of a request name, and the changed fields without tags.
 
     Tags count in the system text (system or developer message, `system`, `instructions`) and in
-    the last user turn; there the first of several counts and all are taken out. Elsewhere a tag
-    is text: an earlier turn, an answer or a tool result can choose nothing.
+    the last user message. The first one there counts, and all are removed. Elsewhere a tag is
+    text: an earlier message, an answer or a tool result cannot choose an approach.
     """
     found: dict[str, str] = {}
     changed: dict[str, Json] = {}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from litellm.proxy._types import UserAPIKeyAuth
 
-from optillm_hooks.gateway.budgets import _budgets, _held
+from optillm_hooks.gateway.budgets import _budgets, _reserved
 from optillm_hooks.gateway.caller import CALL_ORIGIN, read_caller
 
 RESERVATION: dict[str, Any] = {
@@ -31,7 +31,7 @@ RESERVATION: dict[str, Any] = {
 def test_only_a_reservation_that_is_not_settled_counts_as_not_spent(
     reservation: dict[str, Any] | None, held: dict[str, float]
 ) -> None:
-    assert _held(reservation) == held
+    assert _reserved(reservation) == held
 
 
 @pytest.mark.parametrize(
