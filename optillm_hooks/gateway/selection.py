@@ -121,8 +121,10 @@ def select(request: dict[str, Any], router: Router, settings: Settings) -> Selec
         tree = _decoded(tree, decoder.name)
     given = _parameters(tree, params, request)
     plan = resolve(tree, given=given, temperature=_temperature(request))
-    costlier = bool(given) and plan.expected_calls > resolve(tree).expected_calls
-    calls = call_limit(settings, by_operator=source in _OPERATORS and not costlier)
+    by_operator = source in _OPERATORS and (
+        not given or plan.expected_calls <= resolve(tree).expected_calls
+    )
+    calls = call_limit(settings, by_operator=by_operator)
     own = target.alias or settings
     asked = client_limits(limits)
     return Selection(
