@@ -1,4 +1,4 @@
-"""The one door to a model."""
+"""The protocol of a model: `LLM`, what is known about it, and the final call of an approach."""
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -67,15 +67,15 @@ class LLM(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FinalCall:
-    """The last call of an approach, which the pipeline makes, and streams if the client does."""
+    """The last call of an approach, which the pipeline makes, streamed if the client streams."""
 
     chat: Chat
     sampling: Sampling = field(default_factory=Sampling)
     text_filter: Callable[[], TextFilter] | None = None
-    """Makes the filter of one reply; None shows the reply as it is."""
+    """Returns a new filter for one reply; None leaves the reply as it is."""
 
     fallback: Answer | None = None
-    """The answer if the call fails; None lets the failure stand."""
+    """The answer if the call fails; with None the stage fails."""
 
     llm: LLM | None = None
-    """The model that is asked; None is the one that the approach was handed."""
+    """The model to call; None is the one that the approach got."""

@@ -1,8 +1,10 @@
-"""Names of approaches, and what it takes to run one. There are four kinds of stage.
+"""The registry of approaches: decorators that register them, and look-up by name.
 
-* rewriter: returns another conversation; what follows answers that one (re2).
-* wrapper: runs what follows inside itself (privacy).
-* decoder: changes how the generation calls of what follows are made (cot_decoding).
+There are four kinds of stage:
+
+* rewriter: returns another conversation, which the stages after it answer (re2).
+* wrapper: runs the stages after it inside itself (no built-in one).
+* decoder: changes how the stages after it generate text (cot_decoding).
 * answerer: returns an answer, or the final call that will give it (bon, moa).
 """
 
@@ -21,11 +23,11 @@ from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.types import Answer, Chat, Completion, Sampling
 
 ENTRY_POINT_GROUP = "optillm_hooks.approaches"
-"""Packages of others name a module under it; loading the module registers its approaches."""
+"""Other packages name a module under it; loading the module registers its approaches."""
 
 Kind = Literal["rewriter", "wrapper", "decoder", "answerer"]
 Need = Literal["code", "network", "tools", "memory"]
-"""What an approach does beyond asking models, by which operators decide who may name it."""
+"""What an approach does beyond calling models; operators decide by it who may name it."""
 
 
 class NoFields(BaseModel):
@@ -33,26 +35,26 @@ class NoFields(BaseModel):
 
 
 class Params(BaseModel):
-    """Base of every approach's parameters: immutable, and an unknown name is an error.
+    """Base class of an approach's parameters: immutable, and an unknown name is an error.
 
-    Each field has a description, bounds and a default. A field named `temperature` that the
-    request's parameters leave open takes the client's own temperature if that is within bounds.
+    Each field has a description, bounds and a default. A field named `temperature` that is not
+    given takes the client's temperature if that is within bounds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     body_fields: ClassVar[Mapping[str, str]] = {}
-    """Request body fields under which OptiLLM's clients know parameters, to their names here."""
+    """Parameters by the request body fields that OptiLLM's clients use for them."""
 
     ignored: ClassVar[type[BaseModel]] = NoFields
     """Fields that OptiLLM's clients may send and that have no effect: no parameters, but checked,
     because a value that would have an effect there has to be refused."""
 
     model_fields_named: ClassVar[tuple[str, ...]] = ()
-    """The parameters that name other model groups, which the caller must be allowed to use."""
+    """Parameters that name other model groups, which the caller must be allowed to use."""
 
     judges_named: ClassVar[tuple[str, ...]] = ()
-    """Those of them whose model judges only: a decoder leaves its calls as they are."""
+    """The `model_fields_named` whose models only judge: a decoder does not change their calls."""
 
     @classmethod
     def request_fields(cls) -> Mapping[str, str]:
@@ -73,7 +75,7 @@ class Params(BaseModel):
         return self._groups(self.model_fields_named)
 
     def generators(self) -> tuple[str, ...]:
-        """Return those of them that write answers, and do not only judge."""
+        """Return the model groups that write answers, in order: those that do not only judge."""
         return self._groups([f for f in self.model_fields_named if f not in self.judges_named])
 
     def _groups(self, fields: Iterable[str]) -> tuple[str, ...]:
@@ -84,19 +86,23 @@ class Params(BaseModel):
         return tuple(named)
 
     def check_model(self, model: str, supports: Callable[[str], bool]) -> None:
-        """Raise `RequestRejected` if the stage cannot run on `model`, which `supports` describes.
+        """Raise `RequestRejected` if the stage cannot run on `model`.
 
-        Asked before any call is paid for; a stage that runs on any model leaves it as it is.
+        It is called before any call is paid for. By default a stage runs on any model.
+
+        Args:
+            model: the name of the model.
+            supports: returns whether the model accepts a request field.
         """
 
 
 class NoParams(Params):
-    """For an approach that has nothing to set."""
+    """Parameters of an approach that has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a stage costs when nothing fails and no provider honours `n`."""
+    """Cost of a stage in model calls, if nothing fails and no provider honours `n`."""
 
     calls: int
     depth: int
@@ -106,22 +112,27 @@ class Cost:
 P = TypeVar("P", bound=Params)
 Result = Answer | FinalCall
 Rest = Callable[[Chat], Awaitable[Result]]
-"""What follows a wrapper: takes the conversation, returns its result; where a limit or a failure
-ends it, its best so far. What a wrapper does to an answer it does to a final call's fallback too.
+"""Runs the stages after a wrapper on a conversation and returns their result.
+
+If a limit or a failure ends them, it returns their best answer so far. A wrapper that changes
+answers must change the fallback of a final call too.
 """
 
 AnswererFn = Callable[[Chat, LLM, P, Context], Awaitable[Result]]
 RewriterFn = Callable[[Chat, LLM, P, Context], Awaitable[Chat]]
 WrapperFn = Callable[[Chat, Rest, LLM, P, Context], Awaitable[Result]]
 DecoderFn = Callable[[Chat, Sampling, LLM, P, Context], Awaitable[Completion | Sampling]]
-"""Decodes one reply itself, or returns the sampling by which the model will, which can stream."""
+"""Returns a reply that it decoded itself, or the sampling parameters for the model to do so.
+
+Only the latter can be streamed.
+"""
 
 CostFn = Callable[[P], Cost]
 
 
 @dataclass(frozen=True, slots=True)
 class Approach:
-    """A registered stage. `run` has the signature of its kind."""
+    """A registered approach. `run` has the signature of its kind."""
 
     name: str
     kind: Kind
@@ -155,7 +166,7 @@ def _register(
 def approach(
     name: str, params: type[P], *, cost: CostFn[P], needs: Iterable[Need] = ()
 ) -> Callable[[AnswererFn[P]], AnswererFn[P]]:
-    """Register the decorated answerer under `name`; the function itself is left as it is."""
+    """Register the decorated answerer under `name`."""
     register = _register(name, "answerer", params, cost, needs)
 
     def decorate(fn: AnswererFn[P]) -> AnswererFn[P]:
@@ -168,7 +179,7 @@ def approach(
 def rewriter(
     name: str, params: type[P], *, cost: CostFn[P], needs: Iterable[Need] = ()
 ) -> Callable[[RewriterFn[P]], RewriterFn[P]]:
-    """Register the decorated rewriter under `name`; `cost` is its own, without what follows."""
+    """Register the decorated rewriter under `name`; `cost` excludes the stages after it."""
     register = _register(name, "rewriter", params, cost, needs)
 
     def decorate(fn: RewriterFn[P]) -> RewriterFn[P]:
@@ -181,7 +192,7 @@ def rewriter(
 def wrapper(
     name: str, params: type[P], *, cost: CostFn[P], needs: Iterable[Need] = ()
 ) -> Callable[[WrapperFn[P]], WrapperFn[P]]:
-    """Register the decorated wrapper under `name`; `cost` is its own, without what it wraps."""
+    """Register the decorated wrapper under `name`; `cost` excludes the stages inside it."""
     register = _register(name, "wrapper", params, cost, needs)
 
     def decorate(fn: WrapperFn[P]) -> WrapperFn[P]:
@@ -194,7 +205,7 @@ def wrapper(
 def decoder(
     name: str, params: type[P], *, cost: CostFn[P], needs: Iterable[Need] = ()
 ) -> Callable[[DecoderFn[P]], DecoderFn[P]]:
-    """Register the decorated decoder under `name`; `cost` is that of one decoded generation."""
+    """Register the decorated decoder under `name`; `cost` is that of one decoded reply."""
     register = _register(name, "decoder", params, cost, needs)
 
     def decorate(fn: DecoderFn[P]) -> DecoderFn[P]:

@@ -1,4 +1,7 @@
-"""Values that cross module borders. All immutable, none with behaviour beyond arithmetic."""
+"""Values that modules exchange: conversations, sampling parameters, completions, usage.
+
+All are immutable, and none has behaviour beyond arithmetic.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,37 +11,37 @@ Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 """What a JSON document can hold."""
 
 Fields = Mapping[str, Json]
-"""Named JSON values that we carry without looking at them."""
+"""Named JSON values that are passed on as they are."""
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 Purpose = Literal["answer", "draft", "judge", "piece"]
-"""What a call is for, which decides the fields of the client's request that it gets.
+"""What a call is for, which decides which fields of the client's request it gets.
 
-* answer: its text may be the user's answer as it stands: every field of the client.
-* draft: a step on the way (a plan, a proposal that is fused later): sampling fields and tools, but
-  not what shapes the answer's form (`response_format`, `stop`, `logprobs`).
-* judge: it rates, compares or reads other texts: none of the client's sampling fields.
-* piece: a part of a reply that a decoder puts together: the fields of a draft. It is no answer by
+* answer: its text may be the user's answer: every field.
+* draft: an intermediate step (a plan, a proposal that is fused later): sampling fields and tools,
+  but not the fields that shape an answer's form (`response_format`, `stop`, `logprobs`).
+* judge: it rates, compares or reads other texts: no sampling fields.
+* piece: a part of a reply that a decoder assembles: the fields of a draft. It is not an answer by
   itself, and may be empty.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a conversation, with every field that its author gave it."""
+    """One message of a conversation, with all its fields."""
 
     role: Role
     content: str | tuple[Fields, ...] | None = None
     """Text, or content parts (text, image, audio, file) in OpenAI's form, or None."""
 
     fields: Fields = field(default_factory=dict[str, Json])
-    """Everything else: `name`, `tool_calls`, `tool_call_id`, `cache_control` and so on."""
+    """All other fields: `name`, `tool_calls`, `tool_call_id`, `cache_control` and so on."""
 
     @property
     def text(self) -> str:
-        """The message's text; of content parts, those of type text, joined by newlines."""
+        """The message's text; text parts of its content are joined by newlines."""
         if isinstance(self.content, tuple):
             return "\n".join(
                 str(p.get("text", "")) for p in self.content if p.get("type") == "text"
@@ -47,32 +50,32 @@ class Message:
 
 
 Chat = tuple[Message, ...]
-"""A whole conversation, oldest message first. Never flattened to one string."""
+"""A conversation, oldest message first. It is never flattened to one string."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How one model call is made. None leaves a choice to the client's request, then the model."""
+    """Sampling parameters of one call. None leaves them to the client's request or the model."""
 
     temperature: float | None = None
     top_p: float | None = None
     max_tokens: int | None = None
-    """Most tokens of the reply, reasoning included."""
+    """Maximum tokens of the reply, reasoning included."""
 
     stop: tuple[str, ...] | None = None
     seed: int | None = None
     fields: Fields = field(default_factory=dict[str, Json])
-    """Every other field of the request (`tools`, `response_format`, `top_k`, ...), as it is."""
+    """All other fields of the request (`tools`, `response_format`, `top_k`, ...), as they are."""
 
     purpose: Purpose = "answer"
     sample: int = 0
-    """Which of several samples of one prompt this is: it moves the seed, so that samples differ,
-    and keeps a response cache from giving the same text twice."""
+    """The number of this sample among those of its prompt. It shifts the seed, so that samples
+    differ, and keeps a response cache from returning one text for all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What was paid for. `calls` counts requests to a provider: one with `n=3` is one call."""
+    """Token usage and cost. `calls` counts requests to a provider: one with `n=3` is one call."""
 
     calls: int = 0
     prompt_tokens: int = 0
@@ -102,7 +105,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A tool that the model wants called; `arguments` is JSON as the model wrote it."""
+    """A tool call by the model; `arguments` is JSON as the model wrote it."""
 
     id: str
     name: str
@@ -111,7 +114,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A sampled token, its log-probability in nats, and the likeliest tokens in its place."""
+    """A sampled token, its log-probability in nats, and the most likely tokens at its position."""
 
     token: str
     logprob: float
@@ -119,13 +122,13 @@ class TokenLogprob:
 
 
 def _holds_content(fields: Fields) -> bool:
-    """Return whether fields of an assistant's message are an answer without any text."""
+    """Return whether fields of an assistant's message are an answer even without text."""
     return any(fields.get(name) for name in ("refusal", "audio", "images", "function_call"))
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the user gets as one choice."""
+    """The answer that the user gets as one choice."""
 
     text: str
     finish_reason: FinishReason = "stop"
@@ -141,19 +144,19 @@ class Answer:
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing in it that a user could use."""
+        """Whether it has no content: no text, tool call or other content."""
         return not (self.text.strip() or self.tool_calls or _holds_content(self.fields))
 
 
 @dataclass(frozen=True, slots=True)
 class Completion(Answer):
-    """One choice of one model call, which can be an answer as it stands."""
+    """One choice of one model call. It can be an answer as it is."""
 
     usage: Usage = field(default=Usage(calls=1))
-    """What the call cost; of a call that returned several choices, the first carries all."""
+    """Usage of the call; the first of several choices of one call carries all of it."""
 
     facts: Fields = field(default_factory=dict[str, Json])
-    """What the model says of how the reply was decoded, for the trace. Never text."""
+    """Facts about how the model decoded the reply, for the trace. Never text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,21 +173,21 @@ class Delta:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     facts: Fields = field(default_factory=dict[str, Json])
-    """As in `Completion`; in one piece only."""
+    """As in `Completion`; only one piece of a reply has them."""
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing in it that a user could use."""
+        """Whether it has no content: no text, tool call or other content."""
         return not (self.text.strip() or self.tool_calls or _holds_content(self.fields))
 
 
 class TextFilter(Protocol):
-    """Turns the text of a reply into the text of the answer, piece by piece."""
+    """A streaming filter that turns the text of a reply into the text of the answer."""
 
     def feed(self, piece: str, /) -> str:
-        """Return what can be shown so far of the text up to and including `piece`."""
+        """Return the text that can be shown now that `piece` has arrived."""
         ...
 
     def close(self) -> str:
-        """Return the rest, now that the reply has ended."""
+        """Return the rest of the text, now that the reply has ended."""
         ...

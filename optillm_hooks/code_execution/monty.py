@@ -1,7 +1,7 @@
-"""The worker that runs programs with Monty, an interpreter of Python that reaches nothing outside.
+"""The worker that runs programs with Monty, a Python interpreter without access to its host.
 
-It is asked through `sandbox.ask_worker`: Monty has a process of its own again, so that neither a
-program nor a fault of the interpreter touches the process that answers requests.
+It is called through `sandbox.ask_worker`. Monty itself runs in another process, so that neither a
+program nor a fault of the interpreter affects the process that serves requests.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any, Final
 from optillm_hooks.types import Json
 
 MAX_PRINTED: Final = 1 << 16
-"""Bytes that a snippet may print."""
+"""Maximum bytes that a snippet may print."""
 
 
 def load() -> None:
@@ -19,10 +19,10 @@ def load() -> None:
 
 
 def answer(request: Mapping[str, Any]) -> Json:
-    """Return what each of the snippets did in one session: its output and its error, if any.
+    """Return the output and the error, if any, of each snippet, run in one session.
 
-    The request holds `snippets`, `stdin`, which `input()` reads line by line, and per snippet
-    `seconds` and `memory_mb`. Time that runs out ends the session: what follows is not run.
+    The request has `snippets`, `stdin`, which `input()` reads line by line, and the limits of each
+    snippet, `seconds` and `memory_mb`. A snippet that exceeds its time ends the session.
     """
     from pydantic_monty import CollectString, Monty, MontyError
 

@@ -1,7 +1,7 @@
-"""The tests that a request itself holds, and how many of them a program passes.
+"""Public tests: the tests that a request contains, and how many of them a program passes.
 
-Read are examples as the interpreter shows them (`>>>`), assertions, and pairs of input and output
-under headings of those names. An example in prose, such as "f(2) is 4", is none.
+It reads doctest examples (`>>>`), assertions, and pairs of input and output under headings of
+those names. An example in prose, such as "f(2) is 4", is not read.
 """
 
 import ast
@@ -15,15 +15,15 @@ from optillm_hooks.answers.code_blocks import CodeBlock, code_blocks
 from optillm_hooks.code_execution.runner import CodeRunner, Ran
 
 MAX_TESTS: Final = 16
-"""Tests of one request that are run."""
+"""Maximum tests of one kind that are run for a request."""
 
 MAX_CHARACTERS: Final = 1 << 16
-"""Length of a reply with a program."""
+"""Maximum length of a reply that is searched for a program."""
 
 _SHOWN: Final = re.compile(
     r"^([ \t]*)>>>.*\n?(?:\1(?![ \t]*(?:'{3}|\"{3}|`{3})).*\S.*\n?)*", re.MULTILINE
 )
-"""A prompt, and the lines below it up to an empty one, less indentation, or the end of a quote."""
+"""A prompt and the lines below it, up to an empty line, less indentation or the end of a quote."""
 
 _ASSERTION: Final = re.compile(r"^[ \t]*(assert\b.+)$", re.MULTILINE)
 _BLOCK: Final = r"[ \t*_#`:]*\n+(?:```\w*\n)?(.+?)(?:\n```|\n[ \t]*\n|\Z)"
@@ -36,11 +36,11 @@ _PAIR: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class CallTest:
-    """A snippet that is run after the program."""
+    """A test that runs a snippet after the program."""
 
     snippet: str
     expected: str = ""
-    """What it must print, as `doctest` compares."""
+    """The output it must print, compared as by `doctest`."""
 
     raises: str = ""
     """The exception that must end it, as its type and message."""
@@ -55,7 +55,7 @@ class CallTest:
 
 @dataclass(frozen=True, slots=True)
 class InputTest:
-    """Input of the whole program, and what it must print."""
+    """A test that runs the whole program on an input, and compares its output."""
 
     stdin: str
     expected: str
@@ -66,7 +66,7 @@ class InputTest:
 
 @dataclass(frozen=True, slots=True)
 class PublicTests:
-    """What can be tested of a program."""
+    """The public tests of one request."""
 
     calls: Sequence[CallTest] = ()
     inputs: Sequence[InputTest] = ()
@@ -76,7 +76,7 @@ class PublicTests:
 
 
 def read_tests(request: str) -> PublicTests:
-    """Return the tests in the text of a request, up to `MAX_TESTS` of a kind, in its order."""
+    """Return the tests in the text of a request, in its order, up to `MAX_TESTS` of each kind."""
     calls = [*_interpreted(request), *_asserted(request)]
     inputs = [InputTest(given, shown.strip()) for given, shown in _PAIR.findall(request)]
     return PublicTests(calls[:MAX_TESTS], inputs[:MAX_TESTS])
@@ -97,7 +97,7 @@ def read_program(reply: str) -> str | None:
 
 
 async def passed_tests(program: str, tests: PublicTests, runner: CodeRunner) -> int:
-    """Return how many of `tests` a program passes; 0 if it fails by itself."""
+    """Return how many of `tests` a program passes; 0 if the program alone fails."""
     passed = 0
     if tests.calls:
         ran = await runner.run([program, *(test.snippet for test in tests.calls)])
@@ -105,7 +105,7 @@ async def passed_tests(program: str, tests: PublicTests, runner: CodeRunner) -> 
             passed += sum(test.passed(did) for test, did in zip(tests.calls, ran[1:], strict=False))
     for case in tests.inputs:
         ran = await runner.run([program], stdin=case.stdin)
-        if not ran or ran[0].out_of_time:  # it would take as long on the next one
+        if not ran or ran[0].out_of_time:  # the next input would take as long
             break
         passed += case.passed(ran[0])
     return passed
@@ -126,12 +126,12 @@ def _interpreted(request: str) -> list[CallTest]:
 def _examples(shown: str) -> list[Example]:
     try:
         return DocTestParser().get_examples(shown)
-    except ValueError:  # such as a prompt without the space after it
+    except ValueError:  # for example a prompt without the space after it
         return []
 
 
 def _shown(source: str) -> str:
-    """Return `source` so that the value of an expression is printed, as the interpreter does."""
+    """Return `source` changed to print the value of an expression, as the interpreter does."""
     try:
         ast.parse(source, mode="eval")
     except SyntaxError:

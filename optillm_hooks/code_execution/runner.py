@@ -1,4 +1,4 @@
-"""Running a program that a model wrote. Off unless the operator switches it on."""
+"""Code execution: runs programs that a model wrote, if the operator allows it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ from optillm_hooks.types import Json
 RunnerName = Literal["off", "monty"]
 
 _STARTING_S: Final = 2.0
-"""Seconds a worker and its interpreter may take to start."""
+"""Seconds that a worker and its interpreter may take to start."""
 
 _OWN_MEMORY_MB: Final = 2048
 """MiB of address space that the two processes reserve, whatever the program uses."""
 
 
 class Ran(BaseModel):
-    """What a snippet of a session did."""
+    """The result of one snippet of a session."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     output: str
-    """What it printed."""
+    """Its standard output."""
 
     error: str
     """The exception that ended it, as its type and message; empty if none did."""
@@ -40,20 +40,20 @@ _RAN: Final = TypeAdapter(list[Ran])
 
 
 class CodeRunner(Protocol):
-    """Something that runs Python where it can do no harm."""
+    """Runs Python in a sandbox."""
 
     async def run(self, snippets: Sequence[str], *, stdin: str = "") -> Sequence[Ran]:
-        """Return what `snippets` did, run one after the other in one session.
+        """Return the results of `snippets`, run one after the other in one session.
 
-        A snippet that fails does not end the session. What was not run, because time or memory had
-        run out, is missing at the end.
+        A snippet that fails does not end the session. Snippets that were not run, because time or
+        memory was used up, are missing at the end.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class MontyRunner:
-    """Runs a subset of Python (no third-party modules, no generators) without any reach."""
+    """Runs a subset of Python (no third-party modules, no generators) without host access."""
 
     seconds: float = 4.0
     """Per snippet."""
@@ -81,7 +81,7 @@ class MontyRunner:
 
 
 def code_runner(name: RunnerName) -> CodeRunner | None:
-    """Return the runner that the operator chose; None for off.
+    """Return the runner that the operator chose, or None for off.
 
     Raises:
         RequestRejected: its package is not installed.

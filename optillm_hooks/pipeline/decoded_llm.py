@@ -1,4 +1,4 @@
-"""An LLM whose replies a decoding method makes."""
+"""The LLM that applies a decoding method to its replies."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -23,7 +23,7 @@ from optillm_hooks.types import (
 
 
 class DecodedLLM:
-    """An `LLM` whose generations are made by a decoder; judges' calls pass as they are."""
+    """An `LLM` whose replies are made by a decoder. Judges' calls are not decoded."""
 
     def __init__(self, inner: LLM, stage: Stage, ctx: Context) -> None:
         self.model = inner.model
@@ -33,7 +33,7 @@ class DecodedLLM:
 
     @property
     def facts(self) -> ModelFacts:
-        """The model's facts, but for `max_n`: each sample is decoded by itself."""
+        """The model's facts, except `max_n`: each sample is decoded by itself."""
         return replace(self._inner.facts, max_n=1)
 
     async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
@@ -62,6 +62,7 @@ class DecodedLLM:
             self._ctx.trace.note(self._stage.approach.name, **facts)
 
     async def _decoded(self, chat: Chat, sampling: Sampling) -> Completion | Sampling:
+        """Return the decoder's reply, or the sampling parameters of the call that makes it."""
         if sampling.purpose == "judge":
             return sampling
         decode = self._stage.approach.run

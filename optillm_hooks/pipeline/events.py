@@ -1,4 +1,4 @@
-"""What goes into a pipeline and what comes out of it."""
+"""Requests to the pipeline, its outcome and report, and the events of a stream."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from optillm_hooks.types import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One request to the pipeline, validated and allowed."""
+    """One request to the pipeline, validated and admitted."""
 
     plan: Plan
     base: str
@@ -31,7 +31,7 @@ class Request:
     limits: Limits = field(default_factory=Limits)
     on_error: Literal["error", "plain"] = "error"
     progress: bool = False
-    """Whether a streaming client is told what is being done."""
+    """Whether a streaming client gets progress messages."""
 
     code_runner: CodeRunner | None = None
     memory: Memory = field(default_factory=Memory)
@@ -39,7 +39,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What happened, without any text of the user or of a model."""
+    """Summary of a request, without any text of the user or of a model."""
 
     approach: str
     base: str
@@ -49,7 +49,7 @@ class Report:
     seconds: float
     stopped_by: StoppedBy | None
     degraded: tuple[str, ...]
-    """What did not go as planned: codes of failures that were worked around."""
+    """Codes of the failures that were worked around."""
 
     choices: tuple[str, ...]
     """Label of the chain that gave each choice."""
@@ -60,13 +60,15 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
+    """The answers to a request, one per choice, and the report."""
+
     answers: tuple[Answer, ...]
     report: Report
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A piece of the choice with number `choice`."""
+    """A streamed piece of the choice with index `choice`."""
 
     choice: int
     delta: Delta
@@ -74,12 +76,11 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Something has been done: the first inner call ended well, or a stage says so in `text`."""
+    """The first inner call has ended well, or a stage has sent the message `text`."""
 
     text: str = ""
 
 
 Event = Piece | Progress | Outcome
-
 
 Models = Callable[[str], LLM]

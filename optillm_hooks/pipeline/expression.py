@@ -1,4 +1,4 @@
-"""The language in which approaches are combined: text to tree and back. Knows no approach.
+"""Parser of approach expressions: text to syntax tree and back. It knows no approach.
 
     expression := branch ("|" branch)*
     branch     := stage ("&" stage)*
@@ -6,9 +6,9 @@
     parameter  := name "=" value
     value      := number | "true" | "false" | "null" | word | "\"" text "\"" | "[" values "]"
 
-`|` binds weakest: its branches are run at once. `&` composes from left to right. A word runs up to
-the next of `;)]` or blank; in a quoted text `\\` takes the next character as it is. `a=[x;y]` is a
-list. Where a comma cannot be mistaken (YAML, request bodies), it separates as `;` does.
+`|` binds weakest: its branches run concurrently. `&` composes from left to right. A word ends at
+the next of `;)]` or blank; in a quoted text `\\` escapes the next character. `a=[x;y]` is a list.
+Where a comma is unambiguous (YAML, request bodies), it separates as `;` does.
 """
 
 import json
@@ -21,14 +21,14 @@ from optillm_hooks.errors import RequestRejected
 Value = None | bool | int | float | str | tuple["Value", ...]
 
 MAX_DEPTH = 16
-"""Parentheses within parentheses, so that no input can exhaust the stack."""
+"""Maximum nesting of parentheses, so that no input can exhaust the stack."""
 
 MAX_LENGTH = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One stage: `name(args)`. `column` (from 1) is where it stands in the text."""
+    """One stage: `name(args)`, at `column` (from 1) of the text."""
 
     name: str
     args: tuple[tuple[str, Value], ...] = ()
@@ -37,14 +37,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Two stages or more, composed by `&`."""
+    """Two or more stages, composed by `&`."""
 
     stages: tuple["Call | Parallel", ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Parallel:
-    """Two branches or more, run at once."""
+    """Two or more branches, which run concurrently."""
 
     branches: tuple["Call | Chain", ...]
 
@@ -53,12 +53,12 @@ Tree = Call | Chain | Parallel
 
 
 def parse(text: str, *, commas: bool = True) -> Tree:
-    """Return the tree of an expression.
+    """Return the syntax tree of an expression.
 
-    `commas` says whether a comma may separate parameters and values as `;` does.
+    `commas` allows a comma to separate parameters and values as `;` does.
 
     Raises:
-        RequestRejected: the text is no expression; the message names the column, from 1.
+        RequestRejected: a syntax error; the message names the column, from 1.
     """
     if len(text) > MAX_LENGTH:
         raise RequestRejected(f"the approach expression is longer than {MAX_LENGTH} characters")
@@ -69,7 +69,7 @@ def parse(text: str, *, commas: bool = True) -> Tree:
 
 
 def unparse(tree: Tree) -> str:
-    """Return the text of `tree`, in its shortest form and without commas between parameters."""
+    """Return the shortest text of `tree`, without commas between parameters."""
     match tree:
         case Call(name, args):
             inner = ";".join(f"{key}={_value_text(value)}" for key, value in args)
@@ -84,9 +84,9 @@ def unparse(tree: Tree) -> str:
 
 
 def branches(tree: Tree) -> list[tuple[Call, ...]]:
-    """Return the chains of calls that `tree` runs at once, left to right.
+    """Return the chains of calls that `tree` runs concurrently, left to right.
 
-    A `|` inside a chain multiplies: `a&(b|c)&d` is `a&b&d` and `a&c&d`.
+    A `|` inside a chain is distributed: `a&(b|c)&d` becomes `a&b&d` and `a&c&d`.
     """
     match tree:
         case Call():

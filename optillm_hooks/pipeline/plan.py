@@ -1,4 +1,4 @@
-"""What a request runs: an expression with every name and parameter checked. Asks no model."""
+"""Plans: approach expressions with every name and parameter checked."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,13 +12,13 @@ from optillm_hooks.pipeline.expression import Call, Tree
 from optillm_hooks.registry import Approach, Cost, Params, get_approach
 
 PASS_THROUGH = "none"  # noqa: S105 (no password)
-"""The approach that is a plain call."""
+"""The approach that makes one plain call."""
 
 _MAX_STAGES = 32
-"""Of one plan: what a line of text may start."""
+"""Maximum stages of a plan."""
 
 _MAX_ALIKE = 2
-"""Times that a stage which feeds others may stand in a chain: re2 doubles the question."""
+"""Maximum uses of one rewriter, wrapper or decoder in a chain: re2 doubles the question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +38,15 @@ Chain = tuple[Stage, ...]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a request runs: chains of stages, all at once."""
+    """Chains of stages, which a request runs concurrently."""
 
     chains: tuple[Chain, ...]
     text: str
-    """The expression, in its shortest form, with the parameters as they were given."""
+    """The expression in its shortest form, with the parameters as they were given."""
 
     @property
     def label(self) -> str:
-        """The approaches' names only: few different values, whatever parameters users choose."""
+        """The approaches' names without parameters, so that it takes few different values."""
         return "|".join(map(chain_label, self.chains))
 
     @property
@@ -55,7 +55,7 @@ class Plan:
 
     @property
     def model_groups(self) -> frozenset[str]:
-        """The model groups that parameters name, beside the base."""
+        """The model groups that parameters name, besides the base."""
         return frozenset(group for stage in self.stages for group in stage.params.model_groups())
 
     @property
@@ -64,7 +64,7 @@ class Plan:
 
     @property
     def expected_calls(self) -> int:
-        """Calls of one run of every chain when nothing fails."""
+        """Calls of one run of every chain if nothing fails."""
         own = sum(stage.cost.calls for stage in self.stages)
         return own + sum(not ends_by_itself(chain) for chain in self.chains)
 
@@ -75,7 +75,7 @@ def chain_label(chain: Chain) -> str:
 
 
 def ends_by_itself(chain: Chain) -> bool:
-    """Return whether some stage of `chain` answers; otherwise a plain call ends it."""
+    """Return whether a stage of `chain` answers; otherwise a plain call ends it."""
     return any(stage.approach.kind in ("answerer", "decoder") for stage in chain)
 
 
@@ -90,8 +90,8 @@ def resolve(
     Args:
         tree: the parsed expression.
         given: parameters by approach, which replace those in the expression.
-        temperature: the client's, for stages with such a parameter that nothing else sets; one
-            out of the parameter's bounds is left aside, as 0 where samples have to differ.
+        temperature: the client's, for stages whose parameter `temperature` is not given. It is
+            ignored if out of the parameter's bounds, such as 0 where samples have to differ.
 
     Raises:
         RequestRejected: an unknown approach or parameter, a value out of bounds, a parameter for
@@ -124,7 +124,7 @@ def resolve(
 
 
 def _check_repeated(chain: Chain) -> None:
-    """Refuse a stage that feeds what follows and stands more than `_MAX_ALIKE` times.
+    """Refuse a rewriter, wrapper or decoder that a chain contains more than `_MAX_ALIKE` times.
 
     Raises:
         RequestRejected: the message names the approach.
@@ -133,12 +133,12 @@ def _check_repeated(chain: Chain) -> None:
     repeated = next((name for name in feeding if feeding.count(name) > _MAX_ALIKE), None)
     if repeated is not None:
         raise RequestRejected(
-            f"{repeated!r} stands more than {_MAX_ALIKE} times in one chain of '&'"
+            f"{repeated!r} appears more than {_MAX_ALIKE} times in one chain of '&'"
         )
 
 
 def _check_one_decoder(chain: Chain) -> None:
-    """Refuse two decoders in a chain: each says how every token is chosen.
+    """Refuse two decoders in a chain: each decides how every token is sampled.
 
     Raises:
         RequestRejected: the message names them.
@@ -158,7 +158,8 @@ def _stage(call: Call, given: Mapping[str, object], temperature: float | None) -
         raise RequestRejected(f"approach expression, column {call.column}: {exc}") from None
     chosen: dict[str, object] = {**dict(call.args), **given}
     if temperature is not None and "temperature" in found.params.model_fields.keys() - chosen:
-        with suppress(ValidationError):  # what is wrong without it too is said below
+        # An error that is not about the temperature is raised below.
+        with suppress(ValidationError):
             return Stage(found, found.params.model_validate({**chosen, "temperature": temperature}))
     try:
         return Stage(found, found.params.model_validate(chosen))
@@ -180,7 +181,7 @@ def _bad_params(name: str, model: type[Params], exc: ValidationError) -> Request
 
 
 def _shown(value: object) -> str:
-    """Return a bad value for an error message, unless it is long or not a plain one."""
+    """Return the bad value for an error message, unless it is long or no scalar."""
     return (
         f", got {value!r}" if isinstance(value, int | float | str) and len(str(value)) < 64 else ""
     )

@@ -34,7 +34,7 @@ from optillm_hooks.types import Answer, Chat
 _log = logging.getLogger(__name__)
 
 _GRACE_S = 1.0
-"""How long after the deadline a stage may still work with what it has, without a model."""
+"""Seconds after the deadline in which a stage may still work without a model."""
 
 T = TypeVar("T")
 
@@ -123,7 +123,7 @@ class PlanRun:
         return False
 
     async def _in_time(self, work: Callable[[], Awaitable[T]], ctx: Context, grace_s: float) -> T:
-        """Return the result of `work`, or raise what kept it from one as a `SampleError`."""
+        """Return the result of `work`; any error is raised as a `SampleError`."""
         scope = asyncio.timeout_at(ctx.deadline + grace_s)
         try:
             async with scope:
@@ -178,11 +178,10 @@ class PlanRun:
     async def _run_chain(
         self, chain: Chain, chat: Chat, llm: LLM, ctx: Context, grace_s: float
     ) -> Result:
-        """Return the result of `chain` on `chat`; without an answerer, the plain call that ends it.
+        """Return the result of `chain` on `chat`; without an answerer, a plain final call.
 
-        An answerer that follows another gets the conversation with the other's answer, if it has
-        any text, as a draft. An answer that calls tools ends the chain: nobody but the client can
-        go on.
+        An answerer after another one gets the conversation with the other's answer, if it has any
+        text, as a draft. An answer that calls tools ends the chain: only the client can go on.
         """
         if not chain:
             return FinalCall(chat, llm=llm)
@@ -197,7 +196,7 @@ class PlanRun:
                 result: Result = await run_stage(chat, inside, llm)
                 return result
             case "decoder":
-                # For models that a later stage takes by name; a wrapper may come by here again.
+                # For models that later stages take by name. A wrapper may run this repeatedly.
                 ctx.decoded = lambda inner: DecodedLLM(inner, stage, ctx)
                 decoded = DecodedLLM(llm, stage, ctx)
                 return await self._run_chain(rest, chat, decoded, ctx, grace_s)
@@ -219,10 +218,10 @@ class PlanRun:
     async def _inside(
         self, chain: Chain, chat: Chat, *, llm: LLM, ctx: Context, grace_s: float
     ) -> Result:
-        """Return the result of what a wrapper wraps; where that ends early, its best so far.
+        """Return the result of the chain inside a wrapper, or its best so far if it ends early.
 
-        So the wrapper has its turn on whatever the user gets. Answers from inside are no best so
-        far outside. It has to end before the time that the wrapper itself has left.
+        So the wrapper processes whatever the user gets. Answers from inside are not kept as the
+        best so far outside. The chain has less grace time than the wrapper, which still has to run.
         """
         before, ctx.best = ctx.best, None
         try:
@@ -273,7 +272,7 @@ def _by(llm: LLM, result: Result) -> Result:
 async def call_final(final: FinalCall, llm: LLM, ctx: Context) -> Answer:
     """Return the answer of a final call that is not streamed.
 
-    A reply that has used up its tokens before its first word is an answer: an empty, truncated one.
+    A reply that uses up its tokens before its first word counts as an empty, truncated answer.
     """
     best = ctx.best
     try:

@@ -435,7 +435,7 @@ def test_an_aliass_limits_hold_for_whatever_approach_replaces_its_own(
 @pytest.mark.parametrize(
     ("model", "fields", "message"),
     [
-        ("&".join(["re2"] * 3) + "-base", {}, "stands more than 2 times"),
+        ("&".join(["re2"] * 3) + "-base", {}, "appears more than 2 times"),
         ("&".join(["re2"] * 40) + "-base", {}, "at most 32"),
         ("|".join(["re2"] * 33) + "-base", {}, "at most 32"),
         ("re2|none-base", {"n": 33}, "is 66, more than the 64 choices"),
