@@ -66,7 +66,7 @@ def selections() -> list[str]:
 @pytest.mark.parametrize("line", [line for line in LINES if "make" in line])
 def test_make_knows_the_command(line: str) -> None:
     ended = subprocess.run(
-        ["/bin/sh", "-c", line.replace("make ", "make -n ", 1)],
+        ["/bin/sh", "-c", line.partition("|")[0].replace("make ", "make -n ", 1)],
         cwd=ROOT,
         capture_output=True,
         check=False,
@@ -118,12 +118,19 @@ def proxy(clone: Path, tmp_path: Path) -> Iterator[Proxy]:
     path = os.pathsep.join(map(str, (clone / "tests/loopback_only", clone)))
     with Upstream() as upstream:
         config = hooked_config([model_group("smollm2", upstream.url)])
-        with Proxy(config, tmp_path, env={"PYTHONPATH": path}, ledger=False) as running:
+        env = {"PYTHONPATH": path, "LITELLM_LOG": "DEBUG"}
+        with Proxy(config, tmp_path, env=env, ledger=False) as running:
             yield running
 
 
+def without_figures(line: str) -> str:
+    return re.sub(r"[\d.]+", "0", re.sub(r"call_id=\S+", "call_id=", line))
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_the_new_approach_answers_through_the_proxy(clone: Path, proxy: Proxy) -> None:
+def test_the_new_approach_answers_through_the_proxy_and_is_logged(
+    clone: Path, proxy: Proxy
+) -> None:
     (clone / ".env").write_text(f"{KEY}={proxy.master_key}\n")
     request = next(b.text for b in blocks_of(PAGE) if "curl" in b.text)
     [address] = re.findall(r"http://127\.0\.0\.1:\d+", request)
@@ -140,3 +147,7 @@ def test_the_new_approach_answers_through_the_proxy(clone: Path, proxy: Proxy) -
     assert len(shown) == 3
     for fact in shown:
         assert json.loads(f"{{{fact}}}").items() <= report.items()
+    [filtered] = [line.partition("grep ")[2] for line in LINES if line.startswith("LITELLM_LOG")]
+    [printed] = [b.text.splitlines() for b in blocks_of(PAGE) if b.language == "text"]
+    logged = [line for line in proxy.log.splitlines() if shlex.split(filtered)[0] in line]
+    assert list(map(without_figures, logged)) == list(map(without_figures, printed))
