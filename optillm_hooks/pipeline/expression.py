@@ -96,13 +96,13 @@ def branches(tree: Tree) -> list[tuple[Call, ...]]:
             for stage in stages:
                 ends = branches(stage)
                 if len(chains) * len(ends) > MAX_BRANCHES:
-                    raise RequestRejected(f"more than {MAX_BRANCHES} branches at once")
+                    raise RequestRejected(f"more than {MAX_BRANCHES} concurrent branches")
                 chains = [chain + end for chain in chains for end in ends]
             return chains
         case Parallel():
             found = [chain for branch in tree.branches for chain in branches(branch)]
             if len(found) > MAX_BRANCHES:
-                raise RequestRejected(f"more than {MAX_BRANCHES} branches at once")
+                raise RequestRejected(f"more than {MAX_BRANCHES} concurrent branches")
             return found
 
 
