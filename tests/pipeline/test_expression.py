@@ -188,7 +188,7 @@ def test_a_bar_inside_a_chain_multiplies(text: str, chains: list[str]) -> None:
 )
 def test_branches_are_bounded(most: str, one_more: str) -> None:
     assert len(branches(parse(most))) == MAX_BRANCHES
-    with pytest.raises(RequestRejected, match=f"more than {MAX_BRANCHES} branches"):
+    with pytest.raises(RequestRejected, match=f"more than {MAX_BRANCHES} concurrent branches"):
         branches(parse(one_more))
 
 
