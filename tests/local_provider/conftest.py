@@ -25,7 +25,7 @@ MAX_STEPS = 20_000
 
 @pytest.fixture(autouse=True)
 def _bounded_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch that never becomes idle fails its requests; the test would wait for them for ever."""
+    """Fail the requests of a batch that never becomes idle: the test fails instead of hanging."""
     step = Batch.step
     taken = WeakKeyDictionary[Batch, int]()  # tests see that idle models leave memory
 

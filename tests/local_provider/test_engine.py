@@ -1,4 +1,4 @@
-"""The engine on the real model: what it writes, and that nothing is lost or left behind."""
+"""The engine on the real model: its output, and that no request is lost and no row leaks."""
 
 import asyncio
 import threading
@@ -71,7 +71,7 @@ async def together(engine: Engine, *requests: EngineRequest) -> list[list[str]]:
 QUESTIONS = [f"Name {i} rivers, please." + " Think well." * (i * 7 % 23) for i in range(16)]
 
 
-async def test_sixteen_at_once_write_what_the_model_alone_would(
+async def test_sixteen_concurrent_requests_write_what_the_model_alone_would(
     engine: Engine, loaded: LoadedModel, chat_format: ChatFormat, token_ids: dict[bytes, int]
 ) -> None:
     """Each token is the reference's likeliest where that is clear by 1e-4, with its logprob.
@@ -123,7 +123,7 @@ async def test_more_choices_than_rows_are_all_written(engine: Engine) -> None:
     assert 40 <= finished.completion_tokens <= 60
 
 
-async def test_a_second_prompt_with_the_same_beginning_is_not_read_again(engine: Engine) -> None:
+async def test_the_prefix_cache_saves_the_prefill_of_a_common_prefix(engine: Engine) -> None:
     long = "Here is a text to keep in mind. " * 40
     _, first = await answer(
         engine, make_request(long + "What is it?", sampling=GREEDY, max_tokens=4)

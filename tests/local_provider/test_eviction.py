@@ -1,4 +1,4 @@
-"""Several models in one process share its memory."""
+"""LRU eviction of idle models: several models in one process share its memory."""
 
 import asyncio
 import gc
@@ -38,7 +38,7 @@ class Model:
         return not self.busy
 
 
-def test_the_longest_unused_leave_and_no_more_than_must() -> None:
+def test_the_least_recently_used_are_evicted_and_no_more_than_necessary() -> None:
     old, middle, new = Model("a", 30, 1), Model("b", 20, 2), Model("c", 10, 3)
     make_room("x", 40, 100, [new, middle, old])
     assert [old.bytes, middle.bytes, new.bytes] == [30, 20, 10]
@@ -55,7 +55,7 @@ def test_what_is_in_use_stays_and_the_next_one_leaves() -> None:
     assert full.value.status == 503
 
 
-def test_a_model_that_never_fits_says_so_and_nobody_leaves_for_it() -> None:
+def test_a_model_that_never_fits_is_refused_and_evicts_none() -> None:
     other = Model("a", 30, 1)
     with pytest.raises(ProviderFailed, match=r"x needs 0\.0 GiB") as never:
         make_room("x", 101, 100, [other])

@@ -1,4 +1,4 @@
-"""What the engine writes against `transformers.generate`, in float32."""
+"""Exactness: the engine writes what `transformers.generate` writes, in float32."""
 
 import asyncio
 import random
@@ -24,7 +24,7 @@ from optillm_hooks.local_provider.engine import Engine
 from optillm_hooks.local_provider.engine_request import Choice, EngineRequest, Piece, SamplingParams
 from optillm_hooks.local_provider.runner import Runner
 from tests.local_provider import tiny
-from tests.local_provider.laws import assert_follows, exact
+from tests.local_provider.distributions import assert_follows, exact
 
 FORMAT = tiny.chat_format()
 IDS = {FORMAT.token_bytes(token): token for token in range(len(tiny.tokenizer()))}
@@ -48,7 +48,7 @@ def engine() -> Iterator[Engine]:
 
 
 class Drawn(LogitsProcessor):  # type: ignore[misc]  # not followed
-    """Forces the token that transformers' own warpers and one number per step lead to.
+    """Forces the token that transformers' own warpers and one random number per step choose.
 
     That is the first one, in the order of the vocabulary or, with top_k, top_p or min_p, of falling
     probability, at which the cumulative probability exceeds the number.
@@ -149,20 +149,20 @@ def make_request(letters: int, sampling: SamplingParams, seed: int, **fields: An
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("sampling", SAMPLING.values(), ids=SAMPLING)
-@pytest.mark.parametrize("at_once", [1, 16], ids=["alone", "sixteen at once"])
+@pytest.mark.parametrize("concurrent", [1, 16], ids=["alone", "sixteen concurrent"])
 async def test_tokens_and_scores_are_those_of_transformers(
-    engine: Engine, reference: LlamaForCausalLM, sampling: SamplingParams, at_once: int
+    engine: Engine, reference: LlamaForCausalLM, sampling: SamplingParams, concurrent: int
 ) -> None:
     requests = [make_request(length, sampling, seed) for seed, length in enumerate(LENGTHS)]
     sure = 0
-    for start in range(0, 16 if at_once == 16 else 4, at_once):
-        some = requests[start : start + at_once]
+    for start in range(0, 16 if concurrent == 16 else 4, concurrent):
+        some = requests[start : start + concurrent]
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(choices(engine, one)) for one in some]
         for one, task in zip(some, tasks, strict=True):
             sure += assert_as_generated(reference, one, 0, task.result()[0])
             assert_scored_as_alone(reference, one, task.result()[0])
-    assert sure > (80 if at_once == 16 else 20)
+    assert sure > (80 if concurrent == 16 else 20)
 
 
 @pytest.mark.anyio
@@ -180,7 +180,7 @@ async def test_choices_of_one_prompt_are_those_of_transformers(
 
 
 LETTERS = dict.fromkeys((FORMAT.encode_text(letter)[0] for letter in "xyz"), 90.0)
-"""A bias that leaves less than one in 10 billion to all other tokens together."""
+"""A bias that leaves all other tokens together a probability below 1e-10."""
 
 
 @pytest.mark.anyio
@@ -202,9 +202,9 @@ LETTERS = dict.fromkeys((FORMAT.encode_text(letter)[0] for letter in "xyz"), 90.
 async def test_pairs_of_tokens_follow_the_exact_distribution(
     engine: Engine, reference: LlamaForCausalLM, fields: dict[str, Any]
 ) -> None:
-    """Chi-square of 1,000 pairs of three letters, which are all that a bias leaves.
+    """Chi-square of 1,000 pairs of three letters; a bias excludes all other tokens.
 
-    The prompt has some of the letters: penalties count what the choice wrote, not those.
+    The prompt has some of the letters: penalties count only what the choice wrote.
     """
     settings: dict[str, Any] = {"logit_bias": LETTERS, "max_tokens": 2, "n": 125, **fields}
     settings = {"sampling": SamplingParams(temperature=2), **settings}

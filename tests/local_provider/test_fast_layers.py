@@ -1,4 +1,4 @@
-"""The layers of a step against torch's and transformers' own."""
+"""The fast layers compute what torch's and transformers' own layers do."""
 
 import copy
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from optillm_hooks.local_provider.torch_ops import can_pack_linear
 from tests.local_provider import tiny
 
 PACKS = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-"""Whether this machine's CPU has what packed weights are for."""
+"""Whether this CPU has a matrix unit for bfloat16."""
 
 KINDS = {torch.float32: WeightsFirst, torch.bfloat16: Packed if PACKS else WeightsFirst}
 
@@ -153,9 +153,7 @@ def test_layers_that_compute_otherwise_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "kind"), KINDS.items(), ids=str)
-def test_the_runner_quickens_the_layers_of_its_model(
-    dtype: torch.dtype, kind: type[nn.Linear]
-) -> None:
+def test_the_runner_uses_fast_layers(dtype: torch.dtype, kind: type[nn.Linear]) -> None:
     model = tiny.model().to(dtype)
     Runner(model)
     linear = {type(layer) for layer in model.modules() if isinstance(layer, nn.Linear)}

@@ -1,4 +1,4 @@
-"""What is asked of transformers for a model's settings: which files, whose code, what numbers."""
+"""The arguments of `from_pretrained`: revision, remote code, device and dtype of a model."""
 
 import json
 import shutil
@@ -89,7 +89,7 @@ def test_code_in_a_models_folder_is_not_run(folder: Path, tmp_path: Path, kind: 
         (True, False, "cuda:1", "cuda:1"),
     ],
 )
-def test_the_device_is_the_best_there_is_or_the_one_that_is_told(
+def test_the_device_is_the_best_available_or_the_configured_one(
     monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, told: str, device: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)

@@ -1,4 +1,4 @@
-"""Many requests at once: everyone is answered, nobody starves, and nothing is left behind."""
+"""Continuous batching under load: every request is answered, none starves, nothing leaks."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ from tests.local_provider import tiny
 pytestmark = pytest.mark.anyio
 FORMAT = tiny.chat_format()
 ENDLESS = {FORMAT.encode_text("a")[0]: 90.0}
-"""A letter for every token, so that each is shown at once and none ends a reply."""
+"""A letter for every token, so that each is shown immediately and none ends a reply."""
 
 
 def make_request(letters: int, **fields: Any) -> EngineRequest:
@@ -58,7 +58,7 @@ class Counted(Runner):
 
 @dataclass(eq=False)
 class Client:
-    """A request put into a batch by hand, so that steps can be counted."""
+    """A request that a test adds to a batch itself, so that steps can be counted."""
 
     submission: Submission = field(init=False)
     events: list[tuple[int, Event]] = field(default_factory=list)
@@ -74,7 +74,7 @@ class Client:
 
     @property
     def steps(self) -> list[int]:
-        """In which steps it was shown something."""
+        """The steps in which it was shown something."""
         return [step for step, event in self.events if isinstance(event, Piece)]
 
     @property
@@ -92,10 +92,10 @@ def run(batch: Batch, arrivals: dict[int, Client]) -> None:
         elif batch.idle and step > max(arrivals):
             return
         batch.step()
-    raise AssertionError("it does not end")
+    raise AssertionError("not idle after 5,000 steps")
 
 
-async def test_sixty_four_streams_at_once_are_all_answered_and_nothing_is_left() -> None:
+async def test_sixty_four_concurrent_streams_are_all_answered_and_nothing_leaks() -> None:
     runner = tiny.runner(2048)
     capacity = Capacity(rows=24, prefix_bytes=1 << 20)
     batches: list[Batch] = []
@@ -197,7 +197,7 @@ async def test_a_full_queue_refuses_and_answers_those_inside() -> None:
 
 
 @pytest.mark.parametrize("chunk", [64, 256])
-def test_a_long_prompt_stalls_a_running_stream_by_one_chunk_per_token(chunk: int) -> None:
+def test_a_long_prefill_stalls_a_running_stream_by_one_chunk_per_token(chunk: int) -> None:
     runner = Counted()
     batch = Batch(runner, FORMAT, Capacity(chunk=chunk))
     running = Client.of(make_request(4, max_tokens=40, logit_bias=ENDLESS))
@@ -212,7 +212,7 @@ def test_a_long_prompt_stalls_a_running_stream_by_one_chunk_per_token(chunk: int
     assert running.steps == list(range(first, first + 40))
 
 
-def test_two_long_prompts_at_once_share_one_chunk() -> None:
+def test_two_concurrent_prefills_share_one_chunk() -> None:
     runner = Counted()
     batch = Batch(runner, FORMAT, Capacity())
     clients = {i: Client.of(make_request(900 + i, max_tokens=2)) for i in range(3)}
@@ -226,7 +226,7 @@ def written(client: Client) -> str:
 
 
 @pytest.mark.parametrize("prefix_bytes", [1 << 28, 0], ids=["remembered", "not remembered"])
-def test_prompts_with_the_same_beginning_that_come_together_are_read_once(
+def test_concurrent_prompts_with_a_common_prefix_are_prefilled_once(
     prefix_bytes: int,
 ) -> None:
     shared = "".join(random.Random(0).choices("abcdefgh ", k=600))
@@ -253,7 +253,7 @@ def test_prompts_with_the_same_beginning_that_come_together_are_read_once(
         assert written(client) == written(alone)
 
 
-def test_a_prompt_with_a_beginning_of_its_own_waits_for_no_other() -> None:
+def test_a_prompt_without_a_common_prefix_waits_for_no_other() -> None:
     batch = Batch(Counted(), FORMAT, Capacity(chunk=64))
     long, other = (
         Client.of(make_request(600, max_tokens=2)),
@@ -265,7 +265,7 @@ def test_a_prompt_with_a_beginning_of_its_own_waits_for_no_other() -> None:
     assert len(list(batch._runner.kv_cache.rows())) == 2
 
 
-def test_a_short_request_behind_a_wide_one_has_its_row_as_soon_as_one_is_free() -> None:
+def test_a_short_request_after_a_wide_one_gets_the_next_free_row() -> None:
     """Four rows; the wide request would fill them for 25 rounds of 8 tokens."""
     batch = Batch(Counted(), FORMAT, Capacity(rows=4))
     wide = Client.of(make_request(5, n=100, max_tokens=8, logit_bias=ENDLESS))
@@ -276,7 +276,7 @@ def test_a_short_request_behind_a_wide_one_has_its_row_as_soon_as_one_is_free() 
     assert len({event.choice for _, event in wide.events if isinstance(event, Piece)}) == 100
 
 
-def test_requests_are_begun_in_the_order_of_their_coming() -> None:
+def test_requests_begin_in_the_order_of_arrival() -> None:
     batch = Batch(Counted(), FORMAT, Capacity(rows=1))
     clients = {
         i: Client.of(make_request(5 + i, max_tokens=3, logit_bias=ENDLESS)) for i in range(6)
@@ -286,7 +286,7 @@ def test_requests_are_begun_in_the_order_of_their_coming() -> None:
     assert begun == sorted(begun)
 
 
-@pytest.mark.parametrize("at", ["waiting", "reading", "writing"])
+@pytest.mark.parametrize("at", ["waiting", "prefilling", "decoding"])
 def test_a_request_that_is_cancelled_at_any_time_frees_its_rows_at_the_next_step(at: str) -> None:
     runner = Counted()
     batch = Batch(runner, FORMAT, Capacity(rows=1 if at == "waiting" else 8, prefix_bytes=0))
@@ -294,9 +294,9 @@ def test_a_request_that_is_cancelled_at_any_time_frees_its_rows_at_the_next_step
     gone = Client.of(make_request(1200, n=3, max_tokens=50, logit_bias=ENDLESS))
     batch.add(other.submission)
     batch.add(gone.submission)
-    for _ in range({"waiting": 3, "reading": 2, "writing": 12}[at]):
+    for _ in range({"waiting": 3, "prefilling": 2, "decoding": 12}[at]):
         batch.step()
-    assert len(list(runner.kv_cache.rows())) == {"waiting": 1, "reading": 2, "writing": 4}[at]
+    assert len(list(runner.kv_cache.rows())) == {"waiting": 1, "prefilling": 2, "decoding": 4}[at]
     gone.submission.cancelled = True
     batch.step()
     assert len(list(runner.kv_cache.rows())) == 1
@@ -383,7 +383,7 @@ def test_the_last_logit_can_be_biased() -> None:
 
 
 def test_whatever_breaks_while_a_request_is_prepared_breaks_it_alone() -> None:
-    """What broke is not told: it may be the prompt."""
+    """The error's own message is withheld: it may quote the prompt."""
     good, bad = (
         Client.of(make_request(4, max_tokens=5)),
         Client.of(EngineRequest(messages=cast(Any, 5))),
@@ -443,7 +443,7 @@ async def test_an_engine_that_is_closed_while_a_load_fails_ends() -> None:
     assert not engine._thread.is_alive()
 
 
-def test_a_batch_asked_for_an_adapter_that_it_has_not_says_which_it_has() -> None:
+def test_an_unknown_adapter_is_refused_with_the_known_ones() -> None:
     client = Client.of(make_request(4, adapter="x"))
     run(Batch(Counted(), FORMAT, Capacity()), {0: client})
     ((_, failure),) = client.events
@@ -452,7 +452,7 @@ def test_a_batch_asked_for_an_adapter_that_it_has_not_says_which_it_has() -> Non
 
 
 def served(batch: Batch, clients: Sequence[Client]) -> tuple[int, int, int]:
-    """Serve all; return the most rows, bytes filled and bytes allocated after any step.
+    """Serve all; return the maximum of rows, bytes filled and bytes allocated after any step.
 
     Filled are slots that have a row, and prompts that are kept outside of the prefix cache.
     """
@@ -487,7 +487,7 @@ def test_memory_for_five_rows_is_filled_by_five_rows() -> None:
 
 
 @pytest.mark.parametrize("prefix_bytes", [0, 150_000], ids=["none", "few"])
-def test_a_crowd_fills_the_memory_for_it_at_most_whatever_is_asked(prefix_bytes: int) -> None:
+def test_any_mix_of_requests_keeps_to_the_kv_cache_limit(prefix_bytes: int) -> None:
     runner, rng = Counted(), random.Random(0)
     most = runner.kv_cache.bytes_for(5, 500)
     batch = Batch(runner, FORMAT, Capacity(kv_bytes=most, prefix_bytes=prefix_bytes))
@@ -509,7 +509,7 @@ def test_a_crowd_fills_the_memory_for_it_at_most_whatever_is_asked(prefix_bytes:
     assert allocated <= 2 * most
 
 
-def test_a_prompt_is_let_go_when_no_further_row_will_begin_from_it() -> None:
+def test_a_prefix_is_dropped_when_no_further_row_will_begin_from_it() -> None:
     runner = Counted()
     for prefix_bytes, n, copies in [(0, 1, 0), (0, 3, 1), (1 << 28, 3, 0)]:
         batch = Batch(runner, FORMAT, Capacity(rows=2, prefix_bytes=prefix_bytes))
@@ -517,20 +517,20 @@ def test_a_prompt_is_let_go_when_no_further_row_will_begin_from_it() -> None:
         batch.add(client.submission)
         for _ in range(5):
             batch.step()
-        (job,) = batch._active
-        prompt = len(job.prompt) * runner.kv_cache.shape.token_bytes
-        assert (job.prefix is None) == (n == 1)
+        (active,) = batch._active
+        prompt = len(active.prompt) * runner.kv_cache.shape.token_bytes
+        assert (active.prefix is None) == (n == 1)
         assert batch.bytes == runner.kv_cache.bytes + batch._prefixes.bytes + copies * prompt
-        while job.decoding.wanted:
+        while active.decoding.wanted:
             batch.step()
-        assert job.prefix is None
+        assert active.prefix is None
         assert batch.bytes == runner.kv_cache.bytes + batch._prefixes.bytes
         while not batch.idle:
             batch.step()
         assert batch.bytes == batch._prefixes.bytes == (prompt if prefix_bytes else 0)
 
 
-def test_slots_are_given_back_as_rows_leave_and_the_last_keeps_what_it_holds() -> None:
+def test_slots_are_freed_as_rows_leave_and_the_last_row_keeps_its_content() -> None:
     runner = Counted()
     rows = [runner.begin(None, 0) for _ in range(9)]
     runner.step([(row, [5 + i, 40, 41]) for i, row in enumerate(rows)])

@@ -1,4 +1,4 @@
-"""Models out of the operator's YAML: what is found, what is refused, and how one is loaded."""
+"""Models in the operator's YAML: found, refused, loaded, with LoRA adapters."""
 
 import json
 import shutil
@@ -100,7 +100,7 @@ async def test_the_router_serves_a_model_by_its_deployments_settings(tiny: Path)
         )
 
 
-def test_a_model_takes_the_dtype_it_is_told(tiny: Path) -> None:
+def test_a_model_is_loaded_in_the_configured_dtype(tiny: Path) -> None:
     spec = models.find("tiny", {"path": str(tiny), "dtype": "bfloat16", "device": "cpu"})
     assert models.load(spec).model.dtype == torch.bfloat16
     fastest = models.find("tiny", {"path": str(tiny), "dtype": "fastest", "device": "cpu"})

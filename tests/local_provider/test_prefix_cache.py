@@ -20,7 +20,7 @@ def cache(max_bytes: int = 100) -> PrefixCache[Known]:
     return PrefixCache(max_bytes, min_tokens=2)
 
 
-def test_the_longest_common_beginning_is_found() -> None:
+def test_the_longest_common_prefix_is_found() -> None:
     prefixes = cache()
     prefixes.add(known(1, 2, 3))
     prefixes.add(known(1, 2, 9, 9, 9))
@@ -33,7 +33,7 @@ def test_the_last_token_of_a_prompt_is_always_left_to_compute() -> None:
     assert prefixes.find([1, 2, 3]) == Hit(known(1, 2, 3), 2)
 
 
-def test_a_beginning_shorter_than_the_least_is_no_hit() -> None:
+def test_a_prefix_shorter_than_the_minimum_is_no_hit() -> None:
     prefixes = cache()
     prefixes.add(known(1, 2, 3))
     assert prefixes.find([1, 7, 7]) is None
@@ -46,7 +46,7 @@ def test_what_another_adapter_computed_is_no_hit() -> None:
     assert prefixes.find([1, 2, 3, 4], "a") is not None
 
 
-def test_the_one_unused_for_longest_makes_room() -> None:
+def test_the_least_recently_used_is_evicted() -> None:
     prefixes = cache(max_bytes=7)
     prefixes.add(known(1, 1, 1))
     prefixes.add(known(2, 2, 2))
@@ -57,7 +57,7 @@ def test_the_one_unused_for_longest_makes_room() -> None:
     assert prefixes.bytes == 6
 
 
-def test_a_longer_prompt_replaces_its_own_beginning() -> None:
+def test_a_longer_prompt_replaces_its_own_prefix() -> None:
     prefixes = cache()
     prefixes.add(known(1, 2, 3))
     prefixes.add(known(1, 2, 3, 4))

@@ -57,7 +57,7 @@ def test_prompts_of_all_lengths_in_one_step_give_the_models_logits(
         assert_close(row_logits, expected(loaded, prompt))
 
 
-def test_a_chunk_of_a_prompt_goes_along_with_answers_under_way(
+def test_a_prefill_chunk_shares_a_step_with_running_sequences(
     runner: Runner, loaded: LoadedModel, prompts: list[list[int]]
 ) -> None:
     short, middle, long = prompts
@@ -92,9 +92,7 @@ def test_rows_that_fork_from_one_prompt_go_their_own_ways(
         assert_close(row_logits, expected(loaded, tokens))
 
 
-def test_a_prompt_is_stored_once_for_all_rows_that_share_it(
-    runner: Runner, prompts: list[list[int]]
-) -> None:
+def test_a_shared_prefix_is_stored_once(runner: Runner, prompts: list[list[int]]) -> None:
     row = read(runner, prompts[2])
     prefix = runner.snapshot(row, prompts[2])
     runner.free(row)
@@ -105,8 +103,8 @@ def test_a_prompt_is_stored_once_for_all_rows_that_share_it(
     )
 
 
-def test_several_prompts_are_each_read_by_their_own_rows() -> None:
-    """Of two lengths of slots, with 3, 1 and 1 rows, beside one without; some wait, some leave."""
+def test_several_shared_prefixes_are_each_read_by_their_own_rows() -> None:
+    """Prefixes of two slot lengths for 3, 1 and 1 rows, and a row without; some wait, some leave."""
     runner, model = tiny.runner(), tiny.model()
     texts = [[5 + i % 200 for i in range(length)] for length in (150, 30, 350, 20)]
     prefixes = []
@@ -188,7 +186,7 @@ def test_rows_that_outgrow_their_slot_or_lose_a_neighbour_keep_their_content(
     assert_close(logits[1], expected(loaded, [*prompts[1], *more, 9]))
 
 
-def test_the_beginning_of_another_prompt_is_copied_and_the_rest_computed(
+def test_a_cached_prefix_is_copied_and_the_rest_computed(
     runner: Runner, loaded: LoadedModel, prompts: list[list[int]]
 ) -> None:
     row = read(runner, prompts[2])

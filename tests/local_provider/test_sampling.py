@@ -44,7 +44,7 @@ def exact(sampling: SamplingParams) -> list[float]:
     ],
 )
 def test_a_grid_of_uniform_numbers_gives_the_exact_shares(sampling: SamplingParams) -> None:
-    """No chance in it: with n evenly spaced numbers a share is within 1/n of its probability."""
+    """Deterministic: with n evenly spaced numbers a share is within 1/n of its probability."""
     n = 2000
     tokens = draw(LOGITS.expand(n, -1), [sampling] * n, [(i + 0.5) / n for i in range(n)])
     counts = Counter(tokens)

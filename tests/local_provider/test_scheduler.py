@@ -57,6 +57,6 @@ def test_running_rows_always_go_on_and_prompts_share_the_chunk(
     assert sum(long) == min(chunk, sum(w for w in waiting if w > 1))
 
 
-def test_prompts_are_read_in_order_of_arrival() -> None:
+def test_prompts_are_prefilled_in_order_of_arrival() -> None:
     assert chunk_prefills([1, 300, 1, 100, 50], 256) == [1, 256, 1, 0, 0]
     assert chunk_prefills([100, 300, 1], 256) == [100, 156, 1]

@@ -1,4 +1,4 @@
-"""Replies in a form that was asked for, whatever the model would rather write."""
+"""Constrained decoding: replies match their schema, whatever the model would rather write."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ from optillm_hooks.local_provider.engine_request import (
 from optillm_hooks.local_provider.grammar import Constraint, Grammars, Thinking
 from optillm_hooks.local_provider.request import parse_request
 from tests.local_provider import tiny
-from tests.local_provider.laws import assert_follows, exact
+from tests.local_provider.distributions import assert_follows, exact
 
 HI = [{"role": "user", "content": "Hi"}]
 FORMAT = tiny.chat_format()
@@ -60,7 +60,7 @@ def replies(engine: Engine, request: EngineRequest) -> list[Choice]:
 
 
 def make_request(schema: dict[str, Any], **fields: Any) -> EngineRequest:
-    """What a request with this schema asks for, by the door that clients use."""
+    """Return a request with this schema, parsed from the body that a client sends."""
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
     request = parse_request(HI, {"response_format": form, **fields})
     return replace(request, logit_bias={**FLAT, **request.logit_bias})
@@ -159,7 +159,7 @@ SCHEMAS = st.recursive(SCALARS, wider, max_leaves=5)
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(schema=SCHEMAS, seed=st.integers(0, 1000))
-def test_what_ends_by_itself_obeys_its_schema(
+def test_a_reply_that_ends_by_itself_matches_its_schema(
     engine: Engine, schema: dict[str, Any], seed: int
 ) -> None:
     for choice in replies(engine, make_request(schema, n=3, seed=seed, max_tokens=500)):
@@ -169,7 +169,7 @@ def test_what_ends_by_itself_obeys_its_schema(
             assert choice.finish_reason == "length"
 
 
-def test_a_schema_of_all_kinds_is_obeyed_by_nearly_every_reply(engine: Engine) -> None:
+def test_nearly_every_reply_matches_a_schema_of_all_kinds(engine: Engine) -> None:
     choices = replies(engine, make_request(PERSON, n=16, seed=1, max_tokens=500))
     ended = [choice for choice in choices if choice.finish_reason == "stop"]
     assert len(ended) > 12
@@ -200,7 +200,7 @@ NEXT = [True, False, None, 1, 22, "x"]
     ],
     ids=["plain", "cold", "top_p", "top_k and a bias"],
 )
-def test_what_is_drawn_from_is_the_models_law_renormalised_over_what_is_allowed(
+def test_tokens_follow_the_models_distribution_renormalised_over_the_allowed_ones(
     engine: Engine, sampling: SamplingParams, bias: dict[int, float]
 ) -> None:
     """Chi-square of 2,000 first tokens against exact probabilities: false alarm below 1e-7."""
@@ -229,7 +229,7 @@ def test_what_is_drawn_from_is_the_models_law_renormalised_over_what_is_allowed(
     )
 
 
-def test_logprobs_are_those_of_the_model_without_the_form(engine: Engine) -> None:
+def test_logprobs_are_those_of_the_model_without_the_constraint(engine: Engine) -> None:
     (choice,) = replies(engine, make_request({"enum": NEXT}, seed=1, logprobs=True, top_logprobs=2))
     prompt = FORMAT.encode(HI)
     with torch.inference_mode():
@@ -240,7 +240,7 @@ def test_logprobs_are_those_of_the_model_without_the_form(engine: Engine) -> Non
     assert [p for _, p in first.top] == pytest.approx(logprobs.topk(2).values.tolist(), abs=1e-3)
 
 
-def test_rows_with_and_without_a_form_go_together_and_do_not_disturb_each_other(
+def test_constrained_and_free_rows_share_a_batch_without_disturbing_each_other(
     engine: Engine,
 ) -> None:
     requests = [
@@ -283,7 +283,7 @@ def test_a_stop_string_still_stops(engine: Engine) -> None:
     assert '"age' not in choice.text
 
 
-def test_a_bias_cannot_force_what_the_form_forbids(engine: Engine) -> None:
+def test_a_bias_cannot_force_a_token_that_the_schema_forbids(engine: Engine) -> None:
     (letter,) = FORMAT.encode_text("Z")
     wanted = make_request(
         {"enum": ["yes", "no"]}, seed=1, logit_bias={letter: 100.0, tiny.END: 100.0}
@@ -292,7 +292,7 @@ def test_a_bias_cannot_force_what_the_form_forbids(engine: Engine) -> None:
     assert json.loads(choice.text) in ("yes", "no")
 
 
-def test_blanks_do_not_go_on_for_ever(engine: Engine) -> None:
+def test_blanks_are_limited(engine: Engine) -> None:
     (blank,) = FORMAT.encode_text(" ")
     (choice,) = replies(
         engine, make_request(PERSON, seed=1, max_tokens=400, logit_bias={blank: 100.0})
@@ -321,7 +321,7 @@ def test_blanks_do_not_go_on_for_ever(engine: Engine) -> None:
         "remote", "told to be lenient", "huge",
     ],
 )  # fmt: skip
-def test_what_cannot_be_enforced_is_refused_by_name(
+def test_a_schema_that_cannot_be_enforced_is_refused_by_field(
     engine: Engine, schema: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(RequestRejected, match=reason) as refusal:
@@ -345,11 +345,11 @@ def test_a_malformed_response_format_is_refused(form: Any, message: str) -> None
         parse_request(HI, {"response_format": form})
 
 
-def test_text_is_no_form_at_all() -> None:
+def test_the_format_text_is_no_constraint() -> None:
     assert parse_request(HI, {"response_format": {"type": "text"}}).schema is None
 
 
-def test_a_form_is_compiled_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grammar_is_compiled_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[str] = []
     compile_it = llguidance.LLMatcher
 
@@ -363,7 +363,7 @@ def test_a_form_is_compiled_once(engine: Engine, monkeypatch: pytest.MonkeyPatch
     assert len(compiled) == 1
 
 
-def test_a_form_that_cannot_be_kept_fails_its_request_alone(
+def test_a_constraint_that_cannot_be_kept_fails_only_its_request(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when a grammar grows over llguidance's limits in the middle of a reply."""
@@ -387,7 +387,7 @@ def test_a_form_that_cannot_be_kept_fails_its_request_alone(
     [CotSettings(k=4), DeepConfSettings(warmup_samples=3, max_traces=5), EntropySettings()],
     ids=lambda settings: type(settings).__name__,
 )
-def test_decoding_methods_keep_the_form(engine: Engine, decoding: Any) -> None:
+def test_decoding_methods_keep_to_the_schema(engine: Engine, decoding: Any) -> None:
     schema = {"type": "array", "items": {"type": "integer", "maximum": 99, "minimum": 0},
               "minItems": 1, "maxItems": 2}  # fmt: skip
     (choice,) = replies(
@@ -396,7 +396,7 @@ def test_decoding_methods_keep_the_form(engine: Engine, decoding: Any) -> None:
     jsonschema.validate(json.loads(choice.text), schema)
 
 
-def test_thinking_comes_before_the_form_and_is_free(engine: Engine) -> None:
+def test_thinking_comes_before_the_constrained_reply_and_is_free(engine: Engine) -> None:
     thinking = ThinkSettings(min_thinking_tokens=40, max_thinking_tokens=60)
     request = make_request({"const": [1, 2]}, seed=2, max_tokens=300)
     (choice,) = replies(engine, replace(request, decoding=thinking))
@@ -404,7 +404,7 @@ def test_thinking_comes_before_the_form_and_is_free(engine: Engine) -> None:
     assert len(choice.reasoning) > 20
 
 
-def test_thinking_between_other_markers_has_no_form() -> None:
+def test_a_schema_with_other_thinking_markers_is_refused() -> None:
     decoding = {"thinkdeeper": {"end_think_token": "</hm>"}}
     with pytest.raises(RequestRejected, match="between <think> and </think>"):
         parse_request(
@@ -446,7 +446,7 @@ def test_what_a_reply_with_thinking_may_be(
 
 
 @pytest.mark.parametrize("opened", [True, False], ids=["opened by the prompt", "by the model"])
-def test_a_thinking_model_thinks_before_the_form(opened: bool) -> None:
+def test_a_thinking_model_thinks_before_its_constrained_reply(opened: bool) -> None:
     template = tiny.CHATML + ("<think>\n" if opened else "{% if false %}</think>{% endif %}")
     chat_format, runner = tiny.chat_format(template), tiny.runner()
     engine = Engine("thinking", lambda: Batch(runner, chat_format, Capacity()))

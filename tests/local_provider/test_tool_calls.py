@@ -1,4 +1,4 @@
-"""Tools: shown to the model, called by it in its own form, and their results shown again."""
+"""Tool calls: tools in the prompt, calls in the model's own format, and results in the prompt."""
 
 import itertools
 import json
@@ -71,7 +71,7 @@ HI = [{"role": "user", "content": "Hi"}]
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
-def test_the_form_of_calls_is_read_off_the_chat_template(family: str) -> None:
+def test_the_call_format_is_detected_from_the_chat_template(family: str) -> None:
     assert form_of(TEMPLATES[family]) is FORMS[family]
 
 
@@ -178,13 +178,13 @@ def test_calls_do_not_depend_on_how_the_text_arrives(
 
 
 @pytest.mark.parametrize("form", [HERMES, MISTRAL], ids=["hermes", "mistral"])
-def test_where_one_call_is_asked_for_the_first_is_the_only_one(form: CallForm) -> None:
+def test_without_parallel_calls_only_the_first_counts(form: CallForm) -> None:
     two = f"<tool_call>{OSLO}</tool_call> and <tool_call>{NOW}</tool_call> more"
     reply = two if form is HERMES else f"[TOOL_CALLS] [{OSLO}, {NOW}]"
     assert found(form, [reply], parallel=False) == ("", [OSLO_CALL])
 
 
-def test_text_before_a_call_is_shown_at_once_and_a_marker_never() -> None:
+def test_text_before_a_call_is_shown_immediately_and_a_marker_never() -> None:
     finder = CallFinder(Tools(HERMES, SCHEMAS))
     assert finder.feed("Let me ").text == "Let me"
     assert finder.feed("see <tool").text == " see"
@@ -219,7 +219,7 @@ def test_tools_that_may_not_be_called_are_not_shown() -> None:
 
 
 @pytest.mark.parametrize("family", ["no tools", "mistral v11"])
-def test_a_call_that_cannot_be_had_of_the_model_is_a_clear_refusal(family: str) -> None:
+def test_a_required_call_in_an_unknown_format_is_refused(family: str) -> None:
     chat_format = tiny.chat_format(OTHERS[family])
     with pytest.raises(RequestRejected, match=r"no place for tools|no call can be required"):
         chat_format.tools(parse(tool_choice="required"))
@@ -248,7 +248,7 @@ def test_calls_and_results_go_back_through_the_template() -> None:
 
 
 def transcribed(chat_format: ChatFormat, reply: str, **fields: Any) -> Choice:
-    """What becomes of a reply that a model writes token by token."""
+    """Return the output of a reply that a model writes token by token."""
     tools = chat_format.tools(parse(**fields))
     transcript = ChoiceOutput(0, chat_format, [], tools=tools)
     choice = Choice()
@@ -280,7 +280,7 @@ def test_a_call_in_the_models_form_becomes_a_tool_call(family: str) -> None:
     assert not transcribed(chat_format, reply[family], tool_choice="none").tool_calls
 
 
-def test_the_reply_ends_with_its_call_where_only_one_is_asked_for() -> None:
+def test_without_parallel_calls_the_reply_ends_with_its_call() -> None:
     chat_format = tiny.chat_format(TEMPLATES["hermes"])
     two = f"<tool_call>{OSLO}</tool_call><tool_call>{NOW}</tool_call>"
     assert len(transcribed(chat_format, two).tool_calls) == 2
@@ -330,14 +330,14 @@ def test_a_named_tool_is_the_one_that_is_called(engine: Engine) -> None:
     assert choice.finish_reason == "tool_calls"
 
 
-def test_with_a_form_of_answers_a_reply_is_an_answer_or_a_call(engine: Engine) -> None:
+def test_with_a_schema_a_reply_is_an_answer_or_a_call(engine: Engine) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": "answer"}}}
     request = parse(response_format=form, n=8, logit_bias=BIAS, parallel_tool_calls=False)
     for choice in replies(engine, request):
         assert (choice.text, len(choice.tool_calls)) in [('"answer"', 0), ("", 1)]
 
 
-def test_a_call_that_is_required_is_no_answer_of_a_given_form(engine: Engine) -> None:
+def test_a_required_call_takes_precedence_over_a_schema(engine: Engine) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": "answer"}}}
     fields = {"tool_choice": "required", "parallel_tool_calls": False}
     for choice in replies(engine, parse(response_format=form, n=6, logit_bias=BIAS, **fields)):
@@ -346,7 +346,7 @@ def test_a_call_that_is_required_is_no_answer_of_a_given_form(engine: Engine) ->
 
 
 @pytest.mark.parametrize("form", [HERMES, MISTRAL], ids=["hermes", "mistral"])
-def test_a_grammar_repeats_calls_only_where_several_are_asked_for(form: CallForm) -> None:
+def test_a_grammar_repeats_calls_only_with_parallel_calls(form: CallForm) -> None:
     (several, one) = (
         Tools(form, SCHEMAS, many).rules(["now"], json.dumps) for many in (True, False)
     )

@@ -1,4 +1,4 @@
-"""Without torch's private kernels, or with others of their names, the plain layers do the work."""
+"""Without torch's private kernels, or with changed ones, the plain layers are used."""
 
 import logging
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ PACKS = torch_ops.can_pack_linear()
 
 
 class Changed:
-    """A namespace of torch's operations in which some are missing, or other ones."""
+    """A namespace of torch's operations in which some are missing or replaced."""
 
     def __init__(self, namespace: Any, others: dict[str, Any]) -> None:
         self._namespace = namespace
@@ -55,7 +55,7 @@ def change(monkeypatch: pytest.MonkeyPatch, names: dict[str, Any]) -> None:
 
 
 def replies(runner: Runner) -> list[str]:
-    """Return what four samples of one shared prompt say, beside a request of its own."""
+    """Return the texts of four samples of one shared prompt, served beside another request."""
     events: list[Any] = []
     batch = Batch(runner, FORMAT, Capacity(prefix_bytes=0))
     for text, n in (("a" * 100, 4), ("Hi", 1)):

@@ -1,4 +1,4 @@
-"""A random model of two small layers that writes bytes: a step takes a millisecond."""
+"""A random two-layer model that writes bytes: a step takes a millisecond."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ SPECIAL = ("<|im_end|>", "<|im_start|>", "[TOOL_CALLS]", "<|python_tag|>")
 WORDS = ("<tool_call>", "</tool_call>", "<think>", "</think>", "true", "false", "null")
 END = 0
 SPELLED = range(len(SPECIAL), len(SPECIAL) + 256 + len(WORDS))
-"""The tokens that stand for text."""
+"""The tokens that have text."""
 
 
 def tokenizer(
