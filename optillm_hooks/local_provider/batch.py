@@ -164,8 +164,6 @@ class Batch:
         for active in [active for active in self._active if not active.rows and not active.wanted]:
             self._finish(active)
 
-    # Admission
-
     def _admit(self) -> None:
         """Begin prefills, and further sequences of prefilled requests, where rows and memory allow.
 
@@ -197,8 +195,6 @@ class Batch:
 
     def _claim(self, active: ActiveRequest, rows: int) -> int:
         return active.kv_bytes(rows, self._runner.kv_cache)
-
-    # Prefill
 
     def _is_being_prefilled(self, active: ActiveRequest) -> bool:
         """Return whether a running prefill has much of this prompt, which can then copy its result.
@@ -246,8 +242,6 @@ class Batch:
         likeliest = first.topk(min(_FIRST_TOKENS, possible))
         return list(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True))
 
-    # Sequences
-
     def _fork(self, active: ActiveRequest, prefix: Prefix) -> Row:
         adapter = active.request.adapter
         return self._runner.fork(prefix, shared=active.shares_prefix, adapter=adapter)
@@ -282,8 +276,6 @@ class Batch:
         active.reasoning_tokens += output.reasoning_tokens
         active.decoding.close(branch, output.written(stopped=branch.stopped))
 
-    # The forward pass
-
     def _next_chunks(self) -> list[_Chunk]:
         """Return what each row feeds in this step, sequences before prefills (chunked prefill)."""
         sources: list[Prefill | RunningSequence] = []
@@ -308,8 +300,6 @@ class Batch:
                 output.sequences.append(source)
                 places.append(place)
         return output._replace(next_logits=logits[places])
-
-    # Sampling and delivery
 
     def _sample_first(self, opened: Sequence[RunningSequence]) -> None:
         """Write the first token of sequences that have just been opened."""
@@ -364,8 +354,6 @@ class Batch:
                 break
         if output.finish_reason is not None or branch.stopped:
             self._close(sequence)
-
-    # The end of a request
 
     def _finish(self, active: ActiveRequest) -> None:
         """Deliver the reply, if it was not streamed, and the token counts."""

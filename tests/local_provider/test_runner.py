@@ -104,7 +104,7 @@ def test_a_shared_prefix_is_stored_once(runner: Runner, prompts: list[list[int]]
 
 
 def test_several_shared_prefixes_are_each_read_by_their_own_rows() -> None:
-    """Prefixes of two slot lengths for 3, 1 and 1 rows, and a row without; some wait, some leave."""
+    """Prefixes of two slot lengths for 3, 1 and 1 rows, and a row without one; some wait."""
     runner, model = tiny.runner(), tiny.model()
     texts = [[5 + i % 200 for i in range(length)] for length in (150, 30, 350, 20)]
     prefixes = []
