@@ -121,8 +121,8 @@ def welcome(url: str, env_file: Path, key_from_env: bool, models: list[str], fre
     names = [name for name in models if name != FREE_FORMS]
     example = f"bon-{names[0]}" if free and names else next(iter(names), "MODEL")
     place = f"{KEY}, from your environment" if key_from_env else f"{KEY} in {env_file}"
-    quoted = shlex.quote(str(env_file))
-    key = f"${KEY}" if key_from_env else f"$(sed -n s/^{KEY}=//p {quoted})"
+    dotenv = shlex.join([sys.executable, "-m", "dotenv", "-f", str(env_file), "get", KEY])
+    key = f"${KEY}" if key_from_env else f"$({dotenv})"
     body = json.dumps(
         {"model": example, "messages": [{"role": "user", "content": "What is 6 times 7?"}]}
     )
