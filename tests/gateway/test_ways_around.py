@@ -50,6 +50,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
         alias("tiny", "re2", max_tokens_total=1),
         alias("counted", "re2", max_tokens_total=5000),
         alias("both", "re2|none"),
+        alias("one_by_one", "self_consistency(n=3)", "chatty", max_parallel=1),
         model_group("chatty", upstream.url, model="cerebras/chatty"),  # has no responses route
         *refused_models(upstream),
     ]
@@ -228,7 +229,7 @@ def test_samples_are_cached_apart(proxy: Proxy, upstream: Upstream) -> None:
     text, calls = fresh(), []
     for cache in ({}, {}, {"no-cache": True}):
         before = len(upstream.calls)
-        answer = ask(proxy, "self_consistency(n=3)-chatty", text=text, cache=cache)
+        answer = ask(proxy, "one_by_one", text=text, cache=cache)
         assert answer.status_code == 200
         calls.append(len(upstream.calls) - before)
     assert calls == [3, 0, 3]
