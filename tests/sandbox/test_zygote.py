@@ -195,6 +195,7 @@ async def test_an_idle_zygote_ends_and_the_next_request_starts_another(
     before = await ask_worker(probe, "os.getppid()", LIMITS)
     assert isinstance(before, int)
     wait_until(lambda: not alive(before))
+    assert children() == []
     assert await ask_worker(probe, "os.getppid()", LIMITS) != before
 
 

@@ -4,6 +4,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from optillm_hooks.sandbox import client
+
 
 def children() -> list[int]:
     """Return the ids of this process's descendants, without the zygotes: these stay."""
@@ -15,8 +17,8 @@ def children() -> list[int]:
 
 
 def zygotes() -> list[int]:
-    """Return the ids of the zygotes that this process started."""
-    return [pid for pid in children_of(os.getpid()) if "sandbox.zygote" in _command(pid)]
+    """Return the ids of this process's zygotes; one that has ended is a zombie until it is used."""
+    return [zygote._process.pid for zygote in client._zygotes.values()]
 
 
 def children_of(pid: int) -> list[int]:
@@ -29,11 +31,3 @@ def _parents() -> dict[int, int]:
         with suppress(OSError):
             found[int(stat.parent.name)] = int(stat.read_text().rpartition(") ")[2].split()[1])
     return found
-
-
-def _command(pid: int) -> str:
-    """Return the command line of `pid`; empty if it has ended."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return ""
