@@ -1,4 +1,4 @@
-"""What holds for every registered approach, whoever wrote it."""
+"""Rules that every registered approach obeys, and that a new one is tested by as it is added."""
 
 import itertools
 import random
@@ -46,7 +46,7 @@ CONVERSATION: Chat = (
 )
 SCRIPT = "```smt2\n(declare-const x Int)\n(assert (= x 42))\n(check-sat)\n```"
 VERDICT = "RATING: 1\nBEST: 1\nVERDICT: CORRECT"
-"""Within every scale, for every way of judging."""
+"""A reply that every kind of judge can read, within every scale."""
 
 BLIND_DRAFTS = {"rto"}
 """Approaches some of whose drafts must not know the question: it would give the answer away."""
@@ -55,11 +55,10 @@ Change = Callable[[int, str], Reply]
 
 
 class Lenient(AnsweringLLM):
-    """Gives every call something that it can read: to samples, answers that all differ.
+    """A model whose replies every stage can read; the answers of its samples all differ.
 
-    It decodes by whatever method, as a local model does.
-
-    `change` gets the number of the call and that reply, and says what is given instead.
+    It accepts every decoding method, as a local model does. `change` gets the number of a call and
+    its reply, and returns the reply to give instead.
     """
 
     def __init__(self, change: Change = lambda _, text: text, *, max_n: int = 1) -> None:
@@ -80,14 +79,14 @@ class Lenient(AnsweringLLM):
 
 
 def cost(approach: Approach) -> Cost:
-    """Return what a request for the approach alone costs, by what it declares."""
+    """Return the declared cost of a request for this approach alone."""
     own: Cost = approach.cost(approach.params())
     last = approach.kind in ("rewriter", "wrapper")  # a plain call ends those
     return Cost(own.calls + last, own.depth + last)
 
 
 def is_bound(approach: Approach) -> bool:
-    """Return whether the approach says that its cost is a bound: how far it goes is open."""
+    """Return whether the declared cost is an upper bound, because the run may end early."""
     paragraph = approach.doc.split("\nCost:", 1)[-1].split("\n\n", 1)[0]
     return "at most" in paragraph
 
@@ -124,7 +123,7 @@ def test_the_docstring_says_what_it_does_its_source_and_its_cost(approach: Appro
 
 
 def _numbers(annotation: object) -> Iterator[object]:
-    """Yield the plain types in an annotation, those within unions too."""
+    """Yield the plain types in an annotation, including those in unions."""
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
         for inner in typing.get_args(annotation):
