@@ -11,9 +11,9 @@ All checks are in `admit`, so that no way in is easier than another. A check tha
 look at passes:
 
 * Forms, which say what a client may name: an alias's plan is the operator's. In a proxy, a plan
-  that is spelt in the request has to come through the hook and is refused elsewhere.
+  that a client writes in the request must come through the hook, and is refused elsewhere.
 * Access, budgets and rate limits belong to a key. A Python program has none.
-* Whether a model is configured is the router's to know. The SDK alone has no router.
+* Only a router knows which models are configured. The SDK alone has none.
 """
 
 from collections.abc import Mapping

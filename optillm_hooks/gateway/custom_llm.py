@@ -224,10 +224,10 @@ async def _chunks(
 ) -> AsyncGenerator[ModelResponseStream, None]:
     """Yield the chunks of a stream, in an order that LiteLLM's wrapper keeps.
 
-    The wrapper ends a stream at the first finish reason of choice 0, of which it makes the last
-    chunk itself, and counts usage by its own tokenizer unless a chunk before that one has it. So
-    all finish reasons wait for the end: usage and report come first, then the finish reasons of
-    the other choices in a chunk whose own choice 0 has none, then that of choice 0.
+    The wrapper ends a stream at the first finish reason of choice 0, for which it makes the last
+    chunk itself. It counts usage by its own tokenizer unless an earlier chunk has it. So all finish
+    reasons wait for the end: first usage and report, then the finish reasons of the other choices
+    in a chunk whose choice 0 has none, then that of choice 0.
     """
     stream_id = f"chatcmpl-{uuid.uuid4().hex}"
     ends: dict[int, FinishReason] = {}

@@ -66,7 +66,7 @@ def model_facts(router: Router | None, model: str) -> GroupFacts:
     return GroupFacts(
         count_tokens=partial(count_tokens, model),
         max_n=_MAX_CHOICES if "n" in supported else 1,
-        max_output_tokens=min((most for most in lengths if isinstance(most, int)), default=None),
+        max_output_tokens=min((n for n in lengths if isinstance(n, int)), default=None),
         price=Price(max(p.prompt for p in known), max(p.completion for p in known))
         if known and len(known) == len(prices)
         else None,
