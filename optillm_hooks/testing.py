@@ -7,8 +7,8 @@
         assert result.text == "a longer one"
         llm.assert_used_up()
 
-The module of the approach has to be imported, which registers it. A test that awaits needs anyio's
-or asyncio's plugin for pytest; nothing here does. No call leaves the process.
+Import the module of your approach first, which registers it. Async tests need pytest's plugin of
+anyio or asyncio; this module itself needs neither. No call leaves the process.
 """
 
 import asyncio
@@ -169,9 +169,9 @@ class StagedLLM(AnsweringLLM):
     """A model that replies by the stage of an approach that calls it.
 
     Args:
-        stages: the stages' names, each with words by which the last message of its prompts is
-            recognised; of several, the first counts. The words "" recognise any prompt.
-        replies: by stage; a stage that is not among them gets its name and the call's number.
+        stages: words that the last message of a stage's prompts contains, by the stage's name. If
+            several match, the first is taken. The words "" match any prompt.
+        replies: by the stage's name. The default reply is the name and the number of the call.
         model: the name of the model.
         fields: the request fields that the model accepts.
     """
@@ -203,7 +203,7 @@ class StagedLLM(AnsweringLLM):
         text = asked[-1].text
         stage = next((name for name, words in self._stages.items() if words in text), None)
         if stage is None:
-            raise AssertionError(f"no stage is recognised by the words of {text!r}")
+            raise AssertionError(f"the words of no stage are in {text!r}")
         number = len(self.at(stage))
         self.seen.append((stage, asked, sampling))
         reply = self._stage_replies.get(stage, f"{stage} {number}")
@@ -220,7 +220,7 @@ def context(
     """Return the context of a request, for an approach under test.
 
     Unless `limits` says otherwise its deadline has already passed. Only a call that waits notices,
-    so a call that hangs is cut at once.
+    so a call that hangs is cut immediately.
 
     Args:
         limits: what the request may spend.

@@ -194,6 +194,12 @@ async def test_a_call_for_n_reserves_every_choice() -> None:
     assert asked_for(llm) == [25]
 
 
+def test_all_choices_of_a_call_are_reserved_at_their_maximum_length() -> None:
+    budget = Budget(limits=Limits(max_tokens_total=100))
+    budget.take(ScriptedLLM([]), ASKED, Sampling(max_tokens=10), 3)
+    assert budget.tokens_taken == PROMPT + 3 * 10
+
+
 async def test_what_a_call_did_not_use_is_free_again() -> None:
     llm = ScriptedLLM([used(5), used(5)])
     ctx = context(limits=Limits(max_tokens_total=100))
@@ -243,6 +249,20 @@ async def test_a_call_given_up_counts_with_its_prompt_and_a_refused_one_with_not
     with pytest.raises(ProviderFailed):
         await MeteredLLM(llm, ctx).complete(ASKED, Sampling())
     assert ctx.budget.tokens_taken == counted
+
+
+async def test_a_call_beyond_the_callers_budget_counts_with_nothing_and_is_named() -> None:
+    ctx = context(limits=Limits(max_tokens_total=100))
+    with pytest.raises(BudgetExceeded):
+        await MeteredLLM(ScriptedLLM([BudgetExceeded("used up")]), ctx).complete(ASKED, Sampling())
+    assert (ctx.budget.tokens_taken, ctx.budget.stopped_by) == (0, "caller_budget")
+
+
+def test_the_first_limit_that_stops_a_request_is_the_one_named() -> None:
+    budget = Budget()
+    budget.stop("max_calls")
+    budget.stop("deadline")
+    assert budget.stopped_by == "max_calls"
 
 
 @pytest.mark.parametrize("end", ["closed", "broken off", "all used"])

@@ -171,6 +171,16 @@ async def test_a_speculative_call_is_cancelled_when_nobody_waits_for_it() -> Non
     assert llm.inside == 0
 
 
+async def test_a_speculative_call_does_not_shorten_the_longer_chain_beside_it() -> None:
+    llm = MeteredLLM(ScriptedLLM(["a", "b", "c", "d"]), ctx := context())
+    async with speculating(lambda: llm.complete(ASKED, Sampling())) as direct:
+        for _ in range(2):
+            await llm.complete(ASKED, Sampling())
+        await direct()
+    await llm.complete(ASKED, Sampling())
+    assert sorted(call.depth for call in ctx.trace.calls) == [1, 1, 2, 3]
+
+
 async def test_a_speculative_call_gives_its_result_or_its_error() -> None:
     llm = MeteredLLM(ScriptedLLM(["a", HANG]), context())
     async with speculating(lambda: llm.complete(ASKED, Sampling())) as direct:

@@ -33,10 +33,9 @@ class Choices:
 
     def drop(self, run: int) -> None:
         """Give the number of a run that has failed to the next one, if it was not yet shown."""
-        if run not in self._number:
-            self._held.pop(run, None)
-            self._dropped.add(run)
-            self._release()
+        self._held.pop(run, None)
+        self._dropped.add(run)
+        self._release()
 
     def has_spoken(self, run: int) -> bool:
         """Return whether the choice of `run` has words or tool calls, shown or held back."""

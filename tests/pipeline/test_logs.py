@@ -142,6 +142,17 @@ async def test_a_stage_logs_its_start_and_end(lines: Callable[[], list[str]]) ->
 
 
 @pytest.mark.anyio
+async def test_a_stage_counts_the_calls_of_its_own_run_only(
+    lines: Callable[[], list[str]],
+) -> None:
+    root = context()
+    other = MeteredLLM(ScriptedLLM(["42"]), root.child(1))
+    with logged_stage("waiting", root.child(0)):
+        await other.complete(chat(PROMPT), Sampling())
+    assert lines()[-1].endswith(" calls=0")
+
+
+@pytest.mark.anyio
 async def test_stages_cost_nothing_where_nobody_reads_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -349,6 +349,15 @@ class TestFailures:
         told = {"a limit": "max_calls", "a bug": None, "the last": None}.get(end, "deadline")
         assert (ended.report.stopped_by, bool(ended.report.degraded)) == (told, told is None)
 
+    async def test_a_wrapped_final_call_keeps_its_own_fallback(self, streamed: bool) -> None:
+        async def fusing(chat: Chat, llm: LLM, *_: object) -> FinalCall:
+            await llm.complete(chat, Sampling())
+            return FinalCall(chat, fallback=Answer("a proposal"))
+
+        asked = request([KINDS["wrapper"], answerer(fusing)])
+        ended = await self.ended(streamed, asked, ScriptedLLM(["a", BUSY]))
+        assert ended.answers[0].text == "<a proposal>"
+
     async def test_what_a_wrapper_has_not_seen_is_never_the_answer(self, streamed: bool) -> None:
         async def refusing(chat: Chat, rest: Rest, *_: object) -> Result:
             await rest(chat)
