@@ -33,12 +33,12 @@ from optillm_hooks.gateway.deployments import proxy_router
 from optillm_hooks.gateway.failures import as_sample_errors, budgets_as_sample_errors, to_litellm
 from optillm_hooks.gateway.model_facts import FactsOf
 from optillm_hooks.gateway.operator_settings import read_settings
-from optillm_hooks.gateway.prepared import Prepared, current, current_route
+from optillm_hooks.gateway.prepared import Prepared, Route, current, current_route
 from optillm_hooks.gateway.reports import log_line, report_object, word
 from optillm_hooks.gateway.router_llm import RouterLLM
 from optillm_hooks.gateway.selection import select_deployment
 from optillm_hooks.memory import Memory
-from optillm_hooks.pipeline.events import Models, Outcome, Piece, Progress, Request
+from optillm_hooks.pipeline.events import Models, Outcome, Piece, Progress, Report, Request
 from optillm_hooks.pipeline.run import run
 from optillm_hooks.pipeline.stream import stream
 from optillm_hooks.types import Delta, FinishReason
@@ -254,16 +254,19 @@ async def _chunks(
                         prepared.outcome = event
     if prepared.outcome is None:
         return
-    report = prepared.outcome.report
-    totals = chunk({0: Delta()})
-    totals.usage = write_usage(report.usage)
-    if prepared.route == "chat":
-        totals.optillm = report_object(report)
-        # Without a field of the provider's own, the proxy takes a chunk without text for one that
-        # only carries usage, and drops it where no usage was asked for.
-        totals.provider_specific_fields = {}
-    yield totals
+    yield _with_report(chunk({0: Delta()}), prepared.outcome.report, prepared.route)
     others = {choice: Delta(finish_reason=end) for choice, end in ends.items() if choice != 0}
     if others:
         yield chunk({0: Delta(), **others})
     yield chunk({0: Delta(finish_reason=ends.get(0, "stop"))})
+
+
+def _with_report(chunk: ModelResponseStream, report: Report, route: Route) -> ModelResponseStream:
+    """Return `chunk` with the usage of all calls, and on the chat route with the report."""
+    chunk.usage = write_usage(report.usage)
+    if route == "chat":
+        chunk.optillm = report_object(report)
+        # Without a field of the provider's own, the proxy takes a chunk without text for one that
+        # only carries usage, and drops it where no usage was asked for.
+        chunk.provider_specific_fields = {}
+    return chunk

@@ -7,7 +7,7 @@ field `decoding` puts a decoder before the approach.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from litellm import Router
 
@@ -35,8 +35,6 @@ Source = Form | Literal["alias", "default"]
 """Where a plan comes from: a form of the client's, or the operator's configuration."""
 
 _OPERATORS: frozenset[Source] = frozenset({"alias", "default"})
-
-OWN_FIELDS = ("optillm_approach", "optillm_params", "optillm_limits", "decoding")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +75,16 @@ class Selection:
         return [self.base, *sorted(self.plan.model_groups - {self.base})]
 
 
+class _OwnFields(NamedTuple):
+    """Our fields of a request as the client sent them, and the approach that its tag names."""
+
+    approach: object
+    params: object
+    limits: object
+    decoding: object
+    tag: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class _Target:
     """The base model and approach that a requested model name stands for."""
@@ -95,38 +103,28 @@ def select(request: dict[str, Any], router: Router, settings: Settings) -> Selec
     Raises:
         RequestRejected: the request cannot be read, or tries to replace a locked approach.
     """
-    requested = request.get("model")
-    tagged = read_tags(request)
-    if tagged.changed:
-        request.update(tagged.changed)
-    body, params, limits, decoding = (request.pop(name, None) for name in OWN_FIELDS)
+    requested, fields = request.get("model"), _take_own_fields(request)
     if not isinstance(requested, str):
         return None
-    decoder = _decoder(decoding)
+    decoder = _decoder(fields.decoding)
     target = _target(requested, router, settings)
-    text, source = _chosen(body, tagged.approach, target)
-    if text is None and decoder is not None:
-        text, source = PASS_THROUGH, "body"
+    text, source = _chosen(fields, decoder, target)
     if text is None:
-        if params is not None or limits is not None:
-            raise RequestRejected(
-                "optillm_params and optillm_limits need an approach to apply to",
-                param="optillm_params",
-            )
+        _check_nothing_else(fields)
         return None
     _check_lock(requested, target, "body" if decoder else source)
     _check_spelling(requested, target, router)
     tree = expression.parse(text, commas=source != "prefix")
     if decoder is not None:
         tree = _decoded(tree, decoder.name)
-    given = _parameters(tree, params, request)
+    given = _parameters(tree, fields.params, request)
     plan = resolve(tree, given=given, temperature=_temperature(request))
     by_operator = source in _OPERATORS and (
         not given or plan.expected_calls <= resolve(tree).expected_calls
     )
     calls = call_limit(settings, by_operator=by_operator)
     own = target.alias or settings
-    asked = client_limits(limits)
+    asked = client_limits(fields.limits)
     return Selection(
         plan=plan,
         base=target.base,
@@ -216,14 +214,42 @@ def _hint_unknown_prefix(requested: str, router: Router) -> None:
         )
 
 
-def _chosen(body: object, tag: str | None, target: _Target) -> tuple[str | None, Source]:
-    if body is not None:
-        if not isinstance(body, str):
+def _take_own_fields(request: dict[str, Any]) -> _OwnFields:
+    """Return our own fields of a request and its tag, and remove them from it."""
+    tagged = read_tags(request)
+    if tagged.changed:
+        request.update(tagged.changed)
+    return _OwnFields(
+        approach=request.pop("optillm_approach", None),
+        params=request.pop("optillm_params", None),
+        limits=request.pop("optillm_limits", None),
+        decoding=request.pop("decoding", None),
+        tag=tagged.approach,
+    )
+
+
+def _chosen(
+    fields: _OwnFields, decoder: Approach | None, target: _Target
+) -> tuple[str | None, Source]:
+    """Return the approach expression that counts, if there is one, and where it comes from."""
+    if fields.approach is not None:
+        if not isinstance(fields.approach, str):
             raise RequestRejected("optillm_approach must be a text", param="optillm_approach")
-        return body, "body"
-    if tag is not None:
-        return tag, "tag"
+        return fields.approach, "body"
+    if fields.tag is not None:
+        return fields.tag, "tag"
+    if target.expression is None and decoder is not None:
+        return PASS_THROUGH, "body"
     return target.expression, target.source
+
+
+def _check_nothing_else(fields: _OwnFields) -> None:
+    """Refuse parameters and limits without an approach."""
+    if fields.params is not None or fields.limits is not None:
+        raise RequestRejected(
+            "optillm_params and optillm_limits need an approach to apply to",
+            param="optillm_params",
+        )
 
 
 def _decoder(name: object) -> Approach | None:
