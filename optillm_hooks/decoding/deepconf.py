@@ -151,8 +151,7 @@ def threshold(confidences: Sequence[float], kept: float) -> float:
     at = (1 - kept) * (len(ordered) - 1)
     below = math.floor(at)
     above = min(below + 1, len(ordered) - 1)
-    between = ordered[below] + (at - below) * (ordered[above] - ordered[below])
-    return min(between, ordered[above])  # rounding must not lift it above the highest
+    return ordered[below] + (at - below) * (ordered[above] - ordered[below])
 
 
 def adapted_window(lengths: Sequence[int], maximum: int) -> int:
@@ -244,8 +243,8 @@ class Election:
     def outcome(self) -> Decoded:
         """Return the surest trace of the answer with the highest weight.
 
-        At least one trace must be whole. All vote if none reached the floor, which happens only
-        where a confidence is not a number.
+        At least one trace must be whole. If none reached the floor, which only rounding or a
+        confidence that is not a number can cause, all vote.
         """
         vote = self._vote if len(self._vote) else Vote(self._below)
         best = vote.winner()

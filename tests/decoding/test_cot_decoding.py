@@ -104,6 +104,8 @@ def test_the_report_says_how_many_paths_agree_and_how_sure_the_winner_is() -> No
     assert choice.path is paths[2]
     assert choice.facts() == {"paths": 3, "agreeing": 2, "confidence": 0.6}
     assert choose(paths, aggregate=False).facts() == {"paths": 3, "agreeing": 1, "confidence": 0.9}
+    cut = Path("7 it", "7", 0.9, "length")
+    assert choose([*paths, cut], aggregate=False).agreeing == 2, "a truncated path can agree"
 
 
 def test_a_long_fluent_path_does_not_win_by_its_other_tokens() -> None:

@@ -148,6 +148,14 @@ def test_traces_that_say_one_half_outvote_a_surer_one_that_says_three_halves() -
     assert outcome.facts["votes"] == [19.5, 16.0]
 
 
+def test_confidences_that_are_not_numbers_still_give_a_reply() -> None:
+    """A provider that lists a log-probability of minus infinity makes them so."""
+    method = DeepConf(DeepConfSettings(warmup_samples=2, max_traces=2), SamplingParams())
+    run(method, [float("nan")] * 20, "it is 1")
+    run(method, [float("nan")] * 20, "it is 2")
+    assert method.outcome().text == "it is 1"
+
+
 def test_consensus_ends_the_sampling_and_stops_what_still_runs() -> None:
     method = DeepConf(DeepConfSettings(warmup_samples=2, max_traces=50), SamplingParams())
     run(method, [10.0] * 20, "it is 1")
