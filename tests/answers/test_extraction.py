@@ -134,7 +134,7 @@ def test_the_span_counts_the_reasoning_that_is_skipped(form: str, thought: str) 
         ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
         ("ANSWER: $\\boxed{ 42 }$", "42"),
         ("The answer is:\n\n$$42$$", "42"),
-        ("So <think>5 or 42?</think>42", "42"),
+        ("So now I have <think>5 or 42?</think>42", "42"),
     ],
 )
 def test_where_an_answer_is(text: str, span: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import BaseModel
 
 from optillm_hooks.decoding.autothink import AutoThinkSettings
 from optillm_hooks.decoding.cot_decoding import CotSettings
@@ -176,3 +177,23 @@ def test_branches_of_cot_decoding_are_greedy_or_as_warm_as_asked_for(
     assert firsts == [[7], [9]]
     expected = replace(SAMPLING, temperature=temperature)
     assert {b.sampling_params(Uncertainty()) for b in branches if b is not None} == {expected}
+
+
+@pytest.mark.parametrize("settings", [EntropySettings(), ThinkSettings(), AutoThinkSettings()])
+def test_each_choice_of_a_request_is_decoded(settings: BaseModel) -> None:
+    vocabulary = Vocabulary(lambda text: list(text.encode()), lambda token: bytes([token]))
+    request = EngineRequest(messages=(), sampling=SAMPLING, decoding=settings, n=3)
+    assert start_decoding(request, "", 100, vocabulary).wanted == 3
+
+
+def test_autothink_budgets_by_the_question() -> None:
+    vocabulary = Vocabulary(lambda text: list(text.encode()), lambda token: bytes([token]))
+    request = EngineRequest(messages=(), sampling=SAMPLING, decoding=AutoThinkSettings())
+    hard = "Prove that x^2 + 1 > 0 if x is real, and compute how many roots it has."
+    easy, harder = (
+        start_decoding(request, question, 1000, vocabulary).outcome().facts
+        for question in ("Hi", hard)
+    )
+    assert isinstance(easy["most_thinking"], int)
+    assert isinstance(harder["most_thinking"], int)
+    assert easy["most_thinking"] < harder["most_thinking"]
