@@ -58,7 +58,7 @@ def two_ways(prefix: str, _body: Mapping[str, Any]) -> Sequence[TokenLogprob]:
         "": [token("41", 0.5, ("Six", 0.3), ("By", 0.1)), *sure(" it is")],
         "41": sure("."),
         "Six": sure(" sevens", " are", " 42"),
-        "By": sure(" heart", ":", " 42", margin=0.7),
+        "By": sure(" heart", " is", " 42", margin=0.7),
     }
     return rest[prefix]
 
