@@ -215,7 +215,7 @@ async def choose(
         return lambda: _ask_twice(judge, prompt, sampling, read, plea)
 
     calls = [comparison(order) for order in _orders(len(candidates), orders, ctx.rng)]
-    votes = Counter(choice for choice in await finished(calls, at_least=0) if choice is not None)
+    votes = Counter(choice for choice in await finished(calls) if choice is not None)
     of_each = [votes[at] for at in range(len(candidates))]
     return Chosen(of_each.index(max(of_each)) if votes else None, of_each)
 

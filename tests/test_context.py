@@ -290,6 +290,14 @@ async def test_a_call_without_usage_costs_what_was_reserved() -> None:
         await metered.complete(ASKED, Sampling(max_tokens=10))
 
 
+async def test_the_first_limit_that_stops_a_request_is_the_one_reported() -> None:
+    ctx = context(limits=Limits(max_calls=0, max_tokens_total=0))
+    with pytest.raises(BudgetExceeded):
+        await MeteredLLM(ScriptedLLM([]), ctx).complete(ASKED, Sampling())
+    ctx.budget.stop("deadline")
+    assert ctx.budget.stopped_by == "max_calls"
+
+
 async def test_money_is_shared_at_the_models_price() -> None:
     llm = ScriptedLLM([used(10, cost_usd=0.24)], price=Price(prompt=0.01, completion=0.02))
     ctx = context(limits=Limits(max_cost_usd=1.0))

@@ -162,6 +162,16 @@ async def test_depth_counts_the_longest_chain_and_not_the_calls() -> None:
     assert ctx.trace.depth == 2
 
 
+async def test_a_speculative_call_does_not_shorten_the_chain_beside_it() -> None:
+    llm = MeteredLLM(ScriptedLLM(["a", "b", "c", "d"]), ctx := context())
+    async with speculating(lambda: llm.complete(ASKED, Sampling())) as direct:
+        await llm.complete(ASKED, Sampling())
+        await llm.complete(ASKED, Sampling())
+        await direct()
+    await llm.complete(ASKED, Sampling())
+    assert sorted(call.depth for call in ctx.trace.calls) == [1, 1, 2, 3]
+
+
 async def test_a_speculative_call_is_cancelled_when_nobody_waits_for_it() -> None:
     llm = ScriptedLLM([HANG])
     async with speculating(

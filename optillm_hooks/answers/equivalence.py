@@ -336,9 +336,7 @@ def _unit(words: Sequence[str]) -> str:
 def _unit_word(word: str) -> str:
     power = _POWER.search(word)
     name = _POWER.sub("", word)
-    singular = (
-        name[:-1] if len(name) > 2 and name.endswith("s") and not name.endswith("ss") else name
-    )
+    singular = name[:-1] if len(name) > 2 and name.endswith("s") else name
     name = _UNITS.get(name, _UNITS.get(singular, singular))
     return f"{name}^{power[1]}" if power else name
 

@@ -4,9 +4,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from litellm import BudgetExceededError, Router
 from litellm.proxy._types import UserAPIKeyAuth
 
-from optillm_hooks.gateway.budgets import _budgets, _reserved
+from optillm_hooks.gateway import budgets
+from optillm_hooks.gateway.budgets import _budgets, _reserved, check_budgets
 from optillm_hooks.gateway.caller import CALL_ORIGIN, read_caller
 
 RESERVATION: dict[str, Any] = {
@@ -55,8 +57,95 @@ def test_a_users_budget_holds_for_team_keys_where_litellm_applies_it(
     assert ("Team" in owners) is (team is not None)
 
 
+class Limiter:
+    """LiteLLM's limiter of budgets for a model, which keeps what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+
+    async def is_key_within_model_budget(self, **asked: object) -> None:
+        self.asked.append(asked)
+
+    async def is_team_within_model_budget(self, **asked: object) -> None:
+        self.asked.append(asked)
+
+
+def _proxy(monkeypatch: pytest.MonkeyPatch, *, spent: float) -> Limiter:
+    async def get_current_spend(**_: object) -> float:
+        return spent
+
+    limiter, proxy = Limiter(), ModuleType("proxy_server")
+    vars(proxy).update(
+        general_settings={},
+        get_current_spend=get_current_spend,
+        model_max_budget_limiter=limiter,
+    )
+    monkeypatch.setattr(budgets, "proxy_module", lambda: proxy)
+    return limiter
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("spent", "reservation", "refused"),
+    [
+        (0.99, None, False),
+        (1.0, None, True),
+        (1.2, RESERVATION, False),
+        (1.25, RESERVATION, True),
+    ],
+    ids=["less", "all of it", "less, without what is reserved", "all of it without that"],
+)
+async def test_a_budget_is_used_up_once_all_of_it_is_spent(
+    monkeypatch: pytest.MonkeyPatch,
+    spent: float,
+    reservation: dict[str, Any] | None,
+    refused: bool,
+) -> None:
+    _proxy(monkeypatch, spent=spent)
+    key = UserAPIKeyAuth(token="k", max_budget=1.0)
+    checked = check_budgets("base", key, Router(), reservation)
+    if refused:
+        with pytest.raises(BudgetExceededError):
+            await checked
+    else:
+        await checked
+
+
+@pytest.mark.anyio
+async def test_a_teams_budget_for_a_model_is_checked_beside_the_keys_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limiter = _proxy(monkeypatch, spent=0.0)
+    of_key, of_team = {"base": {"budget_limit": 1.0}}, {"base": {"budget_limit": 2.0}}
+    key = UserAPIKeyAuth(
+        token="k", team_id="t", model_max_budget=of_key, team_model_max_budget=of_team
+    )
+    await check_budgets("base", key, Router())
+    assert limiter.asked == [
+        {"user_api_key_dict": key, "model": "base"},
+        {
+            "team_id": "t",
+            "team_model_max_budget": of_team,
+            "key_model_max_budget": of_key,  # it replaces the team's, in LiteLLM
+            "model": "base",
+        },
+    ]
+
+
 def test_inner_calls_carry_the_callers_identity_and_nothing_else_of_its_metadata() -> None:
     shared = {"user_api_key_alias": "a", "tags": ["t"], "spend_logs_metadata": {"team": "x"}}
     of_the_request = {"model_group": "careful", "deployment": "d", "caching_groups": []}
     caller = read_caller({"metadata": shared | of_the_request}, None, {})
     assert caller.metadata == {**shared, "internal_call_origin": CALL_ORIGIN}
+
+
+def test_inner_calls_keep_their_session_and_what_keeps_them_out_of_logs() -> None:
+    session = {"litellm_session_id": "s", "litellm_trace_id": "t"}
+    caller = read_caller({**session, "no-log": True}, "u", {"no-cache": True})
+    assert caller.extra == {**session, "no-log": True, "user": "u"}
+    assert caller.cache == {"no-cache": True}
+
+
+def test_a_caller_knows_what_is_reserved_for_the_outer_request() -> None:
+    metadata = {"user_api_key_budget_reservation": RESERVATION}
+    assert read_caller({"metadata": metadata}, None, {}).reservation == RESERVATION

@@ -12,7 +12,10 @@ from litellm.utils import custom_llm_setup
 from optillm_hooks.budget import Limits
 from optillm_hooks.gateway import admission, callback, hook, provider
 from optillm_hooks.gateway.prepared import Prepared, current
-from optillm_hooks.gateway.reports import header_values
+from optillm_hooks.gateway.reports import header_values, log_line
+from optillm_hooks.pipeline.events import Outcome, Report
+from optillm_hooks.trace import CallRecord
+from optillm_hooks.types import Usage
 
 pytestmark = [
     pytest.mark.anyio,
@@ -40,6 +43,7 @@ def router() -> Iterator[Router]:
             group("base", "openai/gpt-4o-mini"),
             group("careful", "optillm/re2/base", optillm=LIMITS),
             group("unpriced", "openai/unknown"),
+            group("goes_on", "openai/gpt-4o-mini", optillm={"continues_prefix": True}),
             group("optillm/*", "optillm/*"),
         ]
     )
@@ -169,6 +173,70 @@ async def test_what_cannot_be_served_is_a_400_before_anything_runs(
         await called(model, **fields)
     assert (caught.value.code, caught.value.param) == ("400", param)
     assert current.get() is None
+
+
+async def test_models_that_have_answered_before_a_decoder_need_not_support_it() -> None:
+    _, prepared = await called("moa(models=[base])&cot_decoding-goes_on")
+    assert prepared is not None
+    with pytest.raises(ProxyException, match="'base' is not"):
+        await called("cot_decoding&moa(models=[base])-goes_on")
+
+
+async def test_usage_that_the_client_did_not_ask_for_is_requested_and_hidden() -> None:
+    found, _ = await called("none-base", stream=True)
+    assert found["stream_options"] == {"include_usage": True}
+    assert found["_litellm_strip_stream_usage"] is True
+    found, _ = await called("none-base", stream=True, stream_options={"include_usage": True})
+    assert "_litellm_strip_stream_usage" not in found
+
+
+async def test_headers_and_the_log_line_tell_the_report() -> None:
+    _, prepared = await called("re2-base", optillm_limits={"max_calls": 9})
+    assert prepared is not None
+    usage = Usage(calls=1, prompt_tokens=5, completion_tokens=2, cost_usd=0.25)
+    for run in range(3):
+        prepared.trace.record(
+            CallRecord(
+                stage="re2",
+                run=run,
+                model="base",
+                purpose="answer",
+                depth=1 + run // 2,
+                started_s=0.0,
+                seconds=0.5,
+                outcome="ok",
+                usage=usage,
+            )
+        )
+    report = Report(
+        approach="re2",
+        base="base",
+        calls=3,
+        depth=2,
+        usage=usage + usage + usage,
+        seconds=1.5,
+        stopped_by="deadline",
+        degraded=("provider_failed", "empty_completion"),
+        choices=("re2",),
+        notes=(),
+        trace=(),
+    )
+    prepared.outcome = Outcome((), report)
+    assert header_values(prepared, answered=True) == {
+        "x-optillm-approach": "re2",
+        "x-optillm-base-model": "base",
+        "x-optillm-max-calls": "9",
+        "x-optillm-calls": "3",
+        "x-optillm-depth": "2",
+        "x-optillm-cost-usd": "0.75000000",
+        "x-optillm-seconds": "1.500",
+        "x-optillm-stopped-by": "deadline",
+        "x-optillm-degraded": "provider_failed,empty_completion",
+    }
+    assert log_line(prepared, seconds=2.0, error="") == (
+        "call_id=- approach=re2 base=base calls=3 depth=2 seconds=2.000 cost_usd=0.75000000 "
+        "stopped_by=deadline degraded=provider_failed,empty_completion error=-"
+    )
 
 
 @pytest.mark.parametrize("base", ["x\r\nset-cookie: a=b", "x\x00", "modèle", "x\u2028y", "\ud800"])

@@ -33,6 +33,12 @@ from optillm_hooks.gateway.model_names import (
             "moa(models=[a-b;c-d])-m-n", "moa(models=[a-b;c-d])", "m-n", id="dash in a list"
         ),
         pytest.param(
+            "moa(models=[a];aggregator=b-c)-m",
+            "moa(models=[a];aggregator=b-c)",
+            "m",
+            id="dash after a list",
+        ),
+        pytest.param(
             'moa(aggregator="x)-y")-m', 'moa(aggregator="x)-y")', "m", id="dash in quotes"
         ),
         pytest.param(r'moa(aggregator="\"-")-m', r'moa(aggregator="\"-")', "m", id="escaped quote"),

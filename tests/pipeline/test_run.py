@@ -391,7 +391,11 @@ class TestFailures:
         assert ended.report.choices == ("draft",)
         assert streamed in (True, False)
 
-    @pytest.mark.parametrize("reply", [BUSY, ""], ids=["failed", "empty"])
+    @pytest.mark.parametrize(
+        "reply",
+        [BUSY, "", Completion("", "length", usage=ONE_CALL)],
+        ids=["failed", "empty", "cut before its first word"],
+    )
     async def test_a_final_call_that_fails_has_a_fallback(
         self, streamed: bool, reply: Reply
     ) -> None:
@@ -498,6 +502,13 @@ class TestFailures:
         asked = request([FINAL], client=client)
         ended = await self.ended(streamed, asked, ScriptedLLM(["no json"]))
         assert ended.report.degraded == ("response_format",)
+
+    async def test_a_tool_call_has_no_form(self, streamed: bool) -> None:
+        client = Sampling(fields={"response_format": {"type": "json_object"}})
+        calling = Completion("", "tool_calls", tool_calls=(ToolCall("1", "f", "{}"),))
+        ended = await self.ended(streamed, request([DRAFT], client=client), ScriptedLLM([calling]))
+        assert ended.answers[0].tool_calls == calling.tool_calls
+        assert ended.report.degraded == ()
 
     async def test_the_report_sums_up_what_happened(self, streamed: bool) -> None:
         async def noting(chat: Chat, llm: LLM, _params: NoParams, ctx: Context) -> FinalCall:
@@ -690,6 +701,18 @@ async def test_a_decoders_own_reply_is_a_best_so_far() -> None:
 
     ended = await outcome(request([decoder(ready), answerer(then_fails)]), ScriptedLLM([]))
     assert ended.answers[0].text == "42"
+
+
+async def test_a_draft_that_a_decoder_makes_is_not() -> None:
+    async def ready(*_: object) -> Completion:
+        return Completion("a plan")
+
+    async def then_fails(chat: Chat, llm: LLM, *_: object) -> Answer:
+        await llm.complete(chat, Sampling(purpose="draft"))
+        raise BUSY
+
+    with pytest.raises(ProviderFailed, match="busy"):
+        await outcome(request([decoder(ready), answerer(then_fails)]), ScriptedLLM([]))
 
 
 async def test_a_decoder_that_refuses_is_the_callers_fault() -> None:
