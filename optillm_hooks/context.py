@@ -8,10 +8,10 @@ from contextvars import ContextVar
 from dataclasses import KW_ONLY, dataclass, field, replace
 
 from optillm_hooks.budget import Budget, Reservation
+from optillm_hooks.caller_cache import CallerCache
 from optillm_hooks.code_execution.runner import CodeRunner
 from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, EmptyCompletion, SampleError
 from optillm_hooks.llm import LLM, ModelFacts, Price
-from optillm_hooks.memory import Memory
 from optillm_hooks.trace import CallOutcome, CallRecord, Trace
 from optillm_hooks.types import (
     Answer,
@@ -72,7 +72,7 @@ class Context:
     code_runner: CodeRunner | None = None
     """Runs programs that a model wrote; None if the operator does not allow it."""
 
-    memory: Memory = field(default_factory=Memory)
+    caller_cache: CallerCache = field(default_factory=CallerCache)
     """What approaches keep for later requests of the same caller."""
 
     decoded: Callable[[LLM], LLM] = _as_it_is

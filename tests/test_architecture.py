@@ -31,7 +31,7 @@ EVERY = pytest.mark.parametrize("module", MODULES)
 LAYERS = [
     {"types", "errors"},
     {"answers", "search", "sandbox", "llm", "prompts"},
-    {"solver", "code_execution", "trace", "budget", "memory"},
+    {"solver", "code_execution", "trace", "budget", "caller_cache"},
     {"context"},
     {"registry", "fanout"},
     {"decoding", "judging", "settings"},

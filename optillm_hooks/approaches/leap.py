@@ -155,12 +155,12 @@ async def _principles(
     """
     rules = tuple(message for message in chat if message.role in ("system", "developer"))
     key = _digest(rules, examples, llm, params)
-    principles = ctx.memory.get(key)
+    principles = ctx.caller_cache.get(key)
     if principles is None:
         ctx.progress(f"learning from {len(examples)} examples")
         principles, complete = await _learnt(rules, examples, llm, params, ctx, mark)
         if complete:
-            ctx.memory.put(key, principles)
+            ctx.caller_cache.put(key, principles)
     return principles
 
 

@@ -18,6 +18,7 @@ from litellm.proxy._types import UserAPIKeyAuth
 from litellm.types.utils import ModelResponse, ModelResponseStream
 
 from optillm_hooks.budget import Limits
+from optillm_hooks.caller_cache import CallerCache
 from optillm_hooks.code_execution.runner import code_runner
 from optillm_hooks.errors import OptiLLMError, RequestRejected
 from optillm_hooks.gateway.admission import admit
@@ -37,7 +38,6 @@ from optillm_hooks.gateway.prepared import Prepared, Route, current, current_rou
 from optillm_hooks.gateway.reports import log_line, report_object, word
 from optillm_hooks.gateway.router_llm import RouterLLM
 from optillm_hooks.gateway.selection import select_deployment
-from optillm_hooks.memory import Memory
 from optillm_hooks.pipeline.events import Models, Outcome, Piece, Progress, Report, Request
 from optillm_hooks.pipeline.run import run
 from optillm_hooks.pipeline.stream import stream
@@ -59,7 +59,7 @@ class Provider(CustomLLM):
     def __init__(self) -> None:
         super().__init__()
         self._router: Router | None = None
-        self._memory = Memory()
+        self._caller_cache = CallerCache()
 
     def use(self, router: Router | None) -> None:
         """Send inner calls through `router` where no proxy runs; None sends them to the SDK."""
@@ -116,7 +116,7 @@ class Provider(CustomLLM):
             on_error=prepared.settings.on_error,
             progress=prepared.settings.progress,
             code_runner=code_runner(prepared.settings.code_runner),
-            memory=self._memory.of(str(caller.metadata.get("user_api_key") or "")),
+            caller_cache=self._caller_cache.of(str(caller.metadata.get("user_api_key") or "")),
         )
         return prepared, request, _models(router, caller, prepared.facts_of)
 
@@ -130,6 +130,8 @@ def _as_litellm_errors(model: str) -> Iterator[None]:
         prepared = current.get()
         if prepared is not None:
             prepared.error = exc
+        # LiteLLM blames the request if there is an AttributeError anywhere in the chain.
+        exc.__cause__ = exc.__context__ = None
         raise to_litellm(exc, model) from None
 
 

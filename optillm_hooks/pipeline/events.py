@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from optillm_hooks.budget import Limits, StoppedBy
+from optillm_hooks.caller_cache import CallerCache
 from optillm_hooks.code_execution.runner import CodeRunner
 from optillm_hooks.llm import LLM
-from optillm_hooks.memory import Memory
 from optillm_hooks.pipeline.plan import Plan
 from optillm_hooks.trace import CallRecord
 from optillm_hooks.types import (
@@ -34,7 +34,7 @@ class Request:
     """Whether a streaming client gets progress messages."""
 
     code_runner: CodeRunner | None = None
-    memory: Memory = field(default_factory=Memory)
+    caller_cache: CallerCache = field(default_factory=CallerCache)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -99,7 +99,7 @@ class PlanRun:
             trace=self._trace,
             models=self._models,
             code_runner=self._request.code_runner,
-            memory=self._request.memory,
+            caller_cache=self._request.caller_cache,
         )
 
     async def _choice(self, chain: Chain, ctx: Context, number: int) -> Answer:

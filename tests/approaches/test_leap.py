@@ -5,9 +5,9 @@ import json
 import pytest
 
 from optillm_hooks.approaches.leap import SOLVE, Example, read_examples
+from optillm_hooks.caller_cache import CallerCache
 from optillm_hooks.context import Context
 from optillm_hooks.errors import ProviderFailed
-from optillm_hooks.memory import Memory
 from optillm_hooks.registry import get_approach
 from optillm_hooks.testing import AnsweringLLM, Reply, ScriptedLLM, answer, context, params
 from optillm_hooks.types import Chat, Completion, Message, Sampling
@@ -25,9 +25,9 @@ LISTED = json.dumps(EXAMPLES)
 PRINCIPLES = "1. Multiply, do not add.\n2. Check by dividing."
 
 
-def remembering(memory: Memory) -> Context:
+def remembering(memory: CallerCache) -> Context:
     ctx = context()
-    ctx.memory = memory
+    ctx.caller_cache = memory
     return ctx
 
 
@@ -94,7 +94,7 @@ async def test_the_stated_cost_is_that_of_listed_examples(
 
 
 async def test_principles_are_learnt_once_for_the_same_examples() -> None:
-    llm, memory = AnsweringLLM(learner), Memory()
+    llm, memory = AnsweringLLM(learner), CallerCache()
     await answer("leap", CHAT, llm, remembering(memory))
     learning = len(llm.calls)
     await answer("leap", CHAT, llm, remembering(memory))
@@ -112,7 +112,7 @@ async def test_principles_are_learnt_once_for_the_same_examples() -> None:
     ],
 )
 async def test_they_are_learnt_again_with_another(change: dict[str, object]) -> None:
-    memory = Memory()
+    memory = CallerCache()
     await answer("leap", CHAT, AnsweringLLM(learner), remembering(memory), examples=EXAMPLES)
     llm = AnsweringLLM(learner, model=str(change.pop("model", "base")))
     asked = change.pop("chat", CHAT)
@@ -127,12 +127,12 @@ async def test_what_was_learnt_while_a_call_failed_is_not_kept() -> None:
     await answer("leap", CHAT, failing, ctx, examples=EXAMPLES[:2])
     assert ctx.trace.events[-1][1]["principles"] == 2
     llm = AnsweringLLM(learner)
-    await answer("leap", CHAT, llm, remembering(ctx.memory), examples=EXAMPLES[:2])
+    await answer("leap", CHAT, llm, remembering(ctx.caller_cache), examples=EXAMPLES[:2])
     assert [kind(*call) for call in llm.calls].count("attempt") == 2
 
 
 async def test_memory_is_bounded_and_keeps_what_was_used_last() -> None:
-    memory = Memory(max_entries=2)
+    memory = CallerCache(max_entries=2)
     learnt: list[bool] = []
     for number in (1, 2, 1, 3, 1, 2):  # 3 drives out 2, which was used before 1
         llm = AnsweringLLM(learner)
@@ -143,7 +143,7 @@ async def test_memory_is_bounded_and_keeps_what_was_used_last() -> None:
 
 
 async def test_what_one_caller_learnt_is_not_told_to_another() -> None:
-    memory = Memory()
+    memory = CallerCache()
     for caller, calls in (("a", 8), ("b", 8), ("a", 1)):
         llm = AnsweringLLM(learner)
         await answer("leap", CHAT, llm, remembering(memory.of(caller)), examples=EXAMPLES)

@@ -6,11 +6,14 @@ from typing import Any
 
 import litellm
 import pytest
+from litellm.proxy.common_request_processing import _has_attribute_error_in_chain
 from litellm.utils import custom_llm_setup
 
+from optillm_hooks import registry
 from optillm_hooks.gateway import custom_llm, provider
 from optillm_hooks.pipeline.events import Models, Outcome, Request
 from optillm_hooks.pipeline.run import run
+from optillm_hooks.registry import Cost, NoParams, Result, approach
 from optillm_hooks.trace import Trace
 from tests.gateway.refusals import REFUSALS, refused_models
 from tests.proxy import model_group
@@ -36,6 +39,7 @@ def router(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Iterator[lite
         model_list=[
             model_group("base", upstream.url),
             _deployment("careful", "optillm/re2|cot_reflection/base"),
+            _deployment("optillm/*", "optillm/*"),
             _deployment("learning", "optillm/leap/base"),
             _deployment("reread_second", "optillm/none|re2/base"),
             *refused_models(upstream),
@@ -183,6 +187,22 @@ async def test_the_upstreams_status_is_kept(router: litellm.Router, upstream: Up
     upstream.play(Script(fault=always(Status(429))))
     with pytest.raises(litellm.RateLimitError):
         await router.acompletion(model="careful", messages=ASKED)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_a_fault_of_an_approach_is_not_blamed_on_the_request(
+    router: litellm.Router, monkeypatch: pytest.MonkeyPatch, *, stream: bool
+) -> None:
+    """LiteLLM answers 400 where an AttributeError is anywhere in an exception's chain."""
+    monkeypatch.setattr(registry, "_approaches", dict(registry._approaches))
+
+    @approach("faulty", NoParams, cost=lambda _: Cost(1, 1))
+    async def faulty(*_: object) -> Result:
+        raise AttributeError("a fault of the approach")
+
+    with pytest.raises(litellm.InternalServerError, match="'faulty' failed inside") as caught:
+        await _answered(router, model="optillm/faulty/base", stream=stream)
+    assert not _has_attribute_error_in_chain(caught.value)
 
 
 @pytest.mark.usefixtures("router")

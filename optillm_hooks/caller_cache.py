@@ -6,7 +6,7 @@ from typing import Final
 MAX_ENTRIES: Final = 256
 
 
-class Memory:
+class CallerCache:
     """A least-recently-used cache of texts. Callers share its room, but no entry of it."""
 
     def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
@@ -14,9 +14,9 @@ class Memory:
         self._entries: OrderedDict[tuple[str, str], tuple[str, ...]] = OrderedDict()
         self._caller = ""
 
-    def of(self, caller: str) -> "Memory":
-        """Return this memory as `caller` sees it: with the caller's own entries only."""
-        view = Memory(self._max_entries)
+    def of(self, caller: str) -> "CallerCache":
+        """Return this cache as `caller` sees it: with the caller's own entries only."""
+        view = CallerCache(self._max_entries)
         view._entries = self._entries
         view._caller = caller
         return view
