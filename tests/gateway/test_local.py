@@ -68,7 +68,7 @@ def client(folder: Path) -> Iterator[openai.OpenAI]:
         "PYTHONPATH": f"{ROOT / 'tests' / 'loopback_only'}{os.pathsep}{ROOT}",
         "BLOCKED_LOG": str(folder / "blocked.log"),
         "PORT": str(port),
-        "OMP_NUM_THREADS": "2",
+        "OMP_NUM_THREADS": "1",
     }
     with (folder / "serve.log").open("w+") as log:
         process = subprocess.Popen(
