@@ -84,6 +84,9 @@ PROGRAM = "def f(x):\n    return x * x\n"
     [
         pytest.param(f"Here it is:\n```python\n{PROGRAM}```\nDone.", PROGRAM, id="a block"),
         pytest.param(f"```py\nf(1)\n```\n```python3\n{PROGRAM}```", PROGRAM, id="the longest"),
+        pytest.param(
+            f"```python3\n{PROGRAM}```\n```py\nf(1)\n```", PROGRAM, id="the longest, not the last"
+        ),
         pytest.param(f"```\n{PROGRAM}```", PROGRAM, id="a block without a language"),
         pytest.param(f"```java\nint f;\n```\n```\n{PROGRAM}```", PROGRAM, id="another language"),
         pytest.param(f"```python\n{PROGRAM}", PROGRAM, id="a block that is cut off"),

@@ -1,5 +1,6 @@
 """The provider where no proxy runs: over a router of the user's own, and over LiteLLM's SDK."""
 
+import logging
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -10,11 +11,17 @@ from litellm.proxy.common_request_processing import _has_attribute_error_in_chai
 from litellm.utils import custom_llm_setup
 
 from optillm_hooks import registry
+from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.gateway import custom_llm, provider
+from optillm_hooks.gateway.caller import Caller
+from optillm_hooks.gateway.model_facts import facts_by
+from optillm_hooks.gateway.router_llm import RouterLLM
 from optillm_hooks.pipeline.events import Models, Outcome, Request
 from optillm_hooks.pipeline.run import run
 from optillm_hooks.registry import Cost, NoParams, Result, approach
+from optillm_hooks.testing import chat
 from optillm_hooks.trace import Trace
+from optillm_hooks.types import Sampling
 from tests.gateway.refusals import REFUSALS, refused_models
 from tests.proxy import model_group
 from tests.upstream import Call, Reply, Script, Status, Upstream, always
@@ -82,6 +89,42 @@ async def test_a_streamed_choice_keeps_its_own_finish_reason(
         if choice.finish_reason is not None
     }
     assert reasons == {0: "stop", 1: "length"}
+
+
+async def test_each_streamed_choice_begins_with_its_role(router: litellm.Router) -> None:
+    chunks = await router.acompletion(model="careful", messages=ASKED, stream=True)
+    roles = [
+        choice.index
+        async for chunk in chunks
+        for choice in chunk.choices
+        if choice.delta.role == "assistant"
+    ]
+    assert roles == [0, 1]
+
+
+async def test_a_stream_that_its_reader_closes_is_logged_as_cancelled(
+    router: litellm.Router, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "optillm_hooks")
+    chunks = await router.acompletion(model="careful", messages=ASKED, stream=True)
+    await anext(chunks)
+    await chunks.aclose()
+    [line] = [message for message in caplog.messages if "approach=" in message]
+    assert line.endswith("error=cancelled")
+
+
+@pytest.mark.parametrize("response", [litellm.ModelResponse(choices=[]), None])
+async def test_a_response_without_choices_is_the_providers_failure(
+    monkeypatch: pytest.MonkeyPatch, response: litellm.ModelResponse | None
+) -> None:
+    async def acompletion(**_: object) -> litellm.ModelResponse | None:
+        return response
+
+    monkeypatch.setattr(litellm, "acompletion", acompletion)
+    llm = RouterLLM("base", None, Caller(), facts_by(None))
+    with pytest.raises(ProviderFailed, match="no choices") as caught:
+        await llm.complete(chat("6 * 7?"), Sampling())
+    assert caught.value.status == 502
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ KEYS: dict[str, dict[str, object]] = {
     **{
         f"sk-model-budget-{number}": {"models": [], "model_max_budget": TINY} for number in range(5)
     },
+    "sk-slow-aliases": {"models": [], "metadata": ONE_A_MINUTE},
     "sk-team": {"models": [], "team_id": "t", "team_models": []},
     "sk-other": {"models": ["other", *REFUSALS]},
     **{f"sk-spent-{n}": {"models": [], "model_max_budget": TINY} for n, _ in enumerate(WAYS)},
@@ -165,6 +166,16 @@ def test_a_keys_limits_for_the_base_hold_by_every_way_in(
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_fallback_from_one_alias_to_another_is_one_request(
+    proxy: Proxy, upstream: Upstream
+) -> None:
+    upstream.play(Script(fault=at({0: Status(500)})))
+    answer = ask(proxy, "careful", key="sk-slow-aliases", fallbacks=["lent"])
+    assert answer.status_code == 200, answer.text
+    assert asked_models(upstream) == ["base", "base"]
+    assert ask(proxy, "careful", key="sk-slow-aliases").status_code == 429
+
+
 def test_a_fallback_of_several_answers_is_refused_on_a_route_with_one(
     proxy: Proxy, upstream: Upstream, stream: bool
 ) -> None:

@@ -180,3 +180,11 @@ def test_a_prompt_has_the_bos_that_its_template_writes_and_no_second_one() -> No
     assert prompt[0] == bos
     assert prompt.count(bos) == 1
     assert bos not in other.encode_text("Hi")
+
+
+def test_the_marker_that_ends_the_thinking_is_counted_with_it(chat_format: ChatFormat) -> None:
+    output = ChoiceOutput(0, chat_format, [], thinking=True)
+    thought = chat_format.encode_text("six sevens\n</think>")
+    for token in [*thought, *chat_format.encode_text("\n42")]:
+        output.add(token, None, last=False)
+    assert output.reasoning_tokens == len(thought)

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -265,6 +266,15 @@ async def test_a_failing_step_is_heard_by_all_and_the_engine_recovers(
     assert (await answer(engine, make_request("Hi", max_tokens=2)))[1].completion_tokens <= 2
     engine.close()
     assert not list(runner.kv_cache.rows())
+
+
+async def test_a_model_was_last_used_when_its_last_request_ended(engine: Engine) -> None:
+    events = engine.stream(make_request("Name rivers.", max_tokens=4))
+    await anext(events)
+    before_the_end = time.monotonic()
+    async for _ in events:
+        pass
+    assert engine.last_used >= before_the_end
 
 
 async def test_a_full_engine_says_so(runner: Runner, chat_format: ChatFormat) -> None:

@@ -157,6 +157,25 @@ async def test_a_zygote_that_was_killed_is_started_again(probe: str) -> None:
     assert not alive(before)
 
 
+async def test_a_zygote_that_has_gone_is_dropped_and_not_the_one_that_replaced_it(
+    probe: str,
+) -> None:
+    await ask_worker(probe, "1", LIMITS)
+    gone = client._zygotes[probe]
+    client._drop(probe, gone)
+    await ask_worker(probe, "1", LIMITS)
+    replaced = client._zygotes[probe]
+    client._drop(probe, gone)  # by a second request that ran when it went
+    assert client._zygotes[probe] is replaced is not gone
+
+
+async def test_what_a_worker_has_started_ends_with_it(probe: str) -> None:
+    starts = "__import__('ctypes').CDLL(None).fork() or (os.closerange(0, 64), time.sleep(60))"
+    started_by_it = await ask_worker(probe, starts, LIMITS)
+    assert isinstance(started_by_it, int)
+    wait_until(lambda: not alive(started_by_it))
+
+
 async def test_workers_end_with_their_zygote_and_the_request_is_asked_again(
     probe: str, tmp_path: Path
 ) -> None:

@@ -69,7 +69,7 @@ async def deepconf_decode(
 async def _trace(
     chat: Chat, sampling: Sampling, llm: LLM, election: Election, number: int, watch: Watch
 ) -> None:
-    """Stream one trace until it ends, loses confidence, or the vote is settled."""
+    """Stream one trace until it ends or loses confidence."""
     written, finish_reason, stopped = Accumulated(), "stop", False
     try:
         async with aclosing(llm.stream(chat, sampling)) as pieces:
@@ -78,7 +78,6 @@ async def _trace(
                 finish_reason = delta.finish_reason or finish_reason
                 for token in delta.logprobs:
                     stopped = watch.falls(listed_confidence(alternatives(token))) or stopped
-                stopped = stopped or election.settled
                 if stopped:
                     break
     except SampleError:

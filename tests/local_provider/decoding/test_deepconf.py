@@ -157,13 +157,20 @@ def test_confidences_that_are_not_numbers_still_give_a_reply() -> None:
 
 
 def test_consensus_ends_the_sampling_and_stops_what_still_runs() -> None:
-    method = DeepConf(DeepConfSettings(warmup_samples=2, max_traces=50), SamplingParams())
+    settings = DeepConfSettings(
+        warmup_samples=2, max_traces=50, variant="high", consensus_threshold=0.7
+    )
+    method = DeepConf(settings, SamplingParams())
     run(method, [10.0] * 20, "it is 1")
-    late = method.open()
-    assert late is not None
-    late.take(1, Uncertainty(confidence=10.0), end=False)
-    method.close(late, written("it is 1"))
+    run(method, [10.0] * 20, "it is 2")
+    ended, running = method.open(), method.open()
+    assert ended is not None
+    assert running is not None
+    ended.take(1, Uncertainty(confidence=20.0), end=False)
+    assert not running.stopped
+    method.close(ended, written("it is 1"))
     assert method.wanted == 0
+    assert running.stopped
 
 
 def test_what_a_trace_weighs_is_worked_out_by_hand() -> None:
