@@ -165,7 +165,6 @@ def test_a_keys_limits_for_the_base_hold_by_every_way_in(
     assert asked_models(upstream) == ([] if way == "by name" else ["other"])
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_a_fallback_from_one_alias_to_another_is_one_request(
     proxy: Proxy, upstream: Upstream
 ) -> None:
@@ -176,6 +175,7 @@ def test_a_fallback_from_one_alias_to_another_is_one_request(
     assert ask(proxy, "careful", key="sk-slow-aliases").status_code == 429
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_a_fallback_of_several_answers_is_refused_on_a_route_with_one(
     proxy: Proxy, upstream: Upstream, stream: bool
 ) -> None:
