@@ -12,7 +12,7 @@ N = TypeVar("N", int, float)
 StoppedBy = Literal["deadline", "max_calls", "max_tokens_total", "max_cost_usd", "caller_budget"]
 
 _UNBOUNDED = 2**31
-"""Stands for a missing limit."""
+"""Used in place of a missing limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,8 @@ def _stricter(one: N | None, other: N | None) -> N | None:
 class Budget:
     """The budget that all runs of one request share: its time, calls, tokens and money.
 
-    `expected_calls` is the number of calls that the plan makes. A call without `max_tokens` gets
-    its share of the tokens left by it.
+    `expected_calls` is the estimated number of calls of the plan. The tokens left are divided by
+    the calls left, for calls without `max_tokens`.
     """
 
     limits: Limits = Limits()

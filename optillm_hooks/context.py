@@ -29,7 +29,7 @@ _RUN_STRIDE = 1000
 """Distance between the sample numbers of two runs, so that no two runs share one."""
 
 _UNANSWERED = frozenset({408, 504})
-"""Statuses of a call that timed out while its provider may have been at work on it."""
+"""Statuses of a call that timed out although its provider may have worked on it."""
 
 depth_so_far: ContextVar[int] = ContextVar("depth_so_far", default=0)
 """Length of the longest chain of consecutive model calls so far, in the current task."""
@@ -39,7 +39,7 @@ def _ignore(_: str) -> None:
     return None
 
 
-def _as_it_is(llm: LLM) -> LLM:
+def _undecoded(llm: LLM) -> LLM:
     return llm
 
 
@@ -75,7 +75,7 @@ class Context:
     caller_cache: CallerCache = field(default_factory=CallerCache)
     """What approaches keep for later requests of the same caller."""
 
-    decoded: Callable[[LLM], LLM] = _as_it_is
+    decoded: Callable[[LLM], LLM] = _undecoded
     """Applies the decoder of the chain to an LLM."""
 
     progress: Callable[[str], None] = _ignore
@@ -125,7 +125,7 @@ class Context:
         return self.decoded(MeteredLLM(self.models(model), self))
 
     def filled(self, chat: Chat, sampling: Sampling) -> Sampling:
-        """Return `sampling` with those of the client's fields that its purpose lets through.
+        """Return `sampling` with the client's fields that its purpose allows.
 
         The seed of a sample is the client's seed plus the sample's number: samples differ, and the
         same seed gives the same samples again. A judge may not call tools, but if the conversation
@@ -144,7 +144,7 @@ class Context:
             sampling,
             temperature=_first(sampling.temperature, client.temperature),
             top_p=_first(sampling.top_p, client.top_p),
-            max_tokens=_least(sampling.max_tokens, client.max_tokens),
+            max_tokens=_lower(sampling.max_tokens, client.max_tokens),
             stop=sampling.stop if sampling.stop is not None or hidden else client.stop,
             seed=None if seed is None else seed + number,
             sample=number,
@@ -160,7 +160,7 @@ def _first(own: float | None, client: float | None) -> float | None:
     return client if own is None else own
 
 
-def _least(own: int | None, client: int | None) -> int | None:
+def _lower(own: int | None, client: int | None) -> int | None:
     given = [limit for limit in (own, client) if limit is not None]
     return min(given) if given else None
 
@@ -191,7 +191,7 @@ class MeteredLLM:
             return self._kept([completion], sampling.purpose)[0]
 
     async def complete_n(self, chat: Chat, sampling: Sampling, n: int, /) -> Sequence[Completion]:
-        """Return the completions of one call for `n` that are not empty: 1 to `n`, and pay."""
+        """Return the non-empty completions of one call with `n`, 1 to `n` of them, and pay."""
         async with self._paying(chat, sampling, n) as call:
             completions = await self._inner.complete_n(chat, call.sampling, n)
             call.usage = sum((c.usage for c in completions), Usage(calls=0))
@@ -233,13 +233,13 @@ class MeteredLLM:
         tokens = call.scored
         if text and not tokens:
             tokens = self.facts.count_tokens((Message("assistant", text),), Sampling())
-        most = call.sampling.max_tokens
-        return tokens if most is None else min(tokens, most)
+        max_tokens = call.sampling.max_tokens
+        return tokens if max_tokens is None else min(tokens, max_tokens)
 
     @asynccontextmanager
     async def _paying(self, chat: Chat, sampling: Sampling, choices: int) -> AsyncIterator["_Call"]:
         """Reserve one call, and when it has ended pay for it and record it."""
-        # Taken before the first await: two tasks of one fan-out cannot both take the last call.
+        # Reserved before the first await, so two tasks of a fan-out cannot both take the last call.
         ctx, budget = self._ctx, self._ctx.budget
         reserved = budget.take(self._inner, chat, ctx.filled(chat, sampling), choices)
         call = _Call(
@@ -287,10 +287,10 @@ class MeteredLLM:
         )
 
     def _spent(self, reserved: Reservation, call: "_Call") -> Usage:
-        """Return what a call counts with towards the limits: its usage, if the provider reports it.
+        """Return the usage that counts towards the limits: the provider's, if it reports any.
 
-        Otherwise a complete reply counts with all that was reserved, one that was cut off with its
-        prompt and the tokens received, and one that was refused, or never sent, with nothing.
+        Otherwise a complete reply counts with its whole reservation, one that was cut off with its
+        prompt and the tokens received, and one that was refused or never sent with nothing.
         """
         if not reserved.tokens or call.usage.total_tokens:
             return call.usage

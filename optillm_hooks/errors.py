@@ -6,8 +6,8 @@
     + ProviderFailed     the provider returned an error                          -> its own status
     + EmptyCompletion    the reply has no content                                -> 502
     + Refused            a running stage finds that it cannot serve the request  -> 400
-    + StageFailed        an approach has a bug; the log names the place          -> 500
-    + DeadlineExceeded   the request's time is up                                -> 504
+    + StageFailed        an approach has a bug; its traceback is in the log      -> 500
+    + DeadlineExceeded   the request's deadline has passed                       -> 504
     + BudgetExceeded     the request's calls, tokens or money are used up        -> 400
     + SamplesFailed      fewer samples than needed; carries the SampleErrors     -> the first's
 """
@@ -15,8 +15,8 @@
 from collections.abc import Sequence
 from typing import Final
 
-HOPELESS_STATUSES: Final = frozenset({401, 402, 403, 404})
-"""Statuses that another call to the same model would fail with too."""
+PERMANENT_STATUSES: Final = frozenset({401, 402, 403, 404})
+"""Statuses of permanent failures: a retry with the same model would get them again."""
 
 
 class OptiLLMError(Exception):
@@ -88,7 +88,7 @@ class StageFailed(SampleError):
     code = "stage_failed"
 
     def __init__(self, stage: str) -> None:
-        super().__init__(f"the approach {stage!r} failed inside; the proxy's log names the place")
+        super().__init__(f"internal error in the approach {stage!r}; see the proxy's log")
 
 
 class DeadlineExceeded(SampleError):

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from optillm_hooks.context import depth_so_far
 from optillm_hooks.errors import (
-    HOPELESS_STATUSES,
+    PERMANENT_STATUSES,
     DeadlineExceeded,
     SampleError,
     SamplesFailed,
@@ -31,14 +31,14 @@ async def outcomes(
 
     Any other exception, and cancellation, stops all of them. From the instant `until` on, the
     calls still running are cancelled as soon as `enough` have succeeded, and count as
-    `DeadlineExceeded`. So are they when `settled` returns true after a call has ended.
+    `DeadlineExceeded`. The same happens as soon as `settled` returns true after a call has ended.
     """
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(_outcome(call)) for call in calls]
         if until is not None or settled is not None:
             await _cut_stragglers(tasks, until or float("inf"), enough, settled)
     ended = [
-        (DeadlineExceeded("cut off: the rest was enough, or needs the time left"), 0)
+        (DeadlineExceeded("cancelled: the other calls are enough, or need the remaining time"), 0)
         if task.cancelled()
         else task.result()
         for task in tasks
@@ -125,7 +125,7 @@ async def sample_many(
         sampling: `sample` is the number of the first; the others follow it.
         n: the number of samples.
         min_finished: how many of them the caller needs.
-        until: from this instant on, stragglers are dropped once `min_finished` are there.
+        until: from this instant on, stragglers are cancelled once `min_finished` have finished.
 
     Raises:
         SamplesFailed: fewer than `min_finished` samples finished.
@@ -135,9 +135,9 @@ async def sample_many(
     batches = [partial(ask, start, min(size, n - start)) for start in range(0, n, size)]
     ended = await outcomes(batches, until=until, enough=min_finished)
     found = _samples(ended)
-    is_hopeless = any(error.status in HOPELESS_STATUSES for error in _errors(ended))
-    if size > 1 and len(found) < n and not is_hopeless:
-        # Numbers of their own: a seed that a batch has used would give its first sample again.
+    is_permanent = any(error.status in PERMANENT_STATUSES for error in _errors(ended))
+    if size > 1 and len(found) < n and not is_permanent:
+        # New sample numbers: a seed that a batch has used would repeat the batch's first sample.
         missing = [partial(ask, number, 1) for number in range(n, 2 * n - len(found))]
         enough = max(0, min_finished - len(found))
         ended += await outcomes(missing, until=until, enough=enough)

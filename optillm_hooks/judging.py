@@ -1,9 +1,9 @@
 """LLM as a judge: asks a model to rate answers or to choose among them, and reads its verdicts.
 
 The judge sees the whole conversation, and the candidates as data: between lines that carry a mark
-made for this request, so that no candidate can give the judge instructions. An unreadable verdict
-is asked for once more. If that one is unreadable too, there is none: it counts neither as a zero
-nor for the first candidate.
+made for this request, so that no candidate can give the judge instructions. If a verdict cannot be
+parsed, the judge is asked once more. A second unreadable verdict is ignored: it counts neither as a
+zero nor as a vote for the first candidate.
 """
 
 import re
@@ -25,7 +25,7 @@ from optillm_hooks.types import Chat, Sampling
 V = TypeVar("V")
 
 BEST: Final = "answers the user's last message best: correct first of all, then complete and clear"
-MAX_CONSISTENT: Final = (
+MOST_CONSISTENT: Final = (
     "agrees most with the others: whose conclusions the largest number of them share"
 )
 """The criterion of universal self-consistency (Chen et al. 2023, arXiv:2311.17311, section 3)."""

@@ -57,7 +57,7 @@ class LLM(Protocol):
         ...
 
     async def complete_n(self, chat: Chat, sampling: Sampling, n: int, /) -> Sequence[Completion]:
-        """Return 1 to `n` completions of one call for `n`; the first carries the usage."""
+        """Return 1 to `n` completions of one call with `n`; the first carries the usage."""
         ...
 
     def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:

@@ -27,11 +27,11 @@ ENTRY_POINT_GROUP = "optillm_hooks.approaches"
 
 Kind = Literal["rewriter", "wrapper", "decoder", "answerer"]
 Need = Literal["code", "network", "tools", "memory"]
-"""What an approach does beyond calling models; operators decide by it who may name it."""
+"""What an approach does besides calling models. The operator's `forms` can exclude it by this."""
 
 
 class NoFields(BaseModel):
-    """A model that has none."""
+    """A pydantic model without fields."""
 
 
 class Params(BaseModel):
@@ -47,14 +47,14 @@ class Params(BaseModel):
     """Parameters by the request body fields that OptiLLM's clients use for them."""
 
     ignored: ClassVar[type[BaseModel]] = NoFields
-    """Fields that OptiLLM's clients may send and that have no effect: no parameters, but checked,
-    because a value that would have an effect there has to be refused."""
+    """Fields that OptiLLM's clients may send and that have no effect here. They are validated,
+    because a value that has an effect in OptiLLM must be refused."""
 
-    model_fields_named: ClassVar[tuple[str, ...]] = ()
+    model_group_fields: ClassVar[tuple[str, ...]] = ()
     """Parameters that name other model groups, which the caller must be allowed to use."""
 
-    judges_named: ClassVar[tuple[str, ...]] = ()
-    """The `model_fields_named` whose models only judge: a decoder does not change their calls."""
+    judge_fields: ClassVar[tuple[str, ...]] = ()
+    """The `model_group_fields` whose models only judge: a decoder does not change their calls."""
 
     @classmethod
     def request_fields(cls) -> Mapping[str, str]:
@@ -72,11 +72,11 @@ class Params(BaseModel):
 
     def model_groups(self) -> tuple[str, ...]:
         """Return the model groups that the parameters name, in order."""
-        return self._groups(self.model_fields_named)
+        return self._groups(self.model_group_fields)
 
     def generators(self) -> tuple[str, ...]:
         """Return the model groups that write answers, in order: those that do not only judge."""
-        return self._groups([f for f in self.model_fields_named if f not in self.judges_named])
+        return self._groups([f for f in self.model_group_fields if f not in self.judge_fields])
 
     def _groups(self, fields: Iterable[str]) -> tuple[str, ...]:
         named: list[str] = []

@@ -27,8 +27,8 @@ import yaml
 from dotenv import dotenv_values
 
 KEY = "LITELLM_MASTER_KEY"
-FREE_FORMS = "optillm/*"
-"""The model name that opens prefixes such as `bon-smollm2`; LiteLLM does not list it."""
+WILDCARD = "optillm/*"
+"""The model name that allows prefixes such as `bon-smollm2`; LiteLLM does not list it."""
 
 _START_S = 300.0
 _CHECK_S = 0.2
@@ -118,7 +118,7 @@ def check_free(host: str, port: int) -> None:
 
 def welcome(url: str, env_file: Path, key_from_env: bool, models: list[str], free: bool) -> str:
     """Return the text printed once the proxy answers: URL, key, models and an example request."""
-    names = [name for name in models if name != FREE_FORMS]
+    names = [name for name in models if name != WILDCARD]
     example = f"bon-{names[0]}" if free and names else next(iter(names), "MODEL")
     place = f"{KEY}, from your environment" if key_from_env else f"{KEY} in {env_file}"
     dotenv = shlex.join([sys.executable, "-m", "dotenv", "-f", str(env_file), "get", KEY])
@@ -204,7 +204,7 @@ def serve(config_path: Path, env_file: Path, given: Mapping[str, str]) -> int:
         models = _until_ready(process, output, url, env[KEY])
         names = [str(model.get("model_name")) for model in config["model_list"]]
         sys.stdout.write(
-            welcome(url, env_file.resolve(), bool(given.get(KEY)), models, FREE_FORMS in names)
+            welcome(url, env_file.resolve(), bool(given.get(KEY)), models, WILDCARD in names)
         )
         sys.stdout.flush()
         output.show()
@@ -226,9 +226,9 @@ def _until_ready(
             if models is not None:
                 return models
         else:
-            said = output.all_held()
-            sys.stderr.write(said)
-            last = next((line for line in reversed(said.splitlines()) if line.strip()), "")
+            log = output.all_held()
+            sys.stderr.write(log)
+            last = next((line for line in reversed(log.splitlines()) if line.strip()), "")
             raise CannotServe(f"LiteLLM ended with status {code} before it was ready: {last}")
     raise CannotServe(f"LiteLLM was not ready after {_START_S:.0f} s")
 

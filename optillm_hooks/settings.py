@@ -26,7 +26,7 @@ class LimitSettings(_Settings):
     max_parallel: int | None = Field(default=None, ge=1, description="Concurrent model calls.")
 
     def limits(self) -> Limits:
-        """Return the same limits as the budget takes them."""
+        """Return these settings as the `Limits` of a budget."""
         return Limits(
             deadline_s=self.deadline_s,
             max_calls=self.max_calls,
@@ -76,11 +76,11 @@ class DeploymentSettings(_Settings):
 
 
 NamedApproaches = Literal["all", "safe", "none"] | tuple[str, ...]
-"""The approaches that a form may name; `safe` are those that only ask models."""
+"""The approaches that a form may name; `safe` are those that only call models."""
 
 
 class Forms(_Settings):
-    """The approaches that each form of naming one may choose."""
+    """The approaches that clients may name, by form."""
 
     body: NamedApproaches = "all"
     tag: NamedApproaches = "safe"
@@ -110,7 +110,7 @@ class Settings(RunSettings):
 
 
 def forbidden(approaches: Iterable[Approach], allowed: NamedApproaches) -> list[str]:
-    """Return the names of `approaches` that a form which allows `allowed` may not name."""
+    """Return the names of `approaches` that a form restricted to `allowed` may not name."""
     if allowed == "all":
         return []
     return [

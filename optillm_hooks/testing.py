@@ -1,4 +1,4 @@
-"""Scripted models and helpers for tests of approaches, your own ones included.
+"""Scripted models and helpers for tests of approaches, including your own.
 
     @pytest.mark.anyio
     async def test_the_longest_draft_wins() -> None:
@@ -7,8 +7,8 @@
         assert result.text == "a longer one"
         llm.assert_used_up()
 
-Import the module of your approach first, which registers it. Async tests need pytest's plugin of
-anyio or asyncio; this module itself needs neither. No call leaves the process.
+Import the module of your approach first, which registers it. Async tests need a pytest plugin, such
+as anyio's or pytest-asyncio; this module itself needs neither. No call leaves the process.
 """
 
 import asyncio
@@ -86,7 +86,7 @@ class ScriptedLLM:
             supported=frozenset(fields),
         )
         self.calls: list[tuple[Chat, Sampling]] = []
-        """What the model was asked, in the order of the calls."""
+        """The conversation and sampling parameters of each call, in order."""
 
         self.inside = 0
         """The number of calls that hang now."""
@@ -219,14 +219,14 @@ def context(
 ) -> Context:
     """Return the context of a request, for an approach under test.
 
-    Unless `limits` says otherwise its deadline has already passed. Only a call that waits notices,
-    so a call that hangs is cut immediately.
+    Unless `limits` are given, its deadline has already passed. That affects only calls that wait,
+    so a call that hangs is cancelled immediately.
 
     Args:
         limits: what the request may spend.
         seed: seeds `rng`.
         client: the fields of the client's request.
-        models: the other model groups that the approach may take by name.
+        models: the other model groups that the approach may look up by name.
     """
     groups = {llm.model: llm for llm in models}
     return Context(
@@ -247,9 +247,11 @@ def params(name: str, **given: object) -> Params:
 async def run(
     name: str, asked: Chat, llm: ScriptedLLM, ctx: Context | None = None, **given: object
 ) -> Result:
-    """Return the result of the answerer `name` with the parameters `given`, its final call unmade.
+    """Return the result of the answerer `name` with the parameters `given`.
 
-    The model is metered by `ctx`, as in a pipeline; without one it is `context()`.
+    If it leaves a final call, that is returned and not made.
+
+    The model is metered by `ctx`, by default `context()`, as in a pipeline.
     """
     ctx = ctx or context()
     spec = get_approach(name)

@@ -11,7 +11,7 @@ Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 """What a JSON document can hold."""
 
 Fields = Mapping[str, Json]
-"""Named JSON values that are passed on as they are."""
+"""Named JSON values that are passed on unchanged."""
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
@@ -150,7 +150,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Completion(Answer):
-    """One choice of one model call. It can be an answer as it is."""
+    """One choice of one model call. It can be returned as an answer."""
 
     usage: Usage = field(default=Usage(calls=1))
     """Usage of the call; the first of several choices of one call carries all of it."""

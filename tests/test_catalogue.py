@@ -167,7 +167,7 @@ def test_other_names_of_parameters_lead_to_parameters(approach: Approach) -> Non
     names = set(approach.params.model_fields)
     for name in set(approach.params.body_fields.values()) - names:
         approach.params.model_validate({name: {}})  # an object of several parameters
-    assert set(approach.params.model_fields_named) <= names
+    assert set(approach.params.model_group_fields) <= names
     taken = {
         "model",
         "messages",

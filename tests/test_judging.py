@@ -14,7 +14,7 @@ from optillm_hooks.budget import Limits
 from optillm_hooks.context import Context, MeteredLLM
 from optillm_hooks.errors import BudgetExceeded, ProviderFailed
 from optillm_hooks.judging import (
-    MAX_CONSISTENT,
+    MOST_CONSISTENT,
     Chosen,
     choose,
     rate_all,
@@ -248,8 +248,8 @@ async def test_a_choice_that_cannot_be_read(replies: list[Reply], readable: bool
 
 @pytest.mark.anyio
 async def test_the_criterion_is_what_is_asked_for() -> None:
-    _, llm = await chosen(["1"], ["a", "b"], criterion=MAX_CONSISTENT)
-    assert MAX_CONSISTENT in llm.calls[0][0][-1].text
+    _, llm = await chosen(["1"], ["a", "b"], criterion=MOST_CONSISTENT)
+    assert MOST_CONSISTENT in llm.calls[0][0][-1].text
 
 
 @pytest.mark.anyio

@@ -144,7 +144,7 @@ def test_a_form_may_name_what_the_operator_allows(
 
 def test_parameters_are_immutable_and_tell_the_models_they_name() -> None:
     class Naming(Params):
-        model_fields_named = ("judge", "models")
+        model_group_fields = ("judge", "models")
 
         judge: str | None = None
         models: tuple[str, ...] = ()

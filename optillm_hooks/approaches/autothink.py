@@ -1,11 +1,11 @@
-"""AutoThink: how long a reply thinks depends on how hard its question looks.
+"""AutoThink: the thinking budget of a reply grows with the estimated difficulty of its question.
 
 Source: Sharma 2025, "AutoThink: efficient inference for reasoning LLMs", SSRN 5253327.
-Deviations: a trained classifier chooses between two budgets there; here a rule without a model
+Deviations: there a trained classifier chooses between two budgets; here a heuristic without a model
 scores the question, and the share of the reply for thinking grows with the score. `thinkdeeper`
-enforces it. The operator makes the steering vectors, and the request names them and their
-strengths, instead of a classifier.
-Cost: one call of a local model. On a model elsewhere as `thinkdeeper`, without steering vectors.
+enforces it. Steering vectors are made by the operator, and selected with their strengths by the
+request instead of a classifier.
+Cost: one call on a local model. On a remote model as `thinkdeeper`, without steering vectors.
 """
 
 from collections.abc import Mapping
@@ -33,11 +33,11 @@ class NoClientVectors(BaseModel):
 
     @field_validator("steering_dataset", "target_layer", mode="before")
     @classmethod
-    def _are_the_operators(cls, value: object) -> None:
+    def _must_be_null(cls, value: object) -> None:
         if value is not None:
             raise ValueError(
-                "steering vectors are the operator's, in the model's settings: name them, each "
-                "with its strength, in pattern_strengths"
+                "steering vectors are configured by the operator, in the model's settings: select "
+                "them by name, each with its strength, in pattern_strengths"
             )
 
 
@@ -52,7 +52,7 @@ class AutoThinkParams(AutoThinkSettings, Params):
         if self.pattern_strengths and not supports(FIELD):
             raise RequestRejected(
                 f"autothink: pattern_strengths needs a local model (optillm-local/...), which "
-                f"{model!r} is not: steering changes what happens between a model's layers"
+                f"{model!r} is not: steering changes the activations between a model's layers"
             )
 
 
@@ -60,10 +60,10 @@ class AutoThinkParams(AutoThinkSettings, Params):
 async def autothink(
     chat: Chat, sampling: Sampling, llm: LLM, params: AutoThinkParams, ctx: Context
 ) -> Completion | Sampling:
-    """Return the sampling that makes a local model decode so, or the reply of another model.
+    """Return sampling parameters that select the method on a local model, or a remote reply.
 
     Raises:
-        RequestRejected: the model is not local and continues no prefix, or cannot be steered.
+        RequestRejected: the model is remote and cannot continue a prefix, or cannot be steered.
     """
     params.check_model(llm.model, llm.facts.supports)
     settings = settings_of(AutoThinkSettings, params)

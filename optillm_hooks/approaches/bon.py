@@ -39,8 +39,8 @@ class BonParams(Params):
     )
 
     body_fields: ClassVar[Mapping[str, str]] = {"best_of_n": "n"}
-    model_fields_named: ClassVar[tuple[str, ...]] = ("judge",)
-    judges_named: ClassVar[tuple[str, ...]] = ("judge",)
+    model_group_fields: ClassVar[tuple[str, ...]] = ("judge",)
+    judge_fields: ClassVar[tuple[str, ...]] = ("judge",)
 
 
 def _cost(params: BonParams) -> Cost:

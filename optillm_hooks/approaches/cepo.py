@@ -5,9 +5,9 @@ cerebras.ai/blog/cepo (no paper). Each candidate writes plans with a confidence 
 carries out each plan in the same conversation, compares the solutions for inconsistencies, and
 answers the question from the comparison; a judge or a vote picks one candidate. Deviations: every
 stage keeps the user's system message and the earlier turns; solutions are shown as data; a round
-makes only the plans that are missing, up to `planning_m` in all; prompts contain no switches of a
-model family; by default, stages have no length limits of their own. The stages report to the
-client's progress and to the trace instead of printing.
+makes only the plans that are missing, up to `planning_m` in all; prompts contain no model-specific
+switches; by default, stages have no length limits of their own. The stages report to the client's
+progress and to the trace instead of printing.
 Cost: per candidate `2 * planning_n + 2` calls, 4 deep; then one judge call per candidate
 (absolute), one per ordered pair (pairwise) or none (majority), all concurrent. By default 27
 calls, 5 deep.
@@ -29,7 +29,7 @@ from optillm_hooks.answers.extraction import read_json, without_reasoning
 from optillm_hooks.answers.voting import contenders, elect, json_is_asked
 from optillm_hooks.context import Context
 from optillm_hooks.errors import (
-    HOPELESS_STATUSES,
+    PERMANENT_STATUSES,
     BudgetExceeded,
     DeadlineExceeded,
     ProviderFailed,
@@ -104,17 +104,17 @@ def _length(of: str, zero: str | None = None) -> Any:
 class CepoParams(Params):
     """Parameters that are not given take the preset's values."""
 
-    model_fields_named: ClassVar[tuple[str, ...]] = ("rating_model",)
-    judges_named: ClassVar[tuple[str, ...]] = ("rating_model",)
+    model_group_fields: ClassVar[tuple[str, ...]] = ("rating_model",)
+    judge_fields: ClassVar[tuple[str, ...]] = ("rating_model",)
 
-    preset: Preset = Field(default="default", description="Values of the other parameters.")
+    preset: Preset = Field(default="default", description="Defaults of the other parameters.")
     bestofn_n: int = Field(default=3, ge=1, le=16, description="Number of candidates.")
     bestofn_temperature: float = _temperature(0.1, "the judge")
     bestofn_max_tokens: int | None = Field(
         default=None,
         ge=1,
         le=1_000_000,
-        description="Maximum tokens of a judgement; unset: no limit.",
+        description="Maximum tokens of a verdict; unset: no limit.",
     )
     bestofn_rating_type: RatingType = Field(
         default="absolute",
@@ -125,7 +125,7 @@ class CepoParams(Params):
         default=3, ge=1, le=16, description="Solutions that a candidate compares."
     )
     planning_m: int = Field(
-        default=6, ge=1, le=32, description="Maximum attempts to get them; at least planning_n."
+        default=6, ge=1, le=32, description="Maximum attempts at solutions; at least planning_n."
     )
     planning_temperature_step1: float = _temperature(0.55, "plans")
     planning_temperature_step2: float = _temperature(0.25, "a plan's execution")
@@ -261,7 +261,7 @@ class _Models:
                 try:
                     reply = await self.llm.complete(chat, replace(sampling, fields=fields))
                 except ProviderFailed as exc:
-                    if _is_hopeless(exc):
+                    if _is_permanent(exc):
                         raise
                     error = exc
                     continue
@@ -353,7 +353,9 @@ class _Candidate:
             found += [outcome for outcome in ended if not isinstance(outcome, SampleError)]
             if calling := [solution for solution in found if solution.tool_calls]:
                 return calling[:1]
-            if any(isinstance(outcome, SampleError) and _is_hopeless(outcome) for outcome in ended):
+            if any(
+                isinstance(outcome, SampleError) and _is_permanent(outcome) for outcome in ended
+            ):
                 break
         ctx.trace.note("solutions", candidate=self.number, attempts=made, finished=len(found))
         return found
@@ -429,9 +431,11 @@ class _Candidate:
         return ask(self.chat, f"{shown}\n\n{request.format(count=len(texts))}")
 
 
-def _is_hopeless(error: SampleError) -> bool:
+def _is_permanent(error: SampleError) -> bool:
     """Return whether another call would fail in the same way."""
-    return isinstance(error, BudgetExceeded | DeadlineExceeded) or error.status in HOPELESS_STATUSES
+    return (
+        isinstance(error, BudgetExceeded | DeadlineExceeded) or error.status in PERMANENT_STATUSES
+    )
 
 
 async def _best(candidates: Sequence[Completion], chat: Chat, models: _Models) -> Completion:
@@ -476,7 +480,7 @@ async def _scores(texts: Sequence[str], chat: Chat, models: _Models) -> list[flo
 async def _wins(
     texts: Sequence[str], chat: Chat, models: _Models, sampling: Sampling
 ) -> list[float | None]:
-    """Return how many comparisons each candidate won; None for all without a readable verdict.
+    """Return each candidate's number of won comparisons; all None without a readable verdict.
 
     Every pair is compared in both orders.
     """

@@ -1,15 +1,15 @@
-"""CoT decoding: k branches, one per likely first token; the answer they are surest of wins.
+"""CoT decoding: k branches from the top-k first tokens; the most confident answer wins.
 
 Source: Wang and Zhou 2024, "Chain-of-Thought Reasoning Without Prompting", arXiv:2402.10200,
 sections 2.2 and 3: confidence is the mean gap between the two likeliest tokens over the tokens of
 the answer, and the confidences of equal answers are added up.
 Deviations: the answer is extracted from a branch's text, as `self_consistency` does, instead of
-asking the model for it; also a number that is not stated to be the answer counts, and a yes or no.
-A branch with no answer is an answer of its own, with the mean gap over its whole text. On a model
-elsewhere a branch continues the text of its first token, which that model may tokenize differently;
-alternatives that differ by blanks only are one branch.
-Cost: one call of a local model, which decodes all branches in one batch after one prefill of the
-prompt. On a model elsewhere `1 + k` calls, 2 deep; the model must continue a prefix.
+asking the model for it; a number, yes or no also counts if it is not marked as the answer. A branch
+without an answer is an answer of its own, with the mean gap over its whole text. On a remote model
+a branch continues the text of its first token, which that model may tokenize differently;
+alternatives that differ only in blanks are one branch.
+Cost: one call on a local model, which decodes all branches in one batch after one prefill of the
+prompt. On a remote model `1 + k` calls, 2 deep; the model must continue a prefix.
 """
 
 from collections.abc import Mapping
@@ -47,8 +47,8 @@ class CotDecodingParams(CotSettings, Params):
         check_continues("cot_decoding", model, supports, "it chooses first tokens")
         if self.k > MAX_ALTERNATIVES and not supports(FIELD):
             raise RequestRejected(
-                f"cot_decoding: k can be at most {MAX_ALTERNATIVES} on {model!r}, got {self.k}: a "
-                "provider shows no more alternatives of a token"
+                f"cot_decoding: k can be at most {MAX_ALTERNATIVES} on {model!r}, got {self.k}: "
+                "providers return no more alternatives per token"
             )
 
 
@@ -56,10 +56,10 @@ class CotDecodingParams(CotSettings, Params):
 async def cot_decoding(
     chat: Chat, sampling: Sampling, llm: LLM, params: CotDecodingParams, ctx: Context
 ) -> Completion | Sampling:
-    """Return the sampling that makes a local model decode so, or the reply of another model.
+    """Return sampling parameters that select the method on a local model, or a remote reply.
 
     Raises:
-        RequestRejected: the model is not local and continues no prefix.
+        RequestRejected: the model is remote and cannot continue a prefix.
     """
     params.check_model(llm.model, llm.facts.supports)
     settings = settings_of(CotSettings, params)

@@ -1,13 +1,13 @@
-"""DeepConf: traces that lose confidence are stopped; the others vote, weighted by confidence.
+"""DeepConf: low-confidence traces are stopped early; the others vote, weighted by confidence.
 
 Source: Fu et al. 2025, "Deep Think with Confidence", arXiv:2508.15260, sections 3.1 to 3.3: online,
 and offline with as many traces as warm-up samples.
 Deviations: the paper's window of 2,048 tokens shrinks to a quarter of the median warm-up trace,
 with at least 16 tokens, so that short traces fill one. Answers that are equivalent (1/2 and 0.5)
-are one answer. On a model elsewhere confidence covers the 20 alternatives that the provider
-returns, and at most as many streams are open concurrently as there were warm-up samples.
-Cost: one call of a local model, which decodes its traces in one batch after one prefill of the
-prompt. On a model elsewhere one call per trace, at most `max_traces`; the model must return
+are one answer. On a remote model confidence covers the 20 alternatives that the provider returns,
+and at most as many streams are open concurrently as there were warm-up samples.
+Cost: one call on a local model, which decodes its traces in one batch after one prefill of the
+prompt. On a remote model one call per trace, at most `max_traces`; the model must return
 `top_logprobs`.
 """
 
@@ -34,13 +34,13 @@ class StatsSwitch(BaseModel):
 
 
 class DeepConfParams(DeepConfSettings, Params):
-    """The method's own settings, and how long a trace may be."""
+    """The method's own settings, and the maximum length of a trace."""
 
     max_tokens_per_trace: int | None = Field(
         default=None,
         ge=1,
         le=1_000_000,
-        description="Maximum length of a trace; unset: as requested.",
+        description="Maximum tokens of a trace; unset: the request's max_tokens.",
     )
 
     body_fields: ClassVar[Mapping[str, str]] = {
@@ -56,23 +56,23 @@ class DeepConfParams(DeepConfSettings, Params):
     ignored = StatsSwitch
 
     def check_model(self, model: str, supports: Supports) -> None:
-        check_scored("deepconf", model, supports, "confidence is made of them")
+        check_scored("deepconf", model, supports, "confidence is computed from them")
 
 
 @decoder("deepconf", DeepConfParams, cost=lambda _: Cost(calls=1, depth=1))
 async def deepconf(
     chat: Chat, sampling: Sampling, llm: LLM, params: DeepConfParams, ctx: Context
 ) -> Completion | Sampling:
-    """Return the sampling that makes a local model decode so, or the reply of another model.
+    """Return sampling parameters that select the method on a local model, or a remote reply.
 
     Raises:
-        RequestRejected: the model is not local and returns no log-probabilities.
+        RequestRejected: the model is remote and returns no log-probabilities.
     """
     params.check_model(llm.model, llm.facts.supports)
     settings = settings_of(DeepConfSettings, params)
-    most = params.max_tokens_per_trace
-    if most is not None and (sampling.max_tokens is None or most < sampling.max_tokens):
-        sampling = replace(sampling, max_tokens=most)
+    limit = params.max_tokens_per_trace
+    if limit is not None and (sampling.max_tokens is None or limit < sampling.max_tokens):
+        sampling = replace(sampling, max_tokens=limit)
     if llm.facts.supports(FIELD):
         return by_engine("deepconf", settings, sampling)
     return await deepconf_decode(chat, sampling, llm, settings, ctx)

@@ -3,10 +3,10 @@
 Source: the sampler of entropix (xjdr, 2024; no paper), in its form on logits alone: entropy and
 varentropy of the next token's distribution choose among five ways to sample it.
 Deviations: statistics of attention weights are not used, because kernels with a KV cache do not
-return them; top-p keeps the likeliest tokens; an uncertain model is not made to write a fixed
-token; and where the distribution is ordinary the request's own parameters apply, with a lower
+return them; top-p keeps the likeliest tokens; no fixed token is inserted when the model is
+uncertain; and where the distribution is ordinary the request's own parameters apply, with a lower
 `min_p` if it is flat.
-Cost: one call of a local model. Other models cannot be used: they return the probabilities of at
+Cost: one call on a local model. Remote models cannot be used: they return the probabilities of at
 most 20 tokens, and entropy needs all of them.
 """
 
@@ -24,7 +24,7 @@ class EntropyDecodingParams(EntropySettings, Params):
 
     def check_model(self, model: str, supports: Supports) -> None:
         reason = (
-            "entropy and varentropy need the whole distribution; other providers show 20 tokens"
+            "entropy and varentropy need the whole distribution; remote models return 20 tokens"
         )
         check_local("entropy_decoding", model, supports, reason)
 
@@ -33,7 +33,7 @@ class EntropyDecodingParams(EntropySettings, Params):
 async def entropy_decoding(
     _chat: Chat, sampling: Sampling, llm: LLM, params: EntropyDecodingParams, _ctx: Context
 ) -> Sampling:
-    """Return the sampling that makes a local model decode so.
+    """Return sampling parameters that select the method on a local model.
 
     Raises:
         RequestRejected: the model is not a local one.

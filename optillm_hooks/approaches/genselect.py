@@ -44,8 +44,8 @@ class GenselectParams(Params):
     )
 
     body_fields: ClassVar[Mapping[str, str]] = {"num_candidates": "n"}
-    model_fields_named: ClassVar[tuple[str, ...]] = ("judge",)
-    judges_named: ClassVar[tuple[str, ...]] = ("judge",)
+    model_group_fields: ClassVar[tuple[str, ...]] = ("judge",)
+    judge_fields: ClassVar[tuple[str, ...]] = ("judge",)
 
 
 def _cost(params: GenselectParams) -> Cost:

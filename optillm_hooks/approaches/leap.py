@@ -1,13 +1,13 @@
-"""LEAP: learn principles from the model's own mistakes on given examples, and answer by them.
+"""LEAP: learn principles from the model's own mistakes on examples, then answer with them.
 
 Source: Zhang et al. 2024, "In-Context Principle Learning from Mistakes", arXiv:2402.05403. Mistakes
 come from ordinary step-by-step answers to the examples, sampled at a temperature, never from asking
 for a mistake; the examples stay in the final prompt. Deviations: the model finds the examples in
 the conversation unless the request lists them; `samples` is 1 by default where the paper draws 15;
-a mistake counts once per example. Principles are kept in memory, apart for each key, so that later
-requests with the same examples pay only for their answer.
+a mistake counts once per example. Principles are cached in memory, separately for each key, so that
+later requests with the same examples pay only for their answer.
 Cost: 2 calls, 2 deep, without examples; `3 + 2 E` calls, 5 deep, with E examples that are all
-answered wrongly; one call if the principles are known and the examples are listed.
+answered wrongly; one call if the principles are cached and the examples are listed.
 """
 
 import hashlib
@@ -81,11 +81,11 @@ class LeapParams(Params):
         default=0.7,
         gt=0,
         le=2,
-        description="Temperature of the attempts; at 0 they would not differ.",
+        description="Attempts must differ, so 0 is not allowed.",
     )
     max_principles: int = Field(default=8, ge=1, le=32, description="Maximum principles.")
     condense: bool = Field(
-        default=True, description="Merge what was learnt from each mistake into few principles."
+        default=True, description="Merge the lessons from all mistakes into few principles."
     )
 
 
@@ -99,10 +99,10 @@ def _cost(params: LeapParams) -> Cost:
 
 @approach("leap", LeapParams, cost=_cost)
 async def leap(chat: Chat, llm: LLM, params: LeapParams, ctx: Context) -> FinalCall:
-    """Return the call that answers by the principles, with the examples still in the prompt.
+    """Return the call that answers with the principles, with the examples still in the prompt.
 
-    Without examples, or without a mistake on any of them, it is the plain call. A call that fails
-    before it loses only its own part of the principles.
+    Without examples, or without a mistake on any of them, it is the plain call. If an earlier call
+    fails, only its own part of the principles is missing.
     """
     mark = fence(ctx.rng)
     examples = params.examples or await _found(chat, llm)
@@ -149,9 +149,9 @@ async def _principles(
     ctx: Context,
     mark: str,
 ) -> tuple[str, ...]:
-    """Return the principles that mistakes on `examples` teach, from memory if they are known.
+    """Return the principles learnt from mistakes on `examples`, from the cache if they are there.
 
-    Principles that were learnt while calls failed are used, but not kept.
+    Principles that were learnt while calls failed are used, but not cached.
     """
     rules = tuple(message for message in chat if message.role in ("system", "developer"))
     key = _digest(rules, examples, llm, params)
@@ -202,15 +202,15 @@ def _digest(rules: Chat, examples: Sequence[Example], llm: LLM, params: LeapPara
 async def _lesson(
     rules: Chat, example: Example, llm: LLM, params: LeapParams, mark: str
 ) -> str | None:
-    """Return what a mistake on `example` teaches, or None if no attempt at it was wrong.
+    """Return the lesson from a mistake on `example`, or None if no attempt at it was wrong.
 
     An attempt whose answer cannot be read does not count as a mistake.
 
     Raises:
         SampleError: every attempt failed, or the explanation did.
     """
-    # Purpose "judge": the calls take nothing from the client's sampling, because what is learnt
-    # is kept for later requests with the same examples.
+    # Purpose "judge": the calls ignore the client's sampling parameters, because the principles
+    # are cached for later requests with the same examples.
     asked = (*rules, Message("user", f"{example.question}\n\n{SOLVE}"))
     sampling = Sampling(temperature=params.temperature, purpose="judge")
     try:

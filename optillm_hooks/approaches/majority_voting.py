@@ -1,8 +1,8 @@
-"""Majority voting: sample the request several times, return the answer given most often.
+"""Majority voting: sample the request several times, return the most frequent answer.
 
 Source: Wang et al. 2022, arXiv:2203.11171, section 2, without its chain-of-thought prompt: the
 request goes to the model unchanged, and the vote is that of `self_consistency`. If no answer can be
-read, the whole texts are voted on, so that there is never a further call.
+extracted, the whole texts are voted on, so that no further call is made.
 Cost: `n` calls, all concurrent; the latency is that of the slowest.
 """
 

@@ -6,9 +6,9 @@ anew, each from a random subset of K), and Huang and Yang 2025, "Gemini 2.5 Pro 
 Gold at IMO 2025", arXiv:2507.15855, section 3 (a verifier's report, improvement from it, acceptance
 after consecutive passes). In addition, agents exchange strategies, and a solution is never verified
 by its author. Deviations: aggregation and the exchange of strategies run concurrently, since
-neither needs the other; solutions are verified in the order of how many others share their final
-answer, and only until enough are confirmed; agents differ in temperature and, if `models` is set,
-in model. The first paper ends with a vote; here the vote decides where verification does not.
+neither needs the other; solutions with the most frequent final answers are verified first, and only
+until enough are confirmed; agents differ in temperature and, if `models` is set, in model. The
+first paper ends with a vote; here the vote decides only if verification does not.
 Cost: at best `num_agents` explorations, `aggregation_loops * population_size` aggregations and
 concurrently `2 * num_agents` calls for strategies, then
 `consensus_threshold * verification_passes_required` verifications: 31 calls, 5 deep. Each round of
@@ -93,7 +93,7 @@ Verdict = Literal["correct", "incorrect", "incomplete"]
 
 
 class StrategySwitches(BaseModel):
-    """OptiLLM's three switches for one thing: strategies are exchanged if all three are on."""
+    """OptiLLM's three switches for the exchange of strategies, which needs all of them on."""
 
     enable_strategy_network: bool = True
     strategy_extraction_enabled: bool = True
@@ -103,7 +103,7 @@ class StrategySwitches(BaseModel):
 class MarsParams(Params):
     """OptiLLM's parameters, which may also come in one object, `mars_config`."""
 
-    model_fields_named: ClassVar[tuple[str, ...]] = ("models",)
+    model_group_fields: ClassVar[tuple[str, ...]] = ("models",)
     body_fields = {"mars_config": "mars_config"}  # noqa: RUF012 (ClassVar of the base)
 
     num_agents: int = Field(default=3, ge=1, le=16, description="Number of agents.")
@@ -125,13 +125,13 @@ class MarsParams(Params):
         default=2,
         ge=1,
         le=16,
-        description="How many of the best supported solutions are verified first.",
+        description="Solutions to verify first: those whose final answers are most frequent.",
     )
     min_verified_solutions: int = Field(
         default=1,
         ge=1,
         le=16,
-        description="If fewer are confirmed, the others are verified, then the best improved.",
+        description="Confirmed solutions needed; until then others are verified, then improved.",
     )
     early_termination: bool = Field(
         default=True, description="Stop when enough solutions are confirmed; off: verify all."
@@ -162,7 +162,7 @@ class MarsParams(Params):
     use_thinking_tags: bool = Field(
         default=False,
         description="Return the solution as reasoning, and only its final answer as text, if that "
-        "can be read.",
+        "can be extracted.",
     )
     answer_extraction_mode: Literal["auto", "math", "code", "none"] = Field(
         default="auto",
@@ -281,7 +281,7 @@ def read_verdict(report: str) -> Verdict | None:
 
 @approach("mars", MarsParams, cost=_cost)
 async def mars(chat: Chat, llm: LLM, params: MarsParams, ctx: Context) -> Result:
-    """Return the confirmed solution with the most support; ties go to the earlier one.
+    """Return the confirmed solution with the most frequent answer; ties go to the earlier one.
 
     Without a confirmed solution, the most frequent final answer wins if two or more solutions share
     it. Otherwise a last call writes an answer from the solutions with the best verdicts; if it
@@ -536,7 +536,7 @@ class _Team:
     def _writing(
         self, agent: int, request: str, temperature: float, sample: int
     ) -> Callable[[], Awaitable[Solution]]:
-        """Return the call by which `agent` writes a solution."""
+        """Return the call in which `agent` writes a solution."""
         llm = self._agent(agent)
         form = "" if json_is_asked(self.ctx.client) else f"\n\n{MARK}"
         sampling = Sampling(

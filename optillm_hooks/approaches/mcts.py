@@ -2,8 +2,8 @@
 
 Source: Kocsis and Szepesvári 2006 (UCT), with full solutions as nodes and refinements as moves as
 in Zhang et al. 2024, "Accessing GPT-4 level Mathematical Olympiad Solutions via Monte Carlo Tree
-Self-refine", arXiv:2406.07394; the step-level search of Xie et al. 2024, arXiv:2405.00451, trains
-a model and is not this. Deviations: the root starts with `branching` independent solutions;
+Self-refine", arXiv:2406.07394. (The step-level search of Xie et al. 2024, arXiv:2405.00451, which
+trains a model, is another method.) Deviations: the root has `branching` independent solutions;
 simulations run `parallel` at a time, spread by virtual loss; a rating is one call of a judge,
 without the paper's clipping and repeated ratings.
 Cost: `2 * branching + 2 * depth * simulations` calls, `2 + (depth + 1) * simulations / parallel`
@@ -45,11 +45,11 @@ class MctsParams(Params):
         "mcts_exploration": "exploration",
         "mcts_depth": "depth",
     }
-    model_fields_named: ClassVar[tuple[str, ...]] = ("judge",)
-    judges_named: ClassVar[tuple[str, ...]] = ("judge",)
+    model_group_fields: ClassVar[tuple[str, ...]] = ("judge",)
+    judge_fields: ClassVar[tuple[str, ...]] = ("judge",)
 
     simulations: int = Field(
-        default=2, ge=1, le=64, description="Simulations after the first solutions."
+        default=2, ge=1, le=64, description="Number of simulations after the first solutions."
     )
     exploration: float = Field(
         default=0.2, ge=0, le=10, description="Weight of exploration (UCT) against ratings."
@@ -67,7 +67,7 @@ class MctsParams(Params):
         default=2,
         ge=1,
         le=16,
-        description="Concurrent simulations; fewer learn more from each other.",
+        description="Concurrent simulations; with fewer, each uses more earlier results.",
     )
     temperature: float = Field(
         default=1.0, gt=0, le=2, description="Solutions must differ, so 0 is not allowed."
@@ -84,7 +84,7 @@ class Solution(NamedTuple):
 
 
 Tree = MCTS[Solution | None, int]
-"""The root, the question without a solution, has the state None. Moves number the attempts."""
+"""The root, the question without a solution, has the state None. A move is an attempt's number."""
 
 
 def _cost(params: MctsParams) -> Cost:
@@ -99,7 +99,7 @@ def _cost(params: MctsParams) -> Cost:
 async def mcts(chat: Chat, llm: LLM, params: MctsParams, ctx: Context) -> Answer:
     """Return the solution with the highest rating found.
 
-    Ties go to the solution that more simulations went through, then to the older one. A complete
+    Ties go to the solution with more visits, then to the one nearer to the root. A complete
     solution beats a truncated one, and one with a rating beats one without. A simulation that fails
     is left out. When time or budget runs out, the search ends with what it has, so more of either
     never gives a solution of lower rating. If most of the first solutions call tools, the first of

@@ -44,7 +44,7 @@ TIME_FOR_A_STAGE = 0.6
 
 
 class MoaParams(Params):
-    model_fields_named = ("models", "aggregator")
+    model_group_fields = ("models", "aggregator")
 
     proposers: int = Field(
         default=3,
@@ -120,7 +120,7 @@ async def moa(chat: Chat, llm: LLM, params: MoaParams, ctx: Context) -> Answer |
 
 
 class _Panel:
-    """Proposals as later calls see them: as data, in a random order of the request's own."""
+    """Proposals as later calls see them: as data, in random order."""
 
     def __init__(self, chat: Chat, proposals: Sequence[Completion], ctx: Context) -> None:
         ctx.offer(proposals[0])

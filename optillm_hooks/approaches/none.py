@@ -1,6 +1,6 @@
-"""None: a plain call, for comparing and for switching an alias back.
+"""None: a plain call, as a baseline and to switch off an alias's approach.
 
-Source: the model as it is.
+Source: the base model, unchanged.
 Cost: one call. Where possible, the gateway forwards the request unchanged instead.
 """
 

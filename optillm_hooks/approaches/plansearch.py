@@ -1,4 +1,4 @@
-"""PlanSearch: search over observations and plans in words, answer by each plan, keep the best.
+"""PlanSearch: search over plans in natural language, answer from each plan, return the best.
 
 Source: Wang et al. 2024, "Planning In Natural Language Improves LLM Search For Code Generation",
 arXiv:2409.03733. First-order observations; subsets of them of at most `subset_size`; for each
@@ -61,8 +61,8 @@ is not. Reply with the complete answer to the request only, and do not mention t
 
 
 class PlansearchParams(Params):
-    model_fields_named: ClassVar[tuple[str, ...]] = ("judge",)
-    judges_named: ClassVar[tuple[str, ...]] = ("judge",)
+    model_group_fields: ClassVar[tuple[str, ...]] = ("judge",)
+    judge_fields: ClassVar[tuple[str, ...]] = ("judge",)
 
     leaves: int = Field(default=3, ge=1, le=32, description="Plans to make and answers to write.")
     observations: int = Field(default=3, ge=1, le=10, description="First-order observations.")

@@ -1,4 +1,4 @@
-"""Prover-verifier game: helpful solutions are rated among sneaky ones that measure the verifier.
+"""Prover-verifier game: a verifier rates solutions, mixed with decoys that test the verifier.
 
 Source: Kirchner et al. 2024, "Prover-Verifier Games improve legibility of LLM outputs",
 arXiv:2407.13692, which trains a helpful prover, a sneaky prover and a verifier. Here nothing is
@@ -50,8 +50,8 @@ CARE = "Reviewers of earlier solutions asked that these points be minded."
 
 
 class PvgParams(Params):
-    model_fields_named: ClassVar[tuple[str, ...]] = ("verifier",)
-    judges_named: ClassVar[tuple[str, ...]] = ("verifier",)
+    model_group_fields: ClassVar[tuple[str, ...]] = ("verifier",)
+    judge_fields: ClassVar[tuple[str, ...]] = ("verifier",)
 
     num_rounds: int = Field(default=2, ge=1, le=8, description="Rounds of the game.")
     num_solutions: int = Field(
@@ -103,7 +103,7 @@ class Game:
 
 @approach("pvg", PvgParams, cost=_cost)
 async def pvg(chat: Chat, llm: LLM, params: PvgParams, ctx: Context) -> Answer:
-    """Return the best helpful solution of all rounds, as `Game.best` says.
+    """Return the best helpful solution of all rounds, as selected by `Game.best`.
 
     A solution, rating or review that fails is left out; a round without a helpful solution ends the
     game. If most helpful solutions of the first round call tools, the first of these is returned

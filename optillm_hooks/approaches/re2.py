@@ -1,8 +1,8 @@
-"""Re2: the question is read twice, so that a left-to-right model sees its start knowing its end.
+"""Re2: re-reading. The question is repeated, so that a causal model rereads it knowing its end.
 
 Source: Xu et al. 2023, "Re-Reading Improves Reasoning in Large Language Models",
-arXiv:2309.06275, section 3. As there, only the question is repeated (here: the last user turn), not
-the instructions or the history; the paper's step-by-step trigger after it is a switch.
+arXiv:2309.06275, section 3. As in the paper, only the question is repeated (here: the last user
+turn), not the instructions or the history; its step-by-step trigger is the parameter `think`.
 Cost: no call of its own; the prompt of the plain call that follows contains the question twice.
 """
 

@@ -82,7 +82,7 @@ class RstarParams(Params):
         "rstar_num_rollouts": "num_rollouts",
         "rstar_c": "c",
     }
-    model_fields_named: ClassVar[tuple[str, ...]] = ("discriminator",)
+    model_group_fields: ClassVar[tuple[str, ...]] = ("discriminator",)
 
     max_depth: int = Field(
         default=3,
@@ -95,10 +95,13 @@ class RstarParams(Params):
         default=1.4, ge=0, le=10, description="Weight of exploration (UCT) against values."
     )
     parallel: int = Field(
-        default=5, ge=1, le=16, description="Concurrent rollouts; fewer learn more from each other."
+        default=5,
+        ge=1,
+        le=16,
+        description="Concurrent rollouts; with fewer, each uses more earlier results.",
     )
     candidates: int = Field(
-        default=2, ge=1, le=8, description="How often one action may be tried from one state."
+        default=2, ge=1, le=8, description="Maximum tries of one action from one state."
     )
     temperature: float = Field(default=0.8, ge=0, le=2, description="Temperature of the actions.")
     discriminator: str | None = Field(
@@ -176,7 +179,7 @@ async def rstar(chat: Chat, llm: LLM, params: RstarParams, ctx: Context) -> Answ
 
     A rollout or a check that fails is left out; a trajectory whose answer cannot be read has the
     value 0 and is not checked. Without a trusted trajectory, all are candidates. Ties go to the
-    trajectory that was asked for first. If most trajectories end in tool calls, the first of these
+    trajectory that was requested first. If most trajectories end in tool calls, the first of these
     is returned unchanged.
 
     Raises:
@@ -199,7 +202,7 @@ async def rstar(chat: Chat, llm: LLM, params: RstarParams, ctx: Context) -> Answ
         ]
         rolled = await outcomes(rollouts, until=ctx.within(0.7 * len(trials) / left))
         left -= len(trials)
-        found += _told(tree, trials, rolled, found, question(chat))
+        found += _tell(tree, trials, rolled, found, question(chat))
         if not found:
             raise SamplesFailed(1, [steps for steps in rolled if isinstance(steps, SampleError)])
         if all(isinstance(steps, BudgetExceeded | DeadlineExceeded) for steps in rolled):
@@ -268,14 +271,14 @@ def _acting(chat: Chat, action: Action, steps: Sequence[Step], mark: str) -> Cha
     return ask(chat, f"{SO_FAR} {notice}\n\n{shown}\n\n{REQUESTS[action]}")
 
 
-def _told(
+def _tell(
     tree: MCTS[Step | None, Action],
     trials: Sequence[Trial[Step | None, Action]],
     rolled: Sequence[list[Step] | SampleError],
     before: Sequence[Trajectory],
     asked: str,
 ) -> list[Trajectory]:
-    """Tell the tree the results of the trials, and return their trajectories.
+    """Report the results of the trials to the tree, and return their trajectories.
 
     The value of a trajectory is the share of all so far, these included, that reach its answer.
     """
@@ -286,15 +289,15 @@ def _told(
     ]
     answers = [extract_answer(steps[-1].completion.text, question=asked) for _, steps in reached]
     support = _shares([*(trajectory.answer for trajectory in before), *answers])[len(before) :]
-    told: list[Trajectory] = []
+    trajectories: list[Trajectory] = []
     for trial, steps in zip(trials, rolled, strict=True):
         if isinstance(steps, SampleError):
             tree.drop(trial)
     for (trial, steps), answer, value in zip(reached, answers, support, strict=True):
         first, *then = steps
         end = tree.tell(trial, first, value, then=[(step.action, step) for step in then])
-        told.append(Trajectory(end, steps[-1].completion, answer))
-    return told
+        trajectories.append(Trajectory(end, steps[-1].completion, answer))
+    return trajectories
 
 
 async def _trusted(

@@ -45,7 +45,7 @@ class RtoParams(Params):
 
 @approach("rto", RtoParams, cost=lambda _: Cost(calls=4, depth=4))
 async def rto(chat: Chat, llm: LLM, params: RtoParams, ctx: Context) -> Answer:
-    """Return the merger of two versions of the answer, or the first if they are equivalent.
+    """Return the merged answer of two versions, or the first if they are equivalent.
 
     The first version is also returned if it calls tools or is truncated, or if a later call fails
     or is truncated: the round trip can only improve it.

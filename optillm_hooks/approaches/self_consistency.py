@@ -1,4 +1,4 @@
-"""Self-consistency: sample independent reasoning paths, return the answer most of them reach.
+"""Self-consistency: sample independent reasoning paths, return the most frequent answer.
 
 Source: Wang et al. 2022, "Self-Consistency Improves Chain of Thought Reasoning in Language
 Models", arXiv:2203.11171, section 2 (unweighted majority over final answers); for free text, Chen
@@ -16,7 +16,7 @@ from optillm_hooks.answers.extraction import AnswerFormat
 from optillm_hooks.answers.voting import contenders, elect, json_is_asked
 from optillm_hooks.context import Context
 from optillm_hooks.fanout import sample_many
-from optillm_hooks.judging import MAX_CONSISTENT, choose
+from optillm_hooks.judging import MOST_CONSISTENT, choose
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import instruct, question
 from optillm_hooks.registry import Cost, Params, approach
@@ -48,7 +48,7 @@ async def self_consistency(
     A path that failed, was truncated while others were not, or has no readable answer does not
     vote. Ties go to the answer that comes first in the order of the calls, so the result does not
     depend on which reply arrives first. Without any readable answer, the model is asked which path
-    agrees most with the others; if it cannot say, the first path is returned.
+    agrees most with the others; if its choice cannot be read, the first path is returned.
 
     Raises:
         SamplesFailed: no path finished within the request's deadline and budget.
@@ -69,6 +69,6 @@ async def self_consistency(
     if tally.votes or paths[0].tool_calls or len(set(texts)) == 1:
         return paths[tally.winner]
     ctx.progress("choosing the answer that agrees most with the others")
-    chosen = await choose(texts, chat, llm, ctx, criterion=MAX_CONSISTENT)
+    chosen = await choose(texts, chat, llm, ctx, criterion=MOST_CONSISTENT)
     ctx.trace.note("choice", readable=chosen.winner is not None)
     return paths[chosen.winner or 0]

@@ -1,13 +1,13 @@
 """ThinkDeeper: a minimum and a maximum of thinking before the answer (budget forcing).
 
 Source: Muennighoff et al. 2025, "s1: Simple test-time scaling", arXiv:2501.19393, section 3.1: an
-end of thinking that comes too early is replaced by a word that makes the model go on, and at the
+end of thinking that comes too early is replaced by a word that makes the model continue, and at the
 maximum the end of thinking is written for the model.
 Deviation: thoughts are limited as well, by counting the words that begin one, where Wang et al.
 2025, arXiv:2501.18585, make these words less likely.
-Cost: one call of a local model. On a model elsewhere 2 sequential calls, and one more (at most 8)
-each time that the model is made to go on; the model must continue a prefix. What is written for it
-is then part of the prompt and does not count against the budget.
+Cost: one call on a local model. On a remote model 2 sequential calls, and one more each time that
+the model is made to continue (at most 8 times); the model must continue a prefix. Text written for
+the model is then part of the prompt and does not count against the budget.
 """
 
 from collections.abc import Mapping
@@ -45,10 +45,10 @@ class ThinkDeeperParams(ThinkSettings, Params):
 async def thinkdeeper(
     chat: Chat, sampling: Sampling, llm: LLM, params: ThinkDeeperParams, ctx: Context
 ) -> Completion | Sampling:
-    """Return the sampling that makes a local model decode so, or the reply of another model.
+    """Return sampling parameters that select the method on a local model, or a remote reply.
 
     Raises:
-        RequestRejected: the model is not local and continues no prefix.
+        RequestRejected: the model is remote and cannot continue a prefix.
     """
     params.check_model(llm.model, llm.facts.supports)
     settings = settings_of(ThinkSettings, params)

@@ -1,10 +1,10 @@
-"""Z3: let the model state the problem formally, let a solver settle it, and answer from that.
+"""Z3: the model formalises the problem, a solver solves it, and the result leads to the answer.
 
 Source: the division of labour of Ye et al. 2023, "SatLM: Satisfiability-Aided Language Models
 Using Declarative Prompting", arXiv:2305.09656, and Pan et al. 2023, "Logic-LM", arXiv:2305.12295
 (section 3.3, repair from the solver's message). Instead of programs, which would have to be run,
 the model writes SMT-LIB 2, which Z3 parses, or a list of algebraic steps, which a fixed
-translator turns into SymPy's terms; both in a process limited in time and memory. The plain
+translator turns into SymPy's terms; both run in a process limited in time and memory. The plain
 answer is requested concurrently, so that a problem without a formalisation loses no time.
 Cost: 3 calls, 2 deep: the formalisation and concurrently the plain answer, then the answer from
 the solver's result. 2 calls, 1 deep, if no solver helps; each repair adds one call, one deep.

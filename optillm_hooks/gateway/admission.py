@@ -1,19 +1,19 @@
-"""Admission control: which requests may run, whichever way they came.
+"""Admission control: checks whether a plan may run, before any model is called.
 
-There are two ways in. The hook admits a request that names an approach, before LiteLLM routes it.
-The provider admits a plan that no hook has seen:
+Requests are admitted in two places. The hook admits a request that names an approach, before
+LiteLLM routes it. The provider admits a plan that has not passed through the hook:
 
 * A router's fallback leads from another model to an alias.
 * A comma in the model name asks LiteLLM for several models, one of them an alias.
-* A Python program calls LiteLLM's router or SDK itself.
+* A Python program calls LiteLLM's router or SDK directly.
 
-All checks are in `admit`, so that no way in is easier than another. A check that has nothing to
-look at passes:
+Both call `admit`, which makes every check, so neither path is more permissive. Checks that do not
+apply are skipped:
 
-* Forms, which say what a client may name: an alias's plan is the operator's. In a proxy, a plan
-  that a client writes in the request must come through the hook, and is refused elsewhere.
+* `forms` restricts what a client may name, and an alias's plan is the operator's. In a proxy, only
+  the hook admits a plan that a client wrote; the provider refuses it.
 * Access, budgets and rate limits belong to a key. A Python program has none.
-* Only a router knows which models are configured. The SDK alone has none.
+* Only a router knows which models are configured. The SDK has none.
 """
 
 from collections.abc import Mapping
@@ -27,15 +27,15 @@ from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway.budgets import check_budgets
 from optillm_hooks.gateway.caller import check_access
 from optillm_hooks.gateway.deployments import alias_model, deployments, is_configured
-from optillm_hooks.gateway.model_facts import FactsOf, facts_by
+from optillm_hooks.gateway.model_facts import FactsOf, cached_model_facts
 from optillm_hooks.gateway.model_names import PROVIDER
 from optillm_hooks.gateway.prepared import Prepared, Route, current
 from optillm_hooks.gateway.rates import ModelRates
 from optillm_hooks.gateway.selection import Selection
 from optillm_hooks.settings import Settings, forbidden
 
-_ONE_ANSWER: frozenset[Route] = frozenset({"messages", "responses"})
-"""Routes whose responses have no choices."""
+_SINGLE_ANSWER_ROUTES: frozenset[Route] = frozenset({"messages", "responses"})
+"""Routes whose responses have no list of choices."""
 
 
 async def admit(
@@ -48,21 +48,19 @@ async def admit(
     route: Route,
     reservation: Mapping[str, Any] | None = None,
 ) -> Prepared:
-    """Return the request as the provider will run it, or raise the reason why it must not run.
-
-    Nothing has been paid for by then.
+    """Return the request as the provider will run it, after all checks.
 
     Args:
         selection: the plan and its base model.
-        settings: the operator's, for all requests.
-        router: where the models are configured; None for LiteLLM's SDK alone.
-        key: the caller's; None outside a proxy.
+        settings: the operator's settings for all requests.
+        router: the router that has the models; None if only LiteLLM's SDK is used.
+        key: the caller's key; None outside a proxy.
         n: the request's `n`, as the client sent it.
         route: the route that the client called.
-        reservation: what LiteLLM has reserved of the key's budgets for this request.
+        reservation: LiteLLM's budget reservation for this request.
 
     Raises:
-        RequestRejected: the plan cannot run, or nobody may run it.
+        RequestRejected: the plan is invalid or not allowed, whoever the caller is.
         ProviderFailed: a rate limit of the key is reached.
         BudgetExceededError, ProxyException: LiteLLM's own refusals of the key.
     """
@@ -71,13 +69,13 @@ async def admit(
     if router is not None:
         _check_base(selection, router)
         _check_named_models(selection, router)
-    facts_of = facts_by(router)
+    facts_of = cached_model_facts(router)
     _check_prices(selection, facts_of)
     _check_decoders(selection, facts_of)
     if router is not None and key is not None:
         await _check_key(selection, router, key, reservation)
     if not (selection.on_alias or selection.passes_through):
-        _check_free_forms(router)
+        _check_wildcard(router)
     if not selection.passes_through:
         await _count_request(selection, key)
     return Prepared(
@@ -109,20 +107,20 @@ def _check_choices(selection: Selection, n: object, route: Route, max_choices: i
     choices = len(selection.plan.chains) * repeated
     if choices > max_choices:
         raise RequestRejected(
-            f"n times the approaches between '|' is {choices}, more than the {max_choices} choices "
-            "that one request can have",
+            f"the request asks for {choices} choices (n times the branches between '|'), but the "
+            f"maximum is {max_choices}",
             param="n",
         )
     selection.calls.check(selection.plan, repeated)
-    if route in _ONE_ANSWER and choices > 1:
+    if route in _SINGLE_ANSWER_ROUTES and choices > 1:
         raise RequestRejected(
-            "this route has one answer, which several choices (n, or '|' between approaches) would "
-            "be mixed into: ask for one, or ask /v1/chat/completions"
+            "this route returns one answer and cannot return several choices (n, or '|' between "
+            "approaches): ask for one choice, or use /v1/chat/completions"
         )
 
 
 def _check_base(selection: Selection, router: Router) -> None:
-    """Refuse a base that is no model: an alias, or a name that nobody serves."""
+    """Refuse a base model that is an alias, or that no deployment serves."""
     base = selection.base
     found = deployments(router, base)
     is_alias = any(alias_model(deployment) is not None for deployment in found)
@@ -136,13 +134,13 @@ def _check_base(selection: Selection, router: Router) -> None:
             )
     elif is_alias or not found:
         raise RequestRejected(
-            f"no model {base!r} is configured (asked for as {selection.requested!r})",
+            f"no model {base!r} is configured (requested as {selection.requested!r})",
             param="model",
         )
 
 
 def _check_named_models(selection: Selection, router: Router) -> None:
-    """Refuse parameters that name no model, or an alias: a plan that runs plans has no end."""
+    """Refuse parameters that name an unknown model, or an alias, which could recurse endlessly."""
     for model in sorted(selection.plan.model_groups):
         found = deployments(router, model)
         if any(alias_model(deployment) is not None for deployment in found):
@@ -156,7 +154,7 @@ def _check_named_models(selection: Selection, router: Router) -> None:
 
 
 def _check_prices(selection: Selection, facts_of: FactsOf) -> None:
-    """Refuse a limit on money where one model has no price: its calls would count as free."""
+    """Refuse `max_cost_usd` if a model has no known price: its calls would count as free."""
     if selection.limits.max_cost_usd is None:
         return
     for model in selection.models:
@@ -167,7 +165,7 @@ def _check_prices(selection: Selection, facts_of: FactsOf) -> None:
 
 
 def _check_decoders(selection: Selection, facts_of: FactsOf) -> None:
-    """Refuse a decoder that cannot run on a model whose replies it is to decode."""
+    """Refuse a decoder that does not support a model whose replies it would decode."""
 
     def supports(model: str, name: str) -> bool:
         return facts_of(model).supports(name)
@@ -193,11 +191,12 @@ async def _check_key(
         await check_budgets(model, key, router, reservation)
 
 
-def _check_free_forms(router: Router | None) -> None:
+def _check_wildcard(router: Router | None) -> None:
+    """Refuse approaches on other models than aliases, unless the operator has allowed them."""
     if router is not None and not is_configured(router, f"{PROVIDER}/*"):
         raise RequestRejected(
-            f"approaches can only be used through configured models here: the model "
-            f"'{PROVIDER}/*' that opens other ways is not configured",
+            f"on this proxy, approaches can only be used through aliases: the model "
+            f"'{PROVIDER}/*', which allows them on every model, is not configured",
             param="model",
         )
 

@@ -34,8 +34,8 @@ _REASONING_FIELDS = ["reasoning_effort", "thinking", "verbosity"]
 """Fields that LiteLLM refuses or drops for a custom provider unless the request allows them."""
 
 _UNCACHED = {"no-cache": True, "no-store": True}
-"""Keeps the outer call out of LiteLLM's cache, whose key has neither base model nor parameters.
-The inner calls are cached as usual."""
+"""Keeps the outer call out of LiteLLM's cache, whose keys include neither the base model nor the
+parameters. The inner calls are cached as usual."""
 
 
 class Hook(CustomLogger):
@@ -53,7 +53,7 @@ class Hook(CustomLogger):
         The plan is parsed, checked and authorised here, before any call is paid for.
 
         Raises:
-            ProxyException: the request is refused: with 400, or with LiteLLM's own status if the
+            ProxyException: the request is refused, with status 400, or with LiteLLM's own if the
                 caller may not use a model.
         """
         router = proxy_router()
@@ -95,12 +95,12 @@ class Hook(CustomLogger):
     ) -> AsyncIterator[Any]:
         """Return the stream; on the responses route, with the requested model's name.
 
-        There LiteLLM's events name the deployment, which would show users of an alias its base.
+        On that route LiteLLM's events name the deployment, which would reveal an alias's base.
         """
         prepared = current.get()
         if prepared is None or prepared.route != "responses":
             return response
-        return _named(response, prepared.requested)
+        return _with_model_name(response, prepared.requested)
 
     async def async_post_call_response_headers_hook(
         self,
@@ -110,7 +110,7 @@ class Hook(CustomLogger):
         request_headers: Mapping[str, str] | None = None,  # noqa: ARG002
         **_: Any,
     ) -> dict[str, str] | None:
-        """Return our headers; a stream sends them at its beginning, with what is known then."""
+        """Return the `x-optillm-*` headers. A stream sends them first, before there are results."""
         prepared = current.get()
         if prepared is None:
             return None
@@ -128,7 +128,7 @@ def _settings() -> tuple[Settings, RequestRejected | None]:
         return Settings(), exc
 
 
-async def _named(events: AsyncIterator[Any], model: str) -> AsyncIterator[Any]:
+async def _with_model_name(events: AsyncIterator[Any], model: str) -> AsyncIterator[Any]:
     async for event in events:
         inner: Any = getattr(event, "response", None)
         if getattr(inner, "model", None) is not None:
@@ -140,7 +140,7 @@ def _passed_through(data: dict[str, Any], base: str, route: Route) -> dict[str, 
     """Return the request for the base model itself.
 
     LiteLLM bills a stream by its usage, which it requests only for models known to report it. It
-    decided that by the requested name, so usage is requested here, and hidden from the client.
+    has checked that for the requested name, so usage is requested here, and hidden from the client.
     """
     options = data.get("stream_options") or {}
     asked = not isinstance(options, dict) or options.get("include_usage") is True

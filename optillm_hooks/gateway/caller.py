@@ -1,4 +1,4 @@
-"""The caller: whose key pays for inner calls, and which models it may call, by LiteLLM's rules."""
+"""The caller: the key that pays for inner calls, and LiteLLM's check of the models it may use."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,8 +10,8 @@ from litellm.proxy._types import UserAPIKeyAuth
 from litellm.proxy.auth.auth_checks import can_key_call_resolved_model
 
 CALL_ORIGIN = "optillm"
-"""Marks inner calls in LiteLLM's logs. The rate limiter skips marked calls and counts the tokens
-of the outer response, which is the sum of theirs, so each token counts once."""
+"""Marks inner calls in LiteLLM's logs. The rate limiter skips marked calls and counts the usage of
+the outer response, which is their sum, so each token counts once."""
 
 _SHARED = frozenset(
     {"tags", "requester_metadata", "spend_logs_metadata", "requester_ip_address", "user_agent"}
@@ -35,7 +35,7 @@ class Caller:
     """The virtual key, whose budgets and limits apply to each inner call; None without a proxy."""
 
     reservation: Mapping[str, Any] | None = None
-    """What LiteLLM has reserved on the key's counters for the outer request."""
+    """LiteLLM's budget reservation for the outer request."""
 
 
 def read_caller(
@@ -69,12 +69,12 @@ def read_caller(
 
 
 def metadata_of(litellm_params: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a request's metadata: the route decides under which of two names LiteLLM keeps it."""
+    """Return a request's metadata, which LiteLLM keeps under one of two names, by route."""
     return litellm_params.get("litellm_metadata") or litellm_params.get("metadata") or {}
 
 
 def read_reservation(metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return what LiteLLM has reserved of the key's budgets for this request, or None."""
+    """Return LiteLLM's budget reservation for this request, or None."""
     key = metadata.get("user_api_key_auth")
     return metadata.get("user_api_key_budget_reservation") or getattr(
         key, "budget_reservation", None

@@ -48,15 +48,15 @@ from optillm_hooks.types import (
 _ROLES = frozenset(get_args(Role))
 _FINISH_REASONS = frozenset(get_args(FinishReason))
 
-_MESSAGE_OWN = frozenset({"role", "content", "tool_calls", "reasoning_content"})
+_ANSWER_FIELDS = frozenset({"role", "content", "tool_calls", "reasoning_content"})
 """Fields of a reply's message that have their own attribute in `Answer`."""
 
-_OWN_PLACE = frozenset(
+_SAMPLING_FIELDS = frozenset(
     {"temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed"}
 )
 """Request fields that have their own attribute in `Sampling`."""
 
-_OF_THE_REQUEST = frozenset(
+_REQUEST_FIELDS = frozenset(
     {
         "model", "messages", "n", "stream", "stream_options", "metadata", "drop_params",
         "additional_drop_params",
@@ -64,7 +64,7 @@ _OF_THE_REQUEST = frozenset(
 )  # fmt: skip
 """OpenAI's and LiteLLM's fields that apply to the client's request as a whole."""
 
-_OF_THE_ROUTER = frozenset(
+_ROUTER_ARGUMENTS = frozenset(
     {
         "content_policy_fallbacks", "context_window_fallbacks", "disable_fallbacks",
         "include_fallback_errors", "litellm_params", "model_group_retry_policy", "model_id",
@@ -74,31 +74,33 @@ _OF_THE_ROUTER = frozenset(
 )  # fmt: skip
 """Arguments of the router that are in none of LiteLLM's lists."""
 
-_OF_LITELLM = (
-    _OF_THE_ROUTER
+_LITELLM_FIELDS = (
+    _ROUTER_ARGUMENTS
     | frozenset(all_litellm_params)
     | frozenset(OPENAI_CHAT_COMPLETION_PARAMS)
     | frozenset(DEFAULT_CHAT_COMPLETION_PARAM_VALUES)
 )
-_OPENAIS = (
+_COMPLETION_FIELDS = (
     frozenset(DEFAULT_CHAT_COMPLETION_PARAM_VALUES)
     - frozenset(all_litellm_params)
-    - _OF_THE_REQUEST
-    - _OWN_PLACE
+    - _REQUEST_FIELDS
+    - _SAMPLING_FIELDS
 )
-"""OpenAI's fields for one completion, by LiteLLM's list."""
+"""OpenAI's fields of a single completion, according to LiteLLM's list."""
 
-_PRIVATE = ("_", "litellm_", "mock_")
+_PRIVATE_PREFIXES = ("_", "litellm_", "mock_")
 """Prefixes of LiteLLM's other private names."""
 
 
-def _is_for_the_provider(field: str) -> bool:
+def _is_forwarded(field: str) -> bool:
     """Return whether a field of the client's request is sent with the inner calls.
 
-    Sent are OpenAI's fields for one completion and those that LiteLLM does not know, which it
-    passes on to the provider. The others would tell the router how and where to make the call.
+    These are OpenAI's fields of a single completion, and fields that LiteLLM does not know and
+    passes on to the provider. All others would tell the router how and where to make the call.
     """
-    return field in _OPENAIS or not (field in _OF_LITELLM or field.startswith(_PRIVATE))
+    return field in _COMPLETION_FIELDS or not (
+        field in _LITELLM_FIELDS or field.startswith(_PRIVATE_PREFIXES)
+    )
 
 
 class _Check(NamedTuple):
@@ -107,7 +109,7 @@ class _Check(NamedTuple):
 
 
 _NUMBER = _Check(lambda value: type(value) in (int, float), "a number")
-_COUNT = _Check(lambda value: type(value) is int and value >= 1, "a whole number from 1 on")
+_COUNT = _Check(lambda value: type(value) is int and value >= 1, "a whole number of at least 1")
 _SAMPLING_CHECKS: Mapping[str, _Check] = {
     "temperature": _NUMBER,
     "top_p": _NUMBER,
@@ -119,7 +121,7 @@ _SAMPLING_CHECKS: Mapping[str, _Check] = {
             isinstance(value, str)
             or (isinstance(value, list | tuple) and all(isinstance(stop, str) for stop in value))
         ),
-        "a text or a list of texts",
+        "a string or a list of strings",
     ),
 }
 
@@ -128,7 +130,7 @@ def read_chat(messages: object) -> Chat:
     """Return OpenAI's `messages` as a conversation.
 
     Raises:
-        RequestRejected: it is no non-empty list of messages with known roles and usable content.
+        RequestRejected: it is not a non-empty list of messages with known roles and valid content.
     """
     if not isinstance(messages, list) or not messages:
         raise RequestRejected("messages must be a list with at least one message", param="messages")
@@ -148,7 +150,8 @@ def _read_message(message: object, number: int) -> Message:
         content = tuple(content)
     elif content is not None and not isinstance(content, str):
         raise RequestRejected(
-            f"{where}.content must be a text or a list of content parts", param=f"{where}.content"
+            f"{where}.content must be a string or a list of content parts",
+            param=f"{where}.content",
         )
     fields = {key: value for key, value in message.items() if key not in ("role", "content")}
     return Message(cast(Role, role), content, fields)
@@ -178,14 +181,14 @@ def read_sampling(params: Mapping[str, Any]) -> Sampling:
         if params.get(name) is not None and not check.allows(params[name]):
             raise RequestRejected(f"{name} must be {check.wanted}", param=name)
     stop = params.get("stop")
-    longest = params.get("max_completion_tokens")
+    max_tokens = params.get("max_completion_tokens")
     return Sampling(
         temperature=params.get("temperature"),
         top_p=params.get("top_p"),
-        max_tokens=params.get("max_tokens") if longest is None else longest,
+        max_tokens=params.get("max_tokens") if max_tokens is None else max_tokens,
         stop=None if stop is None else (stop,) if isinstance(stop, str) else tuple(stop),
         seed=params.get("seed"),
-        fields={k: v for k, v in params.items() if _is_for_the_provider(k) and v is not None},
+        fields={k: v for k, v in params.items() if _is_forwarded(k) and v is not None},
     )
 
 
@@ -234,7 +237,7 @@ def _other_fields(message: Mapping[str, Any]) -> Fields:
     return {
         key: value
         for key, value in message.items()
-        if key not in _MESSAGE_OWN
+        if key not in _ANSWER_FIELDS
         and (any(v is not None for v in value.values()) if isinstance(value, dict) else value)
     }
 
@@ -275,7 +278,7 @@ def read_finish_reason(reason: str | None) -> FinishReason:
 
 
 def read_usage(usage: Any, cost_usd: float) -> Usage:
-    """Return the usage of one call; what the provider leaves out is 0."""
+    """Return the usage of one call; counts that the provider does not report are 0."""
     completion = getattr(usage, "completion_tokens_details", None)
     prompt = getattr(usage, "prompt_tokens_details", None)
     return Usage(

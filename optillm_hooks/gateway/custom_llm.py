@@ -1,4 +1,4 @@
-"""The custom LLM provider: runs the plan that the hook admitted, or that the model name has."""
+"""The custom LLM provider: runs the plan that the hook admitted, or the one in the model name."""
 
 import asyncio
 import logging
@@ -45,15 +45,15 @@ from optillm_hooks.types import Delta, FinishReason
 
 _log = logging.getLogger(__name__)
 
-_SELF_TIMEOUT = 600.0
-"""LiteLLM's own time limit where nobody has set one: not a deadline that an operator chose."""
+_DEFAULT_TIMEOUT = 600.0
+"""LiteLLM's timeout if none is configured: not a deadline that an operator chose."""
 
 
 class Provider(CustomLLM):
     """LiteLLM's entry in `custom_provider_map` for models named `optillm/<expression>/<base>`.
 
-    Outside the proxy it takes what the model's name says. Its inner calls go to the router of the
-    proxy; for a router of your own, say `provider.use(router)` first.
+    Outside a proxy, the plan is taken from the model's name. Inner calls go through the proxy's
+    router; to use a router of your own, call `provider.use(router)` first.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Provider(CustomLLM):
         self._caller_cache = CallerCache()
 
     def use(self, router: Router | None) -> None:
-        """Send inner calls through `router` where no proxy runs; None sends them to the SDK."""
+        """Send inner calls through `router` if no proxy runs; with None they go to the SDK."""
         self._router = router
 
     async def acompletion(self, *_: Any, **call: Any) -> ModelResponse:
@@ -75,14 +75,14 @@ class Provider(CustomLLM):
         response = write_response(
             call["model_response"], outcome.answers, outcome.report.usage, prepared.requested
         )
-        # The inner calls carry the cost; priced again here, the caller would pay twice.
+        # The inner calls are billed. If this one had a price too, the caller would pay twice.
         response._hidden_params["response_cost"] = 0.0
         if prepared.route == "chat":
             response.optillm = report_object(outcome.report)
         return response
 
     async def astreaming(self, *_: Any, **call: Any) -> AsyncIterator[ModelResponseStream]:
-        """Yield the answers of a plan, chunk by chunk, with usage and report before the last."""
+        """Yield the chunks of a plan's answers; usage and report come near the end."""
         model = str(call["model"])
         with _as_litellm_errors(model):
             prepared, request, models = await self._request(model, call)
@@ -91,7 +91,7 @@ class Provider(CustomLLM):
                     yield chunk
 
     def completion(self, *_: Any, **call: Any) -> ModelResponse:
-        """Return what `acompletion` does, for the SDK's synchronous function."""
+        """Return the response of `acompletion`, for the SDK's synchronous `completion`."""
         with start_blocking_portal() as loop:
             return loop.call(partial(self.acompletion, **call))
 
@@ -106,6 +106,7 @@ class Provider(CustomLLM):
         client = read_sampling({**optional, **prepared.fields})
         timeout = Limits(deadline_s=_seconds(call.get("timeout")))
         caller = read_caller(litellm_params, prepared.user, prepared.cache)
+        key = str(caller.metadata.get("user_api_key") or "")
         request = Request(
             plan=prepared.plan,
             base=prepared.base,
@@ -116,7 +117,7 @@ class Provider(CustomLLM):
             on_error=prepared.settings.on_error,
             progress=prepared.settings.progress,
             code_runner=code_runner(prepared.settings.code_runner),
-            caller_cache=self._caller_cache.of(str(caller.metadata.get("user_api_key") or "")),
+            caller_cache=self._caller_cache.for_caller(key),
         )
         return prepared, request, _models(router, caller, prepared.facts_of)
 
@@ -130,7 +131,7 @@ def _as_litellm_errors(model: str) -> Iterator[None]:
         prepared = current.get()
         if prepared is not None:
             prepared.error = exc
-        # LiteLLM blames the request if there is an AttributeError anywhere in the chain.
+        # LiteLLM reports a bad request if the chain of exceptions contains an AttributeError.
         exc.__cause__ = exc.__context__ = None
         raise to_litellm(exc, model) from None
 
@@ -166,12 +167,12 @@ async def _admitted(
     optional: Mapping[str, Any],
     router: Router | None,
 ) -> Prepared:
-    """Return the plan that the hook admitted for this deployment, else admit that of its name.
+    """Return the request that the hook admitted for this deployment, or admit the plan in its name.
 
     A router's fallback may lead from one alias to another, which has its own plan.
 
     Raises:
-        RequestRejected: the plan cannot run, or a client wrote it past the hook.
+        RequestRejected: the plan cannot run, or it is a client's and has bypassed the hook.
         SampleError: the caller may not use one of its models.
     """
     metadata = metadata_of(litellm_params)
@@ -198,25 +199,25 @@ async def _admitted(
 
 
 def _check_no_wildcard(litellm_params: Mapping[str, Any]) -> None:
-    """Refuse a plan that a proxy's client wrote as a fallback or after a comma, past the hook.
+    """Refuse a client's own plan that bypassed the hook: as a fallback, or after a comma.
 
     Raises:
-        RequestRejected: the deployment is `optillm/*`, which stands for any plan.
+        RequestRejected: the deployment is `optillm/*`, which matches any plan.
     """
     router = proxy_router()
     info = litellm_params.get("model_info") or {}
     deployment = None if router is None else router.get_deployment(model_id=str(info.get("id")))
     if deployment is not None and "*" in deployment.litellm_params.model:
         raise RequestRejected(
-            "an approach before a model can only be asked for by itself: not as a fallback, nor as "
-            "one of several models",
+            "a model name with an approach must be the only model of a request: it cannot be a "
+            "fallback or one of several models",
             param="model",
         )
 
 
 def _seconds(timeout: object) -> float | None:
     value = timeout.read if isinstance(timeout, httpx.Timeout) else timeout
-    if not isinstance(value, int | float) or value >= _SELF_TIMEOUT:
+    if not isinstance(value, int | float) or value >= _DEFAULT_TIMEOUT:
         return None
     return float(value)
 
@@ -224,20 +225,20 @@ def _seconds(timeout: object) -> float | None:
 async def _chunks(
     prepared: Prepared, request: Request, models: Models
 ) -> AsyncGenerator[ModelResponseStream, None]:
-    """Yield the chunks of a stream, in an order that LiteLLM's wrapper keeps.
+    """Yield the chunks of a stream, in the order that LiteLLM's stream wrapper requires.
 
-    The wrapper ends a stream at the first finish reason of choice 0, for which it makes the last
-    chunk itself. It counts usage by its own tokenizer unless an earlier chunk has it. So all finish
-    reasons wait for the end: first usage and report, then the finish reasons of the other choices
-    in a chunk whose choice 0 has none, then that of choice 0.
+    The wrapper ends the stream at the first finish reason of choice 0 and makes the final chunk
+    itself. Unless an earlier chunk has the usage, it counts tokens with its own tokenizer. So a
+    stream ends with usage and report, then the finish reasons of the other choices (in a chunk
+    whose choice 0 has none), then that of choice 0.
     """
     stream_id = f"chatcmpl-{uuid.uuid4().hex}"
     ends: dict[int, FinishReason] = {}
-    spoken: set[int] = set()
+    begun: set[int] = set()
 
     def chunk(pieces: Mapping[int, Delta]) -> ModelResponseStream:
-        role = not spoken.issuperset(pieces)
-        spoken.update(pieces)
+        role = not begun.issuperset(pieces)
+        begun.update(pieces)
         return write_chunk(pieces, stream_id=stream_id, model=prepared.requested, role=role)
 
     with _logged(prepared):
@@ -268,7 +269,7 @@ def _with_report(chunk: ModelResponseStream, report: Report, route: Route) -> Mo
     chunk.usage = write_usage(report.usage)
     if route == "chat":
         chunk.optillm = report_object(report)
-        # Without a field of the provider's own, the proxy takes a chunk without text for one that
-        # only carries usage, and drops it where no usage was asked for.
+        # Without provider-specific fields, the proxy treats a chunk without text as a usage chunk,
+        # and drops it if the client did not ask for usage.
         chunk.provider_specific_fields = {}
     return chunk

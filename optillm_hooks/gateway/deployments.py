@@ -1,4 +1,4 @@
-"""Which models the router has, and which of them are aliases of ours."""
+"""Deployments of LiteLLM's router: look-up by name, and recognition of our aliases."""
 
 import sys
 from types import ModuleType

@@ -1,4 +1,4 @@
-"""Converts LiteLLM's errors to ours, and ours to LiteLLM's, which the proxy shows as OpenAI's."""
+"""Error mapping: LiteLLM's exceptions to ours, and ours to those that the proxy reports."""
 
 import re
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _SECRET = re.compile(
     r"\b(?:sk-|gsk_|hf_|xai-|pplx-|nvapi-|AIza|(?:api_?)?key=|Bearer\s+)[^\s&'\"]{4,}",
     re.IGNORECASE,
 )
-"""API keys that providers show in their errors, by prefix; also those in URLs and headers."""
+"""API keys that providers repeat in error messages: by prefix, and in URLs and headers."""
 
 _FAILURES = (
     openai.OpenAIError,
@@ -61,11 +61,11 @@ def as_sample_errors() -> Iterator[None]:
 
 @contextmanager
 def budgets_as_sample_errors() -> Iterator[None]:
-    """Raise LiteLLM's refusal of a spent budget as `BudgetExceeded`."""
+    """Raise LiteLLM's `BudgetExceededError` as our `BudgetExceeded`."""
     try:
         yield
     except litellm.BudgetExceededError:
-        raise BudgetExceeded("a budget of the caller's is used up") from None
+        raise BudgetExceeded("a budget of the caller is used up") from None
 
 
 def _status(exc: Exception) -> int:
@@ -102,7 +102,7 @@ def _retry_after(exc: Exception) -> str | None:
 
 
 def to_litellm(error: OptiLLMError, model: str) -> Exception:
-    """Return LiteLLM's exception for `error`: the proxy keeps its status and message."""
+    """Return LiteLLM's exception for `error`, with the same status and message."""
     about = {"message": str(error), "model": model, "llm_provider": PROVIDER}
     raised: Exception
     if error.status in (408, 504):
@@ -130,7 +130,7 @@ def to_proxy(error: OptiLLMError) -> ProxyException:
 
 
 def over_budget(error: litellm.BudgetExceededError) -> ProxyException:
-    """Return the proxy's exception for a spent budget, as its own checks raise it."""
+    """Return the exception that the proxy's own checks raise for an exceeded budget."""
     return ProxyException(
         message=str(error),
         type=ProxyErrorTypes.budget_exceeded,

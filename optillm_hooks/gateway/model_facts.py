@@ -20,16 +20,16 @@ from optillm_hooks.types import Chat, Sampling
 LOCAL_PROVIDER = "optillm-local"
 
 _LOCAL_FIELDS = (FIELD, "logprobs", "n", "response_format", "tools", "top_logprobs")
-"""What local models accept, which LiteLLM cannot know. It passes on no `reasoning_effort`."""
+"""Fields that local models accept, which LiteLLM does not know. It drops `reasoning_effort`."""
 
 _PREFIX_FIELDS = ("continue_final_message", "logprobs", "top_logprobs")
-"""What a deployment accepts that continues a prefix, by the operator's word."""
+"""Fields that a deployment accepts if the operator has set its `continues_prefix`."""
 
 _MAX_CHOICES = 128
 """The maximum `n` of OpenAI's API."""
 
 _BYTES_PER_TOKEN = 3
-"""Of text that cannot be counted; English has about four."""
+"""An estimate for text that LiteLLM cannot count; English has about four."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class GroupFacts(ModelFacts):
     """The facts of a model group: what holds for every deployment of it."""
 
     prices: Mapping[object, Price | None]
-    """By the deployment's id."""
+    """Prices by deployment id."""
 
     def price_at(self, deployment: object) -> Price | None:
         """Return the price of the deployment with that id; the group's for an unknown id."""
@@ -47,15 +47,15 @@ class GroupFacts(ModelFacts):
 FactsOf = Callable[[str], GroupFacts]
 
 
-def facts_by(router: Router | None) -> FactsOf:
+def cached_model_facts(router: Router | None) -> FactsOf:
     """Return `model_facts` for the models of one request, each looked up once."""
     return cache(partial(model_facts, router))
 
 
 def model_facts(router: Router | None, model: str) -> GroupFacts:
-    """Return what LiteLLM's model map and the operator say about a model group.
+    """Return the facts of a model group, from LiteLLM's model map and the operator's settings.
 
-    Its price is the highest among its deployments, and None if one of them has none.
+    The price is the highest among its deployments, and None if one of them has no price.
     """
     found = _found(router, model)
     lengths = [facts["info"].get("max_output_tokens") for facts in found]

@@ -38,7 +38,7 @@ def from_prefix(name: str) -> Named | None:
     if not _looks_like_approach(left):
         return None
     if split is None or not split.right:
-        parse(left)  # if a missing parenthesis hid the base, its error says where
+        parse(left)  # if a missing parenthesis hides the base, this error gives the column
         raise RequestRejected(
             f"the model name {_short(name)!r} lacks a base model: write {_short(left)}-<model>",
             param="model",

@@ -70,28 +70,28 @@ class CallLimit(NamedTuple):
 
     max_calls: int
     setting: str
-    """The operator's setting that says so."""
+    """The operator's setting of this limit, for the error message."""
 
     def check(self, plan: Plan, n: int) -> None:
-        """Refuse `n` runs of a plan that is estimated at more calls.
+        """Refuse `n` runs of a plan if they are estimated at more calls than the limit.
 
         Raises:
-            RequestRejected: the message has both numbers, and says what to change.
+            RequestRejected: the message has both numbers and what to change.
         """
         estimated = plan.expected_calls * n
         if estimated > self.max_calls:
             raise RequestRejected(
-                f"this request is estimated at {estimated} model calls, and {self.max_calls} is "
-                "the maximum here: ask for fewer samples, layers or choices (n), or have the "
+                f"this request is estimated at {estimated} model calls, but the maximum is "
+                f"{self.max_calls}: ask for fewer samples, layers or choices (n), or have the "
                 f"operator raise {self.setting}",
                 param="n" if plan.expected_calls <= self.max_calls else "optillm_params",
             )
 
 
 def call_limit(settings: Settings, *, by_operator: bool) -> CallLimit:
-    """Return the limit for a plan that the operator has written, or else a client.
+    """Return the limit for a plan written by the operator, or by a client.
 
-    An alias that a client's parameters make more expensive is the client's.
+    An alias that a client's parameters make more expensive counts as the client's plan.
     """
     if by_operator:
         return CallLimit(settings.plan_calls.alias, "optillm_settings.plan_calls.alias")

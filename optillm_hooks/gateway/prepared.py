@@ -1,7 +1,7 @@
 """An admitted request: what `admission.admit` returns, kept on the server for the provider.
 
-It travels in a context variable that is set in the task that serves the request. No client can
-forge it, and two requests with the same call id cannot take each other's.
+It is passed on in a context variable of the task that serves the request. No client can forge it,
+and requests with the same call id cannot get each other's.
 """
 
 from contextvars import ContextVar
@@ -27,7 +27,7 @@ class Prepared:
     settings: RunSettings
     limits: Limits
     deployment: str
-    """The model name that the hook wrote into the request, by which the provider knows it."""
+    """The model name that the hook wrote into the request, and that the provider looks for."""
 
     requested: str
     """The model name that the client sent."""

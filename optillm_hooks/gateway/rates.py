@@ -1,8 +1,8 @@
 """LiteLLM's rate limits per model (RPM, TPM), applied to the models that a plan calls.
 
 LiteLLM's limiter looks at the requested name, but `model_rpm_limit` and `model_tpm_limit` of a key,
-team or organisation name base models. So the same limiter is asked about those: a client's request
-counts once for each model of its plan, and tokens count call by call.
+team or organisation name base models. So the same limiter is also applied to those: a client's
+request counts once for each model of its plan, and tokens count call by call.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -16,10 +16,10 @@ from optillm_hooks.errors import ProviderFailed, SampleError
 from optillm_hooks.gateway.deployments import proxy_module
 from optillm_hooks.types import Usage
 
-_OF_MODELS = "model_per_"
+_PER_MODEL = "model_per_"
 """Prefix of the limiter's keys for limits per model."""
 
-_NEEDED = (
+_LIMITER_API = (
     "create_rate_limit_descriptors",
     "create_organization_rate_limit_descriptor",
     "should_rate_limit",
@@ -33,13 +33,13 @@ _NEEDED = (
 
 @dataclass(slots=True)
 class Counted:
-    """One call; `usage` is what it is known to have used."""
+    """One call, with its usage as far as it is known."""
 
     usage: Usage
 
 
 class ModelRates:
-    """The rate limits of one model for one key; none where the proxy has no such limiter."""
+    """The rate limits of one model for one key; none if the proxy's limiter does not support it."""
 
     def __init__(self, model: str, key: UserAPIKeyAuth | None) -> None:
         self._model = model
@@ -57,10 +57,10 @@ class ModelRates:
 
     @asynccontextmanager
     async def counting(self, expected: Callable[[], Usage]) -> AsyncIterator[Counted]:
-        """Reserve the expected tokens of a call while it runs, then count what it has used.
+        """Reserve the estimated tokens of a call while it runs, then count its real usage.
 
-        A call that is cut off has used its prompt, and one that fails has used nothing. `expected`
-        is called only where tokens are limited.
+        A call that is cut off counts with its prompt, one that fails with nothing. `expected` is
+        called only if tokens are limited.
 
         Raises:
             ProviderFailed: the TPM limit leaves no room; its status is 429.
@@ -116,10 +116,10 @@ class ModelRates:
 
 
 def _limiter() -> Any:
-    """Return the proxy's rate limiter if it is the kind that has limits per model."""
+    """Return the proxy's rate limiter, or None if it does not support limits per model."""
     logging = getattr(proxy_module(), "proxy_logging_obj", None)
     found = None if logging is None else logging.get_proxy_hook("parallel_request_limiter")
-    return found if all(hasattr(found, name) for name in _NEEDED) else None
+    return found if all(hasattr(found, name) for name in _LIMITER_API) else None
 
 
 def _limits(limiter: Any, model: str, key: UserAPIKeyAuth) -> list[Any]:
@@ -135,4 +135,4 @@ def _limits(limiter: Any, model: str, key: UserAPIKeyAuth) -> list[Any]:
         ),
         *limiter.create_organization_rate_limit_descriptor(key, model),
     ]
-    return [limit for limit in found if limit["key"].startswith(_OF_MODELS)]
+    return [limit for limit in found if limit["key"].startswith(_PER_MODEL)]

@@ -8,10 +8,11 @@ from optillm_hooks.pipeline.events import Report
 from optillm_hooks.types import Json, Usage
 
 _UNSAFE = re.compile(r"[^ -~]")
-"""Not allowed in a header: line breaks above all, which a name under a wildcard can have."""
+"""Characters not allowed in a header, such as line breaks: a name that matches a wildcard may
+contain them."""
 
 _NO_WORD = re.compile(r"[^!-~]")
-"""Not allowed in a value of a log line: after a blank, it could look like another field."""
+"""Characters not allowed in a value of a log line: a blank could start a forged field."""
 
 _MAX_WORD_CHARS = 128
 
@@ -33,9 +34,9 @@ def report_object(report: Report) -> dict[str, Json]:
 
 
 def header_values(prepared: Prepared, *, answered: bool) -> dict[str, str]:
-    """Return the `x-optillm-*` headers, as far as their values are known when they are sent.
+    """Return the `x-optillm-*` headers whose values are already known.
 
-    An answer to a failed plan comes from a router's fallback.
+    If the plan failed but there is an answer (`answered`), a router's fallback gave it.
     """
     headers = {"x-optillm-approach": prepared.plan.label, "x-optillm-base-model": prepared.base}
     limits = prepared.limits
@@ -63,9 +64,9 @@ def header_values(prepared: Prepared, *, answered: bool) -> dict[str, str]:
 
 
 def _retry_headers(prepared: Prepared, error: OptiLLMError) -> dict[str, str]:
-    """Return the headers that control the retries of client libraries.
+    """Return the headers that control the automatic retries of client libraries.
 
-    Once a call was paid for, a retry would pay for it again, which is the user's decision.
+    After a paid call they are switched off: paying again is the user's decision.
     """
     paid = any(call.outcome == "ok" for call in prepared.trace.calls)
     headers = {"x-should-retry": "false"} if paid else {}
@@ -75,9 +76,9 @@ def _retry_headers(prepared: Prepared, error: OptiLLMError) -> dict[str, str]:
 
 
 def log_line(prepared: Prepared, *, seconds: float, error: str) -> str:
-    """Return the line that is logged for a plan that has ended, as `name=value`.
+    """Return the log line of a plan that has ended, as `name=value` pairs.
 
-    It holds no text of the user or of a model: the approach is without its parameters.
+    It holds no text of the user or of a model; the approach is given without its parameters.
     """
     calls = prepared.trace.calls
     usage = sum((call.usage for call in calls), Usage())
@@ -98,7 +99,7 @@ def log_line(prepared: Prepared, *, seconds: float, error: str) -> str:
 
 
 def word(value: str) -> str:
-    """Return a value for a log line: one word, whatever its author put in it."""
+    """Return `value` as a single word for a log line, with unsafe characters replaced."""
     return _NO_WORD.sub("?", value)[:_MAX_WORD_CHARS] or "-"
 
 

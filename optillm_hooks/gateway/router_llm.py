@@ -20,7 +20,7 @@ from optillm_hooks.types import Chat, Completion, Delta, Sampling, Usage
 
 
 class RouterLLM:
-    """A model group, asked on a caller's account. Without a router, LiteLLM's SDK is asked."""
+    """A model group, called on a caller's account; without a router, through LiteLLM's SDK."""
 
     def __init__(
         self, model: str, router: Router | None, caller: Caller, facts_of: FactsOf

@@ -1,6 +1,6 @@
 """Selects the approach, base model and settings of a request.
 
-The first of these that names an approach counts: body field, tag, prefix of the model name, alias,
+Sources of the approach, in order of precedence: body field, tag, prefix of the model name, alias,
 the operator's default. The name of a configured model is never read as a prefix. OptiLLM's body
 field `decoding` puts a decoder before the approach.
 """
@@ -32,14 +32,14 @@ Form = Literal["body", "tag", "prefix"]
 """How a client names an approach."""
 
 Source = Form | Literal["alias", "default"]
-"""Where a plan comes from: a form of the client's, or the operator's configuration."""
+"""Where a plan comes from: one of the client's forms, or the operator's configuration."""
 
-_OPERATORS: frozenset[Source] = frozenset({"alias", "default"})
+_OPERATOR_SOURCES: frozenset[Source] = frozenset({"alias", "default"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """The plan that a request asks for, before any check of whether it may run."""
+    """The plan that a request selects, before admission."""
 
     plan: Plan
     base: str
@@ -76,7 +76,7 @@ class Selection:
 
 
 class _OwnFields(NamedTuple):
-    """Our fields of a request as the client sent them, and the approach that its tag names."""
+    """Our request fields as the client sent them, and the approach named by a tag."""
 
     approach: object
     params: object
@@ -110,7 +110,7 @@ def select(request: dict[str, Any], router: Router, settings: Settings) -> Selec
     target = _target(requested, router, settings)
     text, source = _chosen(fields, decoder, target)
     if text is None:
-        _check_nothing_else(fields)
+        _check_unused_fields(fields)
         return None
     _check_lock(requested, target, "body" if decoder else source)
     _check_spelling(requested, target, router)
@@ -119,7 +119,7 @@ def select(request: dict[str, Any], router: Router, settings: Settings) -> Selec
         tree = _decoded(tree, decoder.name)
     given = _parameters(tree, fields.params, request)
     plan = resolve(tree, given=given, temperature=_temperature(request))
-    by_operator = source in _OPERATORS and (
+    by_operator = source in _OPERATOR_SOURCES and (
         not given or plan.expected_calls <= resolve(tree).expected_calls
     )
     calls = call_limit(settings, by_operator=by_operator)
@@ -151,10 +151,10 @@ def select_deployment(
 
     Args:
         model: the deployment's model name.
-        requested: its model group, which the client asked for.
+        requested: its model group, as the client requested it.
         params: the deployment's parameters, with `model_info`.
         settings: the operator's settings for all requests.
-        temperature: the client's.
+        temperature: the client's temperature.
 
     Raises:
         RequestRejected: the name or the alias's settings are invalid.
@@ -199,12 +199,12 @@ def _target(requested: str, router: Router, settings: Settings) -> _Target:
         return _Target(named.base, named.expression, "prefix")
     prefixed = model_names.from_prefix(requested)
     if prefixed is None:
-        _hint_unknown_prefix(requested, router)
+        _refuse_unknown_prefix(requested, router)
         return _Target(requested, settings.default_approach)
     return _Target(prefixed.base, prefixed.expression, "prefix")
 
 
-def _hint_unknown_prefix(requested: str, router: Router) -> None:
+def _refuse_unknown_prefix(requested: str, router: Router) -> None:
     """Refuse `foo-gpt-4o` where `gpt-4o` is configured and nothing serves the whole name."""
     slug, dash, rest = requested.partition("-")
     if dash and is_configured(router, rest) and not is_served(router, requested):
@@ -215,7 +215,7 @@ def _hint_unknown_prefix(requested: str, router: Router) -> None:
 
 
 def _take_own_fields(request: dict[str, Any]) -> _OwnFields:
-    """Return our own fields of a request and its tag, and remove them from it."""
+    """Return our own fields and the tag of a request, and remove them from it."""
     tagged = read_tags(request)
     if tagged.changed:
         request.update(tagged.changed)
@@ -231,10 +231,10 @@ def _take_own_fields(request: dict[str, Any]) -> _OwnFields:
 def _chosen(
     fields: _OwnFields, decoder: Approach | None, target: _Target
 ) -> tuple[str | None, Source]:
-    """Return the approach expression that counts, if there is one, and where it comes from."""
+    """Return the approach expression to run, or None, and its source."""
     if fields.approach is not None:
         if not isinstance(fields.approach, str):
-            raise RequestRejected("optillm_approach must be a text", param="optillm_approach")
+            raise RequestRejected("optillm_approach must be a string", param="optillm_approach")
         return fields.approach, "body"
     if fields.tag is not None:
         return fields.tag, "tag"
@@ -243,7 +243,7 @@ def _chosen(
     return target.expression, target.source
 
 
-def _check_nothing_else(fields: _OwnFields) -> None:
+def _check_unused_fields(fields: _OwnFields) -> None:
     """Refuse parameters and limits without an approach."""
     if fields.params is not None or fields.limits is not None:
         raise RequestRejected(
@@ -265,9 +265,9 @@ def _decoder(name: object) -> Approach | None:
 
 
 def _decoded(tree: Tree, decoder: str) -> Tree:
-    """Return `tree` with `decoder` before each branch that does not have it, and instead of `none`.
+    """Return `tree` with `decoder` before each branch that lacks it; it replaces `none`.
 
-    In OptiLLM a decoding method cannot be combined with an approach.
+    OptiLLM itself cannot combine a decoding method with an approach.
     """
     if isinstance(tree, Parallel):
         return Parallel(tuple(_decoded_branch(branch, decoder) for branch in tree.branches))
@@ -287,7 +287,7 @@ def _check_lock(requested: str, target: _Target, source: Source) -> None:
     """Refuse to replace the approach of a locked alias, or to put a decoder before it."""
     if target.alias is not None and target.alias.locked and source != "alias":
         raise RequestRejected(
-            f"the model {requested!r} is locked to its approach; leave out the {source}'s",
+            f"the model {requested!r} is locked to its approach; remove the one in the {source}",
             param="optillm_approach",
         )
 
@@ -323,7 +323,7 @@ def _temperature(request: Mapping[str, Any]) -> float | None:
 def _parameters(tree: Tree, params: object, request: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the parameters in a request by approach, and remove their body fields from it.
 
-    OptiLLM's clients send some parameters as body fields. They count only for approaches in `tree`;
+    OptiLLM's clients send some parameters as body fields. They apply only to approaches in `tree`;
     other fields belong to the provider. `optillm_params` overrides them.
     """
     given = _given(params)

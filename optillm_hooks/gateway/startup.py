@@ -1,4 +1,4 @@
-"""At the proxy's start: checks our part of its configuration, and sets up our logger."""
+"""Proxy startup: validates our part of the configuration, and sets up our logger."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from optillm_hooks.settings import Settings
 _log = logging.getLogger(__name__)
 
 
-def log_like_litellm() -> None:
+def use_litellm_logging() -> None:
     """Give our logger LiteLLM's handlers and level, if this process runs the proxy.
 
     LiteLLM sets up its own loggers only, so that our INFO and DEBUG lines would be lost. The
@@ -40,7 +40,7 @@ def log_problems() -> None:
 
 
 def problems(config: Mapping[str, Any]) -> list[str]:
-    """Return a line for each mistake in `config`, the proxy's YAML, that gets requests refused."""
+    """Return one line per mistake in `config`, the proxy's YAML, that makes requests fail."""
     return list(_problems(config))
 
 

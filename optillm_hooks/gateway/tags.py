@@ -7,7 +7,7 @@ from typing import NamedTuple
 from optillm_hooks.types import Json
 
 _TAG = re.compile(r"<optillm_approach>([^<]*)</optillm_approach>\s?", re.IGNORECASE | re.ASCII)
-"""Without `<` inside, which no expression needs: an unclosed tag costs linear time."""
+"""The text has no `<`, which no expression needs, so an unclosed tag is scanned in linear time."""
 
 _OPENING = "<optillm_approach>"
 _MAX_TAG_CHARS = 4096
@@ -17,7 +17,7 @@ _MAX_DEPTH = 4
 
 class Tagged(NamedTuple):
     approach: str | None
-    """The text of the tag that counts: in the last user message, else in the system text."""
+    """The text of the first tag in the last user message, or else in the system text."""
 
     changed: dict[str, Json]
     """The request's fields that had tags, without the tags."""
@@ -26,8 +26,8 @@ class Tagged(NamedTuple):
 def read_tags(request: Mapping[str, Json]) -> Tagged:
     """Return the approach that the tags of a request name, and the changed fields without tags.
 
-    Tags count in the system text (system or developer message, `system`, `instructions`) and in
-    the last user message. The first one there counts, and all are removed. Elsewhere a tag is
+    Tags are read in the last user message, and in the system text (system or developer message,
+    `system`, `instructions`). The first one is used, and all are removed. Elsewhere a tag is plain
     text: an earlier message, an answer or a tool result cannot choose an approach.
     """
     found: dict[str, str] = {}

@@ -1,1 +1,1 @@
-"""From the text of an approach expression to answers: parse, resolve to a plan, run the plan."""
+"""The pipeline: parses an approach expression, resolves it to a plan, and runs the plan."""

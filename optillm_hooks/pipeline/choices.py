@@ -17,7 +17,7 @@ class Choices:
         self._emit = emit
         self._held: dict[int, list[Delta]] = {}
         self._number: dict[int, int] = {}
-        self._spoken: set[int] = set()
+        self._with_content: set[int] = set()
         self._complete: set[int] = set()
         self._dropped: set[int] = set()
         self._next = 0
@@ -25,30 +25,30 @@ class Choices:
     def add(self, run: int, delta: Delta) -> None:
         """Show `delta` as a piece of the choice that `run` makes, now or when its turn comes."""
         if delta.text or delta.tool_calls:
-            self._spoken.add(run)
+            self._with_content.add(run)
         if delta.finish_reason is not None:
             self._complete.add(run)
         self._held.setdefault(run, []).append(delta)
         self._release()
 
     def drop(self, run: int) -> None:
-        """Give the number of a run that has failed to the next one, if it was not yet shown."""
+        """Drop a run that failed; unless it was shown already, the next run gets its number."""
         self._held.pop(run, None)
         self._dropped.add(run)
         self._release()
 
-    def has_spoken(self, run: int) -> bool:
-        """Return whether the choice of `run` has words or tool calls, shown or held back."""
-        return run in self._spoken
+    def has_content(self, run: int) -> bool:
+        """Return whether the choice of `run` has text or tool calls, shown or held back."""
+        return run in self._with_content
 
     def is_complete(self, run: int) -> bool:
         """Return whether the choice of `run` has its finish reason."""
         return run in self._complete
 
     @property
-    def anyone_has_spoken(self) -> bool:
-        """Whether the client has seen words or tool calls of any choice."""
-        return any(run in self._number for run in self._spoken)
+    def any_content_shown(self) -> bool:
+        """Whether the client has seen text or tool calls of any choice."""
+        return any(run in self._number for run in self._with_content)
 
     def _release(self) -> None:
         while self._next in self._dropped or self._next in self._held:

@@ -52,7 +52,7 @@ class Report:
     """Codes of the failures that were worked around."""
 
     choices: tuple[str, ...]
-    """Label of the chain that gave each choice."""
+    """Label of the chain that produced each choice."""
 
     notes: tuple[tuple[str, Mapping[str, object]], ...]
     trace: tuple[CallRecord, ...]
@@ -76,7 +76,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The first inner call has ended well, or a stage has sent the message `text`."""
+    """The first inner call has succeeded (no text), or a stage reports progress as `text`."""
 
     text: str = ""
 

@@ -1,4 +1,4 @@
-"""Parser of approach expressions: text to syntax tree and back. It knows no approach.
+"""Parser of approach expressions: text to syntax tree and back. It does not look names up.
 
     expression := branch ("|" branch)*
     branch     := stage ("&" stage)*
@@ -128,7 +128,7 @@ class _Parser:
         while True:
             branch = self._branch(depth)
             found += branch.branches if isinstance(branch, Parallel) else [branch]
-            if not self._takes("|"):
+            if not self._accept("|"):
                 return found[0] if len(found) == 1 else Parallel(tuple(found))
 
     def end(self) -> None:
@@ -140,13 +140,13 @@ class _Parser:
         while True:
             stage = self._stage(depth)
             stages += stage.stages if isinstance(stage, Chain) else [stage]
-            if not self._takes("&"):
+            if not self._accept("&"):
                 return stages[0] if len(stages) == 1 else Chain(tuple(stages))
 
     def _stage(self, depth: int) -> Tree:
-        if self._takes("("):
+        if self._accept("("):
             inner = self.expression(depth + 1)
-            self._need(")")
+            self._expect(")")
             return inner
         self._peek()
         column = self._at + 1
@@ -154,7 +154,7 @@ class _Parser:
 
     def _arguments(self) -> tuple[tuple[str, Value], ...]:
         args: dict[str, Value] = {}
-        if not self._takes("(") or self._takes(")"):
+        if not self._accept("(") or self._accept(")"):
             return ()
         while True:
             self._peek()
@@ -162,9 +162,9 @@ class _Parser:
             if name in args:
                 self._at -= len(name)
                 self._fail(f"parameter {name!r} is given twice")
-            self._need("=")
+            self._expect("=")
             args[name] = self._value(0)
-            if self._takes(")"):
+            if self._accept(")"):
                 return tuple(args.items())
             if not self._separator():
                 self._fail(f"expected '{self._separators[0]}' or ')'{self._but_got()}")
@@ -174,7 +174,7 @@ class _Parser:
             self._fail(f"lists are nested deeper than {MAX_DEPTH}")
         if self._peek() == '"':
             return self._quoted()
-        if self._takes("["):
+        if self._accept("["):
             return self._list(depth)
         word = _WORD.match(self._text, self._at)
         if word is None:
@@ -184,11 +184,11 @@ class _Parser:
 
     def _list(self, depth: int) -> Value:
         values: list[Value] = []
-        if self._takes("]"):
+        if self._accept("]"):
             return ()
         while True:
             values.append(self._value(depth + 1))
-            if self._takes("]"):
+            if self._accept("]"):
                 return tuple(values)
             if not self._separator():
                 self._fail(f"expected '{self._separators[0]}' or ']'{self._but_got()}")
@@ -214,21 +214,21 @@ class _Parser:
         return name.group()
 
     def _separator(self) -> bool:
-        return any(self._takes(separator) for separator in self._separators)
+        return any(self._accept(separator) for separator in self._separators)
 
     def _peek(self) -> str:
         blank = _BLANK.match(self._text, self._at)
         self._at = blank.end() if blank else self._at
         return self._text[self._at : self._at + 1]
 
-    def _takes(self, char: str) -> bool:
+    def _accept(self, char: str) -> bool:
         if self._peek() != char:
             return False
         self._at += 1
         return True
 
-    def _need(self, char: str) -> None:
-        if not self._takes(char):
+    def _expect(self, char: str) -> None:
+        if not self._accept(char):
             self._fail(f"expected {char!r}{self._but_got()}")
 
     def _but_got(self) -> str:

@@ -1,4 +1,4 @@
-"""Log lines about stages: names, places and figures, never any text of users or models."""
+"""Logging of stages: names, code locations and figures, never text of users or models."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from optillm_hooks.context import Context
 _log = logging.getLogger(__name__)
 
 _FIRST, _LAST = 10, 20
-"""Frames of a deep traceback that are logged: where it began, and where it ended."""
+"""How many frames of a deep traceback are logged, from its start and from its end."""
 
 
 @contextmanager
@@ -46,11 +46,11 @@ def _calls(ctx: Context) -> int:
     return sum(call.run == ctx.run for call in ctx.trace.calls)
 
 
-def places(error: BaseException) -> str:
-    """Return the type of an exception and its traceback as `file:line`, innermost last.
+def format_traceback(error: BaseException) -> str:
+    """Return an exception on one line: its type, and its traceback as `file:line`, innermost last.
 
-    Its causes follow, and the members of a group. Messages are left out, because they may hold a
-    prompt.
+    Its causes and the members of an exception group follow. Messages are left out, because they may
+    contain a prompt.
     """
     chain: list[BaseException] = []
     cause: BaseException | None = error
@@ -58,20 +58,20 @@ def places(error: BaseException) -> str:
         chain.append(cause)
         implicit = None if cause.__suppress_context__ else cause.__context__
         cause = cause.__cause__ or implicit
-    return ", caused by ".join(map(_places_of_one, chain))
+    return ", caused by ".join(map(_format_one, chain))
 
 
-def _places_of_one(error: BaseException) -> str:
-    frames = [_place(frame, line) for frame, line in walk_tb(error.__traceback__)]
+def _format_one(error: BaseException) -> str:
+    frames = [_location(frame, line) for frame, line in walk_tb(error.__traceback__)]
     if len(frames) > _FIRST + _LAST:
         frames = [*frames[:_FIRST], "...", *frames[-_LAST:]]
     where = f"{type(error).__name__} at {' > '.join(frames)}" if frames else type(error).__name__
     if not isinstance(error, BaseExceptionGroup):
         return where
-    return f"{where} [{'; '.join(map(places, error.exceptions))}]"
+    return f"{where} [{'; '.join(map(format_traceback, error.exceptions))}]"
 
 
-def _place(frame: FrameType, line: int) -> str:
-    """Return `package/module.py:line`, whatever folder the package is installed in."""
+def _location(frame: FrameType, line: int) -> str:
+    """Return `package/module.py:line`, without the folder that the package is installed in."""
     depth = str(frame.f_globals.get("__name__", "")).count(".") + 1
     return f"{'/'.join(Path(frame.f_code.co_filename).parts[-depth:])}:{line}"

@@ -17,7 +17,7 @@ PASS_THROUGH = "none"  # noqa: S105 (no password)
 _MAX_STAGES = 32
 """Maximum stages of a plan."""
 
-_MAX_ALIKE = 2
+_MAX_REPEATS = 2
 """Maximum uses of one rewriter, wrapper or decoder in a chain: re2 doubles the question."""
 
 
@@ -46,7 +46,7 @@ class Plan:
 
     @property
     def label(self) -> str:
-        """The approaches' names without parameters, so that it takes few different values."""
+        """The approaches' names without parameters, so that it has few distinct values."""
         return "|".join(map(chain_label, self.chains))
 
     @property
@@ -66,7 +66,7 @@ class Plan:
     def expected_calls(self) -> int:
         """Calls of one run of every chain if nothing fails."""
         own = sum(stage.cost.calls for stage in self.stages)
-        return own + sum(not ends_by_itself(chain) for chain in self.chains)
+        return own + sum(not makes_final_call(chain) for chain in self.chains)
 
 
 def chain_label(chain: Chain) -> str:
@@ -74,8 +74,8 @@ def chain_label(chain: Chain) -> str:
     return "&".join(stage.approach.name for stage in chain)
 
 
-def ends_by_itself(chain: Chain) -> bool:
-    """Return whether a stage of `chain` answers; otherwise a plain call ends it."""
+def makes_final_call(chain: Chain) -> bool:
+    """Return whether a stage of `chain` makes the final call; if not, a plain call is added."""
     return any(stage.approach.kind in ("answerer", "decoder") for stage in chain)
 
 
@@ -124,16 +124,16 @@ def resolve(
 
 
 def _check_repeated(chain: Chain) -> None:
-    """Refuse a rewriter, wrapper or decoder that a chain contains more than `_MAX_ALIKE` times.
+    """Refuse a rewriter, wrapper or decoder that a chain contains more than `_MAX_REPEATS` times.
 
     Raises:
         RequestRejected: the message names the approach.
     """
     feeding = [s.approach.name for s in chain if s.approach.kind != "answerer"]
-    repeated = next((name for name in feeding if feeding.count(name) > _MAX_ALIKE), None)
+    repeated = next((name for name in feeding if feeding.count(name) > _MAX_REPEATS), None)
     if repeated is not None:
         raise RequestRejected(
-            f"{repeated!r} appears more than {_MAX_ALIKE} times in one chain of '&'"
+            f"{repeated!r} appears more than {_MAX_REPEATS} times in one chain of '&'"
         )
 
 
@@ -146,8 +146,7 @@ def _check_one_decoder(chain: Chain) -> None:
     decoders = [stage.approach.name for stage in chain if stage.approach.kind == "decoder"]
     if len(decoders) > 1:
         raise RequestRejected(
-            f"a chain of '&' can have one decoder, not {' and '.join(decoders)}: a reply is "
-            "decoded in one way"
+            f"a chain of '&' can have only one decoder, got {' and '.join(decoders)}"
         )
 
 
@@ -173,7 +172,7 @@ def _bad_params(name: str, model: type[Params], exc: ValidationError) -> Request
         field_name = ".".join(str(part) for part in error["loc"])
         if error["type"] == "extra_forbidden":
             allowed = ", ".join(model.model_fields) or "none"
-            problems.append(f"unknown parameter {field_name!r} (it takes: {allowed})")
+            problems.append(f"unknown parameter {field_name!r} (it accepts: {allowed})")
         else:
             got = _shown(error["input"])
             problems.append(f"{field_name or 'parameters'}: {error['msg']}{got}")
@@ -181,7 +180,7 @@ def _bad_params(name: str, model: type[Params], exc: ValidationError) -> Request
 
 
 def _shown(value: object) -> str:
-    """Return the bad value for an error message, unless it is long or no scalar."""
+    """Return the bad value for an error message, unless it is long or not a scalar."""
     return (
         f", got {value!r}" if isinstance(value, int | float | str) and len(str(value)) < 64 else ""
     )

@@ -24,7 +24,7 @@ from optillm_hooks.fanout import outcomes
 from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.pipeline.decoded_llm import DecodedLLM
 from optillm_hooks.pipeline.events import Models, Outcome, Report, Request
-from optillm_hooks.pipeline.logs import logged_stage, places
+from optillm_hooks.pipeline.logs import format_traceback, logged_stage
 from optillm_hooks.pipeline.plan import PASS_THROUGH, Chain, Stage, chain_label
 from optillm_hooks.prompts import ask, data_notice, enclose, fence
 from optillm_hooks.registry import Result
@@ -34,25 +34,25 @@ from optillm_hooks.types import Answer, Chat
 _log = logging.getLogger(__name__)
 
 _GRACE_S = 1.0
-"""Seconds after the deadline in which a stage may still work without a model."""
+"""Seconds after the deadline in which a stage may still do work that needs no model."""
 
 T = TypeVar("T")
 
 
 async def run(request: Request, models: Models, trace: Trace | None = None) -> Outcome:
-    """Return the answers to `request`: a choice per chain and repetition, chain by chain.
+    """Return the answers to `request`: one choice per chain and repetition, ordered by chain.
 
     A choice that failed is left out and reported. Every call is recorded in `trace`, which the
     caller can read after a failure too.
 
     Raises:
-        SampleError: every choice failed; the error is that of the first.
+        SampleError: every choice failed; this is the error of the first.
     """
     return await PlanRun(request, models, trace or Trace()).outcome()
 
 
 class PlanRun:
-    """One request under way; its answers are shown when they are complete."""
+    """The run of one request's plan, which returns answers when they are complete."""
 
     def __init__(self, request: Request, models: Models, trace: Trace) -> None:
         self._request = request
@@ -103,7 +103,7 @@ class PlanRun:
         )
 
     async def _choice(self, chain: Chain, ctx: Context, number: int) -> Answer:
-        """Return one choice; where a limit or failure ends it early, the best so far."""
+        """Return one choice; if a limit or a failure ends it early, the best answer so far."""
         llm = MeteredLLM(self._models(self._request.base), ctx)
 
         async def to_the_end() -> Answer:
@@ -113,13 +113,13 @@ class PlanRun:
         try:
             return await self._in_time(to_the_end, ctx, _GRACE_S)
         except SampleError as exc:
-            if ctx.best is None or self._has_spoken(number):
+            if ctx.best is None or self._has_content(number):
                 raise
             self._note_failure(exc)
             return ctx.best
 
-    def _has_spoken(self, _number: int) -> bool:
-        """Return whether the client has seen words of a choice, which no other can replace."""
+    def _has_content(self, _number: int) -> bool:
+        """Return whether a choice has streamed content, which no other answer can replace."""
         return False
 
     async def _in_time(self, work: Callable[[], Awaitable[T]], ctx: Context, grace_s: float) -> T:
@@ -137,7 +137,7 @@ class PlanRun:
                 self._budget.stop("deadline")
                 raise DeadlineExceeded("the deadline passed") from exc
             where = f"call_id={ctx.trace.call_id} chain={ctx.stage} choice={ctx.run}"
-            _log.error("stage failed: %s error=%s", where, places(exc))
+            _log.error("stage failed: %s error=%s", where, format_traceback(exc))
             raise StageFailed(ctx.stage) from exc
 
     def _note_failure(self, error: SampleError) -> None:
@@ -146,9 +146,9 @@ class PlanRun:
             self._degraded.append(error.code)
 
     async def _plain_instead(self, root: Context, error: SampleError, number: int) -> Answer:
-        """Return the answer of one plain call, if the operator wants that in place of `error`.
+        """Return the answer of one plain call if `on_error` is plain, else raise `error`.
 
-        The wrappers of the first chain wrap it too.
+        The wrappers of the first chain apply to it too.
         """
         if self._request.on_error != "plain":
             raise error
@@ -167,7 +167,7 @@ class PlanRun:
         try:
             return await self._call_final(result, llm, ctx, number)
         except SampleError as exc:
-            if result.fallback is None or self._has_spoken(number):
+            if result.fallback is None or self._has_content(number):
                 raise
             self._note_failure(exc)
             return result.fallback
@@ -181,7 +181,7 @@ class PlanRun:
         """Return the result of `chain` on `chat`; without an answerer, a plain final call.
 
         An answerer after another one gets the conversation with the other's answer, if it has any
-        text, as a draft. An answer that calls tools ends the chain: only the client can go on.
+        text, as a draft. An answer that calls tools ends the chain: only the client can continue.
         """
         if not chain:
             return FinalCall(chat, llm=llm)
@@ -196,14 +196,14 @@ class PlanRun:
                 result: Result = await run_stage(chat, inside, llm)
                 return result
             case "decoder":
-                # For models that later stages take by name. A wrapper may run this repeatedly.
+                # For models that later stages look up. A wrapper may run this repeatedly.
                 ctx.decoded = lambda inner: DecodedLLM(inner, stage, ctx)
                 decoded = DecodedLLM(llm, stage, ctx)
                 return await self._run_chain(rest, chat, decoded, ctx, grace_s)
             case "answerer":
                 result = await run_stage(chat, llm)
                 if not rest:
-                    return _by(llm, result)
+                    return _with_llm(llm, result)
                 draft = (
                     await call_final(result, llm, ctx) if isinstance(result, FinalCall) else result
                 )
@@ -220,8 +220,9 @@ class PlanRun:
     ) -> Result:
         """Return the result of the chain inside a wrapper, or its best so far if it ends early.
 
-        So the wrapper processes whatever the user gets. Answers from inside are not kept as the
-        best so far outside. The chain has less grace time than the wrapper, which still has to run.
+        So every answer that the user may get passes through the wrapper. Answers from inside are
+        not kept as the best so far outside. The chain has less grace time than the wrapper, which
+        has to run after it.
         """
         before, ctx.best = ctx.best, None
         try:
@@ -257,13 +258,13 @@ class PlanRun:
         )
 
 
-async def _run_stage(stage: Stage, ctx: Context, *taken: Any) -> Any:
-    """Return the result of one stage, called with what its kind takes before parameters."""
+async def _run_stage(stage: Stage, ctx: Context, *args: Any) -> Any:
+    """Return the result of one stage; `args` are the arguments of its kind before `params`."""
     with logged_stage(stage.approach.name, ctx):
-        return await stage.approach.run(*taken, stage.params, ctx)
+        return await stage.approach.run(*args, stage.params, ctx)
 
 
-def _by(llm: LLM, result: Result) -> Result:
+def _with_llm(llm: LLM, result: Result) -> Result:
     if isinstance(result, FinalCall) and result.llm is None:
         return replace(result, llm=llm)
     return result
@@ -283,7 +284,7 @@ async def call_final(final: FinalCall, llm: LLM, ctx: Context) -> Answer:
             raise
         reply = Answer("", finish_reason="length")
     if final.text_filter is not None:
-        ctx.best = best  # the reply as it came is not for the user
+        ctx.best = best  # the unfiltered reply is not for the user
         text_filter = final.text_filter()
         reply = replace(reply, text=text_filter.feed(reply.text) + text_filter.close())
         if reply.empty and not reply.truncated:

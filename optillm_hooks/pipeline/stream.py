@@ -22,9 +22,9 @@ from optillm_hooks.types import Answer, Delta, FinishReason
 async def stream(
     request: Request, models: Models, trace: Trace | None = None
 ) -> AsyncGenerator[Event, None]:
-    """Yield what `run` returns piece by piece, and the outcome last. Errors as in `run`.
+    """Yield the answers of a plan piece by piece, and the outcome last. Raises as `run`.
 
-    The final call of a chain is streamed as it comes; earlier calls show as progress. Closing the
+    The final call of a chain is streamed as it arrives; earlier calls show as progress. Closing the
     iterator cancels every call.
     """
     events: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -43,7 +43,7 @@ async def stream(
 
 
 class _StreamedRun(PlanRun):
-    """One request under way whose client sees each piece as it comes."""
+    """The run of one request's plan, which streams each piece as it arrives."""
 
     def __init__(
         self, request: Request, models: Models, trace: Trace, events: asyncio.Queue[Event | None]
@@ -75,12 +75,12 @@ class _StreamedRun(PlanRun):
             self._choices.add(number, whole(answer))
         return answer
 
-    def _has_spoken(self, number: int) -> bool:
-        return self._choices.has_spoken(number)
+    def _has_content(self, number: int) -> bool:
+        return self._choices.has_content(number)
 
     async def _plain_instead(self, root: Context, error: SampleError, number: int) -> Answer:
-        """Return a plain answer, unless the client has seen words that it would contradict."""
-        if self._choices.anyone_has_spoken:
+        """Return a plain answer, unless the client has seen text that it would contradict."""
+        if self._choices.any_content_shown:
             raise error
         return await super()._plain_instead(root, error, number)
 
@@ -89,10 +89,10 @@ class _StreamedRun(PlanRun):
             return await self._stream_final(final, llm, number)
 
     async def _stream_final(self, final: FinalCall, llm: LLM, number: int) -> Answer:
-        """Return the answer of the final call, each piece shown as it comes.
+        """Return the answer of the final call, with each piece streamed as it arrives.
 
-        A call that a limit ends after its first words is a truncated answer: the client has seen
-        them. One that breaks off is a failure all the same.
+        If a limit ends the call after its first piece, the answer counts as truncated, because the
+        client has seen a part of it. A call that breaks off for another reason is a failure.
         """
         shown = Accumulated()
         text_filter = final.text_filter() if final.text_filter else None

@@ -70,7 +70,7 @@ async def test_a_trace_is_no_longer_than_the_method_or_the_approach_says(
         ("cot_decoding", (), r"local model .* or a deployment .*continues_prefix: true.*: it ch"),
         ("thinkdeeper", (), r"local model .* or a deployment .*continues_prefix: true.*: it wr"),
         ("autothink", (), r"local model .* or a deployment .*continues_prefix: true.*: it wr"),
-        ("deepconf", (), r"local model .* top_logprobs, which 'base' is not: confidence is made"),
+        ("deepconf", (), r"local model .* top_logprobs, which 'base' is not: confidence is comp"),
         (
             "entropy_decoding",
             ("continue_final_message", "top_logprobs"),
@@ -86,7 +86,7 @@ async def test_a_model_that_cannot_is_refused_with_the_reason_and_never_asked(
         await get_approach(name).run(chat("Hi"), Sampling(), remote, params(name), context())
 
 
-async def test_steering_a_model_elsewhere_is_refused_with_the_reason() -> None:
+async def test_steering_a_remote_model_is_refused_with_the_reason() -> None:
     remote = ScriptedLLM([], fields=["continue_final_message"])
     given = params("autothink", pattern_strengths={"careful": 0.5})
     with pytest.raises(RequestRejected, match=r"pattern_strengths needs a local model .*layers"):

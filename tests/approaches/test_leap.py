@@ -146,7 +146,7 @@ async def test_what_one_caller_learnt_is_not_told_to_another() -> None:
     memory = CallerCache()
     for caller, calls in (("a", 8), ("b", 8), ("a", 1)):
         llm = AnsweringLLM(learner)
-        await answer("leap", CHAT, llm, remembering(memory.of(caller)), examples=EXAMPLES)
+        await answer("leap", CHAT, llm, remembering(memory.for_caller(caller)), examples=EXAMPLES)
         assert len(llm.calls) == calls
 
 

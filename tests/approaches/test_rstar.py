@@ -200,7 +200,7 @@ def test_the_reward_of_a_trajectory_counts_on_its_whole_path() -> None:
         [step(Action.REANSWER), step(Action.FINISH, "ANSWER: 2")],
         [step(Action.REPHRASE), step(Action.FINISH, "ANSWER: .5")],
     ]
-    told = rstar._told(tree, trials, rolled, [], "?")
+    told = rstar._tell(tree, trials, rolled, [], "?")
     assert [[node.mean for node in t.end.path()[1:]] for t in told] == [
         [0.75, 0.75, 0.75],
         [0.75],
@@ -209,7 +209,7 @@ def test_the_reward_of_a_trajectory_counts_on_its_whole_path() -> None:
     ]
     assert [t.value for t in told] == [0.75, 0.75, 0.25, 0.75]
     assert (tree.root.visits, tree.root.mean, tree.root.pending) == (4, 0.625, 0)
-    later = rstar._told(tree, tree.ask_many(1), [[step(Action.FINISH, "ANSWER: 2")]], told, "?")
+    later = rstar._tell(tree, tree.ask_many(1), [[step(Action.FINISH, "ANSWER: 2")]], told, "?")
     assert [t.value for t in later] == [0.4]
 
 

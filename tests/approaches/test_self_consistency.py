@@ -8,7 +8,7 @@ import pytest
 from optillm_hooks.budget import Limits
 from optillm_hooks.context import Context
 from optillm_hooks.errors import ProviderFailed, SamplesFailed
-from optillm_hooks.judging import MAX_CONSISTENT
+from optillm_hooks.judging import MOST_CONSISTENT
 from optillm_hooks.registry import get_approach
 from optillm_hooks.testing import (
     HANG,
@@ -140,7 +140,7 @@ async def test_free_text_is_chosen_by_the_model() -> None:
     text, llm = await solve([*POEMS, "BEST: 2"], ctx, n=3)
     asked, sampling = llm.calls[-1]
     assert asked[0] == CHAT[0]
-    assert MAX_CONSISTENT in asked[-1].text
+    assert MOST_CONSISTENT in asked[-1].text
     assert all(poem in asked[-1].text for poem in POEMS)
     assert sampling.purpose == "judge"
     assert text == sorted(POEMS, key=asked[-1].text.index)[1]

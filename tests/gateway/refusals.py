@@ -1,4 +1,4 @@
-"""Aliases that must not run, with the reason: the same by every way in to a plan."""
+"""Aliases that must be refused, with the reason, which is the same on every path to a plan."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,9 +36,9 @@ REFUSALS = {
     "undecodable_proposer": Refusal(
         "cot_decoding&moa(models=[base])", "which 'base' is not", base="continuing"
     ),
-    "dear": Refusal("bon(n=64;ratings=16)", "1088 model calls, and 256 is the maximum"),
+    "dear": Refusal("bon(n=64;ratings=16)", "1088 model calls, but the maximum is 256"),
     "many": Refusal("re2", "from 1 to 64", fields={"n": 65}),
-    "branched": Refusal("re2|none", "is 66, more than the 64 choices", fields={"n": 33}),
+    "branched": Refusal("re2|none", "asks for 66 choices", fields={"n": 33}),
     "judge_missing": Refusal("bon(n=2;judge=nobody)", "no model 'nobody' is configured"),
     "judge_alias": Refusal("bon(n=2;judge=careful)", "'careful' is itself an alias"),
     "base_missing": Refusal("re2", "no model 'nobody' is configured", base="nobody"),

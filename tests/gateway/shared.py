@@ -1,4 +1,4 @@
-"""What several modules share: proxy configurations, pairs of cases, a client that hangs up."""
+"""Helpers of several test modules: proxy configurations, pairs of cases, a disconnecting client."""
 
 import json
 import socket

@@ -108,7 +108,7 @@ BAD: dict[str, tuple[object, int, str]] = {
     "such a plan in the body": (
         request("base", optillm_approach="bon(n=64,ratings=16)"),
         400,
-        "and 64 is the maximum",
+        "but the maximum is 64",
     ),
     "such a plan by parameters of an alias": (
         request("careful", optillm_params={"self_consistency": {"n": 64}}, n=2),

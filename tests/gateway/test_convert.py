@@ -102,12 +102,12 @@ def test_any_valid_conversation_does(chat: list[dict[str, Any]]) -> None:
         ),
         pytest.param([{"role": {}}], "messages[0].role", "must be one of", id="an object as role"),
         pytest.param(
-            [{"role": "user", "content": 5}], "messages[0].content", "text or", id="number"
+            [{"role": "user", "content": 5}], "messages[0].content", "string or", id="number"
         ),
         pytest.param(
             [{"role": "user", "content": {"text": "x"}}],
             "messages[0].content",
-            "text or",
+            "string or",
             id="object",
         ),
         pytest.param(

@@ -1,4 +1,4 @@
-"""How many model calls lie one after another, by a provider that takes a while for each."""
+"""The critical path: the number of sequential model calls, measured with a slow provider."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The critical path of the methods of many calls, at defaults, through the proxy."""
+"""The critical path of methods that make many calls, with default parameters, on the proxy."""
 
 import json
 

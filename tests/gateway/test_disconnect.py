@@ -1,4 +1,4 @@
-"""A client that hangs up, at every stage of a plan: a second later no call goes on."""
+"""A client that disconnects, at any stage of a plan: a second later no call is running."""
 
 from typing import Any
 

@@ -1,5 +1,5 @@
-"""A provider that fails: an approach answers while one sample lives; when none does, the client
-gets the provider's own status, also on a stream that has not begun."""
+"""Provider failures: an approach answers if one sample succeeds; if none does, the client gets the
+provider's own status, also on a stream that has not begun."""
 
 import json
 import re

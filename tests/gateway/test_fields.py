@@ -1,7 +1,7 @@
-"""Every field of a request arrives where its author expects it, with `drop_params` on and off.
+"""Every request field reaches the calls it is meant for, with `drop_params` on and off.
 
-What "expects" means is taken from LiteLLM itself where it can be: what a plain call to the base
-model carries to the provider, an approach of one call must carry too.
+Where possible the expectation is taken from LiteLLM itself: an approach of one call must send the
+provider every field that a plain call to the base model sends.
 """
 
 from collections.abc import Iterator, Mapping

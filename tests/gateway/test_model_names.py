@@ -1,4 +1,4 @@
-"""Approach and base model out of a model name."""
+"""Parsing model names into an approach and a base model."""
 
 import pytest
 from hypothesis import given

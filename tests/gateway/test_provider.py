@@ -1,4 +1,4 @@
-"""The provider where no proxy runs: over a router of the user's own, and over LiteLLM's SDK."""
+"""The provider without a proxy: with the user's own router, and with LiteLLM's SDK."""
 
 import logging
 import re
@@ -243,7 +243,9 @@ async def test_a_fault_of_an_approach_is_not_blamed_on_the_request(
     async def faulty(*_: object) -> Result:
         raise AttributeError("a fault of the approach")
 
-    with pytest.raises(litellm.InternalServerError, match="'faulty' failed inside") as caught:
+    with pytest.raises(
+        litellm.InternalServerError, match="error in the approach 'faulty'"
+    ) as caught:
         await _answered(router, model="optillm/faulty/base", stream=stream)
     assert not _has_attribute_error_in_chain(caught.value)
 

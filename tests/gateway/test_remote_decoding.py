@@ -1,7 +1,7 @@
 """Decoding methods over a deployment like vLLM's, through the real LiteLLM proxy.
 
-What is asserted of the calls is what LiteLLM has sent: the fields that its OpenAI form does not
-know, the last assistant's message, and the log-probabilities on the way back.
+The tests check what LiteLLM sends: the fields that are not OpenAI's, and the final assistant
+message. They also check the log-probabilities that come back.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -240,7 +240,7 @@ def test_samples_of_an_approach_are_decoded_each(proxy: Proxy, upstream: Upstrea
         ({"model": "deepconf-silent"}, "known to return top_logprobs"),
         (
             {"model": "by_openai", "decoding": "autothink", "pattern_strengths": {"a": 0.1}},
-            "steering changes what happens between a model's layers",
+            "steering changes the activations between a model's layers",
         ),
         ({"model": "stock", "decoding": "beam"}, "unknown decoding 'beam'; known: autothink, cot"),
         ({"model": "cot_decoding-mistaken"}, "model_info.optillm.continues: Extra inputs"),

@@ -1,4 +1,4 @@
-"""What is wrong in the configuration is known when the proxy reads it."""
+"""Configuration mistakes are reported when the proxy starts."""
 
 import logging
 import sys
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from optillm_hooks.gateway.startup import log_like_litellm, log_problems, problems
+from optillm_hooks.gateway.startup import log_problems, problems, use_litellm_logging
 from tests.proxy import alias, hooked_config, model_group
 
 MODEL = model_group("base", "http://127.0.0.1:9")
@@ -63,7 +63,7 @@ def stock_loggers(monkeypatch: pytest.MonkeyPatch) -> tuple[logging.Logger, logg
 def test_our_logger_follows_litellms(monkeypatch: pytest.MonkeyPatch, level: int) -> None:
     ours, theirs = stock_loggers(monkeypatch)
     theirs.setLevel(level)
-    log_like_litellm()
+    use_litellm_logging()
     assert ours.level == (level or logging.WARNING)
     assert ours.handlers == theirs.handlers
     assert not ours.propagate
@@ -74,14 +74,14 @@ def test_a_logging_configuration_of_the_operators_stays(monkeypatch: pytest.Monk
     ours.setLevel(logging.DEBUG)
     logging.root.addHandler(logging.NullHandler())
     theirs.setLevel(logging.INFO)
-    log_like_litellm()
+    use_litellm_logging()
     assert (ours.level, ours.handlers, ours.propagate) == (logging.DEBUG, [], True)
 
 
 def test_outside_a_proxy_nothing_is_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, _ = stock_loggers(monkeypatch)
     monkeypatch.delitem(sys.modules, "litellm.proxy.proxy_server")
-    log_like_litellm()
+    use_litellm_logging()
     assert (ours.level, ours.handlers) == (logging.NOTSET, [])
 
 

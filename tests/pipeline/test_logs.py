@@ -1,4 +1,4 @@
-"""What the log says about stages and faults: names, places and figures, and no text."""
+"""Log lines about stages and faults: names, code locations and figures, and no text."""
 
 import logging
 import re
@@ -9,7 +9,7 @@ import pytest
 
 from optillm_hooks.context import Context, MeteredLLM
 from optillm_hooks.errors import ProviderFailed
-from optillm_hooks.pipeline.logs import logged_stage, places
+from optillm_hooks.pipeline.logs import format_traceback, logged_stage
 from optillm_hooks.testing import ScriptedLLM, chat, context
 from optillm_hooks.types import Sampling
 
@@ -86,25 +86,25 @@ def test_an_exception_is_named_by_its_type_and_places(
 ) -> None:
     with pytest.raises(Exception) as caught:  # noqa: PT011 (of several types)
         fail()
-    assert re.fullmatch(expected, places(caught.value))
+    assert re.fullmatch(expected, format_traceback(caught.value))
 
 
 def test_the_innermost_place_is_the_last() -> None:
     with pytest.raises(KeyError) as caught:
         ask_for(PROMPT)
     line = ask_for.__code__.co_firstlineno + 2
-    assert places(caught.value).endswith(f" > tests/pipeline/test_logs.py:{line}")
+    assert format_traceback(caught.value).endswith(f" > tests/pipeline/test_logs.py:{line}")
 
 
 def test_a_deep_traceback_is_logged_by_its_ends() -> None:
     with pytest.raises(RecursionError) as caught:
         too_deep()
-    frames = places(caught.value).split(" > ")
+    frames = format_traceback(caught.value).split(" > ")
     assert (len(frames), frames[10]) == (31, "...")
 
 
 def test_an_exception_that_was_never_raised_has_its_type() -> None:
-    assert places(KeyError(PROMPT)) == "KeyError"
+    assert format_traceback(KeyError(PROMPT)) == "KeyError"
 
 
 # ---------------------------------------------------------------------------------------- stages

@@ -14,7 +14,7 @@ from optillm_hooks.registry import Cost, NoParams, Params, approach, rewriter
 
 
 class VoteParams(Params):
-    model_fields_named = ("judge", "models")
+    model_group_fields = ("judge", "models")
 
     n: int = Field(default=5, ge=1, le=64, description="Samples.")
     temperature: float = Field(default=0.7, gt=0, le=1.5, description="They must differ.")
@@ -64,11 +64,11 @@ def first(found: Plan) -> Any:
         pytest.param("Vote", r"column 1: unknown approach 'Vote'", id="names are case-sensitive"),
         pytest.param(
             "vote(m=3)",
-            r"^vote: unknown parameter 'm' \(it takes: n, temperature, judge, models\)$",
+            r"^vote: unknown parameter 'm' \(it accepts: n, temperature, judge, models\)$",
             id="unknown parameter",
         ),
         pytest.param(
-            "reword(n=1)", r"^reword: unknown parameter 'n' \(it takes: none\)$", id="takes none"
+            "reword(n=1)", r"^reword: unknown parameter 'n' \(it accepts: none\)$", id="takes none"
         ),
         pytest.param(
             "vote(n=65)", r"^vote: n: .*less than or equal to 64, got 65$", id="above its bound"

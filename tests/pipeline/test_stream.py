@@ -1,4 +1,4 @@
-"""The pipeline streamed: pieces, progress, the numbers of choices, failures on the way."""
+"""Streaming the pipeline: pieces, progress, choice indices, failures in mid-stream."""
 
 import asyncio
 from collections.abc import AsyncGenerator
