@@ -14,7 +14,7 @@ from optillm_hooks import registry
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.gateway import custom_llm, provider
 from optillm_hooks.gateway.caller import Caller
-from optillm_hooks.gateway.model_facts import facts_by
+from optillm_hooks.gateway.model_facts import cached_model_facts
 from optillm_hooks.gateway.router_llm import RouterLLM
 from optillm_hooks.pipeline.events import Models, Outcome, Request
 from optillm_hooks.pipeline.run import run
@@ -121,7 +121,7 @@ async def test_a_response_without_choices_is_the_providers_failure(
         return response
 
     monkeypatch.setattr(litellm, "acompletion", acompletion)
-    llm = RouterLLM("base", None, Caller(), facts_by(None))
+    llm = RouterLLM("base", None, Caller(), cached_model_facts(None))
     with pytest.raises(ProviderFailed, match="no choices") as caught:
         await llm.complete(chat("6 * 7?"), Sampling())
     assert caught.value.status == 502
