@@ -41,8 +41,22 @@ class CannotServe(Exception):
 
 
 def read_env(path: Path) -> dict[str, str]:
-    """Return the variables in a `.env` file, read as LiteLLM reads it; none if it is missing."""
-    return {name: value for name, value in dotenv_values(path).items() if value is not None}
+    """Return the variables in a `.env` file, read as LiteLLM reads it; none if it is missing.
+
+    Raises:
+        CannotServe: the file cannot be read, or a value cannot be passed to a process.
+    """
+    try:
+        read = dotenv_values(path)
+    except OSError as exc:
+        raise CannotServe(f"{path} cannot be read: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise CannotServe(f"{path} is not UTF-8: {exc.reason} at byte {exc.start}") from exc
+    env = {name: value for name, value in read.items() if value is not None}
+    for name, value in env.items():
+        if "\0" in name + value:
+            raise CannotServe(f"{path}: {name!r} contains a null byte")
+    return env
 
 
 def ensure_key(path: Path) -> None:
@@ -61,6 +75,12 @@ def ensure_key(path: Path) -> None:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a") as file:
         os.fchmod(file.fileno(), 0o600)
         file.write(f"{line_break}{KEY}=sk-{secrets.token_urlsafe(32)}\n")
+
+
+def check_key(key: str) -> None:
+    """Raise `CannotServe` if no client can send `key` in a header."""
+    if not (key.isascii() and key.isprintable()):
+        raise CannotServe(f"{KEY} must consist of printable ASCII characters")
 
 
 def read_config(path: Path, env: Mapping[str, str]) -> dict[str, Any]:
@@ -186,6 +206,7 @@ def serve(config_path: Path, env_file: Path, given: Mapping[str, str]) -> int:
         | read_env(env_file)
         | {name: value for name, value in given.items() if value}
     )
+    check_key(env[KEY])
     config = read_config(config_path, env)
     check_free(host, port)
     command = [sys.executable, "-c", _LITELLM, "--config", str(config_path)]

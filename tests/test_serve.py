@@ -1,5 +1,6 @@
 """`make serve`: what it checks, what it writes, and what it says when the proxy answers."""
 
+import errno
 import os
 import re
 import shutil
@@ -16,10 +17,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optillm_hooks import serve
 from optillm_hooks.serve import (
     KEY,
     CannotServe,
     check_free,
+    check_key,
     ensure_key,
     read_config,
     read_env,
@@ -93,6 +96,37 @@ def test_a_name_without_a_value_is_no_variable(tmp_path: Path) -> None:
     assert read_env(tmp_path / ".env") == {}
     ensure_key(tmp_path / ".env")
     assert read_env(tmp_path / ".env")[KEY].startswith("sk-")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"A=\xfc\n", r"\.env is not UTF-8: .* at byte 2"),
+        (b"A=a\x00b\n", r"\.env: 'A' contains a null byte"),
+    ],
+    ids=["encoding", "null byte"],
+)
+def test_a_broken_env_file_is_one_clear_line(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / ".env").write_bytes(content)
+    with pytest.raises(CannotServe, match=message):
+        ensure_key(tmp_path / ".env")
+
+
+def test_an_env_file_that_may_not_be_read_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(serve, "dotenv_values", denied)
+    with pytest.raises(CannotServe, match=r"\.env cannot be read: Permission denied"):
+        ensure_key(tmp_path / ".env")
+
+
+@pytest.mark.parametrize("key", ["sk-\u00fc", "sk-\u20ac", "sk-a\nb"])
+def test_a_key_that_no_header_can_hold_is_refused(key: str) -> None:
+    with pytest.raises(CannotServe, match=f"{KEY} must consist of printable ASCII"):
+        check_key(key)
 
 
 def test_no_file_has_no_variables(tmp_path: Path) -> None:
@@ -221,8 +255,9 @@ def test_the_line_to_paste_is_answered_as_soon_as_it_is_shown(
             {},
             "serve: config.yaml: general_settings.master_key needs NOT_SET",
         ),
+        ({"model_list": []}, {KEY: "sk-\u00fc"}, f"serve: {KEY} must consist of"),
     ],
-    ids=["port", "YAML", "key"],
+    ids=["port", "YAML", "variable", "key"],
 )
 def test_a_mistake_is_one_line_and_a_failure(
     tmp_path: Path, config: object, env: dict[str, str], line: str
