@@ -13,6 +13,9 @@ CALL_ORIGIN = "optillm"
 """Marks inner calls in LiteLLM's logs. The rate limiter skips marked calls and counts the usage of
 the outer response, which is their sum, so each token counts once."""
 
+_PLANS = "optillm_plans"
+"""The entry in an inner call's metadata that lists the model names of the plans it belongs to."""
+
 _SHARED = frozenset(
     {"tags", "requester_metadata", "spend_logs_metadata", "requester_ip_address", "user_agent"}
 )
@@ -60,7 +63,10 @@ def read_caller(
     stamped = forwarded_internal_call_metadata(identity, cast(Any, CALL_ORIGIN))
     key = parent.get("user_api_key_auth")
     return Caller(
-        stamped or {"internal_call_origin": CALL_ORIGIN},
+        {
+            **(stamped or {"internal_call_origin": CALL_ORIGIN}),
+            _PLANS: [*outer_plans(parent), parent.get("model_group")],
+        },
         extra,
         cache,
         key if isinstance(key, UserAPIKeyAuth) else None,
@@ -71,6 +77,15 @@ def read_caller(
 def metadata_of(litellm_params: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a request's metadata, which LiteLLM keeps under one of two names, by route."""
     return litellm_params.get("litellm_metadata") or litellm_params.get("metadata") or {}
+
+
+def outer_plans(metadata: Mapping[str, Any]) -> list[str]:
+    """Return the model names of the plans that a call belongs to, outermost first.
+
+    A router's fallback from a plan's base model may lead to another plan.
+    """
+    plans = metadata.get(_PLANS)
+    return plans if isinstance(plans, list) else []
 
 
 def read_reservation(metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:

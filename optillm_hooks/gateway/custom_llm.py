@@ -22,7 +22,13 @@ from optillm_hooks.caller_cache import CallerCache
 from optillm_hooks.code_execution.runner import code_runner
 from optillm_hooks.errors import OptiLLMError, RequestRejected
 from optillm_hooks.gateway.admission import admit
-from optillm_hooks.gateway.caller import Caller, metadata_of, read_caller, read_reservation
+from optillm_hooks.gateway.caller import (
+    Caller,
+    metadata_of,
+    outer_plans,
+    read_caller,
+    read_reservation,
+)
 from optillm_hooks.gateway.convert import (
     read_chat,
     read_sampling,
@@ -177,6 +183,10 @@ async def _admitted(
     """
     metadata = metadata_of(litellm_params)
     group = str(metadata.get("model_group") or model)
+    if group in outer_plans(metadata):
+        raise RequestRejected(
+            f"{group!r} is a fallback of a model that it calls itself: its plan would have no end"
+        )
     prepared = current.get()
     if prepared is not None and group == prepared.deployment:
         return prepared

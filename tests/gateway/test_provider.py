@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import litellm
+import openai
 import pytest
 from litellm.proxy.common_request_processing import _has_attribute_error_in_chain
 from litellm.utils import custom_llm_setup
@@ -72,6 +73,38 @@ async def test_a_router_runs_what_the_alias_spells(
     ]
     assert response.usage.total_tokens == upstream.bill.total_tokens
     assert response.optillm["calls"] == len(upstream.calls) == 2
+
+
+@pytest.mark.usefixtures("router")
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_plan_that_its_own_fallbacks_lead_back_to_ends(
+    upstream: Upstream, streamed: bool
+) -> None:
+    ring = litellm.Router(
+        model_list=[
+            model_group("base", upstream.url),
+            model_group("other", upstream.url),
+            _deployment("first", "optillm/re2/base"),
+            _deployment("second", "optillm/re2/other"),
+        ],
+        fallbacks=[{"base": ["second"]}, {"other": ["first"]}],
+        num_retries=0,
+        disable_cooldowns=True,
+    )
+    provider.use(ring)
+
+    async def text() -> str:
+        answer = await ring.acompletion(model="first", messages=ASKED, stream=streamed)
+        if not streamed:
+            return str(answer.choices[0].message.content)
+        return "".join([chunk.choices[0].delta.content or "" async for chunk in answer])
+
+    upstream.play(Script(fault=always(Status(500))))
+    with pytest.raises(openai.APIError):
+        await text()
+    assert [call.body["model"] for call in upstream.calls] == ["base", "other"]
+    upstream.play(Script(fault=lambda call: Status(500) if call.body["model"] == "base" else None))
+    assert await text() == "6 * 7 is 42.\nANSWER: 42"
 
 
 async def test_a_streamed_choice_keeps_its_own_finish_reason(
