@@ -14,9 +14,9 @@ from typing import ClassVar
 from pydantic import BaseModel, field_validator
 
 from optillm_hooks.context import Context
-from optillm_hooks.decoding.autothink import AutoThinkSettings, complexity, thinking_for
-from optillm_hooks.decoding.field import FIELD, Supports, by_engine, settings_of
-from optillm_hooks.decoding.remote.calls import check_continues, usual_room
+from optillm_hooks.decoding.autothink import AutoThinkSettings, complexity, thinking_settings
+from optillm_hooks.decoding.field import FIELD, Supports, settings_of, with_decoding
+from optillm_hooks.decoding.remote.calls import check_continues, reply_limit_or_default
 from optillm_hooks.decoding.remote.thinking import think
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.llm import LLM
@@ -68,9 +68,9 @@ async def autothink(
     params.check_model(llm.model, llm.facts.supports)
     settings = settings_of(AutoThinkSettings, params)
     if llm.facts.supports(FIELD):
-        return by_engine("autothink", settings, sampling)
+        return with_decoding("autothink", settings, sampling)
     asked = question(chat)
-    budgets = thinking_for(asked, settings, usual_room(sampling, ctx))
+    budgets = thinking_settings(asked, settings, reply_limit_or_default(sampling, ctx))
     reply, facts = await think(chat, sampling, llm, budgets, ctx)
     ctx.trace.note("autothink", complexity=round(complexity(asked), 3), **facts)
     return reply

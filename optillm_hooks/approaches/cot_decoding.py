@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 
 from optillm_hooks.context import Context
 from optillm_hooks.decoding.cot_decoding import CotSettings
-from optillm_hooks.decoding.field import FIELD, Supports, by_engine, settings_of
+from optillm_hooks.decoding.field import FIELD, Supports, settings_of, with_decoding
 from optillm_hooks.decoding.remote.calls import MAX_ALTERNATIVES, check_continues
 from optillm_hooks.decoding.remote.cot_decoding import cot_decode
 from optillm_hooks.errors import RequestRejected
@@ -67,5 +67,5 @@ async def cot_decoding(
         update = {"branch_temperature": sampling.temperature or 0.0}
         settings = settings.model_copy(update=update)
     if llm.facts.supports(FIELD):
-        return by_engine("cot_decoding", settings, sampling)
+        return with_decoding("cot_decoding", settings, sampling)
     return await cot_decode(chat, sampling, llm, settings, ctx)

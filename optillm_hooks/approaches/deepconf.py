@@ -19,8 +19,8 @@ from pydantic import BaseModel, Field
 
 from optillm_hooks.context import Context
 from optillm_hooks.decoding.deepconf import DeepConfSettings
-from optillm_hooks.decoding.field import FIELD, Supports, by_engine, settings_of
-from optillm_hooks.decoding.remote.calls import check_scored
+from optillm_hooks.decoding.field import FIELD, Supports, settings_of, with_decoding
+from optillm_hooks.decoding.remote.calls import check_top_logprobs
 from optillm_hooks.decoding.remote.deepconf import deepconf_decode
 from optillm_hooks.llm import LLM
 from optillm_hooks.registry import Cost, Params, decoder
@@ -56,7 +56,7 @@ class DeepConfParams(DeepConfSettings, Params):
     ignored = StatsSwitch
 
     def check_model(self, model: str, supports: Supports) -> None:
-        check_scored("deepconf", model, supports, "confidence is computed from them")
+        check_top_logprobs("deepconf", model, supports, "confidence is computed from them")
 
 
 @decoder("deepconf", DeepConfParams, cost=lambda _: Cost(calls=1, depth=1))
@@ -74,5 +74,5 @@ async def deepconf(
     if limit is not None and (sampling.max_tokens is None or limit < sampling.max_tokens):
         sampling = replace(sampling, max_tokens=limit)
     if llm.facts.supports(FIELD):
-        return by_engine("deepconf", settings, sampling)
+        return with_decoding("deepconf", settings, sampling)
     return await deepconf_decode(chat, sampling, llm, settings, ctx)

@@ -12,7 +12,7 @@ most 20 tokens, and entropy needs all of them.
 
 from optillm_hooks.context import Context
 from optillm_hooks.decoding.entropy_decoding import EntropySettings
-from optillm_hooks.decoding.field import Supports, by_engine
+from optillm_hooks.decoding.field import Supports, with_decoding
 from optillm_hooks.decoding.remote.calls import check_local
 from optillm_hooks.llm import LLM
 from optillm_hooks.registry import Cost, Params, decoder
@@ -39,4 +39,4 @@ async def entropy_decoding(
         RequestRejected: the model is not a local one.
     """
     params.check_model(llm.model, llm.facts.supports)
-    return by_engine("entropy_decoding", params, sampling)
+    return with_decoding("entropy_decoding", params, sampling)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from optillm_hooks.context import Context
-from optillm_hooks.decoding.field import FIELD, Supports, by_engine, settings_of
+from optillm_hooks.decoding.field import FIELD, Supports, settings_of, with_decoding
 from optillm_hooks.decoding.remote.calls import check_continues
 from optillm_hooks.decoding.remote.thinking import think
 from optillm_hooks.decoding.thinkdeeper import ThinkSettings
@@ -53,7 +53,7 @@ async def thinkdeeper(
     params.check_model(llm.model, llm.facts.supports)
     settings = settings_of(ThinkSettings, params)
     if llm.facts.supports(FIELD):
-        return by_engine("thinkdeeper", settings, sampling)
+        return with_decoding("thinkdeeper", settings, sampling)
     reply, facts = await think(chat, sampling, llm, settings, ctx)
     ctx.trace.note("thinkdeeper", **facts)
     return reply

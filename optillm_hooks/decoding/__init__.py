@@ -1,5 +1,5 @@
-"""Decoding methods: each one's settings and pure functions, shared by the engine and by `remote`.
+"""Decoding methods: settings and pure functions, shared by the local engine and `remote`.
 
-Nothing here imports torch. The engine's side of a method is in `local_provider.decoding`, and its
-documentation for users, deviations from the source included, in the docstring under `approaches`.
+Nothing here imports torch. The implementation for the engine is in `local_provider.decoding`. Each
+method is documented for users, with its deviations from the source, in `approaches`.
 """

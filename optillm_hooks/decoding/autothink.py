@@ -1,4 +1,4 @@
-"""AutoThink: how long a reply thinks depends on how hard its question looks.
+"""AutoThink: a thinking budget that depends on the complexity of the question.
 
 Source: Sharma 2025, "AutoThink: efficient inference for reasoning LLMs", SSRN 5253327. Deviations:
 see `approaches.autothink`.
@@ -21,11 +21,11 @@ _SIGNS = (
 )
 
 _LONG_QUESTION = 120
-"""Words of a question that has the full score for its length."""
+"""Number of words from which a question has the full score for its length."""
 
 
 class AutoThinkSettings(BaseModel):
-    """Settings of a request."""
+    """Settings of AutoThink in a request."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,38 +33,42 @@ class AutoThinkSettings(BaseModel):
         default=0.1,
         ge=0,
         le=1,
-        description="Share of the reply for thinking on the easiest question.",
+        description="Share of the reply's tokens for thinking, for the easiest questions.",
     )
     most_share: float = Field(
         default=0.6,
         ge=0,
         le=1,
-        description="Share of the reply for thinking on the hardest question.",
+        description="Share of the reply's tokens for thinking, for the hardest questions.",
     )
     pattern_strengths: dict[str, float] = Field(
         default_factory=dict[str, float],
         max_length=16,
-        description="Strengths of the model's steering vectors by name, from -1 to 1: the share of "
-        "a hidden state's length that is added along the vector.",
+        description="Strengths of the model's steering vectors by name, from -1 to 1, relative to "
+        "the norm of the hidden state.",
     )
 
     @field_validator("pattern_strengths")
     @classmethod
     def _bounded(cls, strengths: dict[str, float]) -> dict[str, float]:
         if not all(-1 <= strength <= 1 for strength in strengths.values()):
-            raise ValueError("a strength is between -1 and 1")
+            raise ValueError("a strength must be between -1 and 1")
         return strengths
 
 
 def complexity(question: str) -> float:
-    """Return how hard a question looks, from 0 to 1, by its length and its signs of difficulty."""
+    """Return a complexity score from 0 to 1, from a question's length and signs of difficulty."""
     shown = sum(re.search(sign, question, re.IGNORECASE) is not None for sign in _SIGNS)
     length = min(len(question.split()) / _LONG_QUESTION, 1.0)
     return 0.75 * min(shown / 4, 1.0) + 0.25 * length
 
 
-def thinking_for(question: str, settings: AutoThinkSettings, room: int) -> ThinkSettings:
-    """Return the thinking budget of a reply of at most `room` tokens to `question`."""
+def thinking_settings(
+    question: str, settings: AutoThinkSettings, reply_tokens: int
+) -> ThinkSettings:
+    """Return the thinking budget of a reply of at most `reply_tokens` tokens to `question`."""
     low, high = sorted((settings.least_share, settings.most_share))
-    maximum = int(room * (low + (high - low) * complexity(question)))
-    return ThinkSettings(max_thinking_tokens=maximum, min_thinking_tokens=min(maximum, room // 20))
+    maximum = int(reply_tokens * (low + (high - low) * complexity(question)))
+    return ThinkSettings(
+        max_thinking_tokens=maximum, min_thinking_tokens=min(maximum, reply_tokens // 20)
+    )

@@ -1,4 +1,4 @@
-"""CoT decoding: k branches, one per likely first token; the answer they are surest of wins.
+"""CoT decoding: k branches, one per likely first token; the most confident answer wins.
 
 Source: Wang and Zhou 2024, "Chain-of-Thought Reasoning Without Prompting", arXiv:2402.10200,
 sections 2.2 and 3. Deviations: see `approaches.cot_decoding`.
@@ -15,27 +15,29 @@ from optillm_hooks.types import FinishReason, Json
 
 
 class CotSettings(BaseModel):
-    """Settings of a request."""
+    """Settings of CoT decoding in a request."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    k: int = Field(default=10, ge=1, le=64, description="Branches, one per likely first token.")
+    k: int = Field(
+        default=10, ge=1, le=64, description="Number of branches, one per likely first token."
+    )
     aggregate_paths: bool = Field(
         default=True,
-        description="Add up the confidences of branches with equal answers; else the surest wins.",
+        description="Sum the confidences of equal answers; else the most confident branch wins.",
     )
     branch_temperature: float | None = Field(
         default=None,
         ge=0,
         le=2,
-        description="Temperature after the first token. Unset: 0, as in the paper; within an "
-        "approach that samples, the approach's, because greedy branches would give it one answer.",
+        description="Temperature after the first token. Default: 0, as in the paper; within an "
+        "approach that samples, the approach's, because its greedy samples would all be equal.",
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """One branch, its answer, and how sure the model was of the answer."""
+    """One branch, its answer, and the model's confidence in the answer."""
 
     text: str
     answer: str
@@ -45,14 +47,14 @@ class Path:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The path that won, of `paths` of which `agreeing` have the same answer."""
+    """The path that won, the number of paths, and how many of them have its answer."""
 
     path: Path
     paths: int
     agreeing: int
 
     def facts(self) -> dict[str, Json]:
-        """Return how it won, for the response's vendor fields."""
+        """Return statistics for the response's vendor fields."""
         return {
             "paths": self.paths,
             "agreeing": self.agreeing,
@@ -63,10 +65,10 @@ class Choice:
 def read_path(
     text: str, margins: Sequence[float], ends: Sequence[int], finish_reason: FinishReason
 ) -> Path:
-    """Return a branch with its answer and its confidence.
+    """Return a branch with its answer and confidence.
 
-    `ends[i]` is the length of the text up to and including token i, `margins[i]` the gap between
-    the two likeliest tokens there.
+    `ends[i]`: the length of the text up to and including token i. `margins[i]`: the difference
+    between the probabilities of the two likeliest tokens at this place.
     """
     found = extract(text, lenient=True) or Extracted(text, 0, len(text))
     confidence = span_confidence(margins, ends, found.start, found.end)
@@ -74,7 +76,7 @@ def read_path(
 
 
 def span_confidence(margins: Sequence[float], ends: Sequence[int], start: int, end: int) -> float:
-    """Return the mean margin of the tokens that write `text[start:end]`; 0 if there are none."""
+    """Return the mean margin of the tokens in `text[start:end]`; 0 if there are none."""
     starts = [0, *ends[:-1]]
     inside = [
         margin
@@ -85,10 +87,10 @@ def span_confidence(margins: Sequence[float], ends: Sequence[int], start: int, e
 
 
 def choose(paths: Sequence[Path], *, aggregate: bool) -> Choice:
-    """Return the path with the best answer that is surest of it; among equals the first.
+    """Return the most confident path of the answer with the highest score; ties: the first.
 
-    Paths with text go before empty ones, and finished ones before truncated ones. Answers that are
-    equivalent are one answer.
+    Paths with text are preferred to empty ones, and finished paths to truncated ones. Equivalent
+    answers count as one.
     """
     same = classes([path.answer for path in paths])
     able = [at for at, path in enumerate(paths) if path.text.strip()] or list(range(len(paths)))

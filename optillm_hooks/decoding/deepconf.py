@@ -1,10 +1,10 @@
-"""DeepConf: traces that lose confidence are stopped; the others vote, weighted by confidence.
+"""DeepConf: traces with low confidence are stopped; the others vote, weighted by confidence.
 
 Source: Fu et al. 2025, "Deep Think with Confidence", arXiv:2508.15260, sections 3.1 to 3.3. Group
-confidence is the mean over a sliding window of tokens, and a trace is as good as its lowest group.
-Online: warm-up traces set the floor, later traces are stopped below it and do not vote, and
+confidence is the mean over a sliding window of tokens, and a trace is rated by its lowest group.
+Online: warm-up traces set the floor, later traces below it are stopped and do not vote, and
 sampling ends on consensus. Offline (no more traces than warm-up samples): no trace is stopped, and
-the least confident ones, by the metric that weighs the votes, do not vote. Deviations: see
+the least confident ones, by the metric that weights the votes, do not vote. Deviations: see
 `approaches.deepconf`.
 """
 
@@ -25,13 +25,13 @@ from optillm_hooks.types import FinishReason, Json
 Metric = Literal["lowest_group", "average_confidence", "bottom_10_percent", "tail"]
 
 _KEPT = {"low": 0.1, "high": 0.9}
-"""The share of warm-up traces that pass."""
+"""Share of warm-up traces that reach the floor, by variant."""
 
 _MIN_WINDOW = 16
 
 
 class DeepConfSettings(BaseModel):
-    """Settings of a request."""
+    """Settings of DeepConf in a request."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,13 +40,13 @@ class DeepConfSettings(BaseModel):
         description="Share of warm-up traces that reach the floor: low 10 % (cheap), high 90 %.",
     )
     warmup_samples: int = Field(
-        default=16, ge=1, le=256, description="Whole traces that set the floor."
+        default=16, ge=1, le=256, description="Number of complete traces that set the floor."
     )
     max_traces: int = Field(
         default=128, ge=1, le=1024, description="Maximum number of traces, warm-up included."
     )
     consensus_threshold: float = Field(
-        default=0.95, gt=0, le=1, description="Share of the vote at which sampling stops."
+        default=0.95, gt=0, le=1, description="Share of the votes' weight at which sampling stops."
     )
     window_size: int = Field(
         default=2048, ge=1, le=65536, description="Maximum number of tokens of a confidence group."
@@ -55,19 +55,19 @@ class DeepConfSettings(BaseModel):
         default=0,
         ge=0,
         le=1_000_000,
-        description="Minimum length, in tokens, of a trace that is stopped.",
+        description="Minimum number of tokens before a trace can be stopped.",
     )
     confidence_metric: Metric = Field(
         default="lowest_group",
         description="The weight of a trace's vote: its lowest group, the mean over its tokens, the "
-        "mean over the lowest tenth of its groups, or its last group. With no more traces than "
-        "warm-up samples it also decides which of them vote.",
+        "mean over the lowest tenth of its groups, or its last group. If max_traces is not above "
+        "warmup_samples, it also determines which traces vote.",
     )
 
 
 @dataclass(frozen=True, slots=True)
 class SampledTrace:
-    """One sample. It does not vote if its `answer` is None."""
+    """One sampled trace. It does not vote if its `answer` is None."""
 
     text: str
     answer: str | None
@@ -78,7 +78,7 @@ class SampledTrace:
 
 
 class Vote:
-    """A vote of traces on their answers, weighted by confidence; equivalent answers are one."""
+    """Confidence-weighted majority voting; equivalent answers count as one."""
 
     def __init__(self, traces: Iterable[SampledTrace] = ()) -> None:
         self._traces: list[SampledTrace] = []
@@ -87,7 +87,7 @@ class Vote:
             self.add(trace)
 
     def add(self, trace: SampledTrace) -> None:
-        """Count one more trace. Its answer is compared with the others now and not again."""
+        """Add a trace. Its answer is compared with the others once, now."""
         self._traces.append(trace)
         if trace.answer is not None:
             self._classes.add(trace.answer)
@@ -102,7 +102,7 @@ class Vote:
         return dict(weights)
 
     def winner(self) -> SampledTrace:
-        """Return the surest trace of the answer with the highest weight; without votes, of all."""
+        """Return the most confident trace of the winning answer; without votes, of all traces."""
         names, weights = self._classes.names(), self.weights()
         best = max(weights, key=lambda answer: weights[answer], default=None)
         for_best = [t for t in self._traces if t.answer is not None and names[t.answer] == best]
@@ -111,14 +111,14 @@ class Vote:
     def __len__(self) -> int:
         return len(self._traces)
 
-    def agrees(self, share: float) -> bool:
-        """Return whether one answer has at least `share` of the weight."""
+    def has_consensus(self, share: float) -> bool:
+        """Return True if one answer has at least `share` of the total weight."""
         weights = self.weights().values()
         return bool(weights) and max(weights) >= share * sum(weights)
 
 
 def group_means(confidences: Sequence[float], window: int) -> list[float]:
-    """Return the mean of each window of `window` tokens; of a shorter trace its only mean."""
+    """Return the mean of each window of `window` tokens; one mean if the trace is shorter."""
     width = min(window, len(confidences))
     if not width:
         return []
@@ -143,9 +143,9 @@ def trace_confidence(confidences: Sequence[float], window: int, metric: Metric) 
 
 
 def threshold(confidences: Sequence[float], kept: float) -> float:
-    """Return the floor that a share `kept` of the warm-up traces reach.
+    """Return the floor that a share `kept` of the warm-up traces reaches.
 
-    It is the percentile 100 - 100 * kept, interpolated linearly.
+    This is the percentile 100 - 100 * kept, linearly interpolated.
     """
     ordered = sorted(confidences)
     at = (1 - kept) * (len(ordered) - 1)
@@ -155,31 +155,31 @@ def threshold(confidences: Sequence[float], kept: float) -> float:
 
 
 def adapted_window(lengths: Sequence[int], maximum: int) -> int:
-    """Return the number of tokens of a group for warm-up traces of these lengths."""
+    """Return the group size in tokens, adapted to the lengths of the warm-up traces."""
     return min(maximum, max(_MIN_WINDOW, int(statistics.median(lengths)) // 4))
 
 
-class Watch:
-    """The confidences of a trace while it is written, and whether to stop it."""
+class ConfidenceMonitor:
+    """Tracks the confidence of a running trace, to stop it below the floor."""
 
-    def __init__(self, window: int, floor: float | None, least: int) -> None:
+    def __init__(self, window: int, floor: float | None, min_length: int) -> None:
         self._window = window
         self._floor = floor
-        self._least = least
+        self._min_length = min_length
         self._total = 0.0
         self.confidences: list[float] = []
 
-    def falls(self, confidence: float) -> bool:
-        """Add the confidence of the next token; return whether its group is below the floor.
+    def add(self, confidence: float) -> bool:
+        """Add the confidence of the next token; return True if its group is below the floor.
 
-        A group counts only if it is whole, and does not end within the first `least` tokens.
+        Only full groups count, and only once the trace has `min_length` tokens.
         """
         self.confidences.append(confidence)
         self._total += confidence
         extra = len(self.confidences) - self._window
         if extra > 0:
             self._total -= self.confidences[extra - 1]
-        if self._floor is None or extra < 0 or len(self.confidences) < self._least:
+        if self._floor is None or extra < 0 or len(self.confidences) < self._min_length:
             return False
         return self._total < self._floor * self._window
 
@@ -193,9 +193,9 @@ class _Ended:
 
 
 class Election:
-    """The traces of one request: how many are wanted, which of them vote, and for what.
+    """The traces of one request and their vote: how many are wanted, and which of them vote.
 
-    Traces count in the order in which they were opened, not in which they ended.
+    Traces are counted in the order in which they were opened, not in which they ended.
     """
 
     def __init__(self, settings: DeepConfSettings) -> None:
@@ -211,7 +211,7 @@ class Election:
         self._stopped = 0
         self._vote = Vote()
         self._below: list[SampledTrace] = []
-        """Whole traces below the floor, which do not vote: warm-up ones."""
+        """Complete (warm-up) traces below the floor, which do not vote."""
 
         self.opened = 0
         self.settled = False
@@ -219,32 +219,38 @@ class Election:
 
     @property
     def wanted(self) -> int:
-        """How many traces may be opened now."""
+        """Number of traces that may be opened now."""
         if self.settled:
             return 0
         return (self._warmup if self._floor is None else self._settings.max_traces) - self.opened
 
-    def open(self) -> tuple[int, Watch]:
-        """Return the number of the next trace, and the watch that says when to stop it."""
+    def open(self) -> tuple[int, ConfidenceMonitor]:
+        """Return the number of the next trace, and its confidence monitor."""
         self.opened += 1
-        watch = Watch(self._window, self._floor, self._settings.min_trace_length)
-        return self.opened - 1, watch
+        monitor = ConfidenceMonitor(self._window, self._floor, self._settings.min_trace_length)
+        return self.opened - 1, monitor
 
     def close(
-        self, number: int, watch: Watch, text: str, finish_reason: FinishReason, *, stopped: bool
+        self,
+        number: int,
+        monitor: ConfidenceMonitor,
+        text: str,
+        finish_reason: FinishReason,
+        *,
+        stopped: bool,
     ) -> None:
         """Record the end of a trace."""
-        self._close(number, _Ended(watch.confidences, text, finish_reason, stopped))
+        self._close(number, _Ended(monitor.confidences, text, finish_reason, stopped))
 
-    def give_up(self, number: int) -> None:
+    def fail(self, number: int) -> None:
         """Record that a trace failed."""
         self._close(number, None)
 
     def outcome(self) -> Decoded:
-        """Return the surest trace of the answer with the highest weight.
+        """Return the most confident trace of the answer with the highest weight.
 
-        At least one trace must be whole. If none reached the floor, which only rounding or a
-        confidence that is not a number can cause, all vote.
+        At least one trace must be complete. If none reached the floor, which only rounding or NaN
+        confidences can cause, all of them vote.
         """
         vote = self._vote if len(self._vote) else Vote(self._below)
         best = vote.winner()
@@ -264,10 +270,10 @@ class Election:
             self._set_floor()
             for _ in range(self._warmup):
                 self._count()
-            self.settled = self._agreed()
+            self.settled = self._has_consensus()
         while not self.settled and self._counted in self._ended:
             self._count()
-            self.settled = self._agreed()
+            self.settled = self._has_consensus()
 
     def _count(self) -> None:
         """Count the next trace, which has ended."""
@@ -299,5 +305,5 @@ class Election:
         filtered_by = [trace_confidence(c, self._window, self._filter) for c in whole]
         self._floor = threshold(filtered_by, _KEPT[self._settings.variant])
 
-    def _agreed(self) -> bool:
-        return self._vote.agrees(self._settings.consensus_threshold)
+    def _has_consensus(self) -> bool:
+        return self._vote.has_consensus(self._settings.consensus_threshold)

@@ -1,4 +1,4 @@
-"""Entropy decoding: sampling parameters that follow the model's uncertainty, token by token.
+"""Entropy decoding: sampling parameters adapted to the model's uncertainty at each token.
 
 Source: the sampler of entropix (xjdr, 2024; no paper). Deviations: see
 `approaches.entropy_decoding`.
@@ -8,21 +8,37 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class EntropySettings(BaseModel):
-    """Settings of a request. Entropy is in bits, varentropy in bits squared."""
+    """Settings of entropy decoding. Entropy is in bits, varentropy in bits squared."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    low_entropy: float = Field(default=0.1, ge=0, le=20, description="Below: certain (bits).")
-    low_varentropy: float = Field(default=0.1, ge=0, le=100, description="Below: even (bits²).")
+    low_entropy: float = Field(
+        default=0.1,
+        ge=0,
+        le=20,
+        description="Entropy (bits) below which, with low varentropy, a token is certain.",
+    )
+    low_varentropy: float = Field(
+        default=0.1, ge=0, le=100, description="Varentropy (bits²) below which it is low."
+    )
     hesitant_entropy: float = Field(
-        default=3.0, ge=0, le=20, description="Above, and even: hesitant (bits)."
+        default=3.0,
+        ge=0,
+        le=20,
+        description="Entropy (bits) above which, with low varentropy, a token is hesitant.",
     )
     high_entropy: float = Field(
-        default=5.0, ge=0, le=20, description="Below: a fork; above: a fog (bits)."
+        default=5.0,
+        ge=0,
+        le=20,
+        description="Entropy (bits) that separates, with high varentropy, fork (below) from fog.",
     )
     high_varentropy: float = Field(
-        default=5.0, ge=0, le=100, description="Above: a fork or a fog (bits²)."
+        default=5.0,
+        ge=0,
+        le=100,
+        description="Varentropy (bits²) above which a token is a fork or a fog.",
     )
     most_temperature: float = Field(
-        default=1.5, gt=0, le=2, description="Maximum temperature of any rule."
+        default=1.5, gt=0, le=2, description="Maximum temperature that a rule may set."
     )

@@ -1,7 +1,7 @@
-"""The markers around a reply's thinking."""
+"""The markers around the thinking in a reply."""
 
 Markers = tuple[str, str]
-"""The opening and the closing marker."""
+"""An opening and a closing marker."""
 
-MARKERS = THINK, THOUGHT = "<think>", "</think>"
-"""The markers of most reasoning models."""
+MARKERS = THINK_START, THINK_END = "<think>", "</think>"
+"""The markers that most reasoning models use."""

@@ -1,4 +1,4 @@
-"""The reply that a decoding method makes of its branches."""
+"""The result of a decoding method."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from optillm_hooks.types import FinishReason, Json
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """The reply that a decoding method makes of its branches."""
+    """The reply that a decoding method makes from its branches."""
 
     text: str
     finish_reason: FinishReason = "stop"

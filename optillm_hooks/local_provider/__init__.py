@@ -1,7 +1,7 @@
-"""Hugging Face causal models, served from the proxy's own process by one engine per model.
+"""Serves Hugging Face causal language models in the proxy's process, one engine per model.
 
 `provider` is the object for LiteLLM's `custom_provider_map`. It is created on first access, and
-torch is imported for the first request, so naming it in a config costs nothing.
+torch is imported with the first request, so naming it in a config costs nothing.
 """
 
 from typing import Any

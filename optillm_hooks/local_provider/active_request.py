@@ -26,41 +26,41 @@ from optillm_hooks.local_provider.kv_cache import KVCache, Prefix, Row
 from optillm_hooks.local_provider.runner import Runner
 from optillm_hooks.local_provider.tool_calls import Tools
 
-_USUAL_REPLY = 1024
-"""Tokens of KV cache that a request claims for a reply whose length it does not bound."""
+_ASSUMED_REPLY = 1024
+"""Tokens of KV cache that a request without max_tokens reserves for its reply."""
 
 
 @dataclass(eq=False, slots=True)
 class ActiveRequest:
-    """A request that takes part in continuous batching, from its prefill to its last sequence."""
+    """A request in the running batch, from its prefill to its last sequence."""
 
     submission: Submission
     prompt: list[int]
     max_tokens: int
-    """Of one choice, at most what the context leaves."""
+    """Maximum number of tokens per choice, limited by the context."""
 
     seed: int
     decoding: Decoding
     thinking: bool
-    """Whether the prompt ends inside a block of thinking."""
+    """Whether the prompt ends inside a thinking block."""
 
     tools: Tools | None = None
     constraint: Constraint | None = None
-    """The grammar of the reply, at its beginning; each sequence forks it."""
+    """The grammar of the reply in its initial state; each sequence forks it."""
 
     prefill: "Prefill | None" = None
     prefix: Prefix | None = None
-    """The KV cache of the whole prompt, kept for as long as further sequences may begin from it."""
+    """The KV cache of the whole prompt, kept while further sequences may start from it."""
 
     shares_prefix: bool = False
-    """Whether its sequences read `prefix` by reference; else each has a copy."""
+    """Whether its sequences share `prefix`; otherwise each has its own copy."""
 
     first_logits: Tensor | None = None
-    """Logits of the first token of the reply, from which every sequence begins."""
+    """Logits of the reply's first token, from which every sequence starts."""
 
     sequences: "list[RunningSequence]" = field(default_factory=list["RunningSequence"])
     opened: int = 0
-    """How many sequences it has begun."""
+    """Number of sequences started so far."""
 
     completion_tokens: int = 0
     reasoning_tokens: int = 0
@@ -89,15 +89,15 @@ class ActiveRequest:
         self.submission.cancelled = True
 
     def kv_bytes(self, rows: int, cache: KVCache) -> int:
-        """Return the KV cache that `rows` rows and the request's copy of its prompt may fill.
+        """Return the maximum bytes of KV cache for `rows` rows and a copy of the prompt.
 
-        Before the prefill ends, it is not known whether rows will share the prompt or copy it.
+        Until the prefill ends, it is unknown whether rows will share the prompt or copy it.
         """
         if not rows and self.prefix is None:
             return 0
         prompt, reply = len(self.prompt), self.max_tokens
         if self.request.max_tokens is None:
-            reply = min(reply, _USUAL_REPLY)
+            reply = min(reply, _ASSUMED_REPLY)
         copied = cache.bytes_for(rows, prompt + reply)
         if not self._keeps_prefix:
             return copied
@@ -110,7 +110,7 @@ class ActiveRequest:
 
     @property
     def _keeps_prefix(self) -> bool:
-        """Whether there is, or will be, a copy of its prompt that several sequences begin from."""
+        """Whether several sequences start, or will start, from a copy of its prompt."""
         if self.first_logits is None:
             return not self.decoding.live or self.decoding.wanted > 1
         return self.prefix is not None
@@ -118,12 +118,12 @@ class ActiveRequest:
 
 @dataclass(eq=False, slots=True)
 class Prefill:
-    """The prefill of a request: its prompt on the way into the KV cache, chunk by chunk."""
+    """The prefill of a request: its prompt enters the KV cache chunk by chunk."""
 
     active: ActiveRequest
     row: Row
     waiting: list[int]
-    """Tokens of the prompt that are not fed yet."""
+    """Prompt tokens that have not been fed to the model yet."""
 
 
 @dataclass(eq=False, slots=True)
@@ -137,10 +137,10 @@ class RunningSequence:
     rng: random.Random
     constraint: Constraint | None = None
     waiting: list[int] = field(default_factory=list[int])
-    """Tokens that were sampled (or forced by the decoding method) and are not fed yet."""
+    """Sampled or forced tokens that have not been fed to the model yet."""
 
     counts: Counter[int] = field(default_factory=Counter[int])
-    """How often each token was written, for the penalties."""
+    """Occurrences of each generated token, for the penalties."""
 
 
 def prepare(
@@ -153,10 +153,11 @@ def prepare(
 ) -> ActiveRequest:
     """Return the request with its prompt tokenized and its decoding method and grammar set up.
 
-    `reply_tokens`: maximum length of a reply to a request that sets none. `kv_bytes`: the KV cache.
+    `reply_tokens`: maximum length of a reply to a request that sets none. `kv_bytes`: maximum size
+    of the KV cache.
 
     Raises:
-        RequestRejected: the request is at fault.
+        RequestRejected: the request is invalid.
         ProviderFailed: the prompt does not fit into the KV cache.
     """
     request = submission.request
@@ -178,7 +179,7 @@ def prepare(
 
 
 def _check_names(request: EngineRequest, runner: Runner) -> None:
-    """Raise RequestRejected if the model lacks an adapter, steering vector or token it names."""
+    """Raise if the request names an adapter, steering vector or token that does not exist."""
     check_adapter(request.adapter, runner.adapters.names)
     unknown = steering(request).keys() - runner.steering.names
     if unknown:
@@ -189,7 +190,7 @@ def _check_names(request: EngineRequest, runner: Runner) -> None:
         )
     if any(not 0 <= token < runner.vocabulary for token in request.logit_bias):
         raise RequestRejected(
-            f"logit_bias takes token ids from 0 to {runner.vocabulary - 1}", param="logit_bias"
+            f"logit_bias accepts token ids from 0 to {runner.vocabulary - 1}", param="logit_bias"
         )
 
 

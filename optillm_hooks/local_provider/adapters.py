@@ -1,9 +1,9 @@
 """LoRA adapters on one base model (multi-LoRA): each row of a step uses its own adapter, or none.
 
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685:
-y = W x + s B A x, with s = alpha / r. The files are those that PEFT writes. PEFT's own layers pick
-an adapter per element of the batch; a step here is one flat list of tokens, so a hook computes the
-same sum over the tokens of each adapter's rows.
+y = W x + s B A x, with s = alpha / r. Files are in PEFT's format. PEFT's own layers select an
+adapter per batch element; a step here is one flat list of tokens, so a hook adds each adapter's
+update to the tokens of its rows.
 """
 
 import json
@@ -26,18 +26,18 @@ _UNSUPPORTED = (
     "target_parameters",
 )  # fmt: skip
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations of LoRA training that change the weights of the base model too."""
+"""LoRA initialisations that also change the weights of the base model."""
 
 
 class LowRank(NamedTuple):
-    """The low-rank change to one linear layer: down [r, in], up [out, r] with the scale in it."""
+    """The low-rank update of one linear layer: A = down [r, in], s B = up [out, r]."""
 
     down: Tensor
     up: Tensor
 
 
 class Adapters:
-    """The LoRA adapters of one model by name. A wrong one is an error when it is loaded."""
+    """The LoRA adapters of one model by name. An invalid one is an error when it is loaded."""
 
     def __init__(self, model: Any, folders: Mapping[str, str]) -> None:
         self._rows: Mapping[str, Tensor] = {}
@@ -50,7 +50,7 @@ class Adapters:
             hook = partial(self._add, changes)
             model.get_submodule(layer).register_forward_hook(hook)
 
-    def choose(self, adapters: Sequence[str | None], device: torch.device) -> None:
+    def assign(self, adapters: Sequence[str | None], device: torch.device) -> None:
         """Set the adapter of each token of the next step."""
         self._rows = {
             name: torch.tensor([i for i, a in enumerate(adapters) if a == name], device=device)
@@ -60,7 +60,7 @@ class Adapters:
     def _add(
         self, changes: Mapping[str, LowRank], _layer: Any, given: tuple[Tensor, ...], out: Tensor
     ) -> Tensor:
-        """Return `out` [1, tokens, width] with each adapter's change added to its own tokens."""
+        """Add each adapter's update to its own tokens in `out` [1, tokens, width]; return `out`."""
         for name, rows in self._rows.items():
             if name in changes:
                 change = changes[name]
@@ -69,11 +69,11 @@ class Adapters:
 
 
 def _read(model: Any, name: str, folder: Path) -> dict[str, LowRank]:
-    """Return the low-rank changes of an adapter by the name of the layer.
+    """Return the low-rank updates of an adapter by layer name.
 
     Raises:
-        ProviderFailed: it is missing, not plain LoRA, made for another model, or holds a tensor
-            that would not be used.
+        ProviderFailed: it is missing, not plain LoRA, trained for another model, or has a tensor
+            that would be ignored.
     """
     try:
         config = json.loads((folder / "adapter_config.json").read_text())
@@ -95,7 +95,7 @@ def _read(model: Any, name: str, folder: Path) -> dict[str, LowRank]:
 
 
 def _check_config(name: str, config: Mapping[str, Any]) -> None:
-    """Raise ProviderFailed unless PEFT's `config` is that of plain LoRA."""
+    """Raise ProviderFailed unless the PEFT `config` describes plain LoRA."""
     odd = [key for key in _UNSUPPORTED if config.get(key)]
     if str(config.get("init_lora_weights")).startswith(_CHANGE_THE_BASE):
         odd.append("init_lora_weights")
@@ -110,12 +110,12 @@ def _scale(config: Mapping[str, Any]) -> float:
 
 
 def _keys(layer: str) -> tuple[str, str]:
-    """Return the names of a layer's two LoRA tensors: down (A) and up (B)."""
+    """Return the names of a layer's LoRA tensors A (down) and B (up)."""
     return f"{_PREFIX}{layer}.lora_A.weight", f"{_PREFIX}{layer}.lora_B.weight"
 
 
 def _change(model: Any, weights: Mapping[str, Tensor], layer: str, scale: float) -> LowRank | None:
-    """Return the change to one linear layer, or None if it does not fit the model."""
+    """Return the low-rank update of one linear layer, or None if it does not fit the model."""
     down, up = map(weights.get, _keys(layer))
     try:
         module = model.get_submodule(layer)
@@ -123,7 +123,7 @@ def _change(model: Any, weights: Mapping[str, Tensor], layer: str, scale: float)
     except AttributeError:
         return None
     if module is model.get_output_embeddings():
-        return None  # it sees only the last token of each row, not the flat list of the step
+        return None  # its input is only the last token of each row, not the flat list of the step
     if down is None or up is None or up.shape[1] != down.shape[0]:
         return None
     if (up.shape[0], down.shape[1]) != tuple(weight.shape):

@@ -1,6 +1,6 @@
 """Continuous batching: requests join and leave the running batch at any step.
 
-Only the engine's thread calls it.
+Called only from the engine's thread.
 """
 
 import random
@@ -25,21 +25,21 @@ from optillm_hooks.local_provider.engine_request import Finished, Piece, ScoredT
 from optillm_hooks.local_provider.kv_cache import Prefix, Row
 from optillm_hooks.local_provider.prefix_cache import PrefixCache, common_prefix_length
 from optillm_hooks.local_provider.runner import Runner
-from optillm_hooks.local_provider.sampling import draw, score, shift
+from optillm_hooks.local_provider.sampling import add_offsets, sample, token_logprobs
 from optillm_hooks.local_provider.scheduler import admit, chunk_prefills
 from optillm_hooks.local_provider.uncertainty import Uncertainty, measure_uncertainty
 
 _WORTH_WAITING = 32
-"""Tokens that a running prefill must have in common with a prompt for the prompt to wait for it."""
+"""Minimum common prefix, in tokens, for which a request waits for a running prefill."""
 
 _SHARED_FROM = 64
-"""Prompt tokens from which rows share the prefix: below, one more copy is the smaller cost."""
+"""Minimum prompt length, in tokens, for sharing the prefix: copying a shorter one is cheaper."""
 
 _FIRST_TOKENS = 256
-"""How many of the likeliest first tokens a decoding method is shown."""
+"""Maximum number of likeliest first tokens passed to a decoding method."""
 
 _BANNED = 1e-30
-"""Probability up to which a first token is not shown: what a bias of -100 leaves of one."""
+"""First tokens up to this probability are not passed: a logit bias of -100 bans them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,13 @@ class Capacity:
     """Maximum number of sequences and prefills in one step."""
 
     chunk: int = 256
-    """Maximum number of prompt tokens per step, which bounds the stall of running streams."""
+    """Maximum number of prompt tokens per step; limits how long prefills delay running streams."""
 
     kv_bytes: int = 4 << 30
-    """Memory for the KV cache of running rows and of the prompts they begin from.
+    """Memory for the KV cache of running rows and of the prompts they start from.
 
-    A single row is always admitted, and replies to requests without max_tokens may exceed it. Slots
-    are allocated ahead: up to twice as much memory is taken.
+    A single row is always admitted, and replies to requests without max_tokens may exceed this
+    limit. Slots are allocated ahead: up to twice as much memory is used.
     """
 
     prefix_bytes: int = 512 << 20
@@ -67,30 +67,30 @@ class Capacity:
 
 
 class _Chunk(NamedTuple):
-    """What one row feeds in a step: the first `size` of the waiting tokens of `source`."""
+    """The tokens that one row feeds in a step: the first `size` waiting tokens of `source`."""
 
     source: Prefill | RunningSequence
     size: int
 
 
 class _StepOutput(NamedTuple):
-    """The logits after all that is in the KV cache with none of its tokens waiting any more."""
+    """The logits of the rows whose waiting tokens have all been fed."""
 
     sequences: list[RunningSequence]
     next_logits: Tensor
     """[sequences, V]"""
 
     prefills: list[tuple[Prefill, Tensor]]
-    """Each with its first logits [V]."""
+    """Finished prefills with the logits [V] of the first token."""
 
 
 class _Sampled(NamedTuple):
-    """The next token of a sequence, and what its distribution looked like."""
+    """The next token of a sequence, with the uncertainty of its distribution."""
 
     token: int
     uncertainty: Uncertainty
     scored: ScoredToken | None
-    """With its log-probability, if the request asks for log-probabilities."""
+    """With its log-probability, if log-probabilities were requested."""
 
 
 class Batch:
@@ -115,30 +115,30 @@ class Batch:
 
     @property
     def bytes(self) -> int:
-        """Memory of the KV cache: of rows, of the prompts they begin from, of the prefix cache."""
+        """Memory of the KV cache: rows, the prompts they start from, and the prefix cache."""
         kept = [(active.prefix, active.request.adapter) for active in self._active]
-        apart = sum(p.bytes for p, a in kept if p is not None and not self._prefixes.holds(p, a))
+        apart = sum(p.bytes for p, a in kept if p is not None and not self._prefixes.contains(p, a))
         return self._runner.kv_cache.bytes + apart + self._prefixes.bytes
 
     def add(self, submission: Submission) -> None:
-        """Let a request join; one that cannot be served gets an error instead."""
+        """Add a request to the batch; one that cannot be served gets an error instead."""
         limits = {"reply_tokens": self._capacity.reply_tokens, "kv_bytes": self._capacity.kv_bytes}
         try:
             self._active.append(prepare(submission, self._runner, self._format, **limits))
         except OptiLLMError as exc:
             submission.deliver(exc)
-        except Exception as exc:  # templates, tokenizers and grammars are others' programs
+        except Exception as exc:  # chat templates, tokenizers and grammars are third-party code
             kind = type(exc).__name__  # the message may quote the prompt
             failure = ProviderFailed(f"the request could not be prepared: {kind}", status=500)
             failure.__cause__ = exc
             submission.deliver(failure)
 
     def step(self) -> None:
-        """Take one step of continuous batching, with at most one forward pass.
+        """Run one step of continuous batching, with at most one forward pass.
 
         Requests that fit are admitted. Every running sequence feeds its last tokens and every
-        prefill its next chunk. Then sequences sample their next token, prefills that are through
-        begin to decode, and requests that are done leave.
+        prefill its next chunk. Then sequences sample their next token, finished prefills begin
+        to decode, and finished requests leave.
         """
         self._drop_cancelled()
         self._admit()
@@ -165,16 +165,16 @@ class Batch:
             self._finish(active)
 
     def _admit(self) -> None:
-        """Begin prefills, and further sequences of prefilled requests, where rows and memory allow.
+        """Start prefills, and further sequences of prefilled requests, as rows and memory allow.
 
-        The KV cache is claimed for whole replies in advance: an admitted row is never preempted.
+        KV cache is reserved for whole replies in advance: an admitted row is never preempted.
         """
         rows = sum(active.rows for active in self._active)
         claimed = sum(self._claim(active, active.rows) for active in self._active)
         admitted: Counter[ActiveRequest] = Counter()
 
         def fits(active: ActiveRequest) -> bool:
-            """Claim the memory of one more row, unless there is too little; one row always fits."""
+            """Reserve memory for one more row, if there is enough; a single row always fits."""
             nonlocal claimed
             held = active.rows + admitted[active]
             more = self._claim(active, held + 1) - self._claim(active, held)
@@ -197,7 +197,7 @@ class Batch:
         return active.kv_bytes(rows, self._runner.kv_cache)
 
     def _is_being_prefilled(self, active: ActiveRequest) -> bool:
-        """Return whether a running prefill has much of this prompt, which can then copy its result.
+        """Return True if a running prefill covers much of this prompt, which can reuse its result.
 
         Prefills share one chunk per step anyway, so waiting costs the request no time.
         """
@@ -206,13 +206,13 @@ class Batch:
         return any(
             other.prefill is not None
             and other.request.adapter == active.request.adapter
-            and self._prefixes.takes(self._runner.kv_cache.bytes_for(1, len(other.prompt)))
+            and self._prefixes.accepts(self._runner.kv_cache.bytes_for(1, len(other.prompt)))
             and common_prefix_length(active.prompt[:-1], other.prompt) >= enough
             for other in self._active
         )
 
     def _begin_prefill(self, active: ActiveRequest) -> None:
-        """Give the request a row that holds what the prefix cache has of its prompt."""
+        """Give the request a row that starts with the cached prefix of its prompt, if any."""
         adapter = active.request.adapter
         hit = self._prefixes.find(active.prompt, adapter)
         if hit is not None:
@@ -221,23 +221,23 @@ class Batch:
         active.prefill = Prefill(active, row, active.prompt[active.cached_tokens :])
 
     def _begin_decode(self, prefill: Prefill, logits: Tensor) -> None:
-        """End a prefill: keep its prefix, and let its row be that of the first sequence."""
+        """End a prefill: keep its prefix, and start the first sequence."""
         active, row = prefill.active, prefill.row
         active.prefill = None
         active.prefix = self._runner.snapshot(row, active.prompt)
         active.first_logits = logits
         self._prefixes.add(active.prefix, active.request.adapter)
-        active.decoding.begin(self._likeliest_first(active, logits))
+        active.decoding.begin(self._top_first_tokens(active, logits))
         active.shares_prefix = active.decoding.wanted > 1 and len(active.prompt) >= _SHARED_FROM
         if active.shares_prefix:
             self._runner.free(row)
             row = self._fork(active, active.prefix)
         self._sample_first(self._open(active, row))
 
-    def _likeliest_first(self, active: ActiveRequest, logits: Tensor) -> list[tuple[int, float]]:
+    def _top_first_tokens(self, active: ActiveRequest, logits: Tensor) -> list[tuple[int, float]]:
         """Return the likeliest first tokens of a reply with their probabilities."""
-        shifted = shift(logits[None], [active.request.shifts({})])
-        (first,) = self._grammars.mask(shifted, [active.constraint]).softmax(dim=-1)
+        adjusted = add_offsets(logits[None], [active.request.logit_offsets({})])
+        (first,) = self._grammars.mask(adjusted, [active.constraint]).softmax(dim=-1)
         possible = int((first > _BANNED).count_nonzero())
         likeliest = first.topk(min(_FIRST_TOKENS, possible))
         return list(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True))
@@ -247,7 +247,7 @@ class Batch:
         return self._runner.fork(prefix, shared=active.shares_prefix, adapter=adapter)
 
     def _open(self, active: ActiveRequest, row: Row) -> list[RunningSequence]:
-        """Return the next sequence of a request, in a list; empty if its method opens none now."""
+        """Return the next sequence of a request in a list, which is empty if none can start now."""
         branch = active.decoding.open()
         if branch is None:
             self._runner.free(row)
@@ -274,10 +274,10 @@ class Batch:
         self._runner.free(sequence.row)
         active.sequences.remove(sequence)
         active.reasoning_tokens += output.reasoning_tokens
-        active.decoding.close(branch, output.written(stopped=branch.stopped))
+        active.decoding.close(branch, output.result(stopped=branch.stopped))
 
     def _next_chunks(self) -> list[_Chunk]:
-        """Return what each row feeds in this step, sequences before prefills (chunked prefill)."""
+        """Return the tokens to feed in this step, sequences before prefills (chunked prefill)."""
         sources: list[Prefill | RunningSequence] = []
         for active in self._active:
             sources += active.sequences
@@ -286,7 +286,7 @@ class Batch:
         return [_Chunk(s, size) for s, size in zip(sources, sizes, strict=True) if size]
 
     def _forward(self, chunks: Sequence[_Chunk]) -> _StepOutput:
-        """Feed `chunks` to the model, and return the logits where nothing is left to feed."""
+        """Feed `chunks` to the model; return the logits of the rows with nothing left to feed."""
         logits = self._runner.step([(source.row, source.waiting[:size]) for source, size in chunks])
         output = _StepOutput([], logits, [])
         places: list[int] = []
@@ -302,7 +302,7 @@ class Batch:
         return output._replace(next_logits=logits[places])
 
     def _sample_first(self, opened: Sequence[RunningSequence]) -> None:
-        """Write the first token of sequences that have just been opened."""
+        """Sample the first token of sequences that have just been opened."""
         logits = [s.active.first_logits for s in opened if s.active.first_logits is not None]
         if logits:
             self._write_next(opened, torch.stack(logits))
@@ -318,33 +318,35 @@ class Batch:
                 sequence.active.fail(exc)
 
     def _sample(self, sequences: Sequence[RunningSequence], logits: Tensor) -> list[_Sampled]:
-        """Return the next token of each sequence: penalties, then the grammar, then the draw."""
+        """Return the next token of each sequence: apply penalties, mask by grammar, then sample."""
         uncertainties = _uncertainties(sequences, logits)
         params = [
             sequence.branch.sampling_params(uncertainty)
             for sequence, uncertainty in zip(sequences, uncertainties, strict=True)
         ]
-        shifted = shift(logits, [s.active.request.shifts(s.counts) for s in sequences])
-        masked = self._grammars.mask(shifted, [s.constraint for s in sequences])
-        tokens = draw(masked, params, [s.rng.random() for s in sequences])
+        adjusted = add_offsets(
+            logits, [s.active.request.logit_offsets(s.counts) for s in sequences]
+        )
+        masked = self._grammars.mask(adjusted, [s.constraint for s in sequences])
+        tokens = sample(masked, params, [s.rng.random() for s in sequences])
         scores = _scores(sequences, logits, tokens)
         return list(map(_Sampled, tokens, uncertainties, scores))
 
     def _write(self, sequence: RunningSequence, sampled: _Sampled) -> None:
-        """Append what the branch makes of the sampled token, and deliver the text it completes.
+        """Append the tokens that the branch emits for the sampled one; deliver the new text.
 
         Raises:
-            ProviderFailed: the constraint cannot be kept any longer.
+            ProviderFailed: the grammar does not allow the token.
         """
         active, branch, output = sequence.active, sequence.branch, sequence.output
         token, uncertainty, scored = sampled
-        taken = branch.take(token, uncertainty, end=token in self._format.end_ids)
-        for place, written in enumerate(taken):
+        emitted = branch.emit(token, uncertainty, end=token in self._format.end_ids)
+        for place, written in enumerate(emitted):
             if sequence.constraint is not None:
-                sequence.constraint.take(written)
+                sequence.constraint.accept(written)
             last = len(output.ids) + 1 >= active.max_tokens
-            drawn = scored if place == 0 and written == token else None
-            piece = output.add(written, drawn, last=last)
+            score = scored if place == 0 and written == token else None
+            piece = output.add(written, score, last=last)
             if piece is not None and active.decoding.live:
                 active.deliver(piece)
             active.completion_tokens += 1
@@ -378,7 +380,7 @@ class Batch:
         self._remove(active)
 
     def _remove(self, active: ActiveRequest) -> None:
-        """Take a request out of the batch and free its rows."""
+        """Remove a request from the batch and free its rows."""
         self._active.remove(active)
         if active.prefill is not None:
             self._runner.free(active.prefill.row)
@@ -389,7 +391,7 @@ class Batch:
 
 
 def _uncertainties(sequences: Sequence[RunningSequence], logits: Tensor) -> list[Uncertainty]:
-    """Return the uncertainty of each next token, in the metrics that its branch asks for."""
+    """Return the uncertainty of each next token, in the metrics that its branch needs."""
     found = [Uncertainty()] * len(sequences)
     asking = [i for i, sequence in enumerate(sequences) if sequence.branch.metrics]
     if asking:
@@ -403,14 +405,16 @@ def _uncertainties(sequences: Sequence[RunningSequence], logits: Tensor) -> list
 def _scores(
     sequences: Sequence[RunningSequence], logits: Tensor, tokens: Sequence[int]
 ) -> list[ScoredToken | None]:
-    """Return the log-probability of each token, for requests that ask for log-probabilities."""
+    """Return the log-probability of each token; None if the request did not ask for it."""
     scores: list[ScoredToken | None] = [None] * len(sequences)
     wanted = [sequence.active.request.top_logprobs for sequence in sequences]
     asking = [i for i, top in enumerate(wanted) if top is not None]
     if asking:
-        most = max(wanted[i] or 0 for i in asking)
+        max_top = max(wanted[i] or 0 for i in asking)
         for i, scored in zip(
-            asking, score(logits[asking], [tokens[i] for i in asking], most), strict=True
+            asking,
+            token_logprobs(logits[asking], [tokens[i] for i in asking], max_top),
+            strict=True,
         ):
             scores[i] = ScoredToken(scored.id, scored.logprob, scored.top[: wanted[i]])
     return scores

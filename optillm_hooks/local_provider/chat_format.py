@@ -1,4 +1,4 @@
-"""Chat template, tokenizer and detokenizer: from messages to token ids, and from ids to replies."""
+"""Chat template, tokenizer and detokenizer: messages to token ids, and token ids to replies."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from tokenizers.decoders import DecodeStream
 
-from optillm_hooks.decoding.markers import MARKERS, THINK, THOUGHT, Markers
+from optillm_hooks.decoding.markers import MARKERS, THINK_END, THINK_START, Markers
 from optillm_hooks.errors import RequestRejected
-from optillm_hooks.local_provider.decoding.base import Written
+from optillm_hooks.local_provider.decoding.base import BranchOutput
 from optillm_hooks.local_provider.engine_request import (
     EngineRequest,
     Messages,
@@ -31,7 +31,7 @@ _ROLES = {"developer": "system", "function": "tool"}
 
 
 class ChatFormat:
-    """A tokenizer with the chat template of its model."""
+    """A tokenizer with its chat template."""
 
     def __init__(self, tokenizer: Any, end_ids: Iterable[int]) -> None:
         self._tokenizer = tokenizer
@@ -51,8 +51,8 @@ class ChatFormat:
         """Return the token ids of the prompt: the conversation in the model's chat template.
 
         Raises:
-            RequestRejected: a message is malformed, contains more than text, or is refused by the
-                template.
+            RequestRejected: a message is malformed, contains content other than text, or is
+                rejected by the template.
         """
         plain = [_plain(message) for message in messages]
         try:
@@ -62,30 +62,30 @@ class ChatFormat:
                 add_generation_prompt=True,
                 return_dict=False,
             )
-        except Exception as exc:  # a template is a program by the model's author
+        except Exception as exc:  # a template is a program written by the model's author
             raise RequestRejected(
-                f"the model's chat template refuses these messages: {exc}", param="messages"
+                f"the model's chat template rejects these messages: {exc}", param="messages"
             ) from exc
         return ids
 
     def tools(self, request: EngineRequest) -> Tools | None:
-        """Return the tools of a request in this model's call format; None: calls are not parsed.
+        """Return a request's tools in the model's tool-call format; None: calls are not parsed.
 
         Raises:
-            RequestRejected: the chat template does not support tools, or a call is required and the
-                model's call format is unknown.
+            RequestRejected: the chat template does not support tools, or a call is required but the
+                model's tool-call format is unknown.
         """
         if not request.tools:
             return None
         template = self._template(request.tools)
         if "tools" not in template:
             raise RequestRejected(
-                "this model's chat template has no place for tools", param="tools"
+                "this model's chat template does not support tools", param="tools"
             )
         form = form_of(template)
         if form is None and request.must_call:
             raise RequestRejected(
-                "no call can be required of this model: its format of tool calls is unknown",
+                "this model cannot be required to call a tool: its tool-call format is unknown",
                 param="tool_choice",
             )
         functions = {str(tool["function"]["name"]): tool["function"] for tool in request.tools}
@@ -99,9 +99,9 @@ class ChatFormat:
     def constraint(
         self, request: EngineRequest, tools: Tools | None, *, opened: bool, thinks: bool
     ) -> Constraint | None:
-        """Return the constraint (grammar) for a reply to `request`; None if it may be anything.
+        """Return the grammar constraint for a reply to `request`, or None if there is none.
 
-        `opened`: the reply begins inside a <think> block. `thinks`: it may open one, even if the
+        `opened`: the reply starts inside a <think> block. `thinks`: it may open one, even if the
         chat template does not mention thinking.
 
         Raises:
@@ -115,13 +115,13 @@ class ChatFormat:
             forms["calls"] = tools.rules(names, self.grammars.symbol)
         if not forms:
             return None
-        thinks = thinks or THOUGHT in self._template(request.tools)
+        thinks = thinks or THINK_END in self._template(request.tools)
         thinking: Thinking = "opened" if opened else "possible" if thinks else "none"
         param = "response_format" if "answer" in forms else "tool_choice"
         return self.grammars.start(self.grammars.reply(forms, thinking), param)
 
-    def opens_thinking(self, prompt: Sequence[int], marker: str = THINK) -> bool:
-        """Return whether the reply to `prompt` begins inside a block that `marker` opens."""
+    def opens_thinking(self, prompt: Sequence[int], marker: str = THINK_START) -> bool:
+        """Return True if `prompt` ends with the opening marker of a thinking block."""
         last = list(prompt[-len(marker.encode()) - 8 :])
         end: str = self._tokenizer.decode(last, skip_special_tokens=False)
         return end.rstrip().endswith(marker)
@@ -137,9 +137,9 @@ class ChatFormat:
         return text
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the exact bytes of a token, which may be half a character.
+        """Return the exact bytes of a token, which may be part of a character.
 
-        Empty for an id without a token: models may have more logits than their tokenizers tokens.
+        Empty for an id without a token: a model may have more logits than its tokenizer has tokens.
         """
         piece: str = self._tokenizer.convert_ids_to_tokens(token) or ""
         if token in self._added:
@@ -156,20 +156,20 @@ class ChatFormat:
         return TokenLogprob(self.token_bytes(scored.id), scored.logprob, top)
 
     def detokenizer(self, tools: Tools | None = None, markers: Markers = MARKERS) -> "Detokenizer":
-        """Return a detokenizer that keeps `markers` and that of calls even if they are special."""
+        """Return a detokenizer that keeps `markers` and the tool-call marker, even if special."""
         found = [*markers, *([tools.form.opening] if tools is not None else [])]
         kept = {token: text for text in found if (token := self._special(text)) is not None}
         return Detokenizer(self._tokenizer.backend_tokenizer, kept)
 
     def _template(self, tools: Sequence[Mapping[str, Any]] | None) -> str:
-        """Return the text of the chat template; empty if the tokenizer has none."""
+        """Return the source of the chat template; empty if the tokenizer has none."""
         try:
             return str(self._tokenizer.get_chat_template(tools=list(tools) if tools else None))
         except ValueError:
             return ""
 
     def _special(self, marker: str) -> int | None:
-        """Return the id of `marker` if it is a special token, or None if it is plain text."""
+        """Return the token id of `marker` if it is a special token, else None."""
         token = self._tokenizer.backend_tokenizer.token_to_id(marker)
         added = self._added.get(token)
         return token if added is not None and added.special else None
@@ -188,22 +188,22 @@ def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
     _check(message)
     role = message.get("role", "user")
     plain = {**message, "role": _ROLES.get(role, role), "content": as_text(message)}
-    # Templates take the presence of this key for a call.
+    # Templates treat a message with this key as a call, even if its value is empty.
     calls = plain.pop("tool_calls", None)
     return {**plain, "tool_calls": [_read_call(call) for call in calls]} if calls else plain
 
 
 def _check(message: Any) -> None:
-    """Raise RequestRejected if a message is not in OpenAI's format, as far as it is used here."""
+    """Raise RequestRejected unless the parts of a message that are used here are valid."""
     if not isinstance(message, Mapping) or not isinstance(message.get("role", "user"), str):
         raise _malformed("each message must be an object whose role is a string")
     content = message.get("content")
     parts = [] if content is None or isinstance(content, str) else content
     if not isinstance(parts, Sequence) or not all(isinstance(part, Mapping) for part in parts):
-        raise _malformed("content must be a string or a list of objects, one for each part")
+        raise _malformed("content must be a string or a list of content parts, each an object")
     kinds = {str(part.get("type"))[:80] for part in parts} - {"text"}
     if kinds:
-        raise _malformed(f"local models read text only, not {', '.join(sorted(kinds))}")
+        raise _malformed(f"local models support text content only, not {', '.join(sorted(kinds))}")
     if not all(isinstance(part.get("text", ""), str) for part in parts):
         raise _malformed("the text of a content part must be a string")
     if not isinstance(message.get("tool_calls") or [], Sequence):
@@ -215,7 +215,7 @@ def _malformed(reason: str) -> RequestRejected:
 
 
 def _read_call(call: Any) -> Any:
-    """Return a call with its arguments as an object, as chat templates expect them."""
+    """Return a tool call with parsed arguments, as chat templates expect them."""
     try:
         function = {**call["function"], "arguments": json.loads(call["function"]["arguments"])}
     except (KeyError, TypeError, ValueError, RecursionError):
@@ -224,7 +224,7 @@ def _read_call(call: Any) -> Any:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Return the byte of each character of byte-level BPE vocabularies."""
+    """Return the byte that each character of a byte-level BPE vocabulary stands for."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     alphabet = {chr(byte): byte for byte in printable}
@@ -232,10 +232,10 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 class Detokenizer:
-    """Incremental detokenizer: a character is returned with the token that has its last byte."""
+    """Incremental detokenizer: a character is returned with the token that completes it."""
 
     def __init__(self, tokenizer: Any, kept: Mapping[int, str]) -> None:
-        """`kept`: special tokens that appear in the text; all others are skipped."""
+        """`kept`: special tokens to keep in the text; all others are skipped."""
         self._tokenizer = tokenizer
         self._kept = kept
         self._stream = DecodeStream(skip_special_tokens=True)
@@ -256,7 +256,7 @@ class Shown(NamedTuple):
 class ReplyReader:
     """Parses a streamed reply into reasoning, text and tool calls.
 
-    `opened`: the prompt ends inside a block between `markers`. `tools`: None, calls are not parsed.
+    `opened`: the prompt ends inside a thinking block. `tools`: if None, calls are not parsed.
     """
 
     def __init__(
@@ -271,16 +271,16 @@ class ReplyReader:
 
     @property
     def called(self) -> bool:
-        """Whether there were tool calls."""
+        """True if there were tool calls."""
         return self._finder is not None and self._finder.calls > 0
 
     @property
     def done(self) -> bool:
-        """Whether anything that follows would be ignored."""
+        """True if the rest of the reply would be ignored."""
         return self._finder is not None and self._finder.done
 
     def feed(self, text: str) -> Shown:
-        """Return what can be shown now."""
+        """Return the part of the reply that is certain by now."""
         text, reasoning = self._splitter.feed(text)
         if self._finder is None:
             return Shown(text, reasoning)
@@ -297,7 +297,7 @@ class ReplyReader:
 
 
 class ChoiceOutput:
-    """The output of one sequence: takes tokens, returns deltas, finds the finish reason."""
+    """The output of one sequence: converts tokens to deltas and finds the finish reason."""
 
     def __init__(
         self,
@@ -322,7 +322,7 @@ class ChoiceOutput:
         self.finish_reason: FinishReason | None = None
 
     def add(self, token: int, scored: ScoredToken | None, *, last: bool) -> Piece | None:
-        """Return the delta that `token` completes, or None. `last`: no token may follow it."""
+        """Return the delta that `token` completes, or None. `last`: the length limit is reached."""
         start = self._ends[-1] if self._ends else 0
         text = written = ""
         if token in self._format.end_ids:
@@ -343,11 +343,11 @@ class ChoiceOutput:
             text += self._stop.close()
         return self._piece(text)
 
-    def written(self, *, stopped: bool) -> Written:
-        """Return the whole output; that of a stopped branch includes text that was held back."""
+    def result(self, *, stopped: bool) -> BranchOutput:
+        """Return the complete output, including text that was held back for stop strings."""
         text = self._shown + self._stop.close()
         reason = self.finish_reason or "length"
-        return Written(text, tuple(self.ids), tuple(self._ends), reason, stopped)
+        return BranchOutput(text, tuple(self.ids), tuple(self._ends), reason, stopped)
 
     def _piece(self, text: str) -> Piece | None:
         self._shown += text

@@ -1,4 +1,4 @@
-"""The LiteLLM custom provider `optillm-local`: translates calls to and from the engine."""
+"""The LiteLLM custom provider `optillm-local`: an adapter between LiteLLM and the engine."""
 
 import threading
 import time
@@ -48,7 +48,7 @@ PROVIDER = "optillm-local"
 
 
 class LocalProvider(CustomLLM):
-    """Serves the local models of this process, with one engine per model, created on first use."""
+    """Serves local models in this process, with one engine per model, created on first use."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class LocalProvider(CustomLLM):
         """Return the engine of a model, which all its LoRA adapters share.
 
         The model is described in the deployment's `model_info.optillm_local`, or built in.
-        LiteLLM's router writes `model_info` into each request, over anything that a client sent.
+        LiteLLM's router sets `model_info` in each request, overwriting anything that a client sent.
 
         Raises:
             UnknownModel: no such model is configured, or it has no such adapter. Nothing is loaded.
@@ -82,7 +82,7 @@ class LocalProvider(CustomLLM):
             return self._engines[key]
 
     def _load(self, key: tuple[str, str], spec: models.ModelSpec) -> "Batch":
-        """Load the model of `spec`; idle models on its device are evicted if necessary."""
+        """Load the model of `spec`, evicting idle models from its device if necessary."""
         with self._loading:
             device = models.device_of(spec)
             with self._lock:
@@ -98,7 +98,7 @@ class LocalProvider(CustomLLM):
     def completion(
         self, model: str, messages: list[dict[str, Any]], *_args: Any, **kwargs: Any
     ) -> ModelResponse:
-        """Return the whole answer. Blocks the calling thread."""
+        """Return the complete response. Blocks the calling thread."""
         with _errors_of(model):
             engine, request = self._engine_and_request(model, messages, **kwargs)
             answer = _Answer(model, request)
@@ -110,7 +110,7 @@ class LocalProvider(CustomLLM):
     async def acompletion(
         self, model: str, messages: list[dict[str, Any]], *_args: Any, **kwargs: Any
     ) -> ModelResponse:
-        """Return the whole answer; cancelling the task stops the generation."""
+        """Return the complete response; cancelling the task stops the generation."""
         with _errors_of(model):
             engine, request = self._engine_and_request(model, messages, **kwargs)
             answer = _Answer(model, request)
@@ -122,7 +122,7 @@ class LocalProvider(CustomLLM):
     def streaming(
         self, model: str, messages: list[dict[str, Any]], *_args: Any, **kwargs: Any
     ) -> Iterator[ModelResponseStream]:
-        """Return the chunks of the answer. Invalid fields raise before there is a stream."""
+        """Return an iterator over chunks. Invalid fields raise before the stream starts."""
         with _errors_of(model):
             engine, request = self._engine_and_request(model, messages, **kwargs)
         return self._chunks_sync(model, engine, request)
@@ -130,9 +130,9 @@ class LocalProvider(CustomLLM):
     def astreaming(
         self, model: str, messages: list[dict[str, Any]], *_args: Any, **kwargs: Any
     ) -> AsyncIterator[ModelResponseStream]:
-        """Return the chunks of the answer; closing the iterator stops the generation.
+        """Return an async iterator over chunks; closing it stops the generation.
 
-        Invalid fields raise before there is a stream.
+        Invalid fields raise before the stream starts.
         """
         with _errors_of(model):
             engine, request = self._engine_and_request(model, messages, **kwargs)
@@ -147,9 +147,9 @@ class LocalProvider(CustomLLM):
         litellm_params: dict[str, Any] | None = None,
         **_others: Any,
     ) -> tuple[Engine, EngineRequest]:
-        """Return the engine and the request of a LiteLLM call.
+        """Return the engine and the engine request for a LiteLLM call.
 
-        `model` may name an adapter after a plus sign.
+        `model` may name an adapter after a plus sign: `name+adapter`.
         """
         request = parse_request(messages, optional_params)
         adapter = model.partition("+")[2]
@@ -178,7 +178,7 @@ class LocalProvider(CustomLLM):
 
 @contextmanager
 def _errors_of(model: str) -> Iterator[None]:
-    """Translate our errors into LiteLLM's, which keep their status on the way to the client."""
+    """Translate our errors into LiteLLM's, which keep the HTTP status."""
     try:
         yield
     except PromptTooLong as exc:
@@ -237,11 +237,11 @@ class _Answer:
 
 
 class _Chunks:
-    """Makes the chunks of one stream.
+    """Converts the events of a request into the chunks of a stream.
 
-    LiteLLM's stream wrapper reads the finish reason of a chunk's first choice, ends the stream with
-    it, and re-estimates a usage that comes later. So the usage goes out first, the finish reasons
-    of other choices as second choices of chunks, and that of choice 0 last.
+    LiteLLM's stream wrapper reads only the finish reason of a chunk's first choice, ends the stream
+    with it, and replaces later usage by an estimate. So the finish reasons of other choices are
+    sent as second choices of chunks, usage next, and the finish reason of choice 0 last.
     """
 
     def __init__(self, model: str) -> None:
@@ -249,7 +249,7 @@ class _Chunks:
         self._id = _new_id()
         self._created = int(time.time())
         self._calls: dict[int, int] = {}
-        """Number of tool calls of each choice that has begun."""
+        """Number of tool calls sent so far, for each choice that has started."""
 
         self._first_reason: str | None = None
 

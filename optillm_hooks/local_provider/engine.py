@@ -1,7 +1,7 @@
 """The inference engine of one model: takes requests from any thread or task, streams events.
 
 Only the engine's own thread touches torch, the tokenizer and the model. Callers hand it requests
-and get events through a callback, so that no event loop ever waits for a step.
+and get events through a callback, so no event loop ever blocks on a step.
 """
 
 import asyncio
@@ -32,10 +32,10 @@ MAX_REQUESTS = 512
 
 
 class _Unload:
-    """A message to the engine's thread: drop the model if it is idle."""
+    """A message that tells the engine's thread to unload the model if it is idle."""
 
     def __init__(self) -> None:
-        self.answered = threading.Event()
+        self.done = threading.Event()
 
 
 class Engine:
@@ -43,7 +43,7 @@ class Engine:
 
     The first request loads the model. Requests that arrive meanwhile wait for it. If loading fails,
     all of them fail with that one error, and the next request tries again. A model without requests
-    for a while is dropped from memory, and loaded again for the next one.
+    for a while is unloaded, and loaded again for the next one.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Engine:
         self._max_requests = max_requests
         self._unload_after_s = unload_after_s
         self._inbox: queue.SimpleQueue[Submission | _Unload | None] = queue.SimpleQueue()
-        self._inside = 0
+        self._in_flight = 0
         self._lock = threading.Lock()
         self._batch: Batch | None = None
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
@@ -77,13 +77,13 @@ class Engine:
         return 0 if batch is None else batch.weight_bytes + batch.bytes
 
     def unload(self) -> bool:
-        """Drop the model from memory unless it has requests; return whether it is unloaded.
+        """Unload the model unless it has requests; return True if it is unloaded.
 
-        The next request loads it again. Blocks for one step at most.
+        The next request loads it again. Blocks for at most one step.
         """
         message = _Unload()
         self._inbox.put(message)
-        while self.loaded and not message.answered.wait(0.01):
+        while self.loaded and not message.done.wait(0.01):
             pass
         return not self.loaded
 
@@ -91,14 +91,14 @@ class Engine:
         """Yield the events of a request; closing the iterator, or cancelling, stops it.
 
         Raises:
-            RequestRejected: the request is at fault.
+            RequestRejected: the request is invalid.
             ProviderFailed: the engine failed, or is full (503).
         """
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
 
         def deliver(event: Event) -> None:
-            # After its event loop was closed, nobody listens.
+            # Once the caller's event loop is closed, nobody reads the events.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
@@ -110,7 +110,7 @@ class Engine:
             yield event
 
     def stream_sync(self, request: EngineRequest) -> Generator[Piece | Finished, None, None]:
-        """Yield the events of a request, for callers without an event loop; raises as `stream`."""
+        """Yield the events of a request, without an event loop; raises the same as `stream`."""
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         with self._submitted(request, events.put):
             while not isinstance(event := events.get(), Finished):
@@ -120,7 +120,7 @@ class Engine:
             yield event
 
     def close(self) -> None:
-        """Answer the requests inside, then end the engine's thread; blocks until then."""
+        """Finish the requests in flight, then stop the engine's thread. Blocks."""
         self._inbox.put(None)
         self._thread.join()
 
@@ -129,9 +129,9 @@ class Engine:
         self, request: EngineRequest, deliver: Callable[[Event], None]
     ) -> Iterator[None]:
         with self._lock:
-            if self._inside >= self._max_requests:
+            if self._in_flight >= self._max_requests:
                 raise ProviderFailed(f"the engine of {self.name} is full; try later", status=503)
-            self._inside += 1
+            self._in_flight += 1
             self.last_used = time.monotonic()
         submission = Submission(request, deliver)
         try:
@@ -140,78 +140,78 @@ class Engine:
         finally:
             submission.cancelled = True
             with self._lock:
-                self._inside -= 1
+                self._in_flight -= 1
                 self.last_used = time.monotonic()
 
     def _run(self) -> None:
         closing = False
         while not (closing and self._idle):
-            for arrived in self._messages():
-                if arrived is None:
+            for message in self._messages():
+                if message is None:
                     closing = True
-                elif isinstance(arrived, _Unload):
-                    self._drop(arrived)
-                elif not arrived.cancelled:
-                    self._guarded(arrived)
+                elif isinstance(message, _Unload):
+                    self._unload_if_idle(message)
+                elif not message.cancelled:
+                    self._add_or_step(message)
             if not self._idle:
-                self._guarded(None)
+                self._add_or_step(None)
 
     @property
     def _idle(self) -> bool:
         return self._batch is None or self._batch.idle
 
-    def _drop(self, message: "_Unload | None" = None) -> None:
-        """Drop the model, unless it has requests."""
+    def _unload_if_idle(self, message: "_Unload | None" = None) -> None:
+        """Unload the model unless it has requests."""
         if self._idle:
             self._batch = None
-            # A model refers to itself: without this, its memory stays allocated for a while.
+            # Models contain reference cycles: without this, memory stays allocated for a while.
             gc.collect()
         if message is not None:
-            message.answered.set()
+            message.done.set()
 
     def _messages(self) -> "Iterator[Submission | _Unload | None]":
-        """Yield the messages in the inbox; an idle engine waits for one."""
+        """Yield the messages in the inbox; block until there is one if the engine is idle."""
         if self._idle:
             try:
                 yield self._inbox.get(timeout=self._unload_after_s if self.loaded else None)
             except queue.Empty:
-                self._drop()
+                self._unload_if_idle()
                 return
         yield from self._queued()
 
     def _queued(self) -> "Iterator[Submission | _Unload | None]":
-        """Yield the messages that are in the inbox now."""
+        """Yield the messages in the inbox, without waiting."""
         with contextlib.suppress(queue.Empty):
             while True:
                 yield self._inbox.get_nowait()
 
-    def _guarded(self, arrived: Submission | None) -> None:
-        """Add `arrived` to the batch, or take a step; a failure is delivered to every request.
+    def _add_or_step(self, message: Submission | None) -> None:
+        """Add `message` to the batch, or step if it is None; deliver failures to all requests.
 
         After a failure the state of the KV cache is unknown, so the batch is dropped.
         """
         try:
             if self._batch is None:
                 self._batch = self._load()
-            if arrived is not None:
-                self._batch.add(arrived)
+            if message is not None:
+                self._batch.add(message)
             else:
                 self._batch.step()
         except OptiLLMError as exc:
-            self._failed(arrived, exc)
+            self._failed(message, exc)
         except Exception as exc:
             failure = ProviderFailed(f"{self.name}: {type(exc).__name__}: {exc}", status=500)
             failure.__cause__ = exc
-            self._failed(arrived, failure)
+            self._failed(message, failure)
 
-    def _failed(self, arrived: Submission | None, failure: OptiLLMError) -> None:
-        if arrived is not None:
-            arrived.deliver(failure)
+    def _failed(self, message: Submission | None, failure: OptiLLMError) -> None:
+        if message is not None:
+            message.deliver(failure)
         if self._batch is not None:
             self._batch.fail(failure)
             self._batch = None
             return
-        # Loading failed: fail every request queued behind it with the same error.
+        # Loading failed: fail every queued request with the same error.
         for other in list(self._queued()):
             if not isinstance(other, Submission):
                 self._inbox.put(other)

@@ -20,7 +20,7 @@ class PromptTooLong(RequestRejected):
 
 
 class UnknownModel(ProviderFailed):
-    """No model of this name is configured. Nothing was looked up or loaded for it."""
+    """No model of this name is configured. Nothing is looked up or loaded."""
 
     code = "model_not_found"
 
@@ -29,7 +29,7 @@ class UnknownModel(ProviderFailed):
 
 
 def check_adapter(name: str | None, known: Collection[str]) -> None:
-    """Raise UnknownModel unless `name` is one of the adapters `known`, or None."""
+    """Raise UnknownModel unless `name` is None or one of the `known` adapters."""
     if name is not None and name not in known:
         listed = ", ".join(sorted(known)) or "none"
         raise UnknownModel(f"no adapter {name!r}; this model has: {listed}")
@@ -39,17 +39,17 @@ def check_adapter(name: str | None, known: Collection[str]) -> None:
 class SamplingParams:
     """Sampling parameters of one sequence: temperature, top-k, top-p, min-p, applied in this order.
 
-    top_p applies to what top_k left. At temperature 0 (up to a millionth) decoding is greedy; among
-    equals, the token with the lowest id is taken.
+    top_p applies to the tokens that top_k keeps. At temperature 0 (up to 1e-6) decoding is greedy;
+    ties go to the lowest token id.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
-    """Maximum number of tokens to sample from; 0 is no limit."""
+    """Maximum number of tokens to sample from; 0 means no limit."""
 
     min_p: float = 0.0
-    """Minimum probability, as a share of the likeliest token's."""
+    """Minimum probability, relative to that of the likeliest token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,16 +61,16 @@ class EngineRequest:
     """Functions that the model may call, in OpenAI's format."""
 
     must_call: tuple[str, ...] = ()
-    """Functions one of which the reply must call; empty: it need not call any."""
+    """The reply must call one of these functions; empty: no call is required."""
 
     parallel_tool_calls: bool = True
     schema: Mapping[str, Any] | None = None
-    """JSON schema of the reply's text, held by constrained decoding; None: any text."""
+    """JSON schema of the reply, enforced by constrained decoding; None: any text."""
 
     sampling: SamplingParams = SamplingParams()
     n: int = 1
     max_tokens: int | None = None
-    """Maximum number of tokens of a choice; None, or more than fits: what the context leaves."""
+    """Maximum number of tokens per choice, limited by the context; None: as many as fit."""
 
     stop: tuple[str, ...] = ()
     seed: int | None = None
@@ -78,28 +78,27 @@ class EngineRequest:
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])
     adapter: str | None = None
-    """The name of a LoRA adapter; None is the base model."""
+    """The name of a LoRA adapter; None: the base model."""
 
     decoding: BaseModel | None = None
     """Settings of a decoding method; their type determines the method. None: plain sampling."""
 
     top_logprobs: int | None = None
-    """Alternatives to report for each token; None: no log-probabilities at all."""
+    """Number of alternatives to report per token; None: no log-probabilities at all."""
 
-    def shifts(self, counts: Mapping[int, int]) -> Mapping[int, float]:
-        """Return what logit bias and penalties add to the logits, by token id.
+    def logit_offsets(self, counts: Mapping[int, int]) -> Mapping[int, float]:
+        """Return logit bias plus penalties by token id, for the generated tokens `counts`.
 
-        As OpenAI defines it: the bias, less `frequency_penalty` for each occurrence and
-        `presence_penalty` once for each token that this choice has written. Tokens of the prompt do
-        not count.
+        As in OpenAI's API: `frequency_penalty` is subtracted for each occurrence of a token in this
+        choice, and `presence_penalty` once. Prompt tokens do not count.
         """
         if not (self.presence_penalty or self.frequency_penalty):
             return self.logit_bias
-        shifts = dict(self.logit_bias)
+        offsets = dict(self.logit_bias)
         for token, count in counts.items():
             penalty = self.frequency_penalty * count + self.presence_penalty
-            shifts[token] = shifts.get(token, 0.0) - penalty
-        return shifts
+            offsets[token] = offsets.get(token, 0.0) - penalty
+        return offsets
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,7 @@ class ScoredToken:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A `ScoredToken` with the bytes of each token, which may be half a character."""
+    """A `ScoredToken` with the bytes of each token, which may be part of a character."""
 
     token: bytes
     logprob: float
@@ -125,13 +124,13 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A delta of one choice. The last one of a choice has a `finish_reason`."""
+    """A delta of one choice. The last delta of a choice has a `finish_reason`."""
 
     choice: int
     text: str = ""
     reasoning: str = ""
     tokens: tuple[TokenLogprob, ...] = ()
-    """All tokens of the reply, if the request asks for log-probabilities."""
+    """The tokens of this delta, including reasoning and calls, if logprobs were requested."""
 
     finish_reason: FinishReason | None = None
     tool_calls: tuple[ToolCall, ...] = ()
@@ -144,16 +143,16 @@ class Finished:
 
     prompt_tokens: int
     completion_tokens: int
-    """Sum over all choices: every token that was written, end tokens and stop text included."""
+    """Generated tokens of all choices, including end tokens and stop strings."""
 
     cached_tokens: int = 0
-    """Prompt tokens that the prefix cache had."""
+    """Prompt tokens found in the prefix cache."""
 
     reasoning_tokens: int = 0
     """Part of `completion_tokens`."""
 
     facts: Fields = field(default_factory=dict[str, Json])
-    """What the decoding method reports about how the reply came about."""
+    """Statistics of the decoding method, for the response's vendor fields."""
 
 
 Event = Piece | Finished | Exception

@@ -7,7 +7,7 @@ from typing import Protocol
 from optillm_hooks.errors import ProviderFailed
 
 _SHARE = 0.8
-"""Share of a device's memory that models may take, unless the operator sets a limit."""
+"""Fraction of a device's memory that models may use, unless the operator sets a limit."""
 
 
 class Resident(Protocol):
@@ -18,7 +18,7 @@ class Resident(Protocol):
 
     @property
     def bytes(self) -> int:
-        """Memory that it holds now; 0 once it is unloaded."""
+        """Memory in use; 0 once it is unloaded."""
         ...
 
     @property
@@ -27,22 +27,22 @@ class Resident(Protocol):
         ...
 
     def unload(self) -> bool:
-        """Unload it unless it is in use; return whether it is unloaded."""
+        """Unload it unless it is in use; return True if it is unloaded."""
         ...
 
 
 def make_room(name: str, needed: int, limit: int, residents: Sequence[Resident]) -> None:
     """Evict idle models, least recently used first, until `needed` more bytes fit into `limit`.
 
-    Models in use stay.
+    Models in use are not evicted.
 
     Raises:
-        ProviderFailed: it does not fit even alone (500), or not beside the models in use (503).
+        ProviderFailed: it does not fit at all (500), or not together with the models in use (503).
     """
     if needed > limit:
         raise ProviderFailed(
-            f"{name} needs {needed / 2**30:.1f} GiB, and its device has {limit / 2**30:.1f} "
-            "for models",
+            f"{name} needs {needed / 2**30:.1f} GiB, but its device has only "
+            f"{limit / 2**30:.1f} GiB for models",
             status=500,
         )
     remaining = list(residents)
@@ -55,12 +55,13 @@ def make_room(name: str, needed: int, limit: int, residents: Sequence[Resident])
     if needed + held > limit:
         busy = ", ".join(sorted(other.name for other in remaining if other.bytes))
         raise ProviderFailed(
-            f"no memory for {name} beside {busy}, which are in use; try later", status=503
+            f"not enough memory for {name} while these models are in use: {busy}; try again later",
+            status=503,
         )
 
 
 def device_memory(device: str) -> int:
-    """Return the bytes of `device` that models may take."""
+    """Return the memory of `device` that models may use, in bytes."""
     if device.startswith("cuda"):
         import torch
 

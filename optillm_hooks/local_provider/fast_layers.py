@@ -1,4 +1,4 @@
-"""Linear and RMSNorm layers that are faster on CPUs for the few tokens of a decode step."""
+"""Linear and RMSNorm layers that are faster on CPUs for small batches, as in decode steps."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,14 +16,14 @@ from optillm_hooks.local_provider.torch_ops import (
 )
 
 _FEW: Final = range(8, 65)
-"""Numbers of tokens for which the weights come first: for others the usual product is faster."""
+"""Numbers of tokens for which `WeightsFirst` is faster than the usual product."""
 
 
 class WeightsFirst(Linear):
     """A `Linear` that multiplies weights with tokens instead of tokens with weights.
 
-    The libraries that torch calls split a product by the rows of its first factor. Where there are
-    few tokens, they compute this transposed product up to twice as fast.
+    The libraries that torch calls parallelise over the rows of the first factor. With few tokens,
+    they compute this transposed product up to twice as fast.
     """
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -39,9 +39,9 @@ class WeightsFirst(Linear):
 
 
 class Packed(Linear):
-    """A `Linear` with bfloat16 weights in the order of the CPU's matrix unit.
+    """A `Linear` with bfloat16 weights that are reordered for the CPU's matrix unit.
 
-    With plain weights, each product reorders them anew.
+    With plain weights, every product reorders them again.
     """
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class Packed(Linear):
 
 
 def use_fast_layers(model: Module) -> None:
-    """Replace the Linear and RMSNorm layers of a model on a CPU by faster equivalents.
+    """Replace the Linear and RMSNorm layers of a model on a CPU with faster equivalents.
 
     A packed weight replaces the plain one, so it must not be shared with a layer of another kind.
     """
@@ -78,15 +78,15 @@ def _use_fast_linear(layer: Linear, *, packable: bool) -> None:
 def _as_rms_norm(layer: Module, weight: Tensor) -> Callable[[Tensor], Tensor] | None:
     """Return torch's fused RMSNorm if `layer` computes the same, else None.
 
-    (Zhang and Sennrich 2019, arXiv:1910.07467.) Each model has its own class for it, and some
-    classes of that name compute something else, so the numbers are compared. In half precision the
-    fused norm rounds at other places and is no faster.
+    (Zhang and Sennrich 2019, arXiv:1910.07467.) Each model has its own RMSNorm class, and some
+    compute something else, so the results are compared. In half precision the fused norm rounds
+    differently and is no faster.
     """
     epsilon = getattr(layer, "variance_epsilon", None)
     if epsilon is None or weight.dim() != 1 or weight.dtype != torch.float32:
         return None
     norm = partial(rms_norm, normalized_shape=weight.shape, weight=weight, eps=epsilon)
     large = torch.linspace(-2, 3, len(weight))
-    given = torch.stack([large, 1e-3 * large])  # the small one shows what is added to its square
+    given = torch.stack([large, 1e-3 * large])  # the small one reveals the epsilon
     with torch.no_grad():
         return norm if torch.allclose(layer(given), norm(given)) else None

@@ -1,9 +1,9 @@
-"""Constrained decoding: a grammar determines which tokens may come next.
+"""Constrained decoding (structured outputs): a grammar determines the allowed next tokens.
 
 Source: Willard and Louf 2023, "Efficient Guided Generation for Large Language Models",
-arXiv:2307.09702: before each draw the tokens that cannot continue the form are masked, which leaves
-the model's own distribution, renormalised over those that can. The grammars are written in
-llguidance's dialect of Lark.
+arXiv:2307.09702: before each token is sampled, the tokens that the grammar forbids are masked. That
+leaves the model's own distribution, renormalised over the allowed tokens. The grammars are written
+in llguidance's dialect of Lark.
 """
 
 import json
@@ -18,17 +18,17 @@ from llguidance.hf import from_tokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
 from torch import Tensor
 
-from optillm_hooks.decoding.markers import THINK, THOUGHT
+from optillm_hooks.decoding.markers import THINK_END, THINK_START
 from optillm_hooks.errors import ProviderFailed, RequestRejected
 
 Thinking = Literal["opened", "possible", "none"]
-"""Whether a reply begins inside a <think> block, may open one, or has none."""
+"""Whether a reply starts inside a <think> block, may open one, or has none."""
 
 _MAX_KEPT = 64
 """Number of compiled grammars that are cached."""
 
 _STRICTLY = {
-    # Without a limit, small models write blanks until the reply is full.
+    # Without a limit, small models write whitespace up to the length limit.
     "whitespace_pattern": r"[ \n\t]{1,20}",
     "lenient": False,
     "coerce_one_of": False,
@@ -46,7 +46,7 @@ def json_rule(schema: Mapping[str, Any]) -> str:
 
 
 class Constraint:
-    """The state of one reply in its grammar."""
+    """The grammar state of one reply."""
 
     def __init__(self, matcher: LLMatcher) -> None:
         self.matcher = matcher
@@ -55,22 +55,22 @@ class Constraint:
         """Return a copy for another reply, in the same state."""
         return Constraint(self.matcher.deep_copy())
 
-    def take(self, token: int) -> None:
-        """Advance by a token of the reply; end tokens count.
+    def accept(self, token: int) -> None:
+        """Advance by one token of the reply, end tokens included.
 
         Raises:
-            ProviderFailed: the grammar does not allow it, or became too large to follow.
+            ProviderFailed: the grammar does not allow the token, or llguidance hit a limit.
         """
         if not self.matcher.consume_token(token):
             reason = _first_lines(self.matcher.get_error()) or "the grammar had ended"
-            raise ProviderFailed(f"the form of the reply could not be kept: {reason}", status=500)
+            raise ProviderFailed(f"constrained decoding failed: {reason}", status=500)
 
 
 class Grammars:
     """The grammars for one tokenizer, compiled by llguidance.
 
-    Creating this takes about a second, and compiling a grammar milliseconds: llguidance bounds the
-    work.
+    Creating this takes about a second; compiling a grammar takes milliseconds, which llguidance
+    limits.
     """
 
     def __init__(self, tokenizer: Any, end_ids: Iterable[int]) -> None:
@@ -92,7 +92,7 @@ class Grammars:
         """
         beginnings: Mapping[Thinking, str] = {
             "opened": "thought",
-            "possible": f"({self.symbol(THINK)} thought)?",
+            "possible": f"({self.symbol(THINK_START)} thought)?",
             "none": "",
         }
         start = f"start: {beginnings[thinking]} ({' | '.join(forms)})"
@@ -102,7 +102,7 @@ class Grammars:
         """Return a constraint in the initial state of `grammar`; recent grammars stay compiled.
 
         Raises:
-            RequestRejected: the grammar, which the field `param` asked for, cannot be enforced.
+            RequestRejected: the grammar, requested by the field `param`, cannot be enforced.
         """
         if grammar not in self._compiled:
             matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
@@ -116,18 +116,18 @@ class Grammars:
         return self._compiled[grammar].fork()
 
     def _thought(self) -> str:
-        """Return the rule `thought`: the text of a block of thinking, and its closing marker."""
-        end = self._id_of(THOUGHT)
-        if self.symbol(THOUGHT) == json.dumps(THOUGHT):
+        """Return the grammar rule `thought`: thinking, followed by the closing marker."""
+        end = self._id_of(THINK_END)
+        if self.symbol(THINK_END) == json.dumps(THINK_END):
             return _THOUGHT_IN_LETTERS
-        # Tokens and not text: a decoding method may close the thinking within a character.
+        # Tokens, not text: a decoding method may close the thinking in the middle of a character.
         closing = ",".join(str(token) for token in sorted({end, *self._tokenizer.eos_tokens}))
         return f"thought: <[^{closing}]>* <[{end}]> /\\n{{0,4}}/"
 
     def mask(self, logits: Tensor, constraints: Sequence[Constraint | None]) -> Tensor:
         """Return `logits` [B, V] with -inf for the tokens that `constraints[b]` forbids in row b.
 
-        End tokens are allowed only where the reply may end.
+        End tokens are allowed only where the grammar may end.
         """
         rows = [b for b, constraint in enumerate(constraints) if constraint is not None]
         if not rows:
@@ -146,6 +146,6 @@ class Grammars:
 
 
 def _first_lines(error: str) -> str:
-    """Return an error of llguidance without its quotation of our grammar."""
+    """Return an error message of llguidance without the grammar that it quotes."""
     message = _SOURCE_LINES.split(error.partition("\n<state>")[0])[0]
     return " ".join(message.rpartition("failed to compile JSON schema: ")[2].split())

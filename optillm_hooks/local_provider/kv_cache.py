@@ -1,9 +1,9 @@
 """The KV cache of the running rows, and attention over it (grouped-query attention included).
 
-A row's tokens are in two places: a `Prefix` that it may share with other rows, which has one slot
-and is read once for all of them, and its own slot of a `Pool`. Pools are length classes: a row
-moves to the next one when it outgrows its own, so that one long row does not make all the short
-ones long. Prefixes have pools of their own, so that all prefixes of a step are read in one go.
+A row's tokens are in two places: its own slot of a `Pool`, and a `Prefix` that it may share with
+other rows, which has one slot and is read once for all of them. Pools are length classes: a row
+that outgrows its pool moves to the next one, so that one long row does not make all the short
+ones long. Prefixes have separate pools, so that all prefixes of a step are read together.
 
 A step feeds any number of tokens to any of the rows, as one flat list: the linear layers see all
 tokens together, both those of sequences that decode and those of prefill chunks.
@@ -28,7 +28,7 @@ class KVShape:
     layers: int
     kv_heads: int
     group: int
-    """Query heads per key-value head: above 1 with grouped-query or multi-query attention."""
+    """Query heads per key-value head; more than 1 with grouped-query or multi-query attention."""
 
     head_dim: int
     dtype: torch.dtype
@@ -41,7 +41,7 @@ class KVShape:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prefix:
-    """The KV cache of a prompt, for rows that begin with it. Never written to.
+    """The KV cache of a prompt, for rows that start with it. Immutable.
 
     keys, values: [layers, kv_heads, tokens, head_dim]
     """
@@ -58,8 +58,8 @@ class Prefix:
 class Pool:
     """KV cache slots of one length. keys, values: [layers, slots, kv_heads, length, head_dim].
 
-    The number of slots doubles when all are used and halves when half of them are enough: there are
-    at most twice as many slots as rows.
+    The number of slots doubles when all are used, and halves when fewer than half are: there are at
+    most twice as many slots as rows.
     """
 
     def __init__(self, shape: KVShape, length: int) -> None:
@@ -74,7 +74,7 @@ class Pool:
         return self.keys.shape[1] * self.length * self.shape.token_bytes
 
     def add(self, row: "Row") -> None:
-        """Give `row` a slot; its content is undefined."""
+        """Give `row` a slot with undefined content."""
         if len(self.rows) == self.keys.shape[1]:
             self._resize(max(1, 2 * len(self.rows)))
         row.pool, row.slot = self, len(self.rows)
@@ -102,8 +102,8 @@ class Pool:
 
     def _empty(self, slots: int) -> Tensor:
         s = self.shape
-        # Zeros: attention multiplies what is after a row's end by a weight of zero, and zero times
-        # whatever memory held before could be NaN.
+        # Zeros, since attention gives the part after a row's end a weight of zero, and zero times
+        # uninitialised memory could be NaN.
         return torch.zeros(
             s.layers, slots, s.kv_heads, self.length, s.head_dim, dtype=s.dtype, device=s.device
         )
@@ -126,7 +126,7 @@ class Row:
 
     @property
     def position(self) -> int:
-        """The number of tokens it holds."""
+        """The number of tokens in it."""
         return self.length + (len(self.prefix.tokens) if self.prefix else 0)
 
 
@@ -148,9 +148,9 @@ class KVCache:
         return sum(pool.bytes for pool in self._pools + self._prefix_pools)
 
     def bytes_for(self, rows: int, tokens: int) -> int:
-        """Return the maximum memory that `rows` rows fill with `tokens` tokens each of their own.
+        """Return the maximum bytes that `rows` rows use for `tokens` tokens each, without prefixes.
 
-        Slots are allocated ahead: up to twice as much memory is taken.
+        Slots are allocated ahead: up to twice as much memory is allocated.
         """
         return rows * _length_class(tokens, self._pools).length * self.shape.token_bytes
 
@@ -159,7 +159,7 @@ class KVCache:
             yield from pool.rows
 
     def new(self, prefix: Prefix | None = None, adapter: str | None = None, tokens: int = 0) -> Row:
-        """Return an empty row whose slot has room for `tokens` tokens or more."""
+        """Return an empty row whose slot has room for at least `tokens` tokens."""
         pool = _length_class(tokens, self._pools)
         prefix_slot = None if prefix is None else self._slot_of(prefix)
         row = Row(pool, -1, prefix, prefix_slot, adapter=adapter)
@@ -189,7 +189,7 @@ class KVCache:
         if pool.length <= row.pool.length:
             return
         old = Row(row.pool, row.slot, length=row.length)
-        pool.add(row)  # may find no memory; the row then still has its old slot
+        pool.add(row)  # may run out of memory; the row then keeps its old slot
         old.pool.rows[old.slot] = old
         used = slice(0, row.length)
         pool.keys[:, row.slot, :, used] = old.pool.keys[:, old.slot, :, used]
@@ -214,8 +214,8 @@ def _length_class(tokens: int, pools: Sequence[Pool]) -> Pool:
 
 
 @dataclass(slots=True, eq=False)
-class _Run:
-    """Several tokens of one row (a prefill chunk): places `start` to `end` of the flat list."""
+class _PrefillChunk:
+    """Several tokens of one row, as in prefill: places `start` to `end` of the flat list."""
 
     row: Row
     start: int
@@ -225,18 +225,18 @@ class _Run:
 
 
 @dataclass(slots=True, eq=False)
-class _Singles:
-    """The tokens of rows of one pool that feed one each, as in decode: places `start` to `end`."""
+class _SingleTokens:
+    """One token per row of a pool, as in decode: places `start` to `end` of the flat list."""
 
     pool: Pool
     start: int
     end: int
     slots: Tensor
-    """int [rows]: the slot of each row; they rise."""
+    """int [rows]: the slot of each row, in ascending order."""
 
     padded: Tensor | None
-    """int [slots]: the index of each slot's token among these. A slot without one is padded with
-    another row's token, whose output is discarded. None: every slot has one."""
+    """int [slots]: the index of each slot's token among these. Slots without a token are padded
+    with another row's, whose output is discarded. None: no padding is needed."""
 
     mask: Tensor
     """float [slots, 1, 1, longest]"""
@@ -244,12 +244,12 @@ class _Singles:
 
 @dataclass(slots=True, eq=False)
 class _Shared:
-    """Single tokens of rows whose shared prefixes are in one pool."""
+    """One token each of the rows whose shared prefixes are in one pool (cascade attention)."""
 
     pool: Pool
     readers: Tensor
-    """int [prefixes, max rows per prefix]: the places of the tokens that read each prefix. Short
-    rows are padded with another token's place; its output is discarded."""
+    """int [prefixes, max rows per prefix]: the places of the tokens that attend to each prefix.
+    Padded with another token's place, whose output is discarded."""
 
     in_readers: Tensor
     """int [tokens]: the index of each token in `readers`, flattened."""
@@ -269,7 +269,7 @@ class _Write:
     start: int
     end: int
     vectors: Tensor
-    """int [tokens x kv_heads]: the index of each head's vector among those of a layer."""
+    """int [tokens x kv_heads]: the index of each head's vector in the layer's flattened cache."""
 
 
 RowTokens = tuple[Row, Sequence[int]]
@@ -277,11 +277,11 @@ RowTokens = tuple[Row, Sequence[int]]
 
 
 class StepPlan:
-    """Attention metadata of one step: where its tokens are in the KV cache, for every layer.
+    """Attention metadata of one step, shared by all layers: where its tokens are in the KV cache.
 
-    Made before the forward pass; the rows' lengths already count the step's tokens. In the flat
-    list of all tokens, those of a pool are adjacent, single tokens first and in the order of their
-    slots: then most of what attention reads and writes is contiguous.
+    Built before the forward pass; the rows' lengths already include the step's tokens. The flat
+    list groups tokens by pool, single tokens first and in slot order, so that attention reads and
+    writes mostly contiguous memory.
     """
 
     def __init__(self, feeds: Sequence[RowTokens], shape: KVShape) -> None:
@@ -296,21 +296,23 @@ class StepPlan:
         counts = accumulate(len(tokens) for _, tokens in order)
         ends = dict(zip((row for row, _ in order), counts, strict=True))
         self.last = torch.tensor([ends[row] - 1 for row, _ in feeds], device=on)
-        """The place of each row's last token, in the order in which the rows were given."""
+        """The place of each row's last token, in the order of `feeds`."""
 
         seen = [range(row.position - len(tokens), row.position) for row, tokens in order]
         self.positions = torch.tensor([position for some in seen for position in some], device=on)
         self._writes: list[_Write] = []
-        self._singles: list[_Singles] = []
-        self._runs: list[_Run] = []
+        self._singles: list[_SingleTokens] = []
+        self._chunks: list[_PrefillChunk] = []
         for pool, of_pool in groupby(order, key=lambda feed: feed[0].pool):
             mine = list(of_pool)
             self._writes.append(_write(pool, mine, ends, on))
             single = [row for row, tokens in mine if len(tokens) == 1]
             if single:
                 self._singles.append(_singles(pool, single, ends[single[0]] - 1, shape))
-            self._runs += [
-                _Run(row, ends[row] - len(tokens), ends[row], _causal(row, len(tokens), shape))
+            self._chunks += [
+                _PrefillChunk(
+                    row, ends[row] - len(tokens), ends[row], _causal(row, len(tokens), shape)
+                )
                 for row, tokens in mine[len(single) :]
             ]
         self._shared = list(_shared(order, ends, shape))
@@ -333,8 +335,8 @@ class StepPlan:
         for shared in self._shared:
             assert lse is not None  # noqa: S101
             _merge_prefixes(shared, layer, queries, out, lse, scale)
-        for run in self._runs:
-            _attend_run(run, layer, query[0], out, scale)
+        for chunk in self._chunks:
+            _attend_chunk(chunk, layer, query[0], out, scale)
         return out[None]
 
 
@@ -368,18 +370,18 @@ def _bias(visible: Tensor, shape: KVShape) -> Tensor:
 
 
 def _until(lengths: Sequence[int], shape: KVShape) -> Tensor:
-    """Return a mask [slots, 1, 1, longest] that shows the first `lengths[i]` tokens of slot i."""
+    """Return a mask [slots, 1, 1, longest] over the first `lengths[i]` tokens of slot i."""
     seen = torch.arange(max(lengths), device=shape.device)
     return _bias(seen < torch.tensor(lengths, device=shape.device)[:, None], shape)[:, None, None]
 
 
-def _singles(pool: Pool, rows: Sequence[Row], start: int, shape: KVShape) -> _Singles:
+def _singles(pool: Pool, rows: Sequence[Row], start: int, shape: KVShape) -> _SingleTokens:
     count = 1 + rows[-1].slot
     padded, lengths = [0] * count, [1] * count
     for index, row in enumerate(rows):
         padded[row.slot], lengths[row.slot] = index, row.length
     on = shape.device
-    return _Singles(
+    return _SingleTokens(
         pool,
         start,
         start + len(rows),
@@ -416,11 +418,11 @@ def _shared(
 
 
 def _attend_singles(
-    s: _Singles, layer: int, query: Tensor, out: Tensor, lse: Tensor | None, scale: float
+    s: _SingleTokens, layer: int, query: Tensor, out: Tensor, lse: Tensor | None, scale: float
 ) -> None:
     """Write the attention of single tokens over their own slots to `out`, its logsumexp to `lse`.
 
-    Grouped-query attention without `repeat_kv`: the group is folded into the query dimension.
+    Grouped-query attention without `repeat_kv`: groups are folded into the query dimension.
     """
     heads, head_dim = s.pool.shape.kv_heads, s.pool.shape.head_dim
     count, _, _, longest = s.mask.shape
@@ -441,10 +443,10 @@ def _attend_singles(
 def _merge_prefixes(
     s: _Shared, layer: int, query: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> None:
-    """Merge the attention over shared prefixes into `out`, which has that over the rows' own slots.
+    """Merge the attention over shared prefixes into `out`, the attention over the rows' own slots.
 
-    Cascade attention: each part has its own softmax and is weighed by its share of the whole
-    normaliser, which the two logsumexps give.
+    Cascade attention: each part has its own softmax, and is weighted by its share of the total
+    normaliser, computed from the two logsumexps.
     """
     heads, group, head_dim = s.pool.shape.kv_heads, s.pool.shape.group, s.pool.shape.head_dim
     (count, width), longest = s.readers.shape, s.mask.shape[-1]
@@ -462,15 +464,19 @@ def _merge_prefixes(
     out[s.places] = torch.lerp(out[s.places], found, share[..., None].to(out.dtype))
 
 
-def _attend_run(run: _Run, layer: int, query: Tensor, out: Tensor, scale: float) -> None:
+def _attend_chunk(
+    chunk: _PrefillChunk, layer: int, query: Tensor, out: Tensor, scale: float
+) -> None:
     """Write the causal attention of a prefill chunk over its row to `out`."""
-    row, count = run.row, run.end - run.start
+    row, count = chunk.row, chunk.end - chunk.start
     k = row.pool.keys[layer, row.slot, :, : row.length]
     v = row.pool.values[layer, row.slot, :, : row.length]
     if row.prefix is not None:
         k = torch.cat([row.prefix.keys[layer], k], dim=1)
         v = torch.cat([row.prefix.values[layer], v], dim=1)
     heads, _, head_dim = k.shape
-    q = query[:, run.start : run.end].reshape(heads, -1, head_dim)
-    read = scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=run.mask, scale=scale)
-    out[run.start : run.end] = read.reshape(-1, count, head_dim).transpose(0, 1)
+    q = query[:, chunk.start : chunk.end].reshape(heads, -1, head_dim)
+    read = scaled_dot_product_attention(
+        q[None], k[None], v[None], attn_mask=chunk.mask, scale=scale
+    )
+    out[chunk.start : chunk.end] = read.reshape(-1, count, head_dim).transpose(0, 1)

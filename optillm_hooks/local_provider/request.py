@@ -1,4 +1,4 @@
-"""The OpenAI chat request body: validated field by field, and turned into an EngineRequest."""
+"""The OpenAI chat request body: validates its fields and converts it to an EngineRequest."""
 
 import json
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ _WITHOUT_EFFECT = frozenset(
     {"max_retries", "metadata", "prompt_cache_key", "safety_identifier",
      "service_tier", "store", "stream", "stream_options", "user", "extra_body", "extra_headers"}
 )  # fmt: skip
-"""Fields that clients or LiteLLM's router send to every model and that have no effect here."""
+"""Fields without effect here, which clients or LiteLLM's router send to every model."""
 
 
 _MAX_SCHEMA = 120_000
-"""Maximum length of a schema in characters: the same as OpenAI's."""
+"""Maximum length of a schema in characters, as in OpenAI's API."""
 
 _NAME = r"^[a-zA-Z0-9_.:-]{1,64}$"
 
@@ -94,7 +94,7 @@ _ResponseFormat = Annotated[
 
 
 class ChatRequest(BaseModel):
-    """The fields of a chat request that the engine supports; None: the field was left out."""
+    """The fields of a chat request that the engine supports; None: not sent."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -154,14 +154,16 @@ class ChatRequest(BaseModel):
         return [tool.model_dump(exclude_unset=True) for tool in self.tools]
 
     def _must_call(self) -> tuple[str, ...]:
-        """Return the functions one of which must be called."""
+        """Return the names of the functions of which at least one must be called."""
         if self.tool_choice in (None, "none", "auto"):
             return ()
         names = tuple(tool.function.name for tool in self.tools or ())
         if isinstance(self.tool_choice, _NamedTool):
             names = tuple({self.tool_choice.function.name} & set(names))
         if not names:
-            raise RequestRejected("tool_choice names no tool of this request", param="tool_choice")
+            raise RequestRejected(
+                "tool_choice does not name a tool of this request", param="tool_choice"
+            )
         return names
 
     def _schema(self) -> dict[str, Any] | None:
@@ -179,12 +181,12 @@ class ChatRequest(BaseModel):
                 raise RequestRejected(f"no decoding method {name!r}; known: {known}")
             method: BaseModel = METHODS[name].settings.model_validate(settings)
             if METHODS[name].one_choice and ((self.n or 1) > 1 or self.logprobs):
-                raise RequestRejected(f"{name} gives one choice, without logprobs")
+                raise RequestRejected(f"{name} returns one choice, without logprobs")
             formed = self._schema() is not None or self._must_call()
             if formed and isinstance(method, ThinkSettings) and method.markers != MARKERS:
                 raise RequestRejected(
-                    "a reply with a schema or a required call can only think between <think> and "
-                    "</think>"
+                    "with response_format or a required tool call, the thinking markers must be "
+                    "<think> and </think>"
                 )
             return method
         return None
@@ -206,7 +208,7 @@ def parse_request(messages: Messages, fields: Mapping[str, Any]) -> EngineReques
     except ValidationError as exc:
         raise _rejection(exc) from None
     if request.top_logprobs is not None and not request.logprobs:
-        raise RequestRejected("top_logprobs needs logprobs: true", param="top_logprobs")
+        raise RequestRejected("top_logprobs requires logprobs: true", param="top_logprobs")
     return engine_request
 
 

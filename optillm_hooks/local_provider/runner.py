@@ -1,6 +1,6 @@
 """The model runner: forward passes over the rows of the KV cache.
 
-Only the engine's thread calls it.
+Called only from the engine's thread.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,12 +25,12 @@ from optillm_hooks.local_provider.steering import Steering
 
 _ATTENTION = "optillm_rows"
 _WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
-_CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3}
-_CLOSE_IN_HALF = 0.1
-"""Relative difference of logits up to which it is rounding."""
+_MAX_LOGIT_ERROR = {torch.float32: 1e-3, torch.float64: 1e-3}
+_MAX_LOGIT_ERROR_IN_HALF = 0.1
+"""Maximum relative difference of logits that rounding explains."""
 
 _CHANGES_SCORES = ("softcap", "s_aux")
-"""Arguments of the attention function that change the scores, which rows do not support."""
+"""Arguments of the attention function that change the scores, which is not supported here."""
 
 
 class Runner:
@@ -49,11 +49,11 @@ class Runner:
             model: a causal language model of transformers.
             adapters: folders of LoRA adapters by name.
             steering: files of steering vectors by name.
-            context: maximum number of tokens of a prompt and its answer; None, the model's own.
+            context: maximum number of tokens of a prompt and its answer; None: the model's own.
 
         Raises:
             ProviderFailed: the model's attention is not supported, or an adapter or steering vector
-                is wrong.
+                is invalid.
         """
         config = model.config.get_text_config()
         _check_layers(config)
@@ -78,13 +78,13 @@ class Runner:
         self.kv_cache = KVCache(self._shape, self.context)
         self.adapters = Adapters(model, {})
         self.steering = Steering(model, steering or {})
-        self._take_over_attention(config)
+        self._replace_attention(config)
         self.adapters = Adapters(model, adapters or {})
 
-    def _take_over_attention(self, config: Any) -> None:
-        """Make the model attend over our KV cache, and check that its logits stay the same.
+    def _replace_attention(self, config: Any) -> None:
+        """Make the model use our KV cache, and check that its logits stay the same.
 
-        Not every model calls the attention function, or leaves all of its attention to it.
+        Some models do not call the attention function, or do part of their attention elsewhere.
         """
         tokens = [1 + i % (config.vocab_size - 1) for i in range(12)]
         with torch.inference_mode():
@@ -101,7 +101,7 @@ class Runner:
             self.step([(row, tokens[:-1])])
             fork = self.fork(self.snapshot(row, tokens[:-1]), shared=True)
             found = self.step([(row, tokens[-1:]), (fork, tokens[-1:])])
-            off = float((found - expected).norm(dim=-1).max() / expected.norm())
+            error = float((found - expected).norm(dim=-1).max() / expected.norm())
             written = row.pool.keys[:, row.slot].flatten(1).any(dim=1)
         except Exception as exc:  # a model's own code may raise anything
             raise _unsupported(config, f"{type(exc).__name__}: {exc}") from exc
@@ -110,18 +110,18 @@ class Runner:
                 self.free(left)
         if not written.all():
             raise _unsupported(config, "its attention cannot be replaced")
-        if not off < _CLOSE.get(self._shape.dtype, _CLOSE_IN_HALF):
-            raise _unsupported(config, f"its logits are off by {off:.1%}")
+        if not error < _MAX_LOGIT_ERROR.get(self._shape.dtype, _MAX_LOGIT_ERROR_IN_HALF):
+            raise _unsupported(config, f"its logits are off by {error:.1%}")
 
     @torch.inference_mode()
     def step(self, feeds: Sequence[RowTokens]) -> Tensor:
-        """Run one forward pass that appends tokens to rows; returns float32 logits [rows, V]."""
+        """Append tokens to rows in one forward pass; return float32 logits [rows, V]."""
         for row, tokens in feeds:
             self.kv_cache.reserve(row, len(tokens))
             row.length += len(tokens)
         plan = StepPlan(feeds, self._shape)
-        self.adapters.choose([row.adapter for row in plan.rows], self._shape.device)
-        self.steering.choose([row.steering for row in plan.rows])
+        self.adapters.assign([row.adapter for row in plan.rows], self._shape.device)
+        self.steering.assign([row.steering for row in plan.rows])
         output = self._model(
             input_ids=plan.tokens[None],
             position_ids=plan.positions[None],
@@ -134,7 +134,7 @@ class Runner:
 
     @torch.inference_mode()
     def fork(self, prefix: Prefix, *, shared: bool, adapter: str | None = None) -> Row:
-        """Return a new row that begins with `prefix`: by reference if `shared`, else as a copy."""
+        """Return a new row that starts with `prefix`: shared, or else copied."""
         if not shared:
             return self.begin(prefix, len(prefix.tokens), adapter)
         return self.kv_cache.new(prefix, adapter)
@@ -159,9 +159,9 @@ class Runner:
 
 def _check_layers(config: Any) -> None:
     """Raise ProviderFailed unless the model is decoder-only, with attention in every layer."""
-    odd = set(getattr(config, "layer_types", None) or ()) - {"full_attention", *_WINDOWS}
-    if odd:
-        raise _unsupported(config, f"it has layers of {', '.join(sorted(odd))}")
+    unsupported = set(getattr(config, "layer_types", None) or ()) - {"full_attention", *_WINDOWS}
+    if unsupported:
+        raise _unsupported(config, f"it has layers of {', '.join(sorted(unsupported))}")
     if config.is_encoder_decoder:
         raise _unsupported(config, "it has an encoder")
 
@@ -174,19 +174,20 @@ def _check_windows(config: Any, context: int) -> None:
         if window and window < context:
             raise _unsupported(
                 config,
-                f"it has layers that see {window} tokens of its context of {context}; "
-                f"with `context: {window}` or less it can be served",
+                f"some layers attend to only {window} tokens of its context of {context}; "
+                f"set `context: {window}` or less to serve it",
             )
 
 
 def _check_positions(config: Any, context: int) -> None:
     """Raise ProviderFailed if a row's rotary embedding depends on the length of other rows.
 
-    Transformers changes the frequencies by the longest row of a step: with longrope beyond its
-    original length. (With dynamic, beyond `max_position_embeddings`, which no row reaches.)
+    Transformers chooses the frequencies by the longest row of a step: with longrope, once that row
+    exceeds the original length. (With dynamic scaling, once it exceeds `max_position_embeddings`,
+    which no row does.)
     """
     rope = getattr(config, "rope_parameters", None) or {}
-    for kind in (rope, *rope.values()):  # one rope config per layer type, if there are several
+    for kind in (rope, *rope.values()):  # models may have one rope config per layer type
         if not isinstance(kind, Mapping) or kind.get("rope_type") != "longrope":
             continue
         original = kind["original_max_position_embeddings"]
@@ -194,7 +195,7 @@ def _check_positions(config: Any, context: int) -> None:
             raise _unsupported(
                 config,
                 f"its positions change beyond {original} tokens of its context of {context}; "
-                f"with `context: {original}` or less it can be served",
+                f"set `context: {original}` or less to serve it",
             )
 
 
@@ -218,7 +219,7 @@ def _attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attend over the KV cache: the function that transformers' models call in each layer."""
-    odd = [name for name in _CHANGES_SCORES if others.get(name) is not None]
-    if odd:
-        raise NotImplementedError(f"attention with {' and '.join(odd)}")
+    unsupported = [name for name in _CHANGES_SCORES if others.get(name) is not None]
+    if unsupported:
+        raise NotImplementedError(f"attention with {' and '.join(unsupported)}")
     return plan.attend(module.layer_idx, query, key, value, scaling), None

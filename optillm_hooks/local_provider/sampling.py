@@ -10,84 +10,90 @@ from optillm_hooks.local_provider.engine_request import SamplingParams, ScoredTo
 _BELOW_ONE = 1 - 2**-24
 """The largest float32 below 1."""
 
-_COLDEST = 1e-6
-"""Temperature up to which rows are greedy: dividing by less overflows float32."""
+_MAX_GREEDY_TEMPERATURE = 1e-6
+"""Rows up to this temperature are greedy: dividing by less overflows float32."""
 
 _HEAD = 256
-"""Tokens that are sorted first: a nucleus is seldom larger, and a whole vocabulary is slow."""
+"""Tokens sorted at first: a nucleus is seldom larger, and sorting the vocabulary is slow."""
 
 
-def draw(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> list[int]:
-    """Return one token id per row: row b by `params[b]` with the number `uniforms[b]` in [0, 1).
+def sample(
+    logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
+) -> list[int]:
+    """Return one token id per row, by inverse transform sampling with `uniforms` in [0, 1).
 
-    A row's token depends on its own logits, parameters and number alone, not on its neighbours. It
-    is the first token, in the order of the vocabulary (without top_k, top_p, min_p) or of falling
-    probability (with them), at which the cumulative probability exceeds the number.
+    Row b uses `params[b]` and `uniforms[b]`; its token does not depend on other rows. It is the
+    first token at which the cumulative probability exceeds `uniforms[b]`, in order of token id, or
+    with top_k, top_p or min_p in order of decreasing probability.
     """
     tokens: list[int] = logits.argmax(dim=-1).tolist()
-    random = [b for b, p in enumerate(params) if p.temperature > _COLDEST]
+    random = [b for b, p in enumerate(params) if p.temperature > _MAX_GREEDY_TEMPERATURE]
     plain = [b for b in random if not _truncates(params[b])]
     truncated = [b for b in random if _truncates(params[b])]
-    for rows, sample in ((plain, _from_all), (truncated, _from_likeliest)):
+    for rows, sampler in ((plain, _sample_whole), (truncated, _sample_truncated)):
         if rows:
             own = [params[b] for b in rows]
-            tempered = _tempered(logits if len(rows) == len(logits) else logits[rows], own)
+            tempered = _with_temperature(logits if len(rows) == len(logits) else logits[rows], own)
             for b, token in zip(
-                rows, sample(tempered, own, [uniforms[b] for b in rows]), strict=True
+                rows, sampler(tempered, own, [uniforms[b] for b in rows]), strict=True
             ):
                 tokens[b] = token
     return tokens
 
 
-def _from_all(z: Tensor, _params: Sequence[SamplingParams], uniforms: Sequence[float]) -> list[int]:
-    """Return a token per row of tempered logits, drawn from the whole vocabulary."""
+def _sample_whole(
+    z: Tensor, _params: Sequence[SamplingParams], uniforms: Sequence[float]
+) -> list[int]:
+    """Return a token per row of logits (divided by temperature), from the whole vocabulary."""
     tokens: list[int] = _invert(z, _column(z, uniforms)).tolist()
     return tokens
 
 
-def _from_likeliest(
+def _sample_truncated(
     z: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
 ) -> list[int]:
-    """Return a token per row of tempered logits, by top-k, top-p and min-p sampling.
+    """Return a token per row of logits (divided by temperature), by top-k, top-p and min-p.
 
-    Only the head is sorted at first. Where all of the head is kept, the nucleus may be larger, and
-    the row is drawn again from the whole vocabulary.
+    Only the likeliest tokens are sorted at first. If all of them are kept, the nucleus may be
+    larger, and the row is sampled again from the whole vocabulary.
     """
     vocabulary = z.shape[1]
     size = min(max(_HEAD, *(p.top_k for p in params)), vocabulary)
-    tokens, full = _from_head(z, params, uniforms, size)
+    tokens, full = _sample_head(z, params, uniforms, size)
     again = [b for b, whole in enumerate(full) if whole and not params[b].top_k]
     if again and size < vocabulary:
         own = [params[b] for b in again]
-        redrawn, _ = _from_head(z[again], own, [uniforms[b] for b in again], vocabulary)
+        redrawn, _ = _sample_head(z[again], own, [uniforms[b] for b in again], vocabulary)
         for b, token in zip(again, redrawn, strict=True):
             tokens[b] = token
     return tokens
 
 
-def _from_head(
+def _sample_head(
     z: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float], size: int
 ) -> tuple[list[int], list[bool]]:
-    """Return a token per row from its `size` likeliest, and whether all of those were kept."""
+    """Return a token per row from its `size` likeliest, and if all of those were kept."""
     head, ids = z.topk(size, dim=-1)
-    keep = kept(head, z.logsumexp(dim=-1, keepdim=True), params)
+    keep = truncation_mask(head, z.logsumexp(dim=-1, keepdim=True), params)
     index = _invert(head.masked_fill(~keep, -torch.inf), _column(z, uniforms))
     return ids.gather(1, index[:, None])[:, 0].tolist(), keep[:, -1].tolist()
 
 
-def shift(logits: Tensor, shifts: Sequence[Mapping[int, float]]) -> Tensor:
-    """Return `logits` with `shifts[b]` (logit bias and penalties) added to row b, by token id."""
-    if not any(shifts):
+def add_offsets(logits: Tensor, offsets: Sequence[Mapping[int, float]]) -> Tensor:
+    """Return `logits` with `offsets[b]` (logit bias and penalties) added to row b, by token id."""
+    if not any(offsets):
         return logits
-    rows = [b for b, row in enumerate(shifts) for _ in row]
-    ids = [token for row in shifts for token in row]
-    values = torch.tensor([value for row in shifts for value in row.values()], device=logits.device)
+    rows = [b for b, row in enumerate(offsets) for _ in row]
+    ids = [token for row in offsets for token in row]
+    values = torch.tensor(
+        [value for row in offsets for value in row.values()], device=logits.device
+    )
     places = (torch.tensor(rows, device=logits.device), torch.tensor(ids, device=logits.device))
     return logits.index_put(places, values, accumulate=True)
 
 
-def score(logits: Tensor, tokens: Sequence[int], top: int) -> list[ScoredToken]:
-    """Return the log-probability of each row's token, and the `top` likeliest with theirs."""
+def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> list[ScoredToken]:
+    """Return the log-probability of each row's token, with the `top` likeliest alternatives."""
     logprobs = logits.log_softmax(dim=-1)
     chosen = logprobs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
     values, ids = logprobs.topk(top, dim=-1) if top else (logprobs[:, :0], logprobs[:, :0].long())
@@ -99,11 +105,12 @@ def score(logits: Tensor, tokens: Sequence[int], top: int) -> list[ScoredToken]:
     ]
 
 
-def kept(z: Tensor, totals: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """Return bool [B, K]: which of the K likeliest tokens top_k, top_p and min_p keep.
+def truncation_mask(z: Tensor, totals: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """Return a bool mask [B, K] of the K likeliest tokens that top_k, top_p and min_p keep.
 
-    `z` [B, K] holds their tempered logits in falling order; `totals` [B, 1] the logsumexp of the
-    whole rows. top_p keeps the fewest tokens that reach it. The likeliest token always stays.
+    `z` [B, K]: their logits (divided by temperature) in descending order. `totals` [B, 1]: the
+    logsumexp over the vocabulary. top_p keeps the fewest tokens whose probability reaches it. The
+    likeliest token is always kept.
     """
     rank = torch.arange(z.shape[1], device=z.device)
     top_k = _column(z, [sampling.top_k or torch.inf for sampling in params])
@@ -124,14 +131,14 @@ def _column(like: Tensor, values: Sequence[float]) -> Tensor:
     return torch.tensor(values, device=like.device, dtype=torch.float32)[:, None]
 
 
-def _tempered(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+def _with_temperature(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     return logits / _column(logits, [p.temperature for p in params])
 
 
 def _invert(z: Tensor, uniforms: Tensor) -> Tensor:
     """Return the index per row at which the cumulative softmax of `z` exceeds `uniforms` [B, 1]."""
     cumulative = z.softmax(dim=-1).cumsum(dim=-1)
-    # A number next to 1 rounds to 1, which the cumulative probability of no token exceeds.
+    # A number close to 1 rounds to 1, which no cumulative probability exceeds.
     below = uniforms.clamp(max=_BELOW_ONE) * cumulative[:, -1:]
     reached = torch.searchsorted(cumulative, below, right=True)
     return reached.clamp(max=z.shape[1] - 1)[:, 0]

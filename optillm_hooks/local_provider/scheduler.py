@@ -1,6 +1,6 @@
 """Scheduling: which request gets the next free row, and how many tokens each row feeds.
 
-Plain numbers, no torch.
+Works on plain numbers, without torch.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,12 +12,12 @@ class Claimant(Protocol):
 
     @property
     def rows(self) -> int:
-        """The rows it has now: running sequences and prefills."""
+        """Number of rows it has now: running sequences and prefills."""
         ...
 
     @property
     def wanted(self) -> int:
-        """The further rows it could use now."""
+        """Number of further rows it could use now."""
         ...
 
 
@@ -27,9 +27,9 @@ C = TypeVar("C", bound=Claimant)
 def admit(claimants: Sequence[C], free: int, fits: Callable[[C], bool]) -> list[C]:
     """Return the claimants that are admitted: one entry for each of at most `free` rows.
 
-    Each row goes to the claimant with the fewest rows so far, the earliest among equals, so that a
+    Each row goes to the claimant with the fewest rows so far (ties: the earliest), so that a
     request for a hundred samples does not block later ones. If there is no memory for a row
-    (`fits` is False) and its claimant has no row yet, admission ends, so that smaller requests
+    (`fits` returns False) and its claimant has no row yet, admission ends, so that smaller requests
     cannot starve it.
     """
     admitted: list[C] = []
@@ -52,10 +52,10 @@ def admit(claimants: Sequence[C], free: int, fits: Callable[[C], bool]) -> list[
 
 
 def chunk_prefills(waiting: Sequence[int], chunk: int) -> list[int]:
-    """Return how many of its waiting tokens each row feeds in the next step (chunked prefill).
+    """Return the number of tokens that each row feeds in the next step (chunked prefill).
 
-    A single token always goes through, so that no decoding sequence stalls. Longer runs (mostly
-    prompts) share `chunk` tokens in order, and the rest waits for the next step.
+    A single token is always fed, so that no decoding sequence stalls. Longer runs (mostly prompts)
+    share a budget of `chunk` tokens in order; the rest waits for the next step.
     """
     sizes: list[int] = []
     for count in waiting:

@@ -2,13 +2,13 @@
 
 Source: Rimsky et al. 2023, "Steering Llama 2 via Contrastive Activation Addition",
 arXiv:2312.06681, sections 3 and 4: a vector is the mean difference between a layer's outputs for
-replies that show a behaviour and for replies that do not, and is added at every token after the
-prompt. Deviations: outputs are averaged over all tokens of a reply, since replies are not letters
-of a multiple choice; and a strength is relative to the norm of the hidden state, so that it means
-the same in every model and layer.
+replies that show a behaviour and replies that do not, and is added at every token after the prompt.
+Deviations: outputs are averaged over all tokens of a reply, since replies are not single letters of
+a multiple-choice question; and strengths are relative to the norm of the hidden state, so that a
+strength means the same in every model and layer.
 
-The operator makes the files with `make_steering`, each for one model and layer, and names them in
-a model's `steering`.
+The operator creates the files with `make_steering`, each for one model and layer, and lists them
+in a model's `steering` setting.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from optillm_hooks.errors import ProviderFailed
 
 TENSOR = "direction"
 _SAMPLE = 64
-"""Numbers of each weight that the fingerprint includes."""
+"""Number of elements of each weight that the fingerprint includes."""
 
 
 class Vector(NamedTuple):
@@ -38,7 +38,7 @@ class Vector(NamedTuple):
 
 
 class _Push(NamedTuple):
-    """What a layer adds to the tokens at `places`: `along`, times the norm of their states."""
+    """The update of a layer's tokens at `places`: `along`, times the norm of their states."""
 
     places: Tensor
     along: Tensor
@@ -46,7 +46,7 @@ class _Push(NamedTuple):
 
 
 class Steering:
-    """The steering vectors of one model by name. A wrong one is an error when it is loaded."""
+    """The steering vectors of one model by name. An invalid one is an error when it is loaded."""
 
     def __init__(self, model: Any, files: Mapping[str, str]) -> None:
         self._vectors = {name: _read(model, name, Path(file)) for name, file in files.items()}
@@ -56,7 +56,7 @@ class Steering:
         for layer in sorted({vector.layer for vector in self._vectors.values()}):
             layers[layer].register_forward_hook(partial(self._push, layer))
 
-    def choose(self, strengths: Sequence[Mapping[str, float]]) -> None:
+    def assign(self, strengths: Sequence[Mapping[str, float]]) -> None:
         """Set the strengths of steering vectors for each token of the next step."""
         self._pushes = {}
         if not self._vectors:
@@ -89,9 +89,9 @@ class Steering:
 
 
 def fingerprint(model: Any, layer: int) -> str:
-    """Return a hash that identifies a model and layer: of its shape and a sample of its weights.
+    """Return a hash of a model's shape and a sample of its weights, to identify model and layer.
 
-    The sample is in bfloat16, so that the dtype of the loaded model does not matter.
+    The sample is cast to bfloat16, so that the dtype of the loaded model does not matter.
     """
     config = model.config
     shape = [config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size]
@@ -112,7 +112,7 @@ def _read(model: Any, name: str, file: Path) -> Vector:
     """Return the vector in `file`.
 
     Raises:
-        ProviderFailed: it is missing, is no steering vector, or was made for another model.
+        ProviderFailed: it is missing, not a steering vector, or made for another model.
     """
     try:
         with safe_open(file, framework="pt") as content:
@@ -135,5 +135,5 @@ def _read(model: Any, name: str, file: Path) -> Vector:
         )
     length = direction.norm()
     if not (torch.isfinite(length) and length > 0):
-        raise ProviderFailed(f"steering vector {name!r} has no direction", status=500)
+        raise ProviderFailed(f"steering vector {name!r} is zero or not finite", status=500)
     return Vector(layer, (direction / length).to(model.device))

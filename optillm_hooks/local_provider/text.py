@@ -1,4 +1,4 @@
-"""Streamed text: stop strings, and the split of reasoning from the answer."""
+"""Streamed text: finding stop strings, and separating reasoning from the answer."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -10,7 +10,7 @@ from optillm_hooks.decoding.markers import MARKERS, Markers
 class StopFinder:
     """Finds the first of several stop strings in streamed text.
 
-    Text that may be the beginning of one is held back until that is certain.
+    Text that may be the beginning of a stop string is held back until that is known.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -19,7 +19,7 @@ class StopFinder:
         self.found = False
 
     def feed(self, text: str) -> str:
-        """Return the text that can be shown now; after a stop string, none."""
+        """Return the text that precedes any stop string; after a stop string, nothing."""
         if self.found:
             return ""
         text = self._held + text
@@ -45,9 +45,9 @@ class Split(NamedTuple):
 
 
 class ThinkSplitter:
-    """Splits a streamed reply that may begin with a block of thinking into reasoning and text.
+    """Splits a streamed reply that may begin with a thinking block into reasoning and text.
 
-    `opened`: the prompt already ends with the opening marker, as some chat templates have it.
+    `opened`: the prompt already ends with the opening marker, as with some chat templates.
     """
 
     def __init__(self, *, opened: bool = False, markers: Markers = MARKERS) -> None:
@@ -62,7 +62,7 @@ class ThinkSplitter:
         return self._state == "thinking"
 
     def feed(self, text: str) -> Split:
-        """Return what can be shown now; what may be the beginning of a marker is held back."""
+        """Return the text that is certain by now; a possible beginning of a marker is held back."""
         self._held += text
         reasoning = ""
         if self._state == "start":

@@ -1,7 +1,7 @@
-"""Tool-call formats and parsers: the JSON calls that chat templates teach (Hermes, Mistral, Llama).
+"""Tool-call formats and parsers for JSON calls: Hermes, Mistral and Llama.
 
-Transformers has a parser for replies too (`response_template`), but it raises an error for an
-answer with a broken call; here, anything that is no call stays text.
+Transformers has a reply parser too (`response_template`), but it raises an error for a reply with a
+malformed call; here, a malformed call is kept as text.
 """
 
 import json
@@ -21,21 +21,21 @@ _ID_LETTERS = string.ascii_letters + string.digits
 
 @dataclass(frozen=True, slots=True)
 class CallForm:
-    """A format of tool calls: JSON objects with the name and the arguments of a function."""
+    """A tool-call format: JSON objects with the name and the arguments of a function."""
 
     opening: str
     closing: str = ""
     """Empty: the call is the rest of the reply."""
 
     arguments: str = "arguments"
-    """The key of the arguments."""
+    """The key of the arguments in the JSON object."""
 
     listed: bool = False
     """Whether all calls are in one JSON array."""
 
     bare: bool = False
-    """Whether a reply that is only such an object is a call, even without the opening. There cannot
-    be several calls then."""
+    """Whether a reply that is only such an object is a call, even without the opening marker. Only
+    one call is possible then."""
 
 
 HERMES = CallForm("<tool_call>", "</tool_call>")
@@ -44,7 +44,7 @@ LLAMA = CallForm("<|python_tag|>", arguments="parameters", bare=True)
 
 
 def form_of(template: str) -> CallForm | None:
-    """Return the call format of a model with this chat template, or None if it is unknown."""
+    """Return the tool-call format of a model with this chat template, or None if unknown."""
     if "<tool_call>" in template and "arguments" in template:
         # Qwen3-Coder and GLM write other formats between the same tags.
         return None if "<function=" in template or "<arg_key>" in template else HERMES
@@ -55,7 +55,7 @@ def form_of(template: str) -> CallForm | None:
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """The tools of one request, and the model's format of calls."""
+    """The tools of one request, and the model's tool-call format."""
 
     form: CallForm
     schemas: Mapping[str, Mapping[str, Any]]
@@ -64,7 +64,7 @@ class Tools:
     parallel: bool = True
 
     def rules(self, names: Sequence[str], symbol: Callable[[str], str]) -> str:
-        """Return the grammar rule `calls`: one call of one of `names`, or several.
+        """Return the grammar rule `calls`: one or more calls of the functions `names`.
 
         `symbol` returns a marker as a grammar symbol.
         """
@@ -87,7 +87,7 @@ class Tools:
         return "\n".join([f"calls: {start}", f"call: {' | '.join(calls)}", *lines])
 
     def read(self, written: str) -> tuple[ToolCall, ...]:
-        """Return the calls that `written` consists of; none if it is anything else."""
+        """Return the calls in `written`; none unless it consists of calls only."""
         try:
             value = json.loads(written)
             entries = value if isinstance(value, list) else [value]
@@ -97,10 +97,10 @@ class Tools:
         return calls if self.parallel else calls[:1]
 
     def _call(self, entry: Any) -> ToolCall:
-        """Return `entry` as a call; raises KeyError, TypeError or ValueError if it is none."""
+        """Return `entry` as a call; raise KeyError, TypeError or ValueError if it is not one."""
         name, arguments = entry["name"], entry[self.form.arguments]
         if not isinstance(arguments, dict) or name not in self.schemas:
-            raise ValueError("no call of one of these tools")
+            raise ValueError("not a call of one of these tools")
         # Nine letters or digits: the only ids that Mistral's templates accept.
         call_id = "".join(secrets.choice(_ID_LETTERS) for _ in range(9))
         return ToolCall(call_id, name, json.dumps(arguments, allow_nan=False))
@@ -119,26 +119,26 @@ class Found(NamedTuple):
 class CallFinder:
     """Splits a streamed reply into text and tool calls.
 
-    Text that may be the beginning of a call is held back until that is certain. A call names a tool
-    of the request and has a JSON object as its arguments; anything else is text. Blanks around
-    calls are dropped. With `parallel` off, so is everything after the first call.
+    Text that may be the beginning of a call is held back until that is known. A call names a tool
+    of the request and has a JSON object as its arguments; anything else is text. Whitespace around
+    calls is dropped, and without parallel calls, so is everything after the first call.
     """
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
         self._held = ""
         self._begun = False
-        """Whether there was non-blank text."""
+        """Whether there was text other than whitespace."""
 
         self.calls = 0
 
     @property
     def done(self) -> bool:
-        """Whether the only call that is allowed is complete."""
+        """True if the only allowed call is complete."""
         return self.calls > 0 and not self._tools.parallel
 
     def feed(self, text: str) -> Found:
-        """Return the text and calls that are certain now."""
+        """Return the text and calls that are certain by now."""
         self._held += text
         shown, calls = "", tuple[ToolCall, ...]()
         while not self.done and (found := self._next()) is not None:
@@ -176,7 +176,7 @@ class CallFinder:
         return self._read(before, body, written)
 
     def _text(self) -> Found | None:
-        """Return the part that is certainly text: not a blank end, nor the start of an opening."""
+        """Return the part that is certainly text: no trailing whitespace, no partial marker."""
         half = overlap(self._held, self._tools.form.opening)
         certain = self._held[: len(self._held) - half].rstrip()
         if not certain:
@@ -189,7 +189,7 @@ class CallFinder:
         return self._tools.form.bare and not self._begun and text.lstrip().startswith("{")
 
     def _read(self, before: str, body: str, written: str) -> Found:
-        """Return the calls in `body` after the text `before`; without calls, `written` as text."""
+        """Return `before` and the calls in `body`; if there are none, `written` as text."""
         calls = self._tools.read(body)
         self._begun = True
         self.calls += len(calls)
@@ -197,7 +197,7 @@ class CallFinder:
 
 
 def _cut_in_a_string(text: str) -> bool:
-    """Return whether `text` is the beginning of JSON that ends inside a string."""
+    """Return True if `text` is JSON that is cut off inside a string."""
     try:
         json.loads(text)
     except json.JSONDecodeError as exc:

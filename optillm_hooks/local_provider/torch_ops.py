@@ -1,8 +1,8 @@
-"""Torch's private CPU kernels, probed once, with a public fallback where one is missing.
+"""Private CPU kernels of torch, each with a public fallback.
 
-A private operation may disappear in another version of torch, or take other arguments. Each is
-tried on a tiny input when it is first needed, and used only if it computes what its public
-counterpart does.
+A private operation may be removed or change its signature in another version of torch. Each is
+tried once, on a tiny input, when it is first needed, and used only if it computes the same as its
+public counterpart.
 """
 
 import logging
@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 _log = logging.getLogger(__name__)
 
 _PACKED_FOR = 16
-"""The number of tokens for which weights are packed: it was never slower for any other number."""
+"""Weights are packed for this number of tokens, which was never slower for other numbers."""
 
 _ROUNDING = 1e-4
 _ROUNDING_IN_HALF = 0.05
@@ -24,7 +24,7 @@ _ROUNDING_IN_HALF = 0.05
 
 @cache
 def can_pack_linear() -> bool:
-    """Return whether bfloat16 weights can be packed for the matrix unit of this CPU."""
+    """Return True if bfloat16 weights can be packed for the matrix unit of this CPU."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
 
@@ -43,13 +43,13 @@ def can_pack_linear() -> bool:
 
 
 def pack_linear_weight(weight: Tensor) -> Tensor:
-    """Return `weight` in the order of the CPU's matrix unit, for `packed_linear`."""
+    """Return `weight` reordered for the CPU's matrix unit, for `packed_linear`."""
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR)
     return packed
 
 
 def packed_linear(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return what `linear` does, with a packed weight; torch's compiler makes the same call."""
+    """Return the same as `linear`, with a packed weight; torch.compile emits the same call."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(tokens, weight, bias, "none", [], "")
     return product
 
@@ -57,7 +57,7 @@ def packed_linear(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 def attention_with_lse(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Return attention [B, heads, queries, width] and the logsumexp of its scores, without width.
+    """Return attention [B, heads, queries, head_dim] and its logsumexp [B, heads, queries].
 
     `mask` [B, 1, 1, keys] is added to the scores.
     """
@@ -69,7 +69,7 @@ def attention_with_lse(
 def plain_attention_with_lse(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Return what `attention_with_lse` does, by plain products on any device."""
+    """Return the same as `attention_with_lse`, with plain matrix products, on any device."""
     scores = torch.matmul(query, key.transpose(-1, -2)).float() * scale + mask.float()
     lse = scores.logsumexp(dim=-1, keepdim=True)
     return torch.matmul((scores - lse).exp().to(value.dtype), value), lse[..., 0]
@@ -78,8 +78,8 @@ def plain_attention_with_lse(
 def _flash_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    # `scaled_dot_product_attention` runs this on CPUs, but keeps the logsumexp to itself. It takes
-    # a slow path where the numbers of a head are not contiguous.
+    # `scaled_dot_product_attention` calls this on CPUs, but drops the logsumexp. The kernel is
+    # slow if the numbers of a head are not contiguous.
     read, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query.contiguous(), key, value, attn_mask=mask, scale=scale
     )
@@ -101,20 +101,22 @@ def _can_flash_attend(dtype: torch.dtype) -> bool:
 
 
 def _probe(what: str, works: Callable[[], bool]) -> bool:
-    """Return whether an operation works here; if not, say so once in the log."""
-    reason = "unsupported here, or it computes something else"
+    """Return True if an operation works here; if not, log the reason once."""
+    reason = "not supported, or its result differs"
     try:
         with torch.inference_mode():
             if works():
                 return True
-    except Exception as exc:  # a missing name, another signature, or whatever a kernel raises
+    except Exception as exc:  # a missing name, another signature, or any error of a kernel
         reason = f"{type(exc).__name__}: {str(exc).partition(chr(10))[0]}"
-    _log.info("torch %s: no %s (%s); plain layers instead", torch.__version__, what, reason)
+    _log.info(
+        "torch %s: %s not available (%s); using plain layers", torch.__version__, what, reason
+    )
     return False
 
 
 def _numbers(*shape: int) -> Tensor:
-    """Return a tensor of numbers from -1 to 1, without touching torch's random state."""
+    """Return a tensor of numbers from -1 to 1, without changing torch's random state."""
     count = torch.Size(shape).numel()
     return (torch.arange(count) * 0.7).sin().reshape(shape)
 

@@ -1,4 +1,4 @@
-"""The uncertainty of next-token distributions: pure functions of logits (float32 [B, V], nats)."""
+"""Uncertainty of next-token distributions. Pure functions of logits: float32 [B, V], in nats."""
 
 import math
 from collections.abc import Collection
@@ -18,13 +18,13 @@ class Uncertainty:
     """The uncertainty of one next-token distribution; metrics that were not requested are 0."""
 
     margin: float = 0.0
-    """Probability of the likeliest token minus that of the second."""
+    """Probability of the likeliest token minus that of the second likeliest."""
 
     confidence: float = 0.0
-    """DeepConf's: minus the mean log-probability (nats) of the 20 likeliest tokens."""
+    """DeepConf's confidence: minus the mean log-probability (nats) of the 20 likeliest tokens."""
 
     entropy: float = 0.0
-    """In bits."""
+    """Shannon entropy in bits."""
 
     varentropy: float = 0.0
     """Variance of the surprisal, in bits squared."""
@@ -47,7 +47,7 @@ def measure_uncertainty(
 
 
 def margin(logprobs: "Tensor") -> "Tensor":
-    """Return [B]: the probability of the likeliest token minus that of the second."""
+    """Return [B]: the probability of the likeliest token minus that of the second likeliest."""
     best = logprobs.topk(2, dim=-1).values.exp()
     return best[:, 0] - best[:, 1]
 

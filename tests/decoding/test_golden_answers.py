@@ -13,7 +13,7 @@ import pytest
 
 from optillm_hooks.decoding.cot_decoding import CotSettings
 from optillm_hooks.decoding.deepconf import DeepConfSettings
-from optillm_hooks.local_provider.decoding.base import Decoding, Written
+from optillm_hooks.local_provider.decoding.base import BranchOutput, Decoding
 from optillm_hooks.local_provider.decoding.cot_decoding import CotDecoding
 from optillm_hooks.local_provider.decoding.deepconf import DeepConf
 from optillm_hooks.local_provider.engine_request import SamplingParams
@@ -52,8 +52,8 @@ def decoded(method: Decoding, texts: Sequence[str]) -> Fields:
     for text in texts:
         branch = method.open()
         assert branch is not None
-        branch.take(1, Uncertainty(margin=0.5, confidence=10.0), end=False)
-        method.close(branch, Written(text, (1,), (len(text),), "stop"))
+        branch.emit(1, Uncertainty(margin=0.5, confidence=10.0), end=False)
+        method.close(branch, BranchOutput(text, (1,), (len(text),), "stop"))
     return dict(method.outcome().facts)
 
 

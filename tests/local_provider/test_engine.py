@@ -199,7 +199,7 @@ async def test_cancelling_the_task_frees_its_rows(engine: Engine, runner: Runner
 async def test_one_bad_request_fails_alone(engine: Engine) -> None:
     bad = EngineRequest(messages=[{"role": "user", "content": [{"type": "image_url"}]}])
     good = asyncio.create_task(answer(engine, make_request("Hi", max_tokens=3)))
-    with pytest.raises(Exception, match="text only"):
+    with pytest.raises(Exception, match="text content only"):
         await answer(engine, bad)
     assert (await good)[1].completion_tokens <= 3
 

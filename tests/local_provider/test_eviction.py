@@ -50,7 +50,9 @@ def test_what_is_in_use_stays_and_the_next_one_leaves() -> None:
     old, new = Model("a", 30, 1, busy=True), Model("b", 30, 2)
     make_room("x", 60, 100, [old, new])
     assert [old.bytes, new.bytes] == [30, 0]
-    with pytest.raises(ProviderFailed, match="no memory for x beside a, which are in use") as full:
+    with pytest.raises(
+        ProviderFailed, match="not enough memory for x while these models are in use: a"
+    ) as full:
         make_room("x", 80, 100, [old, new])
     assert full.value.status == 503
 
@@ -142,7 +144,10 @@ async def test_a_model_in_use_does_not_leave(folder: str) -> None:
     endless = call(folder, 1.5, max_tokens=8000, logit_bias=ENDLESS)
     busy: Any = provider.astreaming("a", **endless)
     await anext(busy)
-    with pytest.raises(litellm.ServiceUnavailableError, match="no memory for b beside a"):
+    with pytest.raises(
+        litellm.ServiceUnavailableError,
+        match="not enough memory for b while these models are in use: a",
+    ):
         await provider.acompletion("b", **call(folder, 1.5))
     (a, _) = provider._engines.values()
     assert a.loaded

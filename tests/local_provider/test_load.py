@@ -173,7 +173,7 @@ async def test_sixty_four_concurrent_streams_are_all_answered_and_nothing_leaks(
     assert not list(runner.kv_cache.rows())
     assert runner.kv_cache.bytes == 0
     assert batch.bytes <= capacity.prefix_bytes
-    assert engine._inside == 0
+    assert engine._in_flight == 0
 
 
 async def test_a_full_queue_refuses_and_answers_those_inside() -> None:
@@ -412,7 +412,7 @@ async def test_first_requests_that_come_together_share_one_failed_load() -> None
     tasks = [
         asyncio.create_task(anext(engine.stream(make_request(4, max_tokens=2)))) for _ in range(8)
     ]
-    while engine._inside < 8:  # noqa: ASYNC110 (they come one by one)
+    while engine._in_flight < 8:  # noqa: ASYNC110 (they come one by one)
         await asyncio.sleep(0)
     together.set()
     failures = await asyncio.gather(*tasks, return_exceptions=True)
@@ -433,7 +433,7 @@ async def test_an_engine_that_is_closed_while_a_load_fails_ends() -> None:
 
     engine = Engine("closed", load)
     task = asyncio.create_task(anext(engine.stream(make_request(4))))
-    while not engine._inside:  # noqa: ASYNC110 (it comes in a while)
+    while not engine._in_flight:  # noqa: ASYNC110 (it comes in a while)
         await asyncio.sleep(0)
     engine._inbox.put(None)
     together.set()

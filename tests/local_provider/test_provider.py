@@ -172,12 +172,12 @@ async def test_a_schema_is_obeyed_by_the_real_model(served: dict[str, Any]) -> N
         ({"temperature": 5}, litellm.BadRequestError, "temperature.*less than or equal to 2"),
         ({"n": 0}, litellm.BadRequestError, "n: .*greater than"),
         ({"no_such_field": 1}, litellm.BadRequestError, "do not support the field 'no_such_field'"),
-        ({"top_logprobs": 2}, litellm.BadRequestError, "top_logprobs needs logprobs"),
+        ({"top_logprobs": 2}, litellm.BadRequestError, "top_logprobs requires logprobs"),
         ({"messages": []}, litellm.BadRequestError, "messages must not be empty"),
         (
             {"tools": [{"type": "function", "function": {"name": "now"}}]},
             litellm.BadRequestError,
-            "chat template has no place for tools",
+            "chat template does not support tools",
         ),
         ({"model": "optillm-local/gpt-9"}, litellm.NotFoundError, "no local model 'gpt-9'"),
         (

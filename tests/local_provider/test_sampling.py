@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from optillm_hooks.local_provider.engine_request import EngineRequest, SamplingParams
-from optillm_hooks.local_provider.sampling import draw, score, shift
+from optillm_hooks.local_provider.sampling import add_offsets, sample, token_logprobs
 
 PROBABILITIES = [0.05, 0.4, 0.03, 0.25, 0.15, 0.12]
 LOGITS = torch.tensor(PROBABILITIES).log()[None]
@@ -46,7 +46,7 @@ def exact(sampling: SamplingParams) -> list[float]:
 def test_a_grid_of_uniform_numbers_gives_the_exact_shares(sampling: SamplingParams) -> None:
     """Deterministic: with n evenly spaced numbers a share is within 1/n of its probability."""
     n = 2000
-    tokens = draw(LOGITS.expand(n, -1), [sampling] * n, [(i + 0.5) / n for i in range(n)])
+    tokens = sample(LOGITS.expand(n, -1), [sampling] * n, [(i + 0.5) / n for i in range(n)])
     counts = Counter(tokens)
     for token, probability in enumerate(exact(sampling)):
         assert abs(counts[token] / n - probability) <= 1.01 / n
@@ -56,7 +56,7 @@ def test_a_grid_of_uniform_numbers_gives_the_exact_shares(sampling: SamplingPara
     "sampling", [SamplingParams(1e-300), SamplingParams(1e-45, top_p=0.9), SamplingParams(1e-6)]
 )
 def test_a_temperature_next_to_zero_is_like_zero(sampling: SamplingParams) -> None:
-    assert draw(
+    assert sample(
         torch.tensor([[1.0, 3.0, 2.0], [-80.0, -90.0, 80.0]]), [sampling] * 2, [0.99, 0.5]
     ) == [
         1,
@@ -66,7 +66,7 @@ def test_a_temperature_next_to_zero_is_like_zero(sampling: SamplingParams) -> No
 
 def test_temperature_zero_takes_the_likeliest_and_the_first_of_equals() -> None:
     logits = torch.tensor([[1.0, 3.0, 3.0], [5.0, 0.0, 1.0]])
-    assert draw(logits, [SamplingParams(temperature=0)] * 2, [0.99, 0.99]) == [1, 0]
+    assert sample(logits, [SamplingParams(temperature=0)] * 2, [0.99, 0.99]) == [1, 0]
 
 
 def test_a_row_draws_the_same_token_alone_and_in_a_crowd() -> None:
@@ -81,20 +81,22 @@ def test_a_row_draws_the_same_token_alone_and_in_a_crowd() -> None:
         SamplingParams(1.5, 0.999),
     ]
     uniforms = torch.rand(6, generator=generator).tolist()
-    together = draw(logits, params, uniforms)
-    alone = [draw(logits[b : b + 1], params[b : b + 1], uniforms[b : b + 1])[0] for b in range(6)]
+    together = sample(logits, params, uniforms)
+    alone = [sample(logits[b : b + 1], params[b : b + 1], uniforms[b : b + 1])[0] for b in range(6)]
     assert together == alone
 
 
 def test_a_nucleus_wider_than_the_sorted_head_is_drawn_from_in_full() -> None:
     """4,000 equal tokens, top_p 0.9: the last of the nucleus is number 3,599 of the order."""
     logits = torch.zeros(1, 4000)
-    drawn = {draw(logits, [SamplingParams(top_p=0.9)], [(i + 0.5) / 3600])[0] for i in range(3600)}
+    drawn = {
+        sample(logits, [SamplingParams(top_p=0.9)], [(i + 0.5) / 3600])[0] for i in range(3600)
+    }
     assert len(drawn) == 3600
 
 
 def test_scores_are_of_the_model_and_hold_the_chosen_token() -> None:
-    (scored,) = score(LOGITS, [2], top=2)
+    (scored,) = token_logprobs(LOGITS, [2], top=2)
     assert scored.id == 2
     assert scored.logprob == pytest.approx(math.log(0.03), abs=1e-5)
     assert [token for token, _ in scored.top] == [1, 3]
@@ -106,9 +108,9 @@ def test_penalties_and_bias_are_those_that_openai_defines() -> None:
     request = EngineRequest(
         messages=[], presence_penalty=0.5, frequency_penalty=-0.25, logit_bias={1: 3.0, 4: -100.0}
     )
-    shifts = request.shifts({1: 2, 2: 1})
+    shifts = request.logit_offsets({1: 2, 2: 1})
     assert shifts == {1: 3.0 + 0.5 - 0.5, 4: -100.0, 2: 0.25 - 0.5}
-    logits = shift(torch.ones(2, 5), [shifts, {}])
+    logits = add_offsets(torch.ones(2, 5), [shifts, {}])
     assert logits.tolist() == [[1.0, 4.0, 0.75, 1.0, -99.0], [1.0] * 5]
 
 
@@ -118,4 +120,4 @@ def test_penalties_and_bias_are_those_that_openai_defines() -> None:
 def test_a_number_next_to_one_draws_a_token_that_can_be_drawn(sampling: SamplingParams) -> None:
     """In float32 the largest number below 1 in float64 is 1."""
     logits = torch.tensor([[0.0, 1.0, -torch.inf, 0.5, -torch.inf, -torch.inf]])
-    assert draw(logits, [sampling], [1 - 2**-53])[0] in (0, 1, 3)
+    assert sample(logits, [sampling], [1 - 2**-53])[0] in (0, 1, 3)

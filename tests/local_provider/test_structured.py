@@ -371,7 +371,7 @@ def test_a_constraint_that_cannot_be_kept_fails_only_its_request(
         matcher = Mock(**{"consume_token.return_value": False, "get_error.return_value": "too big"})
         patched.setattr(Constraint, "fork", lambda _: Mock(wraps=Constraint(matcher)))
         patched.setattr(Grammars, "mask", lambda _self, logits, _constraints: logits)
-        with pytest.raises(ProviderFailed, match="form of the reply could not be kept: too big"):
+        with pytest.raises(ProviderFailed, match="constrained decoding failed: too big"):
             replies(engine, make_request(PERSON, n=3))
         batch, events = Batch(tiny.runner(), FORMAT, Capacity()), list[Event]()
         batch.add(Submission(make_request(PERSON, n=3), events.append))
@@ -436,12 +436,12 @@ def test_what_a_reply_with_thinking_may_be(
 
     def take_all() -> None:
         for token in [*chat_format.encode_text(reply), tiny.END]:
-            constraint.take(token)
+            constraint.accept(token)
 
     if fits:
         take_all()
     else:
-        with pytest.raises(ProviderFailed, match="could not be kept"):
+        with pytest.raises(ProviderFailed, match="constrained decoding failed"):
             take_all()
 
 

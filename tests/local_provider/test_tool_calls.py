@@ -199,8 +199,8 @@ def parse(**fields: Any) -> EngineRequest:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"tool_choice": {"type": "function", "function": {"name": "rm"}}}, "names no tool"),
-        ({"tools": None, "tool_choice": "required"}, "names no tool"),
+        ({"tool_choice": {"type": "function", "function": {"name": "rm"}}}, "does not name a tool"),
+        ({"tools": None, "tool_choice": "required"}, "does not name a tool"),
         ({"tool_choice": "sometimes"}, "tool_choice"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "name.*pattern"),
         ({"tools": [{"type": "retrieval"}]}, "tools.0.type"),
@@ -221,7 +221,7 @@ def test_tools_that_may_not_be_called_are_not_shown() -> None:
 @pytest.mark.parametrize("family", ["no tools", "mistral v11"])
 def test_a_required_call_in_an_unknown_format_is_refused(family: str) -> None:
     chat_format = tiny.chat_format(OTHERS[family])
-    with pytest.raises(RequestRejected, match=r"no place for tools|no call can be required"):
+    with pytest.raises(RequestRejected, match=r"does not support tools|cannot be required to call"):
         chat_format.tools(parse(tool_choice="required"))
     if family == "mistral v11":
         assert chat_format.tools(parse()) is None

@@ -1,5 +1,5 @@
-"""Decoding methods over a model behind an API, made of calls with log-probabilities and prefixes.
+"""Decoding methods over chat APIs, by calls with log-probabilities and continued prefixes.
 
-Each method's settings and pure functions are in `decoding`. The calls have the form that the chat
-APIs of vLLM and SGLang share (`continue_final_message`).
+Settings and pure functions of each method are in `decoding`. The calls use the fields that the chat
+APIs of vLLM and SGLang have in common (`continue_final_message`).
 """

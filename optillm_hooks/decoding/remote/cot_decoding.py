@@ -1,8 +1,8 @@
 """CoT decoding by calls: one for the alternatives of the first token, then one per branch.
 
-A branch continues the text of its first token, which the model may tokenize differently.
-Alternatives that differ by blanks only are one branch; those that are no text (an end token, half a
-character) are left out.
+A branch continues the text of its first token, which the server may tokenize differently.
+Alternatives that differ only in whitespace are one branch; those that are not text (an end token,
+part of a character) are left out.
 """
 
 import re
@@ -16,13 +16,13 @@ from optillm_hooks.decoding.confidence import listed_margin
 from optillm_hooks.decoding.cot_decoding import CotSettings, Path, choose, read_path
 from optillm_hooks.decoding.remote.calls import (
     MAX_ALTERNATIVES,
-    alternatives,
-    continuing,
-    piece,
-    room,
-    scores,
-    stops,
+    piece_sampling,
+    reply_limit,
+    stop_strings,
     token_ends,
+    token_logprobs,
+    top_logprobs,
+    with_prefix,
 )
 from optillm_hooks.errors import EmptyCompletion
 from optillm_hooks.fanout import finished
@@ -30,24 +30,24 @@ from optillm_hooks.llm import LLM
 from optillm_hooks.types import Answer, Chat, Completion, Sampling, TokenLogprob, Usage
 
 _NO_TEXT = re.compile(r"<[|\uff5c].*[|\uff5c]>|</?s>|<eos>|<end_of_turn>|\s*|.*\ufffd.*", re.DOTALL)
-"""End tokens of common vocabularies, blanks, and bytes that are half a character."""
+"""End tokens of common vocabularies, whitespace, and parts of a character."""
 
 _TOP = 3
-"""Top log-probabilities that include the two likeliest: vLLM lists the sampled token first."""
+"""Top log-probabilities to request for the two likeliest: vLLM lists the sampled token first."""
 
 
 class _Branch(NamedTuple):
     path: Path
     reply: Answer
-    """The reply with the text of the first token."""
+    """The reply, including the first token."""
 
 
 async def cot_decode(
     chat: Chat, sampling: Sampling, llm: LLM, settings: CotSettings, ctx: Context
 ) -> Completion:
-    """Return the reply with the answer that the branches are surest of.
+    """Return the branch whose answer has the highest confidence.
 
-    A branch that fails is left out. If the likeliest of the others calls tools, it is returned.
+    Failed branches are left out. If the likeliest remaining branch calls tools, it is returned.
 
     Raises:
         SamplesFailed: every branch failed.
@@ -66,7 +66,7 @@ async def cot_decode(
 
 
 def first_tokens(first: TokenLogprob, k: int) -> list[str]:
-    """Return the texts of the `k` likeliest first tokens, without those that are no text.
+    """Return the texts of the `k` likeliest first tokens, without those that are not text.
 
     Raises:
         EmptyCompletion: none of them is text.
@@ -82,9 +82,11 @@ def first_tokens(first: TokenLogprob, k: int) -> list[str]:
 
 
 async def _first_token(chat: Chat, sampling: Sampling, llm: LLM) -> TokenLogprob:
-    asked = piece(replace(sampling, temperature=0.0, max_tokens=1, stop=()), top=MAX_ALTERNATIVES)
+    asked = piece_sampling(
+        replace(sampling, temperature=0.0, max_tokens=1, stop=()), top=MAX_ALTERNATIVES
+    )
     completion = await llm.complete(chat, asked)
-    found = scores(completion)
+    found = token_logprobs(completion)
     if not found:
         raise EmptyCompletion
     return found[0]
@@ -99,27 +101,27 @@ async def _branch(
     start: str,
     first: TokenLogprob,
 ) -> _Branch:
-    limit = room(sampling, ctx)
+    limit = reply_limit(sampling, ctx)
     rest = Completion("", "length")
     if limit is None or limit > 1:
-        goes_on = replace(
+        continued = replace(
             sampling,
             temperature=settings.branch_temperature or 0.0,
             max_tokens=None if limit is None else limit - 1,
-            stop=stops(sampling, ctx),
+            stop=stop_strings(sampling, ctx),
         )
-        asked = piece(goes_on, top=_TOP, continues=True)
-        rest = await llm.complete(continuing(chat, start), asked)
-    tokens = scores(rest)
+        asked = piece_sampling(continued, top=_TOP, continues=True)
+        rest = await llm.complete(with_prefix(chat, start), asked)
+    tokens = token_logprobs(rest)
     text = start + rest.text
-    margins = [listed_margin(alternatives(token)) for token in (first, *tokens)]
+    margins = [listed_margin(top_logprobs(token)) for token in (first, *tokens)]
     ends = token_ends(text, [start, *(token.token for token in tokens)])
     path = read_path(text, margins, ends, rest.finish_reason)
     return _Branch(path, replace(rest, text=text, logprobs=()))
 
 
 def _completion(reply: Answer) -> Completion:
-    """Return `reply` as a completion without usage: its calls have been counted."""
+    """Return `reply` as a completion without usage, which has already been counted."""
     return Completion(
         reply.text,
         reply.finish_reason,

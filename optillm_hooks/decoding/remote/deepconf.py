@@ -1,7 +1,7 @@
-"""DeepConf by calls: whole warm-up samples, then streams that are closed when they lose confidence.
+"""DeepConf by calls: complete warm-up samples, then streams that are closed at low confidence.
 
-Confidence covers the 20 alternatives that a provider returns. At most as many streams are open
-concurrently as there were warm-up samples, so that a consensus saves the rest.
+Confidence is the mean over the 20 top log-probabilities that a provider returns. Concurrent streams
+are limited to the number of warm-up samples, so that a consensus saves the rest.
 """
 
 from collections.abc import Awaitable, Callable
@@ -11,23 +11,23 @@ from dataclasses import replace
 from optillm_hooks.answers.deltas import Accumulated
 from optillm_hooks.context import Context
 from optillm_hooks.decoding.confidence import listed_confidence
-from optillm_hooks.decoding.deepconf import DeepConfSettings, Election, Watch
-from optillm_hooks.decoding.remote.calls import MAX_ALTERNATIVES, alternatives, scores
+from optillm_hooks.decoding.deepconf import ConfidenceMonitor, DeepConfSettings, Election
+from optillm_hooks.decoding.remote.calls import MAX_ALTERNATIVES, token_logprobs, top_logprobs
 from optillm_hooks.errors import SampleError
 from optillm_hooks.fanout import outcomes, sample_many
 from optillm_hooks.llm import LLM
 from optillm_hooks.types import Chat, Completion, FinishReason, Sampling, Usage
 
 _OTHER_SEEDS = 2
-"""A fan-out that replaces failed samples uses up to twice as many seeds as samples."""
+"""Seeds per sample: a fan-out that replaces failed samples uses up to this many."""
 
 
 async def deepconf_decode(
     chat: Chat, sampling: Sampling, llm: LLM, settings: DeepConfSettings, ctx: Context
 ) -> Completion:
-    """Return the surest trace of the answer whose traces have the highest total confidence.
+    """Return the most confident trace of the answer with the highest total confidence.
 
-    A trace that fails does not vote. A warm-up trace that calls tools is returned.
+    Failed traces do not vote. If a warm-up trace calls tools, it is returned.
 
     Raises:
         Refused: the model returns no log-probabilities.
@@ -46,18 +46,18 @@ async def deepconf_decode(
     if calling is not None:
         return replace(calling, logprobs=(), usage=Usage())
     for trace in whole:
-        number, watch = election.open()
-        for token in scores(trace):
-            watch.falls(listed_confidence(alternatives(token)))
-        election.close(number, watch, trace.text, trace.finish_reason, stopped=False)
+        number, monitor = election.open()
+        for token in token_logprobs(trace):
+            monitor.add(listed_confidence(top_logprobs(token)))
+        election.close(number, monitor, trace.text, trace.finish_reason, stopped=False)
     for _ in range(warmup - len(whole)):
-        election.give_up(election.open()[0])
+        election.fail(election.open()[0])
 
     async def work() -> None:
         while election.wanted > 0:
-            number, watch = election.open()
+            number, monitor = election.open()
             seeded = replace(scored, sample=scored.sample + _OTHER_SEEDS * warmup + number)
-            await _trace(chat, seeded, llm, election, number, watch)
+            await _trace(chat, seeded, llm, election, number, monitor)
 
     workers: list[Callable[[], Awaitable[None]]] = [work] * min(warmup, max(election.wanted, 0))
     await outcomes(workers, settled=lambda: election.settled)
@@ -67,9 +67,14 @@ async def deepconf_decode(
 
 
 async def _trace(
-    chat: Chat, sampling: Sampling, llm: LLM, election: Election, number: int, watch: Watch
+    chat: Chat,
+    sampling: Sampling,
+    llm: LLM,
+    election: Election,
+    number: int,
+    monitor: ConfidenceMonitor,
 ) -> None:
-    """Stream one trace until it ends or loses confidence."""
+    """Stream one trace until it ends or falls below the floor."""
     written, finish_reason, stopped = Accumulated(), "stop", False
     try:
         async with aclosing(llm.stream(chat, sampling)) as pieces:
@@ -77,11 +82,11 @@ async def _trace(
                 written.add(delta)
                 finish_reason = delta.finish_reason or finish_reason
                 for token in delta.logprobs:
-                    stopped = watch.falls(listed_confidence(alternatives(token))) or stopped
+                    stopped = monitor.add(listed_confidence(top_logprobs(token))) or stopped
                 if stopped:
                     break
     except SampleError:
-        election.give_up(number)
+        election.fail(number)
         raise
     reason: FinishReason = "length" if finish_reason == "length" else "stop"
-    election.close(number, watch, written.answer(reason).text, reason, stopped=stopped)
+    election.close(number, monitor, written.answer(reason).text, reason, stopped=stopped)

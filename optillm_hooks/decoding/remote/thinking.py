@@ -1,28 +1,32 @@
 """ThinkDeeper by calls: each call continues the thinking so far.
 
-The end marker is a stop string while the model thinks, and is written for it at the maximum. What
-is written for the model is part of the prompt here and does not count against the budget. Thinking
-beyond the maximum number of thoughts is paid for and then cut after the words that begin the
-surplus thought.
+The closing marker is a stop string while the model thinks, and is inserted at the maximum. Inserted
+text is part of the prompt here and does not count against the budget. Thinking beyond the maximum
+number of thoughts is paid for, then cut after the words that begin the surplus thought.
 """
 
 from dataclasses import dataclass, replace
 
 from optillm_hooks.context import Context
-from optillm_hooks.decoding.remote.calls import continuing, piece, stops, usual_room
+from optillm_hooks.decoding.remote.calls import (
+    piece_sampling,
+    reply_limit_or_default,
+    stop_strings,
+    with_prefix,
+)
 from optillm_hooks.decoding.thinkdeeper import ThinkingBudget, ThinkSettings
 from optillm_hooks.errors import SampleError
 from optillm_hooks.llm import LLM
 from optillm_hooks.types import Chat, Completion, Json, Sampling, Usage
 
 _MAX_PUSHES = 8
-"""Maximum of times that a model is made to go on: each is a call that prefills the prompt again."""
+"""Maximum number of forced continuations: each is a call that prefills the prompt again."""
 
 _FORM = ("response_format",)
-"""Fields of the client's request that apply to the last piece only."""
+"""Fields of the client's request that apply only to the answer, the last call."""
 
 _CHARS_PER_TOKEN = 4
-"""Estimate, for English, where the provider does not return the number of tokens."""
+"""Estimate for English, used if the provider does not report token usage."""
 
 
 @dataclass(slots=True)
@@ -36,12 +40,12 @@ class _Thoughts:
 async def think(
     chat: Chat, sampling: Sampling, llm: LLM, settings: ThinkSettings, ctx: Context
 ) -> tuple[Completion, dict[str, Json]]:
-    """Return the reply, with its thinking apart from its text, and how much of the budget it used.
+    """Return the reply, with its thinking as reasoning, and the use of the thinking budget.
 
-    All calls together write at most the reply's `max_tokens` (4,096 if nobody sets one). A call
-    that fails ends the thinking, unless it is the first.
+    All calls together generate at most the reply's `max_tokens` (by default 4,096). A failed call
+    ends the thinking, unless it is the first.
     """
-    max_tokens = usual_room(sampling, ctx)
+    max_tokens = reply_limit_or_default(sampling, ctx)
     budget = ThinkingBudget(settings, max_tokens)
     opening = f"{settings.start_think_token}\n{settings.prefill}"
     thoughts = await _thoughts(chat, sampling, llm, settings, budget, opening)
@@ -50,10 +54,10 @@ async def think(
     asked = replace(
         sampling,
         max_tokens=max_tokens - thoughts.tokens,
-        stop=stops(sampling, ctx),
+        stop=stop_strings(sampling, ctx),
         fields={**form, **sampling.fields},
     )
-    answer = await llm.complete(continuing(chat, prefix), piece(asked, continues=True))
+    answer = await llm.complete(with_prefix(chat, prefix), piece_sampling(asked, continues=True))
     said = Completion(
         answer.text or answer.reasoning,
         answer.finish_reason,
@@ -82,9 +86,9 @@ async def _thoughts(
             stop=(settings.end_think_token,),
             sample=sampling.sample + so_far.pushed,
         )
-        prompt = continuing(chat, opening + so_far.text)
+        prompt = with_prefix(chat, opening + so_far.text)
         try:
-            reply = await llm.complete(prompt, piece(asked, continues=True))
+            reply = await llm.complete(prompt, piece_sampling(asked, continues=True))
         except SampleError:
             if not so_far.text:
                 raise
@@ -104,9 +108,9 @@ async def _thoughts(
 
 
 def up_to_thought(text: str, words: tuple[str, ...], maximum: int) -> tuple[str, int]:
-    """Return `text` up to the word that begins thought `maximum`, and its number of thoughts.
+    """Return `text` up to the start of thought number `maximum`, and the number of its thoughts.
 
-    `words` begin thoughts. Where two overlap, one thought is counted.
+    `words` begin thoughts. Words that overlap count as one thought.
     """
     at = thoughts = 0
     while thoughts < maximum:

@@ -1,1 +1,1 @@
-"""The engine's side of each decoding method: how it decodes each of a request's sequences."""
+"""Decoding methods in the engine: how each sequence of a request is decoded."""

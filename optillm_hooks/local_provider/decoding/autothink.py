@@ -1,24 +1,24 @@
-"""AutoThink in the engine: `thinkdeeper` with a budget per question, and steering vectors.
+"""AutoThink in the engine: `thinkdeeper` with a thinking budget per question, and steering.
 
-Settings and the score of a question: `decoding.autothink`.
+Settings and the complexity score: `decoding.autothink`.
 """
 
 from collections.abc import Mapping
 from functools import partial
 
-from optillm_hooks.decoding.autothink import AutoThinkSettings, complexity, thinking_for
+from optillm_hooks.decoding.autothink import AutoThinkSettings, complexity, thinking_settings
 from optillm_hooks.local_provider.decoding.base import DecodingMethod, ReplyContext, Samples
 from optillm_hooks.local_provider.decoding.thinkdeeper import Thinking
 from optillm_hooks.types import Json
 
 
 class SteeredThinking(Thinking):
-    """Thinking with the budget of its question, along the requested steering vectors."""
+    """Thinking with a budget for its question, along the requested steering vectors."""
 
     def __init__(self, settings: AutoThinkSettings, reply: ReplyContext) -> None:
         super().__init__(
             reply.sampling,
-            thinking_for(reply.question, settings, reply.max_tokens),
+            thinking_settings(reply.question, settings, reply.max_tokens),
             reply.max_tokens,
             reply.vocabulary.encode,
             reply.vocabulary.token_bytes,

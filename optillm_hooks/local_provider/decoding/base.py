@@ -1,7 +1,7 @@
-"""The interface between the engine and a decoding method, and sampling, the plain method.
+"""The interface of decoding methods in the engine, and plain sampling as the default method.
 
-A method opens branches. The engine writes each as a sequence of its own, and the method makes the
-reply out of them.
+A method opens branches. The engine decodes each branch as a separate sequence, and the method
+builds the reply from them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,10 +23,10 @@ class Branch:
     """How one sequence is decoded. This base class samples with fixed parameters."""
 
     metrics: frozenset[UncertaintyMetric] = frozenset()
-    """The uncertainty metrics that it needs for each token."""
+    """The uncertainty metrics that the branch needs for each token."""
 
     steering: Mapping[str, float] = MappingProxyType({})
-    """The strength of each steering vector, by name: see `local_provider.steering`."""
+    """Strengths of steering vectors by name: see `local_provider.steering`."""
 
     def __init__(self, sampling: SamplingParams) -> None:
         self._sampling = sampling
@@ -37,10 +37,10 @@ class Branch:
         """Return the sampling parameters for the next token."""
         return self._sampling
 
-    def take(self, token: int, _uncertainty: Uncertainty, *, end: bool) -> Sequence[int]:  # noqa: ARG002
-        """Return the tokens, at least one, to write in place of the sampled one.
+    def emit(self, token: int, _uncertainty: Uncertainty, *, end: bool) -> Sequence[int]:  # noqa: ARG002
+        """Return the tokens, at least one, to append in place of the sampled `token`.
 
-        `end`: the sampled token is one that ends the reply.
+        `end`: the sampled token is an end token.
         """
         return [token]
 
@@ -50,54 +50,54 @@ class Branch:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """What a branch wrote before it ended."""
+class BranchOutput:
+    """The output of a branch that has ended."""
 
     text: str
     ids: tuple[int, ...]
     ends: tuple[int, ...]
-    """For each id, the length of the text up to and including it."""
+    """For each token, the length of the text up to and including it."""
 
     finish_reason: FinishReason
     stopped: bool = False
-    """Whether the method stopped it."""
+    """Whether the method stopped the branch."""
 
 
 class Decoding(Protocol):
-    """One request's decoding method, with its state."""
+    """The decoding method of one request, with its state."""
 
     live: bool
-    """Whether each branch is a choice of its own, streamed while it is written."""
+    """Whether each branch is a choice of the response and streamed while it is decoded."""
 
     def open(self) -> Branch | None:
-        """Return the next branch, or None if the method opens none now."""
+        """Return the next branch, or None if none can start now."""
         ...
 
     @property
     def wanted(self) -> int:
-        """How many branches the method would open now."""
+        """Number of branches that the method could open now."""
         ...
 
     def begin(self, likeliest: Sequence[tuple[int, float]]) -> None:
-        """Receive the likeliest first tokens with their probabilities, likeliest first."""
+        """Receive the likeliest first tokens with their probabilities, in descending order."""
         ...
 
-    def close(self, branch: Branch, written: Written) -> None:
-        """Record what a branch wrote before it ended."""
+    def close(self, branch: Branch, output: BranchOutput) -> None:
+        """Record the output of a branch that has ended."""
         ...
 
     def outcome(self) -> Decoded:
-        """Return the reply once no branch is open or wanted. A live method returns facts only."""
+        """Return the reply when no branch is open or wanted; for live methods, only facts."""
         ...
 
 
 class Samples:
-    """A method whose n branches are the choices of the response."""
+    """Plain sampling: n branches, which are the choices of the response."""
 
     live = True
 
     def __init__(self, make: Callable[[], Branch], n: int) -> None:
-        # All are made now, so that a request they refuse is refused before anything is written.
+        # Created now, so that a request they reject is rejected before anything is generated.
         self._branches = [make() for _ in range(n)]
         self._opened = 0
 
@@ -110,10 +110,10 @@ class Samples:
         return self._branches[self._opened - 1]
 
     def begin(self, likeliest: Sequence[tuple[int, float]]) -> None:
-        """Samples do not depend on the likeliest first tokens."""
+        """Does nothing: samples do not depend on the likeliest first tokens."""
 
-    def close(self, branch: Branch, written: Written) -> None:
-        """All samples are returned: none is picked."""
+    def close(self, branch: Branch, output: BranchOutput) -> None:
+        """Does nothing: all samples are returned."""
 
     def outcome(self) -> Decoded:
         facts = [dict(branch.facts()) for branch in self._branches]
@@ -124,7 +124,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Text to tokens, and a token to its bytes."""
+    """Conversion of text to tokens, and of a token to its bytes."""
 
     encode: Callable[[str], Sequence[int]]
     token_bytes: Callable[[int], bytes]
@@ -132,7 +132,7 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class ReplyContext:
-    """What a decoding method knows of the reply that it decodes."""
+    """The request parameters that a decoding method needs."""
 
     sampling: SamplingParams
     n: int
@@ -140,21 +140,21 @@ class ReplyContext:
     """The last user turn."""
 
     max_tokens: int
-    """The maximum length of the reply; never unset."""
+    """Maximum length of the reply; always set."""
 
     vocabulary: Vocabulary
     opened: bool
-    """Whether the prompt ends inside a block of thinking."""
+    """Whether the prompt ends inside a thinking block."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecodingMethod(Generic[S]):
-    """A decoding method of the engine, as its module registers it in `methods`."""
+    """A decoding method of the engine; each module defines one, and `methods` lists them."""
 
     name: str
     settings: type[S]
     start: Callable[[S, ReplyContext], Decoding]
-    """Makes the state of one request. It may raise `RequestRejected`."""
+    """Returns the method's state for one request; may raise `RequestRejected`."""
 
     one_choice: bool = False
-    """Whether it makes one reply of many branches."""
+    """Whether it returns a single choice, made from many branches."""

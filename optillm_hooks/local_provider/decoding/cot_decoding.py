@@ -1,6 +1,6 @@
-"""CoT decoding in the engine: k sequences from one prompt, each with a first token of its own.
+"""CoT decoding in the engine: k sequences from one prompt, each with a different first token.
 
-Settings, confidence and the choice among the branches: `decoding.cot_decoding`.
+Settings, confidence and the choice of a branch: `decoding.cot_decoding`.
 """
 
 from collections.abc import Sequence
@@ -8,13 +8,18 @@ from dataclasses import replace
 
 from optillm_hooks.decoding.cot_decoding import CotSettings, Path, choose, read_path
 from optillm_hooks.decoding.outcome import Decoded
-from optillm_hooks.local_provider.decoding.base import Branch, DecodingMethod, ReplyContext, Written
+from optillm_hooks.local_provider.decoding.base import (
+    Branch,
+    BranchOutput,
+    DecodingMethod,
+    ReplyContext,
+)
 from optillm_hooks.local_provider.engine_request import SamplingParams
 from optillm_hooks.local_provider.uncertainty import Uncertainty
 
 
-class _FirstGiven(Branch):
-    """A branch whose first token is given; it records the margin of each of its tokens."""
+class _ForcedFirstToken(Branch):
+    """A branch with a forced first token, which records the margin of each token."""
 
     metrics = frozenset({"margin"})
 
@@ -23,14 +28,14 @@ class _FirstGiven(Branch):
         self._first: int | None = first
         self.margins: list[float] = []
 
-    def take(self, token: int, uncertainty: Uncertainty, *, end: bool) -> Sequence[int]:  # noqa: ARG002
+    def emit(self, token: int, uncertainty: Uncertainty, *, end: bool) -> Sequence[int]:  # noqa: ARG002
         first, self._first = self._first, None
         self.margins.append(uncertainty.margin)
         return [token if first is None else first]
 
 
 class CotDecoding:
-    """Opens one branch per likely first token, and picks one when all have ended."""
+    """Opens one branch per likely first token, and chooses one when all have ended."""
 
     live = False
 
@@ -49,13 +54,13 @@ class CotDecoding:
         self._firsts = [token for token, _ in likeliest[: self._settings.k]]
 
     def open(self) -> Branch | None:
-        self._opened.append(_FirstGiven(self._firsts.pop(0), self._sampling))
+        self._opened.append(_ForcedFirstToken(self._firsts.pop(0), self._sampling))
         return self._opened[-1]
 
-    def close(self, branch: Branch, written: Written) -> None:
-        if isinstance(branch, _FirstGiven):
+    def close(self, branch: Branch, output: BranchOutput) -> None:
+        if isinstance(branch, _ForcedFirstToken):
             self._paths[branch] = read_path(
-                written.text, branch.margins, written.ends, written.finish_reason
+                output.text, branch.margins, output.ends, output.finish_reason
             )
 
     def outcome(self) -> Decoded:

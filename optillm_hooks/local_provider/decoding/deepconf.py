@@ -1,64 +1,69 @@
-"""DeepConf in the engine: stopped sequences make room for further traces.
+"""DeepConf in the engine: sequences stopped early make room for further traces.
 
 Settings, confidence and the vote: `decoding.deepconf`.
 """
 
 from collections.abc import Sequence
 
-from optillm_hooks.decoding.deepconf import DeepConfSettings, Election, Watch
+from optillm_hooks.decoding.deepconf import ConfidenceMonitor, DeepConfSettings, Election
 from optillm_hooks.decoding.outcome import Decoded
-from optillm_hooks.local_provider.decoding.base import Branch, DecodingMethod, ReplyContext, Written
+from optillm_hooks.local_provider.decoding.base import (
+    Branch,
+    BranchOutput,
+    DecodingMethod,
+    ReplyContext,
+)
 from optillm_hooks.local_provider.engine_request import SamplingParams
 from optillm_hooks.local_provider.uncertainty import Uncertainty
 
 
-class _Confident(Branch):
-    """A sample that stops when the confidence of a whole window of tokens is below the floor."""
+class _MonitoredTrace(Branch):
+    """A trace that is stopped when the confidence of a full group of tokens is below the floor."""
 
     metrics = frozenset({"confidence"})
 
-    def __init__(self, sampling: SamplingParams, number: int, watch: Watch) -> None:
+    def __init__(self, sampling: SamplingParams, number: int, monitor: ConfidenceMonitor) -> None:
         super().__init__(sampling)
         self.number = number
-        self.watch = watch
+        self.monitor = monitor
 
-    def take(self, token: int, uncertainty: Uncertainty, *, end: bool) -> Sequence[int]:  # noqa: ARG002
-        self.stopped = self.watch.falls(uncertainty.confidence) or self.stopped
+    def emit(self, token: int, uncertainty: Uncertainty, *, end: bool) -> Sequence[int]:  # noqa: ARG002
+        self.stopped = self.monitor.add(uncertainty.confidence) or self.stopped
         return [token]
 
 
 class DeepConf:
-    """Opens traces until their vote is settled, and then stops those that still run."""
+    """Opens traces until the vote is settled, then stops those that are still running."""
 
     live = False
 
     def __init__(self, settings: DeepConfSettings, sampling: SamplingParams) -> None:
         self._sampling = sampling
         self._election = Election(settings)
-        self._open: set[_Confident] = set()
+        self._open: set[_MonitoredTrace] = set()
 
     @property
     def wanted(self) -> int:
         return self._election.wanted
 
     def begin(self, likeliest: Sequence[tuple[int, float]]) -> None:
-        """Traces do not depend on the likeliest first tokens."""
+        """Does nothing: traces do not depend on the likeliest first tokens."""
 
     def open(self) -> Branch | None:
-        branch = _Confident(self._sampling, *self._election.open())
+        branch = _MonitoredTrace(self._sampling, *self._election.open())
         self._open.add(branch)
         return branch
 
-    def close(self, branch: Branch, written: Written) -> None:
-        if not isinstance(branch, _Confident):
+    def close(self, branch: Branch, output: BranchOutput) -> None:
+        if not isinstance(branch, _MonitoredTrace):
             return
         self._open.discard(branch)
         self._election.close(
             branch.number,
-            branch.watch,
-            written.text,
-            written.finish_reason,
-            stopped=written.stopped,
+            branch.monitor,
+            output.text,
+            output.finish_reason,
+            stopped=output.stopped,
         )
         if self._election.settled:
             for other in self._open:

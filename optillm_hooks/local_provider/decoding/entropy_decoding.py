@@ -20,7 +20,7 @@ State = Literal["certain", "hesitant", "fork", "fog", "ordinary"]
 
 
 def state(uncertainty: Uncertainty, settings: EntropySettings) -> State:
-    """Return the state that entropy and varentropy of the next token show."""
+    """Return the state for the entropy and varentropy of the next token."""
     h, v, s = uncertainty.entropy, uncertainty.varentropy, settings
     if h < s.low_entropy and v < s.low_varentropy:
         return "certain"
@@ -36,11 +36,12 @@ def adapted(
 ) -> SamplingParams:
     """Return the sampling parameters for one token. At temperature 0 every token stays greedy.
 
-    * certain (little entropy, little varentropy): the likeliest token
-    * hesitant (much entropy, even): warmer by 1.3
-    * fork (several likely ways on): warmer by 1.2, at least 5 tokens under a top_k
-    * fog (much of both): warmer by 1.5, and a smaller nucleus keeps the tail out
-    * otherwise: the request's own, min_p falling to half as the distribution flattens
+    * certain (low entropy, low varentropy): the likeliest token
+    * hesitant (high entropy, low varentropy): temperature times 1.3
+    * fork (high varentropy: several likely continuations): temperature times 1.2; a top_k is
+      raised to at least 5
+    * fog (both high): temperature times 1.5, and a smaller top_p that leaves out the tail
+    * ordinary: the request's own, with min_p reduced by up to half as the distribution flattens
     """
     if sampling.temperature == 0:
         return sampling
@@ -61,13 +62,13 @@ def adapted(
 
 
 def _warmer(sampling: SamplingParams, factor: float, settings: EntropySettings) -> SamplingParams:
-    # A client that asked for more than the limit gets what it asked for.
-    most = max(settings.most_temperature, sampling.temperature)
-    return replace(sampling, temperature=min(sampling.temperature * factor, most))
+    # A client's own temperature is kept even if it exceeds the limit.
+    limit = max(settings.most_temperature, sampling.temperature)
+    return replace(sampling, temperature=min(sampling.temperature * factor, limit))
 
 
 class Adaptive(Branch):
-    """A sample each of whose tokens has its own sampling parameters."""
+    """A sample whose sampling parameters are adapted at each token."""
 
     metrics = frozenset({"entropy"})
 

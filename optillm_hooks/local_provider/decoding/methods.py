@@ -30,13 +30,13 @@ METHODS: Mapping[str, DecodingMethod[Any]] = {m.METHOD.name: m.METHOD for m in _
 
 
 def steering(request: EngineRequest) -> Mapping[str, float]:
-    """Return the strengths of the steering vectors that a request names."""
+    """Return the strengths of the steering vectors in a request, by name."""
     settings = request.decoding
     return settings.pattern_strengths if isinstance(settings, AutoThinkSettings) else {}
 
 
 def markers(request: EngineRequest) -> Markers:
-    """Return the markers around the thinking in the reply to `request`."""
+    """Return the thinking markers for the reply to `request`."""
     settings = request.decoding
     return settings.markers if isinstance(settings, ThinkSettings) else MARKERS
 
@@ -49,9 +49,9 @@ def start_decoding(
     *,
     opened: bool = False,
 ) -> Decoding:
-    """Return the decoding method that `request` names, in its first state; by default it samples.
+    """Return the initial state of the request's decoding method, which is sampling by default.
 
-    `question` is the last user turn. `opened`: the prompt ends inside a block of thinking.
+    `question`: the last user turn. `opened`: the prompt ends inside a thinking block.
 
     Raises:
         RequestRejected: the settings leave no room for an answer.

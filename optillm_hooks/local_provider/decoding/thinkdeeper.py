@@ -1,4 +1,4 @@
-"""ThinkDeeper in the engine: markers and words are written into the sequence token by token.
+"""ThinkDeeper in the engine: markers and thought switches are inserted into the sequence.
 
 Settings and the budget: `decoding.thinkdeeper`.
 """
@@ -15,10 +15,11 @@ from optillm_hooks.types import Json
 
 
 class Thinking(Branch):
-    """A reply that begins with thinking.
+    """A reply that begins with thinking of a minimum and maximum length.
 
-    Markers and words are found in the text, whatever its tokens are, and written as exactly their
-    own text. `opened`: the prompt ends inside a block of thinking, which is not opened again.
+    Markers and thought switches are found in the text, however it is tokenized, and are inserted
+    as exactly their text. `opened`: the prompt ends inside a thinking block, so no opening marker
+    is inserted.
 
     Raises:
         RequestRejected: the prefill leaves no room for an answer.
@@ -28,7 +29,7 @@ class Thinking(Branch):
         self,
         sampling: SamplingParams,
         settings: ThinkSettings,
-        room: int,
+        max_tokens: int,
         encode: Callable[[str], Sequence[int]],
         token_bytes: Callable[[int], bytes],
         *,
@@ -39,11 +40,11 @@ class Thinking(Branch):
         begin = "" if opened else f"{settings.start_think_token}\n"
         self._opening = encode(begin + settings.prefill)
         self._ending = encode(f"\n{settings.end_think_token}\n\n")
-        left = room - len(self._opening)
+        left = max_tokens - len(self._opening)
         if settings.prefill and left <= len(self._ending) + 1:
             raise RequestRejected(
-                f"prefill leaves no room for an answer: with the markers of the thinking it takes "
-                f"{room - left + len(self._ending)} of {room} tokens",
+                f"prefill leaves no room for an answer: with the thinking markers it takes "
+                f"{max_tokens - left + len(self._ending)} of {max_tokens} tokens",
                 param="prefill",
             )
         self._budget = ThinkingBudget(settings, max(left, 0))
@@ -56,7 +57,7 @@ class Thinking(Branch):
         self._pushed = 0
         self._answering = False
 
-    def take(self, token: int, _uncertainty: Uncertainty, *, end: bool) -> Sequence[int]:
+    def emit(self, token: int, _uncertainty: Uncertainty, *, end: bool) -> Sequence[int]:
         opening, self._opening = self._opening, ()
         if opening:
             return opening
@@ -64,13 +65,13 @@ class Thinking(Branch):
             return [token]
         self._tokens += 1
         closes = end or (self._text + self._token_bytes(token)).rstrip().endswith(self._marker)
-        if closes and self._tokens < self._budget.min_tokens and (more := self._more()):
+        if closes and self._tokens < self._budget.min_tokens and (more := self._next_switch()):
             return more
         if closes and not end:
             self._answering = True
             return [token]
         if not end:
-            self._read(self._token_bytes(token))
+            self._append(self._token_bytes(token))
         spent = len(self._ending) + self._tokens >= self._budget.max_tokens
         if end or spent or self._thoughts >= self._budget.max_thoughts:
             self._answering = True
@@ -80,22 +81,22 @@ class Thinking(Branch):
     def facts(self) -> Mapping[str, Json]:
         return self._budget.facts(self._tokens, self._thoughts, self._pushed)
 
-    def _more(self) -> Sequence[int]:
-        """Return the next words that make the model think on, or none if they do not fit."""
+    def _next_switch(self) -> Sequence[int]:
+        """Return the tokens of the next thought switch, or none if it does not fit the budget."""
         word = self._switches[self._pushed % len(self._switches)]
         written = self._encode(f"\n{word.decode()}")
-        # The token that they replace has been counted.
+        # The sampled token that they replace has already been counted.
         tokens = self._tokens + len(written) - 1
         if tokens + len(self._ending) >= self._budget.max_tokens:
             return ()
         self._pushed += 1
         self._tokens = tokens
-        self._read(b"\n" + word)
+        self._append(b"\n" + word)
         return written
 
-    def _read(self, spelled: bytes) -> None:
+    def _append(self, spelled: bytes) -> None:
         self._text += spelled
-        # Each switch is counted once: as soon as its last byte is written.
+        # A switch is counted once, when its last byte is appended.
         self._thoughts += any(
             word in self._text[-len(word) - len(spelled) + 1 :] for word in self._switches
         )

@@ -18,7 +18,7 @@ from optillm_hooks.decoding.deepconf import (
     threshold,
     trace_confidence,
 )
-from optillm_hooks.local_provider.decoding.base import Written
+from optillm_hooks.local_provider.decoding.base import BranchOutput
 from optillm_hooks.local_provider.decoding.deepconf import DeepConf
 from optillm_hooks.local_provider.engine_request import SamplingParams
 from optillm_hooks.local_provider.uncertainty import Uncertainty, measure_uncertainty
@@ -85,7 +85,7 @@ def test_a_tie_goes_to_the_first_answer_and_no_answer_at_all_to_the_surest_trace
     assert Vote(tied).winner() is tied[0]
     mute = [SampledTrace("a", None, 2.0), SampledTrace("b", None, 3.0)]
     assert Vote(mute).winner() is mute[1]
-    assert not Vote(mute).agrees(0.5)
+    assert not Vote(mute).has_consensus(0.5)
 
 
 def test_a_thousand_votes_on_forty_formulas_are_counted_after_each_in_no_time() -> None:
@@ -96,13 +96,13 @@ def test_a_thousand_votes_on_forty_formulas_are_counted_after_each_in_no_time() 
     started = time.process_time()
     for _ in range(1024):
         vote.add(SampledTrace("", rng.choice(formulas), 1.0))
-        vote.agrees(0.95)
+        vote.has_consensus(0.95)
     assert time.process_time() - started < 2
     assert len(vote.weights()) == 40
 
 
-def written(text: str, stopped: bool = False) -> Written:
-    return Written(text, (), (), "stop", stopped)
+def written(text: str, stopped: bool = False) -> BranchOutput:
+    return BranchOutput(text, (), (), "stop", stopped)
 
 
 def run(method: DeepConf, confidences: list[float], text: str) -> bool:
@@ -110,7 +110,7 @@ def run(method: DeepConf, confidences: list[float], text: str) -> bool:
     branch = method.open()
     assert branch is not None
     for confidence in confidences:
-        branch.take(1, Uncertainty(confidence=confidence), end=False)
+        branch.emit(1, Uncertainty(confidence=confidence), end=False)
         if branch.stopped:
             break
     method.close(branch, written(text, branch.stopped))
@@ -166,7 +166,7 @@ def test_consensus_ends_the_sampling_and_stops_what_still_runs() -> None:
     ended, running = method.open(), method.open()
     assert ended is not None
     assert running is not None
-    ended.take(1, Uncertainty(confidence=20.0), end=False)
+    ended.emit(1, Uncertainty(confidence=20.0), end=False)
     assert not running.stopped
     method.close(ended, written("it is 1"))
     assert method.wanted == 0
@@ -220,15 +220,15 @@ def test_the_vote_does_not_depend_on_the_order_in_which_traces_end(order: list[i
     )
     election = Election(settings)
     for answer in ("1", "2"):
-        number, watch = election.open()
-        watch.falls(10.0)
-        election.close(number, watch, answer, "stop", stopped=False)
+        number, monitor = election.open()
+        monitor.add(10.0)
+        election.close(number, monitor, answer, "stop", stopped=False)
     running = [election.open() for _ in range(5)]
     answers = ("3", "1", "1", "2", "2")
     for at in order:
-        number, watch = running[at]
-        watch.falls(20.0)
-        election.close(number, watch, answers[at], "stop", stopped=False)
+        number, monitor = running[at]
+        monitor.add(20.0)
+        election.close(number, monitor, answers[at], "stop", stopped=False)
     outcome = election.outcome()
     assert outcome.text == "1"
     assert outcome.facts == {"traces": 5, "stopped": 0, "votes": [50.0, 20.0, 10.0]}

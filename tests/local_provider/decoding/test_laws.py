@@ -24,7 +24,7 @@ from optillm_hooks.local_provider.decoding.base import Branch, Vocabulary
 from optillm_hooks.local_provider.decoding.entropy_decoding import Adaptive, State, state
 from optillm_hooks.local_provider.decoding.methods import start_decoding
 from optillm_hooks.local_provider.engine_request import EngineRequest, SamplingParams
-from optillm_hooks.local_provider.sampling import draw
+from optillm_hooks.local_provider.sampling import sample
 from optillm_hooks.local_provider.uncertainty import Uncertainty, measure_uncertainty
 
 DRAWS = 20_000
@@ -50,7 +50,7 @@ def drawn(branch: Branch, probabilities: Sequence[float], seed: int) -> Counter[
     counts: Counter[int] = Counter()
     for _ in range(DRAWS // size):
         counts.update(
-            draw(logits.expand(size, -1), [sampling] * size, [rng.random() for _ in range(size)])
+            sample(logits.expand(size, -1), [sampling] * size, [rng.random() for _ in range(size)])
         )
     return counts
 
@@ -173,7 +173,7 @@ def test_branches_of_cot_decoding_are_greedy_or_as_warm_as_asked_for(
     found.begin([(7, 0.5), (9, 0.3), (4, 0.2)])
     branches = [found.open(), found.open()]
     assert found.wanted == 0
-    firsts = [list(b.take(1, Uncertainty(), end=False)) for b in branches if b is not None]
+    firsts = [list(b.emit(1, Uncertainty(), end=False)) for b in branches if b is not None]
     assert firsts == [[7], [9]]
     expected = replace(SAMPLING, temperature=temperature)
     assert {b.sampling_params(Uncertainty()) for b in branches if b is not None} == {expected}

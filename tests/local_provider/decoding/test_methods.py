@@ -92,7 +92,7 @@ async def test_the_other_methods_stream_and_keep_to_the_seed(
         ({"optillm_decoding": {"beam": {}}}, "no decoding method 'beam'"),
         ({"optillm_decoding": {"cot_decoding": {"k": 0}}}, "k: .*greater than"),
         ({"optillm_decoding": {"cot_decoding": {"kk": 1}}}, "kk"),
-        ({"optillm_decoding": {"deepconf": {}}, "n": 2}, "deepconf gives one choice"),
+        ({"optillm_decoding": {"deepconf": {}}, "n": 2}, "deepconf returns one choice"),
     ],
     ids=["method", "bounds", "name", "n"],
 )

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import settings as trying
 from hypothesis import strategies as st
 
-from optillm_hooks.decoding.autothink import AutoThinkSettings, complexity, thinking_for
+from optillm_hooks.decoding.autothink import AutoThinkSettings, complexity, thinking_settings
 from optillm_hooks.decoding.thinkdeeper import ThinkingBudget, ThinkSettings
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.decoding.thinkdeeper import Thinking
@@ -29,7 +29,7 @@ def write(settings: ThinkSettings, room: int, model: str, *, then_ends: bool = T
     text = b""
     branch_draws = [END if char == "$" else ord(char) for char in " " + model]
     for token in branch_draws:
-        for written in branch.take(token, Uncertainty(), end=token == END):
+        for written in branch.emit(token, Uncertainty(), end=token == END):
             if written == END:
                 assert then_ends
                 return text.decode()
@@ -119,7 +119,9 @@ def test_a_harder_question_thinks_longer() -> None:
     easy = "What is the capital of France?"
     hard = "Prove that if 3 < x < 5 then x*x - 8*x + 15 < 0, and compute at least 2 such values."
     assert 0 <= complexity(easy) < complexity(hard) <= 1
-    budgets = [thinking_for(q, AutoThinkSettings(), 1000).max_thinking_tokens for q in (easy, hard)]
+    budgets = [
+        thinking_settings(q, AutoThinkSettings(), 1000).max_thinking_tokens for q in (easy, hard)
+    ]
     assert budgets[0] is not None
     assert budgets[1] is not None
     assert 100 <= budgets[0] < budgets[1] <= 600
@@ -182,7 +184,7 @@ def test_on_any_tokenizer_it_ends_in_time_with_the_marker_as_it_is(
     written: list[int] = []
     for draw in drawn:
         token = draw % len(tokens)
-        new = list(branch.take(token, Uncertainty(), end=token in ends))
+        new = list(branch.emit(token, Uncertainty(), end=token in ends))
         assert new, "something is written for each token that is drawn"
         written += new
         if len(written) >= room or written[-1] in ends:
