@@ -1,1 +1,1 @@
-"""Answers: extraction from replies, equivalence, majority voting, and checks of their form."""
+"""Answers: extraction from replies, equivalence, majority voting, and format checks."""

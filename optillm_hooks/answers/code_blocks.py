@@ -1,4 +1,4 @@
-"""Reading the fenced code blocks of a model's Markdown. Pure functions, linear in its length."""
+"""Parsing fenced code blocks in a model's Markdown. Pure functions, in linear time."""
 
 import re
 from typing import NamedTuple
@@ -11,25 +11,25 @@ _FENCE = re.compile(
 
 
 class CodeBlock(NamedTuple):
-    """A fenced code block of a text."""
+    """A fenced code block."""
 
     language: str
-    """The first word after the opening fence, in lower case; "" if there is none."""
+    """The first word after the opening fence (info string), in lower case; "" if missing."""
 
     content: str
     start: int
     """Index of the content in the text."""
 
     closed: bool
-    """Whether it has a closing fence; a block without one reaches to the end of the text."""
+    """Whether it has a closing fence; a block without one extends to the end of the text."""
 
 
 def code_blocks(text: str) -> list[CodeBlock]:
     """Return the fenced code blocks of `text`, in order, as CommonMark defines them.
 
     A fence is three or more backticks or tildes. The closing fence is at least as long as the
-    opening one and no word follows it. Unlike in CommonMark, other text may come before backticks
-    on their line, since models write "The code: ```python" and "x = 1```".
+    opening one, and no word follows it. Unlike in CommonMark, other text may precede backticks on
+    their line, since models write "The code: ```python" and "x = 1```".
     """
     blocks: list[CodeBlock] = []
     opening: re.Match[str] | None = None

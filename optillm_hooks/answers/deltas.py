@@ -1,4 +1,4 @@
-"""Deltas of streamed replies: accumulating them to an answer, and an answer as one delta."""
+"""Deltas of streamed replies: accumulating them, and converting an answer to one delta."""
 
 import json
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from optillm_hooks.types import Answer, Delta, Fields, FinishReason, Json, TokenLogprob, ToolCall
 
 
-def whole(answer: Answer) -> Delta:
+def as_delta(answer: Answer) -> Delta:
     """Return `answer` as a single delta."""
     return Delta(
         text=answer.text,
@@ -27,8 +27,8 @@ def whole(answer: Answer) -> Delta:
 
 
 @dataclass(slots=True)
-class Accumulated:
-    """The accumulated deltas of one reply."""
+class DeltaAccumulator:
+    """Accumulates the deltas of one reply."""
 
     _text: list[str] = field(default_factory=list[str])
     _reasoning: list[str] = field(default_factory=list[str])

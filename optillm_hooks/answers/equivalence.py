@@ -1,21 +1,24 @@
 """Equivalence of answers: numbers, formulas, quantities, choices, JSON and plain text.
 
-These are the same answer:
+These answers are equivalent:
 
 * numbers with the same value: 1,000 = 1000 = 1e3, 0.5 = 1/2, "seven" = 7, "3 million" = 3000000;
-* formulas that `answers.formulas` finds equal: \\frac{1}{2} = 0.5, (x+1)^2 = x^2+2x+1;
-* quantities with the same number and unit. A bare number is the same as a quantity if no other
-  answer has that number with another unit: 18 = $18, but not if 18 km is among the answers too. A
-  percentage is the same as the bare number if that is among them, and else as its hundredth;
-* choices with the same letter: B = (B) = "(B) Paris". "B. Paris" is a choice only beside a bare B,
-  because "C. difficile" is none;
+* formulas that are equal according to `answers.formulas`: \\frac{1}{2} = 0.5, (x+1)^2 = x^2+2x+1;
+* quantities with the same number and unit. A bare number equals a quantity with this number, unless
+  another answer has the number with another unit: 18 = $18, but not if 18 km is among the answers
+  too. A percentage equals the same bare number if that is among the answers (50 % = 50), and
+  otherwise its hundredth (50 % = 0.5);
+* choices with the same letter: B = (B) = "(B) Paris". "B. Paris" is a choice only if another
+  answer is a bare B, because "C. difficile" is not a choice;
 * JSON with the same value: the order of keys does not matter, 1 = 1.0, and true is not 1;
-* other texts that differ only in case, blanks, quotes, emphasis, a leading article or a final stop.
+* other texts that differ only in case, whitespace, quotes, emphasis, a leading article or a final
+  full stop.
 
-Why not sympy or math-verify: sympy's own parsers evaluate Python; math-verify limits its time by
-signals, which fail outside the main thread, and compares by simplification, which has no limit
-without them. It also reads mathematics only, and takes 5 km for 5 m. On the golden table under
-`tests/golden` this module agrees with all judgements and math-verify with fewer, as a test shows.
+Why not SymPy or Math-Verify: SymPy's own parsers evaluate Python. Math-Verify limits its time by
+signals, which fail outside the main thread, and compares by simplification, which is unbounded
+without them. It also supports only mathematics, and considers 5 km equal to 5 m. This module agrees
+with all judgements in the golden table under `tests/golden`; Math-Verify agrees with fewer, as a
+test shows.
 """
 
 import re
@@ -37,7 +40,7 @@ from optillm_hooks.answers.formulas import (
 )
 
 _MAX_PARSED_LENGTH = 500
-"""Characters of an answer that is parsed as mathematics; a longer one is text or JSON."""
+"""Maximum length of an answer that is parsed as mathematics; longer ones are text or JSON."""
 
 _MAX_JSON_DEPTH = 100
 _MAX_UNIT_WORDS = 4
@@ -70,7 +73,7 @@ _UNITS = _CURRENCIES | {
 _TWO_WORDS = {"/ cent": "%", "us dollar": "dollar"}
 
 _UNIT_LETTERS = frozenset("mgshLNJWVKCFA")
-"""Units of one letter. Any other letter after a number is a variable."""
+"""Single-letter units. Any other letter after a number is a variable."""
 
 _APPROXIMATELY = re.compile(
     r"^(?:(?:about|approximately|roughly|around|nearly)\b|approx\b\.?|\\approx\b|\u2248|~)\s*",
@@ -99,7 +102,7 @@ _DECORATION = dict.fromkeys(map(ord, "*`\"'\u201c\u201d\u2018\u2019\u201e\u00ab\
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """An answer in the forms in which it can be compared."""
+    """An answer in the normalised forms in which it is compared."""
 
     text: str
     letter: str = ""
@@ -117,28 +120,27 @@ class Form:
 
 
 class AnswerClasses:
-    """Equivalence classes of answers that arrive one by one.
+    """Equivalence classes of answers that are added one by one.
 
-    Each new answer is compared with the others once, when it is added. One that was written the
-    same way before costs nothing.
+    A new answer is compared with the others once, when it is added. A repeated spelling is free.
     """
 
     def __init__(self) -> None:
         self._forms: dict[str, Form] = {}
         self._parents: list[int] = []
-        """A union-find forest over the answers, in their order; a root is the first of its tree."""
+        """Union-find forest over the answers in order; a root is the first answer of its tree."""
 
         self._numbers: list[tuple[int, int]] = []
-        """Bare numbers, each with a quantity that has the same number."""
+        """Pairs of a bare number and a quantity with the same number."""
 
         self._hundredths: list[tuple[int, int]] = []
-        """Bare numbers, each with the percentage that it is."""
+        """Pairs of a bare number and the percentage whose value it is."""
 
         self._names: Mapping[str, str] = {}
-        """What `names` returned last, until an answer is added."""
+        """Cached result of `names`; empty after an answer was added."""
 
     def add(self, answer: str) -> None:
-        """Take one more answer into account."""
+        """Add an answer."""
         if answer in self._forms:
             return
         form, at = form_of(answer), len(self._parents)
@@ -163,22 +165,22 @@ class AnswerClasses:
             self._hundredths.append((bare_at, at))
 
     def names(self) -> Mapping[str, str]:
-        """Return for each answer the first that is the same answer.
+        """Return the representative of each answer: the first equivalent answer.
 
-        Which answers share a class does not depend on the order in which they were added.
+        The classes do not depend on the order in which answers were added.
         """
         if not self._names:
             answers, parents = list(self._forms), list(self._parents)
-            for one, other in self._told_by_others():
+            for one, other in self._dependent_pairs():
                 _join(parents, one, other)
             self._names = {name: answers[_root(parents, at)] for at, name in enumerate(answers)}
         return self._names
 
-    def _told_by_others(self) -> list[tuple[int, int]]:
+    def _dependent_pairs(self) -> list[tuple[int, int]]:
         """Return the pairs whose equivalence depends on the other answers.
 
-        A bare number joins the quantity with that number if there is only one. A percentage that no
-        bare number joined joins its hundredth.
+        A bare number joins the quantity with this number if there is only one. A percentage without
+        such a bare number joins its hundredth.
         """
         quantities: dict[int, set[int]] = {}
         for bare, quantity in self._numbers:
@@ -206,9 +208,9 @@ def _join(parents: list[int], one: int, other: int) -> None:
 
 
 def classes(answers: Sequence[str | None]) -> list[int | None]:
-    """Return for each answer the index of the first that is the same answer; None stays None.
+    """Return the index of the first equivalent answer for each answer; None stays None.
 
-    Which answers share a class does not depend on their order.
+    The classes do not depend on the order of the answers.
     """
     found = AnswerClasses()
     for answer in answers:
@@ -219,12 +221,12 @@ def classes(answers: Sequence[str | None]) -> list[int | None]:
 
 
 def equivalent(one: str, other: str) -> bool:
-    """Return whether the two are the same answer, with no other answers known."""
+    """Return True if the two answers are equivalent when there are no other answers."""
     return classes([one, other]) == [0, 0]
 
 
 def form_of(answer: str) -> Form:
-    """Return `answer` in the forms in which it can be compared."""
+    """Return `answer` in the normalised forms in which it is compared."""
     answer = answer.strip()
     if len(answer) > _MAX_PARSED_LENGTH:
         return Form(_plain_text(answer), json=_json_key(answer))
@@ -254,7 +256,7 @@ def _same(a: Form, b: Form) -> bool:
 
 
 def _letter_of(text: str) -> tuple[str, bool]:
-    """Return the letter of the choice that `text` names, or "", and whether it must be a choice."""
+    """Return the letter of the choice in `text`, or "", and True if it must be a choice."""
     found = _LETTER.fullmatch(text)
     if found is None and (with_text := _LETTER_AND_TEXT.fullmatch(text)):
         found = None if _NEXT_PART.search(text, 3) else with_text
@@ -265,7 +267,7 @@ def _letter_of(text: str) -> tuple[str, bool]:
 
 
 def _quantity(text: str) -> tuple[Value, str] | None:
-    """Return the value of `text` and its unit ("" if it has none), or None if it has no value."""
+    """Return the value and the unit ("" if none) of `text`, or None if it has no value."""
     text = _NAMED.sub("", _APPROXIMATELY.sub("", re.sub(r"\s*\^\s*", "^", text)))
     currency: list[str] = []
     if money := _MONEY.fullmatch(text):
@@ -318,7 +320,7 @@ def _is_unit_word(word: str) -> bool:
 
 
 def _unit(words: Sequence[str]) -> str:
-    """Return the normal spelling of the unit that `words` name."""
+    """Return the normalised spelling of the unit in `words`."""
     parts: list[str] = []
     power = ""
     for word in " ".join(words).lower().replace("/", " / ").split():
@@ -342,7 +344,7 @@ def _unit_word(word: str) -> str:
 
 
 def _json_key(text: str) -> Hashable:
-    """Return the key of the JSON in `text`, or None if it is not an object or array."""
+    """Return the comparison key of the JSON in `text`, or None if not an object or array."""
     if text[:1] not in ("{", "["):
         return None
     value = read_json(text)
@@ -350,10 +352,10 @@ def _json_key(text: str) -> Hashable:
 
 
 def json_key(value: object, depth: int = 0) -> Hashable:
-    """Return a hashable key that is equal for equal JSON values, whatever the order of their keys.
+    """Return a hashable key that is equal for equal JSON values; the order of keys is ignored.
 
-    Numbers are equal by value and differ from booleans. Values nested more than 100 levels deep are
-    all equal.
+    Numbers are compared by value and differ from booleans. Values nested more than 100 levels deep
+    are all equal.
     """
     if depth > _MAX_JSON_DEPTH:
         return "deeper"
@@ -371,7 +373,7 @@ def json_key(value: object, depth: int = 0) -> Hashable:
 
 
 def _plain_text(text: str) -> str:
-    """Return `text` without case, decoration and punctuation that do not change its meaning."""
+    """Return `text` normalised: without case, decoration and insignificant punctuation."""
     text = unicodedata.normalize("NFKC", text).casefold().translate(_DECORATION)
     text = _AROUND_MARKS.sub(r"\1", " ".join(text.split()))
     return _ARTICLE.sub("", text.strip(" _.,;:!")).strip()

@@ -1,4 +1,4 @@
-"""Extracting the final answer from a model's reply. Pure functions, linear in its length."""
+"""Extracting the final answer from a model's reply. Pure functions, in linear time."""
 
 import itertools
 import json
@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from optillm_hooks.answers.code_blocks import code_blocks
 
 AnswerFormat = Literal["auto", "marked", "boxed", "choice", "number", "json", "last_line"]
-"""Where the answer is looked for.
+"""The place in the reply from which the answer is extracted.
 
 * marked: after the last "ANSWER:" (or "Final answer:") at the start of a line.
 * boxed: in the last LaTeX \\boxed{...}; adjacent boxes are one answer.
@@ -23,7 +23,7 @@ AnswerFormat = Literal["auto", "marked", "boxed", "choice", "number", "json", "l
 """
 
 _MAX_WORDS = 3
-"""A reply of at most this many words is itself the answer."""
+"""Maximum number of words of a reply that is itself the answer."""
 
 _MAX_BOX_LENGTH = 2000
 _MAX_BOXES = 50
@@ -80,14 +80,14 @@ _PLACEHOLDER = re.compile(r"\W*|<.*>|\[?(?:your )?(?:final )?answer\]?", re.IGNO
 
 
 class Extracted(NamedTuple):
-    """An answer, and the span of the text that states it."""
+    """An answer and its span in the text."""
 
     answer: str
     start: int
     end: int
 
     def moved(self, by: int) -> "Extracted":
-        """Return the same answer in a text that has `by` more characters before it."""
+        """Return the answer with its span shifted by `by` characters."""
         return Extracted(self.answer, self.start + by, self.end + by)
 
 
@@ -97,8 +97,8 @@ Reader = Callable[[str], Extracted | None]
 def without_reasoning(text: str) -> str:
     """Return `text` without its reasoning blocks (<think>...</think>).
 
-    A block that is not closed reaches to the end. One that is not opened, because the prompt opened
-    it, begins at the start.
+    A block without a closing tag extends to the end. One without an opening tag, which the prompt
+    already contained, begins at the start.
     """
     return "".join(text[start:end] for start, end in _visible(text)).strip()
 
@@ -133,16 +133,16 @@ def extract(
 ) -> Extracted | None:
     """Return the final answer of `text` with its span, or None if it has none.
 
-    Reasoning blocks are skipped. "auto" takes the first of these that it finds: the text as JSON
-    (of an object with an "answer", its value), a marked line, a box, "the answer is ...", the
-    "#### 42" of GSM8K, a fenced JSON block, a choice in the last line, a reply of at most three
-    words, and last, because it is least reliable, the last number of a last line that asserts
-    something. A number that `question` contains is then no answer, nor is any number in a line that
-    asks.
+    Reasoning blocks are skipped. "auto" returns the first of these that it finds: the text as JSON
+    (if it is an object with an "answer", the value), a marked line, a box, "the answer is ...",
+    GSM8K's "#### 42", a fenced JSON block, a choice in the last line, a reply of at most three
+    words, and last, because it is least reliable, the last number in a last line that is an
+    assertion. In the last case, numbers that `question` contains and numbers in questions are
+    ignored.
 
-    With `lenient`, "auto" also takes the last number anywhere, or else a yes or no at the end or
-    the beginning. A statement that names a choice or begins with yes or no is then that letter or
-    word alone. This suits the decoding methods, where a reply without an answer is of no use.
+    With `lenient`, "auto" also accepts the last number anywhere, or else a yes or no at the end or
+    at the beginning, and shortens a statement with a choice or a leading yes or no to that letter
+    or word. This suits the decoding methods, which cannot use a reply without an answer.
     """
     spans = _visible(text)
     visible = "".join(text[start:end] for start, end in spans)
@@ -163,7 +163,7 @@ def extract(
 
 
 def _original(spans: Sequence[tuple[int, int]], index: int) -> int:
-    """Return where the character at `index` of the joined `spans` is in the text they are from."""
+    """Map `index` in the concatenated `spans` to the index in the original text."""
     for start, end in spans:
         if index < end - start:
             return start + index
@@ -180,9 +180,9 @@ def _readers(how: AnswerFormat, question: str, *, lenient: bool) -> Sequence[Rea
 
 
 def read_json(text: str) -> dict[str, object] | list[object] | None:
-    """Return the JSON object or array that `text` is, or else the last fenced block that is one.
+    """Return `text` parsed as a JSON object or array, or else its last fenced block that is one.
 
-    Numbers with a point or an exponent are `Decimal`s, so that their values compare exactly.
+    Numbers with a decimal point or an exponent are `Decimal`s, so that they compare exactly.
     """
     text = without_reasoning(text)
     values = map(_loads, (text, *(block for block, _ in _json_blocks(text))))
@@ -190,7 +190,7 @@ def read_json(text: str) -> dict[str, object] | list[object] | None:
 
 
 def _json_blocks(text: str) -> Iterator[tuple[str, int]]:
-    """Yield the closed blocks whose language is JSON or not named, with their index; last first."""
+    """Yield the closed JSON or unlabelled blocks with their index, last block first."""
     for block in reversed(code_blocks(text)):
         if block.closed and block.language in _JSON:
             leading = len(block.content) - len(block.content.lstrip())
@@ -220,7 +220,7 @@ def _whole(text: str) -> Extracted:
 
 
 def _group(found: re.Match[str]) -> Extracted:
-    """Return the one group of `found` that took part in the match."""
+    """Return the last group that matched in `found`, with its span."""
     at = found.lastindex or 0
     return Extracted(found[at], *found.span(at))
 
@@ -261,7 +261,7 @@ def _closing_brace(text: str, at: int) -> int | None:
 
 
 def _stripped(text: str, start: int, end: int) -> Extracted | None:
-    """Return `text[start:end]` without the blanks around it, or None if it is blank."""
+    """Return `text[start:end]` stripped, or None if it is blank."""
     part = text[start:end]
     answer = part.strip()
     start += len(part) - len(part.lstrip())
@@ -278,7 +278,7 @@ def _said(text: str, lead: re.Pattern[str] = _SAID) -> Extracted | None:
 
 
 def _statement(text: str) -> str:
-    """Return `text` up to the end of the first sentence or the reason given for it."""
+    """Return `text` up to the end of its first sentence, or up to a reason such as "because"."""
     return _END_OF_STATEMENT.split(text, maxsplit=1)[0]
 
 
@@ -316,9 +316,9 @@ def _answer_of(value: dict[str, object] | list[object], text: str) -> Extracted 
 
 
 def _span_of_value(value: object, text: str) -> tuple[int, int]:
-    """Return where the JSON object `text` has `value` as its answer, a string without its quotes.
+    """Return the span of `value` as the "answer" in the JSON object `text`, without quotes.
 
-    If that is not among its first answers, it is the whole object.
+    If it is not among the first such keys, the span is the whole object.
     """
     for key in itertools.islice(_ANSWER_KEY.finditer(text), _MAX_ANSWER_KEYS):
         try:
@@ -343,7 +343,7 @@ def _choice(text: str) -> Extracted | None:
 
 
 def _clear_choice(text: str) -> Extracted | None:
-    """Return the last line's choice; of "C. difficile", which may be a name, the whole line."""
+    """Return the choice in the last line; the whole line if it may be a name ("C. difficile")."""
     line = _last_line(text)
     if line is None:
         return None
@@ -380,7 +380,7 @@ def _asserted_number(text: str, question: str) -> Extracted | None:
 
 
 def _last_word_number(text: str) -> Extracted | None:
-    """Return the number that the last line asserts, if no word follows it: of "It is 8." the 8."""
+    """Return the number that the last line asserts, if no word follows it: 8 in "It is 8."."""
     number = _asserted_number(text, question="")
     return number if number and not re.search(r"\w", text[number.end :]) else None
 
@@ -391,7 +391,7 @@ def _last_line(text: str) -> Extracted | None:
 
 
 def _tidied(found: Extracted) -> Extracted | None:
-    """Return `found` without emphasis, math delimiters and a final stop; None for a placeholder."""
+    """Return `found` without emphasis, math delimiters and full stop; None for a placeholder."""
     text = found.answer
     start, end = _tidy_span(text)
     if _PLACEHOLDER.fullmatch(text, start, end):
@@ -429,7 +429,7 @@ def _is_verbatim(found: Extracted) -> bool:
 
 
 def _narrowed(text: str, read: Reader) -> Extracted | None:
-    """Return what `read` finds; of a choice its letter, of a "yes, because ..." the "yes"."""
+    """Return the answer that `read` finds, shortened to the letter of a choice or a yes or no."""
     found = read(text)
     if found is None or not _is_verbatim(found):
         return found

@@ -1,4 +1,4 @@
-"""Parsing the lists that a model writes in Markdown. Pure functions."""
+"""Parsing lists in a model's Markdown. Pure functions."""
 
 import re
 
@@ -14,11 +14,11 @@ _MARK = re.compile(
 
 
 def read_items(text: str) -> list[str]:
-    """Return the items of the list in `text`, without their marks.
+    """Return the items of the list in `text`, without their markers.
 
-    An item starts with a bullet, a number ("2.", "(2)", "Hint 2:") or a letter ("b)") and includes
+    An item starts with a bullet, a number ("2.", "(2)", "Hint 2:") or a letter ("b)"), and includes
     the lines below it and nested lists. Text before the first item, and unindented text after a
-    blank line, belongs to no item. In a text without marks each paragraph is an item.
+    blank line, is not part of an item. In a text without list markers, each paragraph is an item.
     """
     text = text.expandtabs(4)
     items: list[list[str]] = []
@@ -41,6 +41,6 @@ def read_items(text: str) -> list[str]:
 
 
 def _unbold(mark: re.Match[str], rest: str) -> str:
-    """Return `rest` without the end of bold type that began before the mark."""
+    """Return `rest` without the closing bold marker if the opening one precedes the list marker."""
     left_open = mark["bold"] if not mark["closed"] else None
     return (rest.replace(left_open, "", 1) if left_open else rest).strip()

@@ -1,4 +1,4 @@
-"""Checking a reply against the request's `response_format`. Pure functions."""
+"""Validating a reply against the request's `response_format`. Pure functions."""
 
 import itertools
 import json
@@ -13,16 +13,16 @@ _MAX_REFERENCES = 2_000
 
 
 def is_json_mode(response_format: Json) -> bool:
-    """Return whether `response_format` asks for JSON mode or structured outputs."""
+    """Return True if `response_format` requests JSON mode or structured outputs."""
     kinds = ("json_object", "json_schema")
     return isinstance(response_format, dict) and response_format.get("type") in kinds
 
 
 def fits(text: str, response_format: Json) -> bool:
-    """Return whether `text` is what `response_format` asks for.
+    """Return True if `text` satisfies `response_format`.
 
-    `json_object` asks for a JSON object, `json_schema` for JSON that is valid under the schema. Any
-    other format is not checked, and neither is JSON under an invalid schema.
+    `json_object` requires a JSON object, `json_schema` requires JSON that matches the schema. Other
+    formats are not checked, nor is JSON if the schema is invalid.
     """
     if not isinstance(response_format, dict) or not is_json_mode(response_format):
         return True
@@ -38,11 +38,11 @@ def fits(text: str, response_format: Json) -> bool:
 
 
 def _fits_schema(value: Json, schema: dict[str, Json]) -> bool:
-    """Return whether `value` is valid under a client's schema, within bounded work.
+    """Return True if `value` matches a client's schema; the work is bounded.
 
-    References are followed within the schema only, never over the network, and at most
-    `_MAX_REFERENCES` times: two that refer back to themselves double the work at each level of the
-    value. Regular expressions are not checked: one of the client's could block the event loop.
+    References are resolved only within the schema, never over the network, and at most
+    `_MAX_REFERENCES` times: two recursive references double the work at each level of the value.
+    Regular expressions are not checked: a client's could block the event loop.
     """
     import jsonschema  # slow to import, and few requests need it
     import referencing
@@ -57,7 +57,7 @@ def _fits_schema(value: Json, schema: dict[str, Json]) -> bool:
         checked = jsonschema.validators.extend(kind, bounded)
         return bool(checked(schema, registry=referencing.Registry()).is_valid(value))
     except Exception:
-        # jsonschema may raise anything on a malformed schema; the answer is then not checked.
+        # jsonschema may raise any exception for a malformed schema; the reply is then not checked.
         return True
 
 

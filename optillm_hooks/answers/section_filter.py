@@ -1,4 +1,4 @@
-"""Streaming one tagged section of a reply while the reply is written."""
+"""Streaming one tagged section of a reply."""
 
 import re
 from collections.abc import Sequence
@@ -6,17 +6,17 @@ from typing import NamedTuple
 
 
 class SectionFilter:
-    """Yields the section `<shown>...</shown>` of a streamed reply, without blanks around it.
+    """Extracts the section `<shown>...</shown>` of a streamed reply, stripped of whitespace.
 
-    An opening tag inside a `hidden` section (a model that thinks aloud about its format) does not
-    count. If the section never begins, `close` decides. If a hidden section is still open, it
-    returns the text after the last opening tag of `shown` in it, or nothing; otherwise the text
+    An opening tag inside a `hidden` section (a model that thinks aloud about its format) is
+    ignored. If the section never begins, `close` returns a substitute: if a hidden section is still
+    open, the text after the last opening tag of `shown` inside it, or nothing; otherwise the text
     after the last hidden section, or the whole reply if there is none.
 
     Args:
         shown: name of the section's tag.
         hidden: names of the sections that come before it.
-        stops: stop strings, which end the section too.
+        stops: stop strings, which also end the section.
     """
 
     def __init__(self, shown: str, hidden: Sequence[str], stops: Sequence[str] = ()) -> None:
@@ -26,7 +26,7 @@ class SectionFilter:
         self._end = f"</{shown}>"
         self._stops = [stop for stop in stops if stop]
         self._text = ""
-        """Text that is still needed: the whole reply, and once the section began, its rest."""
+        """Text still needed: the whole reply, or once the section has begun, the rest of it."""
 
         self._inside = False
         self._ended = False
@@ -52,7 +52,7 @@ class SectionFilter:
         return self._take(to_the_end=True)
 
     def _take(self, *, to_the_end: bool) -> str:
-        """Remove and return the text that is certain: up to the end, or to what may begin one."""
+        """Remove and return the text that is certainly shown."""
         if not self._begun:
             self._text = self._text.lstrip()
             self._begun = bool(self._text)
@@ -64,10 +64,10 @@ class SectionFilter:
         return out.rstrip() if self._ended or to_the_end else out
 
     def _cut_at(self) -> int | None:
-        """Return the index of the closing tag or stop string that is complete first, or None.
+        """Return the start of the closing tag or stop string that ends first, or None.
 
-        If several end at the same character, the longest counts, so that the result does not depend
-        on how the reply is cut into pieces.
+        If several end at the same character, the longest is used, so that the result does not
+        depend on how the reply is split into deltas.
         """
         tag = re.search(self._end, self._text, re.IGNORECASE | re.ASCII)
         found = [] if tag is None else [(tag.end(), tag.start())]
@@ -76,7 +76,7 @@ class SectionFilter:
         return min(found)[1] if found else None
 
     def _held_back(self) -> int:
-        """Return how many last characters may begin a tag or stop, or be trailing blanks."""
+        """Return the length of the suffix to hold back: a partial tag or stop, or whitespace."""
         longest = max(
             overlap(self._text.lower(), self._end.lower()),
             *(overlap(self._text, stop) for stop in self._stops),
@@ -86,7 +86,7 @@ class SectionFilter:
         return longest + len(body) - len(body.rstrip())
 
     def _scan(self) -> "_Seen":
-        """Return the state of the sections after the tags so far."""
+        """Return the state of the sections after the tags seen so far."""
         hidden: str | None = None
         after, within = 0, None
         for tag in self._tags.finditer(self._text):
@@ -101,7 +101,7 @@ class SectionFilter:
         return _Seen(None, hidden, after, within)
 
     def _instead(self) -> str:
-        """Return what is shown of a reply whose section never began."""
+        """Return the substitute for a section that never began."""
         seen = self._scan()
         if seen.hidden is None:
             return self._text[seen.after :]

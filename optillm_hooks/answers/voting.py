@@ -1,4 +1,4 @@
-"""Majority voting over answers. Pure functions; a tie goes to the answer of the earlier call."""
+"""Majority voting over answers. Pure functions; ties go to the earlier call."""
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -14,22 +14,22 @@ A = TypeVar("A", bound=Answer)
 
 class Tally(NamedTuple):
     winner: int
-    """Index of the first vote for the winner; 0 if nobody voted."""
+    """Index of the first vote for the winner; 0 if there are no votes."""
 
     votes: dict[str, int]
-    """The votes of each answer, as its first voter wrote it, in order of first votes."""
+    """Number of votes by answer, spelled as in its first vote, in order of first votes."""
 
 
 def majority(answers: Sequence[str | None]) -> Tally:
-    """Return the vote over answers, equivalent ones together; None does not vote."""
+    """Return the majority vote over answers; equivalent answers are one, None does not vote."""
     return _tally(classes(answers), ["" if answer is None else answer for answer in answers])
 
 
 def contenders(candidates: Sequence[A]) -> list[A]:
-    """Return the candidates among which to choose, all with tool calls or all without.
+    """Return the candidates to choose from: either all with tool calls or all without.
 
-    Truncated ones are left out, unless all are truncated. Of the rest, the candidates with tool
-    calls or those without remain, whichever are more; a tie goes to the side of the first.
+    Truncated candidates are left out, unless all are truncated. Of the rest, the majority remains:
+    those with tool calls or those without. A tie goes to the kind of the first candidate.
     """
     whole = [c for c in candidates if not c.truncated] or list(candidates)
     calling = [c for c in whole if c.tool_calls]
@@ -46,9 +46,9 @@ def elect(
     question: str = "",
     as_json: bool = False,
 ) -> Tally:
-    """Return the vote of `contenders` on their tool calls, JSON, or extracted answers.
+    """Return the majority vote of `contenders`, on tool calls, JSON or extracted answers.
 
-    `how` and `question` are as in `extract_answer`.
+    `how` and `question`: see `extract_answer`.
     """
     if candidates and candidates[0].tool_calls:
         return majority_call(candidates)
@@ -59,10 +59,10 @@ def elect(
 
 
 def majority_call(candidates: Sequence[Answer]) -> Tally:
-    """Return the vote on tool calls: first on the tools' names, then on the winners' arguments.
+    """Return the majority vote on tool calls: first on the names, then on the arguments.
 
-    Arguments are compared as JSON. Arguments that are not a JSON object do not vote, and win only
-    if the winning tools have no others. The order of parallel calls does not matter.
+    Arguments are compared as JSON. Calls whose arguments are not a JSON object do not vote on them,
+    and win only if there are no others. The order of parallel calls does not matter.
     """
     names = [tuple(sorted(call.name for call in c.tool_calls)) for c in candidates]
     first = _tally(names, list(map(str, names))).winner
@@ -79,11 +79,11 @@ def _written(candidate: Answer) -> str:
 
 
 def majority_object(texts: Sequence[str]) -> Tally:
-    """Return the vote on JSON texts; a text that is not an object or array does not vote.
+    """Return the majority vote on JSON texts; texts that are not objects or arrays do not vote.
 
-    A value with more than half of the votes wins. If there is none and all are objects with the
-    same keys, the object wins that has the most frequent value in the most fields; a tie goes to
-    the more frequent object. Otherwise the most frequent value wins.
+    A value with more than half of the votes wins. Otherwise, if all are objects with the same keys,
+    the winner is the object with the most frequent value in the largest number of fields; a tie
+    goes to the more frequent object. In all other cases the most frequent value wins.
     """
     values = [read_json(text) for text in texts]
     keys = [None if value is None else json_key(value) for value in values]
@@ -110,8 +110,8 @@ def leaders(ratings: Sequence[float | None]) -> list[int]:
     return [at for at, rating in enumerate(ratings) if rating == highest]
 
 
-def json_is_asked(client: Sampling) -> bool:
-    """Return whether the client asks for JSON mode or structured outputs."""
+def wants_json(client: Sampling) -> bool:
+    """Return True if the client requests JSON mode or structured outputs."""
     return is_json_mode(client.fields.get("response_format"))
 
 
@@ -126,7 +126,7 @@ def _calls_key(candidate: Answer) -> Hashable:
 
 
 def _tally(ballots: Sequence[Hashable], written: Sequence[str]) -> Tally:
-    """Return the vote of `ballots`; None does not vote. `written` gives their names."""
+    """Return the majority vote of `ballots`; None does not vote. `written`: their names."""
     counts = Counter(ballot for ballot in ballots if ballot is not None)
     if not counts:
         return Tally(0, {})

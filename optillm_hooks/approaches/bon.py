@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from optillm_hooks.answers.voting import contenders, elect, json_is_asked
+from optillm_hooks.answers.voting import contenders, elect, wants_json
 from optillm_hooks.context import Context
 from optillm_hooks.fanout import sample_many
 from optillm_hooks.judging import rate_all
@@ -76,7 +76,7 @@ async def bon(chat: Chat, llm: LLM, params: BonParams, ctx: Context) -> Answer:
         text: rating for text, rating in zip(different, ratings, strict=True) if rating is not None
     }
     if not rated:
-        tally = elect(candidates, question=question(chat), as_json=json_is_asked(ctx.client))
+        tally = elect(candidates, question=question(chat), as_json=wants_json(ctx.client))
         ctx.trace.note("vote", votes=list(tally.votes.values()))
         return candidates[tally.winner]
     best = max(rated, key=rated.__getitem__)

@@ -26,7 +26,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from optillm_hooks.answers.extraction import read_json, without_reasoning
-from optillm_hooks.answers.voting import contenders, elect, json_is_asked
+from optillm_hooks.answers.voting import contenders, elect, wants_json
 from optillm_hooks.context import Context
 from optillm_hooks.errors import (
     PERMANENT_STATUSES,
@@ -446,7 +446,7 @@ async def _best(candidates: Sequence[Completion], chat: Chat, models: _Models) -
     if known:
         best = scores.index(max(known))
     else:
-        as_json = json_is_asked(ctx.client)
+        as_json = wants_json(ctx.client)
         best = elect(candidates, question=question(chat), as_json=as_json).winner
     ctx.trace.note(
         "best",

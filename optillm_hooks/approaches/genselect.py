@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from optillm_hooks.answers.voting import contenders, elect, json_is_asked
+from optillm_hooks.answers.voting import contenders, elect, wants_json
 from optillm_hooks.context import Context
 from optillm_hooks.fanout import finished, sample_many
 from optillm_hooks.judging import Chosen, choose
@@ -85,7 +85,7 @@ async def genselect(chat: Chat, llm: LLM, params: GenselectParams, ctx: Context)
         ctx.offer(solutions[left[0]])
     if verdicts or len(set(texts)) == 1:
         return solutions[left[0]]
-    tally = elect(solutions, question=question(chat), as_json=json_is_asked(ctx.client))
+    tally = elect(solutions, question=question(chat), as_json=wants_json(ctx.client))
     ctx.trace.note("vote", votes=list(tally.votes.values()))
     return solutions[tally.winner]
 

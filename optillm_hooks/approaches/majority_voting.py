@@ -12,7 +12,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from optillm_hooks.answers.extraction import AnswerFormat, without_reasoning
-from optillm_hooks.answers.voting import contenders, elect, json_is_asked, majority
+from optillm_hooks.answers.voting import contenders, elect, majority, wants_json
 from optillm_hooks.context import Context
 from optillm_hooks.fanout import sample_many
 from optillm_hooks.llm import LLM
@@ -53,7 +53,7 @@ async def majority_voting(
         candidates,
         params.answer_format,
         question=question(chat),
-        as_json=json_is_asked(ctx.client),
+        as_json=wants_json(ctx.client),
     )
     if not tally.votes and not candidates[0].tool_calls:
         tally = majority([without_reasoning(candidate.text) for candidate in candidates])

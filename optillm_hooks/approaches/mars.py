@@ -27,7 +27,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from optillm_hooks.answers.equivalence import classes
 from optillm_hooks.answers.extraction import extract_answer, without_reasoning
-from optillm_hooks.answers.voting import json_is_asked
+from optillm_hooks.answers.voting import wants_json
 from optillm_hooks.context import Context
 from optillm_hooks.errors import SampleError
 from optillm_hooks.fanout import finished, outcomes
@@ -522,7 +522,7 @@ class _Team:
         )
 
     def _presented(self, reply: Completion) -> Answer:
-        if not self.params.use_thinking_tags or json_is_asked(self.ctx.client):
+        if not self.params.use_thinking_tags or wants_json(self.ctx.client):
             return reply
         final = extract_answer(reply.text, question=question(self.chat))
         if final is None:
@@ -538,7 +538,7 @@ class _Team:
     ) -> Callable[[], Awaitable[Solution]]:
         """Return the call in which `agent` writes a solution."""
         llm = self._agent(agent)
-        form = "" if json_is_asked(self.ctx.client) else f"\n\n{MARK}"
+        form = "" if wants_json(self.ctx.client) else f"\n\n{MARK}"
         sampling = Sampling(
             temperature=temperature,
             max_tokens=self.params.max_tokens,

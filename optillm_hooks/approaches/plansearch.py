@@ -23,10 +23,10 @@ from pydantic import Field
 
 from optillm_hooks.answers.extraction import without_reasoning
 from optillm_hooks.answers.lists import read_items
-from optillm_hooks.answers.voting import contenders, elect, json_is_asked, leaders
+from optillm_hooks.answers.voting import contenders, elect, leaders, wants_json
 from optillm_hooks.code_execution.public_tests import (
     PublicTests,
-    passed_tests,
+    count_passed,
     read_program,
     read_tests,
 )
@@ -118,7 +118,7 @@ async def plansearch(chat: Chat, llm: LLM, params: PlansearchParams, ctx: Contex
     ratings = await rate_all([found.text for found in best], chat, judge, ctx)
     ctx.trace.note("judged", ratings=ratings)
     best = [best[at] for at in leaders(ratings)]
-    vote = elect(best, question=question(chat), as_json=json_is_asked(ctx.client))
+    vote = elect(best, question=question(chat), as_json=wants_json(ctx.client))
     return best[vote.winner]
 
 
@@ -138,7 +138,7 @@ async def _passed(answers: Sequence[Completion], chat: Chat, ctx: Context) -> li
 
 async def _passed_by(text: str, tests: PublicTests, runner: CodeRunner) -> int:
     program = read_program(without_reasoning(text))
-    return await passed_tests(program, tests, runner) if program else 0
+    return await count_passed(program, tests, runner) if program else 0
 
 
 async def _observed(chat: Chat, llm: LLM, params: PlansearchParams) -> list[str]:

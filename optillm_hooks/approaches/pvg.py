@@ -22,7 +22,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from optillm_hooks.answers.extraction import without_reasoning
-from optillm_hooks.answers.voting import contenders, elect, json_is_asked, leaders
+from optillm_hooks.answers.voting import contenders, elect, leaders, wants_json
 from optillm_hooks.context import Context
 from optillm_hooks.errors import SampleError, SamplesFailed
 from optillm_hooks.fanout import sample_many, speculating
@@ -129,7 +129,7 @@ async def pvg(chat: Chat, llm: LLM, params: PvgParams, ctx: Context) -> Answer:
         if (usual := contenders(helpful)[0]).tool_calls and not game.solutions:
             return usual
         await _rate(game, helpful, decoys, chat, verifier, ctx, until=ctx.within(0.8 / rounds_left))
-        best = game.best(question(chat), as_json=json_is_asked(ctx.client))
+        best = game.best(question(chat), as_json=wants_json(ctx.client))
         ctx.offer(best)
         if rounds_left > 1:
             points = await _reviewed(chat, best, llm, mark)

@@ -13,7 +13,7 @@ answer, as in free text, one more call asks which path agrees most with the othe
 from pydantic import Field
 
 from optillm_hooks.answers.extraction import AnswerFormat
-from optillm_hooks.answers.voting import contenders, elect, json_is_asked
+from optillm_hooks.answers.voting import contenders, elect, wants_json
 from optillm_hooks.context import Context
 from optillm_hooks.fanout import sample_many
 from optillm_hooks.judging import MOST_CONSISTENT, choose
@@ -53,7 +53,7 @@ async def self_consistency(
     Raises:
         SamplesFailed: no path finished within the request's deadline and budget.
     """
-    as_json = json_is_asked(ctx.client)
+    as_json = wants_json(ctx.client)
     asked = chat if as_json else instruct(chat, INSTRUCTION)
     sampled = await sample_many(llm, asked, Sampling(temperature=params.temperature), n=params.n)
     paths = contenders(sampled)

@@ -1,1 +1,1 @@
-"""Programs that a model wrote: running them where the operator allows it, and testing them."""
+"""Code execution: running and testing model-written programs, if the operator allows it."""

@@ -1,7 +1,7 @@
-"""The worker that runs programs with Monty, a Python interpreter without access to its host.
+"""The worker that runs programs with Monty, a Python interpreter without host access.
 
-It is called through `sandbox.ask_worker`. Monty itself runs in another process, so that neither a
-program nor a fault of the interpreter affects the process that serves requests.
+It is called through `sandbox.ask_worker`. Monty runs in a separate process, so that neither a
+program nor an interpreter crash affects the process that serves requests.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any, Final
 from optillm_hooks.types import Json
 
 MAX_PRINTED: Final = 1 << 16
-"""Maximum bytes that a snippet may print."""
+"""Maximum output of a snippet, in bytes."""
 
 
 def load() -> None:
@@ -19,10 +19,10 @@ def load() -> None:
 
 
 def answer(request: Mapping[str, Any]) -> Json:
-    """Return the output and the error, if any, of each snippet, run in one session.
+    """Return the output and error of each snippet; all run in one session.
 
-    The request has `snippets`, `stdin`, which `input()` reads line by line, and the limits of each
-    snippet, `seconds` and `memory_mb`. A snippet that exceeds its time ends the session.
+    Fields of the request: `snippets`; `stdin`, which `input()` reads line by line; and the limits
+    `seconds` and `memory_mb` per snippet. A snippet that exceeds its time ends the session.
     """
     from pydantic_monty import CollectString, Monty, MontyError
 

@@ -1,7 +1,7 @@
-"""Public tests: the tests that a request contains, and how many of them a program passes.
+"""Public tests: extracts the tests in a request, and counts those that a program passes.
 
-It reads doctest examples (`>>>`), assertions, and pairs of input and output under headings of
-those names. An example in prose, such as "f(2) is 4", is not read.
+Supported are doctest examples (`>>>`), assertions, and pairs of input and output under headings
+with these names, but not examples in prose, such as "f(2) is 4".
 """
 
 import ast
@@ -12,18 +12,18 @@ from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, DocTestParser, Example, Outp
 from typing import Final
 
 from optillm_hooks.answers.code_blocks import CodeBlock, code_blocks
-from optillm_hooks.code_execution.runner import CodeRunner, Ran
+from optillm_hooks.code_execution.runner import CodeRunner, SnippetResult
 
 MAX_TESTS: Final = 16
-"""Maximum tests of one kind that are run for a request."""
+"""Maximum number of tests of one kind per request."""
 
 MAX_CHARACTERS: Final = 1 << 16
 """Maximum length of a reply that is searched for a program."""
 
-_SHOWN: Final = re.compile(
+_EXAMPLE: Final = re.compile(
     r"^([ \t]*)>>>.*\n?(?:\1(?![ \t]*(?:'{3}|\"{3}|`{3})).*\S.*\n?)*", re.MULTILINE
 )
-"""A prompt and the lines below it, up to an empty line, less indentation or the end of a quote."""
+"""A prompt and the lines below it, up to a blank line, a dedent or the end of a quote."""
 
 _ASSERTION: Final = re.compile(r"^[ \t]*(assert\b.+)$", re.MULTILINE)
 _BLOCK: Final = r"[ \t*_#`:]*\n+(?:```\w*\n)?(.+?)(?:\n```|\n[ \t]*\n|\Z)"
@@ -36,16 +36,16 @@ _PAIR: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class CallTest:
-    """A test that runs a snippet after the program."""
+    """A test that runs a snippet after the program has been run."""
 
     snippet: str
     expected: str = ""
-    """The output it must print, compared as by `doctest`."""
+    """The expected output, compared as in `doctest`."""
 
     raises: str = ""
-    """The exception that must end it, as its type and message."""
+    """The expected exception, as its type and message."""
 
-    def passed(self, ran: Ran) -> bool:
+    def passed(self, ran: SnippetResult) -> bool:
         if self.raises or ran.error:
             return self.raises == ran.error
         return OutputChecker().check_output(
@@ -55,12 +55,12 @@ class CallTest:
 
 @dataclass(frozen=True, slots=True)
 class InputTest:
-    """A test that runs the whole program on an input, and compares its output."""
+    """A test that runs the program with an input and compares its output."""
 
     stdin: str
     expected: str
 
-    def passed(self, ran: Ran) -> bool:
+    def passed(self, ran: SnippetResult) -> bool:
         return not ran.error and ran.output.split() == self.expected.split()
 
 
@@ -76,17 +76,17 @@ class PublicTests:
 
 
 def read_tests(request: str) -> PublicTests:
-    """Return the tests in the text of a request, in its order, up to `MAX_TESTS` of each kind."""
+    """Return the tests in a request's text in order, at most `MAX_TESTS` of each kind."""
     calls = [*_interpreted(request), *_asserted(request)]
     inputs = [InputTest(given, shown.strip()) for given, shown in _PAIR.findall(request)]
     return PublicTests(calls[:MAX_TESTS], inputs[:MAX_TESTS])
 
 
 def read_program(reply: str) -> str | None:
-    """Return the longest block of Python in a model's reply, or None if there is none.
+    """Return the longest Python code block in a model's reply, or None if there is none.
 
-    A block without a language counts if it is Python; so does a reply that is one program. A reply
-    of more than `MAX_CHARACTERS` is not read.
+    Blocks without a language count if they parse as Python, as does a reply that is a program. A
+    reply longer than `MAX_CHARACTERS` is not searched.
     """
     if len(reply) > MAX_CHARACTERS:
         return None
@@ -96,16 +96,18 @@ def read_program(reply: str) -> str | None:
     return reply if "\n" in reply.strip() and _parses(reply) else None
 
 
-async def passed_tests(program: str, tests: PublicTests, runner: CodeRunner) -> int:
-    """Return how many of `tests` a program passes; 0 if the program alone fails."""
+async def count_passed(program: str, tests: PublicTests, runner: CodeRunner) -> int:
+    """Return the number of `tests` that a program passes; 0 if the program itself fails."""
     passed = 0
     if tests.calls:
         ran = await runner.run([program, *(test.snippet for test in tests.calls)])
         if ran and not ran[0].error:
-            passed += sum(test.passed(did) for test, did in zip(tests.calls, ran[1:], strict=False))
+            passed += sum(
+                test.passed(result) for test, result in zip(tests.calls, ran[1:], strict=False)
+            )
     for case in tests.inputs:
         ran = await runner.run([program], stdin=case.stdin)
-        if not ran or ran[0].out_of_time:  # the next input would take as long
+        if not ran or ran[0].timed_out:  # the next input would probably time out too
             break
         passed += case.passed(ran[0])
     return passed
@@ -118,7 +120,7 @@ def _interpreted(request: str) -> list[CallTest]:
             expected="" if example.exc_msg else example.want,
             raises=(example.exc_msg or "").strip(),
         )
-        for shown in _SHOWN.finditer(request)
+        for shown in _EXAMPLE.finditer(request)
         for example in _examples(shown[0])
     ]
 
@@ -126,12 +128,12 @@ def _interpreted(request: str) -> list[CallTest]:
 def _examples(shown: str) -> list[Example]:
     try:
         return DocTestParser().get_examples(shown)
-    except ValueError:  # for example a prompt without the space after it
+    except ValueError:  # for example a prompt that is not followed by a space
         return []
 
 
 def _shown(source: str) -> str:
-    """Return `source` changed to print the value of an expression, as the interpreter does."""
+    """Return `source`, changed to print the value if it is an expression, as in the REPL."""
     try:
         ast.parse(source, mode="eval")
     except SyntaxError:

@@ -1,4 +1,4 @@
-"""Code execution: runs programs that a model wrote, if the operator allows it."""
+"""Code runners: run model-written programs, if the operator allows it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,39 +14,39 @@ from optillm_hooks.types import Json
 RunnerName = Literal["off", "monty"]
 
 _STARTING_S: Final = 2.0
-"""Seconds that a worker and its interpreter may take to start."""
+"""Startup time allowed for a worker and its interpreter, in seconds."""
 
 _OWN_MEMORY_MB: Final = 2048
-"""MiB of address space that the two processes reserve, whatever the program uses."""
+"""Address space, in MiB, that the two processes reserve in addition to the program's."""
 
 
-class Ran(BaseModel):
+class SnippetResult(BaseModel):
     """The result of one snippet of a session."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     output: str
-    """Its standard output."""
+    """The standard output of the snippet."""
 
     error: str
-    """The exception that ended it, as its type and message; empty if none did."""
+    """The exception that ended it, as its type and message; empty if it succeeded."""
 
     @property
-    def out_of_time(self) -> bool:
+    def timed_out(self) -> bool:
         return self.error.startswith("TimeoutError")
 
 
-_RAN: Final = TypeAdapter(list[Ran])
+_RESULTS: Final = TypeAdapter(list[SnippetResult])
 
 
 class CodeRunner(Protocol):
     """Runs Python in a sandbox."""
 
-    async def run(self, snippets: Sequence[str], *, stdin: str = "") -> Sequence[Ran]:
-        """Return the results of `snippets`, run one after the other in one session.
+    async def run(self, snippets: Sequence[str], *, stdin: str = "") -> Sequence[SnippetResult]:
+        """Run `snippets` in order in one session; return their results.
 
-        A snippet that fails does not end the session. Snippets that were not run, because time or
-        memory was used up, are missing at the end.
+        A snippet that fails does not end the session. If time or memory runs out, the results of
+        the remaining snippets are missing.
         """
         ...
 
@@ -56,11 +56,11 @@ class MontyRunner:
     """Runs a subset of Python (no third-party modules, no generators) without host access."""
 
     seconds: float = 4.0
-    """Per snippet."""
+    """Time limit per snippet."""
 
     memory_mb: int = 256
 
-    async def run(self, snippets: Sequence[str], *, stdin: str = "") -> Sequence[Ran]:
+    async def run(self, snippets: Sequence[str], *, stdin: str = "") -> Sequence[SnippetResult]:
         limits = WorkerLimits(
             seconds=_STARTING_S + self.seconds * len(snippets),
             memory_mb=_OWN_MEMORY_MB + self.memory_mb,
@@ -73,7 +73,7 @@ class MontyRunner:
             "memory_mb": self.memory_mb,
         }
         try:
-            return _RAN.validate_python(
+            return _RESULTS.validate_python(
                 await ask_worker("optillm_hooks.code_execution.monty", request, limits)
             )
         except (WorkerFailed, ValidationError):
@@ -84,7 +84,7 @@ def code_runner(name: RunnerName) -> CodeRunner | None:
     """Return the runner that the operator chose, or None for off.
 
     Raises:
-        RequestRejected: its package is not installed.
+        RequestRejected: the runner's package is not installed.
     """
     if name == "off":
         return None

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
-from optillm_hooks.answers.deltas import whole
+from optillm_hooks.answers.deltas import as_delta
 from optillm_hooks.context import Context
 from optillm_hooks.errors import (
     EmptyCompletion,
@@ -50,7 +50,7 @@ class DecodedLLM:
     async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
         decoded = await self._decoded(chat, sampling)
         if isinstance(decoded, Completion):
-            yield whole(decoded)
+            yield as_delta(decoded)
             return
         async with aclosing(self._inner.stream(chat, decoded)) as pieces:
             async for delta in pieces:

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
-from optillm_hooks.answers.deltas import Accumulated, whole
+from optillm_hooks.answers.deltas import DeltaAccumulator, as_delta
 from optillm_hooks.context import Context
 from optillm_hooks.errors import EmptyCompletion, SampleError
 from optillm_hooks.fanout import speculating
@@ -72,7 +72,7 @@ class _StreamedRun(PlanRun):
             self._choices.drop(number)
             raise
         if not self._choices.is_complete(number):
-            self._choices.add(number, whole(answer))
+            self._choices.add(number, as_delta(answer))
         return answer
 
     def _has_content(self, number: int) -> bool:
@@ -94,7 +94,7 @@ class _StreamedRun(PlanRun):
         If a limit ends the call after its first piece, the answer counts as truncated, because the
         client has seen a part of it. A call that breaks off for another reason is a failure.
         """
-        shown = Accumulated()
+        shown = DeltaAccumulator()
         text_filter = final.text_filter() if final.text_filter else None
         finish_reason: FinishReason = "stop"
         try:

@@ -1,1 +1,1 @@
-"""Worker processes for text that a model wrote: `client` asks, `zygote` forks, `worker` answers."""
+"""Sandboxed worker processes for model-written text: `client`, `zygote` and `worker`."""

@@ -1,11 +1,11 @@
-"""Work on untrusted text in a process of its own, limited in time, memory and output.
+"""Runs work on untrusted text in a separate process, limited in time, memory and output.
 
-A worker is a module with two functions: `load()`, which imports what it needs, and
+A worker is a module with two functions: `load()`, which imports its dependencies, and
 `answer(request)`. A process that has loaded the module, the zygote, forks a process for each
-request, so that no request waits for an import and none sees another. The zygote runs in a fresh
-interpreter without environment, user packages or terminal, and `worker` gives up whatever else a
-text could abuse. Request and reply are JSON. A worker's process group is killed when its time is
-up, when its reply is too long, and when the caller is cancelled.
+request, so that no request waits for an import or sees another request. The zygote runs in a fresh
+interpreter without environment variables, user packages or a terminal, and `worker` drops further
+permissions. Request and reply are JSON. A worker's process group is killed when its time is up,
+when its reply is too long, and when the caller is cancelled.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ from typing import Final, Literal
 from weakref import WeakKeyDictionary
 
 from optillm_hooks.errors import OptiLLMError
-from optillm_hooks.sandbox.zygote import ORDER
+from optillm_hooks.sandbox.zygote import FORK_REQUEST
 from optillm_hooks.types import Json
 
 MAX_WORKERS: Final = max(2, os.cpu_count() or 1)
-"""Maximum number of workers that run concurrently in one event loop; more wait for their turn."""
+"""Maximum number of concurrent workers per event loop; further requests wait."""
 
-# The package's own __init__ would take as long to load as a solver.
+# Bypasses the package's own __init__, which takes as long to import as a solver.
 _BOOTSTRAP: Final = """\
 import sys, types
 package = types.ModuleType("optillm_hooks")
@@ -44,7 +44,7 @@ _PACKAGE: Final = str(Path(__file__).parent.parent)
 _CHUNK: Final = 1 << 16
 _OUT_OF_CPU_TIME: Final = -signal.SIGXCPU
 _KILL_S: Final = 5.0
-"""Seconds that a zygote may take to kill a worker, before it is killed itself."""
+"""Seconds that a zygote may take to kill a worker before it is killed itself."""
 
 FailureReason = Literal["time", "memory", "output", "crash"]
 
@@ -54,16 +54,16 @@ class WorkerLimits:
     """Limits of one worker."""
 
     seconds: float
-    """Wall-clock time, including the start; the limit of CPU time is a second more."""
+    """Wall-clock time, including startup; the CPU time limit is one second more."""
 
     memory_mb: int
-    """MiB of address space."""
+    """Address space in MiB."""
 
     reply_bytes: int = 1 << 18
 
 
 class WorkerFailed(OptiLLMError):
-    """The worker gave no reply."""
+    """The worker ended without a valid reply."""
 
     status = 502
     code = "worker_failed"
@@ -74,15 +74,15 @@ class WorkerFailed(OptiLLMError):
 
 
 async def ask_worker(module: str, request: Json, limits: WorkerLimits) -> Json:
-    """Return the reply of the worker `module` to `request`; leave no worker running.
+    """Return the reply of the worker `module` to `request`. No worker is left running.
 
     Raises:
-        WorkerFailed: it ran out of time or memory, its reply was too long, or it broke.
+        WorkerFailed: it ran out of time or memory, its reply was too long, or it crashed.
     """
-    async with _turn():
+    async with _slot():
         try:
             async with asyncio.timeout(limits.seconds):
-                reply, status = await _answered(module, json.dumps(request).encode(), limits)
+                reply, status = await _ask_with_retry(module, json.dumps(request).encode(), limits)
         except TimeoutError:
             raise WorkerFailed("time") from None
     if status == _OUT_OF_CPU_TIME:
@@ -93,7 +93,7 @@ async def ask_worker(module: str, request: Json, limits: WorkerLimits) -> Json:
         raise WorkerFailed("crash") from None
     match outcome:
         case {"reply": answer}:
-            return answer  # type: ignore[no-any-return] # whatever JSON holds
+            return answer  # type: ignore[no-any-return] # any JSON value
         case {"failed": "memory"}:
             raise WorkerFailed("memory")
         case _:
@@ -106,7 +106,7 @@ def command(module: str) -> list[str]:
 
 
 class _ZygoteGone(Exception):
-    """The zygote ended before its worker did: it had been idle, or was killed."""
+    """The zygote ended before its worker: it was idle for too long, or was killed."""
 
 
 class _Zygote:
@@ -132,10 +132,12 @@ class _Zygote:
             _ZygoteGone: the zygote has ended.
         """
         (data, data_there), (life, life_there) = socket.socketpair(), socket.socketpair()
-        order = ORDER.pack(limits.memory_mb, int(limits.seconds) + 1)
+        fork_request = FORK_REQUEST.pack(limits.memory_mb, int(limits.seconds) + 1)
         with data_there, life_there:
             try:
-                socket.send_fds(self._control, [order], [data_there.fileno(), life_there.fileno()])
+                socket.send_fds(
+                    self._control, [fork_request], [data_there.fileno(), life_there.fileno()]
+                )
             except OSError as exc:
                 data.close()
                 life.close()
@@ -145,13 +147,13 @@ class _Zygote:
         return data, life
 
     def kill(self) -> None:
-        """Kill the zygote, and with it its workers."""
+        """Kill the zygote and its workers."""
         self._control.close()
         self._process.kill()
         self._process.wait()
 
     def disown(self) -> None:
-        """Leave the zygote to the process that started it, of which this one is a fork."""
+        """Release the zygote in a forked child: it belongs to the parent process."""
         self._control.close()
         self._process.returncode = 0
 
@@ -161,7 +163,7 @@ _starting: Final = threading.Lock()
 
 
 def _zygote(module: str) -> _Zygote:
-    """Return the zygote of `module`, started if there is none."""
+    """Return the zygote of `module`, starting it if necessary."""
     with _starting:
         if module not in _zygotes:
             _zygotes[module] = _Zygote(module)
@@ -190,17 +192,17 @@ def _disown_all() -> None:
 os.register_at_fork(after_in_child=_disown_all)
 
 
-async def _answered(module: str, request: bytes, limits: WorkerLimits) -> tuple[bytes, int]:
-    """Return a worker's reply and exit status, from a second zygote if the first has gone."""
+async def _ask_with_retry(module: str, request: bytes, limits: WorkerLimits) -> tuple[bytes, int]:
+    """Return a worker's reply and exit status; retry once if the zygote has ended."""
     with suppress(_ZygoteGone):
-        return await _asked(module, request, limits)
+        return await _ask_once(module, request, limits)
     try:
-        return await _asked(module, request, limits)
+        return await _ask_once(module, request, limits)
     except _ZygoteGone:
         raise WorkerFailed("crash") from None
 
 
-async def _asked(module: str, request: bytes, limits: WorkerLimits) -> tuple[bytes, int]:
+async def _ask_once(module: str, request: bytes, limits: WorkerLimits) -> tuple[bytes, int]:
     zygote = _zygote(module)
     try:
         data, life = zygote.fork(limits)
@@ -209,7 +211,7 @@ async def _asked(module: str, request: bytes, limits: WorkerLimits) -> tuple[byt
                 reply = await _exchange(data, request, limits.reply_bytes)
                 return reply, await _exit_status(life)
             finally:
-                if not await _killed(life):
+                if not await _kill_worker(life):
                     _drop(module, zygote)
     except _ZygoteGone:
         _drop(module, zygote)
@@ -217,10 +219,10 @@ async def _asked(module: str, request: bytes, limits: WorkerLimits) -> tuple[byt
 
 
 async def _exchange(data: socket.socket, request: bytes, max_bytes: int) -> bytes:
-    """Send `request`; return the reply once the worker has closed its output."""
+    """Send `request`; return the reply when the worker has closed its output."""
     loop = asyncio.get_running_loop()
     reply = bytearray()
-    with suppress(ConnectionError):  # a worker that died is seen in its reply
+    with suppress(ConnectionError):  # a worker that died is detected by its incomplete reply
         await loop.sock_sendall(data, request)
         data.shutdown(socket.SHUT_WR)
         while piece := await loop.sock_recv(data, _CHUNK):
@@ -237,8 +239,8 @@ async def _exit_status(life: socket.socket) -> int:
     return int(sent)
 
 
-async def _killed(life: socket.socket) -> bool:
-    """Have the worker killed if it still runs; return whether the zygote has done so in time."""
+async def _kill_worker(life: socket.socket) -> bool:
+    """Have the zygote kill the worker if it still runs; return True if it confirms in time."""
     loop = asyncio.get_running_loop()
     with suppress(OSError):
         life.shutdown(socket.SHUT_WR)
@@ -251,11 +253,11 @@ async def _killed(life: socket.socket) -> bool:
     return True
 
 
-_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+_slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
 
 @asynccontextmanager
-async def _turn() -> AsyncIterator[None]:
+async def _slot() -> AsyncIterator[None]:
     loop = asyncio.get_running_loop()
-    async with _turns.setdefault(loop, asyncio.Semaphore(MAX_WORKERS)):
+    async with _slots.setdefault(loop, asyncio.Semaphore(MAX_WORKERS)):
         yield

@@ -1,4 +1,4 @@
-"""Inside a worker process: confinement first, then one request and its reply."""
+"""The code of a worker process: confines itself, then answers one request."""
 
 import importlib
 import json
@@ -8,17 +8,17 @@ import sys
 from typing import Final, NoReturn
 
 _READS: Final = frozenset({"os.listdir", "os.scandir", "os.putenv", "os.unsetenv"})
-"""Events under `os.` that change nothing outside the process; imports raise them."""
+"""`os.` audit events without effect outside the process, which imports raise."""
 
 _WRITES: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _REFUSED: Final = ("os.", "subprocess.", "socket.", "shutil.", "pty.", "urllib.", "signal.")
 
 
 def main(module: str, *, memory_mb: int, cpu_seconds: int) -> NoReturn:
-    """Answer the request on standard input by `module`, on standard output, and exit."""
+    """Read a request from standard input, write the reply of `module` to standard output, exit."""
     replies = os.dup(1)
     quiet = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(quiet, 1)  # solvers print as they like
+    os.dup2(quiet, 1)  # solvers may print to standard output
     confine(memory_mb=memory_mb, cpu_seconds=cpu_seconds)
     try:
         outcome = {"reply": importlib.import_module(module).answer(json.load(sys.stdin.buffer))}
@@ -31,10 +31,10 @@ def main(module: str, *, memory_mb: int, cpu_seconds: int) -> NoReturn:
 
 
 def confine(*, memory_mb: int, cpu_seconds: int) -> None:
-    """Limit memory and CPU time; refuse to write files, start processes or use the network.
+    """Limit memory and CPU time; forbid writing files, starting processes and network access.
 
-    A second line of defence, which no text should reach. The kernel's limits bind C++ code too,
-    the audit hook binds Python code, and Python code of an ordinary user can undo neither.
+    A second line of defence, which no text should reach. The kernel's limits also apply to C++
+    code, the audit hook applies to Python code, and unprivileged Python code can undo neither.
     """
     resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
@@ -44,7 +44,7 @@ def confine(*, memory_mb: int, cpu_seconds: int) -> None:
 
 
 def no_more_files() -> None:
-    """Refuse to open any more files, even to read: everything the process needs is loaded."""
+    """Forbid opening any more files, even for reading: everything needed has been loaded."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
 
 

@@ -1,10 +1,10 @@
 """The zygote: a process that has imported a solver and forks a worker for each request.
 
-It is started by exec and has a single thread, so a fork copies no lock in use and no socket of the
+It is started by exec and is single-threaded, so a fork copies no held lock and no socket of the
 proxy. For each request the client sends the worker's limits and two sockets. `data` becomes the
-worker's standard input and output. `life` stands for the worker's process: the client shuts it
-down to have the worker killed, and the zygote sends the exit status and closes it once the whole
-process group is gone. All workers end with the zygote, and the zygote ends with the client.
+worker's standard input and output. `life` represents the worker process: the client shuts it down
+to have the worker killed; the zygote sends the exit status over it, and closes it when the whole
+process group has ended. All workers end with the zygote, and the zygote ends with the client.
 """
 
 import ctypes
@@ -21,14 +21,14 @@ from typing import Final, NoReturn
 
 from optillm_hooks.sandbox import worker
 
-ORDER: Final = struct.Struct("II")
-"""A request for a worker: MiB of memory and seconds of CPU time."""
+FORK_REQUEST: Final = struct.Struct("II")
+"""The limits of a new worker: memory in MiB and CPU time in seconds."""
 
 IDLE_S: Final = 600.0
-"""Seconds without a worker after which the zygote frees its memory by ending."""
+"""Seconds without a worker after which the zygote exits to free its memory."""
 
 _MAX_FILES: Final = 1024
-"""File descriptors are below this number: `select` takes no others."""
+"""File descriptors are below this number: `select` does not accept higher ones."""
 
 _LIBC: Final = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG: Final = 1
@@ -37,7 +37,7 @@ _PR_SET_PDEATHSIG: Final = 1
 def main(module: str) -> NoReturn:
     """Import what `module` needs, then fork workers until the client closes standard input."""
     importlib.import_module(module).load()
-    gc.freeze()  # a collection in a worker would copy the pages that all share
+    gc.freeze()  # garbage collection in a worker would copy shared memory pages
     _serve(module, socket.socket(fileno=0))
     os._exit(0)
 
@@ -56,13 +56,13 @@ def _serve(module: str, control: socket.socket) -> None:
             status = _exit_status(pid, kill=life in ready)
             if status is not None:
                 del workers[life]
-                _tell(life, status)
+                _send_status(life, status)
         if control in ready:
-            order, sockets, _, _ = socket.recv_fds(control, ORDER.size, 2)
-            if not order:
+            fork_request, sockets, _, _ = socket.recv_fds(control, FORK_REQUEST.size, 2)
+            if not fork_request:
                 break
             data, life = (socket.socket(fileno=number) for number in sockets)
-            workers[life] = _fork(module, order, data)
+            workers[life] = _fork(module, fork_request, data)
             data.close()
     for pid in workers.values():
         _kill_group(pid)
@@ -73,31 +73,31 @@ def _ready(sockets: list[socket.socket], seconds: float | None) -> list[socket.s
 
 
 def _exit_status(pid: int, *, kill: bool) -> int | None:
-    """Return the exit status of a worker once its whole group is gone; None while it runs."""
+    """Return the exit status of a worker whose process group has ended; None while it runs."""
     if kill:
         _kill_group(pid)
     reaped, status = os.waitpid(pid, 0 if kill else os.WNOHANG)
     if not reaped:
         return None
-    _kill_group(pid)  # what it has started; the id is not given again while the group has members
+    _kill_group(pid)  # its children; the id is not reused while the group has members
     return os.waitstatus_to_exitcode(status)
 
 
 def _kill_group(pid: int) -> None:
-    with suppress(OSError):  # it may have ended
+    with suppress(OSError):  # it may already have ended
         os.killpg(pid, signal.SIGKILL)
 
 
-def _tell(life: socket.socket, status: int) -> None:
-    with life, suppress(OSError):  # the client may have gone
+def _send_status(life: socket.socket, status: int) -> None:
+    with life, suppress(OSError):  # the client may have closed it
         life.send(str(status).encode())
 
 
-def _fork(module: str, order: bytes, data: socket.socket) -> int:
-    """Return the process id of a new worker, which leads a process group of its own."""
+def _fork(module: str, fork_request: bytes, data: socket.socket) -> int:
+    """Return the process id of a new worker, which leads its own process group."""
     zygote = os.getpid()
     if pid := os.fork():
-        with suppress(OSError):  # whichever of the two is first; the group must exist on return
+        with suppress(OSError):  # both processes do this: the group must exist on return
             os.setpgid(pid, pid)
         return pid
     try:
@@ -108,14 +108,14 @@ def _fork(module: str, order: bytes, data: socket.socket) -> int:
         os.dup2(data.fileno(), 0)
         os.dup2(data.fileno(), 1)
         os.closerange(3, _MAX_FILES)
-        memory_mb, cpu_seconds = ORDER.unpack(order)
+        memory_mb, cpu_seconds = FORK_REQUEST.unpack(fork_request)
         worker.main(module, memory_mb=memory_mb, cpu_seconds=cpu_seconds)
     finally:
         os._exit(1)
 
 
 def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when `parent` ends, where it can (Linux)."""
+    """On Linux, have the kernel kill this process when `parent` ends."""
     if sys.platform == "linux":
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

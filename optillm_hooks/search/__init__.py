@@ -1,1 +1,1 @@
-"""Tree search with an ask-tell interface, without model calls."""
+"""Tree search with an ask-tell interface; it makes no model calls itself."""

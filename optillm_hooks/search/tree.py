@@ -1,4 +1,4 @@
-"""Nodes of a search tree, with visits and values."""
+"""Nodes of a search tree, with visit counts and values."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -14,29 +14,29 @@ M = TypeVar("M")
 
 @dataclass(slots=True, eq=False)
 class Node(Generic[S, M]):
-    """A state that was reached. Two nodes are equal only if they are the same node."""
+    """A node of the search tree: a state that was reached. Nodes are compared by identity."""
 
     state: S
     parent: "Node[S, M] | None" = None
     children: list["Node[S, M]"] = field(default_factory=list["Node[S, M]"])
     untried: deque[M] = field(default_factory=deque[M])
-    """Moves that were not handed out yet, the next one first."""
+    """Moves that have not been tried yet, the next one first."""
 
     visits: int = 0
-    """Trials that ended here or below and have a value."""
+    """Number of evaluated trials that ended here or below."""
 
     total: float = 0.0
-    """The sum of their values."""
+    """Sum of the values of these trials."""
 
     pending: int = 0
-    """Trials through here that have no value yet."""
+    """Number of pending trials through this node."""
 
-    room: int = 0
-    """Untried moves here and below."""
+    open_moves: int = 0
+    """Number of untried moves here and below."""
 
     @property
     def mean(self) -> float:
-        """The mean value of the trials that ended here or below; 0 without any."""
+        """Mean value of the trials that ended here or below; 0 if there are none."""
         return self.total / self.visits if self.visits else 0.0
 
     def path(self) -> list["Node[S, M]"]:
@@ -53,7 +53,7 @@ class Node(Generic[S, M]):
             node = node.parent
 
     def walk(self) -> Iterator["Node[S, M]"]:
-        """Yield this node and all below it, each before its children, older children first."""
+        """Yield this node and its descendants in preorder, older children first."""
         stack = [self]
         while stack:
             node = stack.pop()

@@ -1,8 +1,8 @@
-"""Computer algebra by declared requests, done by SymPy in a worker process.
+"""Computer algebra with SymPy in a worker process, by JSON requests.
 
-A request is JSON: a list of steps, each an operation of `OPERATIONS` on expressions in a small
-grammar of its own. The reader builds SymPy's nodes one by one from a fixed list of functions and
-never hands SymPy a text, because SymPy's own parser evaluates Python.
+A request is a list of steps; each is one of `OPERATIONS`, applied to expressions in the small
+grammar below. Our parser builds SymPy's nodes one by one from a fixed list of functions and never
+passes text to SymPy, because SymPy's own parser evaluates Python.
 
     relation   := sum [("=" | "==" | "!=" | "<" | "<=" | ">" | ">=") sum]
     sum        := product {("+" | "-") product}
@@ -24,13 +24,13 @@ MAX_STEPS: Final = 16
 MAX_CHARACTERS: Final = 4000
 MAX_NESTED: Final = 60
 MAX_BITS: Final = 100_000
-"""Maximum size of a number that is written as a power."""
+"""Maximum size, in bits, of the value of a power."""
 
 MAX_COUNT: Final = 10_000
-"""Largest argument of functions whose values have about as many digits."""
+"""Maximum argument of functions whose values have about as many digits."""
 
 MAX_SHOWN: Final = 4000
-"""Maximum length of one result, in characters; the rest is cut."""
+"""Maximum length of one result, in characters; the rest is truncated."""
 
 FUNCTIONS: Final[Mapping[str, tuple[str, int, int]]] = {
     "sqrt": ("sqrt", 1, 1),
@@ -73,7 +73,7 @@ FUNCTIONS: Final[Mapping[str, tuple[str, int, int]]] = {
     "min": ("Min", 1, 8),
     "max": ("Max", 1, 8),
 }
-"""SymPy's name and the minimum and maximum number of arguments, by name in the grammar."""
+"""By name in the grammar: SymPy's name, minimum and maximum number of arguments."""
 
 _GROWING: Final = frozenset({"factorial", "binomial", "gamma", "fibonacci"})
 _CONSTANTS: Final = {"pi": "pi", "E": "E", "e": "E", "I": "I", "oo": "oo", "infinity": "oo"}
@@ -114,12 +114,12 @@ _END: Final = ""
 
 
 class RequestError(ValueError):
-    """The request cannot be carried out as written; the message says why."""
+    """The request cannot be executed; the message gives the reason."""
 
 
 def load() -> Any:
-    """Return SymPy, imported."""
-    # SymPy uses these when they are there, and then takes seconds to load.
+    """Import and return SymPy."""
+    # If these are installed, SymPy imports them, which takes seconds.
     sys.modules.update(dict.fromkeys(("numpy", "scipy")))  # type: ignore[arg-type]
     import sympy
 
@@ -143,7 +143,7 @@ def read_steps(text: str) -> list[dict[str, object]]:
     """Return the steps of a request: a JSON list of objects, or one object.
 
     Raises:
-        RequestError: it is something else, or has unknown operations or fields.
+        RequestError: it is neither, or has unknown operations or fields.
     """
     try:
         given = json.loads(text)
@@ -177,7 +177,7 @@ def _outcome(step: Mapping[str, object], sympy: Any) -> dict[str, str]:
         }
     except MemoryError:
         raise
-    except Exception as exc:  # SymPy raises every kind when it cannot do a thing
+    except Exception as exc:  # SymPy raises all kinds of exceptions on failure
         kind = "" if isinstance(exc, RequestError) else f"{type(exc).__name__}: "
         return {"operation": operation, "error": f"{kind}{exc}"[:400]}
 
@@ -205,7 +205,7 @@ class Query:
 
     @property
     def variable(self) -> Any:
-        """The only variable: the one the step names, or else the only free symbol."""
+        """The variable that the step names, or else the only free symbol."""
         names = self.variables or sorted(self.expression.free_symbols, key=str)
         if len(names) != 1:
             raise RequestError("this operation needs one variable: say which")
@@ -420,7 +420,9 @@ def _tokens(text: str) -> list[tuple[str, str]]:
 
 
 def _solve(query: Query) -> Any:
-    alone = len(query.expressions) == 1  # SymPy knows more about one equation than about systems
+    alone = (
+        len(query.expressions) == 1
+    )  # SymPy solves more kinds of single equations than of systems
     relations = query.expression if alone else query.expressions
     found = query.sympy.solve(relations, query.unknowns, dict=True)
     return "no solution found" if found == [] else found

@@ -1,4 +1,4 @@
-"""Run a formalisation that a model wrote in a solver; report the result as text for a model."""
+"""Runs a model-written formalisation in a solver, and reports the result as text for a model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ MAX_REPORTED: Final = 12_000
 """Maximum length of a report, in characters."""
 
 STARTING_S: Final = 1.0
-"""Seconds that a worker may take to start, in addition to its solver's time."""
+"""Startup time allowed for a worker, in seconds, in addition to the solver's time."""
 
 _KINDS: Final[Mapping[str, Kind]] = {"(": "smtlib", ";": "smtlib", "{": "algebra", "[": "algebra"}
 
@@ -34,7 +34,7 @@ class Formalisation:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The result of a solver."""
+    """The result of a solver, as text for a model."""
 
     text: str
     statuses: tuple[str, ...]
@@ -42,7 +42,7 @@ class Report:
 
 
 class FormalisationBroken(ValueError):
-    """The solver cannot read the formalisation; the message tells the model what to repair."""
+    """The solver cannot parse the formalisation; the message tells the model what to fix."""
 
 
 class _Reply(BaseModel):
@@ -74,7 +74,7 @@ class _Outcome(_Reply):
 def find_formalisation(reply: str) -> Formalisation | None:
     """Return the last formalisation in a model's reply, or None if there is none.
 
-    It is a fenced block with any label, or the whole reply. Its first character decides its kind.
+    It is a fenced block with any label or the whole reply; its first character determines the kind.
     """
     contents = [block.content for block in code_blocks(reply)]
     for content in [*reversed(contents), reply]:
@@ -84,18 +84,18 @@ def find_formalisation(reply: str) -> Formalisation | None:
     return None
 
 
-async def solve(work: Formalisation, *, seconds: float, memory_mb: int) -> Report:
-    """Return the solver's report within `seconds`, and leave no worker running.
+async def solve(formalisation: Formalisation, *, seconds: float, memory_mb: int) -> Report:
+    """Run the solver for at most `seconds`; return its report. No worker is left running.
 
     Raises:
-        FormalisationBroken: the solver cannot read `work`.
-        WorkerFailed: it ran out of time or memory, or broke.
+        FormalisationBroken: the solver cannot parse the formalisation.
+        WorkerFailed: the worker ran out of time or memory, or crashed.
     """
-    if len(work.text) > MAX_CHARACTERS:
+    if len(formalisation.text) > MAX_CHARACTERS:
         raise FormalisationBroken(f"it has more than {MAX_CHARACTERS} characters")
     limits = WorkerLimits(seconds=seconds + STARTING_S, memory_mb=memory_mb)
-    request: dict[str, Json] = {"text": work.text, "seconds": seconds}
-    reply = await ask_worker(f"optillm_hooks.solver.{work.kind}", request, limits)
+    request: dict[str, Json] = {"text": formalisation.text, "seconds": seconds}
+    reply = await ask_worker(f"optillm_hooks.solver.{formalisation.kind}", request, limits)
     try:
         outcome = _Outcome.model_validate(reply)
     except ValidationError:

@@ -1,9 +1,9 @@
-"""SMT-LIB 2 scripts, checked by Z3 in a worker process.
+"""Runs SMT-LIB 2 scripts with Z3 in a worker process.
 
-A small reader splits the script into commands and writes each back in plain form, so that what Z3
-parses is what was read. Commands that declare, assert, optimise and query pass; options, output
-and settings that are ours to choose are left out; everything else (files, tactics, proofs) is an
-error. Z3 parses and executes what passes, command by command.
+A tokenizer splits the script into commands and serialises each in a plain form, so that Z3 parses
+exactly the tokens that were checked. Commands that declare, assert, optimise and query are allowed;
+options, output commands and settings that we choose ourselves are dropped; everything else (files,
+tactics, proofs) is an error. Z3 executes the allowed commands one by one.
 """
 
 import re
@@ -18,7 +18,7 @@ MAX_NESTED: Final = 1000
 MAX_CHECKS: Final = 16
 MAX_NAMES: Final = 500
 MAX_SHOWN: Final = 2000
-"""Maximum length of one value, in characters; the rest is cut."""
+"""Maximum length of one value, in characters; the rest is truncated."""
 
 _TOKEN: Final = re.compile(
     r"""(?P<blank>[ \t\r\n]+|;[^\n]*)
@@ -70,7 +70,7 @@ _ALLOWED_OPTION: Final = ["set-option", ":opt.priority"]
 
 
 class ScriptError(ValueError):
-    """The script cannot be used; the message says what to change."""
+    """The script is not supported or invalid; the message gives the reason."""
 
 
 class Check(TypedDict):
@@ -80,19 +80,19 @@ class Check(TypedDict):
     """sat, unsat or unknown."""
 
     reason: str
-    """Why it is unknown; otherwise ""."""
+    """The reason for unknown; otherwise ""."""
 
     model: dict[str, str]
-    """If satisfiable: the value of each constant and function, as Z3 writes it."""
+    """If sat: the value of each constant and function, as printed by Z3."""
 
     core: list[str]
-    """If unsatisfiable: the named assertions that contradict each other."""
+    """If unsat: the unsat core, that is, named assertions that contradict each other."""
 
     objectives: list[str]
-    """Each objective with its optimum or its known bounds."""
+    """Each objective with its optimum or known bounds."""
 
     values: list[str]
-    """Results of the queries that follow the check in the script."""
+    """Results of the queries after the check."""
 
 
 def load() -> None:
@@ -113,10 +113,10 @@ def answer(request: Mapping[str, object]) -> dict[str, object]:
 
 
 def commands(script: str) -> list[list[str]]:
-    """Return the commands of `script`, each as its tokens, parentheses included.
+    """Return the commands of `script`, each as a list of tokens, parentheses included.
 
     Raises:
-        ScriptError: it is not a sequence of parenthesised commands, or is nested too deep.
+        ScriptError: it is not a sequence of parenthesised commands, or is nested too deeply.
     """
     read: list[list[str]] = []
     depth = 0
@@ -148,10 +148,10 @@ def _tokens(script: str) -> Iterator[str]:
 
 
 def run_script(script: str, seconds: float) -> list[Check]:
-    """Return the result of each check of `script`, all within about `seconds`.
+    """Run all checks of `script` in about `seconds`; return their results.
 
     Raises:
-        ScriptError: the reader or Z3 refuses a command.
+        ScriptError: a command is not allowed, or Z3 rejects it.
     """
     wanted = [command for command in commands(script) if not _is_ignored(command)]
     for command in wanted:
@@ -170,7 +170,7 @@ def _is_ignored(command: Sequence[str]) -> bool:
 
 
 class _Session:
-    """One Z3 context, fed command by command."""
+    """One Z3 context that executes commands one by one."""
 
     def __init__(self, until: float) -> None:
         import z3
@@ -222,7 +222,7 @@ class _Session:
             check["objectives"] = [_shown(part) for part in self._ask("(get-objectives)")[1:]]
 
     def _query(self, command: Sequence[str]) -> None:
-        """Keep the result of a query; one without a model to ask is ignored, not an error."""
+        """Record the result of a query; a query without a model is ignored."""
         if self.checks and self.checks[-1]["status"] == "sat":
             self.checks[-1]["values"] += [_shown([*_tokens(self._eval(plain(command)))])]
 
@@ -238,7 +238,7 @@ class _Session:
     def _ask(self, query: str) -> list[list[str]]:
         """Return the elements of the list that Z3 prints for `query`.
 
-        Irrational numbers are cut decimals that end in a question mark.
+        Irrational numbers are truncated decimals that end in a question mark.
         """
         printed = self._eval(query)
         if "root-obj" in printed:
@@ -248,7 +248,7 @@ class _Session:
         return parts(list(_tokens(printed)))
 
     def _eval(self, command: str) -> str:
-        """Return what Z3 prints for `command`."""
+        """Return the output of Z3 for `command`."""
         try:
             printed = str(self._z3.Z3_eval_smtlib2_string(self._context.ref(), command))
         except self._z3.Z3Exception as exc:
@@ -259,7 +259,7 @@ class _Session:
 
 
 def plain(tokens: Sequence[str]) -> str:
-    """Return `tokens` as text that reads back as the same tokens."""
+    """Return `tokens` as text that parses to the same tokens."""
     return "".join(
         after if before == "(" or after == ")" else f" {after}"
         for before, after in pairwise(("(", *tokens))
@@ -267,7 +267,7 @@ def plain(tokens: Sequence[str]) -> str:
 
 
 def parts(tokens: Sequence[str]) -> list[list[str]]:
-    """Return the elements of a parenthesised list, each as its tokens."""
+    """Return the elements of a parenthesised list, each as a list of tokens."""
     elements: list[list[str]] = []
     depth = 0
     for token in tokens[1:-1]:
@@ -279,7 +279,7 @@ def parts(tokens: Sequence[str]) -> list[list[str]]:
 
 
 def clip(text: str) -> str:
-    """Return `text`, cut at `MAX_SHOWN` characters."""
+    """Return `text`, truncated to `MAX_SHOWN` characters."""
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} ..."
 
 

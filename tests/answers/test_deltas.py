@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optillm_hooks.answers.deltas import Accumulated, whole
+from optillm_hooks.answers.deltas import DeltaAccumulator, as_delta
 from optillm_hooks.types import Answer, Delta, Fields, FinishReason, TokenLogprob, ToolCall
 
 TEXT = st.text(max_size=8)
@@ -27,7 +27,7 @@ ANSWERS = st.builds(
 
 
 def joined(*pieces: Delta, finish_reason: FinishReason = "stop") -> Answer:
-    shown = Accumulated()
+    shown = DeltaAccumulator()
     for piece in pieces:
         shown.add(piece)
     return shown.answer(finish_reason)
@@ -35,7 +35,7 @@ def joined(*pieces: Delta, finish_reason: FinishReason = "stop") -> Answer:
 
 @given(ANSWERS)
 def test_an_answer_as_one_piece_is_the_answer(answer: Answer) -> None:
-    piece = whole(answer)
+    piece = as_delta(answer)
     assert piece.usage is None
     assert piece.finish_reason == answer.finish_reason
     assert joined(piece, finish_reason=answer.finish_reason) == answer
@@ -43,7 +43,7 @@ def test_an_answer_as_one_piece_is_the_answer(answer: Answer) -> None:
 
 @given(ANSWERS, ANSWERS)
 def test_pieces_are_joined_in_order(first: Answer, second: Answer) -> None:
-    answer = joined(whole(first), whole(second))
+    answer = joined(as_delta(first), as_delta(second))
     assert answer.text == first.text + second.text
     assert answer.reasoning == first.reasoning + second.reasoning
     assert answer.logprobs == first.logprobs + second.logprobs

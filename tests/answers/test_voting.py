@@ -11,10 +11,10 @@ from optillm_hooks.answers.voting import (
     Tally,
     contenders,
     elect,
-    json_is_asked,
     majority,
     majority_call,
     majority_object,
+    wants_json,
 )
 from optillm_hooks.types import Answer, Sampling, ToolCall
 
@@ -227,5 +227,5 @@ def test_texts_are_elected_by_their_answers() -> None:
         ({"response_format": None}, False),
     ],
 )
-def test_whether_json_is_asked(fields: dict[str, Any], expected: bool) -> None:
-    assert json_is_asked(Sampling(fields=fields)) is expected
+def test_wants_json(fields: dict[str, Any], expected: bool) -> None:
+    assert wants_json(Sampling(fields=fields)) is expected

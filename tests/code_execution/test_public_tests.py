@@ -13,11 +13,11 @@ from optillm_hooks.code_execution.public_tests import (
     CallTest,
     InputTest,
     PublicTests,
-    passed_tests,
+    count_passed,
     read_program,
     read_tests,
 )
-from optillm_hooks.code_execution.runner import MontyRunner, Ran
+from optillm_hooks.code_execution.runner import MontyRunner, SnippetResult
 
 pytestmark = pytest.mark.anyio
 PRINTED = "_shown = ({})\nif _shown is not None:\n    print(repr(_shown))"
@@ -133,7 +133,7 @@ TESTS = read_tests(
     ],
 )
 async def test_how_many_calls_come_out_as_shown(program: str, passed: int) -> None:
-    assert await passed_tests(program, TESTS, MontyRunner(seconds=1.0)) == passed
+    assert await count_passed(program, TESTS, MontyRunner(seconds=1.0)) == passed
 
 
 @pytest.mark.parametrize(
@@ -149,18 +149,18 @@ async def test_how_many_calls_come_out_as_shown(program: str, passed: int) -> No
 )
 async def test_how_many_outputs_follow_from_their_inputs(program: str, passed: int) -> None:
     tests = read_tests("Input:\n1 2\n\nOutput:\n3\n\nInput:\n2 2\n\nOutput:\n 4 \n")
-    assert await passed_tests(program, tests, MontyRunner(seconds=1.0)) == passed
+    assert await count_passed(program, tests, MontyRunner(seconds=1.0)) == passed
 
 
 async def test_after_running_out_of_time_no_other_input_is_tried() -> None:
     class Endless:
         runs = 0
 
-        async def run(self, snippets: Sequence[str], *, stdin: str = "") -> Sequence[Ran]:
+        async def run(self, snippets: Sequence[str], *, stdin: str = "") -> Sequence[SnippetResult]:
             del snippets, stdin
             self.runs += 1
-            return [Ran(output="", error="TimeoutError: no time")]
+            return [SnippetResult(output="", error="TimeoutError: no time")]
 
     runner = Endless()
-    assert await passed_tests("...", PublicTests(inputs=[InputTest("", "")] * 5), runner) == 0
+    assert await count_passed("...", PublicTests(inputs=[InputTest("", "")] * 5), runner) == 0
     assert runner.runs == 1

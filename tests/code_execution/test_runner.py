@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from optillm_hooks.code_execution.runner import MontyRunner, Ran, code_runner
+from optillm_hooks.code_execution.runner import MontyRunner, SnippetResult, code_runner
 from optillm_hooks.errors import RequestRejected
 from tests.solver.processes import children
 
@@ -32,7 +32,7 @@ async def test_what_programs_use_is_there() -> None:
         "if __name__ == '__main__':\n"
         "    print(f'{Solution().top(list(\"abca\"))} {math.gcd(4, 6)}')"
     )
-    assert await MontyRunner().run([program]) == [Ran(output="a 2\n", error="")]
+    assert await MontyRunner().run([program]) == [SnippetResult(output="a 2\n", error="")]
 
 
 ESCAPES = {
@@ -78,7 +78,7 @@ async def test_nothing_outside_is_reached(code: str, tmp_path: Path) -> None:
 async def test_what_takes_too_much_is_stopped(code: str, error: str) -> None:
     ran = await MontyRunner(seconds=1.0, memory_mb=64).run([code, "print(1)"])
     assert ran[0].error.startswith(error)
-    assert (len(ran) == 1) == ran[0].out_of_time
+    assert (len(ran) == 1) == ran[0].timed_out
     assert not children()
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from litellm.types.utils import ModelResponse, ModelResponseStream
 
-from optillm_hooks.answers.deltas import Accumulated, whole
+from optillm_hooks.answers.deltas import DeltaAccumulator, as_delta
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway.convert import (
     read_chat,
@@ -369,14 +369,14 @@ def test_usage_is_written_whole() -> None:
 @settings(max_examples=40)
 @given(ANSWERS)
 def test_a_streamed_answer_survives_the_way_there_and_back(answer: Answer) -> None:
-    chunk = write_chunk({0: whole(answer)}, stream_id="chatcmpl-1", model="moa-base", role=True)
+    chunk = write_chunk({0: as_delta(answer)}, stream_id="chatcmpl-1", model="moa-base", role=True)
     assert (chunk.id, chunk.model, chunk.choices[0].delta.role) == (
         "chatcmpl-1",
         "moa-base",
         "assistant",
     )
     piece = read_delta(chunk, 0.0)
-    shown = Accumulated()
+    shown = DeltaAccumulator()
     shown.add(piece)
     assert piece.finish_reason == answer.finish_reason
     found = shown.answer(answer.finish_reason)

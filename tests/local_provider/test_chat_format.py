@@ -116,7 +116,7 @@ def test_the_prompt_is_written_by_the_models_own_template(chat_format: ChatForma
 
 
 def test_an_image_is_refused(chat_format: ChatFormat) -> None:
-    with pytest.raises(RequestRejected, match="text only, not image_url"):
+    with pytest.raises(RequestRejected, match="text content only, not image_url"):
         chat_format.encode([{"role": "user", "content": [{"type": "image_url"}]}])
 
 

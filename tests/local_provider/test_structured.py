@@ -406,7 +406,7 @@ def test_thinking_comes_before_the_constrained_reply_and_is_free(engine: Engine)
 
 def test_a_schema_with_other_thinking_markers_is_refused() -> None:
     decoding = {"thinkdeeper": {"end_think_token": "</hm>"}}
-    with pytest.raises(RequestRejected, match="between <think> and </think>"):
+    with pytest.raises(RequestRejected, match="must be <think> and </think>"):
         parse_request(
             HI, {"response_format": {"type": "json_object"}, "optillm_decoding": decoding}
         )

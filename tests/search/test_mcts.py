@@ -228,7 +228,7 @@ def test_laws_of_every_interleaving(steps: list[str], picks: random.Random) -> N
         for node in nodes:
             below = sum(child.visits for child in node.children)
             assert node.visits == below + (node is not search.root)
-            assert node.room == sum(len(n.untried) for n in node.walk())
+            assert node.open_moves == sum(len(n.untried) for n in node.walk())
             assert node.pending == sum(node in t.node.path() for t in under_way)
 
 

@@ -1,9 +1,10 @@
-"""Mathematical answers, plain or in LaTeX: parsing them, and testing two for equality.
+"""Mathematical answers in plain text or LaTeX: parsing them and testing them for equality.
 
-No text of a model is evaluated as code, simplified or expanded. A recursive descent parser
-(`reading`) makes a small syntax tree (`tree`) of a text of limited length. The value of a tree is
-exact if it is rational, and otherwise a few floating-point values at fixed points (`comparing`). So
-the time is linear in the length, and everything is safe on the event loop and in any thread.
+A model's text is never evaluated as code, simplified or expanded. A recursive descent parser
+(`reading`) converts a text of limited length to a small syntax tree (`tree`). The value of a tree
+is exact if it is rational; otherwise it is a few floating-point values at fixed points
+(`comparing`). So the time is linear in the length, and everything is safe on the event loop and in
+any thread.
 """
 
 from optillm_hooks.answers.formulas.comparing import Value, equal, scaled, value_of

@@ -1,9 +1,10 @@
-"""Values of formulas, and whether two are equal.
+"""Values of formulas, and testing them for equality.
 
-Two scalars are equal if their exact rational values are. Where roots, constants or variables leave
-no such value, they are equal if they agree at fixed points: the identity test of Schwartz (1980)
-and Zippel (1979), in floating point. Its error is one-sided but for rounding, and for answers of a
-few hundred characters it does not occur. Each formula is evaluated once, so comparing is cheap.
+Scalars with exact rational values are equal if these are. Scalars without, because of roots,
+constants or variables, are equal if they agree at fixed points: the polynomial identity test of
+Schwartz (1980) and Zippel (1979), in floating point. Except for rounding its error is one-sided,
+and negligible for answers of a few hundred characters. Each formula is evaluated once, so
+comparisons are cheap.
 """
 
 import cmath
@@ -25,11 +26,11 @@ from optillm_hooks.answers.formulas.tree import (
 )
 
 _MAX_BITS = 4096
-"""Size of an exact value; a larger one is floating point, or none if that overflows."""
+"""Maximum size of an exact value; a larger one is floating point, or None on overflow."""
 
 _MAX_EXACT_FACTORIAL = 170
 _POSITIVE, _NEGATIVE = 4, 2
-"""Points at which all variables are positive, and at which all are negative."""
+"""Number of points with positive variables, and with negative variables."""
 
 _RELATIVE, _ABSOLUTE = 1e-9, 1e-13
 
@@ -41,7 +42,7 @@ class Scalar:
     """The value, if it is rational and not too large."""
 
     at: tuple[complex | None, ...]
-    """The value at each point, the positive ones first; None where there is none."""
+    """The value at each point, positive points first; None where it is undefined."""
 
     is_constant: bool
     has_abs: bool
@@ -51,7 +52,7 @@ class Scalar:
 class Group:
     kind: str
     members: tuple["Value", ...]
-    """In order, where the kind has one; else sorted."""
+    """In order for ordered kinds, otherwise sorted."""
 
 
 Value = Scalar | Group
@@ -74,7 +75,7 @@ def value_of(formula: Formula) -> Value:
 
 
 def scaled(value: Value, factor: Fraction) -> Value:
-    """Return `factor` times `value`; a collection is left as it is."""
+    """Return `factor` times `value`; a collection is unchanged."""
     if isinstance(value, Group):
         return value
     if isinstance(value.formula, Number):
@@ -83,10 +84,11 @@ def scaled(value: Value, factor: Fraction) -> Value:
 
 
 def equal(a: Value, b: Value) -> bool:
-    """Return whether the two are the same value, set, interval, relation or matrix.
+    """Return True if the two are the same value, set, interval, relation or matrix.
 
-    A decimal of three or more significant digits equals a constant that no decimal can write if it
-    is that constant rounded or cut: 0.333 is 1/3 and 3.14 is pi, but 3.99 is not 4.
+    A decimal with at least three significant digits also equals a constant without a finite decimal
+    expansion if it is that constant rounded or truncated: 0.333 is 1/3 and 3.14 is pi, but 3.99 is
+    not 4.
     """
     if isinstance(a, Group) or isinstance(b, Group):
         return (
@@ -101,10 +103,10 @@ def equal(a: Value, b: Value) -> bool:
 
 
 def _agree(a: Scalar, b: Scalar) -> bool:
-    """Whether the two have the same value at each point.
+    """Return True if the two have the same value at each point.
 
-    Variables are positive there, as is usual in answers (log(ab) is log a + log b); where an
-    absolute value makes a sign matter, they are negative as well.
+    Variables are positive, as is usual in answers (log(ab) is log a + log b). With absolute values,
+    whose result depends on the sign, negative points are tested too.
     """
     points = _POSITIVE + (_NEGATIVE if a.has_abs or b.has_abs else 0)
     return all(
@@ -116,7 +118,7 @@ def _agree(a: Scalar, b: Scalar) -> bool:
 
 
 def _is_rounded(decimal: Scalar, other: Scalar) -> bool:
-    """Whether `decimal` is `other`, a constant that no decimal can write, rounded or cut."""
+    """Return True if `decimal` is the constant `other` rounded or truncated; see `equal`."""
     written = decimal.formula
     if not isinstance(written, Number) or not written.places or not other.is_constant:
         return False
@@ -132,7 +134,7 @@ def _is_rounded(decimal: Scalar, other: Scalar) -> bool:
 
 
 def _terminates(value: Fraction) -> bool:
-    """Whether a decimal can write it: the denominator has no prime factors but 2 and 5."""
+    """Return True for a finite decimal expansion: the denominator has only factors 2 and 5."""
     rest = value.denominator
     for prime in (2, 5):
         while rest % prime == 0:
@@ -141,7 +143,7 @@ def _terminates(value: Fraction) -> bool:
 
 
 def _place(value: Value) -> tuple[float, float, str]:
-    """Return where to put `value` among others, the same for equal ones but for rounding."""
+    """Return a sort key for `value`, the same for equal values except for rounding."""
     if isinstance(value, Group):
         return (math.inf, 0.0, value.kind + "".join(str(_place(m)) for m in value.members))
     at = value.at[0]
@@ -240,7 +242,7 @@ def _value(formula: Formula, point: int) -> complex:
 
 
 def _coordinate(name: str, point: int) -> complex:
-    """Return a fixed number of size 0.5 to 1.5 that depends on the name."""
+    """Return a fixed value of magnitude 0.5 to 1.5 for the variable `name`."""
     size = 0.5 + zlib.crc32(f"{point}:{name}:{point}".encode()) / 2**32
     return complex(size if point < _POSITIVE else -size)
 

@@ -1,4 +1,4 @@
-"""Parsing a formula, plain or in LaTeX."""
+"""Parsing a formula in plain text or LaTeX."""
 
 import re
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from optillm_hooks.answers.formulas.tree import (
 )
 
 MAX_LENGTH = 500
-"""Characters of a formula; a longer text is not parsed."""
+"""Maximum length of a formula; a longer text is not parsed."""
 
 _MAX_NESTING = 25
 _MAX_WORD_LENGTH = 3
-"""Letters of a word that is read as a product of variables."""
+"""Maximum length of a word that is parsed as a product of variables."""
 
 _GREEK_LETTERS = """
 alpha beta gamma delta epsilon varepsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau
@@ -32,7 +32,7 @@ _SYMBOLS = frozenset({*_GREEK_LETTERS.split(), "ell", "infty", "emptyset", "varn
 _ALSO = {"varnothing": "emptyset", "varphi": "phi", "inf": "infty", "infinity": "infty"}
 
 MEANINGFUL_WORDS = FUNCTIONS | CONSTANTS | {"sqrt", "inf", "infinity"}
-"""Words that have a meaning in a formula without a backslash, and so are not units."""
+"""Words with a meaning in a formula even without a backslash, which are never units."""
 
 _COMPARISONS = {
     "=": "=", "<": "<", "<=": "<=", "!=": "!=", ">": ">", ">=": ">=",
@@ -77,7 +77,7 @@ _LOOKS_LIKE_ONE = re.compile(
     r"[0-9+\-*/^=<>|,\\]|^(?:[A-Za-z]|pi|inf(?:inity)?)$|(?:sqrt|sin|cos|tan|ln|log|exp)\b"
 )
 _CODE = re.compile(r"\d+(?: ?- ?\d+)+|\d+/\d+/\d+")
-"""Scores, ranges and dates, which are not arithmetic."""
+"""Scores, ranges and dates, which are not formulas."""
 
 _TOKEN = re.compile(
     r"""\s*(?:
@@ -99,16 +99,17 @@ class _NotAFormulaError(Exception):
 
 
 def parse(text: str) -> Formula | None:
-    """Return the formula in `text`, or None if it is not one.
+    """Return `text` parsed as a formula, or None if it is not one.
 
     The grammar has numbers (1,000; 1e3; 1 1/2; 0.\\overline{3}), + - * / ^ ! %, implicit products,
     functions, roots, binomial coefficients, absolute values, floors and ceilings, LaTeX for all of
     these, relations, tuples and intervals, sets, unions and matrices. Values separated by commas,
-    "and" or "or" are a set, "x = 5" is 5, and a plus-minus sign makes a set of both. `log` has base
-    10 unless it is written with another.
+    "and" or "or" are a set, "x = 5" is 5, and a plus-minus sign gives the set of both values. `log`
+    has base 10 unless another base is written.
 
-    Words are not products: single letters are variables, and so are two or three letters together
-    next to an operator. Scores ("3-2"), dates and version numbers are not arithmetic.
+    Single letters are variables. Two or three letters in a formula with numbers or operators are a
+    product of variables; longer words are not. Scores ("3-2"), dates and version numbers are not
+    formulas.
     """
     if len(text) > MAX_LENGTH:
         return None
@@ -127,7 +128,7 @@ def parse(text: str) -> Formula | None:
 
 
 def plain(text: str) -> str:
-    """Return `text` with one spelling for each symbol and command."""
+    """Return `text` with a normalised spelling of each symbol and command."""
     text = text.translate(str.maketrans(_CHARACTERS))
     for pattern, spelling in _SPELLINGS:
         text = pattern.sub(spelling, text)
@@ -139,7 +140,7 @@ class _Token:
     kind: str
     text: str
     spaced: bool
-    """Whether white space precedes it."""
+    """Whether whitespace precedes it."""
 
 
 _END = _Token("", "", spaced=False)
@@ -155,7 +156,9 @@ def _tokens(text: str) -> list[_Token]:
         kind, start = found.lastgroup, found.start(found.lastgroup)
         piece = found[kind]
         if open_brackets and kind == "number":
-            piece = piece.partition(",")[0]  # here a comma separates: (100,200) is a pair
+            piece = piece.partition(",")[
+                0
+            ]  # in brackets a comma is a separator: (100,200) is a pair
         if piece in ("(", "[", "\\{") or (piece == "{" and not tokens):
             open_brackets += 1
         elif piece in (")", "]", "\\}"):
@@ -166,7 +169,8 @@ def _tokens(text: str) -> list[_Token]:
 
 
 class _Parser:
-    """Grammar, weakest first: list, relation, union, sum, product, power, postfix, atom."""
+    """Recursive descent parser; precedence from lowest: list, relation, union, sum, product, power,
+    postfix, atom."""
 
     def __init__(self, tokens: Sequence[_Token], plus_minus: Literal["+", "-"] = "+") -> None:
         self._tokens = list(tokens)
@@ -242,7 +246,7 @@ class _Parser:
         return self._product() if sign == "+" else negative(self._product())
 
     def _sign(self) -> str:
-        """Return the next sign, with a plus-minus as this parser takes it, or ""."""
+        """Return the next sign or ""; a plus-minus sign is resolved by `plus_minus`."""
         text = self._next.text
         if text not in ("+", "-", "\\pm", "\\mp"):
             return ""
@@ -347,7 +351,7 @@ class _Parser:
         return number
 
     def _repetend(self) -> Fraction:
-        """Return the value of the digits in LaTeX's 0.\\overline{3}, which repeat for ever."""
+        """Return the value of the repeating digits, as in LaTeX's 0.\\overline{3}."""
         self._take()
         self._expect("{")
         digits = self._take()
@@ -357,7 +361,7 @@ class _Parser:
         return Fraction(int(digits), 10 ** len(digits) - 1)
 
     def _at_fraction(self) -> bool:
-        """Whether the fraction of a mixed number comes next: 1 1/2, or LaTeX's 1\\frac12."""
+        """Return True if the fraction of a mixed number is next: 1 1/2, or LaTeX's 1\\frac12."""
         ahead = self._tokens[self._at : self._at + 7]
         texts = "".join(token.text for token in ahead)
         if ahead and ahead[0].kind == "number":
@@ -380,7 +384,7 @@ class _Parser:
             return Symbol(_ALSO.get(name, name))
         letters = name.rstrip("'")
         if self._next.kind == "number":
-            raise _NotAFormulaError  # "Q3", "x 5": nobody writes a product like this
+            raise _NotAFormulaError  # "Q3" and "x 5" are not products
         if len(letters) == 1:
             return self._subscripted(name)
         before = self._tokens[self._at - 2].kind if self._at > 1 else ""
@@ -426,7 +430,7 @@ class _Parser:
         raise _NotAFormulaError
 
     def _argument(self) -> Formula:
-        """Return an argument as LaTeX reads it: a group, or one digit, letter or command."""
+        """Return an argument of a LaTeX command: a group, or one digit, letter or command."""
         token = self._next
         if token.kind == "number" and token.text.isdigit():
             digits = [_Token("number", digit, spaced=False) for digit in token.text]
@@ -470,7 +474,7 @@ class _Parser:
 
 
 def _both(plus: Formula, minus: Formula) -> Formula:
-    """Return the set of both readings of a plus-minus sign."""
+    """Return the set of both values of a plus-minus sign."""
     members: list[Formula] = []
     for reading in (plus, minus):
         is_set = isinstance(reading, Apply) and reading.op == "set"
@@ -480,7 +484,7 @@ def _both(plus: Formula, minus: Formula) -> Formula:
 
 
 def _solved(formula: Formula) -> Formula:
-    """Return the values of a variable if `formula` is only that: of x = 1 or x = 2, 1 and 2."""
+    """Return the values if `formula` only assigns them to one variable: 5 for x = 5."""
     is_set = isinstance(formula, Apply) and formula.op == "set"
     relations = formula.args if isinstance(formula, Apply) and is_set else (formula,)
     variables: set[str] = set()

@@ -8,7 +8,7 @@ from fractions import Fraction
 class Number:
     value: Fraction
     places: int = 0
-    """Digits written after the decimal point."""
+    """Number of digits after the decimal point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Apply:
 Formula = Number | Symbol | Apply
 
 BRACKETS = frozenset({"()", "[]", "[)", "(]"})
-"""Intervals and tuples, by their brackets: the members are ordered."""
+"""Intervals and tuples, named by their brackets; the members are ordered."""
 
 RELATIONS = frozenset({"=", "!=", "<", "<=", "in"})
 COLLECTIONS = BRACKETS | RELATIONS | {"set", "row", "matrix", "union"}
@@ -46,7 +46,7 @@ FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
 
 
 def product(*factors: Formula) -> Formula:
-    """Return the product, flat if the first factor is one."""
+    """Return the product, flattened if the first factor is a product."""
     first, *rest = factors
     if isinstance(first, Apply) and first.op == "*":
         return Apply("*", (*first.args, *rest))

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
-from optillm_hooks.answers.deltas import Accumulated
+from optillm_hooks.answers.deltas import DeltaAccumulator
 from optillm_hooks.context import Context
 from optillm_hooks.decoding.confidence import listed_confidence
 from optillm_hooks.decoding.deepconf import ConfidenceMonitor, DeepConfSettings, Election
@@ -75,7 +75,7 @@ async def _trace(
     monitor: ConfidenceMonitor,
 ) -> None:
     """Stream one trace until it ends or falls below the floor."""
-    written, finish_reason, stopped = Accumulated(), "stop", False
+    written, finish_reason, stopped = DeltaAccumulator(), "stop", False
     try:
         async with aclosing(llm.stream(chat, sampling)) as pieces:
             async for delta in pieces:

@@ -131,7 +131,7 @@ async def test_a_model_that_hides_what_it_promised_is_told_of() -> None:
         async def complete(self, *call: Any) -> Completion:
             return Completion((await super().complete(*call)).text)
 
-    with pytest.raises(Refused, match="does not return the log-probabilities"):
+    with pytest.raises(Refused, match="did not return the log-probabilities"):
         await ask(Hiding(hiding))
 
 
