@@ -264,7 +264,7 @@ def test_models_of_many_kinds_say_what_they_say_alone(kind: str, fields: dict[st
             {"sliding_window": 64},
             r"attend to only 64 tokens of its context of 300; set `context: 64`",
         ),
-        ("gemma3_text", {"sliding_window": 64}, "see 64 tokens"),
+        ("gemma3_text", {"sliding_window": 64}, "attend to only 64 tokens"),
         ("llama", LONGROPE, r"beyond 64 tokens of its context of 300; set `context: 64`"),
         ("phi3", LONGROPE, "beyond 64 tokens"),
         ("gemma2", {"sliding_window": 300}, "attention with softcap"),
