@@ -47,7 +47,7 @@ async def test_an_answer_that_is_not_streamed_passes_no_part_of_a_stream(
     def unwanted(*_: object) -> None:
         raise AssertionError("a part of a stream")
 
-    for part in ("Choices", "whole", "DeltaAccumulator"):
+    for part in ("Choices", "as_delta", "DeltaAccumulator"):
         monkeypatch.setattr(f"optillm_hooks.pipeline.stream.{part}", unwanted)
     asked = request([KINDS["rewriter"], KINDS["wrapper"], DRAFT, FINAL], progress=True)
     assert (await outcome(asked, ScriptedLLM(["41", "42"]))).answers[0].text == "<42>"
