@@ -30,6 +30,8 @@ class CallerCache:
 
     def put(self, key: str, texts: tuple[str, ...]) -> None:
         """Store `texts` under `key`. A full cache evicts its least recently used entry."""
-        self._entries[self._caller, key] = texts
+        at = (self._caller, key)
+        self._entries[at] = texts
+        self._entries.move_to_end(at)
         if len(self._entries) > self._max_entries:
             self._entries.popitem(last=False)

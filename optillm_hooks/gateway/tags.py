@@ -10,7 +10,6 @@ _TAG = re.compile(r"<optillm_approach>([^<]*)</optillm_approach>\s?", re.IGNOREC
 """The text has no `<`, which no expression needs, so an unclosed tag is scanned in linear time."""
 
 _OPENING = "<optillm_approach>"
-_MAX_TAG_CHARS = 4096
 _MAX_DEPTH = 4
 """Levels of lists and objects between a field and its texts: messages, message, parts, part."""
 
@@ -49,7 +48,7 @@ def read_tags(request: Mapping[str, Json]) -> Tagged:
 
 def _may_hold_tag(value: Json, depth: int = _MAX_DEPTH) -> bool:
     if isinstance(value, str):
-        return _OPENING in value.lower() if len(value) < _MAX_TAG_CHARS else _OPENING in value
+        return _OPENING in value.lower()
     if depth and isinstance(value, list):
         return any(_may_hold_tag(item, depth - 1) for item in value)
     if depth and isinstance(value, dict):

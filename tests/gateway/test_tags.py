@@ -93,6 +93,12 @@ def text(kind: str, value: str) -> dict[str, Json]:
             id="in another case",
         ),
         pytest.param(
+            {"messages": [turn("user", f"<OPTILLM_APPROACH>moa</OPTILLM_APPROACH>{'hi ' * 9999}")]},
+            "moa",
+            {"messages": [turn("user", "hi " * 9999)]},
+            id="capitals in a long message",
+        ),
+        pytest.param(
             {
                 "messages": [
                     turn(
