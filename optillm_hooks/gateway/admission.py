@@ -83,6 +83,7 @@ async def admit(
         base=selection.base,
         settings=selection.settings,
         limits=selection.limits,
+        asked=selection.asked,
         deployment=selection.deployment,
         requested=selection.requested,
         route=route,

@@ -196,6 +196,9 @@ async def _admitted(
     selection = select_deployment(
         model, group, litellm_params, settings, optional.get("temperature")
     )
+    if prepared is not None:
+        asked = prepared.asked
+        selection = replace(selection, asked=asked, limits=selection.limits.lowered(asked))
     with as_sample_errors(), budgets_as_sample_errors():
         return await admit(
             selection,

@@ -26,6 +26,9 @@ class Prepared:
     base: str
     settings: RunSettings
     limits: Limits
+    asked: Limits
+    """The client's own limits, which hold for a fallback's plan too."""
+
     deployment: str
     """The model name that the hook wrote into the request, and that the provider looks for."""
 

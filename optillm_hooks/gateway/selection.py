@@ -53,8 +53,8 @@ class Selection:
     named: tuple[tuple[Form, tuple[Approach, ...]], ...] = ()
     """The approaches that the client named, by the form it used."""
 
-    limited: bool = False
-    """Whether the client has set `optillm_limits`."""
+    asked: Limits
+    """The client's own limits, from `optillm_limits`; `limits` are no higher."""
 
     on_alias: bool
     inherits_access: bool = False
@@ -67,7 +67,7 @@ class Selection:
     @property
     def passes_through(self) -> bool:
         """Whether LiteLLM alone can serve the request, from the base model."""
-        return self.plan.passes_through and not self.on_alias and not self.limited
+        return self.plan.passes_through and not self.on_alias and self.asked == Limits()
 
     @property
     def models(self) -> list[str]:
@@ -124,17 +124,17 @@ def select(request: dict[str, Any], router: Router, settings: Settings) -> Selec
     )
     calls = call_limit(settings, by_operator=by_operator)
     own = target.alias or settings
-    asked = client_limits(fields.limits)
+    asked = client_limits(fields.limits).limits()
     return Selection(
         plan=plan,
         base=target.base,
         source=source,
         settings=own,
-        limits=own.limits().lowered(asked.limits()).with_max_calls(calls.max_calls),
+        limits=own.limits().lowered(asked).with_max_calls(calls.max_calls),
         calls=calls,
         requested=requested,
         named=_named(plan, source, decoder),
-        limited=asked.limits() != Limits(),
+        asked=asked,
         on_alias=target.alias is not None,
         inherits_access=target.alias is not None and target.alias.inherit_access,
     )
@@ -168,6 +168,7 @@ def select_deployment(
         source="alias",
         settings=alias,
         limits=alias.limits().with_max_calls(calls.max_calls),
+        asked=Limits(),
         calls=calls,
         requested=requested,
         on_alias=True,

@@ -578,7 +578,7 @@ def test_a_field_without_effect_is_taken_from_the_request_and_changes_nothing(
         ("cot_decoding", {"num_beams": 4}, "cot_decoding: num_beams: .* 1, got 4"),
         ("cot_decoding", {"length_penalty": 0.5}, "length_penalty: .* equal to 1, got 0.5"),
         ("cot_decoding", {"optillm_approach": "deepconf&bon"}, "one decoder, got cot_dec.* and d"),
-        ("autothink", {"steering_dataset": "some/set"}, "vectors are the operator's"),
+        ("autothink", {"steering_dataset": "some/set"}, "vectors are configured by the operator"),
     ],
     ids=[
         "unknown",

@@ -175,6 +175,17 @@ def test_a_fallback_from_one_alias_to_another_is_one_request(
     assert ask(proxy, "careful", key="sk-slow-aliases").status_code == 429
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_clients_limits_hold_for_a_fallbacks_plan(
+    proxy: Proxy, upstream: Upstream, streamed: bool
+) -> None:
+    upstream.play(Script())
+    fields: dict[str, Any] = {"fallbacks": ["careful"], "stream": streamed}
+    refused = ask(proxy, "lent", optillm_limits={"max_tokens_total": 1}, **fields)
+    assert "no room left under max_tokens_total" in refused.text
+    assert upstream.calls == []
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_a_fallback_of_several_answers_is_refused_on_a_route_with_one(
     proxy: Proxy, upstream: Upstream, stream: bool
