@@ -43,8 +43,8 @@ METHODS: Final[Mapping[str, str]] = {
     "bon, a calculator as judge": f"optillm/bon(n=8,temperature=0.7,judge=calculator)/{BASE}",
     "cot_decoding": f"optillm/cot_decoding(k=10)/{BASE}",
     "entropy_decoding": f"optillm/entropy_decoding/{BASE}",
-    "deepconf, the surest tenth": f"optillm/deepconf(warmup_samples=8,max_traces=16)/{BASE}",
-    "deepconf, nine tenths": (
+    "deepconf, variant=low": f"optillm/deepconf(warmup_samples=8,max_traces=16)/{BASE}",
+    "deepconf, variant=high": (
         f"optillm/deepconf(warmup_samples=8,max_traces=16,variant=high)/{BASE}"
     ),
 }
@@ -52,8 +52,8 @@ TEMPERATURES: Final[Mapping[str, float]] = {
     "greedy": 0.0,
     "one sample": 0.7,
     "entropy_decoding": 0.7,
-    "deepconf, the surest tenth": 0.7,
-    "deepconf, nine tenths": 0.7,
+    "deepconf, variant=low": 0.7,
+    "deepconf, variant=high": 0.7,
 }
 AT_ONCE: Final = 32
 MAX_TOKENS: Final = 64
@@ -269,7 +269,7 @@ async def measure(
 def render(rows: Sequence[Row]) -> str:
     """Return the table of a family; the others are compared with the first row."""
     return table(
-        ("method", "right, % [95 %]", "wins : losses", "p", "tokens per problem", "seconds"),
+        ("method", "accuracy, % [95 %]", "wins : losses", "p", "tokens per problem", "seconds"),
         [_line(row, rows[0]) for row in rows],
     )
 
@@ -317,8 +317,8 @@ def main() -> None:
         f"`{family}`: {len(of[0].right)} problems\n\n{render(of)}" for family, of in rows.items()
     )
     total = (
-        f"SmolLM2-135M, {given.dtype}, {given.threads} threads, {AT_ONCE} problems at a time, seed "
-        f"{given.seed}; {time.perf_counter() - begun:.0f} s in all."
+        f"SmolLM2-135M, {given.dtype}, {given.threads} threads, {AT_ONCE} concurrent problems, "
+        f"seed {given.seed}; {time.perf_counter() - begun:.0f} s in total."
     )
     publish("Accuracy", "benchmarks.accuracy", f"{total}\n\n{body}", write=given.write)
 

@@ -154,7 +154,14 @@ def measure(upstream: Upstream, *, plans: tuple[str, ...], requests: int) -> lis
 
 def show(rows: list[Row]) -> str:
     return table(
-        ("plan", "inner calls", "ours, ms per call", "by the profile", "router's, ms", "at most"),
+        (
+            "plan",
+            "inner calls",
+            "ours, ms per call",
+            "ours by profile, ms",
+            "router's, ms",
+            "maximum",
+        ),
         [
             (
                 f"`{row.plan}`",

@@ -134,7 +134,7 @@ def show_burst(load: Load, calls: int) -> str:
             "cross-talk",
             "p50 s",
             "p95 s",
-            "all, s",
+            "total, s",
         ),
         [
             (

@@ -129,7 +129,7 @@ class Bench:
         return seconds
 
     def single(self) -> Timing:
-        """One request against `generate`: each the best of three, in turn."""
+        """One request, compared with `generate`; best of three alternating runs."""
         ours, plain = paired(
             lambda: self.run(self.batch(), self.make_request(QUESTION)),
             lambda: self.generate(QUESTION),
@@ -137,22 +137,22 @@ class Bench:
         return Timing(ours, plain, self.read(QUESTION) + self.write(1))
 
     def crowd(self) -> Timing:
-        """16 requests at once against one after another."""
+        """16 concurrent requests, compared with sequential ones."""
         texts = [f"{QUESTION} Say {i} things." for i in range(16)]
         ours = timed(lambda: self.run(self.batch(), *map(self.make_request, texts)))
         plain = timed(lambda: sum(map(self.generate, texts[:2]))) * 8
         return Timing(ours, plain, self.read(*texts) + self.write(16))
 
     def cot(self) -> Timing:
-        """CoT decoding, k=10, against a branch at a time."""
+        """CoT decoding, k=10, compared with sequential branches."""
         return self._branches(QUESTION)
 
     def cot_long(self) -> Timing:
-        """CoT decoding, k=10, over a prompt of 1,100 tokens, against a branch at a time."""
+        """CoT decoding, k=10, with a prompt of 1,100 tokens, compared with sequential branches."""
         return self._branches(QUESTION * 106)
 
     def deepconf(self) -> Timing:
-        """DeepConf, 16 traces, against a sample at a time."""
+        """DeepConf, 16 traces, compared with sequential samples."""
         settings = DeepConfSettings(warmup_samples=16, max_traces=16)
         request = self.make_request(QUESTION, decoding=settings, sampling=SamplingParams(0.7))
         ours = timed(lambda: self.run(self.batch(), request))
@@ -162,7 +162,7 @@ class Bench:
         return Timing(ours, plain * 8, self.read(QUESTION) + self.write(16))
 
     def reuse(self) -> Timing:
-        """First token of a request whose first 280 tokens are known, against one all new.
+        """First token after a cached prefix of 280 tokens, compared with an uncached request.
 
         Each the best of three.
         """
@@ -184,7 +184,7 @@ class Bench:
         return Timing(ours, plain, self.step(len(ids) - shared))
 
     def stall(self) -> Timing:
-        """Longest step of a stream while a prompt of 2,000 tokens is read, against it whole.
+        """Longest step during another prompt's prefill of 2,000 tokens, compared with all of it.
 
         The step holds at most 256 tokens of the prompt.
         """
@@ -202,7 +202,7 @@ class Bench:
         return Timing(max(steps), for_all, self.step(256))
 
     def beside(self) -> Timing:
-        """First token of a short request beside 31 busy rows, against three of their steps."""
+        """First token of a short request next to 31 rows, compared with three of their steps."""
         batch, events = self.batch(), list[Event]()
         begun: list[list[Event]] = [[] for _ in range(BUSY)]
         for number, seen in enumerate(begun):
@@ -309,7 +309,7 @@ def compare(benches: Sequence[Bench], names: Sequence[str]) -> str:
             cells.append(str(getattr(bench, name)()))
             print(f"{name}: {cells[-1]}", file=sys.stderr, flush=True)
         lines.append((str(getattr(Bench, name).__doc__).splitlines()[0], *cells, LEAST[name]))
-    return table(("case", *DTYPES, "at least"), lines)
+    return table(("case", *DTYPES, "minimum"), lines)
 
 
 def against_limits(benches: Sequence[Bench], threads: int, tokens: int) -> str:
@@ -322,7 +322,7 @@ def against_limits(benches: Sequence[Bench], threads: int, tokens: int) -> str:
             reached, limit = speed(bench, rows), rows / bench.step(rows)
             cells.append(f"{reached:.0f} ({100 * reached / limit:.0f} % of {limit:.0f})")
         lines.append((str(rows), *cells, f"{others[rows]:.0f}" if rows in others else "-"))
-    return table(("rows at once", *DTYPES, "llama.cpp, Q4_1"), lines)
+    return table(("concurrent rows", *DTYPES, "llama.cpp, Q4_1"), lines)
 
 
 def main() -> None:
@@ -338,10 +338,10 @@ def main() -> None:
         bench.generate("Hi", 4)
     body = (
         f"SmolLM2-135M, {given.tokens} tokens, {given.threads} threads, torch {torch.__version__}."
-        f"\n\nHow many times faster than the plain way, and what share of the machine's limit "
-        f"that is:\n\n"
+        f"\n\nSpeedup over the baseline, and the share of the machine's limit that is reached:"
+        f"\n\n"
         f"{compare(benches, given.only or list(LEAST))}\n\n"
-        f"Tokens per second, and of the machine's limit:\n\n"
+        f"Tokens per second, and the share of the machine's limit:\n\n"
         f"{against_limits(benches, given.threads, given.tokens)}"
     )
     publish("The local engine", "benchmarks.local_speed", body, write=given.write)

@@ -122,7 +122,7 @@ def _round(clients: Sequence[_Client], requests: int) -> list[float]:
 
 def show(rows: Sequence[Row]) -> str:
     return table(
-        ("target", "ms per request", "ratio to stock", "at most"),
+        ("target", "ms per request", "ratio to stock", "maximum"),
         [
             (r.target.name, r.ms.show(2), r.ratio.show(), str(r.target.max_ratio or ""))
             for r in rows

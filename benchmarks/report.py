@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 DOCS: Final = Path(__file__).parent.parent / "docs" / "performance.md"
-_HEAD: Final = "# Performance\n\nEach section is the last output of its command.\n"
+_HEAD: Final = "# Performance\n\nEach section is the output of the last run of its command.\n"
 
 
 @dataclass(frozen=True, slots=True)
