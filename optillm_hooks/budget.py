@@ -2,14 +2,13 @@
 
 import asyncio
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from optillm_hooks.errors import BudgetExceeded
 from optillm_hooks.llm import LLM, Price
-from optillm_hooks.types import Chat, Sampling, Usage
+from optillm_hooks.types import Chat, Sampling, StoppedBy, Usage
 
 N = TypeVar("N", int, float)
-StoppedBy = Literal["deadline", "max_calls", "max_tokens_total", "max_cost_usd", "caller_budget"]
 
 _UNBOUNDED = 2**31
 """Used in place of a missing limit."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from optillm_hooks.types import Purpose, Usage
+from optillm_hooks.types import Purpose, StoppedBy, Usage
 
 CallOutcome = Literal["ok", "failed", "cancelled"]
 
@@ -43,6 +43,9 @@ class Trace:
         default_factory=list[tuple[str, dict[str, object]]]
     )
     calls: list[CallRecord] = field(default_factory=list[CallRecord])
+    stopped_by: StoppedBy | None = None
+    """The first limit that stopped the request, set when it ends with an answer or without."""
+
     listener: Callable[[CallRecord], None] | None = None
     """Called with the record of each call when it ends."""
 

@@ -16,6 +16,9 @@ Fields = Mapping[str, Json]
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
+StoppedBy = Literal["deadline", "max_calls", "max_tokens_total", "max_cost_usd", "caller_budget"]
+"""The limit that ended a request early."""
+
 Purpose = Literal["answer", "draft", "judge", "piece"]
 """What a call is for, which decides which fields of the client's request it gets.
 

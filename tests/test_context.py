@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optillm_hooks.budget import Budget, Limits, StoppedBy
+from optillm_hooks.budget import Budget, Limits
 from optillm_hooks.context import Context, MeteredLLM
 from optillm_hooks.errors import (
     BudgetExceeded,
@@ -31,6 +31,7 @@ from optillm_hooks.types import (
     Message,
     Purpose,
     Sampling,
+    StoppedBy,
     ToolCall,
     Usage,
 )

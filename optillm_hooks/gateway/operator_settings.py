@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import litellm
 from pydantic import BaseModel, ValidationError
@@ -14,35 +14,38 @@ from optillm_hooks.settings import AliasSettings, LimitSettings, Settings
 S = TypeVar("S", bound=BaseModel)
 
 
-class SettingsReader:
-    """Reads `litellm_settings.optillm_settings`, and validates it only when it has changed.
+class SettingsReader(Generic[S]):
+    """Validates one entry of LiteLLM's configuration, and again only when it has changed.
 
     LiteLLM replaces the value when it reads its configuration again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: type[S], where: str) -> None:
+        self._model = model
+        self._where = where
         self._raw: object = None
-        self._settings = Settings()
+        self._settings: S | None = None
 
-    def read(self) -> Settings:
-        """Return the settings.
+    def read(self, raw: object) -> S:
+        """Return `raw` as settings.
 
         Raises:
             RequestRejected: they are not valid; the message names the key.
         """
-        raw = getattr(litellm, "optillm_settings", None)
-        if raw != self._raw:
-            self._settings = valid_settings(raw)
+        if self._settings is None or raw != self._raw:
+            self._settings = _valid(self._model, raw or {}, self._where)
             self._raw = deepcopy(raw)  # a change in place must be noticed too
         return self._settings
 
 
-_reader = SettingsReader()
+_reader = SettingsReader(Settings, "optillm_settings")
+_alias_readers: Final[dict[object, SettingsReader[AliasSettings]]] = {}
+"""By the deployment's id in LiteLLM's router."""
 
 
 def read_settings() -> Settings:
     """Return the operator's settings for all requests. Raises as `SettingsReader.read`."""
-    return _reader.read()
+    return _reader.read(getattr(litellm, "optillm_settings", None))
 
 
 def valid_settings(given: object) -> Settings:
@@ -57,7 +60,10 @@ def alias_settings(deployment: Mapping[str, Any]) -> AliasSettings:
         RequestRejected: they are not valid; the message names the key.
     """
     info = deployment.get("model_info") or {}
-    return _valid(AliasSettings, info.get("optillm") or {}, "model_info.optillm")
+    reader = _alias_readers.setdefault(
+        info.get("id"), SettingsReader(AliasSettings, "model_info.optillm")
+    )
+    return reader.read(info.get("optillm"))
 
 
 def client_limits(given: object) -> LimitSettings:

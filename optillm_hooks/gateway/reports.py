@@ -91,7 +91,7 @@ def log_line(prepared: Prepared, *, seconds: float, error: str) -> str:
         "depth": str(prepared.trace.depth),
         "seconds": f"{seconds:.3f}",
         "cost_usd": f"{usage.cost_usd:.8f}",
-        "stopped_by": (report.stopped_by if report else None) or "",
+        "stopped_by": prepared.trace.stopped_by or "",
         "degraded": ",".join(report.degraded if report else ()),
         "error": error,
     }

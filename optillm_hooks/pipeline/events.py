@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from optillm_hooks.budget import Limits, StoppedBy
+from optillm_hooks.budget import Limits
 from optillm_hooks.caller_cache import CallerCache
 from optillm_hooks.code_execution.runner import CodeRunner
 from optillm_hooks.llm import LLM
@@ -15,6 +15,7 @@ from optillm_hooks.types import (
     Chat,
     Delta,
     Sampling,
+    StoppedBy,
     Usage,
 )
 

@@ -66,6 +66,12 @@ class PlanRun:
         )
 
     async def outcome(self) -> Outcome:
+        try:
+            return await self._outcome()
+        finally:
+            self._trace.stopped_by = self._budget.stopped_by
+
+    async def _outcome(self) -> Outcome:
         request = self._request
         depth_so_far.set(0)  # the same task may have served another request before
         root = self._context()

@@ -221,7 +221,7 @@ async def test_headers_and_the_log_line_tell_the_report() -> None:
         notes=(),
         trace=(),
     )
-    prepared.outcome = Outcome((), report)
+    prepared.outcome, prepared.trace.stopped_by = Outcome((), report), "deadline"
     assert header_values(prepared, answered=True) == {
         "x-optillm-approach": "re2",
         "x-optillm-base-model": "base",

@@ -17,7 +17,7 @@ from optillm_hooks.gateway import provider, selection
 from optillm_hooks.gateway.admission import admit
 from optillm_hooks.gateway.deployments import alias_model, deployments, is_configured
 from optillm_hooks.gateway.model_facts import model_facts
-from optillm_hooks.gateway.operator_settings import read_settings
+from optillm_hooks.gateway.operator_settings import alias_settings, read_settings
 from optillm_hooks.gateway.selection import Selection, select
 from optillm_hooks.llm import Price
 from optillm_hooks.pipeline import plan
@@ -413,6 +413,17 @@ def test_settings_are_validated_again_only_when_they_have_changed(
     assert read_settings().max_choices == 4
     given["max_choices"] = 5
     assert read_settings().max_choices == 5
+
+
+def test_an_aliass_settings_are_validated_again_only_when_they_have_changed() -> None:
+    one, other = ({"model_info": {"id": name, "optillm": {"max_calls": 3}}} for name in "ab")
+    first = alias_settings(one)
+    assert alias_settings(other) == first
+    assert alias_settings(other) is not first
+    assert alias_settings({"model_info": dict(one["model_info"])}) is first
+    assert alias_settings({"model_info": {"id": "a", "optillm": {"max_calls": 4}}}).max_calls == 4
+    with pytest.raises(RequestRejected, match=r"model_info.optillm.max_call: "):
+        alias_settings({"model_info": {"id": "a", "optillm": {"max_call": 4}}})
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from optillm_hooks.pipeline.stream import stream
 from optillm_hooks.prompts import question
 from optillm_hooks.registry import Kind, NoParams, Rest, Result
 from optillm_hooks.testing import HANG, ONE_CALL, AnsweringLLM, Reply, ScriptedLLM, chat, context
+from optillm_hooks.trace import Trace
 from optillm_hooks.types import (
     Answer,
     Chat,
@@ -247,6 +248,14 @@ async def test_a_limit_with_nothing_to_show_is_an_error() -> None:
     with pytest.raises(SampleError) as caught:
         await outcome(request([THREE], limits=Limits(max_tokens_total=1)), ScriptedLLM([]))
     assert (caught.value.status, caught.value.code) == (400, "budget_exceeded")
+
+
+async def test_the_trace_names_the_limit_also_where_there_is_no_answer() -> None:
+    trace = Trace()
+    asked = request([THREE], limits=Limits(max_tokens_total=1))
+    with pytest.raises(SampleError):
+        await run(asked, lambda _: ScriptedLLM([]), trace)
+    assert trace.stopped_by == "max_tokens_total"
 
 
 async def test_the_deadline_returns_the_best_so_far() -> None:
