@@ -90,6 +90,16 @@ class Context:
         """Whether the client's request has fields that only answers get, such as a format."""
         return bool(self.client.stop) or not _FORM_FIELDS.isdisjoint(self.client.fields)
 
+    def reasons(self, llm: LLM) -> bool:
+        """Return whether `llm` reasons by itself before it answers this request.
+
+        Such a model needs no request to think step by step.
+        """
+        reasoning = llm.facts.reasoning
+        return reasoning == "always" or (
+            reasoning == "on_request" and _asks_for_reasoning(self.client.fields)
+        )
+
     def offer(self, answer: Answer) -> None:
         """Make `answer` the best so far."""
         self.best = answer
@@ -154,6 +164,12 @@ class Context:
 
 
 _FORM_FIELDS = frozenset({"response_format", "logprobs", "top_logprobs", "modalities", "audio"})
+
+
+def _asks_for_reasoning(fields: Fields) -> bool:
+    thinking = fields.get("thinking")
+    switched_on = isinstance(thinking, dict) and thinking.get("type") != "disabled"
+    return switched_on or fields.get("reasoning_effort") not in (None, "none", "disable")
 
 
 def _first(own: float | None, client: float | None) -> float | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from optillm_hooks.types import Answer, Chat, Completion, Delta, Sampling, TextFilter
 
@@ -30,6 +30,9 @@ class ModelFacts:
 
     price: Price | None = None
     """None if unknown."""
+
+    reasoning: Literal["never", "on_request", "always"] = "never"
+    """When the model reasons by itself before it answers, as far as is known."""
 
     supported: frozenset[str] = frozenset()
     """The request fields that the model is known to accept."""

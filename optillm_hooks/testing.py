@@ -16,7 +16,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, Literal
 
 import optillm_hooks.approaches  # noqa: F401 (registers the built-in ones)
 from optillm_hooks.budget import Budget, Limits
@@ -75,6 +75,7 @@ class ScriptedLLM:
         price: Price | None = None,
         fields: Sequence[str] = (),
         max_output_tokens: int | None = None,
+        reasoning: Literal["never", "on_request", "always"] = "never",
     ) -> None:
         self._replies = list(replies)
         self.model = model
@@ -83,6 +84,7 @@ class ScriptedLLM:
             max_n=max_n,
             max_output_tokens=max_output_tokens,
             price=price,
+            reasoning=reasoning,
             supported=frozenset(fields),
         )
         self.calls: list[tuple[Chat, Sampling]] = []

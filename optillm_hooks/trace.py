@@ -46,6 +46,9 @@ class Trace:
     stopped_by: StoppedBy | None = None
     """The first limit that stopped the request, set when it ends with an answer or without."""
 
+    losses: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    """How many of each kind of step were lost, and out of how many: {"ratings": (2, 6)}."""
+
     listener: Callable[[CallRecord], None] | None = None
     """Called with the record of each call when it ends."""
 
@@ -53,11 +56,25 @@ class Trace:
         """Record `facts` under `name`: numbers and short labels, no text of users or models."""
         self.events.append((name, facts))
 
+    def count(self, kind: str, *, lost: int, of: int) -> None:
+        """Add `of` steps of a kind ("samples", "ratings"), of which `lost` brought nothing.
+
+        A step is lost if its call failed, or if its reply could not be used. One that was not
+        needed any more is not.
+        """
+        before = self.losses.get(kind, (0, 0))
+        self.losses[kind] = (before[0] + lost, before[1] + of)
+
     def record(self, call: CallRecord) -> None:
         """Add the record of a call that has ended."""
         self.calls.append(call)
         if self.listener is not None:
             self.listener(call)
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """The kinds of which any step was lost, with counts: "ratings:2/6"."""
+        return tuple(f"{kind}:{lost}/{of}" for kind, (lost, of) in self.losses.items() if lost)
 
     @property
     def depth(self) -> int:

@@ -5,6 +5,7 @@ import random
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -22,6 +23,7 @@ from optillm_hooks.errors import (
 from optillm_hooks.fanout import outcomes, sample_many
 from optillm_hooks.llm import ModelFacts, Price
 from optillm_hooks.testing import HANG, ONE_CALL, Hang, Reply, ScriptedLLM, chat, context
+from optillm_hooks.trace import Trace
 from optillm_hooks.types import (
     Answer,
     Chat,
@@ -784,3 +786,31 @@ async def test_another_model_of_the_context_is_metered_too() -> None:
     assert (ctx.budget.usage.calls, ctx.trace.calls[0].model) == (1, "other")
     with pytest.raises(LookupError):
         ctx.llm("unknown")
+
+
+@pytest.mark.parametrize(
+    ("when", "fields", "reasons"),
+    [
+        ("always", {}, True),
+        ("never", {"reasoning_effort": "high"}, False),
+        ("on_request", {}, False),
+        ("on_request", {"reasoning_effort": "low"}, True),
+        ("on_request", {"reasoning_effort": "none"}, False),
+        ("on_request", {"thinking": {"type": "enabled", "budget_tokens": 1024}}, True),
+        ("on_request", {"thinking": {"type": "adaptive"}}, True),
+        ("on_request", {"thinking": {"type": "disabled"}}, False),
+    ],
+)
+async def test_a_model_reasons_by_itself_always_or_if_the_client_asks(
+    when: Literal["always", "never", "on_request"], fields: dict[str, Json], reasons: bool
+) -> None:
+    ctx = context(client=Sampling(fields=fields))
+    assert ctx.reasons(ScriptedLLM([], reasoning=when)) is reasons
+
+
+def test_lost_steps_are_counted_by_kind() -> None:
+    trace = Trace()
+    trace.count("samples", lost=0, of=5)
+    trace.count("ratings", lost=1, of=3)
+    trace.count("ratings", lost=1, of=3)
+    assert trace.lost == ("ratings:2/6",)

@@ -50,7 +50,7 @@ class Report:
     seconds: float
     stopped_by: StoppedBy | None
     degraded: tuple[str, ...]
-    """Codes of the failures that were worked around."""
+    """Codes of the failures that were worked around, and the steps lost, such as "ratings:2/6"."""
 
     choices: tuple[str, ...]
     """Label of the chain that produced each choice."""

@@ -257,7 +257,7 @@ class PlanRun:
             usage=usage,
             seconds=asyncio.get_running_loop().time() - self._budget.started,
             stopped_by=self._budget.stopped_by,
-            degraded=tuple(dict.fromkeys(self._degraded)),
+            degraded=(*dict.fromkeys(self._degraded), *self._trace.lost),
             choices=tuple(labels),
             notes=tuple(self._trace.events),
             trace=tuple(self._trace.calls),
