@@ -141,6 +141,26 @@ def test_tool_calls_reasoning_and_logprobs(
     assert (token.logprob, [other.token for other in token.top_logprobs]) == (-0.5, ["Hi", "Ho"])
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_message_can_have_more_fields(
+    upstream: Upstream, client: openai.OpenAI, stream: bool
+) -> None:
+    upstream.play(Script(reply=lambda *_: Reply(fields={"refusal": "I cannot."})))
+    if stream:
+        with ask(client, stream=True) as pieces:  # type: ignore[attr-defined]
+            said = [chunk.choices[0].delta.refusal for chunk in pieces]
+    else:
+        said = [ask(client).choices[0].message.refusal]
+    assert [text for text in said if text] == ["I cannot."]
+
+
+def test_an_error_can_have_a_body_of_its_own(upstream: Upstream, client: openai.OpenAI) -> None:
+    upstream.play(Script(fault=always(Status(400, body={"detail": "too long"}))))
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(client)
+    assert refused.value.body == {"detail": "too long"}
+
+
 def test_a_refusal_has_its_status_and_retry_after(
     upstream: Upstream, client: openai.OpenAI
 ) -> None:

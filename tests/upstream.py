@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
@@ -33,6 +33,9 @@ class Reply:
     logprobs: Sequence[TokenLogprob] = ()
     finish_reason: str | None = None
     """None: "tool_calls" if there are any, otherwise "stop"."""
+
+    fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """More fields of the message, such as `refusal` and `function_call`."""
 
     @property
     def finished(self) -> str:
@@ -121,6 +124,9 @@ class Status:
     retry_after: str | None = None
     error: str | None = None
     """OpenAI's `error.code`."""
+
+    body: Mapping[str, Any] | None = None
+    """The whole body of the response, if it is not made from `message` and `error`."""
 
 
 class Broken:
@@ -541,7 +547,7 @@ class _Connection(asyncio.Protocol):
     def _send_error(self, fault: Status) -> None:
         error = {"message": fault.message, "type": "upstream_error", "code": fault.error}
         extra = [] if fault.retry_after is None else [f"retry-after: {fault.retry_after}"]
-        self._send_json(fault.code, {"error": error}, *extra)
+        self._send_json(fault.code, fault.body or {"error": error}, *extra)
 
     def _send_json(self, status: int, document: Mapping[str, Any], *extra: str) -> None:
         self._send(status, json.dumps(document).encode(), *extra)
@@ -616,6 +622,7 @@ def _choice(number: int, reply: Reply) -> dict[str, Any]:
         message["reasoning_content"] = reply.reasoning
     if reply.tool_calls:
         message["tool_calls"] = _tool_calls(reply, number)
+    message |= reply.fields
     return {
         "index": number,
         "message": message,
@@ -635,6 +642,7 @@ def _chunks(call: Call, choices: Sequence[Reply]) -> Iterator[dict[str, Any]]:
             pieces += [({"content": scored.token}, scored) for scored in reply.logprobs]
         else:
             pieces += [({"content": word}, None) for word in _words(reply.text or "")]
+        pieces += [({name: value}, None) for name, value in reply.fields.items()]
         for position, tool in enumerate(_tool_calls(reply, number)):
             arguments = tool["function"].pop("arguments")
             opening = tool | {"index": position, "function": tool["function"] | {"arguments": ""}}

