@@ -96,9 +96,10 @@ class Context:
         Such a model needs no request to think step by step.
         """
         reasoning = llm.facts.reasoning
-        return reasoning == "always" or (
-            reasoning == "on_request" and _asks_for_reasoning(self.client.fields)
-        )
+        if reasoning == "never":
+            return False
+        asked = _asked_reasoning(self.client.fields)
+        return reasoning == "always" if asked is None else asked
 
     def offer(self, answer: Answer) -> None:
         """Make `answer` the best so far."""
@@ -166,10 +167,16 @@ class Context:
 _FORM_FIELDS = frozenset({"response_format", "logprobs", "top_logprobs", "modalities", "audio"})
 
 
-def _asks_for_reasoning(fields: Fields) -> bool:
-    thinking = fields.get("thinking")
-    switched_on = isinstance(thinking, dict) and thinking.get("type") != "disabled"
-    return switched_on or fields.get("reasoning_effort") not in (None, "none", "disable")
+def _asked_reasoning(fields: Fields) -> bool | None:
+    """Return whether the client switches reasoning on or off, or None if it says neither."""
+    thinking, template = fields.get("thinking"), fields.get("chat_template_kwargs")
+    if isinstance(thinking, dict):
+        return thinking.get("type") != "disabled"
+    if (effort := fields.get("reasoning_effort")) is not None:
+        return effort not in ("none", "disable")
+    switches = (fields, template if isinstance(template, dict) else {})
+    given = [of.get(name) for of in switches for name in ("enable_thinking", "thinking")]
+    return next((switch for switch in given if isinstance(switch, bool)), None)
 
 
 def _first(own: float | None, client: float | None) -> float | None:

@@ -6,6 +6,9 @@ from typing import Literal, Protocol
 
 from optillm_hooks.types import Answer, Chat, Completion, Delta, Sampling, TextFilter
 
+Reasoning = Literal["never", "on_request", "always"]
+"""When a model reasons by itself before it answers; `always`: unless a request switches it off."""
+
 
 @dataclass(frozen=True, slots=True)
 class Price:
@@ -31,7 +34,7 @@ class ModelFacts:
     price: Price | None = None
     """None if unknown."""
 
-    reasoning: Literal["never", "on_request", "always"] = "never"
+    reasoning: Reasoning = "never"
     """When the model reasons by itself before it answers, as far as is known."""
 
     supported: frozenset[str] = frozenset()

@@ -792,6 +792,8 @@ async def test_another_model_of_the_context_is_metered_too() -> None:
     ("when", "fields", "reasons"),
     [
         ("always", {}, True),
+        ("always", {"reasoning_effort": "none"}, False),
+        ("always", {"chat_template_kwargs": {"enable_thinking": False}}, False),
         ("never", {"reasoning_effort": "high"}, False),
         ("on_request", {}, False),
         ("on_request", {"reasoning_effort": "low"}, True),
@@ -801,7 +803,7 @@ async def test_another_model_of_the_context_is_metered_too() -> None:
         ("on_request", {"thinking": {"type": "disabled"}}, False),
     ],
 )
-async def test_a_model_reasons_by_itself_always_or_if_the_client_asks(
+async def test_the_client_can_switch_reasoning_on_or_off_where_the_model_has_it(
     when: Literal["always", "never", "on_request"], fields: dict[str, Json], reasons: bool
 ) -> None:
     ctx = context(client=Sampling(fields=fields))

@@ -13,6 +13,7 @@ from optillm_hooks.decoding.field import FIELD
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway.convert import write_chat
 from optillm_hooks.gateway.deployments import deployments
+from optillm_hooks.gateway.reasoning import REASONING_FIELDS, of_all, reasoning
 from optillm_hooks.llm import ModelFacts, Price
 from optillm_hooks.settings import DeploymentSettings
 from optillm_hooks.types import Chat, Sampling
@@ -58,10 +59,10 @@ def model_facts(router: Router | None, model: str) -> GroupFacts:
     The price is the highest among its deployments, and None if one of them has no price.
     """
     found = _found(router, model)
-    lengths = [facts["info"].get("max_output_tokens") for facts in found]
-    prices = [_price(facts) for facts in found]
+    lengths = [each.info.get("max_output_tokens") for each in found]
+    prices = [_price(each) for each in found]
     known = [price for price in prices if price is not None]
-    fields = [frozenset[str](facts["supported"] or ()) for facts in found]
+    fields = [each.supported for each in found]
     supported = frozenset.intersection(*fields) if fields else frozenset[str]()
     return GroupFacts(
         count_tokens=partial(count_tokens, model),
@@ -70,8 +71,9 @@ def model_facts(router: Router | None, model: str) -> GroupFacts:
         price=Price(max(p.prompt for p in known), max(p.completion for p in known))
         if known and len(known) == len(prices)
         else None,
+        reasoning=of_all([reasoning(each.name, each.info) for each in found]),
         supported=supported,
-        prices={facts["info"].get("id"): price for facts, price in zip(found, prices, strict=True)},
+        prices={each.info.get("id"): price for each, price in zip(found, prices, strict=True)},
     )
 
 
@@ -90,31 +92,64 @@ def count_tokens(model: str, chat: Chat, sampling: Sampling) -> int:
     return counted
 
 
-def _found(router: Router | None, model: str) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class _Deployment:
+    """What is known about one deployment of a group."""
+
+    name: str
+    """The name of its model, or the one that the operator says it has."""
+
+    provider: str | None
+    supported: frozenset[str]
+    info: Mapping[str, Any]
+    """The entry of LiteLLM's model map, with the operator's settings in place of the map's."""
+
+
+def _found(router: Router | None, model: str) -> list[_Deployment]:
     if router is None:
-        return [_facts_of({"model": model}, {})]
+        return [_deployment({"model": model}, {})]
     return [
-        _facts_of(found["litellm_params"], found.get("model_info") or {})
+        _deployment(found["litellm_params"], found.get("model_info") or {})
         for found in deployments(router, model)
     ]
 
 
-def _facts_of(params: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
+def _deployment(params: dict[str, Any], info: dict[str, Any]) -> _Deployment:
+    name, base = str(params.get("model")), info.get("base_model") or params.get("base_model")
     try:
         model, provider, _, _ = litellm.get_llm_provider(
-            model=params["model"], custom_llm_provider=params.get("custom_llm_provider")
+            model=name, custom_llm_provider=params.get("custom_llm_provider")
         )
     except litellm.BadRequestError:
-        return {"provider": None, "supported": None, "info": info}
-    supported = litellm.get_supported_openai_params(model=model, custom_llm_provider=provider)
+        return _Deployment(name, None, frozenset(), info)
+    supported = litellm.get_supported_openai_params(
+        model=model, custom_llm_provider=provider, base_model=base
+    )
     if provider == LOCAL_PROVIDER:
         supported = [*_LOCAL_FIELDS]
     if _continues_prefix(info):
         supported = [*(supported or ()), *_PREFIX_FIELDS]
-    mapped: dict[str, Any] = litellm.model_cost.get(
-        f"{provider}/{model}"
-    ) or litellm.model_cost.get(model, {})
-    return {"provider": provider, "supported": supported, "info": {**mapped, **params, **info}}
+    known: dict[str, Any] = next(
+        filter(None, map(litellm.model_cost.get, (base, f"{provider}/{model}", model))), {}
+    )
+    told = [_capabilities(base or model), known, params, info]  # the last one wins
+    return _Deployment(
+        base or _local_path(info) or model,
+        provider,
+        frozenset(supported or ()),
+        {k: v for each in told for k, v in each.items() if v is not None},
+    )
+
+
+def _capabilities(model: str) -> dict[str, Any]:
+    """Return what the map says of reasoning in the entry that names a model without its host."""
+    twin: dict[str, Any] = litellm.model_cost.get(model.rsplit("/", 1)[-1], {})
+    return {name: twin[name] for name in REASONING_FIELDS if name in twin}
+
+
+def _local_path(info: Mapping[str, Any]) -> str | None:
+    spec = info.get("optillm_local")
+    return spec.get("path") if isinstance(spec, dict) else None
 
 
 def _continues_prefix(info: dict[str, Any]) -> bool:
@@ -126,11 +161,11 @@ def _continues_prefix(info: dict[str, Any]) -> bool:
         raise RequestRejected(f"{place}: {error['msg']}", param=place) from None
 
 
-def _price(facts: dict[str, Any]) -> Price | None:
-    if facts["provider"] == LOCAL_PROVIDER:
+def _price(deployment: _Deployment) -> Price | None:
+    if deployment.provider == LOCAL_PROVIDER:
         return Price(0.0, 0.0)
-    prompt = facts["info"].get("input_cost_per_token")
-    completion = facts["info"].get("output_cost_per_token")
+    prompt = deployment.info.get("input_cost_per_token")
+    completion = deployment.info.get("output_cost_per_token")
     if prompt is None or completion is None:
         return None
     return Price(float(prompt), float(completion))

@@ -1,0 +1,89 @@
+"""What is known about a model before it is called."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+from litellm import Router
+
+from optillm_hooks.gateway.model_facts import model_facts
+
+
+def group(model: str, info: dict[str, Any] | None = None, **params: Any) -> dict[str, Any]:
+    """Return a deployment of the group `x`."""
+    given = {"model": model, "api_key": "none", "api_base": "http://127.0.0.1:9", **params}
+    return {"model_name": "x", "litellm_params": given, "model_info": info or {}}
+
+
+MAPPED = {
+    "always": [
+        "openai/o1", "openai/o3-mini", "openai/o4-mini-2025-04-16", "azure/o3",
+        "openai/gpt-5", "openai/gpt-5-mini", "azure/gpt-5-nano", "openai/gpt-5.5",
+        "groq/openai/gpt-oss-120b", "bedrock/openai.gpt-oss-20b-1:0",
+        "deepseek/deepseek-reasoner", "together_ai/deepseek-ai/DeepSeek-R1",
+        "ollama/deepseek-r1:8b",
+        "hosted_vllm/Qwen/QwQ-32B", "hosted_vllm/Qwen/Qwen3-8B", "ollama_chat/qwen3:8b",
+        "hosted_vllm/Qwen/Qwen3-30B-A3B-Thinking-2507",
+        "gemini/gemini-2.5-pro", "vertex_ai/gemini-2.5-flash", "gemini/gemini-3-flash-preview",
+        "xai/grok-4", "xai/grok-3-mini", "xai/grok-4-fast-reasoning", "xai/grok-code-fast-1",
+        "mistral/magistral-medium-latest", "moonshot/kimi-k2-thinking", "zai/glm-4.6",
+        "perplexity/sonar-reasoning-pro", "hosted_vllm/microsoft/Phi-4-reasoning",
+        "openrouter/anthropic/claude-3.7-sonnet:thinking",
+    ],
+    "on_request": [
+        "anthropic/claude-sonnet-4-5", "bedrock/us.anthropic.claude-opus-4-5-20251101-v1:0",
+        "vertex_ai/claude-opus-4-7", "openrouter/anthropic/claude-sonnet-4.5",
+        "openai/gpt-5.1", "azure/gpt-5.2", "gemini/gemini-2.5-flash-lite", "deepseek/deepseek-v3.2",
+        "anthropic/claude-9-unknown",
+    ],
+    "never": [
+        "openai/gpt-4o-mini", "openai/gpt-4.1", "openai/gpt-5-chat-latest", "openai/my-model",
+        "hosted_vllm/Qwen/Qwen3-30B-A3B-Instruct-2507", "xai/grok-4-fast-non-reasoning",
+        "hosted_vllm/meta-llama/Llama-3.1-8B-Instruct", "deepseek/deepseek-chat",
+        "gemini/gemini-2.0-flash", "mistral/mistral-large-2411", "ollama/llama3.1:8b",
+        "hosted_vllm/Qwen/Qwen3-Coder-30B-A3B-Instruct", "gemini/gemini-2.5-flash-image",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "when"), [(model, when) for when, models in MAPPED.items() for model in models]
+)
+def test_when_a_model_reasons(model: str, when: str) -> None:
+    assert model_facts(Router(model_list=[group(model)]), "x").reasoning == when
+
+
+@pytest.mark.parametrize(
+    ("model", "params", "info", "when"),
+    [
+        ("openai/mine", {}, {"supports_reasoning": True}, "on_request"),
+        ("openai/mine", {}, {"thinking_always_on": True}, "always"),
+        ("openai/mine", {}, {"default_reasoning_effort": "medium"}, "always"),
+        # The router writes an operator's model_info into LiteLLM's map: no name occurs twice.
+        ("openai/gpt-5-like", {}, {"supports_reasoning": False}, "never"),
+        ("openai/gpt-5-alike", {}, {"default_reasoning_effort": "none"}, "on_request"),
+        ("azure/mine", {}, {"base_model": "azure/gpt-5-mini"}, "always"),
+        ("azure/mine", {"base_model": "azure/gpt-4o"}, {}, "never"),
+        ("anthropic/claude-sonnet-4-5", {"reasoning_effort": "high"}, {}, "always"),
+        (
+            "anthropic/claude-sonnet-4-5",
+            {"thinking": {"type": "enabled", "budget_tokens": 2048}},
+            {},
+            "always",
+        ),
+        ("openai/gpt-5-mini", {"reasoning_effort": "none"}, {}, "on_request"),
+    ],
+)
+def test_the_operator_says_when_a_model_reasons(
+    model: str, params: dict[str, Any], info: dict[str, Any], when: str
+) -> None:
+    assert model_facts(Router(model_list=[group(model, info, **params)]), "x").reasoning == when
+
+
+def test_a_group_reasons_if_all_its_deployments_do() -> None:
+    facts = partial(model_facts, model="x")
+    always, asked = group("openai/o3"), group("anthropic/claude-sonnet-4-5")
+    plain = group("openai/gpt-4o")
+    assert facts(Router(model_list=[always, asked])).reasoning == "on_request"
+    assert facts(Router(model_list=[always, asked, plain])).reasoning == "never"
+    assert model_facts(Router(model_list=[always]), "nobody").reasoning == "never"
