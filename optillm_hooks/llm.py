@@ -9,6 +9,9 @@ from optillm_hooks.types import Answer, Chat, Completion, Delta, Sampling, TextF
 Reasoning = Literal["never", "on_request", "always"]
 """When a model reasons by itself before it answers; `always`: unless a request switches it off."""
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+"""Values of the request field `reasoning_effort`. Which of them a model takes is its own matter."""
+
 
 @dataclass(frozen=True, slots=True)
 class Price:

@@ -37,7 +37,7 @@ from optillm_hooks.errors import (
 )
 from optillm_hooks.fanout import finished, outcomes
 from optillm_hooks.judging import Chosen, choose, rate_all
-from optillm_hooks.llm import LLM
+from optillm_hooks.llm import LLM, Effort
 from optillm_hooks.prompts import (
     ask,
     data_notice,
@@ -77,7 +77,8 @@ for. Do not mention the solution."""
 RatingType = Literal["absolute", "pairwise", "majority"]
 Preset = Literal["default", "gptoss", "qwen3"]
 
-_EFFORTS = ("high", "medium", "low")
+_EFFORTS: tuple[Effort, ...] = ("xhigh", "high", "medium", "low")
+"""From the most reasoning to the least."""
 
 
 @cache
@@ -147,13 +148,14 @@ class CepoParams(Params):
     rating_model: str | None = Field(
         default=None, description="Model group that judges; unset: the base model."
     )
-    use_reasoning: bool = Field(
-        default=True,
-        description="Ask for high reasoning effort if the model supports it and the client sets "
-        "none.",
+    reasoning_effort: Effort | None = Field(
+        default=None,
+        description="Reasoning effort of plans and solutions, if the model takes one and the "
+        "client sets none.",
     )
     use_reasoning_fallback: bool = Field(
-        default=False, description="Retry with less effort if a reply fails or is truncated."
+        default=False,
+        description="Retry with less than reasoning_effort if a reply fails or is truncated.",
     )
     num_of_retries: int = Field(
         default=0, ge=0, le=5, description="Retries of a call that fails at the provider."
@@ -274,13 +276,16 @@ class _Models:
 
     def _fields(self, falls_back: bool) -> list[dict[str, Json]]:
         """Return the request fields of the first try, and of each retry with less effort."""
+        effort = self.params.reasoning_effort
         if (
-            not self.params.use_reasoning
+            effort is None
             or "reasoning_effort" in self.ctx.client.fields
             or not self.llm.facts.supports("reasoning_effort")
         ):
             return [{}]
-        efforts = _EFFORTS if falls_back or self.params.use_reasoning_fallback else _EFFORTS[:1]
+        efforts: Sequence[Effort] = [effort]
+        if effort in _EFFORTS and (falls_back or self.params.use_reasoning_fallback):
+            efforts = _EFFORTS[_EFFORTS.index(effort) :]
         return [{"reasoning_effort": effort} for effort in efforts]
 
 
@@ -385,7 +390,6 @@ class _Candidate:
         planning = replace(
             executing,
             temperature=params.planning_temperature_step1,
-            top_p=1.0,
             max_tokens=params.planning_max_tokens_step1,
         )
         plan = await self.models.generate(ask(asked, PLAN), planning)
@@ -413,7 +417,6 @@ class _Candidate:
         params = self.models.params
         sampling = Sampling(
             temperature=params.planning_temperature_direct_resp,
-            top_p=0.95,
             max_tokens=params.planning_max_tokens_direct_resp,
             sample=self.number,
         )

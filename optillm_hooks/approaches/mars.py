@@ -31,7 +31,7 @@ from optillm_hooks.answers.voting import wants_json
 from optillm_hooks.context import Context
 from optillm_hooks.errors import SampleError
 from optillm_hooks.fanout import finished, outcomes
-from optillm_hooks.llm import LLM, FinalCall
+from optillm_hooks.llm import LLM, Effort, FinalCall
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
 from optillm_hooks.registry import Cost, Params, Result, approach
 from optillm_hooks.types import Answer, Chat, Completion, Json, Sampling
@@ -154,10 +154,10 @@ class MarsParams(Params):
     enable_strategy_network: bool = Field(
         default=True, description="Let agents exchange their strategies."
     )
-    use_reasoning_api: bool = Field(
-        default=True,
-        description="Ask for reasoning effort by temperature (low up to 0.4, medium up to 0.8, "
-        "else high) if the model supports it and the client sets none.",
+    reasoning_effort: Effort | None = Field(
+        default=None,
+        description="Reasoning effort of solutions, if the model takes one and the client sets "
+        "none.",
     )
     use_thinking_tags: bool = Field(
         default=False,
@@ -543,7 +543,7 @@ class _Team:
             temperature=temperature,
             max_tokens=self.params.max_tokens,
             sample=sample,
-            fields=self._effort(llm, temperature),
+            fields=self._effort(llm),
         )
 
         async def write() -> Solution:
@@ -562,14 +562,14 @@ class _Team:
             if not isinstance(outcome, SampleError) and not outcome.reply.tool_calls
         ]
 
-    def _effort(self, llm: LLM, temperature: float) -> Mapping[str, Json]:
+    def _effort(self, llm: LLM) -> Mapping[str, Json]:
+        effort = self.params.reasoning_effort
         if (
-            not self.params.use_reasoning_api
+            effort is None
             or "reasoning_effort" in self.ctx.client.fields
             or not llm.facts.supports("reasoning_effort")
         ):
             return {}
-        effort = "low" if temperature <= 0.4 else "medium" if temperature <= 0.8 else "high"
         return {"reasoning_effort": effort}
 
 

@@ -133,10 +133,19 @@ async def test_agents_explore_at_different_temperatures() -> None:
 @pytest.mark.parametrize(
     ("reasons", "client", "given", "efforts"),
     [
-        pytest.param(True, {}, {}, ["low", "medium", "high"], id="by temperature"),
-        pytest.param(False, {}, {}, [None] * 3, id="a model that does not take it"),
-        pytest.param(True, {}, {"use_reasoning_api": False}, [None] * 3, id="switched off"),
-        pytest.param(True, {"reasoning_effort": "low"}, {}, ["low"] * 3, id="the client decides"),
+        pytest.param(True, {}, {}, [None] * 3, id="the model's own"),
+        pytest.param(True, {}, {"reasoning_effort": "high"}, ["high"] * 3, id="as asked"),
+        pytest.param(True, {}, {"reasoning_effort": "none"}, ["none"] * 3, id="switched off"),
+        pytest.param(
+            False, {}, {"reasoning_effort": "high"}, [None] * 3, id="a model that does not take it"
+        ),
+        pytest.param(
+            True,
+            {"reasoning_effort": "low"},
+            {"reasoning_effort": "high"},
+            ["low"] * 3,
+            id="the client decides",
+        ),
     ],
 )
 async def test_reasoning_effort(
