@@ -5,6 +5,7 @@
   x SampleError          a model call failed; a fan-out may go on
     + ProviderFailed     the provider returned an error                          -> its own status
     + EmptyCompletion    the reply has no content                                -> 502
+    + UnusableReply      the reply is truncated or unreadable, and of no use         -> 502
     + Refused            a running stage finds that it cannot serve the request  -> 400
     + StageFailed        an approach has a bug; its traceback is in the log      -> 500
     + DeadlineExceeded   the request's deadline has passed                       -> 504
@@ -73,6 +74,13 @@ class EmptyCompletion(SampleError):
         super().__init__("the model's reply has no content")
         self.truncated = truncated
         """Whether the reply used up its tokens, for example on reasoning."""
+
+
+class UnusableReply(SampleError):
+    """The reply is truncated or cannot be read, so that its step brings nothing."""
+
+    status = 502
+    code = "unusable_reply"
 
 
 class Refused(SampleError):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
-from optillm_hooks.context import depth_so_far
+from optillm_hooks.context import Context, depth_so_far
 from optillm_hooks.errors import (
     PERMANENT_STATUSES,
     DeadlineExceeded,
@@ -108,27 +108,51 @@ async def sample_many(
     llm: LLM,
     chat: Chat,
     sampling: Sampling,
+    ctx: Context,
     *,
     n: int,
     min_finished: int = 1,
     until: float | None = None,
+    kind: str = "samples",
 ) -> list[Completion]:
     """Return the completions of `n` samples of one prompt that finished, in the order of asking.
 
     Where the model honours `n`, each call asks for as many choices as allowed, so that the prompt
     is billed once; single calls make up for missing choices. Otherwise every sample is a call of
-    its own. All calls run concurrently. A sample that fails is left out.
+    its own. All calls run concurrently. A sample that fails is left out. The trace counts it as
+    lost, and a truncated one too if another is complete.
 
     Args:
         llm: the model.
         chat: the prompt of all samples.
         sampling: `sample` is the number of the first; the others follow it.
+        ctx: its trace counts the samples.
         n: the number of samples.
         min_finished: how many of them the caller needs.
         until: from this instant on, stragglers are cancelled once `min_finished` have finished.
+        kind: what the trace calls the samples.
 
     Raises:
         SamplesFailed: fewer than `min_finished` samples finished.
+    """
+    found: list[Completion] = []
+    try:
+        ended = await _batches(llm, chat, sampling, n, min_finished, until)
+        found = _samples(ended)
+    finally:
+        whole = [sample for sample in found if not sample.truncated] or found
+        ctx.trace.count(kind, lost=n - len(whole), of=n)
+    if len(found) < min_finished:
+        raise SamplesFailed(min_finished, _errors(ended))
+    return found
+
+
+async def _batches(
+    llm: LLM, chat: Chat, sampling: Sampling, n: int, min_finished: int, until: float | None
+) -> list[Sequence[Completion] | SampleError]:
+    """Return the results of the calls for `n` samples, and of those that make up for missing ones.
+
+    See `sample_many`.
     """
     ask = partial(_ask, llm, chat, sampling)
     size = min(n, llm.facts.max_n)
@@ -141,10 +165,7 @@ async def sample_many(
         missing = [partial(ask, number, 1) for number in range(n, 2 * n - len(found))]
         enough = max(0, min_finished - len(found))
         ended += await outcomes(missing, until=until, enough=enough)
-        found = _samples(ended)
-    if len(found) < min_finished:
-        raise SamplesFailed(min_finished, _errors(ended))
-    return found
+    return ended
 
 
 async def _ask(

@@ -1,6 +1,7 @@
 """The trace of one request: a record of each model call, and facts noted by the approaches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -64,6 +65,16 @@ class Trace:
         """
         before = self.losses.get(kind, (0, 0))
         self.losses[kind] = (before[0] + lost, before[1] + of)
+
+    @contextmanager
+    def step(self, kind: str) -> Iterator[None]:
+        """Count the block as one step of a kind, which is lost if it raises."""
+        lost = 1
+        try:
+            yield
+            lost = 0
+        finally:
+            self.count(kind, lost=lost, of=1)
 
     def record(self, call: CallRecord) -> None:
         """Add the record of a call that has ended."""

@@ -68,9 +68,12 @@ class Lenient(AnsweringLLM):
 
     def _reply(self, asked: Chat, sampling: Sampling) -> Reply:
         number = next(self._numbers)
-        if sampling.purpose == "judge":
-            text = VERDICT
-        elif "SMT-LIB" in asked[-1].text:
+        request = asked[-1].text
+        if sampling.purpose == "judge" and "JSON array" in request:
+            text = "[]"
+        elif sampling.purpose == "judge":
+            text = f"{VERDICT}\nANSWER: 0" if "ANSWER:" in request else VERDICT
+        elif "SMT-LIB" in request:
             text = SCRIPT
         else:
             items = "\n".join(f"{item}. idea {number}.{item}" for item in (1, 2, 3))

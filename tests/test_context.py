@@ -166,7 +166,7 @@ async def test_a_fanout_shares_what_is_left() -> None:
     llm = ScriptedLLM([HANG] * 4)
     ctx = context(limits=Limits(max_tokens_total=4 * (PROMPT + 25)))
     ctx.budget.expected_calls = 4
-    fanout = asyncio.create_task(sample_many(MeteredLLM(llm, ctx), ASKED, Sampling(), n=4))
+    fanout = asyncio.create_task(sample_many(MeteredLLM(llm, ctx), ASKED, Sampling(), ctx, n=4))
     await llm.until_hanging(4)
     shares = asked_for(llm)
     assert all(share is not None and 20 <= share <= 31 for share in shares)
@@ -488,7 +488,7 @@ async def test_no_more_calls_are_under_way_than_may_be() -> None:
     llm = ScriptedLLM([HANG] * 2)
     ctx = context(limits=Limits(max_parallel=2))
     metered = MeteredLLM(llm, ctx)
-    task = asyncio.create_task(sample_many(metered, ASKED, Sampling(), n=6))
+    task = asyncio.create_task(sample_many(metered, ASKED, Sampling(), ctx, n=6))
     await llm.until_hanging(2)
     for _ in range(10):
         await asyncio.sleep(0)
@@ -501,7 +501,7 @@ async def test_no_more_calls_are_under_way_than_may_be() -> None:
 async def test_a_place_in_the_queue_is_freed_by_failures_too() -> None:
     llm = ScriptedLLM([ProviderFailed("busy"), "", "b", "c"])
     ctx = context(limits=Limits(max_parallel=1))
-    samples = await sample_many(MeteredLLM(llm, ctx), ASKED, Sampling(), n=4)
+    samples = await sample_many(MeteredLLM(llm, ctx), ASKED, Sampling(), ctx, n=4)
     assert [sample.text for sample in samples] == ["b", "c"]
 
 

@@ -18,7 +18,7 @@ ASKED = chat("6 * 7?")
 
 async def sample(llm: ScriptedLLM, n: int, **kwargs: object) -> list[str]:
     ctx = context(**kwargs)  # type: ignore[arg-type] # forwarded as it is
-    samples = await sample_many(MeteredLLM(llm, ctx), ASKED, Sampling(), n=n)
+    samples = await sample_many(MeteredLLM(llm, ctx), ASKED, Sampling(), ctx, n=n)
     llm.assert_used_up()
     return [completion.text for completion in samples]
 
@@ -51,7 +51,7 @@ async def test_one_call_serves_all_samples_where_n_is_honoured() -> None:
 async def test_choices_that_a_call_for_n_leaves_out_are_topped_up() -> None:
     llm = ScriptedLLM(["", "b", "", "d"], max_n=3)
     ctx = context()
-    samples = await sample_many(MeteredLLM(llm, ctx), ASKED, Sampling(), n=2)
+    samples = await sample_many(MeteredLLM(llm, ctx), ASKED, Sampling(), ctx, n=2)
     assert [s.text for s in samples] == ["b"]
     assert ctx.budget.usage.calls == 2
 
@@ -87,14 +87,44 @@ async def test_more_choices_than_asked_for_are_left_out() -> None:
 
 async def test_a_top_up_waits_for_no_more_samples_than_are_needed() -> None:
     """One of two is there and one is needed: the call for the other is cut as a straggler."""
-    llm = ScriptedLLM(["a", "", HANG], max_n=2)
+    llm, ctx = ScriptedLLM(["a", "", HANG], max_n=2), context(limits=Limits())
     soon = asyncio.get_running_loop().time() + 0.05
     async with asyncio.timeout(10):  # a straggler that is not cut hangs
-        samples = await sample_many(
-            MeteredLLM(llm, context(limits=Limits())), ASKED, Sampling(), n=2, until=soon
-        )
+        samples = await sample_many(MeteredLLM(llm, ctx), ASKED, Sampling(), ctx, n=2, until=soon)
     assert [s.text for s in samples] == ["a"]
     llm.assert_used_up()
+
+
+CUT = Completion("So f", finish_reason="length")
+
+
+@pytest.mark.parametrize(
+    ("replies", "max_n", "lost"),
+    [
+        (["a", "b", "c"], 1, ()),
+        (["a", ProviderFailed("busy"), ""], 1, ("samples:2/3",)),
+        (["a", ProviderFailed("busy"), HANG], 1, ("samples:2/3",)),  # late at the deadline
+        (["a", "", "b", "c"], 3, ()),  # a missing choice is made up for
+        ([ProviderFailed("busy"), "b", "c", ""], 3, ("samples:1/3",)),
+        (["a", CUT, "c"], 1, ("samples:1/3",)),
+        ([CUT, CUT, CUT], 1, ()),  # the answer itself is truncated, and says so
+    ],
+)
+async def test_samples_that_fail_are_late_or_are_cut_off_count_as_lost(
+    replies: list[Reply], max_n: int, lost: tuple[str, ...]
+) -> None:
+    ctx = context()
+    llm = MeteredLLM(ScriptedLLM(replies, max_n=max_n), ctx)
+    await sample_many(llm, ASKED, Sampling(), ctx, n=3)
+    assert ctx.trace.lost == lost
+
+
+async def test_samples_of_which_too_few_finish_count_as_lost_too() -> None:
+    ctx = context()
+    llm = MeteredLLM(ScriptedLLM([ProviderFailed("busy")] * 2), ctx)
+    with pytest.raises(SamplesFailed):
+        await sample_many(llm, ASKED, Sampling(), ctx, n=2, kind="proposals")
+    assert ctx.trace.lost == ("proposals:2/2",)
 
 
 async def test_samples_of_one_prompt_have_different_seeds() -> None:
@@ -118,7 +148,7 @@ async def test_a_bug_is_not_a_failed_sample() -> None:
 async def test_cancelling_leaves_no_call_running() -> None:
     llm = ScriptedLLM([HANG, HANG])
     ctx = context(limits=Limits())
-    task = asyncio.create_task(sample_many(MeteredLLM(llm, ctx), ASKED, Sampling(), n=2))
+    task = asyncio.create_task(sample_many(MeteredLLM(llm, ctx), ASKED, Sampling(), ctx, n=2))
     await llm.until_hanging(2)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -132,7 +162,7 @@ async def test_stragglers_are_cut_when_their_time_is_up() -> None:
     ctx = context(limits=Limits())
     now = asyncio.get_running_loop().time()
     async with asyncio.timeout(10):  # a straggler that is not cut hangs
-        samples = await sample_many(MeteredLLM(llm, ctx), ASKED, Sampling(), n=2, until=now)
+        samples = await sample_many(MeteredLLM(llm, ctx), ASKED, Sampling(), ctx, n=2, until=now)
     assert [s.text for s in samples] == ["b"]
     assert llm.inside == 0
 
@@ -156,7 +186,7 @@ async def test_the_only_call_is_never_cut_as_a_straggler() -> None:
 
 async def test_depth_counts_the_longest_chain_and_not_the_calls() -> None:
     llm = MeteredLLM(ScriptedLLM(["a", "b", "c", "d"]), ctx := context())
-    await sample_many(llm, ASKED, Sampling(), n=3)
+    await sample_many(llm, ASKED, Sampling(), ctx, n=3)
     await llm.complete(ASKED, Sampling())
     assert [call.depth for call in ctx.trace.calls] == [1, 1, 1, 2]
     assert ctx.trace.depth == 2

@@ -37,7 +37,7 @@ class LongestParams(Params):
 
 
 async def longest(chat: Chat, llm: LLM, params: LongestParams, ctx: Context) -> FinalCall:
-    drafts = await sample_many(llm, chat, Sampling(purpose="draft"), n=params.n)
+    drafts = await sample_many(llm, chat, Sampling(purpose="draft"), ctx, n=params.n)
     best = max(drafts, key=lambda draft: len(draft.text))
     ctx.trace.note("drafts", finished=len(drafts))
     return FinalCall(ask(chat, f"Polish this: {best.text}"), fallback=best)

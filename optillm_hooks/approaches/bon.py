@@ -62,7 +62,9 @@ async def bon(chat: Chat, llm: LLM, params: BonParams, ctx: Context) -> Answer:
         SamplesFailed: no candidate finished within the request's deadline and budget.
     """
     sampling = Sampling(temperature=params.temperature)
-    sampled = await sample_many(llm, chat, sampling, n=params.n, until=ctx.within(SAMPLING_SHARE))
+    sampled = await sample_many(
+        llm, chat, sampling, ctx, n=params.n, until=ctx.within(SAMPLING_SHARE)
+    )
     candidates = contenders(sampled)
     texts = [candidate.text.strip() for candidate in candidates]
     different = list(dict.fromkeys(texts))

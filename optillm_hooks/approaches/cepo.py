@@ -32,6 +32,7 @@ from optillm_hooks.errors import (
     PERMANENT_STATUSES,
     BudgetExceeded,
     DeadlineExceeded,
+    EmptyCompletion,
     ProviderFailed,
     SampleError,
 )
@@ -224,6 +225,8 @@ async def cepo(chat: Chat, llm: LLM, params: CepoParams, ctx: Context) -> Answer
         for number in range(params.bestofn_n)
     ]
     candidates = await finished([maker.answer for maker in makers], until=ctx.within(0.8))
+    whole = [candidate for candidate in candidates if not candidate.truncated] or candidates
+    ctx.trace.count("candidates", lost=len(makers) - len(whole), of=len(makers))
     calling = [candidate for candidate in candidates if candidate.tool_calls]
     if calling:
         return calling[0]
@@ -292,6 +295,7 @@ class _Models:
 async def _approaches(chat: Chat, models: _Models) -> list[str]:
     """Return up to one approach per candidate, or none if the model names none in two tries."""
     count = models.params.bestofn_n
+    texts: list[str] = []
     for number in range(2):
         sampling = Sampling(
             temperature=models.params.planning_temperature_step1, purpose="draft", sample=number
@@ -303,10 +307,10 @@ async def _approaches(chat: Chat, models: _Models) -> list[str]:
         named = read_json(reply.text)
         values = named.values() if isinstance(named, dict) else named or []
         if texts := [text for text in values if isinstance(text, str) and text.strip()]:
-            models.ctx.trace.note("approaches", named=len(texts))
-            return texts[:count]
-    models.ctx.trace.note("approaches", named=0)
-    return []
+            break
+    models.ctx.trace.note("approaches", named=len(texts))
+    models.ctx.trace.count("approaches", lost=max(0, count - len(texts)), of=count)
+    return texts[:count]
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,7 +341,8 @@ class _Candidate:
             sample=self.number,
         )
         try:
-            return await self.models.generate(self._shown([solution], FINAL), sampling)
+            with self.models.ctx.trace.step("answers"):
+                return await self.models.generate(self._shown([solution], FINAL), sampling)
         except SampleError:
             return solution
 
@@ -378,7 +383,7 @@ class _Candidate:
 
     async def _attempt(self, asked: Chat, sample: int) -> Completion:
         """Return a solution from its own plan, or without a plan if plans are skipped."""
-        params = self.models.params
+        params, trace = self.models.params, self.models.ctx.trace
         executing = Sampling(
             temperature=params.planning_temperature_step2,
             max_tokens=params.planning_max_tokens_step2,
@@ -386,17 +391,23 @@ class _Candidate:
             sample=sample,
         )
         if params.planning_max_tokens_step1 == 0:
-            return await self.models.generate(ask(asked, SOLVE), executing)
+            with trace.step("solutions"):
+                return await self.models.generate(ask(asked, SOLVE), executing)
         planning = replace(
             executing,
             temperature=params.planning_temperature_step1,
             max_tokens=params.planning_max_tokens_step1,
         )
-        plan = await self.models.generate(ask(asked, PLAN), planning)
+        with trace.step("plans"):
+            plan = await self.models.generate(ask(asked, PLAN), planning)
+            steps = without_reasoning(plan.text)
+            if not (steps or plan.tool_calls):
+                raise EmptyCompletion
         if plan.tool_calls:
             return plan
-        planned = follow_up(ask(asked, PLAN), without_reasoning(plan.text), EXECUTE)
-        return await self.models.generate(planned, executing)
+        with trace.step("solutions"):
+            planned = follow_up(ask(asked, PLAN), steps, EXECUTE)
+            return await self.models.generate(planned, executing)
 
     async def _compared(self, solutions: Sequence[Completion]) -> Completion:
         """Return the solution that a comparison writes, or the first of `solutions` if it fails."""
@@ -408,7 +419,8 @@ class _Candidate:
             sample=self.number,
         )
         try:
-            return await self.models.generate(self._shown(solutions, REVIEW), sampling)
+            with self.models.ctx.trace.step("comparisons"):
+                return await self.models.generate(self._shown(solutions, REVIEW), sampling)
         except SampleError:
             return solutions[0]
 

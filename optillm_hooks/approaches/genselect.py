@@ -70,7 +70,9 @@ async def genselect(chat: Chat, llm: LLM, params: GenselectParams, ctx: Context)
         SamplesFailed: no solution finished within the request's deadline and budget.
     """
     sampling = Sampling(temperature=params.temperature)
-    sampled = await sample_many(llm, chat, sampling, n=params.n, until=ctx.within(SAMPLING_SHARE))
+    sampled = await sample_many(
+        llm, chat, sampling, ctx, n=params.n, until=ctx.within(SAMPLING_SHARE)
+    )
     solutions = contenders(sampled)
     if solutions[0].tool_calls:
         return solutions[0]

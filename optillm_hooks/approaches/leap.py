@@ -23,7 +23,7 @@ from optillm_hooks.answers.equivalence import equivalent
 from optillm_hooks.answers.extraction import extract_answer, read_json, without_reasoning
 from optillm_hooks.answers.lists import read_items
 from optillm_hooks.context import Context
-from optillm_hooks.errors import SampleError, SamplesFailed
+from optillm_hooks.errors import SampleError, SamplesFailed, UnusableReply
 from optillm_hooks.fanout import outcomes, sample_many
 from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.prompts import ask, data_notice, edit_question, enclose, fence
@@ -105,7 +105,7 @@ async def leap(chat: Chat, llm: LLM, params: LeapParams, ctx: Context) -> FinalC
     fails, only its own part of the principles is missing.
     """
     mark = fence(ctx.rng)
-    examples = params.examples or await _found(chat, llm)
+    examples = params.examples or await _found(chat, llm, ctx)
     principles: tuple[str, ...] = ()
     if examples:
         principles = await _principles(chat, examples, llm, params, ctx, mark)
@@ -113,12 +113,14 @@ async def leap(chat: Chat, llm: LLM, params: LeapParams, ctx: Context) -> FinalC
     return FinalCall(_advised(chat, params.examples, principles, mark))
 
 
-async def _found(chat: Chat, llm: LLM) -> tuple[Example, ...]:
+async def _found(chat: Chat, llm: LLM, ctx: Context) -> tuple[Example, ...]:
+    """Return the examples in the conversation; none if the call fails or cannot be read."""
     try:
-        reply = await llm.complete(ask(chat, FIND), Sampling(purpose="judge"))
+        text = (await llm.complete(ask(chat, FIND), Sampling(purpose="judge"))).text
     except SampleError:
-        return ()
-    return read_examples(reply.text)
+        text = ""
+    ctx.trace.count("examples", lost=int(read_json(text) is None), of=1)
+    return read_examples(text)
 
 
 def read_examples(text: str) -> tuple[Example, ...]:
@@ -174,16 +176,19 @@ async def _learnt(
 ) -> tuple[tuple[str, ...], bool]:
     """Return new principles, and whether every call that led to them succeeded."""
     lessons = await outcomes(
-        [partial(_lesson, rules, example, llm, params, mark) for example in examples],
+        [partial(_lesson, rules, example, llm, params, ctx, mark) for example in examples],
         until=ctx.within(0.6),
         enough=0,
     )
     notes = [lesson for lesson in lessons if isinstance(lesson, str)]
-    complete = not any(isinstance(lesson, SampleError) for lesson in lessons)
+    lost = sum(isinstance(lesson, SampleError) for lesson in lessons)
+    ctx.trace.count("lessons", lost=lost, of=len(lessons))
+    complete = not lost
     principles = tuple(notes)
     if notes and params.condense:
         try:
-            principles = await _condensed(rules, notes, llm, params, mark) or principles
+            with ctx.trace.step("condensations"):
+                principles = await _condensed(rules, notes, llm, params, mark)
         except SampleError:
             complete = False
     return principles, complete
@@ -200,7 +205,7 @@ def _digest(rules: Chat, examples: Sequence[Example], llm: LLM, params: LeapPara
 
 
 async def _lesson(
-    rules: Chat, example: Example, llm: LLM, params: LeapParams, mark: str
+    rules: Chat, example: Example, llm: LLM, params: LeapParams, ctx: Context, mark: str
 ) -> str | None:
     """Return the lesson from a mistake on `example`, or None if no attempt at it was wrong.
 
@@ -214,7 +219,7 @@ async def _lesson(
     asked = (*rules, Message("user", f"{example.question}\n\n{SOLVE}"))
     sampling = Sampling(temperature=params.temperature, purpose="judge")
     try:
-        attempts = await sample_many(llm, asked, sampling, n=params.samples)
+        attempts = await sample_many(llm, asked, sampling, ctx, n=params.samples, kind="attempts")
     except SamplesFailed as failed:
         raise failed.errors[0] from failed
     wrong = [a.text for a in attempts if not a.truncated and _wrong(a.text, example)]
@@ -237,12 +242,20 @@ def _wrong(attempt: str, example: Example) -> bool:
 async def _condensed(
     rules: Chat, notes: Sequence[str], llm: LLM, params: LeapParams, mark: str
 ) -> tuple[str, ...]:
+    """Return the principles that sum up `notes`.
+
+    Raises:
+        SampleError: the call failed, or its reply has no principle.
+    """
     request = (
         f"{CONDENSE.format(most=params.max_principles)}\n{data_notice('note', mark)}\n\n"
         f"{enclose(notes, 'note', mark)}"
     )
     reply = await llm.complete((*rules, Message("user", request)), Sampling(purpose="judge"))
-    return tuple(read_items(without_reasoning(reply.text))[: params.max_principles])
+    principles = read_items(without_reasoning(reply.text))[: params.max_principles]
+    if not principles:
+        raise UnusableReply("the reply lists no principle")
+    return tuple(principles)
 
 
 def _advised(chat: Chat, listed: Sequence[Example], principles: Sequence[str], mark: str) -> Chat:

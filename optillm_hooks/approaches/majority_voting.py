@@ -47,7 +47,9 @@ async def majority_voting(
     Raises:
         SamplesFailed: no candidate finished within the request's deadline and budget.
     """
-    sampled = await sample_many(llm, chat, Sampling(temperature=params.temperature), n=params.n)
+    sampled = await sample_many(
+        llm, chat, Sampling(temperature=params.temperature), ctx, n=params.n
+    )
     candidates = contenders(sampled)
     tally = elect(
         candidates,

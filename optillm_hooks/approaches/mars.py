@@ -263,13 +263,15 @@ class Solution:
         """The share of verdicts that are CORRECT."""
         return self.verdicts.count("correct") / len(self.verdicts) if self.verdicts else 0.0
 
-    def add(self, report: str) -> None:
-        """Record a verifier's report; one without a verdict is ignored."""
+    def add(self, report: str) -> bool:
+        """Record a verifier's report, and return whether it has a verdict; else it is ignored."""
         verdict = read_verdict(report)
-        if verdict is not None:
-            self.verdicts.append(verdict)
-            if verdict != "correct":
-                self.reports.append(without_reasoning(report))
+        if verdict is None:
+            return False
+        self.verdicts.append(verdict)
+        if verdict != "correct":
+            self.reports.append(without_reasoning(report))
+        return True
 
 
 def read_verdict(report: str) -> Verdict | None:
@@ -334,6 +336,7 @@ class _Team:
             until=self.ctx.within(0.3),
         )
         self.ctx.trace.note("explored", asked=len(agents), finished=len(found))
+        self.ctx.trace.count("explorations", lost=len(agents) - len(found), of=len(agents))
         return found
 
     async def develop(self, explored: Sequence[Solution]) -> list[Solution]:
@@ -363,7 +366,7 @@ class _Team:
                 request = _framed(subset, "attempt", AGGREGATE.format(count=size), fence(rng))
                 agent = number % params.num_agents
                 calls.append(self._writing(agent, request, params.aggregation_temperature, number))
-            merged = await self._written(calls, until=self.ctx.within(0.7 / left))
+            merged = await self._written(calls, "merges", until=self.ctx.within(0.7 / left))
             if not merged:
                 break
             population = merged
@@ -386,10 +389,11 @@ class _Team:
             until=self.ctx.within(0.3),
         )
         strategies = {
-            at: without_reasoning(outcome.text)
+            at: text
             for at, outcome in enumerate(ended)
-            if not isinstance(outcome, SampleError)
+            if not isinstance(outcome, SampleError) and (text := without_reasoning(outcome.text))
         }
+        self.ctx.trace.count("strategies", lost=len(ended) - len(strategies), of=len(ended))
         calls = []
         for at, solution in enumerate(explored):
             others = [text for other, text in strategies.items() if other != at]
@@ -398,7 +402,7 @@ class _Team:
                 request = _framed([solution.text, *peers], "part", ENHANCE, fence(rng))
                 temperature = 0.9 * _temperature(solution.author)
                 calls.append(self._writing(solution.author, request, temperature, at))
-        enhanced = await self._written(calls, until=self.ctx.within(0.6))
+        enhanced = await self._written(calls, "enhancements", until=self.ctx.within(0.6))
         self.ctx.trace.note("strategies", extracted=len(strategies), enhanced=len(enhanced))
         return enhanced
 
@@ -445,9 +449,8 @@ class _Team:
                 until=self.ctx.within(0.5),
             )
             made += missing
-            for report in ended:
-                if not isinstance(report, SampleError):
-                    solution.add(report.text)
+            read = [not isinstance(said, SampleError) and solution.add(said.text) for said in ended]
+            self.ctx.trace.count("verdicts", lost=read.count(False), of=len(read))
 
     async def improve(self, pool: Sequence[Solution]) -> dict[int, Solution]:
         """Return new versions of the best solutions that are not confirmed, by index in `pool`.
@@ -469,11 +472,13 @@ class _Team:
             ],
             until=self.ctx.within(0.5),
         )
-        return {
+        improved = {
             pool.index(solution): outcome
             for solution, outcome in zip(chosen, ended, strict=True)
             if not isinstance(outcome, SampleError) and not outcome.reply.tool_calls
         }
+        self.ctx.trace.count("improvements", lost=len(ended) - len(improved), of=len(ended))
+        return improved
 
     def is_confirmed(self, solution: Solution) -> bool:
         return solution.passes >= self.params.verification_passes_required
@@ -552,15 +557,17 @@ class _Team:
         return write
 
     async def _written(
-        self, calls: Sequence[Callable[[], Awaitable[Solution]]], *, until: float
+        self, calls: Sequence[Callable[[], Awaitable[Solution]]], kind: str, *, until: float
     ) -> list[Solution]:
         """Return the solutions that were written, without those that call tools. Never fails."""
         ended = await outcomes(calls, until=until)
-        return [
+        written = [
             outcome
             for outcome in ended
             if not isinstance(outcome, SampleError) and not outcome.reply.tool_calls
         ]
+        self.ctx.trace.count(kind, lost=len(ended) - len(written), of=len(ended))
+        return written
 
     def _effort(self, llm: LLM) -> Mapping[str, Json]:
         effort = self.params.reasoning_effort

@@ -113,7 +113,7 @@ async def mcts(chat: Chat, llm: LLM, params: MctsParams, ctx: Context) -> Answer
     tree: Tree = MCTS(None, lambda _: range(params.branching), exploration=params.exploration)
     trials = tree.ask_many(params.branching)
     sampling = Sampling(temperature=params.temperature)
-    first = await sample_many(llm, chat, sampling, n=params.branching, until=ctx.within(0.4))
+    first = await sample_many(llm, chat, sampling, ctx, n=params.branching, until=ctx.within(0.4))
     if (usual := contenders(first)[0]).tool_calls:
         return usual
     chains = [[] if solution.tool_calls else [solution] for solution in first]
@@ -126,9 +126,11 @@ async def mcts(chat: Chat, llm: LLM, params: MctsParams, ctx: Context) -> Answer
         ctx.progress(f"simulation {params.simulations - left} of {params.simulations}")
         grow = [partial(_grow, trial, chat, llm, params, mark) for trial in trials]
         grown = await outcomes(grow, until=ctx.within(0.6 * share), enough=0)
+        chains = [[] if isinstance(chain, SampleError) else chain for chain in grown]
+        planned = params.depth * len(trials)
+        ctx.trace.count("refinements", lost=planned - sum(map(len, chains)), of=planned)
         if all(isinstance(chain, BudgetExceeded | DeadlineExceeded) for chain in grown):
             break
-        chains = [[] if isinstance(chain, SampleError) else chain for chain in grown]
         await _learn(tree, trials, chains, chat, judge, ctx, ctx.within(share))
     best, refinements = _best(tree)
     ctx.trace.note(

@@ -18,7 +18,7 @@ from pydantic import AliasChoices, Field
 
 from optillm_hooks.answers.extraction import without_reasoning
 from optillm_hooks.context import Context
-from optillm_hooks.errors import SampleError
+from optillm_hooks.errors import EmptyCompletion, SampleError
 from optillm_hooks.fanout import finished, sample_many
 from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.prompts import ask, data_notice, enclose, fence
@@ -90,7 +90,7 @@ async def moa(chat: Chat, llm: LLM, params: MoaParams, ctx: Context) -> Answer |
     proposal is returned without critique or fusion, unless the client asks for a form that
     proposals do not have. Failed proposals are left out, and truncated ones too if there is a
     complete one. If a layer fails, the one before it is used. A truncated critique is used, a
-    failed one is left out. If the fusion fails, the first proposal is the answer.
+    failed or empty one is left out. If the fusion fails, the first proposal is the answer.
 
     Raises:
         SamplesFailed: no proposal of the first layer finished.
@@ -149,7 +149,16 @@ async def _layer(chat: Chat, llm: LLM, params: MoaParams, ctx: Context) -> list[
     counts = Counter(number % len(panel) for number in range(params.proposers))
     groups = await finished(
         [
-            partial(sample_many, panel[seat], chat, sampling, n=count, until=until)
+            partial(
+                sample_many,
+                panel[seat],
+                chat,
+                sampling,
+                ctx,
+                n=count,
+                until=until,
+                kind="proposals",
+            )
             for seat, count in counts.items()
         ],
         until=until,
@@ -159,13 +168,16 @@ async def _layer(chat: Chat, llm: LLM, params: MoaParams, ctx: Context) -> list[
 
 
 async def _critique(panel: _Panel, aggregator: LLM, ctx: Context) -> str | None:
-    """Return the aggregator's review of the proposals, or None if that call failed."""
+    """Return the aggregator's review of the proposals, or None if there is none."""
     ctx.progress("comparing the proposals")
     sampling = Sampling(temperature=0.1, purpose="judge")
     try:
-        critique = await aggregator.complete(panel.asked(CRITICISE), sampling)
+        with ctx.trace.step("critiques"):
+            critique = await aggregator.complete(panel.asked(CRITICISE), sampling)
+            if not (text := without_reasoning(critique.text)):
+                raise EmptyCompletion(truncated=critique.truncated)
     except SampleError as exc:
         ctx.trace.note("critique", failed=exc.code)
         return None
     ctx.trace.note("critique", truncated=critique.truncated)
-    return without_reasoning(critique.text)
+    return text

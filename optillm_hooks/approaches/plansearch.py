@@ -98,14 +98,17 @@ async def plansearch(chat: Chat, llm: LLM, params: PlansearchParams, ctx: Contex
         SamplesFailed: no answer was written.
     """
     mark = fence(ctx.rng)
-    observations = await _observed(chat, llm, params)
+    observations = await _observed(chat, llm, params, ctx)
     drawn = draw_subsets(observations, params.leaves, params.subset_size, ctx.rng)
     ctx.progress(f"{len(drawn)} plans from {len(observations)} observations")
     leaves = [
-        partial(_leaf, chat, llm, params, subset, number, mark)
+        partial(_leaf, chat, llm, params, ctx, subset, number, mark)
         for number, subset in enumerate(drawn)
     ]
-    answers = contenders(await finished(leaves, until=ctx.within(0.7)))
+    written = await finished(leaves, until=ctx.within(0.7))
+    whole = [answer for answer in written if not answer.truncated] or written
+    ctx.trace.count("answers", lost=len(leaves) - len(whole), of=len(leaves))
+    answers = contenders(written)
     if answers[0].tool_calls or len(answers) == 1:
         return answers[0]
     passed = await _passed(answers, chat, ctx)
@@ -133,6 +136,8 @@ async def _passed(answers: Sequence[Completion], chat: Chat, ctx: Context) -> li
     ctx.progress(f"running {len(tests)} tests")
     runs = [partial(_passed_by, answer.text, tests, ctx.code_runner) for answer in answers]
     ended = await outcomes(runs, until=ctx.deadline)
+    lost = sum(isinstance(outcome, SampleError) for outcome in ended)
+    ctx.trace.count("test_runs", lost=lost, of=len(ended))
     return [0 if isinstance(outcome, SampleError) else outcome for outcome in ended]
 
 
@@ -141,15 +146,17 @@ async def _passed_by(text: str, tests: PublicTests, runner: CodeRunner) -> int:
     return await count_passed(program, tests, runner) if program else 0
 
 
-async def _observed(chat: Chat, llm: LLM, params: PlansearchParams) -> list[str]:
+async def _observed(chat: Chat, llm: LLM, params: PlansearchParams, ctx: Context) -> list[str]:
     """Return the first-order observations; none if the call fails or cannot be read."""
     request = OBSERVE.format(count=params.observations)
     sampling = Sampling(temperature=params.temperature, purpose="draft")
     try:
         reply = await llm.complete(ask(chat, request), sampling)
+        observations = read_items(without_reasoning(reply.text))[: params.observations]
     except SampleError:
-        return []
-    return read_items(without_reasoning(reply.text))[: params.observations]
+        observations = []
+    ctx.trace.count("observations", lost=int(not observations), of=1)
+    return observations
 
 
 def draw_subsets(
@@ -169,6 +176,7 @@ async def _leaf(
     chat: Chat,
     llm: LLM,
     params: PlansearchParams,
+    ctx: Context,
     subset: Sequence[str],
     number: int,
     mark: str,
@@ -180,7 +188,8 @@ async def _leaf(
         shown = enclose(subset, "observation", mark)
         request = PLAN.format(derived=params.derived)
         planning = ask(chat, f"{request}\n{data_notice('observation', mark)}\n\n{shown}")
-    plan = await llm.complete(planning, replace(sampling, purpose="draft"))
+    with ctx.trace.step("plans"):
+        plan = await llm.complete(planning, replace(sampling, purpose="draft"))
     shown = enclose([without_reasoning(plan.text)], "plan", mark)
     return await llm.complete(
         ask(chat, f"{ANSWER}\n{data_notice('plan', mark)}\n\n{shown}"), sampling

@@ -24,7 +24,7 @@ from pydantic import Field
 from optillm_hooks.answers.extraction import without_reasoning
 from optillm_hooks.answers.voting import contenders, elect, leaders, wants_json
 from optillm_hooks.context import Context
-from optillm_hooks.errors import SampleError, SamplesFailed
+from optillm_hooks.errors import EmptyCompletion, SampleError, SamplesFailed
 from optillm_hooks.fanout import sample_many, speculating
 from optillm_hooks.judging import rate_all
 from optillm_hooks.llm import LLM
@@ -121,7 +121,7 @@ async def pvg(chat: Chat, llm: LLM, params: PvgParams, ctx: Context) -> Answer:
         ctx.progress(f"round {number + 1} of {params.num_rounds}")
         until = ctx.within(0.5 / rounds_left)
         try:
-            helpful, decoys = await _proved(chat, points, number, llm, params, until)
+            helpful, decoys = await _proved(chat, points, number, llm, params, ctx, until)
         except SamplesFailed:
             if not game.solutions:
                 raise
@@ -132,7 +132,7 @@ async def pvg(chat: Chat, llm: LLM, params: PvgParams, ctx: Context) -> Answer:
         best = game.best(question(chat), as_json=wants_json(ctx.client))
         ctx.offer(best)
         if rounds_left > 1:
-            points = await _reviewed(chat, best, llm, mark)
+            points = await _reviewed(chat, best, llm, ctx, mark)
     ctx.trace.note(
         "game",
         solutions=len(game.solutions),
@@ -144,15 +144,23 @@ async def pvg(chat: Chat, llm: LLM, params: PvgParams, ctx: Context) -> Answer:
 
 
 async def _proved(
-    chat: Chat, points: str, number: int, llm: LLM, params: PvgParams, until: float
+    chat: Chat,
+    points: str,
+    number: int,
+    llm: LLM,
+    params: PvgParams,
+    ctx: Context,
+    until: float,
 ) -> tuple[list[Completion], list[Completion]]:
     """Return the helpful solutions of round `number`, at least one, and its decoys."""
     sampling = Sampling(temperature=params.temperature, sample=number * params.num_solutions)
     # Nothing of a decoy may ever be offered as an answer, not even as the best so far.
     sneaky = replace(sampling, purpose="draft", sample=number * params.num_decoys)
-    sample = partial(sample_many, llm, until=until)
+    sample = partial(sample_many, llm, ctx=ctx, until=until)
     async with speculating(
-        lambda: sample(ask(chat, SNEAKY), sneaky, n=params.num_decoys, min_finished=0)
+        lambda: sample(
+            ask(chat, SNEAKY), sneaky, n=params.num_decoys, min_finished=0, kind="decoys"
+        )
     ) as decoys:
         helpful = await sample(ask(chat, HELPFUL + points), sampling, n=params.num_solutions)
         return helpful, await decoys()
@@ -178,13 +186,16 @@ async def _rate(
     game.decoy_ratings += ratings[len(solutions) :]
 
 
-async def _reviewed(chat: Chat, best: Completion, llm: LLM, mark: str) -> str:
+async def _reviewed(chat: Chat, best: Completion, llm: LLM, ctx: Context, mark: str) -> str:
     """Return what the prompt of the next round's provers adds: the points of a review."""
     shown = enclose([without_reasoning(best.text)], "solution", mark)
     request = f"{REVIEW}\n{data_notice('solution', mark)}\n\n{shown}"
     try:
-        review = await llm.complete(ask(chat, request), Sampling(purpose="judge"))
+        with ctx.trace.step("reviews"):
+            review = await llm.complete(ask(chat, request), Sampling(purpose="judge"))
+            if not (text := without_reasoning(review.text)):
+                raise EmptyCompletion(truncated=review.truncated)
     except SampleError:
         return ""
-    shown = enclose([without_reasoning(review.text)], "points", mark)
+    shown = enclose([text], "points", mark)
     return f"\n\n{CARE} {data_notice('points', mark)}\n\n{shown}"

@@ -202,6 +202,8 @@ async def rstar(chat: Chat, llm: LLM, params: RstarParams, ctx: Context) -> Answ
         ]
         rolled = await outcomes(rollouts, until=ctx.within(0.7 * len(trials) / left))
         left -= len(trials)
+        lost = sum(isinstance(steps, SampleError) for steps in rolled)
+        ctx.trace.count("rollouts", lost=lost, of=len(rolled))
         found += _tell(tree, trials, rolled, found, question(chat))
         if not found:
             raise SamplesFailed(1, [steps for steps in rolled if isinstance(steps, SampleError)])
@@ -217,7 +219,9 @@ async def _best(
     found: Sequence[Trajectory], chat: Chat, discriminator: LLM, ctx: Context, mark: str
 ) -> Trajectory:
     """Return the trusted trajectory with the highest value times share, or the best of all."""
-    support = _shares([trajectory.answer for trajectory in found])
+    answers = [trajectory.answer for trajectory in found]
+    ctx.trace.count("votes", lost=answers.count(None), of=len(answers))
+    support = _shares(answers)
     ctx.offer(found[support.index(max(support))].completion)
     trusted = await _trusted(found, chat, discriminator, ctx, mark)
     candidates = trusted or range(len(found))
@@ -318,21 +322,23 @@ async def _trusted(
         for hint in hints
     ]
     endings = await outcomes(asked, enough=0)
+    reached = [
+        None
+        if isinstance(ending, SampleError)
+        else extract_answer(ending.text, question=question(chat))
+        for ending in endings
+    ]
+    ctx.trace.count("checks", lost=reached.count(None), of=len(reached))
     return [
         i
-        for i, answer, ending in zip(readable, answers, endings, strict=True)
-        if not isinstance(ending, SampleError) and _reaches(answer, ending.text, question(chat))
+        for i, answer, other in zip(readable, answers, reached, strict=True)
+        if other is not None and equivalent(answer, other)
     ]
 
 
 def _completing(chat: Chat, hint: str, mark: str) -> Chat:
     shown = enclose([hint], "beginning", mark)
     return ask(chat, f"{COMPLETE}\n{data_notice('beginning', mark)}\n\n{shown}")
-
-
-def _reaches(answer: str, ending: str, asked: str) -> bool:
-    reached = extract_answer(ending, question=asked)
-    return reached is not None and equivalent(answer, reached)
 
 
 def beginning(text: str, share: float) -> str:

@@ -14,7 +14,7 @@ from pydantic import Field
 from optillm_hooks.answers.code_blocks import code_blocks
 from optillm_hooks.answers.extraction import without_reasoning
 from optillm_hooks.context import Context
-from optillm_hooks.errors import EmptyCompletion, SampleError
+from optillm_hooks.errors import EmptyCompletion, SampleError, UnusableReply
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import ask, data_notice, enclose, fence
 from optillm_hooks.registry import Cost, Params, approach
@@ -58,16 +58,17 @@ async def rto(chat: Chat, llm: LLM, params: RtoParams, ctx: Context) -> Answer:
         return first
     try:
         second = await _remade(chat, first, llm, params, ctx)
-        if second.truncated or code_of(first.text) == code_of(second.text):
-            ctx.trace.note("round_trip", equal=not second.truncated)
+        if code_of(first.text) == code_of(second.text):
+            ctx.trace.note("round_trip", equal=True)
             return first
-        merged = await llm.complete(_merging(chat, first, second, ctx), Sampling())
+        with ctx.trace.step("merges"):
+            merged = _whole(await llm.complete(_merging(chat, first, second, ctx), Sampling()))
     except SampleError as failure:
         ctx.trace.note("round_trip", failed=type(failure).__name__)
         return first
     equivalent = without_reasoning(merged.text).strip(" \n.*_`\"'").upper() == SAME
     ctx.trace.note("round_trip", equal=False, judged_equivalent=equivalent)
-    return first if equivalent or merged.truncated else merged
+    return first if equivalent else merged
 
 
 async def _remade(
@@ -76,20 +77,34 @@ async def _remade(
     """Return the answer to a description of `first`; the question itself is not shown.
 
     Raises:
-        SampleError: one of the two calls failed, or the description is empty.
+        SampleError: one of the two calls failed, the description is empty, or the answer is
+            truncated.
     """
     mark = fence(ctx.rng)
     work = enclose([without_reasoning(first.text)], "work", mark)
     request = f"{DESCRIBE}\n{data_notice('work', mark)}\n\n{work}"
     draft = Sampling(temperature=params.temperature, purpose="draft")
-    reply = await llm.complete((Message("user", request),), draft)
-    description = without_reasoning(reply.text)
-    if not description:
-        raise EmptyCompletion
+    with ctx.trace.step("descriptions"):
+        reply = await llm.complete((Message("user", request),), draft)
+        description = without_reasoning(reply.text)
+        if not description:
+            raise EmptyCompletion(truncated=reply.truncated)
     ctx.progress("second version from a description")
     rules = tuple(message for message in chat if message.role in ("system", "developer"))
     again = (*rules, Message("user", description))
-    return await llm.complete(again, draft)
+    with ctx.trace.step("versions"):
+        return _whole(await llm.complete(again, draft))
+
+
+def _whole(reply: Completion) -> Completion:
+    """Return `reply`.
+
+    Raises:
+        UnusableReply: it is truncated.
+    """
+    if reply.truncated:
+        raise UnusableReply("the reply was cut off")
+    return reply
 
 
 def _merging(chat: Chat, first: Completion, second: Completion, ctx: Context) -> Chat:

@@ -55,7 +55,9 @@ async def self_consistency(
     """
     as_json = wants_json(ctx.client)
     asked = chat if as_json else instruct(chat, INSTRUCTION)
-    sampled = await sample_many(llm, asked, Sampling(temperature=params.temperature), n=params.n)
+    sampled = await sample_many(
+        llm, asked, Sampling(temperature=params.temperature), ctx, n=params.n
+    )
     paths = contenders(sampled)
     tally = elect(paths, params.answer_format, question=question(chat), as_json=as_json)
     ctx.trace.note(

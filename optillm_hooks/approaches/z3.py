@@ -11,12 +11,14 @@ the solver's result. 2 calls, 1 deep, if no solver helps; each repair adds one c
 """
 
 import asyncio
+import re
 from importlib.util import find_spec
 
 from pydantic import Field
 
+from optillm_hooks.answers.extraction import without_reasoning
 from optillm_hooks.context import Context
-from optillm_hooks.errors import RequestRejected, SampleError
+from optillm_hooks.errors import RequestRejected, SampleError, UnusableReply
 from optillm_hooks.fanout import speculating
 from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, follow_up
@@ -30,7 +32,7 @@ from optillm_hooks.solver.client import (
     find_formalisation,
     solve,
 )
-from optillm_hooks.types import Chat, Sampling
+from optillm_hooks.types import Chat, Completion, Sampling
 
 FORMALISE = f"""\
 Do not answer yet. First decide whether a solver can settle this, or the hard part of it.
@@ -49,6 +51,8 @@ upper, point, direction, order, digits, assume ({{"x": "positive"}}). Expression
 {", ".join(FUNCTIONS)}.
 
 If neither helps, reply with the single word NONE."""
+
+_NONE = re.compile(r"\bNONE\b")
 
 MIN_S = 0.5
 """With fewer seconds left, starting a solver is not worth it."""
@@ -103,7 +107,7 @@ async def z3(chat: Chat, llm: LLM, params: Z3Params, ctx: Context) -> Result:
     """
     if find_spec("z3") is None:
         raise RequestRejected('z3 needs the extra "solver": pip install "optillm-hooks[solver]"')
-    async with speculating(lambda: llm.complete(chat, Sampling())) as direct:
+    async with speculating(lambda: _plain(chat, llm, ctx)) as direct:
         try:
             solved = await _solved(chat, llm, params, ctx)
         except SampleError as exc:
@@ -115,6 +119,16 @@ async def z3(chat: Chat, llm: LLM, params: Z3Params, ctx: Context) -> Result:
     return FinalCall(ask(chat, request), fallback=ctx.best)
 
 
+async def _plain(chat: Chat, llm: LLM, ctx: Context) -> Completion:
+    try:
+        answer = await llm.complete(chat, Sampling())
+    except SampleError:
+        ctx.trace.count("plain_answers", lost=1, of=1)
+        raise
+    ctx.trace.count("plain_answers", lost=0, of=1)
+    return answer
+
+
 async def _solved(
     chat: Chat, llm: LLM, params: Z3Params, ctx: Context
 ) -> tuple[Formalisation, Report] | None:
@@ -123,8 +137,9 @@ async def _solved(
     asked = ask(chat, FORMALISE)
     for repair in range(params.repairs + 1):
         ctx.progress("repairing the formalisation" if repair else "formalising the problem")
-        reply = await llm.complete(asked, sampling)
-        work = find_formalisation(reply.text)
+        with ctx.trace.step("formalisations"):
+            reply = await llm.complete(asked, sampling)
+            work = read_formalisation(reply.text)
         if work is None:
             ctx.trace.note("solver", outcome="not applicable", repairs=repair)
             return None
@@ -132,10 +147,24 @@ async def _solved(
             report = await _report(work, params, ctx, repair)
         except FormalisationBroken as exc:
             ctx.trace.note("solver", outcome="broken", kind=work.kind, repairs=repair)
+            ctx.trace.count("solver_runs", lost=1, of=1)
             asked = follow_up(asked, reply.text, repair_request(str(exc), fence(ctx.rng)))
         else:
+            ctx.trace.count("solver_runs", lost=int(report is None), of=1)
             return None if report is None else (work, report)
     return None
+
+
+def read_formalisation(text: str) -> Formalisation | None:
+    """Return the formalisation in a reply, or None if the reply says that no solver helps.
+
+    Raises:
+        UnusableReply: it is neither.
+    """
+    work = find_formalisation(text)
+    if work is None and not _NONE.search(without_reasoning(text)):
+        raise UnusableReply("the reply has no formalisation")
+    return work
 
 
 async def _report(

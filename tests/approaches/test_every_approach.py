@@ -5,12 +5,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from optillm_hooks.errors import EmptyCompletion, ProviderFailed
 from optillm_hooks.registry import all_approaches
 from optillm_hooks.testing import HANG, Reply, params
 from optillm_hooks.trace import Trace
+from tests.proxy import ROOT
 from tests.test_catalogue import VERDICT, Change, Lenient, ask
 
 pytestmark = pytest.mark.anyio
+OPERATING = (ROOT / "docs" / "operating.md").read_text()
 
 REFUSED: dict[str, list[dict[str, Any]]] = {
     "bon": [{"n": 0}, {"temperature": 0}, {"ratings": 0}, {"k": 3}],
@@ -76,7 +79,7 @@ def test_an_unknown_parameter_is_refused_by_name(name: str) -> None:
         params(name, no_such_parameter=1)
 
 
-# ---------------------------------------------------------------------------------- cancelling
+# --------------------------------------------------------------------- what differs between runs
 
 
 def _as_it_is(_: int, text: str) -> Reply:
@@ -109,6 +112,36 @@ WAYS = [
     Way("moa", {"layers": 2}),
     Way("self_consistency", {}, _free_text),
 ]
+
+
+# ------------------------------------------------------------------------------------- losses
+
+
+@pytest.mark.parametrize("bad", [ProviderFailed("busy", status=429), ""], ids=["failed", "empty"])
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.name} {way.params or ''}")
+async def test_a_call_that_brings_nothing_is_reported(way: Way, bad: Reply) -> None:
+    """Each call of a run fails in turn. If the answer comes all the same, the report says so.
+
+    Unless another call made up for it, as a judge's second try does.
+    """
+    await _run(way, Lenient(way.change), whole := Trace())
+    for broken in range(len(whole.calls)):
+
+        def change(number: int, text: str, broken: int = broken) -> Reply:
+            return bad if number == broken else way.change(number, text)
+
+        trace = Trace()
+        try:
+            ended = await ask(way.name, Lenient(change), trace=trace, params=way.params)
+        except (ProviderFailed, EmptyCompletion):
+            continue
+        kinds = {lost.partition(":")[0] for lost in trace.lost}
+        assert all(f"`{kind}`" in OPERATING for kind in kinds), "not in the manual"
+        done = [call for call in trace.calls if call.outcome == "ok"]
+        assert ended.report.degraded or len(done) == len(whole.calls), f"call {broken}"
+
+
+# --------------------------------------------------------------------------------- cancelling
 
 
 async def _run(way: Way, llm: Lenient, trace: Trace) -> None:

@@ -140,7 +140,7 @@ async def test_the_repair_of_algebra_sees_which_step_is_wrong() -> None:
     ("formal", "outcome", "given"),
     [
         pytest.param(["NONE"], "not applicable", {}, id="the model sees no use for a solver"),
-        pytest.param(["```python\nx = 7\n```"], "not applicable", {}, id="a program"),
+        pytest.param(["```python\nx = 7\n```"], "unusable_reply", {}, id="a program"),
         pytest.param([BROKEN, BROKEN], "broken", {}, id="broken twice"),
         pytest.param([BROKEN], "broken", {"repairs": 0}, id="broken and no repair wanted"),
         pytest.param([BROKEN, "NONE"], "not applicable", {}, id="given up in the repair"),

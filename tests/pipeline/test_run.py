@@ -433,8 +433,8 @@ class TestFailures:
     async def test_a_bug_in_a_fanout_is_named_too(
         self, streamed: bool, caplog: pytest.LogCaptureFixture
     ) -> None:
-        async def many(chat: Chat, llm: LLM, *_: object) -> Answer:
-            return (await sample_many(llm, chat, Sampling(), n=2))[0]
+        async def many(chat: Chat, llm: LLM, _: object, ctx: Context) -> Answer:
+            return (await sample_many(llm, chat, Sampling(), ctx, n=2))[0]
 
         asked, llm = request([answerer(many)]), ScriptedLLM([ValueError("6 * 7?"), HANG])
         with caplog.at_level(logging.DEBUG), pytest.raises(StageFailed):

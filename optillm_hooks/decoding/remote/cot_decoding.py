@@ -58,6 +58,7 @@ async def cot_decode(
     branches = [partial(_branch, chat, sampling, llm, settings, ctx, s, first) for s in starts]
     calls: list[Callable[[], Awaitable[_Branch]]] = [*branches]
     found = await finished(calls)
+    ctx.trace.count("branches", lost=len(calls) - len(found), of=len(calls))
     if found[0].reply.tool_calls:
         return _completion(found[0].reply)
     choice = choose([branch.path for branch in found], aggregate=settings.aggregate_paths)

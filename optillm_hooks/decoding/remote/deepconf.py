@@ -41,7 +41,7 @@ async def deepconf_decode(
         sample=sampling.sample * _OTHER_SEEDS * settings.max_traces,
         fields={**sampling.fields, "logprobs": True, "top_logprobs": MAX_ALTERNATIVES},
     )
-    whole = await sample_many(llm, chat, scored, n=warmup)
+    whole = await sample_many(llm, chat, scored, ctx, n=warmup, kind="traces")
     calling = next((trace for trace in whole if trace.tool_calls), None)
     if calling is not None:
         return replace(calling, logprobs=(), usage=Usage())
@@ -57,7 +57,12 @@ async def deepconf_decode(
         while election.wanted > 0:
             number, monitor = election.open()
             seeded = replace(scored, sample=scored.sample + _OTHER_SEEDS * warmup + number)
-            await _trace(chat, seeded, llm, election, number, monitor)
+            try:
+                await _trace(chat, seeded, llm, election, number, monitor)
+            except SampleError:
+                ctx.trace.count("traces", lost=1, of=1)
+                raise
+            ctx.trace.count("traces", lost=0, of=1)
 
     workers: list[Callable[[], Awaitable[None]]] = [work] * min(warmup, max(election.wanted, 0))
     await outcomes(workers, settled=lambda: election.settled)

@@ -48,7 +48,7 @@ async def think(
     max_tokens = reply_limit_or_default(sampling, ctx)
     budget = ThinkingBudget(settings, max_tokens)
     opening = f"{settings.start_think_token}\n{settings.prefill}"
-    thoughts = await _thoughts(chat, sampling, llm, settings, budget, opening)
+    thoughts = await _thoughts(chat, sampling, llm, settings, budget, opening, ctx)
     prefix = f"{opening}{thoughts.text.rstrip()}\n{settings.end_think_token}\n\n"
     form = {name: ctx.client.fields[name] for name in _FORM if name in ctx.client.fields}
     asked = replace(
@@ -76,6 +76,7 @@ async def _thoughts(
     settings: ThinkSettings,
     budget: ThinkingBudget,
     opening: str,
+    ctx: Context,
 ) -> _Thoughts:
     words = settings.thought_switch_tokens
     so_far = _Thoughts()
@@ -88,7 +89,8 @@ async def _thoughts(
         )
         prompt = with_prefix(chat, opening + so_far.text)
         try:
-            reply = await llm.complete(prompt, piece_sampling(asked, continues=True))
+            with ctx.trace.step("continuations"):
+                reply = await llm.complete(prompt, piece_sampling(asked, continues=True))
         except SampleError:
             if not so_far.text:
                 raise
