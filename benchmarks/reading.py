@@ -19,7 +19,7 @@ from typing import Any, Final
 from benchmarks.report import parser, publish, table
 from optillm_hooks.answers.equivalence import equivalent
 from optillm_hooks.answers.extraction import extract_answer
-from optillm_hooks.judging import read_choice, read_rating
+from optillm_hooks.answers.verdicts import read_choice, read_rating
 
 CASES: Final = Path(__file__).parent.parent / "tests" / "golden" / "reading.json"
 KINDS: Final = ("final_answer", "pair", "rating", "choice")

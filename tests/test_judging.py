@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optillm_hooks.answers.verdicts import read_choice, read_rating
 from optillm_hooks.budget import Limits
 from optillm_hooks.context import Context, MeteredLLM
 from optillm_hooks.errors import BudgetExceeded, ProviderFailed
@@ -18,8 +19,6 @@ from optillm_hooks.judging import (
     Chosen,
     choose,
     rate_all,
-    read_choice,
-    read_rating,
 )
 from optillm_hooks.testing import HANG, AnsweringLLM, Reply, ScriptedLLM, context
 from optillm_hooks.types import Chat, Completion, Message, Sampling
@@ -155,6 +154,18 @@ async def test_several_ratings_are_averaged_over_the_readable_ones() -> None:
     result, llm = await ratings(replies, ["a", "b", "c"], repeats=2)
     assert result == [6.0, 9.0, None]
     assert [sampling.sample for _, sampling in llm.calls] == [0, 1, 0, 1, 1, 0, 0, 1, 1]
+
+
+@pytest.mark.anyio
+async def test_lost_ratings_and_votes_are_counted() -> None:
+    ctx = context()
+    replies: list[Reply] = ["8", "well", ProviderFailed("502")]
+    await ratings(replies, ["a", "b"], ctx, repeats=1)
+    assert ctx.trace.losses == {"ratings": (1, 2)}
+    await ratings(["7"], ["a"], ctx)
+    assert ctx.trace.lost == ("ratings:1/3",)
+    await chosen(["1", "Both.", "Both."], ["a", "b"], ctx, orders=2)
+    assert ctx.trace.lost == ("ratings:1/3", "votes:1/2")
 
 
 @pytest.mark.anyio

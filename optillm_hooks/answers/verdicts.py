@@ -1,0 +1,378 @@
+"""Reading the verdicts of a judge: ratings and choices. Pure functions.
+
+A judge is asked for a last line such as "RATING: 8". The last such line counts before everything
+else in the reply; if it cannot be read, the reply has no verdict. Replies without it are read in
+the forms that models use instead.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from optillm_hooks.answers.extraction import read_json, without_reasoning
+
+_MAX_DEPTH = 3
+_MAX_LENGTH = 20_000
+"""Characters of a verdict that are read, from its end."""
+
+_COMMON_SCALES = frozenset({5.0, 10.0, 20.0, 100.0})
+
+_NUMBER_WORDS: Final[Mapping[str, int]] = {
+    word: number
+    for number, words in enumerate(
+        ["zero", "one first", "two second", "three third", "four fourth", "five fifth",
+         "six sixth", "seven seventh", "eight eighth", "nine ninth", "ten tenth"]
+    )
+    for word in words.split()
+}  # fmt: skip
+
+# Rating: labels in several languages
+
+_WORD = "|".join(_NUMBER_WORDS)
+_DECIMAL = r"\d+(?:\.\d+)?|\d+,\d{1,2}(?![\d,])|\.\d+"
+_VALUE = (
+    rf"(?P<number>[-+]?(?:{_DECIMAL})|nan|inf(?:inity)?|(?:{_WORD})\b)"
+    rf"(?:[ \t]*(?:-|\u2013|\bto\b|\bor\b|\bbis\b|\boder\b|\bou\b)[ \t]*(?P<upper>{_DECIMAL}))?"
+    r"(?:\s*(?:/|\b(?:out of|of|von|sur|su|sobre|de|em)\b)\s*(?P<scale>\d+(?:\.\d+)?)(?!\s*/)"
+    r"|\s*(?P<percent>%))?"
+    r"(?![A-Za-z\d])(?!\.\d)(?!,\d)(?!\s*/)(?!:\d)"
+)
+_LABEL = (
+    "rating|score|grade|mark|verdict|bewertung|gesamtbewertung|punktzahl|wertung|"
+    "puntuaci\u00f3n|calificaci\u00f3n|valoraci\u00f3n|punteggio|valutazione|pontua\u00e7\u00e3o|"
+    "avalia\u00e7\u00e3o|classifica\u00e7\u00e3o|\u00e9valuation|\u8bc4\u5206|\u5f97\u5206|\u5206\u6570|\u6253\u5206|\u603b\u5206|"
+    "\u8bc4\u7ea7|\u8a55\u4fa1|\u8a55\u70b9|\u5f97\u70b9|\u70b9\u6570|\u30b9\u30b3\u30a2|\u8a55\u5206|\u0440\u0435\u0439\u0442\u0438\u043d\u0433|\u043e\u0446\u0435\u043d\u043a\u0430"
+)
+_FOREIGN_NOTES = "note|nota|voto|punkte|points|puntos"
+"""Labels that are also other words. They count only on a line with nothing but a value beside."""
+
+_SCALE_NOTE = r"(?:\s*\([^()\n]{0,40}\)|\s+out\s+of\s+\d+)?"
+_IS = rf"{_SCALE_NOTE}(?:\s+(?:is|of|would\s+be)\b|\s*[:=\u2013\u2014-])?\s*[:=]?\s*"
+_COPULA = rf"{_SCALE_NOTE}\s*(?:\b(?:is|of|would\s+be)\b\s*:?|[:=])\s*"
+_REQUESTED_RATING = re.compile(r"\bRATING(?:\s*\([^()\n]{0,40}\)| OUT OF \d+)?\s*[:=]\s*")
+_RATING_LINE = re.compile(
+    rf"^[^\w\n]{{0,12}}(?:(?:final|overall|my)\s+)?rating\s*[:=]\s*{_VALUE}[^\w\n]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_READ_VALUE = re.compile(rf"(?:[-\d. +*/()]{{1,40}}=\s*)?{_VALUE}", re.IGNORECASE)
+_OVERALL = re.compile(
+    rf"\b(?:overall|final|total)(?:\s+(?:{_LABEL}|assessment|evaluation|quality|result))*"
+    rf"{_COPULA}{_VALUE}",
+    re.IGNORECASE,
+)
+_LABELLED = re.compile(
+    r"(?P<before>[\w'\u2019]{0,20})(?P<gap>[ \t]?)"
+    rf"(?<!\w)(?P<label>{_LABEL}){_IS}(?:-\s+)?{_VALUE}",
+    re.IGNORECASE,
+)
+_NOTE_LINE = re.compile(
+    rf"^[^\w\n]{{0,12}}(?:{_FOREIGN_NOTES})\s*:\s*{_VALUE}[^\w\n]*$", re.IGNORECASE | re.MULTILINE
+)
+_GENERAL_WORDS = "final overall my the total this your a an of quality general is and so its it"
+_GENERAL = frozenset(_GENERAL_WORDS.split())
+"""Words before a label that do not make it the rating of one aspect."""
+
+_GIVEN = re.compile(
+    r"\b(?:give|gives|rate|assign|award|deserves|merits|earns|scores)\b"
+    r"(?:\s+(?:it|this|that|the|answer|response|a|an|as|at|to|full|only|just|about|score|rating|"
+    rf"of|solid|strong|around|roughly|marks))*[\s:]*{_VALUE}(?!\s+(?:on|for|in|by)\b)",
+    re.IGNORECASE,
+)
+_IF = re.compile(
+    r"(?:\b(?:if|unless|had|not|never|cannot|without)\b|n['\u2019]t\b)[^.\n]*$", re.IGNORECASE
+)
+_POINTS = re.compile(
+    r"(?<!\u6ee1\u5206)(?<!\u6ee1\u5206\u662f)(?<!\u603b\u5206)(?<![\d.])(\d+(?:\.\d+)?)\s*[\u5206\u70b9](?!\u4e2d|\u6e80\u70b9|\u949f|\u94b1)"
+)
+_FRACTION = re.compile(
+    r"(?<![\d.,/\w-])(?<!step )(?<!part )(?P<number>\d+(?:\.\d+)?)\s*(?:/|out\s+of)\s*"
+    r"(?P<scale>\d+(?:\.\d+)?)(?![\d/]|\.\d)(?:[ \t]+(?P<next>[a-z]+))?",
+    re.IGNORECASE,
+)
+_WORDS_AFTER_FRACTION = """
+is was seems would feels because since as and but overall stars star points point here from rating
+score given due though although with so fair sounds looks"""
+_AFTER_FRACTION = frozenset(_WORDS_AFTER_FRACTION.split())
+_ALONE = re.compile(rf"(?:-\s)?\W{{0,12}}?{_VALUE}\s*(?:points?|stars?)?[\s.!)]*", re.IGNORECASE)
+_STARS = re.compile(r"[\u2605\u2b50]\ufe0f?")
+_RATING_KEYS = (
+    "rating", "overall rating", "final rating", "score", "overall score", "final score",
+    "total score", "overall", "grade", "total", "mark", "quality",
+)  # fmt: skip
+_SCALE = re.compile(r"\d+(?:\.\d+)?")
+_SCALE_KEYS = ("max", "out of", "scale", "max score", "maximum")
+
+# Choice
+
+_NOUN = (
+    r"(?:answers?|response|candidate|solution|option|choice|number|no\.?|antwort|r\u00e9ponse|respuesta|"
+    r"risposta|resposta|\u7b54\u6848|\u56de\u7b54|\u9009\u9879|\u56de\u7b54|\u89e3\u7b54|\u7b2c)"
+)
+_SMALL_WORDS = (
+    r"(?:is|the|as|to|be|a|an|one|final|ist|est|es|\u00e8|\u00e9|la|el|il|le|die|"
+    r"\u662f|\u7684|\u306f|\u4e3a)"
+)
+_TO_NUMBER = (
+    rf"(?:[\s:=#<\[(\"'-]|{_NOUN}|\b{_SMALL_WORDS}\b|[\u662f\u7684\u306f\u306e\u4e3a]){{0,12}}"
+)
+_PLACE = rf"(?P<place>(?<![-.\d])\d+(?:st|nd|rd|th)?|(?:{_WORD})\b)(?![A-Za-z\d]|[.,]\d)"
+_REQUESTED_BEST = re.compile(
+    r"\bBEST(?:\s+(?:ANSWER|RESPONSE|CANDIDATE|OPTION|ONE))?(?:\s*\([^()\n]{0,40}\))?\s*[:=]\s*"
+)
+_BEST_LINE = re.compile(
+    rf"^[^\w\n]{{0,12}}best\s*[:=]{_TO_NUMBER}{_PLACE}[^\w\n]*$", re.IGNORECASE | re.MULTILINE
+)
+_READ_PLACE = re.compile(rf"{_TO_NUMBER}{_PLACE}", re.IGNORECASE)
+_ANOTHER = re.compile(
+    r"[ \t>\])]*(?:[,;/&=+|\u2013\u548c\u6216\u3068-]|\b(?:or|and|oder|und|ou|et|y|o|e)\b)"
+    rf"[ \t]*(?:also\s+|perhaps\s+|maybe\s+)?{_NOUN}?\s*#?\s*(?:\d+|(?:{_WORD})\b)"
+    r"(?!\s+(?:is|are|was|has|lacks|fails|makes|gets|misses)\b)",
+    re.IGNORECASE,
+)
+_CHOSEN = re.compile(
+    rf"(?<!not the )(?<!not )(?:\b(?:best|winner|winning|choice|verdict|decision|selected|select|"
+    rf"choose|chose|chosen|pick|prefer|preferred|better|beste|meilleure?|mejor|migliore?|melhor)\b|"
+    rf"\u6700\u4f73|\u6700\u597d|\u6700\u4f18|\u9009\u62e9|\u6211\u9009|\u6700\u826f|\u6700\u3082\u826f\u3044|\u4e00\u756a\u826f\u3044){_TO_NUMBER}{_PLACE}",
+    re.IGNORECASE,
+)
+_IS_BEST = re.compile(
+    rf"(?:{_NOUN}|^|[,:.] )[\s#]*{_PLACE}[\s>)\]]+(?:is|wins|seems|was|stands|looks|remains)\b"
+    r"(?:\s+(?:clearly|the|by|far|out|as|overall|definitely))*(?:\s+(?:best|winner|strongest))?",
+    re.IGNORECASE,
+)
+_NUMBER_LINE = re.compile(rf"\W{{0,12}}?{_TO_NUMBER}{_PLACE}[\s*.!)\]>\"']*", re.IGNORECASE)
+_MENTION = re.compile(rf"{_NOUN}\s*#?\s*{_PLACE}(?!\s*[\u4e2a\u500b]|\s+answers)", re.IGNORECASE)
+_AGAINST = re.compile(
+    r"\b(?:wrong|incorrect|not|n't|worse|worst|flawed|except|but|tie|tied|equal|equally|none|nor)\b",
+    re.IGNORECASE,
+)
+_CHOICE_KEYS = (
+    "best", "best answer", "choice", "final choice", "winner", "selected answer", "selected",
+    "answer", "chosen", "chosen answer", "best response", "best candidate", "preferred", "verdict",
+    "decision", "index", "number", "pick", "selection", "final answer", "best option",
+)  # fmt: skip
+
+# Both
+
+_BLANKS = re.compile(r"[^\S\n]+")
+_BLANK_LINES = re.compile(r" ?\n\s*\n ?| \n")
+_WRAPPED = re.compile(
+    r"\\(?:boxed|fbox|text[a-z]*|mathbf|mathrm)\s*\{([^{}\n]{0,60})\}|\\[()\[\]]|[*`$\"\u201c\u201d\u201e\u3010\u3011]"
+)
+_TAG = re.compile(r"<([A-Za-z][\w-]{0,30})>\s*([^<>]{0,40}?)\s*</\1>")
+_ANSWER_TAGS = frozenset({"answer", "output", "result", "response"})
+_BRACKETS = re.compile(rf"[\[<({{]{{1,3}}\s*([-+]?(?:{_DECIMAL})(?:\s*/\s*\d+)?)\s*[\]>)}}]{{1,3}}")
+_QUOTED_KEY = re.compile(r"'(\w+)'\s*:")
+_ROW = re.compile(r"^[ \t]*\|(.*\S)[ \t]*\|[ \t]*$", re.MULTILINE)
+_ABOUT = re.compile(
+    r"(?:[~\u2248]|\b(?:about|approximately|around|roughly|ca\.|circa|etwa|environ)\b)\s*(?=[\d.])",
+    re.IGNORECASE,
+)
+_ARROW = re.compile(r"\s*(?:\u2192|->|=>|\u21d2)\s*")
+_PLACEHOLDER = re.compile(
+    r"[\[<(]?\s*(?:<?your\s+)?(?:number|rating|n|x|score)\b\s*[\])>]?", re.IGNORECASE
+)
+
+
+def read_rating(text: str, low: float = 0.0, high: float = 10.0) -> float | None:
+    """Return the rating from `low` to `high` in a judge's `text`, or None if there is none.
+
+    The last "RATING:" counts before everything else. Otherwise the forms are, in order of
+    preference: JSON with a rating or score; an overall rating; a labelled number (the last one, but
+    not ratings of single aspects); "I give it an 8"; "8/10" and "8 out of 10"; a first or last line
+    with only a number. A rating out of another number is scaled: 4/5 is 8 of 10. A range counts as
+    its middle. A number that is not finite or not on the scale is no rating, and neither is a
+    number of something else, such as a year.
+    """
+    said = without_reasoning(text)[-_MAX_LENGTH:]
+    plain = _plain(said)
+    requested = _requested(plain, _REQUESTED_RATING, _RATING_LINE)
+    if requested is not None:
+        return _scaled(_READ_VALUE.match(plain, requested), low, high)
+    value = read_json(said)
+    if isinstance(value, dict) and value:
+        return _json_rating(value, low, high)
+    found = _stated_rating(plain)
+    return _scaled(found, low, high) if found else _bare_rating(plain, low, high)
+
+
+def read_choice(text: str, count: int) -> int | None:
+    """Return the index, from 0, of the candidate that a judge's `text` chooses, or None.
+
+    The last "BEST:" counts before everything else. Otherwise the forms are, in order of preference:
+    JSON with the choice; the last number called best, chosen or the winner; a last line with only a
+    number; the only answer that is mentioned. Two numbers, as in "2 or 3", are no choice.
+    """
+    said = without_reasoning(text)[-_MAX_LENGTH:]
+    plain = _plain(said)
+    requested = _requested(plain, _REQUESTED_BEST, _BEST_LINE)
+    if requested is not None:
+        return _place(_READ_PLACE.match(plain, requested), plain, count)
+    value = read_json(said)
+    if isinstance(value, dict) and value:
+        return _json_choice(value, count)
+    if chosen := list(_CHOSEN.finditer(plain)):
+        return _place(chosen[-1], plain, count)
+    if best := [found for found in _IS_BEST.finditer(plain) if _says_best(found[0])]:
+        return _place(best[-1], plain, count)
+    lines = plain.split("\n")
+    if alone := _NUMBER_LINE.fullmatch(lines[-1].strip()):
+        return _place(alone, lines[-1].strip(), count)
+    return _only_mention(plain, count)
+
+
+def _plain(text: str) -> str:
+    """Return `text` without emphasis, LaTeX, tags and tables, in compatibility characters."""
+    text = unicodedata.normalize("NFKC", text).replace("\u2212", "-").replace("\uff1a", ":")
+    text = _BLANK_LINES.sub("\n\n", _BLANKS.sub(" ", text))
+    text = _WRAPPED.sub(lambda found: found[1] or "", text)
+    text = _TAG.sub(_untagged, text)
+    text = _QUOTED_KEY.sub(r"\1:", _BRACKETS.sub(r"\1", text))
+    text = _ROW.sub(lambda row: ": ".join(cell.strip() for cell in row[1].split("|")), text)
+    text = _ARROW.sub(": ", text).replace("_", " ")
+    return _ABOUT.sub("", text).strip()
+
+
+def _untagged(found: re.Match[str]) -> str:
+    label = "" if found[1].lower() in _ANSWER_TAGS else f"{found[1]}: "
+    return f"\n{label}{found[2]}\n"
+
+
+def _requested(text: str, label: re.Pattern[str], line: re.Pattern[str]) -> int | None:
+    """Return the index after the last `label`, or after that of the last whole `line`."""
+    places = [
+        found.end() for found in label.finditer(text) if not _PLACEHOLDER.match(text, found.end())
+    ]
+    for found in line.finditer(text):
+        colon = re.search(r"[:=]\s*", found[0])
+        places.append(found.start() + (colon.end() if colon else 0))
+    return max(places, default=None)
+
+
+def _stated_rating(text: str) -> re.Match[str] | None:
+    """Return the rating that `text` states with a label or a verb."""
+    if overall := list(_OVERALL.finditer(text)):
+        return overall[-1]
+    if labelled := _of_the_whole(list(_LABELLED.finditer(text))):
+        return labelled[-1]
+    notes = list(_NOTE_LINE.finditer(text))
+    given = [found for found in _GIVEN.finditer(text) if not _IF.search(text, 0, found.start())]
+    return next((some[-1] for some in (notes, given) if some), None)
+
+
+def _of_the_whole(labelled: Sequence[re.Match[str]]) -> list[re.Match[str]]:
+    """Return those of `labelled` that rate the answer as a whole, not an aspect of it."""
+    general = [found for found in labelled if not _aspect(found)]
+    if general or len(labelled) != 1 or labelled[0]["before"].endswith(("'s", "\u2019s")):
+        return general
+    return [found for found in labelled if found["before"].islower()]
+
+
+def _aspect(found: re.Match[str]) -> bool:
+    return found["before"].lower() not in _GENERAL and bool(found["before"])
+
+
+def _bare_rating(text: str, low: float, high: float) -> float | None:
+    """Return the rating that `text` gives as a fraction, in points, in stars or as a number."""
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    fractions = [
+        found
+        for found in _FRACTION.finditer(text)
+        if float(found["scale"]) in _COMMON_SCALES | {high}
+        and (not found["next"] or found["next"].lower() in _AFTER_FRACTION)
+    ]
+    values = {_scaled(found, low, high) for found in fractions}
+    if len(values) == 1:
+        return values.pop()
+    if points := _POINTS.findall(text):
+        return _on_scale(float(points[-1]), None, low, high)
+    for line in lines[-1:] + lines[:1]:
+        if alone := _ALONE.fullmatch(line):
+            return _scaled(alone, low, high)
+    filled = len(_STARS.findall(text))
+    full = filled + text.count("\u2606")
+    return _on_scale(filled, full, low, high) if full in (5, 10) and filled < full else None
+
+
+def _scaled(found: re.Match[str] | None, low: float, high: float) -> float | None:
+    """Return the value in `found`, scaled from its own scale to that from `low` to `high`."""
+    if found is None:
+        return None
+    parts = found.groupdict()
+    number = _number(parts["number"])
+    if parts.get("upper"):
+        upper = _number(parts["upper"])
+        number = (number + upper) / 2 if upper > number else float("nan")
+    scale = "100" if parts.get("percent") else parts.get("scale")
+    return _on_scale(number, float(scale) if scale else None, low, high)
+
+
+def _number(written: str) -> float:
+    words = _NUMBER_WORDS.get(written.lower())
+    return float(written.replace(",", ".")) if words is None else float(words)
+
+
+def _on_scale(number: float, scale: float | None, low: float, high: float) -> float | None:
+    if scale == 0:
+        return None
+    if scale and scale != high:
+        number = low + number / scale * (high - low)
+    return number if low <= number <= high else None
+
+
+def _json_rating(value: Mapping[str, object], low: float, high: float) -> float | None:
+    named = dict(_named(value))
+    keys = [key for key in _RATING_KEYS if key in named]
+    if not keys or isinstance(named[keys[0]], bool):
+        return None
+    found = _READ_VALUE.fullmatch(str(named[keys[0]]).strip())
+    scale = next((_SCALE.fullmatch(str(named[key])) for key in _SCALE_KEYS if key in named), None)
+    if found and scale and not found["scale"]:
+        return _on_scale(_number(found["number"]), float(scale[0]), low, high)
+    return _scaled(found, low, high)
+
+
+def _json_choice(value: Mapping[str, object], count: int) -> int | None:
+    named = dict(_named(value))
+    keys = [key for key in _CHOICE_KEYS if key in named]
+    if not keys or isinstance(named[keys[0]], bool):
+        return None
+    chosen = _plain(str(named[keys[0]]))
+    return _place(_READ_PLACE.match(chosen), chosen, count)
+
+
+def _named(value: Mapping[str, object], depth: int = 0) -> Iterator[tuple[str, object]]:
+    """Yield the members of `value` and of objects in it with normalised names, the outer last."""
+    for item in value.values():
+        if isinstance(item, dict) and depth < _MAX_DEPTH:
+            yield from _named(item, depth + 1)
+    for name, item in value.items():
+        if not isinstance(item, dict):
+            yield re.sub(r"[\s_-]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)).lower(), item
+
+
+def _place(found: re.Match[str] | None, text: str, count: int) -> int | None:
+    """Return the index of the candidate in `found`; None if another one is named beside it."""
+    if found is None or _ANOTHER.match(text, found.end("place")):
+        return None
+    written = found["place"].lower()
+    if written in _NUMBER_WORDS:
+        return _in_range(_NUMBER_WORDS[written], count)
+    return _in_range(int(re.sub(r"\D", "", written)[:9]), count)
+
+
+def _says_best(sentence: str) -> bool:
+    return sentence.lower().endswith(("best", "winner", "strongest", "wins"))
+
+
+def _only_mention(text: str, count: int) -> int | None:
+    """Return the only answer that `text` mentions, unless it may be mentioned as a bad one."""
+    places = {_place(found, text, count) for found in _MENTION.finditer(text)}
+    if len(places) != 1 or _AGAINST.search(text):
+        return None
+    return places.pop()
+
+
+def _in_range(number: int, count: int) -> int | None:
+    return number - 1 if 1 <= number <= count else None
