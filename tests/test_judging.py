@@ -165,7 +165,7 @@ async def test_lost_ratings_and_votes_are_counted() -> None:
     await ratings(["7"], ["a"], ctx)
     assert ctx.trace.lost == ("ratings:1/3",)
     await chosen(["1", "Both.", "Both."], ["a", "b"], ctx, orders=2)
-    assert ctx.trace.lost == ("ratings:1/3", "votes:1/2")
+    assert ctx.trace.losses == {"ratings": (1, 3), "votes": (1, 2)}
 
 
 @pytest.mark.anyio
