@@ -19,6 +19,7 @@ from optillm_hooks.types import (
     Completion,
     Delta,
     Fields,
+    FinishReason,
     Message,
     Purpose,
     Sampling,
@@ -205,7 +206,8 @@ class MeteredLLM:
 
         Raises:
             BudgetExceeded, DeadlineExceeded: the request has nothing left to spend.
-            EmptyCompletion: the reply has no content. It is paid for all the same.
+            EmptyCompletion: the reply has no content; the error has the reply, unless it is a
+                judge's. It is paid for all the same.
             SampleError: the error of the model's provider.
         """
         async with self._paying(chat, sampling, 1) as call:
@@ -227,7 +229,8 @@ class MeteredLLM:
         from the pieces received.
         """
         async with self._paying(chat, sampling, 1) as call:
-            empty, truncated = sampling.purpose != "piece", False
+            empty: bool = sampling.purpose != "piece"
+            finish_reason: FinishReason = "stop"
             try:
                 async with aclosing(self._inner.stream(chat, call.sampling)) as pieces:
                     async for delta in pieces:
@@ -236,14 +239,15 @@ class MeteredLLM:
                         call.streamed.append(delta.text + delta.reasoning)
                         call.scored += len(delta.logprobs)
                         empty = empty and delta.empty
-                        truncated = truncated or delta.finish_reason == "length"
+                        finish_reason = delta.finish_reason or finish_reason
                         yield delta
             except (GeneratorExit, asyncio.CancelledError):
                 if any(call.streamed) and not call.usage.total_tokens:
                     call.usage = self._counted(chat, call)
                 raise
             if empty:
-                raise EmptyCompletion(truncated=truncated)
+                reply = Answer("", finish_reason, "".join(call.streamed).strip())
+                raise EmptyCompletion(None if sampling.purpose == "judge" else reply)
 
     def _counted(self, chat: Chat, call: "_Call") -> Usage:
         prompt, tokens = self.facts.count_tokens(chat, call.sampling), self._streamed(call)
@@ -332,7 +336,7 @@ class MeteredLLM:
             return completions
         kept = [completion for completion in completions if not completion.empty]
         if not kept:
-            raise EmptyCompletion(truncated=any(c.truncated for c in completions))
+            raise EmptyCompletion(None if purpose == "judge" else completions[0])
         if purpose == "answer":
             self._ctx.keep(kept[0])
         return kept

@@ -4,7 +4,7 @@
   x RequestRejected      the caller's fault: bad expression, bad parameter       -> 400
   x SampleError          a model call failed; a fan-out may go on
     + ProviderFailed     the provider returned an error                          -> its own status
-    + EmptyCompletion    the reply has no content                                -> 502
+    + EmptyCompletion    the reply has no content; the answer, if all are so     -> 502
     + UnusableReply      the reply is truncated or unreadable, and of no use         -> 502
     + Refused            a running stage finds that it cannot serve the request  -> 400
     + StageFailed        an approach has a bug; its traceback is in the log      -> 500
@@ -16,8 +16,14 @@
 from collections.abc import Sequence
 from typing import Final
 
+from optillm_hooks.types import Answer
+
 PERMANENT_STATUSES: Final = frozenset({401, 402, 403, 404})
 """Statuses of permanent failures: a retry with the same model would get them again."""
+
+CONTEXT_WINDOW_EXCEEDED: Final = "context_length_exceeded"
+CONTENT_POLICY_VIOLATION: Final = "content_policy_violation"
+"""Codes of prompts that a model does not take."""
 
 
 class OptiLLMError(Exception):
@@ -43,6 +49,22 @@ class RequestRejected(OptiLLMError):
 class SampleError(OptiLLMError):
     """A model call, or a step made of several, failed."""
 
+    empty_reply: Answer | None = None
+    """The model's reply, if the failure is that it has no content. If nothing else is found, it is
+    the answer: its finish reason, refusal and reasoning tell the user what the model did."""
+
+    @property
+    def rejects_prompt(self) -> bool:
+        """Whether the model does not take the prompt: it is too long, or not allowed."""
+        return self.code in (CONTEXT_WINDOW_EXCEEDED, CONTENT_POLICY_VIOLATION)
+
+    @property
+    def is_permanent(self) -> bool:
+        """Whether the same call would fail again."""
+        return (
+            self.status in PERMANENT_STATUSES or self.rejects_prompt or self.empty_reply is not None
+        )
+
 
 class ProviderFailed(SampleError):
     """The provider returned an error. `status` is its own."""
@@ -65,15 +87,17 @@ class ProviderFailed(SampleError):
 
 
 class EmptyCompletion(SampleError):
-    """The reply has no text, tool call or refusal. It is paid for all the same."""
+    """The reply has no text, tool call or other content. It is paid for all the same.
+
+    So it is if the model refuses, uses up its tokens on reasoning, or has nothing to add.
+    """
 
     status = 502
     code = "empty_completion"
 
-    def __init__(self, *, truncated: bool = False) -> None:
+    def __init__(self, reply: Answer | None = None) -> None:
         super().__init__("the model's reply has no content")
-        self.truncated = truncated
-        """Whether the reply used up its tokens, for example on reasoning."""
+        self.empty_reply = reply
 
 
 class UnusableReply(SampleError):
@@ -117,15 +141,22 @@ class BudgetExceeded(SampleError):
 
 
 class SamplesFailed(SampleError):
-    """Fewer samples finished than the approach needs. Its status is that of the first failure."""
+    """Fewer samples finished than the approach needs.
+
+    Its status is that of the first failure, or of one that rejects the prompt: the samples after it
+    were cancelled.
+    """
 
     def __init__(self, needed: int, errors: Sequence[SampleError]) -> None:
         self.errors = tuple(leaf for error in errors for leaf in _leaves(error))
         reasons = "; ".join(dict.fromkeys(f"{type(e).__name__}: {e}" for e in self.errors))
         super().__init__(f"needed {needed} finished samples, {len(self.errors)} failed: {reasons}")
         if self.errors:
-            self.status, self.code = self.errors[0].status, self.errors[0].code
-            self.retry_after = self.errors[0].retry_after
+            first = next((e for e in self.errors if e.rejects_prompt), self.errors[0])
+            self.status, self.code, self.retry_after = first.status, first.code, first.retry_after
+        self.empty_reply = next(
+            (e.empty_reply for e in self.errors if e.empty_reply is not None), None
+        )
 
 
 def _leaves(error: SampleError) -> tuple[SampleError, ...]:

@@ -9,7 +9,6 @@ from typing import TypeVar
 
 from optillm_hooks.context import Context, depth_so_far
 from optillm_hooks.errors import (
-    PERMANENT_STATUSES,
     DeadlineExceeded,
     SampleError,
     SamplesFailed,
@@ -119,8 +118,9 @@ async def sample_many(
 
     Where the model honours `n`, each call asks for as many choices as allowed, so that the prompt
     is billed once; single calls make up for missing choices. Otherwise every sample is a call of
-    its own. All calls run concurrently. A sample that fails is left out. The trace counts it as
-    lost, and a truncated one too if another is complete.
+    its own. All calls run concurrently. A sample that fails is left out; if the model does not take
+    the prompt, the others are cancelled. The trace counts a sample that is left out as lost, and a
+    truncated one too if another is complete.
 
     Args:
         llm: the model.
@@ -154,12 +154,21 @@ async def _batches(
 
     See `sample_many`.
     """
-    ask = partial(_ask, llm, chat, sampling)
+    rejected = False
+
+    async def ask(number: int, size: int) -> Sequence[Completion]:
+        nonlocal rejected
+        try:
+            return await _ask(llm, chat, sampling, number, size)
+        except SampleError as exc:
+            rejected = rejected or exc.rejects_prompt
+            raise
+
     size = min(n, llm.facts.max_n)
     batches = [partial(ask, start, min(size, n - start)) for start in range(0, n, size)]
-    ended = await outcomes(batches, until=until, enough=min_finished)
+    ended = await outcomes(batches, until=until, enough=min_finished, settled=lambda: rejected)
     found = _samples(ended)
-    is_permanent = any(error.status in PERMANENT_STATUSES for error in _errors(ended))
+    is_permanent = any(error.is_permanent for error in _errors(ended))
     if size > 1 and len(found) < n and not is_permanent:
         # New sample numbers: a seed that a batch has used would repeat the batch's first sample.
         missing = [partial(ask, number, 1) for number in range(n, 2 * n - len(found))]

@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Final, Literal
 
 import optillm_hooks.approaches  # noqa: F401 (registers the built-in ones)
+from optillm_hooks.answers.deltas import as_delta, parts
 from optillm_hooks.budget import Budget, Limits
 from optillm_hooks.context import Context, MeteredLLM
 from optillm_hooks.llm import ModelFacts, Price
@@ -107,9 +108,11 @@ class ScriptedLLM:
     async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
         self.calls.append((chat, sampling))
         whole = await self._next(chat, sampling)
-        for piece in whole.text.splitlines(keepends=True):
-            yield Delta(text=piece)
-        yield Delta(finish_reason=whole.finish_reason, usage=whole.usage)
+        for part in parts(replace(as_delta(whole), usage=whole.usage)):
+            first, *lines = part.text.splitlines(keepends=True) or [""]
+            yield replace(part, text=first)
+            for line in lines:
+                yield Delta(text=line)
 
     def _next_reply(self, _chat: Chat, _sampling: Sampling) -> Reply:
         if not self._replies:

@@ -14,7 +14,7 @@ Fields = Mapping[str, Json]
 """Named JSON values that are passed on unchanged."""
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
-FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
 
 StoppedBy = Literal["deadline", "max_calls", "max_tokens_total", "max_cost_usd", "caller_budget"]
 """The limit that ended a request early."""
@@ -106,6 +106,14 @@ class Usage:
         )
 
 
+ToolCallType = Literal["function", "custom", "function_call"]
+"""Kind of a tool call.
+
+* custom: the call of a tool that takes plain text.
+* function_call: the call of OpenAI's old `functions`. It has no id, and a reply has only one.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class ToolCall:
     """A tool call by the model; `arguments` is JSON as the model wrote it."""
@@ -113,6 +121,7 @@ class ToolCall:
     id: str
     name: str
     arguments: str
+    type: ToolCallType = "function"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +135,7 @@ class TokenLogprob:
 
 def _holds_content(fields: Fields) -> bool:
     """Return whether fields of an assistant's message are an answer even without text."""
-    return any(fields.get(name) for name in ("refusal", "audio", "images", "function_call"))
+    return any(fields.get(name) for name in ("audio", "images"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,15 +148,19 @@ class Answer:
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     fields: Fields = field(default_factory=dict[str, Json])
-    """Other fields of the assistant's message (`refusal`, `annotations`, `thinking_blocks`)."""
+    """Other fields of the assistant's message (`annotations`, `thinking_blocks`, a refusal)."""
+
+    choice_fields: Fields = field(default_factory=dict[str, Json])
+    """Other fields of the choice: a content filter's results, the provider's own finish reason."""
 
     @property
     def truncated(self) -> bool:
-        return self.finish_reason == "length"
+        """Whether it was cut off, at its token limit or by a content filter."""
+        return self.finish_reason in ("length", "content_filter")
 
     @property
     def empty(self) -> bool:
-        """Whether it has no content: no text, tool call or other content."""
+        """Whether it has no content: no text, tool call or other content. A refusal is none."""
         return not (self.text.strip() or self.tool_calls or _holds_content(self.fields))
 
 

@@ -26,22 +26,11 @@ FOLDER: Final = ROOT / "tests" / "golden" / "requests"
 
 FAILING: Final = frozenset(
     {
-        "01_messages_stream_parallel_tools",
-        "04_messages_stream_empty_text_after_tool",
-        "05_responses_stream_reasoning_and_text",
-        "08_refusal_single",
-        "10_refusal_streamed",
-        "11_content_filter_empty",
-        "12_empty_turn_after_tool_result",
-        "14_reasoning_used_up",
-        "15_reasoning_used_up_voted",
         "16_alias_of_two_deployments",
-        "18_context_window_fallback_of_alias",
         "20_completions_two_prompts",
         "22_max_tokens_minus_one",
         "24_health_on_demand",
         "27_embeddings_on_alias",
-        "28_function_call_legacy_reason",
         "94_l_modalities_text",
     }
 )

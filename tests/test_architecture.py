@@ -29,7 +29,8 @@ CONFIG = PACKAGE.parent / "litellm_config.yaml"
 EVERY = pytest.mark.parametrize("module", MODULES)
 
 LAYERS = [
-    {"types", "errors"},
+    {"types"},
+    {"errors"},
     {"answers", "search", "sandbox", "llm", "prompts"},
     {"solver", "code_execution", "trace", "budget", "caller_cache"},
     {"context"},

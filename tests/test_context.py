@@ -29,6 +29,7 @@ from optillm_hooks.types import (
     Chat,
     Completion,
     Delta,
+    FinishReason,
     Json,
     Message,
     Purpose,
@@ -660,12 +661,12 @@ async def test_an_offer_replaces_the_best_so_far() -> None:
 # ------------------------------------------------------------------------- empty and cut replies
 
 
-@pytest.mark.parametrize("reply", [CALLING, REFUSING, CUT], ids=["tool call", "refusal", "cut"])
+@pytest.mark.parametrize("reply", [CALLING, CUT], ids=["tool call", "cut"])
 async def test_a_reply_a_user_can_use_is_not_empty(reply: Completion) -> None:
     assert await MeteredLLM(ScriptedLLM([reply]), context()).complete(ASKED, Sampling()) == reply
 
 
-@pytest.mark.parametrize("name", ["audio", "function_call", "images"])
+@pytest.mark.parametrize("name", ["audio", "images"])
 async def test_a_reply_in_another_form_than_text_is_not_empty(name: str) -> None:
     reply = Completion("", fields={name: {"id": "1"}}, usage=ONE_CALL)
     assert await MeteredLLM(ScriptedLLM([reply]), context()).complete(ASKED, Sampling()) == reply
@@ -676,13 +677,31 @@ async def test_a_reply_in_another_form_than_text_is_not_empty(name: str) -> None
 
 @pytest.mark.parametrize("text", ["", " \n\t"])
 @pytest.mark.parametrize("reason", ["stop", "length"])
-async def test_a_reply_without_content_says_whether_it_was_cut(text: str, reason: str) -> None:
+async def test_the_error_of_a_reply_without_content_has_the_reply(text: str, reason: str) -> None:
     reply = Completion(text, reason, "only thoughts", usage=ONE_CALL)  # type: ignore[arg-type] # a finish reason
     ctx = context()
     with pytest.raises(EmptyCompletion) as caught:
         await MeteredLLM(ScriptedLLM([reply]), ctx).complete(ASKED, Sampling())
-    assert caught.value.truncated is (reason == "length")
+    assert caught.value.empty_reply is reply
     assert (ctx.budget.usage, ctx.best) == (ONE_CALL, None)
+
+
+async def test_a_refusal_is_no_content() -> None:
+    with pytest.raises(EmptyCompletion) as caught:
+        await MeteredLLM(ScriptedLLM([REFUSING]), context()).complete(ASKED, Sampling())
+    assert caught.value.empty_reply is REFUSING
+
+
+@pytest.mark.parametrize("reply", ["", REFUSING], ids=["empty", "refusal"])
+async def test_what_a_judge_does_not_say_is_no_answer(reply: Reply) -> None:
+    asked = Sampling(purpose="judge")
+    with pytest.raises(EmptyCompletion) as caught:
+        await MeteredLLM(ScriptedLLM([reply]), context()).complete(ASKED, asked)
+    assert caught.value.empty_reply is None
+    streamed = MeteredLLM(ScriptedLLM([reply]), context(limits=NO_LIMIT)).stream(ASKED, asked)
+    with pytest.raises(EmptyCompletion) as caught:
+        [delta async for delta in streamed]
+    assert caught.value.empty_reply is None
 
 
 async def test_empty_choices_of_one_call_are_left_out() -> None:
@@ -708,13 +727,14 @@ async def test_a_stream_is_paid_by_its_usage() -> None:
     assert [(c.outcome, c.depth) for c in ctx.trace.calls] == [("ok", 1)]
 
 
-@pytest.mark.parametrize(("reason", "truncated"), [("stop", False), ("length", True)])
-async def test_a_stream_without_content_is_an_empty_reply(reason: str, truncated: bool) -> None:
-    thoughts = [Delta(reasoning="hm", text=" "), replace(LAST, finish_reason=reason)]  # type: ignore[arg-type] # a finish reason
+@pytest.mark.parametrize("reason", ["stop", "length", "content_filter"])
+async def test_a_stream_without_content_is_an_empty_reply(reason: FinishReason) -> None:
+    thoughts = [Delta(reasoning="hm", text=" "), replace(LAST, finish_reason=reason)]
     ctx = context(limits=NO_LIMIT)
     with pytest.raises(EmptyCompletion) as caught:
         [delta async for delta in MeteredLLM(Pieces(thoughts), ctx).stream(ASKED, Sampling())]
-    assert (caught.value.truncated, ctx.budget.usage) == (truncated, ONE_CALL)
+    assert caught.value.empty_reply == Answer("", reason, "hm")
+    assert ctx.budget.usage == ONE_CALL
 
 
 @pytest.mark.parametrize(

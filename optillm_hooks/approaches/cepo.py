@@ -29,7 +29,6 @@ from optillm_hooks.answers.extraction import read_json, without_reasoning
 from optillm_hooks.answers.voting import contenders, elect, wants_json
 from optillm_hooks.context import Context
 from optillm_hooks.errors import (
-    PERMANENT_STATUSES,
     BudgetExceeded,
     DeadlineExceeded,
     EmptyCompletion,
@@ -448,9 +447,7 @@ class _Candidate:
 
 def _is_permanent(error: SampleError) -> bool:
     """Return whether another call would fail in the same way."""
-    return (
-        isinstance(error, BudgetExceeded | DeadlineExceeded) or error.status in PERMANENT_STATUSES
-    )
+    return isinstance(error, BudgetExceeded | DeadlineExceeded) or error.is_permanent
 
 
 async def _best(candidates: Sequence[Completion], chat: Chat, models: _Models) -> Completion:

@@ -10,13 +10,10 @@ from litellm.constants import (
     OPENAI_CHAT_COMPLETION_PARAMS,
 )
 from litellm.types.utils import (
-    ChatCompletionDeltaToolCall,
-    ChatCompletionMessageToolCall,
     ChatCompletionTokenLogprob,
     ChoiceLogprobs,
     Choices,
     CompletionTokensDetailsWrapper,
-    Function,
     ModelResponse,
     ModelResponseStream,
     PromptTokensDetailsWrapper,
@@ -48,8 +45,11 @@ from optillm_hooks.types import (
 _ROLES = frozenset(get_args(Role))
 _FINISH_REASONS = frozenset(get_args(FinishReason))
 
-_ANSWER_FIELDS = frozenset({"role", "content", "tool_calls", "reasoning_content"})
-"""Fields of a reply's message that have their own attribute in `Answer`."""
+_ANSWER_FIELDS = frozenset(
+    {"role", "content", "tool_calls", "function_call", "reasoning_content", "reasoning"}
+)
+"""Fields of a reply's message that have their own attribute in `Answer`. Some hosts give the
+reasoning as `reasoning`, of which LiteLLM makes `reasoning_content`, and keeps both."""
 
 _SAMPLING_FIELDS = frozenset(
     {"temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed"}
@@ -220,15 +220,32 @@ def read_completions(response: ModelResponse, cost_usd: float) -> list[Completio
 
 def _read_choice(choice: Choices, usage: Usage) -> Completion:
     message = choice.message.model_dump(exclude_none=True)
-    calls = choice.message.tool_calls or []
     return Completion(
         message.get("content") or "",
         read_finish_reason(choice.finish_reason),
         message.get("reasoning_content") or "",
-        tuple(ToolCall(c.id or "", c.function.name or "", c.function.arguments) for c in calls),
+        _read_tool_calls(message),
         _read_logprobs(getattr(choice, "logprobs", None)),
         _other_fields(message),
+        getattr(choice, "provider_specific_fields", None) or {},
         usage=usage,
+    )
+
+
+def _read_tool_calls(message: Mapping[str, Any]) -> tuple[ToolCall, ...]:
+    old = message.get("function_call")
+    if old:
+        return (ToolCall("", old.get("name") or "", old.get("arguments") or "", "function_call"),)
+    return tuple(map(_read_tool_call, message.get("tool_calls") or ()))
+
+
+def _read_tool_call(call: Mapping[str, Any]) -> ToolCall:
+    custom = call.get("custom")
+    if custom:
+        return ToolCall(call.get("id") or "", custom["name"], custom.get("input") or "", "custom")
+    function = call.get("function") or {}
+    return ToolCall(
+        call.get("id") or "", function.get("name") or "", function.get("arguments") or ""
     )
 
 
@@ -255,13 +272,20 @@ def read_delta(chunk: ModelResponseStream, cost_usd: float) -> Delta:
     return Delta(
         text=delta.get("content") or "",
         reasoning=delta.get("reasoning_content") or "",
-        tool_calls=tuple(delta.get("tool_calls") or ()),
+        tool_calls=_read_tool_parts(delta),
         logprobs=_read_logprobs(getattr(choice, "logprobs", None)),
         fields=_other_fields(delta),
         finish_reason=None if reason is None else read_finish_reason(reason),
         usage=read,
         facts=facts,
     )
+
+
+def _read_tool_parts(delta: Mapping[str, Any]) -> tuple[Fields, ...]:
+    old = delta.get("function_call")
+    if old:
+        return ({"index": 0, "type": "function_call", "function": old},)
+    return tuple(delta.get("tool_calls") or ())
 
 
 def _read_facts(response: object) -> Fields:
@@ -271,10 +295,8 @@ def _read_facts(response: object) -> Fields:
 
 
 def read_finish_reason(reason: str | None) -> FinishReason:
-    """Return the finish reason; `function_call` becomes `tool_calls`, an unknown one `stop`."""
-    if reason in _FINISH_REASONS:
-        return cast(FinishReason, reason)
-    return "tool_calls" if reason == "function_call" else "stop"
+    """Return the finish reason; an unknown one becomes `stop`."""
+    return cast(FinishReason, reason) if reason in _FINISH_REASONS else "stop"
 
 
 def read_usage(usage: Any, cost_usd: float) -> Usage:
@@ -324,6 +346,7 @@ def write_response(
             finish_reason=answer.finish_reason,
             message=_write_message(answer),
             logprobs=_write_logprobs(answer.logprobs),
+            provider_specific_fields=dict(answer.choice_fields) or None,
         )
         for index, answer in enumerate(answers)
     ]
@@ -334,21 +357,27 @@ def write_response(
 
 
 def _write_message(answer: Answer) -> LiteLLMMessage:
+    old = [call for call in answer.tool_calls if call.type == "function_call"]
     return LiteLLMMessage(
         role="assistant",
         content=answer.text or (None if answer.tool_calls else ""),
-        tool_calls=[
-            ChatCompletionMessageToolCall(
-                id=call.id,
-                type="function",
-                function=Function(name=call.name, arguments=call.arguments),
-            )
-            for call in answer.tool_calls
-        ]
+        tool_calls=[_write_tool_call(call) for call in answer.tool_calls if call not in old]
         or None,
+        function_call=_write_function(old[0]) if old else None,
         reasoning_content=answer.reasoning or None,
         **dict(answer.fields),
     )
+
+
+def _write_tool_call(call: ToolCall) -> dict[str, Any]:
+    if call.type == "custom":
+        custom = {"name": call.name, "input": call.arguments}
+        return {"id": call.id, "type": "custom", "custom": custom}
+    return {"id": call.id, "type": "function", "function": _write_function(call)}
+
+
+def _write_function(call: ToolCall) -> dict[str, Any]:
+    return {"name": call.name, "arguments": call.arguments}
 
 
 def _write_logprobs(logprobs: Sequence[TokenLogprob]) -> ChoiceLogprobs | None:
@@ -383,6 +412,7 @@ def write_chunk(
 
 def _write_choice(index: int, piece: Delta, role: bool) -> StreamingChoices:
     given: dict[str, Json] = dict(piece.fields)
+    old = [part for part in piece.tool_calls if part.get("type") == "function_call"]
     if piece.reasoning:
         given["reasoning_content"] = piece.reasoning
     return StreamingChoices(
@@ -391,12 +421,9 @@ def _write_choice(index: int, piece: Delta, role: bool) -> StreamingChoices:
         delta=LiteLLMDelta(
             content=piece.text or None,
             role="assistant" if role else None,
-            tool_calls=[_write_tool_call(part) for part in piece.tool_calls] or None,
+            tool_calls=[dict(part) for part in piece.tool_calls if part not in old] or None,
+            function_call=old[0]["function"] if old else None,
             **given,
         ),
         logprobs=_write_logprobs(piece.logprobs),
     )
-
-
-def _write_tool_call(part: Fields) -> ChatCompletionDeltaToolCall:
-    return ChatCompletionDeltaToolCall(**cast(dict[str, Any], dict(part)))

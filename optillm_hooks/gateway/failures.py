@@ -12,7 +12,14 @@ from litellm.exceptions import BlockedPiiEntityError, GuardrailRaisedException
 from litellm.proxy._types import ProxyErrorTypes, ProxyException
 from litellm.types.router import RouterRateLimitError, RouterRateLimitErrorBasic
 
-from optillm_hooks.errors import BudgetExceeded, OptiLLMError, ProviderFailed, RequestRejected
+from optillm_hooks.errors import (
+    CONTENT_POLICY_VIOLATION,
+    CONTEXT_WINDOW_EXCEEDED,
+    BudgetExceeded,
+    OptiLLMError,
+    ProviderFailed,
+    RequestRejected,
+)
 from optillm_hooks.gateway.model_names import PROVIDER
 
 _MAX_CHARS = 500
@@ -44,19 +51,25 @@ _TYPES = {
     502: litellm.BadGatewayError,
     503: litellm.ServiceUnavailableError,
 }
+_KINDS = {
+    CONTEXT_WINDOW_EXCEEDED: litellm.ContextWindowExceededError,
+    CONTENT_POLICY_VIOLATION: litellm.ContentPolicyViolationError,
+}
+"""Errors that the router answers with fallbacks of their own kind, by our code."""
 
 
 @contextmanager
 def as_sample_errors() -> Iterator[None]:
-    """Raise LiteLLM's errors of a failed call as `ProviderFailed`, with their status.
+    """Raise LiteLLM's errors of a failed call as `ProviderFailed`, with their status and kind.
 
     Other exceptions are bugs, and are not converted.
     """
     try:
         yield
     except _FAILURES as exc:
-        status = _status(exc)
-        raise ProviderFailed(_message(exc), status=status, retry_after=_retry_after(exc)) from exc
+        raise ProviderFailed(
+            _message(exc), status=_status(exc), retry_after=_retry_after(exc), code=_kind(exc)
+        ) from exc
 
 
 @contextmanager
@@ -82,6 +95,12 @@ def _status(exc: Exception) -> int:
     return 502
 
 
+def _kind(exc: Exception) -> str | None:
+    # A stream that fails at its start is raised as an error that contains the provider's.
+    cause = getattr(exc, "original_exception", None) or exc
+    return next((code for code, kind in _KINDS.items() if isinstance(cause, kind)), None)
+
+
 def _message(exc: Exception) -> str:
     text = _PREFIX.sub("", str(getattr(exc, "message", "") or exc)).strip().split("\n", 1)[0]
     text = text.split(". Received Model Group=", 1)[0]
@@ -102,10 +121,12 @@ def _retry_after(exc: Exception) -> str | None:
 
 
 def to_litellm(error: OptiLLMError, model: str) -> Exception:
-    """Return LiteLLM's exception for `error`, with the same status and message."""
+    """Return LiteLLM's exception for `error`, with the same kind, status and message."""
     about = {"message": str(error), "model": model, "llm_provider": PROVIDER}
     raised: Exception
-    if error.status in (408, 504):
+    if error.code in _KINDS:
+        raised = _KINDS[error.code](**about, response=_response(400))
+    elif error.status in (408, 504):
         raised = litellm.Timeout(**about, exception_status_code=error.status)
     elif error.status in _TYPES:
         raised = _TYPES[error.status](**about, response=_response(error.status))

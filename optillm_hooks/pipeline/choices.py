@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from optillm_hooks.answers.deltas import parts
 from optillm_hooks.pipeline.events import Event, Piece
 from optillm_hooks.types import Delta
 
@@ -28,8 +29,13 @@ class Choices:
             self._with_content.add(run)
         if delta.finish_reason is not None:
             self._complete.add(run)
-        self._held.setdefault(run, []).append(delta)
+        self._held.setdefault(run, []).extend(parts(delta))
         self._release()
+
+    def replace(self, run: int, delta: Delta) -> None:
+        """Show `delta` instead of what is held back of the choice."""
+        self._held.pop(run, None)
+        self.add(run, delta)
 
     def drop(self, run: int) -> None:
         """Drop a run that failed; unless it was shown already, the next run gets its number."""
@@ -37,13 +43,18 @@ class Choices:
         self._dropped.add(run)
         self._release()
 
-    def has_content(self, run: int) -> bool:
-        """Return whether the choice of `run` has text or tool calls, shown or held back."""
-        return run in self._with_content
+    def shows_content(self, run: int) -> bool:
+        """Return whether the client has seen text or tool calls of the choice of `run`."""
+        return run in self._with_content and run in self._number
 
     def is_complete(self, run: int) -> bool:
         """Return whether the choice of `run` has its finish reason."""
         return run in self._complete
+
+    @property
+    def any_shown(self) -> bool:
+        """Whether the client has seen a piece of any choice."""
+        return bool(self._number)
 
     @property
     def any_content_shown(self) -> bool:

@@ -73,7 +73,7 @@ class DecodedLLM:
         except RequestRejected as exc:
             raise Refused(str(exc)) from exc
         if isinstance(decoded, Completion) and decoded.empty:
-            raise EmptyCompletion(truncated=decoded.truncated)
+            raise EmptyCompletion(decoded)
         if isinstance(decoded, Completion) and sampling.purpose == "answer":
             self._ctx.keep(decoded)
         return decoded

@@ -109,7 +109,10 @@ class PlanRun:
         )
 
     async def _choice(self, chain: Chain, ctx: Context, number: int) -> Answer:
-        """Return one choice; if a limit or a failure ends it early, the best answer so far."""
+        """Return one choice; if a limit or a failure ends it early, the best answer so far.
+
+        Without one, a reply without content is the answer.
+        """
         llm = MeteredLLM(self._models(self._request.base), ctx)
 
         async def to_the_end() -> Answer:
@@ -119,13 +122,14 @@ class PlanRun:
         try:
             return await self._in_time(to_the_end, ctx, _GRACE_S)
         except SampleError as exc:
-            if ctx.best is None or self._has_content(number):
+            answer = ctx.best or exc.empty_reply
+            if answer is None or self._shows_content(number):
                 raise
             self._note_failure(exc)
-            return ctx.best
+            return answer
 
-    def _has_content(self, _number: int) -> bool:
-        """Return whether a choice has streamed content, which no other answer can replace."""
+    def _shows_content(self, _number: int) -> bool:
+        """Return whether the client has seen content of a choice, which nothing can replace."""
         return False
 
     async def _in_time(self, work: Callable[[], Awaitable[T]], ctx: Context, grace_s: float) -> T:
@@ -154,9 +158,11 @@ class PlanRun:
     async def _plain_instead(self, root: Context, error: SampleError, number: int) -> Answer:
         """Return the answer of one plain call if `on_error` is plain, else raise `error`.
 
-        The wrappers of the first chain apply to it too.
+        The wrappers of the first chain apply to it too. A model that has taken no prompt of this
+        request because of what it contains is not asked again.
         """
-        if self._request.on_error != "plain":
+        answered = any(call.outcome == "ok" for call in self._trace.calls)
+        if self._request.on_error != "plain" or (error.rejects_prompt and not answered):
             raise error
         ctx = root.child(0, stage=PASS_THROUGH)
         first = self._request.plan.chains[0]
@@ -173,7 +179,7 @@ class PlanRun:
         try:
             return await self._call_final(result, llm, ctx, number)
         except SampleError as exc:
-            if result.fallback is None or self._has_content(number):
+            if result.fallback is None or self._shows_content(number):
                 raise
             self._note_failure(exc)
             return result.fallback
@@ -279,23 +285,27 @@ def _with_llm(llm: LLM, result: Result) -> Result:
 async def call_final(final: FinalCall, llm: LLM, ctx: Context) -> Answer:
     """Return the answer of a final call that is not streamed.
 
-    A reply that uses up its tokens before its first word counts as an empty, truncated answer.
+    A reply without content is the answer too, unless there is a better one. A reply of which the
+    filter leaves nothing is a failure, unless it was cut off.
     """
     best = ctx.best
-    try:
-        with logged_stage("final_call", ctx):
+    with logged_stage("final_call", ctx):
+        try:
             reply: Answer = await (final.llm or llm).complete(final.chat, final.sampling)
-    except EmptyCompletion as exc:
-        if final.fallback is not None or not exc.truncated:
-            raise
-        reply = Answer("", finish_reason="length")
+        except EmptyCompletion as exc:
+            if exc.empty_reply is None:
+                raise
+            reply = exc.empty_reply
+    shown = reply
     if final.text_filter is not None:
         ctx.best = best  # the unfiltered reply is not for the user
         text_filter = final.text_filter()
-        reply = replace(reply, text=text_filter.feed(reply.text) + text_filter.close())
-        if reply.empty and not reply.truncated:
-            raise EmptyCompletion
-    return reply
+        shown = replace(reply, text=text_filter.feed(reply.text) + text_filter.close())
+    if shown.empty and (final.fallback or best) is not None:
+        raise EmptyCompletion(shown)
+    if shown.empty and not (reply.empty or reply.truncated):
+        raise EmptyCompletion
+    return shown
 
 
 def with_draft(chat: Chat, draft: str, ctx: Context) -> Chat:

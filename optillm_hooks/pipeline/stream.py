@@ -57,13 +57,19 @@ class _StreamedRun(PlanRun):
     def _context(self) -> Context:
         root = super()._context()
         if self._request.progress:
-            root.progress = lambda text: self._events.put_nowait(Progress(text))
+            root.progress = self._show_progress
         return root
+
+    def _show_progress(self, text: str = "") -> None:
+        """Show progress until the first piece of an answer: clients take what follows as a part
+        of it."""
+        if not self._choices.any_shown:
+            self._events.put_nowait(Progress(text))
 
     def _call_ended(self, call: CallRecord) -> None:
         if call.outcome == "ok" and not self._started:
             self._started = True
-            self._events.put_nowait(Progress())
+            self._show_progress()
 
     async def _choice(self, chain: Chain, ctx: Context, number: int) -> Answer:
         try:
@@ -72,11 +78,11 @@ class _StreamedRun(PlanRun):
             self._choices.drop(number)
             raise
         if not self._choices.is_complete(number):
-            self._choices.add(number, as_delta(answer))
+            self._choices.replace(number, as_delta(answer))
         return answer
 
-    def _has_content(self, number: int) -> bool:
-        return self._choices.has_content(number)
+    def _shows_content(self, number: int) -> bool:
+        return self._choices.shows_content(number)
 
     async def _plain_instead(self, root: Context, error: SampleError, number: int) -> Answer:
         """Return a plain answer, unless the client has seen text that it would contradict."""
@@ -86,15 +92,17 @@ class _StreamedRun(PlanRun):
 
     async def _call_final(self, final: FinalCall, llm: LLM, ctx: Context, number: int) -> Answer:
         with logged_stage("final_call", ctx):
-            return await self._stream_final(final, llm, number)
+            return await self._stream_final(final, llm, ctx, number)
 
-    async def _stream_final(self, final: FinalCall, llm: LLM, number: int) -> Answer:
+    async def _stream_final(self, final: FinalCall, llm: LLM, ctx: Context, number: int) -> Answer:
         """Return the answer of the final call, with each piece streamed as it arrives.
 
         If a limit ends the call after its first piece, the answer counts as truncated, because the
         client has seen a part of it. A call that breaks off for another reason is a failure.
+        Replies without content are as in `call_final`.
         """
-        shown = DeltaAccumulator()
+        shown, rest = DeltaAccumulator(), Delta()
+        unfiltered_is_empty = False
         text_filter = final.text_filter() if final.text_filter else None
         finish_reason: FinishReason = "stop"
         try:
@@ -107,16 +115,21 @@ class _StreamedRun(PlanRun):
                         shown.add(piece)
                         self._choices.add(number, piece)
         except EmptyCompletion as exc:
-            if final.fallback is not None or not exc.truncated:
+            if exc.empty_reply is None:
                 raise
+            unfiltered_is_empty, finish_reason = True, exc.empty_reply.finish_reason
+            if shown.empty:
+                rest = as_delta(exc.empty_reply)
         except SampleError:
             if shown.answer("length").empty or self._budget.stopped_by is None:
                 raise
             finish_reason = "length"
-        rest = Delta(text=text_filter.close()) if text_filter else Delta()
+        rest = replace(rest, text=text_filter.close() if text_filter else "")
         shown.add(rest)
         answer = shown.answer(finish_reason)
-        if answer.empty and (final.fallback is not None or not answer.truncated):
-            raise EmptyCompletion(truncated=answer.truncated)
+        if answer.empty and (final.fallback or ctx.best) is not None:
+            raise EmptyCompletion(answer)
+        if answer.empty and not (unfiltered_is_empty or answer.truncated):
+            raise EmptyCompletion
         self._choices.add(number, replace(rest, finish_reason=finish_reason))
         return answer

@@ -4,8 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optillm_hooks.answers.deltas import DeltaAccumulator, as_delta
-from optillm_hooks.types import Answer, Delta, Fields, FinishReason, TokenLogprob, ToolCall
+from optillm_hooks.answers.deltas import DeltaAccumulator, as_delta, parts
+from optillm_hooks.types import (
+    Answer,
+    Delta,
+    Fields,
+    FinishReason,
+    Json,
+    TokenLogprob,
+    ToolCall,
+    ToolCallType,
+)
 
 TEXT = st.text(max_size=8)
 LOGPROBS = st.builds(
@@ -14,15 +23,17 @@ LOGPROBS = st.builds(
     st.floats(-9, 0),
     st.lists(st.tuples(TEXT, st.floats(-9, 0)), max_size=2).map(tuple),
 )
-FINISH: list[FinishReason] = ["stop", "length", "tool_calls", "content_filter"]
+FINISH: list[FinishReason] = ["stop", "length", "tool_calls", "content_filter", "function_call"]
 ANSWERS = st.builds(
     Answer,
     TEXT,
     st.sampled_from(FINISH),
     TEXT,
-    st.lists(st.builds(ToolCall, TEXT, TEXT, TEXT), max_size=3).map(tuple),
+    st.lists(
+        st.builds(ToolCall, TEXT, TEXT, TEXT, st.sampled_from(["function", "custom"])), max_size=3
+    ).map(tuple),
     st.lists(LOGPROBS, max_size=3).map(tuple),
-    st.dictionaries(st.sampled_from(["refusal", "annotations"]), TEXT),
+    st.dictionaries(st.just("annotations"), st.lists(TEXT, min_size=1)),
 )
 
 
@@ -47,7 +58,69 @@ def test_pieces_are_joined_in_order(first: Answer, second: Answer) -> None:
     assert answer.text == first.text + second.text
     assert answer.reasoning == first.reasoning + second.reasoning
     assert answer.logprobs == first.logprobs + second.logprobs
-    assert answer.fields == {**first.fields, **second.fields}
+    annotations = [*first.fields.get("annotations", []), *second.fields.get("annotations", [])]  # type: ignore[misc] # lists
+    assert answer.fields.get("annotations", []) == annotations
+
+
+@given(ANSWERS)
+def test_parts_are_the_answer_with_one_kind_of_content_each(answer: Answer) -> None:
+    found = list(parts(as_delta(answer)))
+    assert joined(*found, finish_reason=answer.finish_reason) == answer
+    assert [part.finish_reason for part in found] == [None] * (len(found) - 1) + [
+        answer.finish_reason
+    ]
+    for part in found:
+        kinds = [bool(part.reasoning), bool(part.text or part.logprobs), *part.tool_calls]
+        assert sum(map(bool, kinds)) <= 1
+
+
+def test_thinking_comes_by_blocks_and_each_signature_by_itself() -> None:
+    blocks: list[Json] = [
+        {"type": "thinking", "thinking": "a", "signature": "s1"},
+        {"type": "redacted_thinking", "data": "x"},
+        {"type": "thinking", "thinking": "b", "signature": "s2"},
+    ]
+    answer = Answer("4", "stop", "ab", fields={"thinking_blocks": blocks, "annotations": [1]})
+    found = list(parts(as_delta(answer)))
+    assert [part.reasoning for part in found] == ["a", "", "", "b", "", "", ""]
+    assert [part.text for part in found] == ["", "", "", "", "", "4", ""]
+    assert found[0].fields == {
+        "thinking_blocks": [{"type": "thinking", "thinking": "a", "signature": ""}],
+        "annotations": [1],
+    }
+    assert found[1].fields == {
+        "thinking_blocks": [{"type": "thinking", "thinking": "", "signature": "s1"}]
+    }
+    assert found[2].fields == {"thinking_blocks": [blocks[1]]}
+
+
+def test_reasoning_without_its_text_in_blocks_comes_first() -> None:
+    blocks: list[Json] = [{"type": "thinking", "thinking": "", "signature": "s"}]
+    found = list(parts(Delta(text="4", reasoning="a", fields={"thinking_blocks": blocks})))
+    assert found == [
+        Delta(reasoning="a"),
+        Delta(fields={"thinking_blocks": blocks}),
+        Delta(text="4"),
+    ]
+
+
+def test_fields_in_pieces_are_joined() -> None:
+    answer = joined(
+        Delta(fields={"audio": {"id": "1", "transcript": "a", "data": "x"}}),
+        Delta(fields={"audio": {"id": "1", "transcript": "b", "expires_at": 5}}),
+        Delta(fields={"provider_specific_fields": {"refusal": "I "}}),
+        Delta(fields={"provider_specific_fields": {"refusal": "can't"}}),
+    )
+    assert answer.fields == {
+        "audio": {"id": "1", "transcript": "ab", "data": "x", "expires_at": 5},
+        "provider_specific_fields": {"refusal": "I can't"},
+    }
+
+
+@pytest.mark.parametrize("kind", ["custom", "function_call"])
+def test_other_kinds_of_tool_calls_stay_what_they_are(kind: ToolCallType) -> None:
+    answer = Answer("", tool_calls=(ToolCall("", "f", "{}", kind),))
+    assert joined(*parts(as_delta(answer))) == answer
 
 
 def tool(index: int | None, **parts: str | None) -> Delta:

@@ -4,7 +4,7 @@ import pytest
 
 from optillm_hooks.approaches.re2 import TRIGGER
 from optillm_hooks.context import MeteredLLM
-from optillm_hooks.errors import EmptyCompletion
+from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.pipeline.events import Outcome, Request
 from optillm_hooks.pipeline.expression import parse
 from optillm_hooks.pipeline.plan import resolve
@@ -87,11 +87,12 @@ async def test_a_cut_answer_is_returned_and_says_so() -> None:
 
 
 async def test_n_choices_are_n_calls_at_once_of_which_failed_ones_are_left_out() -> None:
-    found, _ = await ended(["a", "", "c"], n=3)
+    found, _ = await ended(["a", ProviderFailed("busy", status=429), "c"], n=3)
     assert [answer.text for answer in found.answers] == ["a", "c"]
     assert found.report.depth == 1
 
 
 async def test_no_choice_at_all_is_an_error_and_not_an_empty_list() -> None:
-    with pytest.raises(EmptyCompletion):
-        await ended(["", ""], n=2)
+    busy = ProviderFailed("busy", status=429)
+    with pytest.raises(ProviderFailed):
+        await ended([busy, busy], n=2)

@@ -227,7 +227,7 @@ def test_no_stop_is_sent_as_nothing() -> None:
         ("length", "length"),
         ("tool_calls", "tool_calls"),
         ("content_filter", "content_filter"),
-        ("function_call", "tool_calls"),
+        ("function_call", "function_call"),
         ("eos", "stop"),
         (None, "stop"),
     ],

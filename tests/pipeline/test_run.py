@@ -642,15 +642,18 @@ async def test_a_decoder_may_make_the_reply_itself(streamed: bool) -> None:
         assert (ended.answers[0].text, ended.report.usage) == ("a b", ONE_CALL + ONE_CALL)
 
 
-async def test_a_decoders_empty_reply_is_a_failed_sample() -> None:
+async def test_a_decoders_empty_reply_is_the_answer_if_there_is_no_other() -> None:
     async def mute(*_: object) -> Completion:
-        return Completion("")
+        return Completion("", "length", "a thought")
 
     for asked in (request([decoder(mute), DRAFT]), request([decoder(mute)])):
-        with pytest.raises(EmptyCompletion):
-            await outcome(asked, ScriptedLLM([]))
-        with pytest.raises(EmptyCompletion):
-            await events(asked, ScriptedLLM([]))
+        [answer] = (await outcome(asked, ScriptedLLM([]))).answers
+        assert (answer.text, answer.finish_reason, answer.reasoning) == ("", "length", "a thought")
+        found = await events(asked, ScriptedLLM([]))
+        assert [e.delta for e in found if isinstance(e, Piece)] == [
+            Delta(reasoning="a thought"),
+            Delta(finish_reason="length"),
+        ]
 
 
 async def test_a_decoder_leaves_judges_alone() -> None:

@@ -79,15 +79,16 @@ async def test_the_first_piece_is_shown_before_the_reply_ends() -> None:
     assert llm.closed
 
 
-async def test_an_answer_that_is_there_already_comes_as_one_piece() -> None:
+async def test_an_answer_that_is_there_already_comes_by_its_kinds_of_content() -> None:
     async def ready(*_: object) -> Answer:
         return Answer("42", reasoning="6 * 7", fields={"annotations": [1]})
 
     found = await events(request([answerer(ready)]), ScriptedLLM([]))
-    expected = Delta(
-        text="42", reasoning="6 * 7", fields={"annotations": [1]}, finish_reason="stop"
-    )
-    assert found[:-1] == [Piece(0, expected)]
+    assert found[:-1] == [
+        Piece(0, Delta(reasoning="6 * 7", fields={"annotations": [1]})),
+        Piece(0, Delta(text="42")),
+        Piece(0, Delta(finish_reason="stop")),
+    ]
 
 
 async def test_every_part_of_a_piece_is_passed_on() -> None:
@@ -126,7 +127,7 @@ async def test_the_filters_text_is_streamed() -> None:
     pieces = [Delta(text="4"), Delta(text="2"), Delta(finish_reason="length", usage=ONE_CALL)]
     found = await events(request([KINDS["wrapper"]]), Pieces(pieces))
     shown = [event.delta for event in found if isinstance(event, Piece)]
-    assert [delta.text for delta in shown] == ["<4", "2", ">"]
+    assert [delta.text for delta in shown] == ["<4", "2", ">", ""]
     assert shown[-1].finish_reason == "length"
 
 
