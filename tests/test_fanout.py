@@ -7,9 +7,15 @@ import pytest
 
 from optillm_hooks.budget import Limits
 from optillm_hooks.context import MeteredLLM
-from optillm_hooks.errors import DeadlineExceeded, ProviderFailed, SamplesFailed
+from optillm_hooks.errors import (
+    CONTENT_POLICY_VIOLATION,
+    CONTEXT_WINDOW_EXCEEDED,
+    DeadlineExceeded,
+    ProviderFailed,
+    SamplesFailed,
+)
 from optillm_hooks.fanout import outcomes, sample_many, speculating
-from optillm_hooks.testing import HANG, Reply, ScriptedLLM, chat, context
+from optillm_hooks.testing import HANG, ONE_CALL, Reply, ScriptedLLM, chat, context
 from optillm_hooks.types import Chat, Completion, Sampling
 
 pytestmark = pytest.mark.anyio
@@ -248,3 +254,35 @@ async def test_once_it_is_settled_the_calls_under_way_are_cancelled() -> None:
     found = await outcomes([hangs, decides, hangs], settled=lambda: "decided" in ended)
     assert [type(o) for o in found] == [DeadlineExceeded, str, DeadlineExceeded]
     assert ended == ["decided", "cut", "cut"]
+
+
+@pytest.mark.parametrize("code", [CONTEXT_WINDOW_EXCEEDED, CONTENT_POLICY_VIOLATION])
+@pytest.mark.parametrize("max_n", [1, 3], ids=["calls of their own", "one call"])
+async def test_a_prompt_that_the_model_does_not_take_is_not_sent_again(
+    code: str, max_n: int
+) -> None:
+    rejected = ProviderFailed("no", status=400, code=code)
+    replies: list[Reply] = [rejected] if max_n == 3 else [HANG, rejected, HANG]
+    llm = ScriptedLLM(replies, max_n=max_n)
+    with pytest.raises(SamplesFailed) as caught:
+        await sample(llm, 3)
+    assert (caught.value.status, caught.value.code) == (400, code)
+    assert (len(llm.calls), llm.inside) == (len(replies), 0)
+
+
+@pytest.mark.parametrize("max_n", [1, 3], ids=["calls of their own", "one call"])
+async def test_empty_replies_are_not_asked_for_again(max_n: int) -> None:
+    empty = Completion("", "length", "a long thought", usage=ONE_CALL)
+    llm = ScriptedLLM([empty] * 3, max_n=max_n)
+    with pytest.raises(SamplesFailed) as caught:
+        await sample(llm, 3)
+    assert caught.value.empty_reply == empty
+    assert len(llm.calls) == 3 // max_n
+
+
+async def test_refusals_do_not_outvote_an_answer() -> None:
+    refusal = Completion("", fields={"provider_specific_fields": {"refusal": "no"}}, usage=ONE_CALL)
+    assert await sample(ScriptedLLM([refusal, refusal, "42"]), 3) == ["42"]
+    with pytest.raises(SamplesFailed) as caught:
+        await sample(ScriptedLLM([refusal, ProviderFailed("busy", status=429), refusal]), 3)
+    assert caught.value.empty_reply == refusal

@@ -175,7 +175,7 @@ async def _critique(panel: _Panel, aggregator: LLM, ctx: Context) -> str | None:
         with ctx.trace.step("critiques"):
             critique = await aggregator.complete(panel.asked(CRITICISE), sampling)
             if not (text := without_reasoning(critique.text)):
-                raise EmptyCompletion(truncated=critique.truncated)
+                raise EmptyCompletion
     except SampleError as exc:
         ctx.trace.note("critique", failed=exc.code)
         return None

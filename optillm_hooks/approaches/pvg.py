@@ -194,7 +194,7 @@ async def _reviewed(chat: Chat, best: Completion, llm: LLM, ctx: Context, mark: 
         with ctx.trace.step("reviews"):
             review = await llm.complete(ask(chat, request), Sampling(purpose="judge"))
             if not (text := without_reasoning(review.text)):
-                raise EmptyCompletion(truncated=review.truncated)
+                raise EmptyCompletion
     except SampleError:
         return ""
     shown = enclose([text], "points", mark)

@@ -88,7 +88,7 @@ async def _remade(
         reply = await llm.complete((Message("user", request),), draft)
         description = without_reasoning(reply.text)
         if not description:
-            raise EmptyCompletion(truncated=reply.truncated)
+            raise EmptyCompletion
     ctx.progress("second version from a description")
     rules = tuple(message for message in chat if message.role in ("system", "developer"))
     again = (*rules, Message("user", description))

@@ -8,7 +8,7 @@ import httpx
 import litellm
 import openai
 from fastapi import HTTPException
-from litellm.exceptions import BlockedPiiEntityError, GuardrailRaisedException
+from litellm.exceptions import BlockedPiiEntityError, GuardrailRaisedException, PaymentRequiredError
 from litellm.proxy._types import ProxyErrorTypes, ProxyException
 from litellm.types.router import RouterRateLimitError, RouterRateLimitErrorBasic
 
@@ -43,6 +43,7 @@ _FAILURES = (
 _TYPES = {
     400: litellm.BadRequestError,
     401: litellm.AuthenticationError,
+    402: PaymentRequiredError,
     403: litellm.PermissionDeniedError,
     404: litellm.NotFoundError,
     422: litellm.UnprocessableEntityError,

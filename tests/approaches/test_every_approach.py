@@ -135,6 +135,8 @@ async def test_a_call_that_brings_nothing_is_reported(way: Way, bad: Reply) -> N
             ended = await ask(way.name, Lenient(change), trace=trace, params=way.params)
         except (ProviderFailed, EmptyCompletion):
             continue
+        if not (ended.answers[0].text or bad):
+            continue  # nothing else was said: the empty reply is the answer
         kinds = {lost.partition(":")[0] for lost in trace.lost}
         assert all(f"`{kind}`" in OPERATING for kind in kinds), "not in the manual"
         done = [call for call in trace.calls if call.outcome == "ok"]

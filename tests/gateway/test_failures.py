@@ -180,6 +180,38 @@ def test_a_status_survives_the_way_there_and_back() -> None:
         assert read(raised).status == status
 
 
+@pytest.mark.parametrize(
+    "exc",
+    [
+        litellm.BadRequestError("m", **ABOUT),
+        litellm.ContextWindowExceededError("m", **ABOUT),
+        litellm.ContentPolicyViolationError("m", **ABOUT),
+        litellm.AuthenticationError("m", **ABOUT),
+        litellm.exceptions.PaymentRequiredError("m", **ABOUT),
+        litellm.PermissionDeniedError("m", **ABOUT, response=reply(403)),
+        litellm.NotFoundError("m", **ABOUT),
+        litellm.UnprocessableEntityError("m", **ABOUT, response=reply(422)),
+        litellm.RateLimitError("m", **ABOUT),
+        litellm.InternalServerError("m", **ABOUT),
+        litellm.BadGatewayError("m", **ABOUT),
+        litellm.ServiceUnavailableError("m", **ABOUT),
+        litellm.Timeout("m", **ABOUT),
+    ],
+    ids=lambda exc: type(exc).__name__,
+)
+def test_the_kind_survives_the_way_there_and_back(exc: Exception) -> None:
+    """The router chooses fallbacks and retries by it, also if all samples of an approach failed."""
+    error = read(exc)
+    assert type(to_litellm(error, "moa-base")) is type(exc)
+    assert type(to_litellm(SamplesFailed(2, [error, error]), "moa-base")) is type(exc)
+
+
+def test_the_kind_of_an_error_at_the_start_of_a_stream_is_that_of_its_cause() -> None:
+    cause = litellm.ContextWindowExceededError("m", **ABOUT)
+    raised = litellm.exceptions.MidStreamFallbackError("m", "gpt-4o-mini", "openai", cause)
+    assert isinstance(to_litellm(read(raised), "moa-base"), litellm.ContextWindowExceededError)
+
+
 def test_a_refused_request_is_openais_error_object() -> None:
     refused = to_proxy(RequestRejected("say what to change", param="model"))
     assert refused.to_dict() == {
