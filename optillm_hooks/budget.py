@@ -102,12 +102,14 @@ class Budget:
         facts = llm.facts
         prompt = facts.count_tokens(chat, sampling)
         room, limited_by = self._reply_room(facts.price, prompt, choices)
-        if room < 1:
+        thinking = facts.thinking_tokens(sampling)
+        if room <= thinking:
             self.stop(limited_by)
             raise BudgetExceeded(f"no room left under {limited_by}")
         ask = sampling.max_tokens
         if ask is None and room < _UNBOUNDED:
-            ask = max(1, room // max(1, self.expected_calls - self.calls_taken))
+            share = max(1, room // max(1, self.expected_calls - self.calls_taken))
+            ask = thinking + share
             ask = min(ask, facts.max_output_tokens or ask)
         max_tokens = None if ask is None else min(ask, room)
         reply = choices * (max_tokens or 0)

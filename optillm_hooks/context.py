@@ -2,16 +2,25 @@
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import partial
+from typing import TypeVar
 
 from optillm_hooks.budget import Budget, Reservation
 from optillm_hooks.caller_cache import CallerCache
 from optillm_hooks.code_execution.runner import CodeRunner
-from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, EmptyCompletion, SampleError
+from optillm_hooks.errors import (
+    BudgetExceeded,
+    DeadlineExceeded,
+    EmptyCompletion,
+    ProviderFailed,
+    SampleError,
+)
 from optillm_hooks.llm import LLM, ModelFacts, Price
+from optillm_hooks.own_fields import after_refusal, sendable, with_room
 from optillm_hooks.trace import CallOutcome, CallRecord, Trace
 from optillm_hooks.types import (
     Answer,
@@ -25,6 +34,8 @@ from optillm_hooks.types import (
     Sampling,
     Usage,
 )
+
+T = TypeVar("T")
 
 _RUN_STRIDE = 1000
 """Distance between the sample numbers of two runs, so that no two runs share one."""
@@ -211,14 +222,14 @@ class MeteredLLM:
             SampleError: the error of the model's provider.
         """
         async with self._paying(chat, sampling, 1) as call:
-            completion = await self._inner.complete(chat, call.sampling)
+            completion = await self._sent(call, partial(self._inner.complete, chat))
             call.usage = completion.usage
             return self._kept([completion], sampling.purpose)[0]
 
     async def complete_n(self, chat: Chat, sampling: Sampling, n: int, /) -> Sequence[Completion]:
         """Return the non-empty completions of one call with `n`, 1 to `n` of them, and pay."""
         async with self._paying(chat, sampling, n) as call:
-            completions = await self._inner.complete_n(chat, call.sampling, n)
+            completions = await self._sent(call, lambda s: self._inner.complete_n(chat, s, n))
             call.usage = sum((c.usage for c in completions), Usage(calls=0))
             return self._kept(completions, sampling.purpose)
 
@@ -232,7 +243,7 @@ class MeteredLLM:
             empty: bool = sampling.purpose != "piece"
             finish_reason: FinishReason = "stop"
             try:
-                async with aclosing(self._inner.stream(chat, call.sampling)) as pieces:
+                async with aclosing(self._pieces(chat, call)) as pieces:
                     async for delta in pieces:
                         if delta.usage is not None:
                             call.usage = delta.usage
@@ -248,6 +259,53 @@ class MeteredLLM:
             if empty:
                 reply = Answer("", finish_reason, "".join(call.streamed).strip())
                 raise EmptyCompletion(None if sampling.purpose == "judge" else reply)
+
+    async def _sent(self, call: "_Call", send: Callable[[Sampling], Awaitable[T]]) -> T:
+        """Return the result of `send`, without those of the approach's fields that are refused."""
+        while True:
+            try:
+                result = await send(call.sampling)
+            except ProviderFailed as exc:
+                self._lighten(call, exc)
+            else:
+                self._remember(call)
+                return result
+
+    async def _pieces(self, chat: Chat, call: "_Call") -> AsyncGenerator[Delta, None]:
+        """Yield the pieces of a stream, as `_sent`: a provider refuses fields before any piece."""
+        begun = False
+        while True:
+            try:
+                async with aclosing(self._inner.stream(chat, call.sampling)) as pieces:
+                    async for delta in pieces:
+                        begun = True
+                        self._remember(call)
+                        yield delta
+            except ProviderFailed as exc:
+                if begun:
+                    raise
+                self._lighten(call, exc)
+            else:
+                return
+
+    def _lighten(self, call: "_Call", error: ProviderFailed) -> None:
+        """Leave a field of the approach out of `call` that `error` says is refused.
+
+        Raises:
+            ProviderFailed: it has none of them; then this is the answer to the request itself.
+        """
+        own = after_refusal(call.own, error.refused)
+        if own is None:
+            raise error
+        call.tries += 1
+        call.refusals.append(error.refused)
+        max_tokens = call.sampling.max_tokens  # as the budget allows
+        call.own, call.sampling = own, replace(call.filled(own), max_tokens=max_tokens)
+
+    def _remember(self, call: "_Call") -> None:
+        """Remember what was refused, now that the call is accepted without it."""
+        while call.refusals:
+            self.facts.remember(call.refusals.pop())
 
     def _counted(self, chat: Chat, call: "_Call") -> Usage:
         prompt, tokens = self.facts.count_tokens(chat, call.sampling), self._streamed(call)
@@ -268,9 +326,16 @@ class MeteredLLM:
         """Reserve one call, and when it has ended pay for it and record it."""
         # Reserved before the first await, so two tasks of a fan-out cannot both take the last call.
         ctx, budget = self._ctx, self._ctx.budget
-        reserved = budget.take(self._inner, chat, ctx.filled(chat, sampling), choices)
+
+        def filled(own: Sampling) -> Sampling:
+            return with_room(own, ctx.filled(chat, own), lambda: self.facts)
+
+        own = sendable(sampling, filled, lambda: self.facts)
+        reserved = budget.take(self._inner, chat, filled(own), choices)
         call = _Call(
             reserved.sampling,
+            own=own,
+            filled=filled,
             depth=depth_so_far.get() + 1,
             started=asyncio.get_running_loop().time(),
         )
@@ -296,7 +361,7 @@ class MeteredLLM:
             raise
         finally:
             depth_so_far.set(call.depth)
-            budget.usage += call.usage
+            budget.usage += call.usage + Usage(calls=call.tries)
             budget.settle(reserved, self._spent(reserved, call))
             ctx.trace.record(self._record(call))
 
@@ -310,7 +375,7 @@ class MeteredLLM:
             started_s=call.started - self._ctx.budget.started,
             seconds=asyncio.get_running_loop().time() - call.started,
             outcome=call.outcome,
-            usage=call.usage,
+            usage=call.usage + Usage(calls=call.tries),
         )
 
     def _spent(self, reserved: Reservation, call: "_Call") -> Usage:
@@ -348,12 +413,22 @@ class _Call:
 
     sampling: Sampling
     _: KW_ONLY
+    own: Sampling
+    """The approach's sampling, without what the model refuses of it."""
+
+    filled: Callable[[Sampling], Sampling]
     depth: int
     started: float
     usage: Usage = field(default=Usage())
     outcome: CallOutcome = "cancelled"
     refused: bool = False
     """Whether it failed before the provider did any work."""
+
+    refusals: list[frozenset[str]] = field(default_factory=list[frozenset[str]])
+    """The fields that the provider refused, which are not remembered yet."""
+
+    tries: int = 0
+    """How often it has been refused for a field of the approach, and made again without it."""
 
     streamed: list[str] = field(default_factory=list[str])
     scored: int = 0

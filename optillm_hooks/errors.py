@@ -82,6 +82,8 @@ class ProviderFailed(SampleError):
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
+        self.refused: frozenset[str] = frozenset()
+        """The sampling fields of the call that the provider says it refuses."""
         if code is not None:
             self.code = code
 

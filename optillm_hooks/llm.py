@@ -21,6 +21,18 @@ class Price:
     completion: float
 
 
+def _takes_all(_: Sampling) -> bool:
+    return True
+
+
+def _no_thinking(_: Sampling) -> int:
+    return 0
+
+
+def _not_remembered(_: frozenset[str]) -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
     """What is known about a model before it is called."""
@@ -42,6 +54,15 @@ class ModelFacts:
 
     supported: frozenset[str] = frozenset()
     """The request fields that the model is known to accept."""
+
+    takes: Callable[[Sampling], bool] = _takes_all
+    """Returns False if the model is known to refuse the sampling fields of a call, together."""
+
+    thinking_tokens: Callable[[Sampling], int] = _no_thinking
+    """Returns the tokens of thinking that a call asks for, which its `max_tokens` must exceed."""
+
+    remember: Callable[[frozenset[str]], None] = _not_remembered
+    """Remembers fields that the model has refused together, so that `takes` knows it."""
 
     def supports(self, name: str) -> bool:
         """Return whether the model is known to accept the request field `name`."""

@@ -32,7 +32,7 @@ LAYERS = [
     {"types"},
     {"errors"},
     {"answers", "search", "sandbox", "llm", "prompts"},
-    {"solver", "code_execution", "trace", "budget", "caller_cache"},
+    {"solver", "code_execution", "trace", "budget", "caller_cache", "own_fields"},
     {"context"},
     {"registry", "fanout"},
     {"decoding", "judging", "settings"},

@@ -43,6 +43,7 @@ from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.prepared import Prepared, Route, current, current_route
 from optillm_hooks.gateway.reports import log_line, report_object, word
 from optillm_hooks.gateway.router_llm import RouterLLM
+from optillm_hooks.gateway.sampling_rules import check_client
 from optillm_hooks.gateway.selection import select_deployment
 from optillm_hooks.pipeline.events import Models, Outcome, Piece, Progress, Report, Request
 from optillm_hooks.pipeline.run import run
@@ -110,6 +111,8 @@ class Provider(CustomLLM):
         prepared = await _admitted(model, litellm_params, optional, router)
         prepared.trace.call_id = word(str(litellm_params.get("litellm_call_id") or ""))
         client = read_sampling({**optional, **prepared.fields})
+        with as_sample_errors():
+            check_client(prepared.facts_of(prepared.base).deployments, client)
         timeout = Limits(deadline_s=_seconds(call.get("timeout")))
         caller = read_caller(litellm_params, prepared.user, prepared.cache)
         key = str(caller.metadata.get("user_api_key") or "")

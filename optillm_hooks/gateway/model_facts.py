@@ -1,6 +1,6 @@
 """Facts about model groups, from LiteLLM's router and model map."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -13,7 +13,14 @@ from optillm_hooks.decoding.field import FIELD
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway.convert import write_chat
 from optillm_hooks.gateway.deployments import deployments
-from optillm_hooks.gateway.reasoning import REASONING_FIELDS, of_all, reasoning
+from optillm_hooks.gateway.reasoning import CAPABILITIES, of_all, reasoning
+from optillm_hooks.gateway.refusals import REFUSALS
+from optillm_hooks.gateway.sampling_rules import (
+    Deployment,
+    all_take,
+    by_sampling,
+    max_thinking,
+)
 from optillm_hooks.llm import ModelFacts, Price
 from optillm_hooks.settings import DeploymentSettings
 from optillm_hooks.types import Chat, Sampling
@@ -39,6 +46,8 @@ class GroupFacts(ModelFacts):
 
     prices: Mapping[object, Price | None]
     """Prices by deployment id."""
+
+    deployments: Sequence[Deployment]
 
     def price_at(self, deployment: object) -> Price | None:
         """Return the price of the deployment with that id; the group's for an unknown id."""
@@ -73,8 +82,16 @@ def model_facts(router: Router | None, model: str) -> GroupFacts:
         else None,
         reasoning=of_all([reasoning(each.name, each.info) for each in found]),
         supported=supported,
+        takes=partial(_takes, model, by_sampling(all_take([*found, *_fallbacks(router, model)]))),
+        thinking_tokens=by_sampling(max_thinking(found)),
+        remember=partial(REFUSALS.add, model),
+        deployments=tuple(found),
         prices={each.info.get("id"): price for each, price in zip(found, prices, strict=True)},
     )
+
+
+def _takes(model: str, known: Callable[[Sampling], bool], sampling: Sampling) -> bool:
+    return REFUSALS.takes(model, sampling) and known(sampling)
 
 
 def count_tokens(model: str, chat: Chat, sampling: Sampling) -> int:
@@ -92,20 +109,7 @@ def count_tokens(model: str, chat: Chat, sampling: Sampling) -> int:
     return counted
 
 
-@dataclass(frozen=True, slots=True)
-class _Deployment:
-    """What is known about one deployment of a group."""
-
-    name: str
-    """The name of its model, or the one that the operator says it has."""
-
-    provider: str | None
-    supported: frozenset[str]
-    info: Mapping[str, Any]
-    """The entry of LiteLLM's model map, with the operator's settings in place of the map's."""
-
-
-def _found(router: Router | None, model: str) -> list[_Deployment]:
+def _found(router: Router | None, model: str) -> list[Deployment]:
     if router is None:
         return [_deployment({"model": model}, {})]
     return [
@@ -114,14 +118,31 @@ def _found(router: Router | None, model: str) -> list[_Deployment]:
     ]
 
 
-def _deployment(params: dict[str, Any], info: dict[str, Any]) -> _Deployment:
+def _fallbacks(router: Router | None, model: str) -> list[Deployment]:
+    """Return the deployments that may answer in place of a group's own."""
+    if router is None:
+        return []
+    lists = (router.fallbacks, router.context_window_fallbacks, router.content_policy_fallbacks)
+    names = [
+        name
+        for by_group in lists
+        for entry in by_group or ()
+        for group, named in entry.items()
+        if group in (model, "*")
+        for name in named
+    ]
+    named = dict.fromkeys(name["model"] if isinstance(name, dict) else name for name in names)
+    return [each for name in named for each in _found(router, name)]
+
+
+def _deployment(params: dict[str, Any], info: dict[str, Any]) -> Deployment:
     name, base = str(params.get("model")), info.get("base_model") or params.get("base_model")
     try:
         model, provider, _, _ = litellm.get_llm_provider(
             model=name, custom_llm_provider=params.get("custom_llm_provider")
         )
     except litellm.BadRequestError:
-        return _Deployment(name, None, frozenset(), info)
+        return Deployment(name, name, None, base, params, frozenset(), info)
     supported = litellm.get_supported_openai_params(
         model=model, custom_llm_provider=provider, base_model=base
     )
@@ -133,9 +154,12 @@ def _deployment(params: dict[str, Any], info: dict[str, Any]) -> _Deployment:
         filter(None, map(litellm.model_cost.get, (base, f"{provider}/{model}", model))), {}
     )
     told = [_capabilities(base or model), known, params, info]  # the last one wins
-    return _Deployment(
+    return Deployment(
         base or _local_path(info) or model,
+        model,
         provider,
+        base,
+        params,
         frozenset(supported or ()),
         {k: v for each in told for k, v in each.items() if v is not None},
     )
@@ -144,7 +168,7 @@ def _deployment(params: dict[str, Any], info: dict[str, Any]) -> _Deployment:
 def _capabilities(model: str) -> dict[str, Any]:
     """Return what the map says of reasoning in the entry that names a model without its host."""
     twin: dict[str, Any] = litellm.model_cost.get(model.rsplit("/", 1)[-1], {})
-    return {name: twin[name] for name in REASONING_FIELDS if name in twin}
+    return {name: twin[name] for name in CAPABILITIES if name in twin}
 
 
 def _local_path(info: Mapping[str, Any]) -> str | None:
@@ -161,7 +185,7 @@ def _continues_prefix(info: dict[str, Any]) -> bool:
         raise RequestRejected(f"{place}: {error['msg']}", param=place) from None
 
 
-def _price(deployment: _Deployment) -> Price | None:
+def _price(deployment: Deployment) -> Price | None:
     if deployment.provider == LOCAL_PROVIDER:
         return Price(0.0, 0.0)
     prompt = deployment.info.get("input_cost_per_token")

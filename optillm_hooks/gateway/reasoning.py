@@ -6,8 +6,11 @@ from typing import Any
 
 from optillm_hooks.llm import Reasoning
 
-REASONING_FIELDS = ("supports_reasoning", "thinking_always_on", "default_reasoning_effort")
-"""The fields of LiteLLM's model map, and of an operator's `model_info`, that count here."""
+CAPABILITIES = (
+    "supports_reasoning", "thinking_always_on", "default_reasoning_effort",
+    "supports_sampling_params",
+)  # fmt: skip
+"""Fields of LiteLLM's model map, and of an operator's `model_info`, that hold on any host."""
 
 _NEVER = re.compile(r"non-?(?:reasoning|thinking)|no-?think|gpt-5-(?:chat|search)|-instruct|-image")
 

@@ -1,7 +1,7 @@
 """An `LLM` over LiteLLM's router, which does retries, fallbacks, cooldowns and load balancing."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from optillm_hooks.gateway.convert import read_completions, read_delta, write_ch
 from optillm_hooks.gateway.failures import as_sample_errors, budgets_as_sample_errors
 from optillm_hooks.gateway.model_facts import FactsOf, GroupFacts, count_tokens
 from optillm_hooks.gateway.rates import Counted, ModelRates
+from optillm_hooks.gateway.refusals import refused_fields
 from optillm_hooks.types import Chat, Completion, Delta, Sampling, Usage
 
 
@@ -41,7 +42,7 @@ class RouterLLM:
 
     async def complete_n(self, chat: Chat, sampling: Sampling, n: int, /) -> Sequence[Completion]:
         async with self._on_account(chat, sampling, n) as call:
-            with as_sample_errors():
+            with _provider_errors(sampling):
                 response = await self._ask(
                     **self._request(chat, sampling), **({"n": n} if n > 1 else {})
                 )
@@ -53,7 +54,7 @@ class RouterLLM:
 
     async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
         async with self._on_account(chat, sampling, 1) as call:
-            with as_sample_errors():
+            with _provider_errors(sampling):
                 chunks = await self._ask(
                     **self._request(chat, sampling),
                     stream=True,
@@ -121,3 +122,14 @@ class RouterLLM:
             return delta
         cost = usage.prompt_tokens * price.prompt + usage.completion_tokens * price.completion
         return replace(delta, usage=usage + Usage(cost_usd=cost))
+
+
+@contextmanager
+def _provider_errors(sampling: Sampling) -> Iterator[None]:
+    """Raise LiteLLM's errors of a failed call as ours, with the fields that are refused."""
+    try:
+        with as_sample_errors():
+            yield
+    except ProviderFailed as exc:
+        exc.refused = refused_fields(exc, sampling)
+        raise

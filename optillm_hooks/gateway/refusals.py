@@ -1,0 +1,83 @@
+"""What providers refuse of a call's sampling fields: read from their errors, and remembered."""
+
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Final
+
+from optillm_hooks.errors import ProviderFailed
+from optillm_hooks.types import Sampling
+
+_STATUSES = frozenset({400, 422})
+
+_REASONING = re.compile(r"\breasoning|\bthinking\b", re.IGNORECASE)
+_NAMES: Final[Mapping[str, re.Pattern[str]]] = {
+    "temperature": re.compile(r"\btemperature\b", re.IGNORECASE),
+    "top_p": re.compile(r"\btop[_-]?p\b", re.IGNORECASE),
+    "reasoning_effort": _REASONING,
+    "thinking": _REASONING,
+}
+"""How providers name the fields."""
+
+_REFUSES = re.compile(
+    r"support|deprecat|can ?not|can't|permitted|allowed|\bonly\b|\bmust\b|invalid|incompatible"
+    r"|unrecognized|unknown|unexpected|available|removed|exclusive|range|less than|greater than"
+    r"|should be|reject|extra|参数|不支持|非法|无效",
+    re.IGNORECASE,
+)
+_OF_VALUE = re.compile(r"\brange\b|between|(?:less|greater) than|at (?:most|least)", re.IGNORECASE)
+"""Words of a refusal of a value, where another value may do."""
+
+_MAX_MODELS = 1000
+_MAX_REFUSALS = 32
+
+
+def refused_fields(error: ProviderFailed, sampling: Sampling) -> frozenset[str]:
+    """Return the fields of a call's `sampling` that `error` says are refused.
+
+    Empty if it is about something else. If only their values are refused, they are in the set too,
+    as in `temperature=1.5`.
+    """
+    text = f"{error} {error.__cause__ or ''}"
+    if error.status not in _STATUSES or not _REFUSES.search(text):
+        return frozenset()
+    refused = {name: value for name, value in _sent(sampling).items() if _NAMES[name].search(text)}
+    values = refused.items() if _OF_VALUE.search(text) else ()
+    return frozenset(refused) | {f"{name}={value}" for name, value in values}
+
+
+def _sent(sampling: Sampling) -> dict[str, object]:
+    sent = {"temperature": sampling.temperature, "top_p": sampling.top_p, **sampling.fields}
+    return {name: sent[name] for name in _NAMES if sent.get(name) is not None}
+
+
+class Refusals:
+    """The refusals of each model group. They last as long as the process.
+
+    A refusal is a set of fields that a group does not take together; other fields do not matter.
+    """
+
+    def __init__(self) -> None:
+        self._of: OrderedDict[str, list[frozenset[str]]] = OrderedDict()
+
+    def add(self, model: str, refused: frozenset[str]) -> None:
+        known = self._of.setdefault(model, [])
+        self._of.move_to_end(model)
+        if refused not in known:
+            known.append(refused)
+            del known[:-_MAX_REFUSALS]
+        while len(self._of) > _MAX_MODELS:
+            self._of.popitem(last=False)
+
+    def takes(self, model: str, sampling: Sampling) -> bool:
+        """Return whether no refusal is about `sampling`."""
+        known = self._of.get(model)
+        if not known:
+            return True
+        sent = _sent(sampling)
+        present = sent.keys() | {f"{name}={value}" for name, value in sent.items()}
+        return not any(refused <= present for refused in known)
+
+
+REFUSALS: Final = Refusals()
+"""Those of this process."""
