@@ -128,8 +128,8 @@ async def test_a_refusal_costs_one_try_and_is_remembered(*, streamed: bool) -> N
 async def test_samples_of_one_call_are_asked_for_again_too() -> None:
     model = Choosy({"temperature"})
     model.facts = replace(model.facts, max_n=4)
-    llm, _ = metered(model)
-    assert len(await sample_many(llm, ASKED, Sampling(temperature=0.7), n=4)) == 4
+    llm, ctx = metered(model)
+    assert len(await sample_many(llm, ASKED, Sampling(temperature=0.7), ctx, n=4)) == 4
     assert model.sent == [{"temperature"}, set()]
 
 
