@@ -161,6 +161,11 @@ class CepoParams(Params):
         default=0, ge=0, le=5, description="Retries of a call that fails at the provider."
     )
 
+    @classmethod
+    def request_fields(cls) -> Mapping[str, str]:
+        """Return the names of OptiLLM's options: `cepo_` before each parameter."""
+        return {f"cepo_{name}": name for name in cls.model_fields}
+
     @model_validator(mode="before")
     @classmethod
     def _from_preset(cls, given: Any) -> Any:

@@ -24,6 +24,13 @@ from optillm_hooks.gateway.operator_settings import (
 from optillm_hooks.gateway.tags import read_tags
 from optillm_hooks.pipeline import expression
 from optillm_hooks.pipeline.expression import Call, Chain, Parallel, Tree
+from optillm_hooks.pipeline.optillm_names import (
+    AUTO,
+    PLUGINS,
+    check_foreign_fields,
+    check_own_fields,
+    unknown_approach,
+)
 from optillm_hooks.pipeline.plan import PASS_THROUGH, Plan, resolve
 from optillm_hooks.registry import Approach, all_approaches
 from optillm_hooks.settings import AliasSettings, RunSettings, Settings
@@ -208,24 +215,28 @@ def _target(requested: str, router: Router, settings: Settings) -> _Target:
 def _refuse_unknown_prefix(requested: str, router: Router) -> None:
     """Refuse `foo-gpt-4o` where `gpt-4o` is configured and nothing serves the whole name."""
     slug, dash, rest = requested.partition("-")
-    if dash and is_configured(router, rest) and not is_served(router, requested):
-        known = ", ".join(approach.name for approach in all_approaches())
-        raise RequestRejected(
-            f"unknown approach {slug!r} before the model {rest!r}; known: {known}", param="model"
-        )
+    is_prefix = slug in PLUGINS or is_configured(router, rest)
+    if dash and is_prefix and not is_served(router, requested):
+        raise RequestRejected(f"model {requested!r}: {unknown_approach(slug)}", param="model")
 
 
 def _take_own_fields(request: dict[str, Any]) -> _OwnFields:
-    """Return our own fields and the tag of a request, and remove them from it."""
+    """Return our own fields and the tag of a request, and remove them from it.
+
+    Raises:
+        RequestRejected: a field of ours is misspelt.
+    """
+    check_own_fields(request)
     tagged = read_tags(request)
     if tagged.changed:
         request.update(tagged.changed)
+    approach = request.pop("optillm_approach", None)
     return _OwnFields(
-        approach=request.pop("optillm_approach", None),
+        approach=None if approach == AUTO else approach,
         params=request.pop("optillm_params", None),
         limits=request.pop("optillm_limits", None),
         decoding=request.pop("decoding", None),
-        tag=tagged.approach,
+        tag=None if tagged.approach == AUTO else tagged.approach,
     )
 
 
@@ -245,8 +256,8 @@ def _chosen(
 
 
 def _check_unused_fields(fields: _OwnFields) -> None:
-    """Refuse parameters and limits without an approach."""
-    if fields.params is not None or fields.limits is not None:
+    """Refuse parameters and limits without an approach; empty ones ask for nothing."""
+    if fields.params not in (None, {}) or fields.limits not in (None, {}):
         raise RequestRejected(
             "optillm_params and optillm_limits need an approach to apply to",
             param="optillm_params",
@@ -325,16 +336,20 @@ def _parameters(tree: Tree, params: object, request: dict[str, Any]) -> dict[str
     """Return the parameters in a request by approach, and remove their body fields from it.
 
     OptiLLM's clients send some parameters as body fields. They apply only to approaches in `tree`;
-    other fields belong to the provider. `optillm_params` overrides them.
+    fields that OptiLLM does not know belong to the provider. `optillm_params` overrides them.
+
+    Raises:
+        RequestRejected: a field of OptiLLM that no approach in `tree` reads.
     """
     given = _given(params)
     called = {call.name for branch in expression.branches(tree) for call in branch}
     approaches = [approach for approach in all_approaches() if approach.name in called]
     for approach in approaches:
         for field, name in approach.params.request_fields().items():
-            if field in request:
+            if request.get(field) is not None:
                 given.setdefault(approach.name, {}).setdefault(name, request[field])
     for approach in approaches:
         for field in approach.params.request_fields():
             request.pop(field, None)
+    check_foreign_fields(request, sorted(called))
     return given

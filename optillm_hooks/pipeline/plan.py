@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.pipeline import expression
 from optillm_hooks.pipeline.expression import Call, Tree
+from optillm_hooks.pipeline.optillm_names import unknown_approach
 from optillm_hooks.registry import Approach, Cost, Params, get_approach
 
 PASS_THROUGH = "none"  # noqa: S105 (no password)
@@ -153,8 +154,9 @@ def _check_one_decoder(chain: Chain) -> None:
 def _stage(call: Call, given: Mapping[str, object], temperature: float | None) -> Stage:
     try:
         found = get_approach(call.name)
-    except RequestRejected as exc:
-        raise RequestRejected(f"approach expression, column {call.column}: {exc}") from None
+    except RequestRejected:
+        reason = unknown_approach(call.name)
+        raise RequestRejected(f"approach expression, column {call.column}: {reason}") from None
     chosen: dict[str, object] = {**dict(call.args), **given}
     if temperature is not None and "temperature" in found.params.model_fields.keys() - chosen:
         # An error that is not about the temperature is raised below.

@@ -194,7 +194,9 @@ def test_own_fields_and_tags_are_taken_out_of_the_request(router: Router) -> Non
         pytest.param(ask("base", optillm_approach=["moa"]), "must be a string", id="a list"),
         pytest.param(ask("base", optillm_approach=""), "column 1: expected the name", id="empty"),
         pytest.param(
-            ask("nope-base"), "unknown approach 'nope' before the model 'base'", id="typo"
+            ask("mcst-base"),
+            r"model 'mcst-base': unknown approach 'mcst' \(did you mean 'mcts'\?\); known: ",
+            id="typo",
         ),
         pytest.param(ask("re2-moa-base"), "write re2&moa-", id="two slugs"),
         pytest.param(ask("re2-nobody"), "no model 'nobody' is configured", id="unknown base"),
@@ -221,7 +223,9 @@ def test_own_fields_and_tags_are_taken_out_of_the_request(router: Router) -> Non
             id="params alone",
         ),
         pytest.param(
-            ask("base", optillm_limits={}), "need an approach to apply to", id="limits alone"
+            ask("base", optillm_limits={"max_calls": 3}),
+            "need an approach to apply to",
+            id="limits alone",
         ),
         pytest.param(
             ask("moa-base", optillm_params=[1]), "must be an object of objects", id="params: a list"
@@ -385,10 +389,93 @@ def test_a_bad_body_field_of_optillms_is_refused(router: Router) -> None:
         select(ask("cot_reflection-base", return_full_response="perhaps"), router, Settings())
 
 
-def test_a_body_field_of_another_approach_is_left_to_the_provider(router: Router) -> None:
-    request = ask("re2-base", return_full_response=True)
+FOREIGN = {
+    "return_full_response": True,
+    "mcts_simulations": 3,
+    "mcts_simulation": 3,
+    "best_of_n": 3,
+    "cepo_bestofn_n": 3,
+    "spl_learning": True,
+    "selection_temperature": 0.1,
+    "deepthink_samples": 3,
+}
+
+
+@pytest.mark.parametrize("field", FOREIGN)
+def test_a_field_of_optillm_that_no_approach_reads_is_refused_by_name(
+    router: Router, field: str
+) -> None:
+    with pytest.raises(RequestRejected, match=f"'{field}'") as refused:
+        select(ask("re2-base", **{field: FOREIGN[field]}), router, Settings())
+    assert refused.value.param == field
+
+
+def test_without_an_approach_or_a_value_it_is_left_to_the_provider(router: Router) -> None:
+    plain = ask("base", **FOREIGN)
+    assert select(plain, router, Settings()) is None
+    assert FOREIGN.items() <= plain.items()
+    selected(router, ask("re2-base", **dict.fromkeys(FOREIGN)))
+
+
+@pytest.mark.parametrize("field", ["include_reasoning", "k", "reasoning_effort", "prefill", "foo"])
+def test_a_field_that_providers_read_too_is_left_to_them(router: Router, field: str) -> None:
+    request = ask("re2-base", **{field: "low"})
     selected(router, request)
-    assert request["return_full_response"] is True
+    assert request[field] == "low"
+
+
+def test_optillms_options_of_cepo_set_its_parameters(router: Router) -> None:
+    request = ask("cepo-base", cepo_bestofn_n=2, cepo_planning_m=4)
+    [stage] = selected(router, request).plan.stages
+    assert (stage.params.bestofn_n, stage.params.planning_m) == (2, 4)  # type: ignore[attr-defined]
+    assert not any(field.startswith("cepo_") for field in request)
+
+
+def test_a_misspelt_field_of_ours_never_reaches_a_provider(router: Router) -> None:
+    with pytest.raises(RequestRejected, match="did you mean 'optillm_approach'"):
+        select(ask("base", optillm_aproach="moa"), router, Settings())
+
+
+@pytest.mark.parametrize("model", ["base", "re2-base", "careful"])
+@pytest.mark.parametrize("form", ["body", "tag"])
+def test_auto_stands_for_the_approach_in_the_model_name(
+    router: Router, model: str, form: str
+) -> None:
+    request = ask(model, tagged("auto")) if form == "tag" else ask(model, optillm_approach="auto")
+    plain = select(ask(model), router, Settings())
+    auto = select(request, router, Settings())
+    assert auto == plain
+    assert request == ask(model)
+
+
+@pytest.mark.parametrize("text", ["memory", "re2&memory", "moa|memory", "(memory|moa)&re2"])
+@pytest.mark.parametrize("form", ["body", "tag", "prefix", "our prefix"])
+def test_a_plugin_of_optillm_is_refused_with_what_to_use_instead(
+    router: Router, text: str, form: str
+) -> None:
+    request = {
+        "body": ask("base", optillm_approach=text),
+        "tag": ask("base", tagged(text)),
+        "prefix": ask(f"{text}-base"),
+        "our prefix": ask(f"optillm/{text}/base"),
+    }[form]
+    with pytest.raises(RequestRejected, match=r"'memory' is a plugin of OptiLLM .* use a model"):
+        select(request, router, Settings())
+
+
+def test_a_plugin_is_known_before_any_model_but_not_in_a_models_own_name(router: Router) -> None:
+    with pytest.raises(RequestRejected, match="'readurls' is a plugin"):
+        select(ask("readurls-nobody"), router, Settings())
+    assert select(ask("served/memory-7b"), router, Settings()) is None
+
+
+@pytest.mark.parametrize("field", ["optillm_params", "optillm_limits"])
+@pytest.mark.parametrize("empty", [{}, None])
+def test_empty_parameters_and_limits_ask_for_nothing(
+    router: Router, field: str, empty: object
+) -> None:
+    assert select(ask("base", **{field: empty}), router, Settings()) is None
+    assert selected(router, ask("re2-base", **{field: empty})).plan.label == "re2"
 
 
 def test_settings_of_the_yaml_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,136 @@
+"""Names of OptiLLM's that have no meaning here, and what to use instead.
+
+OptiLLM's users send them in requests. Each is refused with a hint before any call is paid for. An
+entry is removed when an approach of that name, or one that reads that field, is added.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from difflib import get_close_matches
+from typing import Final
+
+from optillm_hooks.errors import RequestRejected
+from optillm_hooks.registry import all_approaches
+
+AUTO: Final = "auto"
+"""OptiLLM's default approach: the one in the model name."""
+
+PLUGINS: Final[Mapping[str, str]] = {
+    "coc": "use z3, or give the model a tool that runs code",
+    "compact": "shorten the earlier messages in the client",
+    "deep_research": "give the model a tool that searches the web, in an agent",
+    "deepthink": "use cepo or self_consistency",
+    "executecode": "give the model a tool that runs code",
+    "json": "send response_format, which every approach supports",
+    "longcepo": "use cepo on a model with a context window for the whole text",
+    "mcp": "use LiteLLM's MCP gateway, or send the tools in the request",
+    "memory": "use a model with a context window for the whole conversation",
+    "privacy": "use one of LiteLLM's guardrails, such as Presidio",
+    "proxy": "give several deployments one model_name: LiteLLM balances the load between them",
+    "readurls": "put the text of the pages into the message",
+    "router": "name the approach, or have the operator set default_approach",
+    "spl": "put your strategies into the system message",
+    "web_search": "send web_search_options if the model supports it, or a tool that searches",
+}
+"""What to use instead of a plugin."""
+
+FIELDS: Final[Mapping[str, str]] = {
+    "bestofn_n": "send cepo_bestofn_n",
+    "cepo_config": "send cepo's parameter preset in optillm_params",
+    "cepo_config_file": "send cepo's parameter preset in optillm_params",
+    "cepo_print_output": "have the operator switch on progress",
+    "cepo_use_reasoning": "send reasoning_effort",
+    "compact_context_window": PLUGINS["compact"],
+    "compact_keep_recent": PLUGINS["compact"],
+    "compact_threshold": PLUGINS["compact"],
+    "comparison_mode": "set genselect's group_size in optillm_params (2 compares pairs)",
+    "comparison_temperature": "remove it: genselect's comparisons have a fixed temperature",
+    "deepthink_samples": PLUGINS["deepthink"],
+    "enable_self_discover": PLUGINS["deepthink"],
+    "proxy_wrap": PLUGINS["proxy"],
+    "reasoning_modules_limit": PLUGINS["deepthink"],
+    "selection_temperature": "remove it: judges have a fixed temperature",
+    "spl_learning": PLUGINS["spl"],
+    "wrapped_approach": PLUGINS["proxy"],
+}
+"""What to do instead of sending a field that only OptiLLM reads."""
+
+OWN_FIELDS: Final = (
+    "optillm_approach",
+    "optillm_decoding",
+    "optillm_limits",
+    "optillm_params",
+)
+"""All fields whose names begin with `optillm_`."""
+
+_SHARED: Final = frozenset(
+    {
+        "early_stopping", "k", "length_penalty", "no_repeat_ngram_size", "num_beams", "prefill",
+        "reasoning_effort", "variant", "window_size",
+    }
+)  # fmt: skip
+"""Fields of an approach that a provider may read too: without the approach, they are its own."""
+
+_PREFIXES: Final = ("cepo_", "mcts_", "rstar_")
+"""OptiLLM's options of an approach."""
+
+
+def unknown_approach(name: str) -> str:
+    """Return the message about an approach that does not exist."""
+    if name in PLUGINS:
+        return f"{name!r} is a plugin of OptiLLM that does not exist here: {PLUGINS[name]}"
+    known = [approach.name for approach in all_approaches()]
+    return f"unknown approach {name!r}{_meant(name, known)}; known: {', '.join(known)}"
+
+
+def check_own_fields(request: Iterable[str]) -> None:
+    """Refuse a misspelt field of ours, which would otherwise go to the provider.
+
+    Raises:
+        RequestRejected: the message names it.
+    """
+    for field in request:
+        if field.startswith("optillm_") and field not in OWN_FIELDS:
+            raise RequestRejected(
+                f"unknown field {field!r}{_meant(field, OWN_FIELDS)}", param=field
+            )
+
+
+def check_foreign_fields(request: Mapping[str, object], called: Collection[str]) -> None:
+    """Refuse fields of OptiLLM that no approach of the request reads.
+
+    Args:
+        request: the request, without the fields that its approaches have read.
+        called: the names of its approaches.
+
+    Raises:
+        RequestRejected: the message names the field, and says what to send instead.
+    """
+    readers = {
+        field: approach.name
+        for approach in all_approaches()
+        for field in approach.params.request_fields()
+        if field not in _SHARED and approach.name not in called
+    }
+    for field, value in request.items():
+        if value is None:
+            continue
+        if field in FIELDS:
+            raise RequestRejected(
+                f"{field!r} is a field of OptiLLM without effect here: {FIELDS[field]}",
+                param=field,
+            )
+        if field in readers:
+            raise RequestRejected(
+                f"{field!r} is a parameter of {readers[field]}, which is not among the approaches "
+                f"of this request: {', '.join(called)}",
+                param=field,
+            )
+        if field.startswith(_PREFIXES):
+            raise RequestRejected(
+                f"unknown parameter {field!r}{_meant(field, readers)}", param=field
+            )
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name.lower(), list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
