@@ -27,10 +27,7 @@ FOLDER: Final = ROOT / "tests" / "golden" / "requests"
 FAILING: Final = frozenset(
     {
         "16_alias_of_two_deployments",
-        "20_completions_two_prompts",
-        "22_max_tokens_minus_one",
         "24_health_on_demand",
-        "27_embeddings_on_alias",
         "94_l_modalities_text",
     }
 )

@@ -3,32 +3,21 @@
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from litellm import BudgetExceededError
+from litellm import BudgetExceededError, Router
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy._types import UserAPIKeyAuth
 
 from optillm_hooks.errors import OptiLLMError, RequestRejected
 from optillm_hooks.gateway.admission import admit
-from optillm_hooks.gateway.convert import read_chat, read_sampling
 from optillm_hooks.gateway.deployments import proxy_router
 from optillm_hooks.gateway.failures import over_budget, to_proxy
 from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.prepared import Prepared, Route, current, current_route
 from optillm_hooks.gateway.reports import header_values
-from optillm_hooks.gateway.selection import select
+from optillm_hooks.gateway.routes import ROUTES, check_request, refuse_route, without_nulls
+from optillm_hooks.gateway.selection import names_approach, select
 from optillm_hooks.settings import Settings
 from optillm_hooks.types import Fields
-
-_ROUTES: dict[str, Route] = {
-    "completion": "chat",
-    "acompletion": "chat",
-    "text_completion": "completions",
-    "atext_completion": "completions",
-    "anthropic_messages": "messages",
-    "responses": "responses",
-    "aresponses": "responses",
-}
-"""LiteLLM's call types that we serve."""
 
 _REASONING_FIELDS = ["reasoning_effort", "thinking", "verbosity"]
 """Fields that LiteLLM refuses or drops for a custom provider unless the request allows them."""
@@ -57,8 +46,11 @@ class Hook(CustomLogger):
                 caller may not use a model.
         """
         router = proxy_router()
-        route = _ROUTES.get(call_type)
-        if route is None or router is None:
+        if router is None:
+            return data
+        route = ROUTES.get(call_type)
+        if route is None:
+            _check_unserved(data.get("model"), call_type, router)
             return data
         current.set(None)
         current_route.set(route)
@@ -69,7 +61,7 @@ class Hook(CustomLogger):
                 return data
             if invalid is not None:
                 raise invalid
-            _check_fields(data, route)
+            check_request(data, route)
             prepared = await admit(
                 selection,
                 settings,
@@ -115,6 +107,18 @@ class Hook(CustomLogger):
         if prepared is None:
             return None
         return header_values(prepared, answered=response is not None)
+
+
+def _check_unserved(model: object, call_type: str, router: Router) -> None:
+    """Refuse a model name with an approach on a route that makes no chat completions.
+
+    A call of an MCP tool calls no model; it may bear the name of the one that asked for it.
+
+    Raises:
+        ProxyException: with status 400.
+    """
+    if isinstance(model, str) and "mcp" not in call_type and names_approach(model, router):
+        raise to_proxy(refuse_route(model))
 
 
 def _settings() -> tuple[Settings, RequestRejected | None]:
@@ -172,20 +176,6 @@ def _fields_lost(data: Mapping[str, Any], route: Route) -> Fields:
     return {}
 
 
-def _check_fields(data: Mapping[str, Any], route: Route) -> None:
-    """Refuse fields of the wrong type before LiteLLM routes the request.
-
-    Raises:
-        RequestRejected: the message names the field.
-    """
-    if route == "chat":
-        read_chat(data.get("messages"))
-    read_sampling(data)
-    allowed = data.get("allowed_openai_params")
-    if allowed is not None and not isinstance(allowed, list):
-        raise RequestRejected("allowed_openai_params must be a list", param="allowed_openai_params")
-
-
 def _rewritten(data: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
     """Return the request for our provider; what LiteLLM would lose is kept in `prepared`."""
     prepared.user = _end_user(data, prepared.route)
@@ -194,7 +184,7 @@ def _rewritten(data: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
     current.set(prepared)
     allowed = data.get("allowed_openai_params")
     return {
-        **data,
+        **without_nulls(data),
         "model": prepared.deployment,
         "num_retries": 0,  # a retry would run, and pay, the whole plan again
         "cache": _UNCACHED,

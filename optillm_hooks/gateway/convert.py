@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 from typing import Any, NamedTuple, cast, get_args
 
 from litellm.constants import (
@@ -56,6 +57,9 @@ _SAMPLING_FIELDS = frozenset(
 )
 """Request fields that have their own attribute in `Sampling`."""
 
+_TOKEN_LIMITS = ("max_completion_tokens", "max_tokens")
+"""Names of the token limit; the first one given holds."""
+
 _REQUEST_FIELDS = frozenset(
     {
         "model", "messages", "n", "stream", "stream_options", "metadata", "drop_params",
@@ -92,7 +96,7 @@ _PRIVATE_PREFIXES = ("_", "litellm_", "mock_")
 """Prefixes of LiteLLM's other private names."""
 
 
-def _is_forwarded(field: str) -> bool:
+def is_forwarded(field: str) -> bool:
     """Return whether a field of the client's request is sent with the inner calls.
 
     These are OpenAI's fields of a single completion, and fields that LiteLLM does not know and
@@ -108,14 +112,14 @@ class _Check(NamedTuple):
     wanted: str
 
 
-_NUMBER = _Check(lambda value: type(value) in (int, float), "a number")
-_COUNT = _Check(lambda value: type(value) is int and value >= 1, "a whole number of at least 1")
+_NUMBER = _Check(lambda value: type(value) in (int, float) and isfinite(value), "a number")
+_WHOLE = _Check(lambda value: type(value) is int, "a whole number")
 _SAMPLING_CHECKS: Mapping[str, _Check] = {
     "temperature": _NUMBER,
     "top_p": _NUMBER,
-    "max_tokens": _COUNT,
-    "max_completion_tokens": _COUNT,
-    "seed": _Check(lambda value: type(value) is int, "a whole number"),
+    "max_tokens": _WHOLE,
+    "max_completion_tokens": _WHOLE,
+    "seed": _WHOLE,
     "stop": _Check(
         lambda value: (
             isinstance(value, str)
@@ -181,14 +185,20 @@ def read_sampling(params: Mapping[str, Any]) -> Sampling:
         if params.get(name) is not None and not check.allows(params[name]):
             raise RequestRejected(f"{name} must be {check.wanted}", param=name)
     stop = params.get("stop")
-    max_tokens = params.get("max_completion_tokens")
+    given = {name: params[name] for name in _TOKEN_LIMITS if params.get(name) is not None}
+    limit = next(iter(given.values()), None)
+    # Local servers take -1 for no limit; others refuse it, as they do in a plain call.
+    unlimited = limit is not None and limit <= 0
     return Sampling(
         temperature=params.get("temperature"),
         top_p=params.get("top_p"),
-        max_tokens=params.get("max_tokens") if max_tokens is None else max_tokens,
+        max_tokens=None if unlimited else limit,
         stop=None if stop is None else (stop,) if isinstance(stop, str) else tuple(stop),
         seed=params.get("seed"),
-        fields={k: v for k, v in params.items() if _is_forwarded(k) and v is not None},
+        fields={
+            **{k: v for k, v in params.items() if is_forwarded(k) and v is not None},
+            **(given if unlimited else {}),
+        },
     )
 
 
@@ -196,7 +206,7 @@ def write_sampling(sampling: Sampling) -> dict[str, Any]:
     """Return the request fields of one call.
 
     The token limit is sent as `max_tokens`: LiteLLM renames it for models that accept only
-    `max_completion_tokens`.
+    `max_completion_tokens`. It replaces the client's "no limit".
     """
     given = {
         "temperature": sampling.temperature,
@@ -205,7 +215,9 @@ def write_sampling(sampling: Sampling) -> dict[str, Any]:
         "stop": list(sampling.stop) if sampling.stop else None,
         "seed": sampling.seed,
     }
-    return {**sampling.fields, **{k: v for k, v in given.items() if v is not None}}
+    limits = () if sampling.max_tokens is None else _TOKEN_LIMITS
+    fields = {k: v for k, v in sampling.fields.items() if k not in limits}
+    return {**fields, **{k: v for k, v in given.items() if v is not None}}
 
 
 def read_completions(response: ModelResponse, cost_usd: float) -> list[Completion]:

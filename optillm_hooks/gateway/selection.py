@@ -147,6 +147,18 @@ def select(request: dict[str, Any], router: Router, settings: Settings) -> Selec
     )
 
 
+def names_approach(model: str, router: Router) -> bool:
+    """Return whether a model name has an approach: an alias, or a name with a prefix."""
+    if is_configured(router, model) and "*" not in model:
+        return any(alias_model(deployment) for deployment in deployments(router, model))
+    if model.startswith(f"{model_names.PROVIDER}/"):
+        return True
+    try:
+        return model_names.from_prefix(model) is not None
+    except RequestRejected:
+        return False
+
+
 def select_deployment(
     model: str,
     requested: str,

@@ -98,11 +98,27 @@ async def test_a_call_that_is_not_ours_leaves_the_request_it_belongs_to() -> Non
     assert (await called("base", "mcp_call"))[1] is prepared
 
 
-@pytest.mark.parametrize("call_type", ["aembedding", "arerank", "mcp_call", ""])
-async def test_other_kinds_of_calls_pass_untouched(call_type: str) -> None:
+UNSERVED = ["aembedding", "arerank", "moderation", "agenerate_content", "acreate_batch"]
+
+
+@pytest.mark.parametrize("call_type", UNSERVED)
+@pytest.mark.parametrize("model", ["careful", "re2-base", "re2|moa-base", "optillm/re2/base"])
+async def test_a_route_that_makes_no_chat_completions_refuses_an_approach(
+    call_type: str, model: str
+) -> None:
+    with pytest.raises(ProxyException, match="call its base model") as refused:
+        await called(model, call_type)
+    assert (refused.value.code, refused.value.param) == ("400", "model")
+
+
+@pytest.mark.parametrize(
+    ("model", "call_type"),
+    [*(("base", call_type) for call_type in UNSERVED), ("moa", "arerank"), ("careful", "mcp_call")],
+)
+async def test_other_kinds_of_calls_pass_untouched(model: str, call_type: str) -> None:
     current.set(None)
-    found, prepared = await called("re2-base", call_type)
-    assert (found["model"], prepared) == ("re2-base", None)
+    found, prepared = await called(model, call_type)
+    assert (found["model"], prepared) == (model, None)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """OpenAI and LiteLLM objects to our types and back, with nothing lost."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -195,8 +196,9 @@ def test_a_field_by_which_litellm_is_steered_does_not_reach_the_inner_calls(fiel
         ({"top_p": [1]}, "top_p"),
         ({"max_tokens": "many"}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
-        ({"max_tokens": 0}, "max_tokens"),
-        ({"max_completion_tokens": -1}, "max_completion_tokens"),
+        ({"max_completion_tokens": "-1"}, "max_completion_tokens"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_p": float("inf")}, "top_p"),
         ({"seed": "s"}, "seed"),
         ({"seed": [1]}, "seed"),
         ({"stop": 5}, "stop"),
@@ -214,6 +216,17 @@ def test_a_field_of_the_wrong_type_is_the_callers_fault(params: dict[str, Any], 
 def test_only_one_name_of_the_token_limit_is_sent() -> None:
     sent = write_sampling(read_sampling({"max_completion_tokens": 7, "max_tokens": 5}))
     assert sent == {"max_tokens": 7}
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize("value", [-1, 0])
+def test_no_limit_of_tokens_is_sent_as_it_came_unless_a_call_has_a_limit(
+    name: str, value: int
+) -> None:
+    sampling = read_sampling({name: value})
+    assert sampling.max_tokens is None
+    assert write_sampling(sampling) == {name: value}
+    assert write_sampling(replace(sampling, max_tokens=9)) == {"max_tokens": 9}
 
 
 def test_no_stop_is_sent_as_nothing() -> None:

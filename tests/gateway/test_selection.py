@@ -389,7 +389,7 @@ def test_a_bad_body_field_of_optillms_is_refused(router: Router) -> None:
         select(ask("cot_reflection-base", return_full_response="perhaps"), router, Settings())
 
 
-FOREIGN = {
+FOREIGN: dict[str, Any] = {
     "return_full_response": True,
     "mcts_simulations": 3,
     "mcts_simulation": 3,
@@ -414,7 +414,8 @@ def test_without_an_approach_or_a_value_it_is_left_to_the_provider(router: Route
     plain = ask("base", **FOREIGN)
     assert select(plain, router, Settings()) is None
     assert FOREIGN.items() <= plain.items()
-    selected(router, ask("re2-base", **dict.fromkeys(FOREIGN)))
+    nulls: dict[str, Any] = dict.fromkeys(FOREIGN)
+    selected(router, ask("re2-base", **nulls))
 
 
 @pytest.mark.parametrize("field", ["include_reasoning", "k", "reasoning_effort", "prefill", "foo"])
@@ -472,7 +473,7 @@ def test_a_plugin_is_known_before_any_model_but_not_in_a_models_own_name(router:
 @pytest.mark.parametrize("field", ["optillm_params", "optillm_limits"])
 @pytest.mark.parametrize("empty", [{}, None])
 def test_empty_parameters_and_limits_ask_for_nothing(
-    router: Router, field: str, empty: object
+    router: Router, field: str, empty: Any
 ) -> None:
     assert select(ask("base", **{field: empty}), router, Settings()) is None
     assert selected(router, ask("re2-base", **{field: empty})).plan.label == "re2"

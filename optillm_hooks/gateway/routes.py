@@ -1,0 +1,180 @@
+"""The routes that serve approaches, and the checks of a request's fields on each.
+
+An approach makes chat completions. LiteLLM converts requests of the other routes to them, and drops
+what has no equivalent there. Such a field is refused here by name, unless it is harmless.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from litellm.utils import validate_chat_completion_user_messages
+
+from optillm_hooks.errors import RequestRejected
+from optillm_hooks.gateway.convert import is_forwarded, read_chat, read_sampling
+from optillm_hooks.gateway.prepared import Route
+
+ROUTES: Final[Mapping[str, Route]] = {
+    "completion": "chat",
+    "acompletion": "chat",
+    "text_completion": "completions",
+    "atext_completion": "completions",
+    "anthropic_messages": "messages",
+    "responses": "responses",
+    "aresponses": "responses",
+}
+"""By LiteLLM's call type."""
+
+_CONVERTED_TOOLS: Final = frozenset({"custom", "file_search", "function", "namespace"})
+"""Tools of the responses route that LiteLLM converts to functions, besides web search."""
+
+
+def check_request(data: Mapping[str, Any], route: Route) -> None:
+    """Refuse fields that an approach cannot serve on this route, or whose type is wrong.
+
+    Raises:
+        RequestRejected: the message names the field.
+    """
+    read_sampling(data)
+    _check_routing(data)
+    _CHECKS[route](data)
+
+
+def refuse_route(model: str) -> RequestRejected:
+    """Return the error about a route that does not serve approaches."""
+    return RequestRejected(
+        f"the model {model!r} has an approach, which only answers on /v1/chat/completions, "
+        "/v1/messages, /v1/responses and /v1/completions: call its base model on this route",
+        param="model",
+    )
+
+
+def without_nulls(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request without the fields of a completion that are null.
+
+    LiteLLM takes a null for a value in some of them.
+    """
+    return {k: v for k, v in data.items() if v is not None or not is_forwarded(k)}
+
+
+def _check_routing(data: Mapping[str, Any]) -> None:
+    """Check the fields for LiteLLM itself that apply to the whole request."""
+    allowed = data.get("allowed_openai_params")
+    if allowed is not None and not isinstance(allowed, list):
+        raise RequestRejected("allowed_openai_params must be a list", param="allowed_openai_params")
+    if data.get("custom_llm_provider") is not None:
+        raise RequestRejected(
+            "custom_llm_provider would send the request past its approach: remove it",
+            param="custom_llm_provider",
+        )
+
+
+def _check_chat(data: Mapping[str, Any]) -> None:
+    messages = data.get("messages")
+    read_chat(messages)
+    try:
+        validate_chat_completion_user_messages(messages or [])
+    except Exception as exc:  # LiteLLM raises no narrower class
+        raise RequestRejected(
+            f"messages: a content part has a missing or unknown type ({exc})", param="messages"
+        ) from None
+    if not isinstance(data.get("response_format") or {}, dict):
+        raise RequestRejected("response_format must be an object", param="response_format")
+
+
+def _check_messages(data: Mapping[str, Any]) -> None:
+    messages = data.get("messages")
+    if not isinstance(messages, list) or not any(
+        isinstance(message, dict) and message.get("content") for message in messages
+    ):
+        raise RequestRejected(
+            "messages must be a list with at least one message that has content", param="messages"
+        )
+
+
+def _check_responses(data: Mapping[str, Any]) -> None:
+    for field, reason in _NOT_ON_RESPONSES.items():
+        if data.get(field) not in (None, False):
+            raise RequestRejected(f"{field}: {reason}", param=field)
+    _check_input(data.get("input"))
+    for number, tool in enumerate(data.get("tools") or ()):
+        _check_tool(tool, f"tools[{number}].type")
+
+
+_NOT_ON_RESPONSES: Final = {
+    "previous_response_id": "responses of a model with an approach are not stored; send the whole "
+    "conversation in input",
+    "conversation": "conversations are not stored for a model with an approach; send the messages "
+    "in input",
+    "background": "a model with an approach answers while the request is open; remove it",
+    "prompt": "stored prompts belong to OpenAI's own API; send the text in instructions and input",
+}
+
+
+def _check_input(given: object) -> None:
+    if isinstance(given, list):
+        items = [item for item in given if isinstance(item, dict)]
+        if any(item.get("type") == "item_reference" for item in items):
+            raise RequestRejected(
+                "input: an item_reference points to a stored response, and responses of a model "
+                "with an approach are not stored; send the item itself",
+                param="input",
+            )
+        given = items
+    if not given and not isinstance(given, str):
+        raise RequestRejected("input must be a string or a list of items", param="input")
+
+
+def _check_tool(tool: object, where: str) -> None:
+    kind = tool.get("type") if isinstance(tool, dict) else None
+    server = tool.get("server_url") if isinstance(tool, dict) else None
+    if (
+        kind in _CONVERTED_TOOLS
+        or str(kind).startswith("web_search")
+        or (kind == "mcp" and str(server).startswith("litellm_proxy"))  # LiteLLM's own gateway
+    ):
+        return
+    raise RequestRejected(
+        f"{where}: a tool {str(kind)[:80]!r} runs in OpenAI's own API, which a model with an "
+        "approach does not call; use a tool of type 'function'",
+        param=where,
+    )
+
+
+def _check_completions(data: Mapping[str, Any]) -> None:
+    prompt = data.get("prompt")
+    if isinstance(prompt, list) and len(prompt) > 1 and all(isinstance(p, str) for p in prompt):
+        raise RequestRejected(
+            f"prompt: a model with an approach answers one prompt per request, got {len(prompt)}",
+            param="prompt",
+        )
+    if not isinstance(prompt, str) and not (
+        isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str)
+    ):
+        raise RequestRejected(
+            "prompt must be a string: a model with an approach takes no tokens", param="prompt"
+        )
+    for field, reason in _NOT_ON_COMPLETIONS.items():
+        value = data.get(field)
+        if value is not None and value is not False and value != "":
+            raise RequestRejected(f"{field}: {reason}", param=field)
+    best_of = data.get("best_of")
+    if best_of is not None and best_of != (data.get("n") or 1):
+        raise RequestRejected(
+            "best_of: use the approach bon, which returns the best of several answers",
+            param="best_of",
+        )
+
+
+_NOT_ON_COMPLETIONS: Final = {
+    "echo": "an approach answers in a chat, whose prompt is not part of the answer",
+    "logprobs": "use /v1/chat/completions, with logprobs: true",
+    "suffix": "an approach answers in a chat, and cannot insert text",
+}
+
+
+_CHECKS: Final[Mapping[Route, Callable[[Mapping[str, Any]], None]]] = {
+    "chat": _check_chat,
+    "completions": _check_completions,
+    "messages": _check_messages,
+    "responses": _check_responses,
+}

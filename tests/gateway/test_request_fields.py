@@ -1,0 +1,122 @@
+"""Fields that an approach cannot serve on a route are refused by name; all others pass."""
+
+from typing import Any
+
+import pytest
+
+from optillm_hooks.errors import RequestRejected
+from optillm_hooks.gateway.prepared import Route
+from optillm_hooks.gateway.routes import check_request, without_nulls
+
+USER = {"role": "user", "content": "hi"}
+BODIES: dict[Route, dict[str, Any]] = {
+    "chat": {"messages": [USER]},
+    "messages": {"messages": [USER], "max_tokens": 9},
+    "responses": {"input": "hi"},
+    "completions": {"prompt": "hi"},
+}
+
+
+def part(**fields: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [fields]}]
+
+
+REFUSED: list[tuple[Route, str, Any, str]] = [
+    ("chat", "messages", [], "at least one message"),
+    ("chat", "messages", part(type="input_text", text="hi"), "content part"),
+    ("chat", "messages", part(text="hi"), "content part"),
+    ("chat", "response_format", "json", "an object"),
+    ("chat", "custom_llm_provider", "openai", "past its approach"),
+    ("chat", "allowed_openai_params", "top_k", "a list"),
+    ("messages", "messages", [{"role": "user", "content": ""}], "has content"),
+    ("messages", "messages", None, "has content"),
+    ("messages", "max_tokens", "many", "a whole number"),
+    ("responses", "previous_response_id", "resp_1", "not stored"),
+    ("responses", "conversation", "conv_1", "not stored"),
+    ("responses", "conversation", {"id": "conv_1"}, "not stored"),
+    ("responses", "background", True, "while the request is open"),
+    ("responses", "prompt", {"id": "pmpt_1"}, "stored prompts"),
+    ("responses", "input", [], "a list of items"),
+    ("responses", "input", None, "a list of items"),
+    ("responses", "input", [{"type": "item_reference", "id": "x"}], "not stored"),
+    ("completions", "prompt", ["one", "two"], "got 2"),
+    ("completions", "prompt", [1, 2, 3], "no tokens"),
+    ("completions", "prompt", [[1, 2], [3]], "no tokens"),
+    ("completions", "prompt", [], "a string"),
+    ("completions", "prompt", None, "a string"),
+    ("completions", "echo", True, "not part of the answer"),
+    ("completions", "suffix", "}", "cannot insert"),
+    ("completions", "logprobs", 1, "chat/completions"),
+    ("completions", "logprobs", 0, "chat/completions"),
+    ("completions", "best_of", 3, "approach bon"),
+]
+PASSED: list[tuple[Route, str, Any]] = [
+    ("chat", "messages", part(type="text", text="hi")),
+    ("chat", "messages", part(type="input_audio", input_audio={"data": "", "format": "wav"})),
+    ("chat", "response_format", {"type": "text"}),
+    ("chat", "modalities", ["text"]),
+    ("chat", "custom_llm_provider", None),
+    ("chat", "max_tokens", -1),
+    ("messages", "messages", [{"role": "assistant", "content": ""}, USER]),
+    ("responses", "previous_response_id", None),
+    ("responses", "background", False),
+    ("responses", "store", True),
+    ("responses", "include", ["reasoning.encrypted_content"]),
+    ("responses", "input", ""),
+    ("responses", "tools", []),
+    ("responses", "tools", None),
+    ("completions", "prompt", ["one"]),
+    ("completions", "prompt", ""),
+    ("completions", "echo", False),
+    ("completions", "suffix", ""),
+    ("completions", "logprobs", None),
+    ("completions", "best_of", 1),
+]
+
+
+@pytest.mark.parametrize(("route", "field", "value", "reason"), REFUSED)
+def test_a_field_without_effect_is_refused_by_name(
+    route: Route, field: str, value: object, reason: str
+) -> None:
+    with pytest.raises(RequestRejected, match=f"^{field}.*{reason}") as refused:
+        check_request({**BODIES[route], field: value}, route)
+    assert refused.value.param == field
+
+
+@pytest.mark.parametrize(("route", "field", "value"), PASSED)
+def test_a_field_that_can_be_served_passes(route: Route, field: str, value: object) -> None:
+    check_request({**BODIES[route], field: value}, route)
+
+
+@pytest.mark.parametrize(
+    "kind", ["code_interpreter", "computer_use_preview", "image_generation", "local_shell", "mcp"]
+)
+def test_a_tool_of_openais_own_api_is_refused_by_its_type(kind: str) -> None:
+    tools = [{"type": "function", "name": "f"}, {"type": kind}]
+    with pytest.raises(RequestRejected, match=f"'{kind}'") as refused:
+        check_request({"input": "hi", "tools": tools}, "responses")
+    assert refused.value.param == "tools[1].type"
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"type": "function", "name": "f"},
+        {"type": "custom", "name": "f"},
+        {"type": "web_search"},
+        {"type": "web_search_preview"},
+        {"type": "mcp", "server_url": "litellm_proxy/mcp/deepwiki"},
+    ],
+    ids=str,
+)
+def test_a_tool_that_litellm_converts_passes(tool: dict[str, Any]) -> None:
+    check_request({"input": "hi", "tools": [tool]}, "responses")
+
+
+def test_best_of_may_say_that_all_choices_are_wanted() -> None:
+    check_request({"prompt": "hi", "n": 2, "best_of": 2}, "completions")
+
+
+def test_a_null_is_no_field() -> None:
+    data = {"model": "base", "web_search_options": None, "top_k": 0, "timeout": None}
+    assert without_nulls(data) == {"model": "base", "top_k": 0, "timeout": None}
