@@ -6,12 +6,15 @@ from typing import TypeVar
 
 from optillm_hooks.errors import BudgetExceeded
 from optillm_hooks.llm import LLM, Price
-from optillm_hooks.types import Chat, Sampling, StoppedBy, Usage
+from optillm_hooks.types import Chat, Purpose, Sampling, StoppedBy, Usage
 
 N = TypeVar("N", int, float)
 
 _UNBOUNDED = 2**31
 """Used in place of a missing limit."""
+
+_WORK = frozenset[Purpose]({"solution", "draft", "judge"})
+"""Purposes of the calls that lead to an answer, which the client's `max_tokens` does not limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,9 @@ class Budget:
         """Reserve one call, its prompt, and `choices` replies of their maximum length.
 
         If tokens or money are limited, a call without `max_tokens` gets its share of what is left,
-        up to the model's maximum, and a given `max_tokens` is lowered to what is left. So a fan-out
-        exceeds a limit by no more than the error of the prompt estimates.
+        up to the model's maximum, and a given `max_tokens` is lowered to what is left; to the
+        share, if the call is not for an answer. So a fan-out exceeds a limit by no more than the
+        error of the prompt estimates.
 
         Raises:
             BudgetExceeded: a limit leaves no room for the call.
@@ -107,10 +111,9 @@ class Budget:
             self.stop(limited_by)
             raise BudgetExceeded(f"no room left under {limited_by}")
         ask = sampling.max_tokens
-        if ask is None and room < _UNBOUNDED:
-            share = max(1, room // max(1, self.expected_calls - self.calls_taken))
-            ask = thinking + share
-            ask = min(ask, facts.max_output_tokens or ask)
+        if room < _UNBOUNDED and (ask is None or sampling.purpose in _WORK):
+            share = thinking + max(1, room // max(1, self.expected_calls - self.calls_taken))
+            ask = min(share, ask or share, facts.max_output_tokens or share)
         max_tokens = None if ask is None else min(ask, room)
         reply = choices * (max_tokens or 0)
         reserved = Reservation(

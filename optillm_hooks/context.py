@@ -2,8 +2,15 @@
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Sequence,
+)
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
@@ -35,6 +42,7 @@ from optillm_hooks.types import (
     Usage,
 )
 
+A = TypeVar("A", bound=Answer)
 T = TypeVar("T")
 
 _RUN_STRIDE = 1000
@@ -90,6 +98,9 @@ class Context:
     decoded: Callable[[LLM], LLM] = _undecoded
     """Applies the decoder of the chain to an LLM."""
 
+    draft_tokens: int | None = None
+    """Maximum tokens of each solution, draft and judgement that sets none itself."""
+
     progress: Callable[[str], None] = _ignore
     """Shows the client a progress message, if it asked for progress. Never text of a model."""
 
@@ -121,6 +132,44 @@ class Context:
         """Offer `answer` if it is the first, or the first that is not truncated."""
         if self.best is None or (self.best.truncated and not answer.truncated):
             self.offer(answer)
+
+    @contextmanager
+    def drafting(self, max_tokens: int | None) -> Iterator[None]:
+        """Apply `max_tokens` as `draft_tokens` in the block."""
+        before, self.draft_tokens = self.draft_tokens, max_tokens
+        try:
+            yield
+        finally:
+            self.draft_tokens = before
+
+    def reply_limit(self, sampling: Sampling) -> int | None:
+        """Return the maximum tokens of a reply, or None if it is not limited.
+
+        The client's `max_tokens` limits its answer, not the work that leads to it.
+        """
+        if sampling.purpose == "answer":
+            return _lower(sampling.max_tokens, self.client.max_tokens)
+        if sampling.max_tokens is not None or sampling.purpose == "piece":
+            return sampling.max_tokens
+        return self.draft_tokens
+
+    def keep_reply(self, reply: Answer, purpose: Purpose, facts: ModelFacts) -> None:
+        """Keep a reply as `keep` does, if its purpose lets it be the user's answer."""
+        if purpose == "answer":
+            self.keep(reply)
+        elif purpose == "solution":
+            self.keep(self.bounded(reply, facts))
+
+    def bounded(self, answer: A, facts: ModelFacts) -> A:
+        """Return `answer`, cut to about the client's `max_tokens` if it is longer."""
+        limit = self.client.max_tokens
+        if limit is None or not answer.text:
+            return answer
+        tokens = facts.count_tokens((Message("assistant", answer.text),), Sampling())
+        if tokens <= limit:
+            return answer
+        cut = answer.text[: len(answer.text) * limit // tokens]
+        return replace(answer, text=cut, finish_reason="length")
 
     def within(self, share: float) -> float:
         """Return the instant at which `share` of the time left will have passed.
@@ -155,19 +204,20 @@ class Context:
         contains tool calls it still needs the tools' definitions, or providers refuse it.
         """
         client = self.client
+        sampling = replace(sampling, max_tokens=self.reply_limit(sampling))
         if sampling.purpose == "judge":
             if "tools" not in client.fields or not any(m.role == "tool" for m in chat):
                 return sampling
             defined: Fields = {"tools": client.fields["tools"], "tool_choice": "none"}
             return replace(sampling, fields={**defined, **sampling.fields})
-        hidden = frozenset[str]() if sampling.purpose == "answer" else _FORM_FIELDS
+        is_answer = sampling.purpose in ("answer", "solution")
+        hidden = frozenset[str]() if is_answer else _FORM_FIELDS
         seed = client.seed if sampling.seed is None else sampling.seed
         number = sampling.sample + _RUN_STRIDE * self.run
         return replace(
             sampling,
             temperature=_first(sampling.temperature, client.temperature),
             top_p=_first(sampling.top_p, client.top_p),
-            max_tokens=_lower(sampling.max_tokens, client.max_tokens),
             stop=sampling.stop if sampling.stop is not None or hidden else client.stop,
             seed=None if seed is None else seed + number,
             sample=number,
@@ -402,8 +452,7 @@ class MeteredLLM:
         kept = [completion for completion in completions if not completion.empty]
         if not kept:
             raise EmptyCompletion(None if purpose == "judge" else completions[0])
-        if purpose == "answer":
-            self._ctx.keep(kept[0])
+        self._ctx.keep_reply(kept[0], purpose, self.facts)
         return kept
 
 

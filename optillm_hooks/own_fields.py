@@ -65,8 +65,9 @@ def with_room(own: Sampling, filled: Sampling, facts: Callable[[], ModelFacts]) 
 
     What a client or a limit allows stays as it is, and so does the model's maximum.
     """
-    if own.max_tokens is None or filled.max_tokens != own.max_tokens:
+    is_ours = filled.purpose != "answer" or filled.max_tokens == own.max_tokens
+    if filled.max_tokens is None or not is_ours:
         return filled
     known = facts()
-    needed = own.max_tokens + known.thinking_tokens(filled)
+    needed = filled.max_tokens + known.thinking_tokens(filled)
     return replace(filled, max_tokens=min(needed, known.max_output_tokens or needed))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from optillm_hooks.context import Context
 from optillm_hooks.errors import RequestRejected
@@ -94,6 +94,19 @@ class Params(BaseModel):
             model: the name of the model.
             supports: returns whether the model accepts a request field.
         """
+
+
+class DraftingParams(Params):
+    """Base class of the parameters of an approach that calls models for more than answers."""
+
+    draft_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Maximum tokens of each intermediate call (a draft, a plan, a judgement), "
+        "reasoning included (a thinking budget that the client sets is added), up to the model's "
+        "maximum; unset: the provider's default. The client's max_tokens limits only its answer.",
+    )
 
 
 class NoParams(Params):

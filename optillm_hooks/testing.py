@@ -23,7 +23,7 @@ from optillm_hooks.answers.deltas import as_delta, parts
 from optillm_hooks.budget import Budget, Limits
 from optillm_hooks.context import Context, MeteredLLM
 from optillm_hooks.llm import ModelFacts, Price
-from optillm_hooks.registry import Params, Result, get_approach
+from optillm_hooks.registry import DraftingParams, Params, Result, get_approach
 from optillm_hooks.types import Answer, Chat, Completion, Delta, Message, Sampling, Usage
 
 _PATIENCE_S: Final = 10.0
@@ -262,7 +262,10 @@ async def run(
     spec = get_approach(name)
     if spec.kind != "answerer":
         raise ValueError(f"{name} is a {spec.kind}, not an answerer")
-    result: Result = await spec.run(asked, MeteredLLM(llm, ctx), params(name, **given), ctx)
+    chosen = params(name, **given)
+    draft_tokens = chosen.draft_tokens if isinstance(chosen, DraftingParams) else None
+    with ctx.drafting(draft_tokens):
+        result: Result = await spec.run(asked, MeteredLLM(llm, ctx), chosen, ctx)
     return result
 
 

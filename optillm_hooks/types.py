@@ -19,15 +19,18 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "functi
 StoppedBy = Literal["deadline", "max_calls", "max_tokens_total", "max_cost_usd", "caller_budget"]
 """The limit that ended a request early."""
 
-Purpose = Literal["answer", "draft", "judge", "piece"]
+Purpose = Literal["answer", "solution", "draft", "judge", "piece"]
 """What a call is for, which decides which fields of the client's request it gets.
 
 * answer: its text may be the user's answer: every field.
+* solution: an answer with all its working, from which the user's answer is made if it is too long:
+  every field but `max_tokens`.
 * draft: an intermediate step (a plan, a proposal that is fused later): sampling fields and tools,
-  but not the fields that shape an answer's form (`response_format`, `stop`, `logprobs`).
+  but neither `max_tokens` nor the fields that shape an answer's form (`response_format`, `stop`,
+  `logprobs`).
 * judge: it rates, compares or reads other texts: no sampling fields.
 * piece: a part of a reply that a decoder assembles: the fields of a draft. It is not an answer by
-  itself, and may be empty.
+  itself, and may be empty. The decoder sets its `max_tokens`.
 """
 
 

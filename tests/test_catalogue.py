@@ -26,7 +26,7 @@ from optillm_hooks.pipeline.events import Outcome, Request
 from optillm_hooks.pipeline.expression import parse
 from optillm_hooks.pipeline.plan import resolve
 from optillm_hooks.pipeline.run import run
-from optillm_hooks.registry import Approach, Cost, all_approaches
+from optillm_hooks.registry import Approach, Cost, DraftingParams, all_approaches
 from optillm_hooks.testing import ONE_CALL, AnsweringLLM, Reply, chat
 from optillm_hooks.trace import Trace
 from optillm_hooks.types import Chat, Completion, Fields, Message, Sampling, Usage
@@ -255,6 +255,21 @@ async def test_the_same_seed_and_replies_give_the_same_answer(approach: Approach
     first, second = [await ask(approach.name, Lenient(), client=client) for _ in range(2)]
     assert first.answers == second.answers
     assert first.report.notes == second.report.notes
+
+
+@EVERY
+@pytest.mark.parametrize("draft_tokens", [None, 900])
+async def test_the_clients_limit_is_that_of_its_answer(
+    approach: Approach, draft_tokens: int | None
+) -> None:
+    """Everything else has the approach's `draft_tokens`, which it must have as a parameter."""
+    llm = Lenient()
+    given = {} if draft_tokens is None else {"draft_tokens": draft_tokens}
+    params = given if issubclass(approach.params, DraftingParams) else {}
+    await ask(approach.name, llm, client=Sampling(max_tokens=300), params=params)
+    for _, sampling in llm.calls:
+        is_answer = sampling.purpose == "answer"
+        assert sampling.max_tokens == (300 if is_answer else draft_tokens)
 
 
 # ------------------------------------------------------------------------ what goes wrong

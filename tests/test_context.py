@@ -556,9 +556,76 @@ async def test_a_draft_gets_what_samples_but_not_what_forms_the_answer() -> None
     assert got == replace(
         CLIENT,
         stop=None,
+        max_tokens=None,
         purpose="draft",
         fields={k: v for k, v in CLIENT.fields.items() if k not in FORM},
     )
+
+
+async def test_a_solution_gets_all_but_the_limit_of_the_answer() -> None:
+    got = await sent(Sampling(purpose="solution"))
+    assert got == replace(CLIENT, max_tokens=None, purpose="solution")
+
+
+@pytest.mark.parametrize(
+    ("purpose", "own", "limit"),
+    [
+        ("answer", None, 300),
+        ("answer", 900, 300),
+        ("answer", 200, 200),
+        ("solution", None, 2000),
+        ("draft", None, 2000),
+        ("draft", 900, 900),
+        ("judge", None, 2000),
+        ("piece", 900, 900),  # its decoder knows the purpose of the whole reply
+        ("piece", None, None),
+    ],
+)
+async def test_the_clients_limit_is_that_of_its_answer(
+    purpose: Purpose, own: int | None, limit: int | None
+) -> None:
+    ctx = context(client=Sampling(max_tokens=300))
+    with ctx.drafting(2000):
+        assert ctx.filled(ASKED, Sampling(max_tokens=own, purpose=purpose)).max_tokens == limit
+    assert ctx.draft_tokens is None
+
+
+async def test_a_draft_is_not_asked_to_be_longer_than_the_model_can_write() -> None:
+    """An answer is asked for as the client asks, as the plain model would be."""
+    llm = ScriptedLLM(["draft", "answer"], max_output_tokens=4096)
+    ctx = context(client=Sampling(max_tokens=9000))
+    with ctx.drafting(9000):
+        await MeteredLLM(llm, ctx).complete(ASKED, Sampling(purpose="draft"))
+        await MeteredLLM(llm, ctx).complete(ASKED, Sampling())
+    assert [sampling.max_tokens for _, sampling in llm.calls] == [4096, 9000]
+
+
+async def test_where_tokens_are_limited_a_draft_gets_no_more_than_its_share() -> None:
+    """One draft may not take what the calls after it need, as an answer may."""
+    llm = ScriptedLLM(["ok"] * 2)
+    ctx = context(limits=Limits(max_tokens_total=1000))
+    ctx.budget.expected_calls = 4
+    for purpose in ("draft", "answer"):
+        sampling = Sampling(max_tokens=900, purpose=purpose)
+        await MeteredLLM(llm, ctx).complete(ASKED, sampling)
+    draft, last = [sampling.max_tokens or 0 for _, sampling in llm.calls]
+    assert 200 < draft <= 250
+    assert last == 900
+
+
+@pytest.mark.parametrize(
+    ("words", "limit", "kept", "reason"),
+    [(8, 8, 8, "stop"), (8, None, 8, "stop"), (8, 4, 4, "length"), (800, 300, 300, "length")],
+)
+async def test_a_solution_that_is_kept_is_cut_to_the_length_of_an_answer(
+    words: int, limit: int | None, kept: int, reason: str
+) -> None:
+    ctx = context(client=Sampling(max_tokens=limit))
+    llm = MeteredLLM(ScriptedLLM(["word " * words]), ctx)
+    reply = await llm.complete(ASKED, Sampling(purpose="solution"))
+    assert len(reply.text.split()) == words
+    assert ctx.best is not None
+    assert (len(ctx.best.text.split()), ctx.best.finish_reason) == (kept, reason)
 
 
 async def test_a_judge_gets_nothing_of_the_client() -> None:

@@ -19,14 +19,14 @@ from optillm_hooks.fanout import sample_many
 from optillm_hooks.judging import rate_all
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import question
-from optillm_hooks.registry import Cost, Params, approach
+from optillm_hooks.registry import Cost, DraftingParams, approach
 from optillm_hooks.types import Answer, Chat, Sampling
 
 SAMPLING_SHARE = 0.6
 """Share of the remaining time after which missing candidates are no longer awaited."""
 
 
-class BonParams(Params):
+class BonParams(DraftingParams):
     n: int = Field(default=3, ge=1, le=64, description="Candidates to sample.")
     temperature: float = Field(
         default=1.0, gt=0, le=2, description="Candidates must differ, so 0 is not allowed."

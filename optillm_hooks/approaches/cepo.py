@@ -6,8 +6,8 @@ carries out each plan in the same conversation, compares the solutions for incon
 answers the question from the comparison; a judge or a vote picks one candidate. Deviations: every
 stage keeps the user's system message and the earlier turns; solutions are shown as data; a round
 makes only the plans that are missing, up to `planning_m` in all; prompts contain no model-specific
-switches; by default, stages have no length limits of their own. The stages report to the client's
-progress and to the trace instead of printing.
+switches; by default, stages before the last have no length limits. The stages report to the
+client's progress and to the trace instead of printing.
 Cost: per candidate `2 * planning_n + 2` calls, 4 deep; then one judge call per candidate
 (absolute), one per ordered pair (pairwise) or none (majority), all concurrent. By default 27
 calls, 5 deep.
@@ -36,6 +36,7 @@ from optillm_hooks.errors import (
     SampleError,
 )
 from optillm_hooks.fanout import finished, outcomes
+from optillm_hooks.final_answer import FINAL, with_solutions
 from optillm_hooks.judging import Chosen, choose, rate_all
 from optillm_hooks.llm import LLM, Effort
 from optillm_hooks.prompts import (
@@ -47,7 +48,7 @@ from optillm_hooks.prompts import (
     follow_up,
     question,
 )
-from optillm_hooks.registry import Cost, Params, approach
+from optillm_hooks.registry import Cost, DraftingParams, approach
 from optillm_hooks.types import Answer, Chat, Completion, Json, Sampling
 
 PLAN = """\
@@ -70,10 +71,6 @@ Above are {count} attempts, made independently; any of them may be wrong. Compar
 step. Where they disagree, find out which is right, if any, by working it out anew. Then write one \
 final step-by-step solution that you stand behind. Do not refer to the attempts."""
 
-FINAL = """\
-Above is a worked solution. Answer the original request from it, in the form the request asks \
-for. Do not mention the solution."""
-
 RatingType = Literal["absolute", "pairwise", "majority"]
 Preset = Literal["default", "gptoss", "qwen3"]
 
@@ -95,14 +92,14 @@ def _temperature(default: float, of: str) -> Any:
     return Field(default=default, ge=0, le=2, description=f"Temperature of {of}.")
 
 
-def _length(of: str, zero: str | None = None) -> Any:
+def _length(of: str, zero: str | None = None, unset: str = "draft_tokens") -> Any:
     skip = f" 0 skips the stage: {zero}." if zero else ""
     minimum = 0 if zero else 1
-    description = f"Maximum tokens of {of}; unset: the client's max_tokens.{skip}"
+    description = f"Maximum tokens of {of}; unset: {unset}.{skip}"
     return Field(default=None, ge=minimum, le=1_000_000, description=description)
 
 
-class CepoParams(Params):
+class CepoParams(DraftingParams):
     """Parameters that are not given take the preset's values."""
 
     model_group_fields: ClassVar[tuple[str, ...]] = ("rating_model",)
@@ -115,7 +112,7 @@ class CepoParams(Params):
         default=None,
         ge=1,
         le=1_000_000,
-        description="Maximum tokens of a verdict; unset: no limit.",
+        description="Maximum tokens of a verdict; unset: draft_tokens.",
     )
     bestofn_rating_type: RatingType = Field(
         default="absolute",
@@ -137,10 +134,14 @@ class CepoParams(Params):
         "a plan", "solutions are written without a plan"
     )
     planning_max_tokens_step2: int | None = _length("a plan's execution")
-    planning_max_tokens_direct_resp: int | None = _length("an answer without any plan")
+    planning_max_tokens_direct_resp: int | None = _length(
+        "an answer without any plan", unset="the client's max_tokens"
+    )
     planning_max_tokens_step3: int | None = _length("the comparison")
     planning_max_tokens_step4: int | None = _length(
-        "the candidate's answer", "the comparison's solution is the answer"
+        "the candidate's answer",
+        "the comparison's solution is the answer",
+        "the client's max_tokens",
     )
     use_plan_diversity: bool = Field(
         default=False, description="Give each candidate an approach of its own to follow."
@@ -348,7 +349,7 @@ class _Candidate:
             with self.models.ctx.trace.step("answers"):
                 return await self.models.generate(self._shown([solution], FINAL), sampling)
         except SampleError:
-            return solution
+            return self.models.ctx.bounded(solution, self.models.llm.facts)
 
     async def _solutions(self) -> list[Completion]:
         """Return up to `planning_n` complete solutions, or only the first that calls tools."""
@@ -442,12 +443,8 @@ class _Candidate:
             return exc.reply
 
     def _shown(self, solutions: Sequence[Completion], request: str) -> Chat:
-        """Return the conversation with `solutions` as data, in random order, and `request`."""
-        mark = fence(self.rng)
-        texts = [without_reasoning(solution.text) for solution in solutions]
-        self.rng.shuffle(texts)
-        shown = f"{data_notice('solution', mark)}\n\n{enclose(texts, 'solution', mark)}"
-        return ask(self.chat, f"{shown}\n\n{request.format(count=len(texts))}")
+        asked = request.format(count=len(solutions))
+        return with_solutions(self.chat, solutions, asked, self.rng)
 
 
 def _is_permanent(error: SampleError) -> bool:

@@ -21,14 +21,14 @@ from optillm_hooks.fanout import finished, sample_many
 from optillm_hooks.judging import Chosen, choose
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import question
-from optillm_hooks.registry import Cost, Params, approach
+from optillm_hooks.registry import Cost, DraftingParams, approach
 from optillm_hooks.types import Answer, Chat, Sampling
 
 SAMPLING_SHARE = 0.6
 """Share of the remaining time after which missing solutions are no longer awaited."""
 
 
-class GenselectParams(Params):
+class GenselectParams(DraftingParams):
     n: int = Field(default=4, ge=2, le=64, description="Solutions to sample.")
     temperature: float = Field(
         default=0.7, gt=0, le=2, description="Solutions must differ, so 0 is not allowed."

@@ -27,7 +27,7 @@ from optillm_hooks.errors import SampleError, SamplesFailed, UnusableReply
 from optillm_hooks.fanout import outcomes, sample_many
 from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.prompts import ask, data_notice, edit_question, enclose, fence
-from optillm_hooks.registry import Cost, Params, approach
+from optillm_hooks.registry import Cost, DraftingParams, approach
 from optillm_hooks.types import Chat, Message, Sampling
 
 FIND = """\
@@ -68,7 +68,7 @@ class Example(BaseModel):
     answer: str = Field(min_length=1, description="Its right answer.")
 
 
-class LeapParams(Params):
+class LeapParams(DraftingParams):
     examples: tuple[Example, ...] = Field(
         default=(),
         max_length=_MAX_EXAMPLES,

@@ -8,11 +8,13 @@ after consecutive passes). In addition, agents exchange strategies, and a soluti
 by its author. Deviations: aggregation and the exchange of strategies run concurrently, since
 neither needs the other; solutions with the most frequent final answers are verified first, and only
 until enough are confirmed; agents differ in temperature and, if `models` is set, in model. The
-first paper ends with a vote; here the vote decides only if verification does not.
+first paper ends with a vote; here the vote decides only if verification does not. Unlike in
+OptiLLM, a small `max_tokens` of the client does not make the search smaller: `lightweight` does.
 Cost: at best `num_agents` explorations, `aggregation_loops * population_size` aggregations and
 concurrently `2 * num_agents` calls for strategies, then
 `consensus_threshold * verification_passes_required` verifications: 31 calls, 5 deep. Each round of
-improvement adds up to `num_agents * (1 + max_verification_attempts)` calls, 2 or more deep.
+improvement adds up to `num_agents * (1 + max_verification_attempts)` calls, 2 or more deep. A
+solution that is longer than the client's `max_tokens` adds one.
 """
 
 import re
@@ -31,9 +33,10 @@ from optillm_hooks.answers.voting import wants_json
 from optillm_hooks.context import Context
 from optillm_hooks.errors import SampleError
 from optillm_hooks.fanout import finished, outcomes
+from optillm_hooks.final_answer import answer_from
 from optillm_hooks.llm import LLM, Effort, FinalCall
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
-from optillm_hooks.registry import Cost, Params, Result, approach
+from optillm_hooks.registry import Cost, DraftingParams, Result, approach
 from optillm_hooks.types import Answer, Chat, Completion, Json, Sampling
 
 MARK = """\
@@ -87,7 +90,6 @@ _VERDICT: Final = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _MAX_SYNTHESISED: Final = 3
-_LIGHT_TOKENS: Final = 4000
 
 Verdict = Literal["correct", "incorrect", "incomplete"]
 
@@ -100,7 +102,7 @@ class StrategySwitches(BaseModel):
     cross_agent_enhancement: bool = True
 
 
-class MarsParams(Params):
+class MarsParams(DraftingParams):
     """OptiLLM's parameters, which may also come in one object, `mars_config`."""
 
     model_group_fields: ClassVar[tuple[str, ...]] = ("models",)
@@ -140,7 +142,7 @@ class MarsParams(Params):
         default=None,
         ge=1,
         le=1_000_000,
-        description="Maximum tokens of a solution; unset: the client's max_tokens.",
+        description="Maximum tokens of a solution; unset: draft_tokens.",
     )
     enable_aggregation: bool = Field(default=True, description="Merge solutions recursively.")
     population_size: int = Field(default=6, ge=1, le=32, description="N: solutions per loop.")
@@ -168,10 +170,8 @@ class MarsParams(Params):
         default="auto",
         description="With code and none, solutions are not compared by their final answers.",
     )
-    lightweight: bool | None = Field(
-        default=None,
-        description="Use small values for parameters that are not given; unset: if the client's "
-        "max_tokens is at most 4000.",
+    lightweight: bool = Field(
+        default=False, description="Use small values for parameters that are not given."
     )
 
     @model_validator(mode="before")
@@ -287,16 +287,14 @@ async def mars(chat: Chat, llm: LLM, params: MarsParams, ctx: Context) -> Result
 
     Without a confirmed solution, the most frequent final answer wins if two or more solutions share
     it. Otherwise a last call writes an answer from the solutions with the best verdicts; if it
-    fails, the best of these is returned. A call that fails loses only its own solution, verdict or
-    strategy. The first exploration that calls tools is returned unchanged.
+    fails, the best of these is returned. If the solution to return is longer than the client's
+    `max_tokens`, a last call writes the answer from it. A call that fails loses only its own
+    solution, verdict or strategy. The first exploration that calls tools is returned unchanged.
 
     Raises:
         SamplesFailed: no exploration finished.
     """
-    lightweight = params.lightweight
-    if lightweight is None and ctx.client.max_tokens is not None:
-        lightweight = ctx.client.max_tokens <= _LIGHT_TOKENS
-    if lightweight:
+    if params.lightweight:
         params = params.lighter()
     team = _Team(chat, llm, params, ctx)
     explored = await team.explore()
@@ -304,7 +302,7 @@ async def mars(chat: Chat, llm: LLM, params: MarsParams, ctx: Context) -> Result
     if calling:
         return calling[0].reply
     pool = await team.develop(explored)
-    ctx.offer(team.ranked(pool)[0].reply)
+    ctx.offer(ctx.bounded(team.ranked(pool)[0].reply, llm.facts))
     await team.check_best(pool)
     for number in range(1, params.max_iterations + 1):
         if team.count_confirmed(pool) >= params.min_verified_solutions:
@@ -516,23 +514,21 @@ class _Team:
         if by != "synthesis" or len(pool) == 1:
             return self._presented(best.reply)
         shown = sorted(ranked, key=lambda solution: -solution.score)[:_MAX_SYNTHESISED]
-        self.ctx.offer(shown[0].reply)
+        fallback = self.ctx.bounded(shown[0].reply, self.llm.facts)
+        self.ctx.offer(fallback)
         self.ctx.progress("writing the answer")
         mark = fence(self.ctx.rng)
         attempts = _framed([solution.text for solution in shown], "attempt", "", mark)
         findings = [report for solution in shown for report in solution.reports]
         request = f"{attempts}{_framed(findings, 'finding', SYNTHESISE, mark)}"
-        return FinalCall(
-            ask(self.chat, request), Sampling(temperature=0.3), fallback=shown[0].reply
-        )
+        return FinalCall(ask(self.chat, request), Sampling(temperature=0.3), fallback=fallback)
 
-    def _presented(self, reply: Completion) -> Answer:
-        if not self.params.use_thinking_tags or wants_json(self.ctx.client):
-            return reply
-        final = extract_answer(reply.text, question=question(self.chat))
-        if final is None:
-            return reply
-        return Answer(final, reply.finish_reason, reasoning=reply.text)
+    def _presented(self, reply: Completion) -> Result:
+        if self.params.use_thinking_tags and not wants_json(self.ctx.client):
+            final = extract_answer(reply.text, question=question(self.chat))
+            if final is not None:
+                return Answer(final, reply.finish_reason, reasoning=reply.text)
+        return answer_from(self.chat, reply, self.llm, self.ctx)
 
     def _agent(self, number: int) -> LLM:
         models = self.params.models
@@ -547,6 +543,7 @@ class _Team:
         sampling = Sampling(
             temperature=temperature,
             max_tokens=self.params.max_tokens,
+            purpose="solution",
             sample=sample,
             fields=self._effort(llm),
         )

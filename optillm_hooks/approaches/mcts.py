@@ -25,7 +25,7 @@ from optillm_hooks.fanout import outcomes, sample_many
 from optillm_hooks.judging import rate_all
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import ask, data_notice, enclose, fence
-from optillm_hooks.registry import Cost, Params, approach
+from optillm_hooks.registry import Cost, DraftingParams, approach
 from optillm_hooks.search.mcts import MCTS, Trial
 from optillm_hooks.search.tree import Node
 from optillm_hooks.types import Answer, Chat, Completion, Sampling
@@ -39,7 +39,7 @@ is right, keep what it says. Do not mention the draft."""
 _BEST_RATING: Final = 10.0
 
 
-class MctsParams(Params):
+class MctsParams(DraftingParams):
     body_fields: ClassVar[Mapping[str, str]] = {
         "mcts_simulations": "simulations",
         "mcts_exploration": "exploration",

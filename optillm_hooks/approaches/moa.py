@@ -22,7 +22,7 @@ from optillm_hooks.errors import EmptyCompletion, SampleError
 from optillm_hooks.fanout import finished, sample_many
 from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.prompts import ask, data_notice, enclose, fence
-from optillm_hooks.registry import Cost, Params, approach
+from optillm_hooks.registry import Cost, DraftingParams, approach
 from optillm_hooks.types import Answer, Chat, Completion, Purpose, Sampling
 
 PROPOSAL, REVIEW = "response", "review"
@@ -43,7 +43,7 @@ TIME_FOR_A_STAGE = 0.6
 """Share of the remaining time after which a stage no longer waits for stragglers."""
 
 
-class MoaParams(Params):
+class MoaParams(DraftingParams):
     model_group_fields = ("models", "aggregator")
 
     proposers: int = Field(
@@ -87,10 +87,11 @@ async def moa(chat: Chat, llm: LLM, params: MoaParams, ctx: Context) -> Answer |
     """Return the call that fuses the proposals, or a proposal where fusing makes no sense.
 
     The first proposal that calls tools is returned unchanged: tool calls cannot be fused. A single
-    proposal is returned without critique or fusion, unless the client asks for a form that
-    proposals do not have. Failed proposals are left out, and truncated ones too if there is a
-    complete one. If a layer fails, the one before it is used. A truncated critique is used, a
-    failed or empty one is left out. If the fusion fails, the first proposal is the answer.
+    proposal is returned without critique or fusion, unless it is longer than the client's
+    `max_tokens` or the client asks for a form that proposals do not have. Failed proposals are left
+    out, and truncated ones too if there is a complete one. If a layer fails, the one before it is
+    used. A truncated critique is used, a failed or empty one is left out. If the fusion fails, the
+    first proposal is the answer.
 
     Raises:
         SamplesFailed: no proposal of the first layer finished.
@@ -99,6 +100,7 @@ async def moa(chat: Chat, llm: LLM, params: MoaParams, ctx: Context) -> Answer |
     for _ in range(params.layers - 1):
         if len(proposals) == 1 or any(proposal.tool_calls for proposal in proposals):
             break
+        ctx.offer(ctx.bounded(proposals[0], llm.facts))
         try:
             proposals = await _layer(_Panel(chat, proposals, ctx).asked(AGAIN), llm, params, ctx)
         except SampleError as exc:
@@ -109,21 +111,23 @@ async def moa(chat: Chat, llm: LLM, params: MoaParams, ctx: Context) -> Answer |
     if calling:
         return calling[0]
     alone = len(proposals) == 1
-    if alone and (params.proposers == 1 or not ctx.forms_answers):
+    first = ctx.bounded(proposals[0], llm.facts)
+    is_answer = first is proposals[0] and not ctx.forms_answers
+    if params.proposers == 1 or (alone and is_answer):
         return proposals[0]
+    ctx.offer(first)
     panel = _Panel(chat, proposals, ctx)
     aggregator = llm if params.aggregator is None else ctx.llm(params.aggregator)
     criticised = params.critique and not alone
     critique = await _critique(panel, aggregator, ctx) if criticised else None
     ctx.progress("fusing the proposals")
-    return FinalCall(panel.asked(FUSE, critique), fallback=proposals[0], llm=aggregator)
+    return FinalCall(panel.asked(FUSE, critique), fallback=first, llm=aggregator)
 
 
 class _Panel:
     """Proposals as later calls see them: as data, in random order."""
 
     def __init__(self, chat: Chat, proposals: Sequence[Completion], ctx: Context) -> None:
-        ctx.offer(proposals[0])
         self._chat = chat
         self._mark = fence(ctx.rng)
         shuffled = ctx.rng.sample(proposals, len(proposals))

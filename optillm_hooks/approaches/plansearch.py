@@ -37,7 +37,7 @@ from optillm_hooks.fanout import finished, outcomes
 from optillm_hooks.judging import rate_all
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
-from optillm_hooks.registry import Cost, Params, approach
+from optillm_hooks.registry import Cost, DraftingParams, approach
 from optillm_hooks.types import Answer, Chat, Completion, Sampling
 
 OBSERVE = """\
@@ -60,7 +60,7 @@ Below is a plan for answering the request above. Follow it where it is right, co
 is not. Reply with the complete answer to the request only, and do not mention the plan."""
 
 
-class PlansearchParams(Params):
+class PlansearchParams(DraftingParams):
     model_group_fields: ClassVar[tuple[str, ...]] = ("judge",)
     judge_fields: ClassVar[tuple[str, ...]] = ("judge",)
 

@@ -10,7 +10,7 @@ are ignored and the solutions' final answers vote. Between rounds, a review of t
 far tells the next provers what to improve; the question itself is never rewritten, and the
 solutions of every round are rated on it.
 Cost: `num_rounds * 2 * (num_solutions + num_decoys) + num_rounds - 1` calls, `3 * num_rounds - 1`
-deep.
+deep; one more if the best solution is longer than the client's `max_tokens`.
 """
 
 from collections.abc import Sequence
@@ -26,11 +26,12 @@ from optillm_hooks.answers.voting import contenders, elect, leaders, wants_json
 from optillm_hooks.context import Context
 from optillm_hooks.errors import EmptyCompletion, SampleError, SamplesFailed
 from optillm_hooks.fanout import sample_many, speculating
+from optillm_hooks.final_answer import answer_from
 from optillm_hooks.judging import rate_all
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
-from optillm_hooks.registry import Cost, Params, approach
-from optillm_hooks.types import Answer, Chat, Completion, Sampling
+from optillm_hooks.registry import Cost, DraftingParams, Result, approach
+from optillm_hooks.types import Chat, Completion, Sampling
 
 HELPFUL = """\
 Solve this so that a careful reader can check every step: correct, complete and clear. Put the \
@@ -49,7 +50,7 @@ give a solution. Reply with a short list only."""
 CARE = "Reviewers of earlier solutions asked that these points be minded."
 
 
-class PvgParams(Params):
+class PvgParams(DraftingParams):
     model_group_fields: ClassVar[tuple[str, ...]] = ("verifier",)
     judge_fields: ClassVar[tuple[str, ...]] = ("verifier",)
 
@@ -102,12 +103,13 @@ class Game:
 
 
 @approach("pvg", PvgParams, cost=_cost)
-async def pvg(chat: Chat, llm: LLM, params: PvgParams, ctx: Context) -> Answer:
+async def pvg(chat: Chat, llm: LLM, params: PvgParams, ctx: Context) -> Result:
     """Return the best helpful solution of all rounds, as selected by `Game.best`.
 
     A solution, rating or review that fails is left out; a round without a helpful solution ends the
     game. If most helpful solutions of the first round call tools, the first of these is returned
-    unchanged.
+    unchanged. If the solution to return is longer than the client's `max_tokens`, a last call
+    writes the answer from it.
 
     Raises:
         SamplesFailed: the first round gave no helpful solution.
@@ -130,7 +132,7 @@ async def pvg(chat: Chat, llm: LLM, params: PvgParams, ctx: Context) -> Answer:
             return usual
         await _rate(game, helpful, decoys, chat, verifier, ctx, until=ctx.within(0.8 / rounds_left))
         best = game.best(question(chat), as_json=wants_json(ctx.client))
-        ctx.offer(best)
+        ctx.offer(ctx.bounded(best, llm.facts))
         if rounds_left > 1:
             points = await _reviewed(chat, best, llm, ctx, mark)
     ctx.trace.note(
@@ -140,7 +142,7 @@ async def pvg(chat: Chat, llm: LLM, params: PvgParams, ctx: Context) -> Answer:
         decoy_ratings=game.decoy_ratings,
         trusted=game.trusted,
     )
-    return best
+    return answer_from(chat, best, llm, ctx)
 
 
 async def _proved(
@@ -153,7 +155,11 @@ async def _proved(
     until: float,
 ) -> tuple[list[Completion], list[Completion]]:
     """Return the helpful solutions of round `number`, at least one, and its decoys."""
-    sampling = Sampling(temperature=params.temperature, sample=number * params.num_solutions)
+    sampling = Sampling(
+        temperature=params.temperature,
+        purpose="solution",
+        sample=number * params.num_solutions,
+    )
     # Nothing of a decoy may ever be offered as an answer, not even as the best so far.
     sneaky = replace(sampling, purpose="draft", sample=number * params.num_decoys)
     sample = partial(sample_many, llm, ctx=ctx, until=until)

@@ -12,7 +12,7 @@ values when all of them have ended; prompts contain no worked examples; the hint
 words, not between steps; the discriminator is not asked if all trajectories agree; by default it
 is the same model.
 Cost: at most `(max_depth + 1) * num_rollouts` calls, `max_depth * num_rollouts / parallel + 1`
-deep.
+deep; one more if the best trajectory's end is longer than the client's `max_tokens`.
 """
 
 import math
@@ -32,12 +32,13 @@ from optillm_hooks.answers.voting import contenders
 from optillm_hooks.context import Context
 from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, SampleError, SamplesFailed
 from optillm_hooks.fanout import outcomes
+from optillm_hooks.final_answer import answer_from
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
-from optillm_hooks.registry import Cost, Params, approach
+from optillm_hooks.registry import Cost, DraftingParams, Result, approach
 from optillm_hooks.search.mcts import MCTS, Trial
 from optillm_hooks.search.tree import Node
-from optillm_hooks.types import Answer, Chat, Completion, Purpose, Sampling
+from optillm_hooks.types import Chat, Completion, Purpose, Sampling
 
 
 class Action(StrEnum):
@@ -76,7 +77,7 @@ HINT = (0.2, 0.8)
 """Smallest and largest share of a trajectory that the discriminator is shown."""
 
 
-class RstarParams(Params):
+class RstarParams(DraftingParams):
     body_fields: ClassVar[Mapping[str, str]] = {
         "rstar_max_depth": "max_depth",
         "rstar_num_rollouts": "num_rollouts",
@@ -174,13 +175,14 @@ def _cost(params: RstarParams) -> Cost:
 
 
 @approach("rstar", RstarParams, cost=_cost)
-async def rstar(chat: Chat, llm: LLM, params: RstarParams, ctx: Context) -> Answer:
+async def rstar(chat: Chat, llm: LLM, params: RstarParams, ctx: Context) -> Result:
     """Return the end of the best trajectory, which is a complete answer to the request.
 
     A rollout or a check that fails is left out; a trajectory whose answer cannot be read has the
     value 0 and is not checked. Without a trusted trajectory, all are candidates. Ties go to the
     trajectory that was requested first. If most trajectories end in tool calls, the first of these
-    is returned unchanged.
+    is returned unchanged. If the end of the best trajectory is longer than the client's
+    `max_tokens`, a last call writes the answer from it.
 
     Raises:
         SamplesFailed: no trajectory was completed.
@@ -212,17 +214,23 @@ async def rstar(chat: Chat, llm: LLM, params: RstarParams, ctx: Context) -> Answ
     if (usual := contenders([trajectory.completion for trajectory in found])[0]).tool_calls:
         return usual
     discriminator = ctx.llm(params.discriminator) if params.discriminator else llm
-    return (await _best(found, chat, discriminator, ctx, mark)).completion
+    best = await _best(found, chat, llm, discriminator, ctx, mark)
+    return answer_from(chat, best.completion, llm, ctx)
 
 
 async def _best(
-    found: Sequence[Trajectory], chat: Chat, discriminator: LLM, ctx: Context, mark: str
+    found: Sequence[Trajectory],
+    chat: Chat,
+    llm: LLM,
+    discriminator: LLM,
+    ctx: Context,
+    mark: str,
 ) -> Trajectory:
     """Return the trusted trajectory with the highest value times share, or the best of all."""
     answers = [trajectory.answer for trajectory in found]
     ctx.trace.count("votes", lost=answers.count(None), of=len(answers))
     support = _shares(answers)
-    ctx.offer(found[support.index(max(support))].completion)
+    ctx.offer(ctx.bounded(found[support.index(max(support))].completion, llm.facts))
     trusted = await _trusted(found, chat, discriminator, ctx, mark)
     candidates = trusted or range(len(found))
     best = max(candidates, key=lambda i: found[i].value * support[i])
@@ -261,7 +269,7 @@ async def _rollout(
     steps: list[Step] = []
     for action in plan:
         prompt = _acting(chat, action, [*before, *steps], mark)
-        purpose: Purpose = "answer" if action is Action.FINISH else "draft"
+        purpose: Purpose = "solution" if action is Action.FINISH else "draft"
         completion = await llm.complete(prompt, replace(sampling, purpose=purpose))
         steps.append(Step(action, completion))
     return steps

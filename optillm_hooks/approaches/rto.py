@@ -17,7 +17,7 @@ from optillm_hooks.context import Context
 from optillm_hooks.errors import EmptyCompletion, SampleError, UnusableReply
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import ask, data_notice, enclose, fence
-from optillm_hooks.registry import Cost, Params, approach
+from optillm_hooks.registry import Cost, DraftingParams, approach
 from optillm_hooks.types import Answer, Chat, Completion, Message, Sampling
 
 DESCRIBE = """\
@@ -34,7 +34,7 @@ Otherwise reply with one final answer to the request, complete, with every file 
 needs: keep what is right in either version, and mention neither."""
 
 
-class RtoParams(Params):
+class RtoParams(DraftingParams):
     temperature: float | None = Field(
         default=None,
         ge=0,

@@ -19,7 +19,7 @@ from optillm_hooks.fanout import sample_many
 from optillm_hooks.judging import MOST_CONSISTENT, choose
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import instruct, question
-from optillm_hooks.registry import Cost, Params, approach
+from optillm_hooks.registry import Cost, DraftingParams, approach
 from optillm_hooks.types import Answer, Chat, Sampling
 
 INSTRUCTION = """\
@@ -27,7 +27,7 @@ Reason step by step. If the last message has one definite answer, put it alone o
 ANSWER: <answer>"""
 
 
-class SelfConsistencyParams(Params):
+class SelfConsistencyParams(DraftingParams):
     n: int = Field(default=5, ge=1, le=64, description="Reasoning paths to sample.")
     temperature: float = Field(
         default=0.7, gt=0, le=2, description="Paths must differ to vote, so 0 is not allowed."

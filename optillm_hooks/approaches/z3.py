@@ -22,7 +22,7 @@ from optillm_hooks.errors import RequestRejected, SampleError, UnusableReply
 from optillm_hooks.fanout import speculating
 from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, follow_up
-from optillm_hooks.registry import Cost, Params, Result, approach
+from optillm_hooks.registry import Cost, DraftingParams, Result, approach
 from optillm_hooks.sandbox.client import WorkerFailed
 from optillm_hooks.solver.algebra import FUNCTIONS, OPERATIONS
 from optillm_hooks.solver.client import (
@@ -58,7 +58,7 @@ MIN_S = 0.5
 """With fewer seconds left, starting a solver is not worth it."""
 
 
-class Z3Params(Params):
+class Z3Params(DraftingParams):
     timeout_s: float = Field(
         default=30, gt=0, le=300, description="Maximum seconds of the solver for one formalisation."
     )

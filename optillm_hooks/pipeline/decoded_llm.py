@@ -74,6 +74,6 @@ class DecodedLLM:
             raise Refused(str(exc)) from exc
         if isinstance(decoded, Completion) and decoded.empty:
             raise EmptyCompletion(decoded)
-        if isinstance(decoded, Completion) and sampling.purpose == "answer":
-            self._ctx.keep(decoded)
+        if isinstance(decoded, Completion):
+            self._ctx.keep_reply(decoded, sampling.purpose, self._inner.facts)
         return decoded

@@ -27,7 +27,7 @@ from optillm_hooks.pipeline.events import Models, Outcome, Report, Request
 from optillm_hooks.pipeline.logs import format_traceback, logged_stage
 from optillm_hooks.pipeline.plan import PASS_THROUGH, Chain, Stage, chain_label
 from optillm_hooks.prompts import ask, data_notice, enclose, fence
-from optillm_hooks.registry import Result
+from optillm_hooks.registry import DraftingParams, Result
 from optillm_hooks.trace import Trace
 from optillm_hooks.types import Answer, Chat
 
@@ -272,8 +272,10 @@ class PlanRun:
 
 async def _run_stage(stage: Stage, ctx: Context, *args: Any) -> Any:
     """Return the result of one stage; `args` are the arguments of its kind before `params`."""
-    with logged_stage(stage.approach.name, ctx):
-        return await stage.approach.run(*args, stage.params, ctx)
+    params = stage.params
+    draft_tokens = params.draft_tokens if isinstance(params, DraftingParams) else None
+    with logged_stage(stage.approach.name, ctx), ctx.drafting(draft_tokens):
+        return await stage.approach.run(*args, params, ctx)
 
 
 def _with_llm(llm: LLM, result: Result) -> Result:

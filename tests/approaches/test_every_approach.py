@@ -6,9 +6,14 @@ from typing import Any, NamedTuple
 import pytest
 
 from optillm_hooks.errors import EmptyCompletion, ProviderFailed
+from optillm_hooks.pipeline.events import Request
+from optillm_hooks.pipeline.expression import parse
+from optillm_hooks.pipeline.plan import resolve
+from optillm_hooks.pipeline.run import run
 from optillm_hooks.registry import all_approaches
-from optillm_hooks.testing import HANG, Reply, params
+from optillm_hooks.testing import HANG, AnsweringLLM, Reply, chat, params
 from optillm_hooks.trace import Trace
+from optillm_hooks.types import Chat, Sampling
 from tests.proxy import ROOT
 from tests.test_catalogue import VERDICT, Change, Lenient, ask
 
@@ -141,6 +146,29 @@ async def test_a_call_that_brings_nothing_is_reported(way: Way, bad: Reply) -> N
         assert all(f"`{kind}`" in OPERATING for kind in kinds), "not in the manual"
         done = [call for call in trace.calls if call.outcome == "ok"]
         assert ended.report.degraded or len(done) == len(whole.calls), f"call {broken}"
+
+
+# ------------------------------------------------------------------------- length of answers
+
+
+@pytest.mark.parametrize("name", ["cepo", "mars", "moa", "pvg", "rstar"])
+async def test_a_solution_in_place_of_an_answer_is_no_longer_than_the_client_allows(
+    name: str,
+) -> None:
+    """Where the call for the answer fails, the beginning of a solution is the answer."""
+
+    def reply(_: Chat, sampling: Sampling) -> Reply:
+        if sampling.purpose == "answer":
+            return ProviderFailed("busy", status=429)
+        return f"{VERDICT}\nANSWER: 1" if sampling.purpose == "judge" else "word " * 800
+
+    llm = AnsweringLLM(reply)
+    plan = resolve(parse(name), given={})
+    request = Request(plan=plan, base="base", chat=chat("6 * 7?"), client=Sampling(max_tokens=300))
+    ended = await run(request, {"base": llm}.__getitem__)
+    [answer] = ended.answers
+    assert (len(answer.text.split()), answer.finish_reason) == (300, "length")
+    assert ended.report.degraded
 
 
 # --------------------------------------------------------------------------------- cancelling

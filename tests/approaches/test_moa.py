@@ -203,7 +203,7 @@ async def test_the_proposals_are_sampled_as_drafts_and_judged_cold_and_without_l
     await run("moa", CHAT, llm, ctx, temperature=0.9)
     proposing = [sampling for _, sampling in llm.calls[:3]]
     assert [s.temperature for s in proposing] == [0.9] * 3
-    assert [s.max_tokens for s in proposing] == [50] * 3
+    assert [s.max_tokens for s in proposing] == [None] * 3
     assert len({s.sample for s in proposing}) == 3
     assert all("response_format" not in s.fields for s in proposing)
     judging = llm.calls[3][1]

@@ -229,7 +229,7 @@ async def test_a_truncated_solution_loses_to_a_whole_one() -> None:
 
 async def test_tool_calls_of_the_first_solution_are_returned_as_they_are() -> None:
     calling = Completion("", tool_calls=(ToolCall("1", "add", "{}"),), finish_reason="tool_calls")
-    llm = AnsweringLLM(lambda _, s: calling if s.purpose == "answer" else "Hm.")
+    llm = AnsweringLLM(lambda _, s: calling if s.purpose == "solution" else "Hm.")
     assert (await answer("pvg", CHAT, llm)).tool_calls == calling.tool_calls
 
 

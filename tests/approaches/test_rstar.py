@@ -134,7 +134,7 @@ async def test_a_step_is_shown_those_before_it_without_their_thoughts() -> None:
     await answer("rstar", CHAT, llm)
     for number in range(5):
         actions = actions_of(llm, number)
-        last = [c for c, s in llm.calls if s.sample == number and s.purpose == "answer"][-1]
+        last = [c for c, s in llm.calls if s.sample == number and s.purpose == "solution"][-1]
         shown = last[-1].text
         assert all(f"({number}) has {what} somewhere in it." in shown for what in actions[:-1])
         assert "Hm." not in shown
@@ -341,7 +341,7 @@ async def test_without_a_trajectory_there_is_an_error() -> None:
 
 async def test_tool_calls_of_the_first_trajectory_are_returned_as_they_are() -> None:
     calling = Completion("", tool_calls=(ToolCall("1", "add", "{}"),), finish_reason="tool_calls")
-    llm = AnsweringLLM(lambda _, s: calling if s.purpose == "answer" else "Hm.")
+    llm = AnsweringLLM(lambda _, s: calling if s.purpose == "solution" else "Hm.")
     assert (await answer("rstar", CHAT, llm)).tool_calls == calling.tool_calls
 
 

@@ -45,15 +45,9 @@ def check_top_logprobs(method: str, model: str, supports: Supports, reason: str)
         )
 
 
-def reply_limit(sampling: Sampling, ctx: Context) -> int | None:
-    """Return the maximum number of tokens of the reply, or None if it is not limited."""
-    limits = [n for n in (sampling.max_tokens, ctx.client.max_tokens) if n is not None]
-    return min(limits, default=None)
-
-
 def reply_limit_or_default(sampling: Sampling, ctx: Context) -> int:
     """Return the maximum number of tokens of the reply; by default 4,096."""
-    return reply_limit(sampling, ctx) or _DEFAULT_REPLY
+    return ctx.reply_limit(sampling) or _DEFAULT_REPLY
 
 
 def stop_strings(sampling: Sampling, ctx: Context) -> tuple[str, ...] | None:

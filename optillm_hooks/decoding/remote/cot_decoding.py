@@ -17,7 +17,6 @@ from optillm_hooks.decoding.cot_decoding import CotSettings, Path, choose, read_
 from optillm_hooks.decoding.remote.calls import (
     MAX_ALTERNATIVES,
     piece_sampling,
-    reply_limit,
     stop_strings,
     token_ends,
     token_logprobs,
@@ -102,7 +101,7 @@ async def _branch(
     start: str,
     first: TokenLogprob,
 ) -> _Branch:
-    limit = reply_limit(sampling, ctx)
+    limit = ctx.reply_limit(sampling)
     rest = Completion("", "length")
     if limit is None or limit > 1:
         continued = replace(
