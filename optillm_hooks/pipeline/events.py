@@ -77,7 +77,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The first inner call has succeeded (no text), or a stage reports progress as `text`."""
+    """A stage reports `text`; without text: a call has succeeded before anything was shown."""
 
     text: str = ""
 

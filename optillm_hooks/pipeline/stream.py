@@ -64,11 +64,11 @@ class _StreamedRun(PlanRun):
         """Show progress until the first piece of an answer: clients take what follows as a part
         of it."""
         if not self._choices.any_shown:
+            self._started = True
             self._events.put_nowait(Progress(text))
 
     def _call_ended(self, call: CallRecord) -> None:
         if call.outcome == "ok" and not self._started:
-            self._started = True
             self._show_progress()
 
     async def _choice(self, chain: Chain, ctx: Context, number: int) -> Answer:

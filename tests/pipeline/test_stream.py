@@ -208,3 +208,15 @@ async def test_progress_is_told_only_to_those_who_want_it(told: bool) -> None:
 
     found = await events(request([answerer(telling)], progress=told), ScriptedLLM(["42"]))
     assert (Progress("thinking") in found) is told
+
+
+async def test_progress_without_text_comes_only_where_nothing_has_been_shown() -> None:
+    """It would interrupt what a client shows of the progress before it."""
+
+    async def telling(chat: Chat, llm: LLM, _params: NoParams, ctx: Context) -> FinalCall:
+        ctx.progress("judging")
+        await llm.complete(chat, Sampling(purpose="judge"))
+        return FinalCall(chat)
+
+    found = await events(request([answerer(telling)], progress=True), ScriptedLLM(["fine", "42"]))
+    assert [event for event in found if isinstance(event, Progress)] == [Progress("judging")]
