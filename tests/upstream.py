@@ -1,8 +1,9 @@
-"""A scripted provider on loopback that speaks OpenAI's chat API and remembers every call.
+"""A scripted provider on loopback that speaks OpenAI's chat API and Anthropic's messages API.
 
-It runs in a thread of the test's own process. It is stricter than a real provider: a request to
-another route, or one that breaks the API's contract, is kept in `violations`, and leaving the
-`with` block fails on them.
+It runs in a thread of the test's own process and remembers every call. It is stricter than a real
+provider: a request to another route, or one that breaks the API's contract, is kept in
+`violations`, and leaving the `with` block fails on them. Models of OpenAI that reason, and Claude,
+refuse what they refuse in reality, in the same words.
 """
 
 import asyncio
@@ -16,6 +17,10 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 from optillm_hooks.types import TokenLogprob
+from tests.anthropic_wire import events, message
+from tests.provider_rules import anthropic_refusal, openai_refusal
+
+_MESSAGES = "/v1/messages"
 
 Outcome = Literal["alive", "answered", "failed", "gone"]
 """How a call ended: with a whole reply, by its fault, or because the client hung up first."""
@@ -90,6 +95,7 @@ class Call:
     started: float
     """Instant on `time.monotonic`."""
 
+    to_anthropic: bool = False
     ended: float | None = None
     outcome: Outcome = "alive"
     told: Billed | None = None
@@ -101,7 +107,22 @@ class Call:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        return list(self.body["messages"])
+        """Its messages; those to Claude begin with the system prompt as a message, if any."""
+        system = self.body.get("system")
+        first = [] if system is None else [{"role": "system", "content": system}]
+        return [*first, *self.body["messages"]]
+
+    @property
+    def refusal(self) -> "Status | None":
+        """The refusal of the real provider, if it would refuse the call."""
+        body = self.error
+        return None if body is None else Status(400, body=body)
+
+    @property
+    def error(self) -> dict[str, Any] | None:
+        if self.to_anthropic:
+            return anthropic_refusal(self.body, self.headers)
+        return openai_refusal(self.body)
 
     @property
     def text(self) -> str:
@@ -322,9 +343,11 @@ class Upstream:
         tasks = [connection.hang_up() for connection in list(connections)]
         await asyncio.gather(*filter(None, tasks), return_exceptions=True)
 
-    def started(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> Call:
+    def started(
+        self, body: Mapping[str, Any], headers: Mapping[str, str], *, to_anthropic: bool = False
+    ) -> Call:
         with self._changed:
-            call = Call(len(self.calls), body, headers, time.monotonic())
+            call = Call(len(self.calls), body, headers, time.monotonic(), to_anthropic)
             self.calls.append(call)
             self._changed.notify_all()
         return call
@@ -417,7 +440,10 @@ class _Connection(asyncio.Protocol):
         elif (body := self._checked(request)) is None:
             self._send_json(404, {"error": {"message": "violation", "type": "test"}})
         else:
-            await self._answer_call(self._upstream.started(body, request.headers))
+            to_anthropic = request.path == _MESSAGES
+            await self._answer_call(
+                self._upstream.started(body, request.headers, to_anthropic=to_anthropic)
+            )
         self._task = None
         self._next()
 
@@ -428,7 +454,7 @@ class _Connection(asyncio.Protocol):
         except ValueError:
             body = None
         wrong = None
-        if (request.method, request.path) != ("POST", "/v1/chat/completions"):
+        if request.method != "POST" or request.path not in ("/v1/chat/completions", _MESSAGES):
             wrong = "unexpected route"
         elif not isinstance(body, dict):
             wrong = "the body is not a JSON object"
@@ -460,7 +486,7 @@ class _Connection(asyncio.Protocol):
         self._upstream.ended(call, outcome)
 
     async def _reply(self, call: Call, script: Script) -> None:
-        fault = script.fault(call)
+        fault = script.fault(call) or call.refusal
         asked = call.body.get("n") or 1
         if asked > 1 and script.n == "refused":
             fault = fault or Status(400, "n must be 1", error="unsupported_value")
@@ -492,11 +518,14 @@ class _Connection(asyncio.Protocol):
     def _send_whole(
         self, call: Call, choices: Sequence[Reply], billed: Billed | None, fault: Broken | None
     ) -> None:
-        document = _head(call, "chat.completion") | {
-            "choices": [_choice(number, reply) for number, reply in enumerate(choices)],
-        }
-        if billed is not None:
-            document["usage"] = billed.as_json()
+        if call.to_anthropic:
+            document = message(call.body, call.index, choices[0], billed)
+        else:
+            document = _head(call, "chat.completion") | {
+                "choices": [_choice(number, reply) for number, reply in enumerate(choices)],
+            }
+            if billed is not None:
+                document["usage"] = billed.as_json()
         content = json.dumps(document).encode()
         half = content[: len(content) // 2]
         if fault is CUT:
@@ -521,6 +550,9 @@ class _Connection(asyncio.Protocol):
         piece_s: float,
     ) -> None:
         self._send_head(200, "text/event-stream", "transfer-encoding: chunked")
+        if call.to_anthropic:
+            await self._stream_events(call, choices[0], billed, fault, piece_s)
+            return
         chunks = list(_chunks(call, choices))
         if fault in (CUT, MALFORMED):
             chunks = chunks[: len(chunks) // 2]
@@ -544,6 +576,24 @@ class _Connection(asyncio.Protocol):
         self._send_event("[DONE]")
         self._transport.write(b"0\r\n\r\n")
 
+    async def _stream_events(
+        self, call: Call, reply: Reply, billed: Billed | None, fault: Broken | None, piece_s: float
+    ) -> None:
+        whole = list(events(call.body, call.index, reply, billed))
+        broken = fault in (CUT, MALFORMED)
+        for position, event in enumerate(whole[: len(whole) // 2] if broken else whole):
+            if position and piece_s:
+                await asyncio.sleep(piece_s)
+            if event["type"] == "message_stop":
+                call.told = billed
+                self._end(call, "answered")
+            self._send_event(json.dumps(event), event["type"])
+        if broken:
+            self._end(call, "failed")
+            self._transport.close()
+        else:
+            self._transport.write(b"0\r\n\r\n")
+
     def _send_error(self, fault: Status) -> None:
         error = {"message": fault.message, "type": "upstream_error", "code": fault.error}
         extra = [] if fault.retry_after is None else [f"retry-after: {fault.retry_after}"]
@@ -560,8 +610,9 @@ class _Connection(asyncio.Protocol):
         lines = [f"HTTP/1.1 {status} Scripted", f"content-type: {content_type}", *extra, "", ""]
         self._transport.write("\r\n".join(lines).encode())
 
-    def _send_event(self, data: str) -> None:
-        event = f"data: {data}\n\n".encode()
+    def _send_event(self, data: str, name: str | None = None) -> None:
+        head = "" if name is None else f"event: {name}\n"
+        event = f"{head}data: {data}\n\n".encode()
         self._transport.write(b"%x\r\n%s\r\n" % (len(event), event))
 
 
