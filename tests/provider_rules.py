@@ -171,7 +171,8 @@ def _message_errors(body: Body) -> Iterator[str]:
     if not isinstance(messages, list) or not messages:
         yield "messages: at least one message is required"
         return
-    for block in body.get("system") if isinstance(body.get("system"), list) else ():
+    system = body.get("system")
+    for block in system if isinstance(system, list) else ():
         if not block["text"].strip():
             yield "system: text content blocks must be non-empty"
     if messages[0]["role"] != "user":
