@@ -28,7 +28,6 @@ FAILING: Final = frozenset(
     {
         "16_alias_of_two_deployments",
         "24_health_on_demand",
-        "94_l_modalities_text",
     }
 )
 """Cases that do not pass yet."""

@@ -3,6 +3,7 @@
 import os
 import random
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -141,6 +142,13 @@ class RunningSequence:
 
     counts: Counter[int] = field(default_factory=Counter[int])
     """Occurrences of each generated token, for the penalties."""
+
+    @property
+    def repeatable(self) -> Collection[int]:
+        """The tokens so far, if there is a penalty on repeating them."""
+        if self.active.request.repetition_penalty == 1:
+            return ()
+        return {*self.active.prompt, *self.counts}
 
 
 def prepare(

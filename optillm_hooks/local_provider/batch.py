@@ -25,7 +25,12 @@ from optillm_hooks.local_provider.engine_request import Finished, Piece, ScoredT
 from optillm_hooks.local_provider.kv_cache import Prefix, Row
 from optillm_hooks.local_provider.prefix_cache import PrefixCache, common_prefix_length
 from optillm_hooks.local_provider.runner import Runner
-from optillm_hooks.local_provider.sampling import add_offsets, sample, token_logprobs
+from optillm_hooks.local_provider.sampling import (
+    add_offsets,
+    penalize_repetitions,
+    sample,
+    token_logprobs,
+)
 from optillm_hooks.local_provider.scheduler import admit, chunk_prefills
 from optillm_hooks.local_provider.uncertainty import Uncertainty, measure_uncertainty
 
@@ -236,7 +241,11 @@ class Batch:
 
     def _top_first_tokens(self, active: ActiveRequest, logits: Tensor) -> list[tuple[int, float]]:
         """Return the likeliest first tokens of a reply with their probabilities."""
-        adjusted = add_offsets(logits[None], [active.request.logit_offsets({})])
+        request = active.request
+        penalized = penalize_repetitions(
+            logits[None], [request.repetition_penalty], [set(active.prompt)]
+        )
+        adjusted = add_offsets(penalized, [request.logit_offsets({})])
         (first,) = self._grammars.mask(adjusted, [active.constraint]).softmax(dim=-1)
         possible = int((first > _BANNED).count_nonzero())
         likeliest = first.topk(min(_FIRST_TOKENS, possible))
@@ -324,8 +333,13 @@ class Batch:
             sequence.branch.sampling_params(uncertainty)
             for sequence, uncertainty in zip(sequences, uncertainties, strict=True)
         ]
+        penalized = penalize_repetitions(
+            logits,
+            [s.active.request.repetition_penalty for s in sequences],
+            [s.repeatable for s in sequences],
+        )
         adjusted = add_offsets(
-            logits, [s.active.request.logit_offsets(s.counts) for s in sequences]
+            penalized, [s.active.request.logit_offsets(s.counts) for s in sequences]
         )
         masked = self._grammars.mask(adjusted, [s.constraint for s in sequences])
         tokens = sample(masked, params, [s.rng.random() for s in sequences])

@@ -74,6 +74,10 @@ class EngineRequest:
 
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    repetition_penalty: float = 1.0
+    """Divides the positive logits of all tokens so far, those of the prompt too, and multiplies
+    the negative ones."""
+
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from optillm_hooks.decoding.markers import MARKERS
 from optillm_hooks.decoding.thinkdeeper import ThinkSettings
@@ -13,8 +13,9 @@ from optillm_hooks.local_provider.decoding.methods import METHODS
 from optillm_hooks.local_provider.engine_request import EngineRequest, Messages, SamplingParams
 
 _WITHOUT_EFFECT = frozenset(
-    {"max_retries", "metadata", "prompt_cache_key", "safety_identifier",
-     "service_tier", "store", "stream", "stream_options", "user", "extra_body", "extra_headers"}
+    {"extra_body", "extra_headers", "max_retries", "metadata", "prediction", "prompt_cache_key",
+     "prompt_cache_retention", "safety_identifier", "service_tier", "store", "stream",
+     "stream_options", "user"}
 )  # fmt: skip
 """Fields without effect here, which clients or LiteLLM's router send to every model."""
 
@@ -88,6 +89,11 @@ class _NamedTool(BaseModel):
     function: _FunctionName
 
 
+_TokenLimit = Annotated[
+    Annotated[int, Field(ge=1)] | None, BeforeValidator(lambda n: None if n == -1 else n)
+]
+"""As in other local servers, -1 means no limit."""
+
 _ResponseFormat = Annotated[
     _TextFormat | _JsonObjectFormat | _JsonSchemaFormat, Field(discriminator="type")
 ]
@@ -99,12 +105,13 @@ class ChatRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=2**31)
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: _TokenLimit = None
+    max_completion_tokens: _TokenLimit = None
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
@@ -116,6 +123,7 @@ class ChatRequest(BaseModel):
     tools: list[_Tool] | None = Field(None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | _NamedTool | None = None
     parallel_tool_calls: bool | None = None
+    modalities: list[Literal["text"]] | None = None
     active_adapter: str | None = Field(None, min_length=1, max_length=200)
     optillm_decoding: dict[str, dict[str, Any]] | None = Field(None, min_length=1, max_length=1)
     """A decoding method by name, with its settings."""
@@ -142,6 +150,7 @@ class ChatRequest(BaseModel):
             seed=self.seed,
             adapter=self.active_adapter,
             decoding=self._decoding(),
+            repetition_penalty=self.repetition_penalty or 1.0,
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
             logit_bias=self.logit_bias or {},

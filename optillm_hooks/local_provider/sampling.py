@@ -1,6 +1,6 @@
 """Sampling: pure functions from logits to tokens. Logits are float32 [B, V], in nats."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -90,6 +90,24 @@ def add_offsets(logits: Tensor, offsets: Sequence[Mapping[int, float]]) -> Tenso
     )
     places = (torch.tensor(rows, device=logits.device), torch.tensor(ids, device=logits.device))
     return logits.index_put(places, values, accumulate=True)
+
+
+def penalize_repetitions(
+    logits: Tensor, penalties: Sequence[float], tokens: Sequence[Collection[int]]
+) -> Tensor:
+    """Return `logits` with the repetition penalty of each row applied to its `tokens`.
+
+    As Keskar et al. 2019 (CTRL) and transformers do; rows with a penalty of 1 are unchanged.
+    """
+    penalized = logits
+    for row, (penalty, ids) in enumerate(zip(penalties, tokens, strict=True)):
+        if penalty != 1 and ids:
+            if penalized is logits:
+                penalized = logits.clone()
+            places = torch.tensor(sorted(ids), device=logits.device)
+            values = penalized[row, places]
+            penalized[row, places] = torch.where(values > 0, values / penalty, values * penalty)
+    return penalized
 
 
 def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> list[ScoredToken]:

@@ -14,6 +14,7 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -195,16 +196,28 @@ LETTERS = dict.fromkeys((FORMAT.encode_text(letter)[0] for letter in "xyz"), 90.
         {"presence_penalty": 1.5},
         {"presence_penalty": -1.0, "frequency_penalty": 0.8},
         {"frequency_penalty": 2.0, "sampling": SamplingParams(temperature=3, top_p=0.9)},
+        {"repetition_penalty": 1.8},
         {"logit_bias": {**LETTERS, next(iter(LETTERS)): 91.5}},
     ],
-    ids=["plain", "hot", "top_k", "top_p", "min_p", "presence", "both", "frequency", "bias"],
+    ids=[
+        "plain",
+        "hot",
+        "top_k",
+        "top_p",
+        "min_p",
+        "presence",
+        "both",
+        "frequency",
+        "repetition",
+        "bias",
+    ],
 )
 async def test_pairs_of_tokens_follow_the_exact_distribution(
     engine: Engine, reference: LlamaForCausalLM, fields: dict[str, Any]
 ) -> None:
     """Chi-square of 1,000 pairs of three letters; a bias excludes all other tokens.
 
-    The prompt has some of the letters: penalties count only what the choice wrote.
+    The prompt has some of the letters: of the penalties, only that on repetition counts them.
     """
     settings: dict[str, Any] = {"logit_bias": LETTERS, "max_tokens": 2, "n": 125, **fields}
     settings = {"sampling": SamplingParams(temperature=2), **settings}
@@ -224,7 +237,9 @@ def pairs(reference: LlamaForCausalLM, one: EngineRequest) -> dict[tuple[int, ..
 
     def following(written: list[int]) -> dict[int, float]:
         with torch.inference_mode():
-            logits = reference(torch.tensor([prompt + written])).logits[0, -1]
+            tokens = torch.tensor([prompt + written])
+            raw = reference(tokens).logits[:, -1]
+            logits = RepetitionPenaltyLogitsProcessor(one.repetition_penalty)(tokens, raw)[0]
         shifted = {
             token: logits[token].item()
             + bias

@@ -36,15 +36,24 @@ async def test_a_question_is_answered_with_true_usage(served: dict[str, Any]) ->
     assert response._hidden_params["response_cost"] == 0.0
 
 
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
 async def test_greedy_text_is_that_of_transformers(
-    served: dict[str, Any], loaded: models.LoadedModel
+    served: dict[str, Any], loaded: models.LoadedModel, penalty: float
 ) -> None:
     ids = loaded.tokenizer.apply_chat_template(
         served["messages"], add_generation_prompt=True, return_tensors="pt", return_dict=False
     )
-    out = loaded.model.generate(ids, do_sample=False, max_new_tokens=24, attention_mask=ids * 0 + 1)
+    out = loaded.model.generate(
+        ids,
+        do_sample=False,
+        max_new_tokens=24,
+        attention_mask=ids * 0 + 1,
+        repetition_penalty=penalty,
+    )
     expected = loaded.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
-    response = await litellm.acompletion(**served, temperature=0, max_tokens=24)
+    response = await litellm.acompletion(
+        **served, temperature=0, max_tokens=24, repetition_penalty=penalty
+    )
     assert response.choices[0].message.content == expected
 
 
@@ -56,6 +65,37 @@ async def test_a_stream_has_the_same_text_the_reason_and_the_usage(served: dict[
     assert len({part.id for part in parts}) == 1
     assert parts[-1].usage.completion_tokens == 8
     assert parts[-1].usage.prompt_tokens == 37
+
+
+HARMLESS: dict[str, Any] = {
+    "extra_body": {"prediction": {"type": "content", "content": "x"}},
+    "logit_bias": {},
+    "max_completion_tokens": -1,
+    "max_tokens": -1,
+    "metadata": {"a": "b"},
+    "modalities": ["text"],
+    "parallel_tool_calls": True,
+    "prompt_cache_key": "k",
+    "repetition_penalty": 1.0,
+    "response_format": {"type": "text"},
+    "safety_identifier": "u",
+    "service_tier": "auto",
+    "stop": "",
+    "store": False,
+    "tools": [],
+    "top_k": 0,
+    "top_p": 0,
+    "user": "u",
+}
+
+
+async def test_fields_that_clients_send_to_every_model_change_nothing(
+    served: dict[str, Any],
+) -> None:
+    nulls: dict[str, Any] = dict.fromkeys([*HARMLESS, "seed", "n", "min_p", "presence_penalty"])
+    for fields in (HARMLESS, nulls):
+        response = await litellm.acompletion(**served, temperature=0, **fields)
+        assert response.choices[0].message.content == PARIS
 
 
 async def test_max_tokens_ends_with_length(served: dict[str, Any]) -> None:
@@ -173,6 +213,8 @@ async def test_a_schema_is_obeyed_by_the_real_model(served: dict[str, Any]) -> N
         ({"n": 0}, litellm.BadRequestError, "n: .*greater than"),
         ({"no_such_field": 1}, litellm.BadRequestError, "do not support the field 'no_such_field'"),
         ({"top_logprobs": 2}, litellm.BadRequestError, "top_logprobs requires logprobs"),
+        ({"modalities": ["text", "audio"]}, litellm.BadRequestError, "modalities.1: .*'text'"),
+        ({"max_tokens": 0}, litellm.BadRequestError, "max_tokens: .*greater than or equal to 1"),
         ({"messages": []}, litellm.BadRequestError, "messages must not be empty"),
         (
             {"tools": [{"type": "function", "function": {"name": "now"}}]},
@@ -186,7 +228,6 @@ async def test_a_schema_is_obeyed_by_the_real_model(served: dict[str, Any]) -> N
             "context of 8192",
         ),
     ],
-    ids=["temperature", "n", "unknown", "top_logprobs", "no message", "tools", "model", "too long"],
 )
 async def test_a_wrong_request_is_refused(
     served: dict[str, Any],
