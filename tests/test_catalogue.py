@@ -6,6 +6,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from optillm_hooks.errors import (
     SampleError,
     SamplesFailed,
 )
+from optillm_hooks.llm import Reasoning
 from optillm_hooks.pipeline.events import Outcome, Request
 from optillm_hooks.pipeline.expression import parse
 from optillm_hooks.pipeline.plan import resolve
@@ -61,8 +63,15 @@ class Lenient(AnsweringLLM):
     its reply, and returns the reply to give instead.
     """
 
-    def __init__(self, change: Change = lambda _, text: text, *, max_n: int = 1) -> None:
+    def __init__(
+        self,
+        change: Change = lambda _, text: text,
+        *,
+        max_n: int = 1,
+        reasoning: Reasoning = "never",
+    ) -> None:
         super().__init__(self._reply, fields=[DECODING], max_n=max_n)
+        self.facts = replace(self.facts, reasoning=reasoning)
         self._change = change
         self._numbers = itertools.count()
 
@@ -200,6 +209,21 @@ async def test_a_default_run_costs_what_is_declared(approach: Approach) -> None:
         assert found.depth <= cost(approach).depth
     else:
         assert found == cost(approach)
+
+
+@EVERY
+async def test_a_model_that_reasons_is_not_told_how_to_think(approach: Approach) -> None:
+    """Nor does it cost more than is declared, which is for a model that does not reason."""
+    if approach.name in ("cot_reflection", "self_consistency"):
+        pytest.skip("they still tell it")
+    ended = await ask(approach.name, llm := Lenient(reasoning="always"))
+    assert ended.answers[0].text.strip()
+    assert (ended.report.degraded, ended.report.stopped_by) == ((), None)
+    assert ended.report.calls <= cost(approach).calls
+    assert ended.report.depth <= cost(approach).depth
+    for sent, _ in llm.calls:
+        asked = " ".join(message.text for message in sent).lower()
+        assert not any(words in asked for words in ("step by step", "<thinking>", "write a plan"))
 
 
 @EVERY

@@ -8,6 +8,8 @@ stage keeps the user's system message and the earlier turns; solutions are shown
 makes only the plans that are missing, up to `planning_m` in all; prompts contain no model-specific
 switches; by default, stages before the last have no length limits. The stages report to the
 client's progress and to the trace instead of printing.
+On reasoning models: an attempt is the plain request. The plan, the request to go step by step and
+the second reading are left out, because the model does all three by itself.
 Cost: per candidate `2 * planning_n + 2` calls, 4 deep; then one judge call per candidate
 (absolute), one per ordered pair (pairwise) or none (majority), all concurrent. By default 27
 calls, 5 deep.
@@ -67,9 +69,9 @@ Do not solve this. Name {count} ways to approach it that differ in kind, not in 
 a JSON array of {count} strings, each one or two sentences on one approach."""
 
 REVIEW = """\
-Above are {count} attempts, made independently; any of them may be wrong. Compare them step by \
-step. Where they disagree, find out which is right, if any, by working it out anew. Then write one \
-final step-by-step solution that you stand behind. Do not refer to the attempts."""
+Above are {count} attempts, made independently; any of them may be wrong. Compare them. Where they \
+disagree, find out which is right, if any, by working it out anew. Then write one final solution, \
+with all its steps, that you stand behind. Do not refer to the attempts."""
 
 RatingType = Literal["absolute", "pairwise", "majority"]
 Preset = Literal["default", "gptoss", "qwen3"]
@@ -256,6 +258,11 @@ class _Models:
         named = self.params.rating_model
         return self.llm if named is None else self.ctx.llm(named)
 
+    @property
+    def reason(self) -> bool:
+        """Whether the model reasons by itself."""
+        return self.ctx.reasons(self.llm)
+
     async def generate(
         self, chat: Chat, sampling: Sampling, *, falls_back: bool = False
     ) -> Completion:
@@ -377,9 +384,11 @@ class _Candidate:
 
     def _asked(self) -> Chat:
         """Return the conversation with its question stated twice, and the approach to follow."""
-        chat = edit_question(
-            self.chat, lambda text: f"{text}\n\nOnce more, to be read with care:\n{text}"
-        )
+        chat = self.chat
+        if not self.models.reason:
+            chat = edit_question(
+                chat, lambda text: f"{text}\n\nOnce more, to be read with care:\n{text}"
+            )
         if not self.approach:
             return chat
         mark = fence(self.rng)
@@ -395,9 +404,10 @@ class _Candidate:
             purpose="draft",
             sample=sample,
         )
-        if params.planning_max_tokens_step1 == 0:
+        if self.models.reason or params.planning_max_tokens_step1 == 0:
+            solving = asked if self.models.reason else ask(asked, SOLVE)
             with trace.step("solutions"):
-                return await self.models.generate(ask(asked, SOLVE), executing)
+                return await self.models.generate(solving, executing)
         planning = replace(
             executing,
             temperature=params.planning_temperature_step1,

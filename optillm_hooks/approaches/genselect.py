@@ -5,6 +5,7 @@ solutions); Toshniwal et al. 2025, "GenSelect: A Generative Approach to Best-of-
 (knock-out rounds). Deviations: the selector is an ordinary model, not one trained to select; it
 sees whole solutions, not summaries; each comparison is made in one order and in its reverse,
 because models favour positions.
+On reasoning models: the same. The solutions are plain requests.
 Cost: `n` calls for the solutions, then rounds of `orders` calls for each group; the calls of a
 round run concurrently. Up to `group_size` solutions need one round.
 """

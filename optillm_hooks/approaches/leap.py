@@ -6,6 +6,8 @@ for a mistake; the examples stay in the final prompt. Deviations: the model find
 the conversation unless the request lists them; `samples` is 1 by default where the paper draws 15;
 a mistake counts once per example. Principles are cached in memory, separately for each key, so that
 later requests with the same examples pay only for their answer.
+On reasoning models: the attempts are not told to go step by step. Such a model makes few mistakes
+on worked examples, and without a mistake there is nothing to learn.
 Cost: 2 calls, 2 deep, without examples; `3 + 2 E` calls, 5 deep, with E examples that are all
 answered wrongly; one call if the principles are cached and the examples are listed.
 """
@@ -36,9 +38,8 @@ questions of the same kind together with their right answers? Reply with a JSON 
 with the fields "question" and "answer", copied as they stand, or with [] if there are none. What \
 is being asked now is not an example."""
 
-SOLVE = """\
-Reason step by step.
-Put the final answer alone on the last line, as: ANSWER: <answer>"""
+MARK = "Put the final answer alone on the last line, as: ANSWER: <answer>"
+SOLVE = f"Reason step by step.\n{MARK}"
 
 DIAGNOSE = """\
 Below are a question, its right answer, and a solution that came to a wrong one. Find where the \
@@ -216,7 +217,8 @@ async def _lesson(
     """
     # Purpose "judge": the calls ignore the client's sampling parameters, because the principles
     # are cached for later requests with the same examples.
-    asked = (*rules, Message("user", f"{example.question}\n\n{SOLVE}"))
+    solve = MARK if ctx.reasons(llm) else SOLVE
+    asked = (*rules, Message("user", f"{example.question}\n\n{solve}"))
     sampling = Sampling(temperature=params.temperature, purpose="judge")
     try:
         attempts = await sample_many(llm, asked, sampling, ctx, n=params.samples, kind="attempts")

@@ -10,6 +10,8 @@ neither needs the other; solutions with the most frequent final answers are veri
 until enough are confirmed; agents differ in temperature and, if `models` is set, in model. The
 first paper ends with a vote; here the vote decides only if verification does not. Unlike in
 OptiLLM, a small `max_tokens` of the client does not make the search smaller: `lightweight` does.
+On reasoning models: explorations are not told how to work, and strategies are not exchanged, which
+saves their calls. Aggregation and verification were made for such models.
 Cost: at best `num_agents` explorations, `aggregation_loops * population_size` aggregations and
 concurrently `2 * num_agents` calls for strategies, then
 `consensus_threshold * verification_passes_required` verifications: 31 calls, 5 deep. Each round of
@@ -46,6 +48,8 @@ EXPLORE = """\
 Work this out carefully: say what is asked and what is given, go step by step, name every \
 assumption, and check the result before you stop. Answer completely and in the form that is asked \
 for."""
+
+ANSWER = "Answer completely and in the form that is asked for."
 
 AGGREGATE = """\
 Above are {count} attempts at the request before them. Any of them may be wrong, and all may be. \
@@ -330,7 +334,15 @@ class _Team:
         agents = range(self.params.num_agents)
         self.ctx.progress(f"{len(agents)} agents explore")
         found = await finished(
-            [self._writing(agent, EXPLORE, _temperature(agent), agent) for agent in agents],
+            [
+                self._writing(
+                    agent,
+                    ANSWER if self._reasons(agent) else EXPLORE,
+                    _temperature(agent),
+                    agent,
+                )
+                for agent in agents
+            ],
             until=self.ctx.within(0.3),
         )
         self.ctx.trace.note("explored", asked=len(agents), finished=len(found))
@@ -343,7 +355,7 @@ class _Team:
         # Each branch has its own rng, because they run concurrently.
         if self.params.enable_aggregation:
             branches.append(partial(self._aggregate, explored, self.ctx.child(1).rng))
-        if self.params.exchanges_strategies and len(explored) > 1:
+        if self._exchanges_strategies() and len(explored) > 1:
             branches.append(partial(self._exchange, explored, self.ctx.child(2).rng))
         made = await finished(branches, at_least=len(branches))
         population = [] if self.params.enable_aggregation else list(explored)
@@ -529,6 +541,14 @@ class _Team:
             if final is not None:
                 return Answer(final, reply.finish_reason, reasoning=reply.text)
         return answer_from(self.chat, reply, self.llm, self.ctx)
+
+    def _exchanges_strategies(self) -> bool:
+        """Whether the agents exchange strategies: not if all of them find theirs by reasoning."""
+        reason = all(self._reasons(agent) for agent in range(self.params.num_agents))
+        return self.params.exchanges_strategies and not reason
+
+    def _reasons(self, agent: int) -> bool:
+        return self.ctx.reasons(self._agent(agent))
 
     def _agent(self, number: int) -> LLM:
         models = self.params.models

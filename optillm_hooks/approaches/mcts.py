@@ -6,6 +6,7 @@ Self-refine", arXiv:2406.07394. (The step-level search of Xie et al. 2024, arXiv
 trains a model, is another method.) Deviations: the root has `branching` independent solutions;
 simulations run `parallel` at a time, spread by virtual loss; a rating is one call of a judge,
 without the paper's clipping and repeated ratings.
+On reasoning models: the same. No prompt tells the model how to think.
 Cost: `2 * branching + 2 * depth * simulations` calls, `2 + (depth + 1) * simulations / parallel`
 deep.
 """
@@ -31,9 +32,9 @@ from optillm_hooks.search.tree import Node
 from optillm_hooks.types import Answer, Chat, Completion, Sampling
 
 REFINE = """\
-Below is a draft of an answer to the request above. Check it step by step for what is wrong, \
-unproven or missing. Then reply with a complete and better answer to the request; where the draft \
-is right, keep what it says. Do not mention the draft."""
+Below is a draft of an answer to the request above. Check it for what is wrong, unproven or \
+missing. Then reply with a complete and better answer to the request; where the draft is right, \
+keep what it says. Do not mention the draft."""
 
 
 _BEST_RATING: Final = 10.0

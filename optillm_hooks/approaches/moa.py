@@ -6,6 +6,7 @@ aggregator); Li et al. 2025, "Rethinking Mixture-of-Agents", arXiv:2502.00674, w
 proposals from one good model, is the default; the critique before the fusion follows Sharma 2024,
 "Patched MOA", arXiv:2407.18521. Deviation: proposals are shown in random order and without their
 author, so that neither position nor name counts.
+On reasoning models: the same. No prompt tells the model how to think.
 Cost: `proposers` calls per layer, one for the critique (if on) and one for the fusion, which
 streams.
 """

@@ -9,6 +9,8 @@ per leaf (made by calling the first one wrong) and its pseudocode step are left 
 paper, the tests in the request select the answer, if the operator allows programs to run; a judge
 selects among answers that pass equally many, and where nothing can be run. The prompts ask for an
 answer, not for Python: code is not assumed.
+On reasoning models: there are no plans, since the model plans by itself. Each answer is written
+from its subset of the observations, which is what makes the answers differ.
 Cost: `1 + 3 * leaves` calls, 4 deep; no judge calls if tests decide.
 """
 
@@ -54,6 +56,10 @@ turns out to be wrong. Reply with the new observations and the plan."""
 PLAN_FREELY = """\
 Do not answer yet. Write a plan, step by step and in words, of how to answer the request above. \
 Reply with the plan."""
+
+CONSIDER = """\
+Below are observations about the request above. Use those that are right and help. Reply with the \
+complete answer to the request only, and do not mention the observations."""
 
 ANSWER = """\
 Below is a plan for answering the request above. Follow it where it is right, correct it where it \
@@ -183,6 +189,8 @@ async def _leaf(
 ) -> Completion:
     """Return the answer of leaf `number`, whose plan starts from the observations of `subset`."""
     sampling = Sampling(temperature=params.temperature, sample=number)
+    if ctx.reasons(llm):
+        return await llm.complete(_considering(chat, subset, mark), sampling)
     planning = ask(chat, PLAN_FREELY)
     if subset:
         shown = enclose(subset, "observation", mark)
@@ -194,3 +202,10 @@ async def _leaf(
     return await llm.complete(
         ask(chat, f"{ANSWER}\n{data_notice('plan', mark)}\n\n{shown}"), sampling
     )
+
+
+def _considering(chat: Chat, subset: Sequence[str], mark: str) -> Chat:
+    if not subset:
+        return chat
+    shown = enclose(subset, "observation", mark)
+    return ask(chat, f"{CONSIDER}\n{data_notice('observation', mark)}\n\n{shown}")

@@ -9,6 +9,8 @@ the ratings can be trusted: if decoys are rated as highly as helpful solutions o
 are ignored and the solutions' final answers vote. Between rounds, a review of the best solution so
 far tells the next provers what to improve; the question itself is never rewritten, and the
 solutions of every round are rated on it.
+On reasoning models: the same. The provers are asked for steps that a reader can check, not for
+steps of thought.
 Cost: `num_rounds * 2 * (num_solutions + num_decoys) + num_rounds - 1` calls, `3 * num_rounds - 1`
 deep; one more if the best solution is longer than the client's `max_tokens`.
 """

@@ -11,6 +11,9 @@ times share. Deviations: rollouts run `parallel` at a time, spread by virtual lo
 values when all of them have ended; prompts contain no worked examples; the hint is cut between
 words, not between steps; the discriminator is not asked if all trajectories agree; by default it
 is the same model.
+On reasoning models: single steps and sub-questions are left out, because the model would solve the
+whole problem in each of them. A trajectory is the answer, or the question in other words and then
+the answer; `candidates` has no effect.
 Cost: at most `(max_depth + 1) * num_rollouts` calls, `max_depth * num_rollouts / parallel + 1`
 deep; one more if the best trajectory's end is longer than the client's `max_tokens`.
 """
@@ -68,8 +71,8 @@ on each line, and then what is asked.""",
 }
 
 COMPLETE = """\
-Below is the beginning of an answer to the request above; it breaks off. Complete it, reasoning \
-step by step, and put the final answer alone on the last line, as: ANSWER: <answer>"""
+Below is the beginning of an answer to the request above; it breaks off. Complete it with all its \
+steps, and put the final answer alone on the last line, as: ANSWER: <answer>"""
 
 SO_FAR = "This is there so far towards an answer to the request above."
 
@@ -142,12 +145,14 @@ class Trajectory:
         return fmean(node.mean for node in self.end.path()[1:])
 
 
-def allowed(last: Action | None, actions_left: int) -> tuple[Action, ...]:
-    """Return the actions that may follow `last` (None at the root)."""
+def allowed(last: Action | None, actions_left: int, *, reasons: bool = False) -> tuple[Action, ...]:
+    """Return the actions that may follow `last` (None at the root), if the model reasons or not."""
     if last is Action.FINISH:
         return ()
     if actions_left == 1:
         return (Action.FINISH,)
+    if reasons:
+        return (Action.FINISH, Action.REPHRASE) if last is None else (Action.FINISH,)
     always = (Action.STEP, Action.FINISH, Action.SUBQUESTION)
     match last:
         case None:
@@ -158,10 +163,12 @@ def allowed(last: Action | None, actions_left: int) -> tuple[Action, ...]:
             return always
 
 
-def planned(first: Action, actions_left: int, rng: Random) -> list[Action]:
+def planned(
+    first: Action, actions_left: int, rng: Random, *, reasons: bool = False
+) -> list[Action]:
     """Return the random actions of a rollout that begins with `first`, up to its end."""
     actions = [first]
-    while following := allowed(actions[-1], actions_left - len(actions)):
+    while following := allowed(actions[-1], actions_left - len(actions), reasons=reasons):
         actions.append(rng.choice(following))
     return actions
 
@@ -187,9 +194,9 @@ async def rstar(chat: Chat, llm: LLM, params: RstarParams, ctx: Context) -> Resu
     Raises:
         SamplesFailed: no trajectory was completed.
     """
-    mark = fence(ctx.rng)
+    mark, reasons = fence(ctx.rng), ctx.reasons(llm)
     tree = MCTS[Step | None, Action](
-        None, lambda node: _moves(node, params, ctx.rng), exploration=params.c
+        None, lambda node: _moves(node, params, ctx.rng, reasons), exploration=params.c
     )
     sampling = Sampling(temperature=params.temperature)
     found: list[Trajectory] = []
@@ -197,7 +204,7 @@ async def rstar(chat: Chat, llm: LLM, params: RstarParams, ctx: Context) -> Resu
     while left and (trials := tree.ask_many(min(params.parallel, left))):
         done = params.num_rollouts - left
         ctx.progress(f"{done} of {params.num_rollouts} trajectories")
-        plans = [_plan(trial, params, ctx.rng) for trial in trials]
+        plans = [_plan(trial, params, ctx.rng, reasons) for trial in trials]
         rollouts = [
             partial(_rollout, trial.node, plan, chat, llm, replace(sampling, sample=number), mark)
             for number, (trial, plan) in enumerate(zip(trials, plans, strict=True), start=done)
@@ -238,17 +245,23 @@ async def _best(
     return found[best]
 
 
-def _moves(node: State, params: RstarParams, rng: Random) -> list[Action]:
-    """Return the moves from `node`: each allowed action once in random order, then each again."""
+def _moves(node: State, params: RstarParams, rng: Random, reasons: bool) -> list[Action]:
+    """Return the moves from `node`: each allowed action once in random order, then each again.
+
+    Few actions are allowed if the model reasons, so each can be tried in every rollout.
+    """
     done = [step.action for step in _steps(node)]
-    actions = allowed(done[-1] if done else None, params.max_depth - len(done))
-    return [
-        action for _ in range(params.candidates) for action in rng.sample(actions, len(actions))
-    ]
+    last = done[-1] if done else None
+    actions = allowed(last, params.max_depth - len(done), reasons=reasons)
+    tries = params.num_rollouts if reasons else params.candidates
+    return [action for _ in range(tries) for action in rng.sample(actions, len(actions))]
 
 
-def _plan(trial: Trial[Step | None, Action], params: RstarParams, rng: Random) -> list[Action]:
-    return planned(trial.move, params.max_depth - len(_steps(trial.node)), rng)
+def _plan(
+    trial: Trial[Step | None, Action], params: RstarParams, rng: Random, reasons: bool
+) -> list[Action]:
+    actions_left = params.max_depth - len(_steps(trial.node))
+    return planned(trial.move, actions_left, rng, reasons=reasons)
 
 
 def _shares(answers: Sequence[str | None]) -> list[float]:

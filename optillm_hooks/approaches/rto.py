@@ -6,6 +6,7 @@ measure a model; here its second version improves the first. Deviations: one rou
 sample; the call that merges the versions also judges whether they are equivalent, so that the
 judgement costs no extra call. The description is made from the first answer alone, never from the
 question.
+On reasoning models: the same. No prompt tells the model how to think.
 Cost: 4 calls, 4 deep; 3 if both versions contain the same code.
 """
 

@@ -6,6 +6,8 @@ Using Declarative Prompting", arXiv:2305.09656, and Pan et al. 2023, "Logic-LM",
 the model writes SMT-LIB 2, which Z3 parses, or a list of algebraic steps, which a fixed
 translator turns into SymPy's terms; both run in a process limited in time and memory. The plain
 answer is requested concurrently, so that a problem without a formalisation loses no time.
+On reasoning models: the same. Such a model may well solve the problem before it formalises it; what
+the solver adds is then a check.
 Cost: 3 calls, 2 deep: the formalisation and concurrently the plain answer, then the answer from
 the solver's result. 2 calls, 1 deep, if no solver helps; each repair adds one call, one deep.
 """

@@ -148,6 +148,64 @@ async def test_a_call_that_brings_nothing_is_reported(way: Way, bad: Reply) -> N
         assert ended.report.degraded or len(done) == len(whole.calls), f"call {broken}"
 
 
+# --------------------------------------------------------------------------- reasoning models
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "calls", "depth", "left_out"),
+    [
+        ("cepo", {}, (27, 18), (5, 4), ("Write a short plan", "Now carry out", "Once more")),
+        ("mars", {}, (31, 25), (5, 5), ("go step by step", "tell a colleague")),
+        ("plansearch", {}, (10, 7), (4, 3), ("write a plan",)),
+        ("leap", {"examples": EXAMPLES}, (6, 6), (4, 4), ("Reason step by step",)),
+        ("re2", {"think": True}, (1, 1), (1, 1), ("step by step",)),
+    ],
+)
+async def test_a_model_that_reasons_is_left_to_plan_for_itself(
+    name: str,
+    given: dict[str, Any],
+    calls: tuple[int, int],
+    depth: tuple[int, int],
+    left_out: tuple[str, ...],
+) -> None:
+    """Numbers and words of the prompts of a model that does not reason, and of one that does."""
+    for at, reasoning in enumerate(("never", "always")):
+        llm = Lenient(reasoning=reasoning)  # type: ignore[arg-type] # two of the literals
+        ended = await ask(name, llm, params=given)
+        assert (ended.report.calls, ended.report.depth) == (calls[at], depth[at])
+        asked = "\n".join(message.text for sent, _ in llm.calls for message in sent)
+        assert [words in asked for words in left_out] == [reasoning == "never"] * len(left_out)
+
+
+@pytest.mark.parametrize("rollouts", [1, 5, 12])
+async def test_a_trajectory_of_a_model_that_reasons_has_no_steps(rollouts: int) -> None:
+    llm = Lenient(reasoning="always")
+    ended = await ask("rstar", llm, params={"num_rollouts": rollouts})
+    finishing = [sampling for _, sampling in llm.calls if sampling.purpose == "solution"]
+    rephrasing = [sent[-1].text for sent, s in llm.calls if s.purpose == "draft"]
+    assert len(finishing) == rollouts
+    assert all("in other words" in text for text in rephrasing)
+    assert ended.report.degraded == ()
+
+
+async def test_strategies_are_exchanged_if_one_of_the_models_does_not_reason() -> None:
+    llms = {"base": Lenient(reasoning="always"), "other": Lenient()}
+    given = {"mars": {"models": ("base", "other")}}
+    request = Request(
+        plan=resolve(parse("mars"), given=given),
+        base="base",
+        chat=chat("6 * 7?"),
+        client=Sampling(seed=0),
+    )
+    await run(request, llms.__getitem__)
+    asked = {name: "\n".join(sent[-1].text for sent, _ in llm.calls) for name, llm in llms.items()}
+    assert all("tell a colleague" in text for text in asked.values())
+    assert {name: "go step by step" in text for name, text in asked.items()} == {
+        "base": False,
+        "other": True,
+    }
+
+
 # ------------------------------------------------------------------------- length of answers
 
 
