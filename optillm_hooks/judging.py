@@ -1,5 +1,7 @@
 """LLM as a judge: asks a model to rate answers or to choose among them, and reads its verdicts.
 
+Also the vote over final answers, which asks a model where too few answers can be read.
+
 The judge sees the whole conversation, and the candidates as data: between lines that carry a mark
 made for this request, so that no candidate can give the judge instructions. If a verdict cannot be
 parsed, the judge is asked once more. A second unreadable verdict is ignored: it counts neither as a
@@ -13,15 +15,17 @@ from random import Random
 from statistics import fmean
 from typing import Final, NamedTuple, TypeVar
 
-from optillm_hooks.answers.extraction import without_reasoning
+from optillm_hooks.answers.extraction import AnswerFormat, without_reasoning
 from optillm_hooks.answers.verdicts import read_choice, read_rating
+from optillm_hooks.answers.voting import elect, majority, wants_json
 from optillm_hooks.context import Context
 from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, SampleError
 from optillm_hooks.fanout import finished, outcomes
 from optillm_hooks.llm import LLM
-from optillm_hooks.prompts import ask, data_notice, enclose, fence, follow_up
-from optillm_hooks.types import Chat, Sampling
+from optillm_hooks.prompts import ask, data_notice, enclose, fence, follow_up, question
+from optillm_hooks.types import Answer, Chat, Sampling
 
+A = TypeVar("A", bound=Answer)
 V = TypeVar("V")
 
 BEST: Final = "answers the user's last message best: correct first of all, then complete and clear"
@@ -40,6 +44,35 @@ class Chosen(NamedTuple):
 
     votes: list[int]
     """How often each was chosen."""
+
+
+async def vote(
+    candidates: Sequence[A], chat: Chat, llm: LLM, ctx: Context, how: AnswerFormat = "auto"
+) -> A:
+    """Return the candidate with the most frequent answer; `candidates` are `contenders`.
+
+    Tool calls and JSON vote as such. Texts vote by their final answers, which `how` says where to
+    read. If fewer than half of them have one, a text that most of them equal wins; otherwise the
+    model is asked once which of them agrees most with the others. If its choice cannot be read,
+    the first candidate is returned. The trace counts the votes that were lost.
+    """
+    as_json, calling = wants_json(ctx.client), bool(candidates[0].tool_calls)
+    tally = elect(candidates, how, question=question(chat), as_json=as_json)
+    votes = list(tally.votes.values())
+    ctx.trace.note("vote", voters=len(candidates), votes=votes)
+    texts = [without_reasoning(candidate.text) for candidate in candidates]
+    if votes and not calling:
+        ctx.trace.count("votes", lost=len(candidates) - sum(votes), of=len(candidates))
+    if votes or calling or as_json:
+        return candidates[tally.winner]
+    same = majority(texts)
+    if 2 * max(same.votes.values()) > len(texts):
+        return candidates[same.winner]
+    ctx.progress("choosing the answer that agrees most with the others")
+    ctx.budget.expected_calls += 1
+    chosen = await choose(texts, chat, llm, ctx, criterion=MOST_CONSISTENT)
+    ctx.trace.note("choice", readable=chosen.winner is not None)
+    return candidates[chosen.winner or 0]
 
 
 async def rate_all(

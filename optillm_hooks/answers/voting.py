@@ -48,14 +48,18 @@ def elect(
 ) -> Tally:
     """Return the majority vote of `contenders`, on tool calls, JSON or extracted answers.
 
-    `how` and `question`: see `extract_answer`.
+    `how` and `question`: see `extract_answer`. If fewer than half of the texts have a readable
+    answer, there are no votes: a readable minority does not decide.
     """
     if candidates and candidates[0].tool_calls:
         return majority_call(candidates)
     texts = [candidate.text for candidate in candidates]
     if as_json:
         return majority_object(texts)
-    return majority([extract_answer(text, how, question=question) for text in texts])
+    answers = [extract_answer(text, how, question=question) for text in texts]
+    if 2 * answers.count(None) > len(answers):
+        return Tally(0, {})
+    return majority(answers)
 
 
 def majority_call(candidates: Sequence[Answer]) -> Tally:

@@ -13,10 +13,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from optillm_hooks.answers.voting import contenders, elect, wants_json
+from optillm_hooks.answers.voting import contenders, elect, leaders, wants_json
 from optillm_hooks.context import Context
 from optillm_hooks.fanout import sample_many
-from optillm_hooks.judging import rate_all
+from optillm_hooks.judging import rate_all, vote
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import question
 from optillm_hooks.registry import Cost, DraftingParams, approach
@@ -51,12 +51,13 @@ def _cost(params: BonParams) -> Cost:
 
 @approach("bon", BonParams, cost=_cost)
 async def bon(chat: Chat, llm: LLM, params: BonParams, ctx: Context) -> Answer:
-    """Return the candidate with the highest rating; ties go to the earlier call.
+    """Return the candidate with the highest rating.
 
+    Candidates with the same rating vote by their final answers; ties go to the earlier call.
     Identical texts are rated once, and a single text is not rated. Truncated candidates compete
     only if all are. If most candidates call tools, the first of them is returned unchanged. A
-    rating that cannot be read, even when asked for again, does not count. Without any rating the
-    candidates vote by their final answers; without any final answer the first one is returned.
+    rating that cannot be read, even when asked for again, does not count. Without any rating all
+    candidates vote; see `judging.vote`.
 
     Raises:
         SamplesFailed: no candidate finished within the request's deadline and budget.
@@ -74,12 +75,9 @@ async def bon(chat: Chat, llm: LLM, params: BonParams, ctx: Context) -> Answer:
     judge = llm if params.judge is None else ctx.llm(params.judge)
     ratings = await rate_all(different, chat, judge, ctx, repeats=params.ratings)
     ctx.trace.note("ratings", asked=params.n, finished=len(sampled), ratings=ratings)
-    rated = {
-        text: rating for text, rating in zip(different, ratings, strict=True) if rating is not None
-    }
-    if not rated:
-        tally = elect(candidates, question=question(chat), as_json=wants_json(ctx.client))
-        ctx.trace.note("vote", votes=list(tally.votes.values()))
-        return candidates[tally.winner]
-    best = max(rated, key=rated.__getitem__)
-    return candidates[texts.index(best)]
+    if not any(rating is not None for rating in ratings):
+        return await vote(candidates, chat, llm, ctx)
+    best = {different[at] for at in leaders(ratings)}
+    tied = [candidate for candidate in candidates if candidate.text.strip() in best]
+    as_json = wants_json(ctx.client)
+    return tied[elect(tied, question=question(chat), as_json=as_json).winner]

@@ -28,7 +28,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from optillm_hooks.answers.extraction import read_json, without_reasoning
-from optillm_hooks.answers.voting import contenders, elect, wants_json
+from optillm_hooks.answers.voting import contenders
 from optillm_hooks.context import Context
 from optillm_hooks.errors import (
     BudgetExceeded,
@@ -39,7 +39,7 @@ from optillm_hooks.errors import (
 )
 from optillm_hooks.fanout import finished, outcomes
 from optillm_hooks.final_answer import FINAL, with_solutions
-from optillm_hooks.judging import Chosen, choose, rate_all
+from optillm_hooks.judging import Chosen, choose, rate_all, vote
 from optillm_hooks.llm import LLM, Effort
 from optillm_hooks.prompts import (
     ask,
@@ -48,7 +48,6 @@ from optillm_hooks.prompts import (
     enclose,
     fence,
     follow_up,
-    question,
 )
 from optillm_hooks.registry import Cost, DraftingParams, approach
 from optillm_hooks.types import Answer, Chat, Completion, Json, Sampling
@@ -468,18 +467,17 @@ async def _best(candidates: Sequence[Completion], chat: Chat, models: _Models) -
     scores = await _scores([without_reasoning(c.text) for c in candidates], chat, models)
     known = [score for score in scores if score is not None]
     if known:
-        best = scores.index(max(known))
+        winner = candidates[scores.index(max(known))]
     else:
-        as_json = wants_json(ctx.client)
-        best = elect(candidates, question=question(chat), as_json=as_json).winner
+        winner = await vote(candidates, chat, models.llm, ctx)
     ctx.trace.note(
         "best",
         by=models.params.bestofn_rating_type if known else "majority",
         candidates=len(candidates),
         scores=scores,
-        winner=best,
+        winner=candidates.index(winner),
     )
-    return candidates[best]
+    return winner
 
 
 async def _scores(texts: Sequence[str], chat: Chat, models: _Models) -> list[float | None]:

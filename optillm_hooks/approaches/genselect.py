@@ -16,12 +16,11 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from optillm_hooks.answers.voting import contenders, elect, wants_json
+from optillm_hooks.answers.voting import contenders
 from optillm_hooks.context import Context
 from optillm_hooks.fanout import finished, sample_many
-from optillm_hooks.judging import Chosen, choose
+from optillm_hooks.judging import Chosen, choose, vote
 from optillm_hooks.llm import LLM
-from optillm_hooks.prompts import question
 from optillm_hooks.registry import Cost, DraftingParams, approach
 from optillm_hooks.types import Answer, Chat, Sampling
 
@@ -88,9 +87,7 @@ async def genselect(chat: Chat, llm: LLM, params: GenselectParams, ctx: Context)
         ctx.offer(solutions[left[0]])
     if verdicts or len(set(texts)) == 1:
         return solutions[left[0]]
-    tally = elect(solutions, question=question(chat), as_json=wants_json(ctx.client))
-    ctx.trace.note("vote", votes=list(tally.votes.values()))
-    return solutions[tally.winner]
+    return await vote(solutions, chat, llm, ctx)
 
 
 async def _round(

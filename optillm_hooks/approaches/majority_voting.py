@@ -1,9 +1,10 @@
 """Majority voting: sample the request several times, return the most frequent answer.
 
 Source: Wang et al. 2022, arXiv:2203.11171, section 2, without its chain-of-thought prompt: the
-request goes to the model unchanged, and the vote is that of `self_consistency`. If no answer can be
-extracted, the whole texts are voted on, so that no further call is made.
-Cost: `n` calls, all concurrent; the latency is that of the slowest.
+request goes to the model unchanged, and the vote is that of `self_consistency`.
+Cost: `n` calls, all concurrent; the latency is that of the slowest. If fewer than half of the
+candidates have a readable answer, as in free text, one more call asks which agrees most with the
+others.
 """
 
 from collections.abc import Mapping
@@ -11,12 +12,12 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from optillm_hooks.answers.extraction import AnswerFormat, without_reasoning
-from optillm_hooks.answers.voting import contenders, elect, majority, wants_json
+from optillm_hooks.answers.extraction import AnswerFormat
+from optillm_hooks.answers.voting import contenders
 from optillm_hooks.context import Context
 from optillm_hooks.fanout import sample_many
+from optillm_hooks.judging import vote
 from optillm_hooks.llm import LLM
-from optillm_hooks.prompts import question
 from optillm_hooks.registry import Cost, Params, approach
 from optillm_hooks.types import Answer, Chat, Sampling
 
@@ -42,7 +43,8 @@ async def majority_voting(
     """Return the first candidate that gives the most frequent answer; ties go to the earlier call.
 
     A candidate that failed, was truncated while others were not, or has no readable answer does not
-    vote. Without any readable answer, the whole texts are voted on.
+    vote. If fewer than half have a readable answer, the model is asked which candidate agrees most
+    with the others; if its choice cannot be read, the first one is returned.
 
     Raises:
         SamplesFailed: no candidate finished within the request's deadline and budget.
@@ -50,20 +52,5 @@ async def majority_voting(
     sampled = await sample_many(
         llm, chat, Sampling(temperature=params.temperature), ctx, n=params.n
     )
-    candidates = contenders(sampled)
-    tally = elect(
-        candidates,
-        params.answer_format,
-        question=question(chat),
-        as_json=wants_json(ctx.client),
-    )
-    if not tally.votes and not candidates[0].tool_calls:
-        tally = majority([without_reasoning(candidate.text) for candidate in candidates])
-    ctx.trace.note(
-        "vote",
-        asked=params.n,
-        finished=len(sampled),
-        voters=len(candidates),
-        votes=list(tally.votes.values()),
-    )
-    return candidates[tally.winner]
+    ctx.trace.note("samples", asked=params.n, finished=len(sampled))
+    return await vote(contenders(sampled), chat, llm, ctx, params.answer_format)

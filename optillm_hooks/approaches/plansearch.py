@@ -36,7 +36,7 @@ from optillm_hooks.code_execution.runner import CodeRunner
 from optillm_hooks.context import Context
 from optillm_hooks.errors import SampleError
 from optillm_hooks.fanout import finished, outcomes
-from optillm_hooks.judging import rate_all
+from optillm_hooks.judging import rate_all, vote
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
 from optillm_hooks.registry import Cost, DraftingParams, approach
@@ -126,9 +126,11 @@ async def plansearch(chat: Chat, llm: LLM, params: PlansearchParams, ctx: Contex
     judge = ctx.llm(params.judge) if params.judge else llm
     ratings = await rate_all([found.text for found in best], chat, judge, ctx)
     ctx.trace.note("judged", ratings=ratings)
+    if not any(rating is not None for rating in ratings):
+        return await vote(best, chat, llm, ctx)
     best = [best[at] for at in leaders(ratings)]
-    vote = elect(best, question=question(chat), as_json=wants_json(ctx.client))
-    return best[vote.winner]
+    as_json = wants_json(ctx.client)
+    return best[elect(best, question=question(chat), as_json=as_json).winner]
 
 
 async def _passed(answers: Sequence[Completion], chat: Chat, ctx: Context) -> list[int | None]:

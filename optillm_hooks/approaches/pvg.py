@@ -29,7 +29,7 @@ from optillm_hooks.context import Context
 from optillm_hooks.errors import EmptyCompletion, SampleError, SamplesFailed
 from optillm_hooks.fanout import sample_many, speculating
 from optillm_hooks.final_answer import answer_from
-from optillm_hooks.judging import rate_all
+from optillm_hooks.judging import rate_all, vote
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
 from optillm_hooks.registry import Cost, DraftingParams, Result, approach
@@ -144,6 +144,8 @@ async def pvg(chat: Chat, llm: LLM, params: PvgParams, ctx: Context) -> Result:
         decoy_ratings=game.decoy_ratings,
         trusted=game.trusted,
     )
+    if not game.trusted:
+        best = await vote(contenders(game.solutions), chat, llm, ctx)
     return answer_from(chat, best, llm, ctx)
 
 

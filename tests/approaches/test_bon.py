@@ -86,14 +86,31 @@ async def test_without_any_rating_the_answers_vote() -> None:
     assert (await best(replies))[0] == "ANSWER: 42"
 
 
-async def test_without_ratings_and_answers_the_first_is_returned() -> None:
+async def test_without_ratings_and_answers_the_model_is_asked_which_agrees_with_the_others() -> (
+    None
+):
     poems: list[Reply] = ["Roses are red, and so on", "Snow falls on roofs", "The sea is deep"]
     ctx = context()
-    assert (await best([*poems, *["Fine."] * 6], ctx))[0] == poems[0]
+    text, llm = await best([*poems, *["Fine."] * 6, "BEST: 2"], ctx)
+    assert text == sorted(map(str, poems), key=llm.calls[-1][0][-1].text.index)[1]
     assert ctx.trace.events == [
         ("ratings", {"asked": 3, "finished": 3, "ratings": [None, None, None]}),
-        ("vote", {"votes": []}),
+        ("vote", {"voters": 3, "votes": []}),
+        ("choice", {"readable": True}),
     ]
+    assert ctx.trace.lost == ("ratings:3/3",)
+
+
+async def test_without_a_choice_either_the_first_is_returned() -> None:
+    poems: list[Reply] = ["Roses are red, and so on", "Snow falls on roofs", "The sea is deep"]
+    ctx = context()
+    assert (await best([*poems, *["Fine."] * 8], ctx))[0] == poems[0]
+    assert ctx.trace.lost == ("ratings:3/3", "votes:1/1")
+
+
+async def test_candidates_with_the_same_rating_vote() -> None:
+    replies: list[Reply] = ["ANSWER: 41", "So 42.\nANSWER: 42", "ANSWER: 42", "ANSWER: 40"]
+    assert (await best([*replies, "8", "8", "8", "3"], n=4))[0] == replies[1]
 
 
 async def test_one_candidate_is_not_rated() -> None:

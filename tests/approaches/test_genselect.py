@@ -100,7 +100,7 @@ async def test_a_judge_that_prefers_a_place_leaves_it_to_the_earlier_call() -> N
             id="failing verdicts: the answers vote",
         ),
         pytest.param(
-            ["a b c d", "e f g h", "i j k l", "m n o p", HANG, HANG],
+            ["a b c d", "e f g h", "i j k l", "m n o p", HANG, HANG, HANG],
             "a b c d",
             id="no time, no answers: the first",
         ),

@@ -7,6 +7,7 @@ import pytest
 
 from optillm_hooks.context import Context
 from optillm_hooks.errors import ProviderFailed, SamplesFailed
+from optillm_hooks.judging import MOST_CONSISTENT
 from optillm_hooks.registry import get_approach
 from optillm_hooks.testing import HANG, AnsweringLLM, Reply, ScriptedLLM, answer, context, params
 from optillm_hooks.types import Completion, Message, Sampling, ToolCall
@@ -91,15 +92,27 @@ async def test_all_failing_keeps_the_status() -> None:
     assert caught.value.status == 429
 
 
-@pytest.mark.parametrize("text", ["#### 42", "free text without an answer"])
-async def test_calls_and_depth_are_what_the_cost_says(text: str) -> None:
+async def test_calls_and_depth_are_what_the_cost_says() -> None:
     ctx = context()
-    llm = AnsweringLLM(lambda _, sampling: f"{text}{sampling.sample * ' x'}")
+    llm = AnsweringLLM(lambda *_: "#### 42")
     await answer("majority_voting", CHAT, llm, ctx)
     cost = get_approach("majority_voting").cost(params("majority_voting"))
     assert (len(ctx.trace.calls), ctx.trace.depth) == (cost.calls, cost.depth) == (8, 1)
-    [(name, facts)] = ctx.trace.events
-    assert (name, facts["asked"], facts["finished"]) == ("vote", 8, 8)
+    assert ctx.trace.events == [
+        ("samples", {"asked": 8, "finished": 8}),
+        ("vote", {"voters": 8, "votes": [8]}),
+    ]
+
+
+async def test_free_texts_are_asked_to_agree_once() -> None:
+    ctx = context()
+    replies: list[Reply] = ["a b c d e", "f g h i j", "k l m n o", "#### 42", "BEST: 1"]
+    llm = ScriptedLLM(replies)
+    result = await answer("majority_voting", CHAT, llm, ctx, n=4)
+    judged = llm.calls[-1][0][-1].text
+    assert MOST_CONSISTENT in judged
+    assert result.text == min(map(str, replies[:4]), key=judged.index)
+    assert (len(llm.calls), ctx.trace.lost) == (5, ())
 
 
 async def test_the_body_field_of_old_is_known() -> None:

@@ -80,7 +80,7 @@ async def test_decoys_tell_what_ratings_are_worth(decoy: int, expected: str) -> 
     llm = Provers(["41", "41", "42"], {"41": 3, "42": 9, "99": decoy})
     ctx = context()
     assert (await answer("pvg", CHAT, llm, ctx)).text == solution(expected)
-    assert ctx.trace.events[-1][1]["trusted"] is (expected == "42")
+    assert dict(ctx.trace.events)["game"]["trusted"] is (expected == "42")
 
 
 async def test_equal_ratings_are_decided_by_vote() -> None:

@@ -2,13 +2,16 @@
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from optillm_hooks.approaches.self_consistency import MARK
 from optillm_hooks.budget import Limits
 from optillm_hooks.context import Context
 from optillm_hooks.errors import ProviderFailed, SamplesFailed
 from optillm_hooks.judging import MOST_CONSISTENT
+from optillm_hooks.prompts import instruct
 from optillm_hooks.registry import get_approach
 from optillm_hooks.testing import (
     HANG,
@@ -20,7 +23,7 @@ from optillm_hooks.testing import (
     context,
     params,
 )
-from optillm_hooks.types import Answer, Completion, Message, Sampling, ToolCall
+from optillm_hooks.types import Answer, Completion, Message, Sampling, TokenLogprob, ToolCall
 
 pytestmark = pytest.mark.anyio
 CHAT = (
@@ -40,6 +43,10 @@ B42 = "By the table, the answer is 42.0."
 MUTE = "I would rather not say."
 POEMS = ["Roses are red, violets blue.", "The sea is a mirror of the sky.", "Snow falls on roofs."]
 CUT = Completion("ANSWER: 41", finish_reason="length")
+OF_A41 = (
+    "36 + 5\n\n41"  # what the user gets: the value, which the text does not have, without its mark
+)
+OF_A42 = "ANSWER: 41\nNo: 36 + 6.\n\n42"
 
 
 async def solve(
@@ -58,29 +65,28 @@ def calls(name: str, arguments: str) -> Completion:
 @pytest.mark.parametrize(
     ("replies", "expected"),
     [
-        pytest.param([A41, A42, A42], A42, id="most votes win"),
-        pytest.param([A41, A42, B42], A42, id="in other words and digits it is the same answer"),
+        pytest.param([A41, A42, A42], OF_A42, id="most votes win"),
+        pytest.param([A41, A42, B42], OF_A42, id="in other words and digits it is the same answer"),
         pytest.param(
             ["The answer is 41.", "The answer is 42.", "Surely the answer is 42."],
             "The answer is 42.",
             id="alike texts with other answers do not agree",
         ),
-        pytest.param([A41, A42], A41, id="a tie goes to the earlier call"),
-        pytest.param([MUTE, MUTE, A41], A41, id="unreadable paths do not vote"),
+        pytest.param([A41, A42], OF_A41, id="a tie goes to the earlier call"),
+        pytest.param([MUTE, A42, A42, A41], OF_A42, id="unreadable paths do not vote"),
+        pytest.param([MUTE, MUTE, A41], MUTE, id="nor does a readable minority"),
         pytest.param([MUTE, MUTE], MUTE, id="equal texts need no further call"),
-        pytest.param([ProviderFailed("502"), A42], A42, id="a failed path does not vote"),
-        pytest.param([HANG, A42], A42, id="past the deadline: vote over the finished"),
-        pytest.param(["", A42], A42, id="an empty path does not vote"),
-        pytest.param([CUT, CUT, A42], A42, id="cut-off paths do not vote beside a finished one"),
-        pytest.param([CUT, CUT], CUT.text, id="cut-off paths vote when all are"),
+        pytest.param([ProviderFailed("502"), A42], OF_A42, id="a failed path does not vote"),
+        pytest.param([HANG, A42], OF_A42, id="past the deadline: vote over the finished"),
+        pytest.param(["", A42], OF_A42, id="an empty path does not vote"),
+        pytest.param([CUT, CUT, A42], OF_A42, id="cut-off paths do not vote beside a finished one"),
+        pytest.param([CUT, CUT], "41", id="cut-off paths vote when all are"),
         pytest.param(
             ["<think>ANSWER: 41</think>ANSWER: 42", A41, A42],
-            "<think>ANSWER: 41</think>ANSWER: 42",
+            "<think>ANSWER: 41</think>42",
             id="what is thought is no vote",
         ),
-        pytest.param(
-            ["ANSWER: 0.4", "ANSWER: 1/2", "ANSWER: $\\frac{1}{2}$"], "ANSWER: 1/2", id="LaTeX"
-        ),
+        pytest.param(["ANSWER: 0.4", "ANSWER: 1/2", "ANSWER: $\\frac{1}{2}$"], "1/2", id="LaTeX"),
         pytest.param(["Because.\n(A)", "(B)", "Surely **B**"], "(B)", id="choices"),
     ],
 )
@@ -91,7 +97,7 @@ async def test_winner(replies: list[Reply], expected: str) -> None:
 async def test_the_winner_is_returned_with_all_it_has() -> None:
     path = Completion(A42, reasoning="thought", fields={"annotations": [1]})
     llm = ScriptedLLM([A41, path, path])
-    assert await answer("self_consistency", CHAT, llm, n=3) == path
+    assert await answer("self_consistency", CHAT, llm, n=3) == replace(path, text=OF_A42)
 
 
 async def test_prompt_keeps_the_conversation_and_adds_the_instruction() -> None:
@@ -103,10 +109,70 @@ async def test_prompt_keeps_the_conversation_and_adds_the_instruction() -> None:
     assert (sampling.temperature, sampling.purpose) == (0.3, "answer")
 
 
-async def test_a_number_of_the_question_gets_no_vote() -> None:
-    llm = ScriptedLLM(["So it is 12", "So it is 12", "So it is 7"])
-    result = await answer("self_consistency", chat("12 apples less 5?"), llm, n=3)
-    assert result.text == "So it is 7"
+async def test_a_reasoning_model_is_not_asked_to_reason() -> None:
+    llm = ScriptedLLM([A42], reasoning="always")
+    await answer("self_consistency", CHAT, llm, n=1)
+    [(asked, _)] = llm.calls
+    assert asked == instruct(CHAT, MARK)
+
+
+@pytest.mark.parametrize(
+    ("message", "given"),
+    [
+        pytest.param("6 * 7? Put it in \\boxed{}.", {}, id="in a box"),
+        pytest.param("6 * 7? End with 'Answer: <number>'.", {}, id="on a marked line"),
+        pytest.param("6 * 7?", {"answer_format": "last_line"}, id="read elsewhere"),
+    ],
+)
+async def test_no_line_is_asked_for_or_removed_beside_another_format(
+    message: str, given: dict[str, Any]
+) -> None:
+    llm = ScriptedLLM(["So:\nANSWER: 42"], reasoning="always")
+    result = await answer("self_consistency", chat(message), llm, n=1, **given)
+    assert result.text == "So:\nANSWER: 42"
+    assert llm.calls[0][0] == chat(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param("So it is 42.\n\nANSWER: 42", "So it is 42.", id="the text says it"),
+        pytest.param("So it is 42.5.\nANSWER: 42", "So it is 42.5.\n\n42", id="it does not"),
+        pytest.param("ANSWER: 42", "42", id="nothing else"),
+        pytest.param("**ANSWER: 42**\n", "42", id="in bold"),
+        pytest.param("**ANSWER:** 42", "42", id="the mark in bold"),
+        pytest.param("Paris it is.\nANSWER: **Paris**", "Paris it is.", id="the value in bold"),
+        pytest.param("It is x.\nANSWER:\n$x$", "It is x.\n\n$x$", id="over two lines"),
+        pytest.param("The answer text. ANSWER: 1", "The answer text. ANSWER: 1", id="one line"),
+        pytest.param("ANSWER: 1\nNo, wait.", "ANSWER: 1\nNo, wait.", id="not the last line"),
+        pytest.param("It is 42.\nAnswer: 42", "It is 42.\nAnswer: 42", id="not our spelling"),
+        pytest.param("No answer.", "No answer.", id="no mark"),
+    ],
+)
+async def test_the_marked_line_is_not_in_the_answer(text: str, expected: str) -> None:
+    assert (await solve([text]))[0] == expected
+
+
+async def test_the_logprobs_are_those_of_the_text_that_remains() -> None:
+    tokens = tuple(TokenLogprob(token, -0.5) for token in ("It is", " 42", ".", "\nANSWER", ": 42"))
+    llm = ScriptedLLM([Completion("It is 42.\nANSWER: 42", logprobs=tokens)])
+    result = await answer("self_consistency", CHAT, llm, n=1)
+    assert (result.text, result.logprobs) == ("It is 42.", tokens[:3])
+
+
+async def test_a_readable_minority_does_not_decide() -> None:
+    ctx = context()
+    text, llm = await solve([*POEMS, A41, "BEST: 2"], ctx, n=4)
+    judged = llm.calls[-1][0][-1].text
+    second = sorted([*POEMS, A41], key=judged.index)[1]
+    assert text == (OF_A41 if second == A41 else second)
+    assert ctx.trace.lost == ()
+
+
+async def test_lost_votes_are_counted() -> None:
+    ctx = context()
+    await solve([MUTE, A42, A42], ctx)
+    assert ctx.trace.lost == ("votes:1/3",)
 
 
 async def test_tool_calls_are_voted_on_by_name_then_arguments() -> None:
@@ -170,7 +236,10 @@ async def test_every_call_is_accounted_for_at_depth_one() -> None:
     await solve([A41, A42, A42], ctx)
     assert (ctx.budget.usage.calls, ctx.budget.usage.completion_tokens) == (3, 15)
     assert ctx.trace.depth == 1
-    assert ctx.trace.events == [("vote", {"asked": 3, "finished": 3, "voters": 3, "votes": [1, 2]})]
+    assert ctx.trace.events == [
+        ("samples", {"asked": 3, "finished": 3}),
+        ("vote", {"voters": 3, "votes": [1, 2]}),
+    ]
 
 
 async def test_at_defaults_the_cost_is_what_it_says() -> None:
@@ -183,7 +252,7 @@ async def test_at_defaults_the_cost_is_what_it_says() -> None:
 
 async def test_the_budget_ends_the_sampling_and_the_rest_votes() -> None:
     ctx = context(limits=Limits(max_calls=3))
-    assert (await solve([A41, A42, A42], ctx, n=5))[0] == A42
+    assert (await solve([A41, A42, A42], ctx, n=5))[0] == OF_A42
 
 
 async def test_accuracy_follows_the_binomial_law() -> None:
@@ -193,7 +262,7 @@ async def test_accuracy_follows_the_binomial_law() -> None:
     llm = AnsweringLLM(lambda *_: rng.choice([A42, B42]) if rng.random() < 0.6 else A41)
     for _ in range(trials):
         result: Answer = await answer("self_consistency", CHAT, llm, n=5)
-        right += result.text in (A42, B42)
+        right += result.text in (OF_A42, B42)
     assert abs(right / trials - 0.68256) < 0.06
 
 
@@ -209,7 +278,7 @@ async def test_accuracy_with_many_wrong_answers_follows_the_multinomial_law() ->
 
     llm = AnsweringLLM(path)
     for _ in range(trials):
-        right += (await answer("self_consistency", CHAT, llm, n=5)).text == "ANSWER: 0"
+        right += (await answer("self_consistency", CHAT, llm, n=5)).text == "0"
     assert abs(right / trials - expected) < 0.09
 
 
