@@ -16,7 +16,7 @@ from optillm_hooks.types import (
     ToolCallType,
 )
 
-_IN_PIECES: Final = frozenset({"refusal", "data", "transcript"})
+_IN_PIECES: Final = frozenset({"refusal", "reasoning", "data", "transcript"})
 """Names of text fields that a stream gives in pieces. Of other fields, the last value counts."""
 
 

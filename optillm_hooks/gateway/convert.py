@@ -47,10 +47,9 @@ _ROLES = frozenset(get_args(Role))
 _FINISH_REASONS = frozenset(get_args(FinishReason))
 
 _ANSWER_FIELDS = frozenset(
-    {"role", "content", "tool_calls", "function_call", "reasoning_content", "reasoning"}
+    {"role", "content", "tool_calls", "function_call", "reasoning_content"}
 )
-"""Fields of a reply's message that have their own attribute in `Answer`. Some hosts give the
-reasoning as `reasoning`, of which LiteLLM makes `reasoning_content`, and keeps both."""
+"""Fields of a reply's message that have their own attribute in `Answer`."""
 
 _SAMPLING_FIELDS = frozenset(
     {"temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed"}
@@ -235,7 +234,7 @@ def _read_choice(choice: Choices, usage: Usage) -> Completion:
     return Completion(
         message.get("content") or "",
         read_finish_reason(choice.finish_reason),
-        message.get("reasoning_content") or "",
+        message.get("reasoning_content") or message.get("reasoning") or "",  # Groq's is `reasoning`
         _read_tool_calls(message),
         _read_logprobs(getattr(choice, "logprobs", None)),
         _other_fields(message),
@@ -370,9 +369,11 @@ def write_response(
 
 def _write_message(answer: Answer) -> LiteLLMMessage:
     old = [call for call in answer.tool_calls if call.type == "function_call"]
+    # Beside other content, an empty text would become an empty block of Anthropic's.
+    nothing = None if answer.tool_calls or answer.fields or answer.reasoning else ""
     return LiteLLMMessage(
         role="assistant",
-        content=answer.text or (None if answer.tool_calls else ""),
+        content=answer.text or nothing,
         tool_calls=[_write_tool_call(call) for call in answer.tool_calls if call not in old]
         or None,
         function_call=_write_function(old[0]) if old else None,
