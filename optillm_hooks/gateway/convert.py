@@ -46,9 +46,7 @@ from optillm_hooks.types import (
 _ROLES = frozenset(get_args(Role))
 _FINISH_REASONS = frozenset(get_args(FinishReason))
 
-_ANSWER_FIELDS = frozenset(
-    {"role", "content", "tool_calls", "function_call", "reasoning_content"}
-)
+_ANSWER_FIELDS = frozenset({"role", "content", "tool_calls", "function_call", "reasoning_content"})
 """Fields of a reply's message that have their own attribute in `Answer`."""
 
 _SAMPLING_FIELDS = frozenset(
