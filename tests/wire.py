@@ -176,6 +176,7 @@ def anthropic_reply(blocks: Sequence[Document], stop_reason: str) -> WireReply:
 
 def _block(index: int, block: Document) -> list[Document]:
     """Return the events of one content block."""
+    start: dict[str, Any]
     deltas: list[Document] = []
     match block["type"]:
         case "text":
