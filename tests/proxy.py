@@ -39,6 +39,7 @@ _MARK: Final[Config] = {
     "model_name": "mark",
     "litellm_params": {"model": "openai/mark", "api_key": "none", "mock_response": "noted"},
 }
+_HOOK: Final = "optillm_hooks.gateway.hook"
 _START_S: Final = 300.0
 _CHECK_S: Final = 0.05
 
@@ -69,27 +70,38 @@ def alias(name: str, expression: str, base: str = "base", **optillm: object) -> 
 
 
 def plain_config(models: Sequence[Config], **litellm_settings: object) -> Config:
-    """Return the configuration of a stock proxy."""
-    return {
+    """Return the configuration of a stock proxy: the shipped settings, without what is ours.
+
+    Retries and cooldowns are off, so that a scripted fault is seen once and hits one test only.
+    """
+    shipped = shipped_config()
+    settings = dict(shipped["litellm_settings"])
+    del settings["custom_provider_map"]
+    settings["callbacks"] = [name for name in settings["callbacks"] if name != _HOOK]
+    return shipped | {
         "model_list": list(models),
-        "litellm_settings": {"num_retries": 0, **litellm_settings},
-        "router_settings": {"num_retries": 0, "disable_cooldowns": True},
-        "general_settings": {
-            "master_key": "os.environ/LITELLM_MASTER_KEY",
-            "cancel_on_disconnect": True,
+        "litellm_settings": {**settings, "num_retries": 0, **litellm_settings},
+        "router_settings": {
+            **shipped.get("router_settings", {}),
+            "num_retries": 0,
+            "disable_cooldowns": True,
         },
     }
 
 
 def hooked_config(models: Sequence[Config], **litellm_settings: object) -> Config:
-    """Return the configuration of a proxy with our hook and the free forms open."""
-    free = {"model_name": "optillm/*", "litellm_params": {"model": "optillm/*", "num_retries": 0}}
-    handler = {"provider": "optillm", "custom_handler": "optillm_hooks.gateway.provider"}
-    config = plain_config([*models, free], **litellm_settings)
-    config["litellm_settings"] |= {
-        "custom_provider_map": [handler],
-        "callbacks": ["optillm_hooks.gateway.hook"],
+    """Return the configuration of a proxy with the shipped settings and the free forms open."""
+    shipped = shipped_config()
+    ours = {
+        name: shipped["litellm_settings"][name] for name in ("custom_provider_map", "callbacks")
     }
+    [free] = [entry for entry in shipped["model_list"] if entry["model_name"] == "optillm/*"]
+    return plain_config([*models, free], **{**ours, **litellm_settings})
+
+
+def shipped_config() -> Config:
+    """Return the configuration that `make serve` starts."""
+    config: Config = yaml.safe_load((ROOT / "litellm_config.yaml").read_text())
     return config
 
 

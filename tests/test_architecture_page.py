@@ -15,7 +15,6 @@ from litellm.proxy._types import UserAPIKeyAuth
 from litellm.utils import custom_llm_setup
 
 from optillm_hooks.gateway import callback, caller, hook, provider
-from optillm_hooks.gateway.prepared import current
 from scripts.catalogue import modules, with_code
 from scripts.imports import MODULES, import_graph
 from tests.proxy import ROOT
@@ -113,7 +112,6 @@ async def test_a_request_takes_the_path_that_the_page_describes(router: Router) 
         response = await router.acompletion(**data)
     finally:
         sys.setprofile(None)
-        current.set(None)
     assert response.choices[0].message.content == "ANSWER: 42"
     path = path_of_a_request()
     assert len(path) == 8

@@ -29,7 +29,7 @@ from optillm_hooks.gateway.caller import check_access
 from optillm_hooks.gateway.deployments import alias_model, deployments, is_configured
 from optillm_hooks.gateway.model_facts import FactsOf, cached_model_facts
 from optillm_hooks.gateway.model_names import PROVIDER
-from optillm_hooks.gateway.prepared import Prepared, Route, current
+from optillm_hooks.gateway.prepared import Prepared, Route
 from optillm_hooks.gateway.rates import ModelRates
 from optillm_hooks.gateway.selection import Selection
 from optillm_hooks.settings import Settings, forbidden
@@ -47,6 +47,7 @@ async def admit(
     n: object,
     route: Route,
     reservation: Mapping[str, Any] | None = None,
+    before: Prepared | None = None,
 ) -> Prepared:
     """Return the request as the provider will run it, after all checks.
 
@@ -58,6 +59,7 @@ async def admit(
         n: the request's `n`, as the client sent it.
         route: the route that the client called.
         reservation: LiteLLM's budget reservation for this request.
+        before: the plan that the same request was admitted with before, if this is a fallback's.
 
     Raises:
         RequestRejected: the plan is invalid or not allowed, whoever the caller is.
@@ -77,7 +79,7 @@ async def admit(
     if not (selection.on_alias or selection.passes_through):
         _check_wildcard(router)
     if not selection.passes_through:
-        await _count_request(selection, key)
+        await _count_request(selection, key, before)
     return Prepared(
         plan=selection.plan,
         base=selection.base,
@@ -202,12 +204,13 @@ def _check_wildcard(router: Router | None) -> None:
         )
 
 
-async def _count_request(selection: Selection, key: UserAPIKeyAuth | None) -> None:
+async def _count_request(
+    selection: Selection, key: UserAPIKeyAuth | None, before: Prepared | None
+) -> None:
     """Count the client's request towards the rate limits of each model that it calls, once.
 
     A fallback from one alias to another is the same request.
     """
-    before = current.get()
     counted = set() if before is None else {before.base, *before.plan.model_groups}
     for model in selection.models:
         if model not in counted:

@@ -12,7 +12,7 @@ from optillm_hooks.gateway.admission import admit
 from optillm_hooks.gateway.deployments import proxy_router
 from optillm_hooks.gateway.failures import over_budget, to_proxy
 from optillm_hooks.gateway.operator_settings import read_settings
-from optillm_hooks.gateway.prepared import Prepared, Route, current, current_route
+from optillm_hooks.gateway.prepared import ClientRequest, Prepared, Route, attach, prepared_in
 from optillm_hooks.gateway.reports import header_values
 from optillm_hooks.gateway.routes import ROUTES, check_request, refuse_route, without_nulls
 from optillm_hooks.gateway.selection import names_approach, select
@@ -52,12 +52,11 @@ class Hook(CustomLogger):
         if route is None:
             _check_unserved(data.get("model"), call_type, router)
             return data
-        current.set(None)
-        current_route.set(route)
         try:
             settings, invalid = _settings()
             selection = select(data, router, settings)
             if selection is None:
+                attach(ClientRequest(route, str(data.get("model"))), data)
                 return data
             if invalid is not None:
                 raise invalid
@@ -72,7 +71,9 @@ class Hook(CustomLogger):
                 reservation=user_api_key_dict.budget_reservation,
             )
             if selection.passes_through:
+                attach(ClientRequest(route, selection.base), data)
                 return _passed_through(data, selection.base, route)
+            attach(ClientRequest(route, prepared.deployment, prepared), data)
             return _rewritten(data, prepared)
         except OptiLLMError as exc:
             raise to_proxy(exc) from None
@@ -83,27 +84,27 @@ class Hook(CustomLogger):
         self,
         user_api_key_dict: UserAPIKeyAuth,  # noqa: ARG002 (LiteLLM's signature)
         response: AsyncIterator[Any],
-        request_data: dict[str, Any],  # noqa: ARG002
+        request_data: dict[str, Any],
     ) -> AsyncIterator[Any]:
         """Return the stream; on the responses route, with the requested model's name.
 
         On that route LiteLLM's events name the deployment, which would reveal an alias's base.
         """
-        prepared = current.get()
+        prepared = prepared_in(request_data)
         if prepared is None or prepared.route != "responses":
             return response
         return _with_model_name(response, prepared.requested)
 
     async def async_post_call_response_headers_hook(
         self,
-        data: dict[str, Any],  # noqa: ARG002 (LiteLLM's signature)
-        user_api_key_dict: UserAPIKeyAuth,  # noqa: ARG002
+        data: dict[str, Any],
+        user_api_key_dict: UserAPIKeyAuth,  # noqa: ARG002 (LiteLLM's signature)
         response: Any,
         request_headers: Mapping[str, str] | None = None,  # noqa: ARG002
         **_: Any,
     ) -> dict[str, str] | None:
         """Return the `x-optillm-*` headers. A stream sends them first, before there are results."""
-        prepared = current.get()
+        prepared = prepared_in(data)
         if prepared is None:
             return None
         return header_values(prepared, answered=response is not None)
@@ -181,7 +182,6 @@ def _rewritten(data: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
     prepared.user = _end_user(data, prepared.route)
     prepared.fields = _fields_lost(data, prepared.route)
     prepared.cache = data["cache"] if isinstance(data.get("cache"), dict) else {}
-    current.set(prepared)
     allowed = data.get("allowed_openai_params")
     return {
         **without_nulls(data),

@@ -9,6 +9,8 @@ from litellm.litellm_core_utils.internal_call_metadata import forwarded_internal
 from litellm.proxy._types import UserAPIKeyAuth
 from litellm.proxy.auth.auth_checks import can_key_call_resolved_model
 
+from optillm_hooks.gateway.prepared import METADATA_KEY
+
 CALL_ORIGIN = "optillm"
 """Marks inner calls in LiteLLM's logs. The rate limiter skips marked calls and counts the usage of
 the outer response, which is their sum, so each token counts once."""
@@ -17,7 +19,14 @@ _PLANS = "optillm_plans"
 """The entry in an inner call's metadata that lists the model names of the plans it belongs to."""
 
 _SHARED = frozenset(
-    {"tags", "requester_metadata", "spend_logs_metadata", "requester_ip_address", "user_agent"}
+    {
+        "tags",
+        "requester_metadata",
+        "spend_logs_metadata",
+        "requester_ip_address",
+        "user_agent",
+        METADATA_KEY,
+    }
 )
 
 

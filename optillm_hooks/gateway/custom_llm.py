@@ -4,14 +4,16 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
 import httpx
+from anyio import create_memory_object_stream
 from anyio.from_thread import start_blocking_portal
+from anyio.streams.memory import MemoryObjectReceiveStream
 from litellm import Router
 from litellm.llms.custom_llm import CustomLLM
 from litellm.proxy._types import UserAPIKeyAuth
@@ -40,7 +42,7 @@ from optillm_hooks.gateway.deployments import proxy_router
 from optillm_hooks.gateway.failures import as_sample_errors, budgets_as_sample_errors, to_litellm
 from optillm_hooks.gateway.model_facts import FactsOf
 from optillm_hooks.gateway.operator_settings import read_settings
-from optillm_hooks.gateway.prepared import Prepared, Route, current, current_route
+from optillm_hooks.gateway.prepared import ClientRequest, Prepared, Route, attached
 from optillm_hooks.gateway.reports import log_line, report_object, word
 from optillm_hooks.gateway.router_llm import RouterLLM
 from optillm_hooks.gateway.sampling_rules import check_client
@@ -74,9 +76,8 @@ class Provider(CustomLLM):
 
     async def acompletion(self, *_: Any, **call: Any) -> ModelResponse:
         """Return the answers of a plan as one response, with the usage of all its calls."""
-        model = str(call["model"])
-        with _as_litellm_errors(model):
-            prepared, request, models = await self._request(model, call)
+        with _as_litellm_errors(call):
+            prepared, request, models = await self._request(call)
             with _logged(prepared):
                 outcome = prepared.outcome = await run(request, models, prepared.trace)
         response = write_response(
@@ -88,11 +89,10 @@ class Provider(CustomLLM):
             response.optillm = report_object(outcome.report)
         return response
 
-    async def astreaming(self, *_: Any, **call: Any) -> AsyncIterator[ModelResponseStream]:
+    async def astreaming(self, *_: Any, **call: Any) -> AsyncGenerator[ModelResponseStream, None]:
         """Yield the chunks of a plan's answers; usage and report come near the end."""
-        model = str(call["model"])
-        with _as_litellm_errors(model):
-            prepared, request, models = await self._request(model, call)
+        with _as_litellm_errors(call):
+            prepared, request, models = await self._request(call)
             async with aclosing(_chunks(prepared, request, models)) as chunks:
                 async for chunk in chunks:
                     yield chunk
@@ -102,13 +102,33 @@ class Provider(CustomLLM):
         with start_blocking_portal() as loop:
             return loop.call(partial(self.acompletion, **call))
 
-    async def _request(
-        self, model: str, call: Mapping[str, Any]
-    ) -> tuple[Prepared, Request, Models]:
+    def streaming(self, *_: Any, **call: Any) -> Iterator[ModelResponseStream]:
+        """Yield the chunks of `astreaming`, for the SDK's synchronous `completion`.
+
+        Closing the iterator cancels the calls.
+        """
+        send, receive = create_memory_object_stream[ModelResponseStream]()
+
+        async def pump() -> None:
+            async with send, aclosing(self.astreaming(**call)) as chunks:
+                async for chunk in chunks:
+                    await send.send(chunk)
+
+        with start_blocking_portal() as loop, receive:
+            # One task runs the whole stream: its cancel scopes may not change tasks.
+            pumping = loop.start_task_soon(pump)
+            try:
+                while (chunk := loop.call(_next, receive)) is not None:
+                    yield chunk
+                pumping.result()
+            finally:
+                pumping.cancel()
+
+    async def _request(self, call: Mapping[str, Any]) -> tuple[Prepared, Request, Models]:
         litellm_params = call.get("litellm_params") or {}
         optional = call["optional_params"]
         router = proxy_router() or self._router
-        prepared = await _admitted(model, litellm_params, optional, router)
+        prepared = await _admitted(str(call["model"]), litellm_params, optional, router)
         prepared.trace.call_id = word(str(litellm_params.get("litellm_call_id") or ""))
         client = read_sampling({**optional, **prepared.fields})
         with as_sample_errors():
@@ -131,18 +151,24 @@ class Provider(CustomLLM):
         return prepared, request, _models(router, caller, prepared.facts_of)
 
 
+async def _next(chunks: MemoryObjectReceiveStream[ModelResponseStream]) -> Any:
+    """Return the next chunk, or None at the end."""
+    return await anext(chunks, None)
+
+
 @contextmanager
-def _as_litellm_errors(model: str) -> Iterator[None]:
+def _as_litellm_errors(call: Mapping[str, Any]) -> Iterator[None]:
     """Raise our errors as LiteLLM's, and keep them for the headers."""
     try:
         yield
     except OptiLLMError as exc:
-        prepared = current.get()
-        if prepared is not None:
-            prepared.error = exc
+        metadata = metadata_of(call.get("litellm_params") or {})
+        client = attached(metadata)
+        if client is not None and client.prepared is not None and not outer_plans(metadata):
+            client.prepared.error = exc
         # LiteLLM reports a bad request if the chain of exceptions contains an AttributeError.
         exc.__cause__ = exc.__context__ = None
-        raise to_litellm(exc, model) from None
+        raise to_litellm(exc, str(call["model"])) from None
 
 
 @contextmanager
@@ -183,6 +209,7 @@ async def _admitted(
     Raises:
         RequestRejected: the plan cannot run, or it is a client's and has bypassed the hook.
         SampleError: the caller may not use one of its models.
+        OptiLLMError: the hook's result for this request is lost.
     """
     metadata = metadata_of(litellm_params)
     group = str(metadata.get("model_group") or model)
@@ -190,17 +217,19 @@ async def _admitted(
         raise RequestRejected(
             f"{group!r} is a fallback of a model that it calls itself: its plan would have no end"
         )
-    prepared = current.get()
-    if prepared is not None and group == prepared.deployment:
-        return prepared
+    client = attached(metadata)
+    if client is not None and client.model == group and client.prepared is not None:
+        return client.prepared
+    _check_hook(client, group, litellm_params)
     _check_no_wildcard(litellm_params)
     key = metadata.get("user_api_key_auth")
     settings = read_settings()
     selection = select_deployment(
         model, group, litellm_params, settings, optional.get("temperature")
     )
-    if prepared is not None:
-        asked = prepared.asked
+    before = None if client is None else client.prepared
+    if before is not None:
+        asked = before.asked
         selection = replace(selection, asked=asked, limits=selection.limits.lowered(asked))
     with as_sample_errors(), budgets_as_sample_errors():
         return await admit(
@@ -209,8 +238,33 @@ async def _admitted(
             router,
             key if isinstance(key, UserAPIKeyAuth) else None,
             n=optional.get("n"),
-            route=current_route.get(),
+            route="chat" if client is None else client.route,
             reservation=read_reservation(metadata),
+            before=before,
+        )
+
+
+def _check_hook(
+    client: ClientRequest | None, group: str, litellm_params: Mapping[str, Any]
+) -> None:
+    """Refuse a proxy's request without the plan that the hook has prepared for it.
+
+    The plan in the deployment's name would ignore what the client asked for. It is used only where
+    another model of the request leads to it: by a fallback, or after a comma.
+
+    Raises:
+        OptiLLMError: the hook did not run, or LiteLLM has not passed on what it prepared.
+    """
+    if client is None:
+        lost = bool(litellm_params.get("proxy_server_request"))
+    elif client.prepared is None:
+        lost = client.model == group
+    else:
+        lost = not metadata_of(litellm_params).get("attempted_fallbacks")
+    if lost:
+        raise OptiLLMError(
+            f"{group!r} was called without the plan of the request: our hook must be one of "
+            "litellm_settings.callbacks"
         )
 
 

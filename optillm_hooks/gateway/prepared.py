@@ -1,12 +1,16 @@
-"""An admitted request: what `admission.admit` returns, kept on the server for the provider.
+"""An admitted request, as `admission.admit` returns it, and how it gets to the provider.
 
-It is passed on in a context variable of the task that serves the request. No client can forge it,
-and requests with the same call id cannot get each other's.
+The hook puts it, as an object, into the request's metadata for LiteLLM, which LiteLLM passes on to
+the provider and to the response hooks: in every task, to fallbacks, and on every route. A context
+variable would be lost where LiteLLM reads a stream in another task. No client can forge the object:
+a body has only JSON. It is freed with the request, and never logged or sent to a provider.
 """
 
-from contextvars import ContextVar
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, Self
+
+from litellm.litellm_core_utils.core_helpers import get_or_create_metadata_bucket
 
 from optillm_hooks.budget import Limits
 from optillm_hooks.errors import OptiLLMError
@@ -52,7 +56,43 @@ class Prepared:
     """The error of a request that failed."""
 
 
-current: ContextVar[Prepared | None] = ContextVar("optillm_prepared", default=None)
+@dataclass(slots=True, eq=False, repr=False)
+class ClientRequest:
+    """A client's request as the hook has seen it. A copy of its metadata has this same object."""
 
-current_route: ContextVar[Route] = ContextVar("optillm_route", default="chat")
-"""The route of the request that this task serves; chat outside a proxy."""
+    route: Route
+    model: str
+    """The model name in the request that the hook returned."""
+
+    prepared: Prepared | None = None
+    """None if the request names no approach: then only a router's fallback leads to a plan."""
+
+    def __repr__(self) -> str:
+        return "<optillm request>"
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _: object) -> Self:
+        return self
+
+
+METADATA_KEY = "optillm_request"
+
+
+def attach(request: ClientRequest, data: dict[str, Any]) -> None:
+    """Put `request` into the metadata of `data`, the body as LiteLLM serves it."""
+    _, metadata = get_or_create_metadata_bucket(data)
+    metadata[METADATA_KEY] = request
+
+
+def attached(metadata: Mapping[str, Any]) -> ClientRequest | None:
+    """Return the client's request from its metadata; None if no hook ran."""
+    found = metadata.get(METADATA_KEY)
+    return found if isinstance(found, ClientRequest) else None
+
+
+def prepared_in(data: dict[str, Any]) -> Prepared | None:
+    """Return the plan that the hook admitted for `data`, the body as LiteLLM serves it."""
+    request = attached(get_or_create_metadata_bucket(data)[1])
+    return None if request is None else request.prepared

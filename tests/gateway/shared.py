@@ -27,7 +27,7 @@ STOCK_KEYS: dict[str, dict[str, object]] = {
 
 def shared_config(upstream: Upstream) -> Config:
     """Return the configuration of the proxy for modules that need no keys and no settings."""
-    return hooked_config(
+    config = hooked_config(
         [
             model_group("base", upstream.url),
             model_group("a-b", upstream.url),
@@ -42,6 +42,7 @@ def shared_config(upstream: Upstream) -> Config:
                 },
             },
             alias("careful", "self_consistency(n=3)"),
+            alias("voted", "self_consistency(n=3)", base="gpt-4o-mini"),
             alias("reread", "re2"),
             alias("fixed", "re2", locked=True),
             *(alias(f"hurried-{name}", name, deadline_s=DEADLINE_S) for name in MANY),
@@ -58,6 +59,8 @@ def shared_config(upstream: Upstream) -> Config:
             alias("tested", "plansearch", code_runner="monty"),
         ]
     )
+    config["router_settings"]["model_group_alias"] = {"mapped": "voted"}
+    return config
 
 
 def pairs(first: Iterable[A], second: Iterable[B]) -> list[tuple[A, B]]:

@@ -1,5 +1,6 @@
 """The hook by itself, on a real router: what it leaves alone, rewrites and refuses."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from litellm.utils import custom_llm_setup
 
 from optillm_hooks.budget import Limits
 from optillm_hooks.gateway import admission, callback, hook, provider
-from optillm_hooks.gateway.prepared import Prepared, current
+from optillm_hooks.gateway.prepared import METADATA_KEY, Prepared, attached
 from optillm_hooks.gateway.reports import header_values, log_line
 from optillm_hooks.pipeline.events import Outcome, Report
 from optillm_hooks.trace import CallRecord
@@ -65,12 +66,14 @@ async def called(
 ) -> tuple[dict[str, Any], Prepared | None]:
     data = {"model": model, "messages": [{"role": "user", "content": "hi"}], **fields}
     found = await hook.async_pre_call_hook(UserAPIKeyAuth(models=[]), None, data, call_type)
-    return found, current.get()
+    client = attached(found.get("metadata", {}))
+    return found, None if client is None else client.prepared
 
 
 @pytest.mark.parametrize("call_type", ["acompletion", "anthropic_messages", "aresponses"])
 async def test_a_request_without_an_approach_passes_untouched(call_type: str) -> None:
     found, prepared = await called("base", call_type, user="u", temperature=0)
+    assert repr(found.pop("metadata")) == "{'optillm_request': <optillm request>}"
     assert found == {
         "model": "base",
         "messages": [{"role": "user", "content": "hi"}],
@@ -92,12 +95,6 @@ async def test_settings_that_are_not_valid_do_not_touch_plain_requests(
             await called(model)
 
 
-async def test_a_call_that_is_not_ours_leaves_the_request_it_belongs_to() -> None:
-    _, prepared = await called("re2-base")
-    assert prepared is not None
-    assert (await called("base", "mcp_call"))[1] is prepared
-
-
 UNSERVED = ["aembedding", "arerank", "moderation", "agenerate_content", "acreate_batch"]
 
 
@@ -116,9 +113,9 @@ async def test_a_route_that_makes_no_chat_completions_refuses_an_approach(
     [*(("base", call_type) for call_type in UNSERVED), ("moa", "arerank"), ("careful", "mcp_call")],
 )
 async def test_other_kinds_of_calls_pass_untouched(model: str, call_type: str) -> None:
-    current.set(None)
-    found, prepared = await called(model, call_type)
-    assert (found["model"], prepared) == (model, None)
+    found, _ = await called(model, call_type)
+    assert found["model"] == model
+    assert "metadata" not in found
 
 
 @pytest.mark.parametrize(
@@ -158,11 +155,16 @@ async def test_a_plan_travels_under_a_short_name_without_a_comma() -> None:
     assert (prepared.base, prepared.requested) == ("base", "re2(think=true)&moa(proposers=2)-base")
 
 
-async def test_nothing_of_one_request_is_left_for_the_next() -> None:
-    _, first = await called("re2-base")
-    assert first is not None
-    _, second = await called("base")
-    assert second is None
+@pytest.mark.parametrize("bucket", ["metadata", "litellm_metadata"])
+async def test_a_copy_of_the_metadata_has_the_same_request(bucket: str) -> None:
+    sent: dict[str, Any] = {"user_api_key_hash": "h", METADATA_KEY: "forged"}
+    fields: dict[str, Any] = {bucket: sent}
+    found, _ = await called("re2-base", **fields)
+    client = attached(found[bucket])
+    assert client is not None
+    assert attached(copy.deepcopy(found)[bucket]) is client
+    assert attached(copy.copy(found[bucket])) is client
+    assert attached({METADATA_KEY: "forged"}) is None
 
 
 @pytest.mark.parametrize(
@@ -188,7 +190,6 @@ async def test_what_cannot_be_served_is_a_400_before_anything_runs(
     with pytest.raises(ProxyException) as caught:
         await called(model, **fields)
     assert (caught.value.code, caught.value.param) == ("400", param)
-    assert current.get() is None
 
 
 async def test_models_that_have_answered_before_a_decoder_need_not_support_it() -> None:

@@ -1,5 +1,6 @@
 """The provider without a proxy: with the user's own router, and with LiteLLM's SDK."""
 
+import gc
 import logging
 import re
 from collections.abc import Iterator
@@ -196,6 +197,18 @@ async def test_a_router_streams(router: litellm.Router) -> None:
     assert texts == {0: "6 * 7 is 42.\nANSWER: 42", 1: "6 * 7 is 42.\nANSWER: 42"}
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_a_proxys_request_without_its_plan_is_refused(
+    router: litellm.Router, upstream: Upstream, *, stream: bool
+) -> None:
+    """The plan in the alias's name would ignore what the client asked for."""
+    with pytest.raises(litellm.InternalServerError, match="hook must be one of"):
+        await _answered(
+            router, model="careful", stream=stream, proxy_server_request={"url": "/", "body": {}}
+        )
+    assert not upstream.calls
+
+
 OF_KEYS = {"base_denied", "judge_denied"}
 """Refusals of a key, which a Python program does not have."""
 
@@ -298,3 +311,58 @@ async def test_the_sdk_asks_the_model_itself(
 def test_the_sdks_synchronous_function_answers_too(router: litellm.Router) -> None:
     response = router.completion(model="careful", messages=ASKED)
     assert response.choices[0].message.content == "6 * 7 is 42.\nANSWER: 42"
+
+
+def test_the_synchronous_functions_stream(router: litellm.Router) -> None:
+    for _ in range(2):  # each stream has an event loop of its own
+        texts = {0: "", 1: ""}
+        reports = []
+        for chunk in router.completion(model="careful", messages=ASKED, stream=True):
+            reports += [chunk.optillm] if hasattr(chunk, "optillm") else []
+            for choice in chunk.choices:
+                texts[choice.index] += choice.delta.content or ""
+        assert texts == {0: "6 * 7 is 42.\nANSWER: 42", 1: "6 * 7 is 42.\nANSWER: 42"}
+        assert len(reports) == 1
+
+
+@pytest.mark.usefixtures("router")
+def test_the_sdk_streams_without_a_router(
+    upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider.use(None)
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    monkeypatch.setenv("OPENAI_API_BASE", upstream.url)
+    asked: dict[str, Any] = {"model": "optillm/re2/openai/base", "messages": ASKED}
+    chunks = list(litellm.completion(**asked, stream=True))
+    text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+    assert text == "6 * 7 is 42.\nANSWER: 42"
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    upstream.play(Script(fault=always(Status(400))))
+    with pytest.raises(litellm.BadRequestError):
+        list(litellm.completion(**asked, stream=True))
+
+
+@pytest.mark.parametrize("way", ["closed", "dropped"])
+@pytest.mark.usefixtures("router")
+def test_a_synchronous_stream_that_nobody_reads_cancels_its_calls(
+    upstream: Upstream,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+) -> None:
+    provider.use(None)
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    monkeypatch.setenv("OPENAI_API_BASE", upstream.url)
+    caplog.set_level(logging.INFO, "optillm_hooks")
+    upstream.play(Script(reply=lambda *_: "word " * 100, piece_s=0.1))
+    stream = litellm.completion(model="optillm/re2/openai/base", messages=ASKED, stream=True)
+    next(stream)
+    assert upstream.alive
+    if way == "closed":
+        stream.completion_stream.close()
+    else:
+        del stream
+        gc.collect()
+    upstream.wait_until(lambda u: not u.alive, within_s=2)
+    [line] = [message for message in caplog.messages if "approach=" in message]
+    assert line.endswith("error=cancelled")
