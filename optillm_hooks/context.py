@@ -342,15 +342,18 @@ class MeteredLLM:
         """Leave a field of the approach out of `call` that `error` says is refused.
 
         Raises:
-            ProviderFailed: it has none of them; then this is the answer to the request itself.
+            ProviderFailed: it is about the request itself.
         """
         own = after_refusal(call.own, error.refused)
         if own is None:
             raise error
+        max_tokens = call.sampling.max_tokens  # as the budget allows
+        again = replace(call.filled(own), max_tokens=max_tokens)
+        if again == call.sampling:  # it is the client's field too
+            raise error
         call.tries += 1
         call.refusals.append(error.refused)
-        max_tokens = call.sampling.max_tokens  # as the budget allows
-        call.own, call.sampling = own, replace(call.filled(own), max_tokens=max_tokens)
+        call.own, call.sampling = own, again
 
     def _remember(self, call: "_Call") -> None:
         """Remember what was refused, now that the call is accepted without it."""

@@ -144,9 +144,10 @@ async def test_a_refusal_of_two_fields_is_met_by_leaving_out_the_less_wanted() -
 async def test_the_clients_own_refused_field_is_the_clients_error() -> None:
     model = Choosy({"temperature"})
     llm, _ = metered(model, Sampling(temperature=0.2))
-    with pytest.raises(ProviderFailed):
-        await llm.complete(ASKED, Sampling())
-    assert model.sent == [{"temperature"}]
+    for own in (None, 0.2):  # a plan takes the client's temperature for a stage's own
+        with pytest.raises(ProviderFailed):
+            await llm.complete(ASKED, Sampling(temperature=own))
+    assert model.sent == [{"temperature"}, {"temperature"}]
 
 
 async def test_what_did_not_help_is_not_remembered() -> None:

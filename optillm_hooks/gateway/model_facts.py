@@ -22,6 +22,7 @@ from optillm_hooks.gateway.sampling_rules import (
     max_thinking,
 )
 from optillm_hooks.llm import ModelFacts, Price
+from optillm_hooks.local_provider.thinking import template_reasons
 from optillm_hooks.settings import DeploymentSettings
 from optillm_hooks.types import Chat, Sampling
 
@@ -153,9 +154,10 @@ def _deployment(params: dict[str, Any], info: dict[str, Any]) -> Deployment:
     known: dict[str, Any] = next(
         filter(None, map(litellm.model_cost.get, (base, f"{provider}/{model}", model))), {}
     )
-    told = [_capabilities(base or model), known, params, info]  # the last one wins
+    path, shown = _local(info)
+    told = [_capabilities(base or model), known, shown, params, info]  # the last one wins
     return Deployment(
-        base or _local_path(info) or model,
+        base or path or model,
         model,
         provider,
         base,
@@ -171,9 +173,22 @@ def _capabilities(model: str) -> dict[str, Any]:
     return {name: twin[name] for name in CAPABILITIES if name in twin}
 
 
-def _local_path(info: Mapping[str, Any]) -> str | None:
+_OF_TEMPLATE: Mapping[str, dict[str, Any]] = {
+    "never": {"supports_reasoning": False},
+    "on_request": {"supports_reasoning": True, "default_reasoning_effort": "none"},
+    "always": {"thinking_always_on": True},
+}
+"""What a local model's chat template shows, in the words of LiteLLM's model map."""
+
+
+def _local(info: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
+    """Return the path of a local model, and what its chat template shows of reasoning."""
     spec = info.get("optillm_local")
-    return spec.get("path") if isinstance(spec, dict) else None
+    path = spec.get("path") if isinstance(spec, dict) else None
+    if not isinstance(spec, dict) or not isinstance(path, str):
+        return None, {}
+    shown = None if spec.get("gguf_file") else template_reasons(path, spec.get("revision"))
+    return path, {} if shown is None else _OF_TEMPLATE[shown]
 
 
 def _continues_prefix(info: dict[str, Any]) -> bool:

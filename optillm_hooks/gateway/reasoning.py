@@ -21,7 +21,7 @@ _BY_DEFAULT = re.compile(
       | gemini-(?:2\.5|[3-9](?:\.\d)?)-(?:pro|flash)(?!-lite) | gemini-(?:pro|flash)-latest
       | grok-(?:3-mini|[4-9]|code|build)
       | magistral | minimax-m\d | sonar-(?:reasoning|deep)
-      | qwen3(?:[.p]\d)?[-:]\d+b(?!.*coder)
+      | qwen3(?:[.p]\d)?[-:][\d.]+b(?!.*coder)
       | glm-(?:4[.p][5-9]|[5-9]) | kimi-k(?:2[.p][5-9]|[3-9])
       | reasoning | reasoner | think(?:ing|er)?
     )""",

@@ -28,6 +28,11 @@ _REFUSES = re.compile(
 _OF_VALUE = re.compile(r"\brange\b|between|(?:less|greater) than|at (?:most|least)", re.IGNORECASE)
 """Words of a refusal of a value, where another value may do."""
 
+_N = re.compile(
+    r"[`'\"]n[`'\"]|\bn (?:must|should|>|=)|\bn=|candidate_?count|multiple (?:choices|completions)",
+    re.IGNORECASE,
+)
+
 _MAX_MODELS = 1000
 _MAX_REFUSALS = 32
 
@@ -46,9 +51,19 @@ def refused_fields(error: ProviderFailed, sampling: Sampling) -> frozenset[str]:
     return frozenset(refused) | {f"{name}={value}" for name, value in values}
 
 
+def refuses_n(error: ProviderFailed) -> bool:
+    """Return whether `error` says that a model gives one choice per call only."""
+    text = f"{error} {error.__cause__ or ''}"
+    return error.status in _STATUSES and bool(_N.search(text) and _REFUSES.search(text))
+
+
 def _sent(sampling: Sampling) -> dict[str, object]:
     sent = {"temperature": sampling.temperature, "top_p": sampling.top_p, **sampling.fields}
     return {name: sent[name] for name in _NAMES if sent.get(name) is not None}
+
+
+SEVERAL: Final = frozenset({"n"})
+"""The refusal of several choices per call."""
 
 
 class Refusals:
@@ -68,6 +83,10 @@ class Refusals:
             del known[:-_MAX_REFUSALS]
         while len(self._of) > _MAX_MODELS:
             self._of.popitem(last=False)
+
+    def takes_n(self, model: str) -> bool:
+        """Return whether the group has not refused a call for several choices."""
+        return SEVERAL not in self._of.get(model, ())
 
     def takes(self, model: str, sampling: Sampling) -> bool:
         """Return whether no refusal is about `sampling`."""

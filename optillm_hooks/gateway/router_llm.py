@@ -16,7 +16,7 @@ from optillm_hooks.gateway.convert import read_completions, read_delta, write_ch
 from optillm_hooks.gateway.failures import as_sample_errors, budgets_as_sample_errors
 from optillm_hooks.gateway.model_facts import FactsOf, GroupFacts, count_tokens
 from optillm_hooks.gateway.rates import Counted, ModelRates
-from optillm_hooks.gateway.refusals import refused_fields
+from optillm_hooks.gateway.refusals import REFUSALS, SEVERAL, refused_fields, refuses_n
 from optillm_hooks.types import Chat, Completion, Delta, Sampling, Usage
 
 
@@ -35,14 +35,15 @@ class RouterLLM:
 
     @property
     def facts(self) -> GroupFacts:
-        return self._facts_of(self.model)
+        facts = self._facts_of(self.model)
+        return facts if REFUSALS.takes_n(self.model) else replace(facts, max_n=1)
 
     async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
         return (await self.complete_n(chat, sampling, 1))[0]
 
     async def complete_n(self, chat: Chat, sampling: Sampling, n: int, /) -> Sequence[Completion]:
         async with self._on_account(chat, sampling, n) as call:
-            with _provider_errors(sampling):
+            with self._provider_errors(sampling, n):
                 response = await self._ask(
                     **self._request(chat, sampling), **({"n": n} if n > 1 else {})
                 )
@@ -54,7 +55,7 @@ class RouterLLM:
 
     async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
         async with self._on_account(chat, sampling, 1) as call:
-            with _provider_errors(sampling):
+            with self._provider_errors(sampling, 1):
                 chunks = await self._ask(
                     **self._request(chat, sampling),
                     stream=True,
@@ -92,6 +93,21 @@ class RouterLLM:
         async with self._rates.counting(expected) as call:
             yield call
 
+    @contextmanager
+    def _provider_errors(self, sampling: Sampling, n: int) -> Iterator[None]:
+        """Raise LiteLLM's errors of a failed call as ours, with the fields that are refused.
+
+        That several choices are refused is remembered here: single calls make up for them anyway.
+        """
+        try:
+            with as_sample_errors():
+                yield
+        except ProviderFailed as exc:
+            exc.refused = refused_fields(exc, sampling)
+            if n > 1 and refuses_n(exc):
+                REFUSALS.add(self.model, SEVERAL)
+            raise
+
     def _request(self, chat: Chat, sampling: Sampling) -> dict[str, Any]:
         request = {
             **write_sampling(sampling),
@@ -122,14 +138,3 @@ class RouterLLM:
             return delta
         cost = usage.prompt_tokens * price.prompt + usage.completion_tokens * price.completion
         return replace(delta, usage=usage + Usage(cost_usd=cost))
-
-
-@contextmanager
-def _provider_errors(sampling: Sampling) -> Iterator[None]:
-    """Raise LiteLLM's errors of a failed call as ours, with the fields that are refused."""
-    try:
-        with as_sample_errors():
-            yield
-    except ProviderFailed as exc:
-        exc.refused = refused_fields(exc, sampling)
-        raise

@@ -34,14 +34,18 @@ THINKING = {"type": "enabled", "budget_tokens": 2048}
 KINDS = {
     "plain": Kind("gpt-4o-mini"),
     "no temperature": Kind("gpt-5-mini"),
-    "no temperature, by effort": Kind("o4-mini", {"reasoning_effort": "low", "max_tokens": 4500}),
-    "temperature only at effort none": Kind("gpt-5.1", {"reasoning_effort": "medium"}),
-    "no sampling fields": Kind("opus"),
-    "temperature or top_p": Kind("sonnet"),
-    "temperature or the client's top_p": Kind("sonnet", {"top_p": 0.9}),
-    "no temperature with effort": Kind("sonnet", {"reasoning_effort": "high"}),
+    "no temperature with effort": Kind("gpt-5.1", {"reasoning_effort": "low", "max_tokens": 4500}),
+    "no sampling fields": Kind("opus", {"reasoning_effort": "low"}),
+    "temperature or top_p": Kind("sonnet", {"top_p": 0.9}),
+    "no temperature while it thinks": Kind("sonnet", {"reasoning_effort": "high"}),
     "a budget, and max_tokens": Kind("sonnet", {"thinking": THINKING, "max_tokens": 4500}),
-    "adaptive thinking": Kind("opus", {"reasoning_effort": "low", "max_tokens": 4500}),
+}
+MORE_KINDS = {
+    **KINDS,
+    "o4-mini": Kind("o4-mini", {"reasoning_effort": "low", "max_tokens": 3000}),
+    "Opus": Kind("opus"),
+    "Sonnet": Kind("sonnet"),
+    "adaptive thinking": Kind("opus", {"thinking": {"type": "adaptive"}, "max_tokens": 2300}),
 }
 
 
@@ -67,6 +71,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
         model_group("gpt-5.1", upstream.url),
         model_group("sonnet", root, model="anthropic/claude-sonnet-4-5"),
         model_group("opus", root, model="anthropic/claude-opus-4-7"),
+        model_group("one-choice", upstream.url),
         *(model_group(f"strict-{how}", upstream.url) for how in ("whole", "streamed")),
     ]
     with Proxy(hooked_config(models), tmp_path_factory.mktemp("proxy")) as running:
@@ -111,7 +116,7 @@ def test_every_approach_runs_whole_on_every_kind_of_model(
 
 
 @SOME
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("kind", MORE_KINDS.values(), ids=MORE_KINDS)
 def test_streamed_too(proxy: Proxy, upstream: Upstream, name: str, kind: Kind) -> None:
     upstream.play(Script(reply=answering))
     answer = ask(proxy, name, kind, stream=True)
@@ -201,6 +206,16 @@ def test_a_refusal_is_met_once_and_remembered(
     upstream.play(Script(reply=answering, fault=only_the_default))
     assert ask(proxy, "bon", kind, stream=stream).status_code == 200
     check_calls(upstream, get_approach("bon"))
+
+
+def test_that_a_model_gives_one_choice_per_call_is_remembered(
+    proxy: Proxy, upstream: Upstream
+) -> None:
+    for known in (False, True):
+        upstream.play(Script(reply=answering, n="refused"))
+        assert ask(proxy, "majority_voting", Kind("one-choice")).status_code == 200
+        assert [call.body["n"] for call in upstream.calls if "n" in call.body] == [8] * (not known)
+        assert len(upstream.calls) == 8 + (not known)
 
 
 def test_the_clients_own_temperature_is_not_dropped(proxy: Proxy, upstream: Upstream) -> None:

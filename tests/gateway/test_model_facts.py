@@ -1,12 +1,22 @@
 """What is known about a model before it is called."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import litellm
 import pytest
 from litellm import Router
+from litellm.utils import custom_llm_setup
 
 from optillm_hooks.gateway.model_facts import model_facts
+
+
+@pytest.fixture(autouse=True)
+def local_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = {"provider": "optillm-local", "custom_handler": litellm.CustomLLM()}
+    monkeypatch.setattr(litellm, "custom_provider_map", [handler])
+    custom_llm_setup()
 
 
 def group(model: str, info: dict[str, Any] | None = None, **params: Any) -> dict[str, Any]:
@@ -87,3 +97,18 @@ def test_a_group_reasons_if_all_its_deployments_do() -> None:
     assert facts(Router(model_list=[always, asked])).reasoning == "on_request"
     assert facts(Router(model_list=[always, asked, plain])).reasoning == "never"
     assert model_facts(Router(model_list=[always]), "nobody").reasoning == "never"
+
+
+def test_a_local_model_reasons_as_its_chat_template_shows(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% if add_generation_prompt %}<|assistant|><think>{% endif %}"
+    )
+    local = {"optillm_local": {"path": str(tmp_path)}}
+    for model, info, when in (
+        ("optillm-local/mine", local, "always"),
+        ("optillm-local/mine-too", {**local, "supports_reasoning": False}, "never"),
+        ("optillm-local/small", {"optillm_local": {"path": "Qwen/Qwen3-0.6B"}}, "always"),
+        ("optillm-local/other", {"optillm_local": {"path": "acme/plain"}}, "never"),
+    ):
+        found = model_facts(Router(model_list=[group(model, info)]), "x")
+        assert found.reasoning == when, model

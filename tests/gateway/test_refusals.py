@@ -3,7 +3,7 @@
 import pytest
 
 from optillm_hooks.errors import ProviderFailed
-from optillm_hooks.gateway.refusals import Refusals, refused_fields
+from optillm_hooks.gateway.refusals import Refusals, refused_fields, refuses_n
 from optillm_hooks.types import Sampling
 
 BOTH = Sampling(temperature=0.7, top_p=0.9)
@@ -120,3 +120,20 @@ def test_the_refusals_are_bounded() -> None:
         known.add(f"model-{number}", frozenset({"temperature"}))
     assert known.takes("first", BOTH)
     assert not known.takes("model-999", BOTH)
+
+
+@pytest.mark.parametrize(
+    ("message", "refuses"),
+    [
+        ("n must be 1", True),
+        ("Invalid value for 'n': must be 1", True),
+        ('GroqException - {"error":{"message":"\'n\' : number must be at most 1"}}', True),
+        ("Multiple completions are not supported by this model", True),
+        ("Multiple candidates is not enabled for this model: candidateCount must be 1", True),
+        ("In the messages, content must be non-empty", False),
+        ("max_tokens must be greater than 0", False),
+    ],
+)
+def test_refusals_of_several_choices(message: str, *, refuses: bool) -> None:
+    assert refuses_n(ProviderFailed(message, status=400)) is refuses
+    assert not refuses_n(ProviderFailed(message, status=500))
