@@ -86,14 +86,13 @@ class Hook(CustomLogger):
         response: AsyncIterator[Any],
         request_data: dict[str, Any],
     ) -> AsyncIterator[Any]:
-        """Return the stream; on the responses route, with the requested model's name.
-
-        On that route LiteLLM's events name the deployment, which would reveal an alias's base.
-        """
+        """Return the stream, with what LiteLLM loses when it converts it to the client's route."""
         prepared = prepared_in(request_data)
-        if prepared is None or prepared.route != "responses":
-            return response
-        return _with_model_name(response, prepared.requested)
+        if prepared is not None and prepared.route == "responses":
+            return _with_model_name(response, prepared.requested)
+        if prepared is not None and prepared.route == "completions":
+            return _with_every_choice(response, prepared)
+        return response
 
     async def async_post_call_response_headers_hook(
         self,
@@ -133,7 +132,28 @@ def _settings() -> tuple[Settings, RequestRejected | None]:
         return Settings(), exc
 
 
+async def _with_every_choice(chunks: AsyncIterator[Any], prepared: Prepared) -> AsyncIterator[Any]:
+    """Yield text completion chunks, each with a text, and the finish reason of every choice.
+
+    LiteLLM converts the first choice of a chunk only, and its stream ends with that of choice 0.
+    """
+    async for chunk in chunks:
+        choice = chunk.choices[0]
+        if choice.text is None:
+            choice.text = ""
+        yield chunk
+        if choice.finish_reason is not None and prepared.outcome is not None:
+            for index, answer in enumerate(prepared.outcome.answers[1:], 1):
+                end = chunk.model_copy(deep=True)
+                end.choices[0].index, end.choices[0].finish_reason = index, answer.finish_reason
+                yield end
+
+
 async def _with_model_name(events: AsyncIterator[Any], model: str) -> AsyncIterator[Any]:
+    """Yield events of the responses route with the requested model's name.
+
+    LiteLLM's events name the deployment, which would reveal an alias's base.
+    """
     async for event in events:
         inner: Any = getattr(event, "response", None)
         if getattr(inner, "model", None) is not None:

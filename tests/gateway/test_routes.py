@@ -296,3 +296,60 @@ def test_the_first_piece_comes_before_the_last_is_made(
             if chunk.choices and chunk.choices[0].delta.content:
                 assert upstream.alive
                 break
+
+
+def test_every_choice_of_a_streamed_text_completion_has_its_text_and_finish_reason(
+    client: openai.OpenAI, upstream: Upstream
+) -> None:
+    def reply(call: Call, _: int) -> Reply:
+        return Reply("six times seven", finish_reason="length" if call.index else "stop")
+
+    upstream.play(Script(reply=reply))
+    options: Any = {"stream_options": {"include_usage": True}}
+    with client.completions.create(
+        model="re2-base", prompt="6 * 7?", n=2, stream=True, **options
+    ) as stream:
+        chunks = list(stream)
+    choices = [chunk.choices[0] for chunk in chunks if chunk.usage is None]
+    for index in (0, 1):
+        assert "".join(c.text for c in choices if c.index == index) == "six times seven"
+    ends = [(c.index, c.finish_reason) for c in choices if c.finish_reason]
+    assert {index for index, _ in ends} == {0, 1}
+    assert sorted(reason for _, reason in ends) == ["length", "stop"]
+    usage = chunks[-1].usage
+    assert usage is not None
+    assert usage.total_tokens == upstream.bill.total_tokens
+
+
+UNSERVED: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/embeddings", {"input": "hi"}),
+    ("/v1/embeddings", {"input": "hi", "encoding_format": "base64"}),
+    ("/v1/images/generations", {"prompt": "x"}),
+    ("/v1/audio/speech", {"input": "x", "voice": "alloy"}),
+    ("/v1/moderations", {"input": "x"}),
+    ("/v1/rerank", {"query": "x", "documents": ["a"]}),
+    ("/v1beta/models/{model}:generateContent", {"contents": []}),
+    ("/v1beta/models/{model}:streamGenerateContent", {"contents": []}),
+    ("/v1/ocr", {"document": {"type": "document_url", "document_url": "http://x"}}),
+    ("/v1/videos", {"prompt": "x"}),
+    ("/v1/responses/compact", {"input": "x"}),
+    ("/v1/interactions", {"input": "x"}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), UNSERVED)
+@pytest.mark.parametrize("model", ["careful", "re2-base"])
+def test_a_route_without_chat_completions_says_so(
+    proxy: Proxy, upstream: Upstream, path: str, body: dict[str, Any], model: str
+) -> None:
+    upstream.play(Script())
+    answer = proxy.post(path.format(model=model), {"model": model, **body})
+    assert answer.status_code in (400, 404), answer.text
+    if answer.status_code == 400:
+        assert "call its base model on this route" in answer.json()["error"]["message"]
+    assert upstream.calls == []
+
+
+def test_openais_client_gets_a_bad_request_for_embeddings(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="only answers on /v1/chat/completions"):
+        client.embeddings.create(model="careful", input="hi")
