@@ -1,5 +1,6 @@
 """The critical path of methods that make many calls, with default parameters, on the proxy."""
 
+import itertools
 import json
 
 import pytest
@@ -73,17 +74,22 @@ def test_mistakes_on_all_examples_of_the_request_are_learnt_from_at_once(
 SQUARES = "Write f, the square.\n\n>>> f(3)\n9"
 
 
-def by_plan(call: Call, choice: int) -> str:
-    """A reply that holds a program; only the first answer's squares, and all are rated alike."""
-    if plansearch.ANSWER not in call.body["messages"][-1]["content"]:
-        return cooperative(call, choice)
-    return f"```python\ndef f(x):\n    return x * x + {call.index % 3}\n```"
+class ByPlan:
+    """Replies that hold programs; only the first answer's squares, and all are rated alike."""
+
+    def __init__(self) -> None:
+        self._answers = itertools.count()
+
+    def __call__(self, call: Call, choice: int) -> str:
+        if plansearch.ANSWER not in call.body["messages"][-1]["content"]:
+            return cooperative(call, choice)
+        return f"```python\ndef f(x):\n    return x * x + {next(self._answers)}\n```"
 
 
 def test_where_programs_may_run_the_tests_of_the_request_choose(
     proxy: Proxy, upstream: Upstream
 ) -> None:
-    upstream.play(Script(reply=by_plan))
+    upstream.play(Script(reply=ByPlan()))
     answer = proxy.openai().chat.completions.create(
         model="tested", messages=[{"role": "user", "content": SQUARES}]
     )
