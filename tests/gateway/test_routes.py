@@ -353,3 +353,16 @@ def test_a_route_without_chat_completions_says_so(
 def test_openais_client_gets_a_bad_request_for_embeddings(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="only answers on /v1/chat/completions"):
         client.embeddings.create(model="careful", input="hi")
+
+
+def test_a_health_check_calls_each_plain_model_once_and_no_alias(
+    proxy: Proxy, upstream: Upstream
+) -> None:
+    upstream.play(Script())
+    master = {"authorization": f"Bearer {proxy.master_key}"}
+    health = proxy.http.get(f"{proxy.url}/health", headers=master, timeout=60).json()
+    checked = [found["model"] for found in health["healthy_endpoints"]]
+    called = [call.body["model"] for call in upstream.calls]
+    assert "optillm/" not in str(health)
+    assert {"base", "gpt-4o-mini"} <= set(called)
+    assert len(called) == len(set(called)) < len(checked)  # the mark has no upstream
