@@ -6,8 +6,9 @@ carries out each plan in the same conversation, compares the solutions for incon
 answers the question from the comparison; a judge or a vote picks one candidate. Deviations: every
 stage keeps the user's system message and the earlier turns; solutions are shown as data; a round
 makes only the plans that are missing, up to `planning_m` in all; prompts contain no model-specific
-switches; by default, stages before the last have no length limits. The stages report to the
-client's progress and to the trace instead of printing.
+switches; candidates are rated from 0 to 10, not as right or wrong; by default, stages before the
+last have no length limits. The stages report to the client's progress and to the trace instead of
+printing.
 On reasoning models: an attempt is the plain request. The plan, the request to go step by step and
 the second reading are left out, because the model does all three by itself.
 Cost: per candidate `2 * planning_n + 2` calls, 4 deep; then one judge call per candidate
@@ -28,7 +29,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from optillm_hooks.answers.extraction import read_json, without_reasoning
-from optillm_hooks.answers.voting import contenders
+from optillm_hooks.answers.voting import contenders, elect, leaders, wants_json
 from optillm_hooks.context import Context
 from optillm_hooks.errors import (
     BudgetExceeded,
@@ -48,6 +49,7 @@ from optillm_hooks.prompts import (
     enclose,
     fence,
     follow_up,
+    question,
 )
 from optillm_hooks.registry import Cost, DraftingParams, approach
 from optillm_hooks.types import Answer, Chat, Completion, Json, Sampling
@@ -212,8 +214,9 @@ class CutOff(SampleError):
 
 @approach("cepo", CepoParams, cost=_cost)
 async def cepo(chat: Chat, llm: LLM, params: CepoParams, ctx: Context) -> Answer:
-    """Return the candidate that the judge or the vote prefers; ties go to the earlier one.
+    """Return the candidate that the judge or the vote prefers.
 
+    Candidates that the judge prefers equally vote by their final answers; ties go to the earlier.
     Complete candidates come before truncated ones. The first candidate that calls tools is
     returned unchanged. Within a candidate, attempts that fail or are truncated are repeated, up to
     `planning_m` in all. If every attempt fails, the candidate answers directly; if the comparison
@@ -462,12 +465,14 @@ def _is_permanent(error: SampleError) -> bool:
 
 
 async def _best(candidates: Sequence[Completion], chat: Chat, models: _Models) -> Completion:
-    """Return the candidate with the highest score; if none has a score, the vote's winner."""
+    """Return the candidate with the highest score; those that share it, or have none, vote."""
     ctx = models.ctx
     scores = await _scores([without_reasoning(c.text) for c in candidates], chat, models)
     known = [score for score in scores if score is not None]
     if known:
-        winner = candidates[scores.index(max(known))]
+        best = [candidates[at] for at in leaders(scores)]
+        as_json = wants_json(ctx.client)
+        winner = best[elect(best, question=question(chat), as_json=as_json).winner]
     else:
         winner = await vote(candidates, chat, models.llm, ctx)
     ctx.trace.note(
@@ -490,9 +495,7 @@ async def _scores(texts: Sequence[str], chat: Chat, models: _Models) -> list[flo
     )
     match params.bestofn_rating_type:
         case "absolute":
-            return await rate_all(
-                texts, chat, models.judge, models.ctx, low=0.0, high=1.0, sampling=sampling
-            )
+            return await rate_all(texts, chat, models.judge, models.ctx, sampling=sampling)
         case "pairwise":
             return await _wins(texts, chat, models, sampling)
         case "majority":

@@ -33,8 +33,8 @@ from optillm_hooks.types import Answer, Chat, Completion, Sampling
 
 REFINE = """\
 Below is a draft of an answer to the request above. Check it for what is wrong, unproven or \
-missing. Then reply with a complete and better answer to the request; where the draft is right, \
-keep what it says. Do not mention the draft."""
+missing. Then reply with a complete and better answer to the request. Where the draft is right, \
+keep what it says; if nothing is wrong with it, repeat it. Do not mention the draft."""
 
 
 _BEST_RATING: Final = 10.0

@@ -37,9 +37,10 @@ useful in it, what is wrong, missing, or was not asked for. Check facts and calc
 instead of trusting agreement. What the conversation says about the form of an answer does not \
 bind your review, which is plain prose."""
 FUSE = """\
-Now answer the conversation. Build on what is right in the responses, leave out what is wrong \
-even if several of them say it, and give one complete, coherent answer in the form that the \
-conversation asks for. Do not mention the responses or a review of them."""
+Now answer the conversation. Build on what is right in the responses and leave out what is wrong. \
+Where they disagree, work out which is right; what most of them say is right more often, but not \
+always. Give one complete, coherent answer in the form that the conversation asks for. Do not \
+mention the responses or a review of them."""
 TIME_FOR_A_STAGE = 0.6
 """Share of the remaining time after which a stage no longer waits for stragglers."""
 

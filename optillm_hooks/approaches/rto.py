@@ -10,6 +10,8 @@ On reasoning models: the same. No prompt tells the model how to think.
 Cost: 4 calls, 4 deep; 3 if both versions contain the same code.
 """
 
+import re
+
 from pydantic import Field
 
 from optillm_hooks.answers.code_blocks import code_blocks
@@ -67,9 +69,20 @@ async def rto(chat: Chat, llm: LLM, params: RtoParams, ctx: Context) -> Answer:
     except SampleError as failure:
         ctx.trace.note("round_trip", failed=type(failure).__name__)
         return first
-    equivalent = without_reasoning(merged.text).strip(" \n.*_`\"'").upper() == SAME
+    equivalent = says_same(merged.text)
     ctx.trace.note("round_trip", equal=False, judged_equivalent=equivalent)
     return first if equivalent else merged
+
+
+def says_same(text: str) -> bool:
+    """Return whether a reply says that the versions are equivalent.
+
+    It is the word alone, or begins or ends with a line that begins with the word in capitals.
+    """
+    lines = [line.strip(" \t*_`#>\"'") for line in without_reasoning(text).strip().splitlines()]
+    if len(lines) == 1 and lines[0].strip(".!").upper() == SAME:
+        return True
+    return any(re.match(rf"{SAME}\b", line) for line in (*lines[:1], *lines[-1:]))
 
 
 async def _remade(

@@ -183,10 +183,10 @@ async def test_the_direct_answer_has_its_own_temperature_and_length() -> None:
     assert (sampling.temperature, sampling.max_tokens, sampling.top_p) == (0.55, 1005, None)
 
 
-async def test_the_judge_rates_from_0_to_1() -> None:
+async def test_the_judge_rates_from_0_to_10() -> None:
     llm = Model()
     await ask(llm)
-    assert all("from 0 (wrong or useless) to 1 (" in a[-1].text for a, _ in llm.at("rate"))
+    assert all("from 0 (wrong or useless) to 10 (" in a[-1].text for a, _ in llm.at("rate"))
 
 
 async def test_what_may_be_the_answer_gets_the_fields_of_an_answer() -> None:
@@ -328,6 +328,7 @@ def by_answer(ratings: Mapping[str, str]) -> Callable[[int, Chat], Reply]:
     [
         pytest.param({"a": "RATING: 0", "b": "RATING: 1", "c": "RATING: 0"}, "b", id="the best"),
         pytest.param({"a": "RATING: 0", "b": "RATING: 1", "c": "RATING: 1"}, "b", id="the earlier"),
+        pytest.param({"a": "RATING: 7", "b": "RATING: 8", "c": "RATING: 6"}, "b", id="out of ten"),
         pytest.param(
             {"a": "no idea", "b": "RATING: 0", "c": "RATING: 1"}, "c", id="one unreadable"
         ),

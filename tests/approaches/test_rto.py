@@ -39,10 +39,29 @@ async def test_equal_code_ends_after_three_calls_with_the_first_answer_as_it_is(
     assert ctx.trace.events == [("round_trip", {"equal": True})]
 
 
-@pytest.mark.parametrize("verdict", [SAME, f"**{SAME}**.", f"<think>Hm.</think>\n{SAME.lower()}"])
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        SAME,
+        f"**{SAME}**.",
+        f"<think>Hm.</think>\n{SAME.lower()}",
+        f"{SAME}. Both print one number.",
+        f"{SAME}\n\nBoth versions print the same in every case.",
+        f"Both print one number, whatever the input.\n\n**{SAME}**",
+    ],
+)
 async def test_versions_judged_equivalent_give_the_first(verdict: str) -> None:
     llm = ScriptedLLM([FIRST, "Print one.", OTHER, verdict])
     assert (await answer("rto", CHAT, llm)).text == FIRST
+
+
+@pytest.mark.parametrize(
+    "merged",
+    [f"NOT {SAME}.\n{MERGED}", f"Two fractions are equivalent.\n{MERGED}", "Equivalently, 2."],
+)
+async def test_an_answer_that_speaks_of_equivalence_is_an_answer(merged: str) -> None:
+    llm = ScriptedLLM([FIRST, "Print one.", OTHER, merged])
+    assert (await answer("rto", CHAT, llm)).text == merged
 
 
 async def test_the_description_is_made_without_the_query() -> None:
