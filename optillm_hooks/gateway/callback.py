@@ -14,7 +14,13 @@ from optillm_hooks.gateway.failures import over_budget, to_proxy
 from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.prepared import ClientRequest, Prepared, Route, attach, prepared_in
 from optillm_hooks.gateway.reports import header_values
-from optillm_hooks.gateway.routes import ROUTES, check_request, refuse_route, without_nulls
+from optillm_hooks.gateway.routes import (
+    ROUTES,
+    check_fields_of_base,
+    check_request,
+    refuse_route,
+    without_nulls,
+)
 from optillm_hooks.gateway.selection import names_approach, select
 from optillm_hooks.settings import Settings
 from optillm_hooks.types import Fields
@@ -60,7 +66,8 @@ class Hook(CustomLogger):
                 return data
             if invalid is not None:
                 raise invalid
-            check_request(data, route)
+            if not selection.passes_through:
+                check_request(data, route)
             prepared = await admit(
                 selection,
                 settings,
@@ -73,6 +80,7 @@ class Hook(CustomLogger):
             if selection.passes_through:
                 attach(ClientRequest(route, selection.base), data)
                 return _passed_through(data, selection.base, route)
+            check_fields_of_base(data, route, prepared.facts_of(prepared.base))
             attach(ClientRequest(route, prepared.deployment, prepared), data)
             return _rewritten(data, prepared)
         except OptiLLMError as exc:
@@ -189,18 +197,23 @@ def _end_user(data: Mapping[str, Any], route: Route) -> str | None:
     return user if isinstance(user, str) else None
 
 
-def _fields_lost(data: Mapping[str, Any], route: Route) -> Fields:
-    """Return the fields that LiteLLM loses when it converts this route to chat completions."""
+def _fields_lost(data: Mapping[str, Any], prepared: Prepared) -> Fields:
+    """Return the fields that LiteLLM loses when it converts a route to chat completions.
+
+    The base model has a responses route of its own if it knows the field.
+    """
     text = data.get("text")
-    if route == "responses" and isinstance(text, dict) and text.get("verbosity") is not None:
-        return {"verbosity": text["verbosity"]}
-    return {}
+    verbosity = text.get("verbosity") if isinstance(text, dict) else None
+    if prepared.route != "responses" or verbosity is None:
+        return {}
+    known = prepared.facts_of(prepared.base).supports("verbosity")
+    return {"verbosity": verbosity} if known else {}
 
 
 def _rewritten(data: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
     """Return the request for our provider; what LiteLLM would lose is kept in `prepared`."""
     prepared.user = _end_user(data, prepared.route)
-    prepared.fields = _fields_lost(data, prepared.route)
+    prepared.fields = _fields_lost(data, prepared)
     prepared.cache = data["cache"] if isinstance(data.get("cache"), dict) else {}
     allowed = data.get("allowed_openai_params")
     return {

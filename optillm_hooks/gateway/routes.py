@@ -9,9 +9,13 @@ from typing import Any, Final
 
 from litellm.utils import validate_chat_completion_user_messages
 
+from optillm_hooks.decoding.field import FIELD
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway.convert import is_forwarded, read_chat, read_sampling
+from optillm_hooks.gateway.failures import as_sample_errors
+from optillm_hooks.gateway.model_facts import GroupFacts
 from optillm_hooks.gateway.prepared import Route
+from optillm_hooks.gateway.sampling_rules import check_client
 
 ROUTES: Final[Mapping[str, Route]] = {
     "completion": "chat",
@@ -28,6 +32,13 @@ _CONVERTED_TOOLS: Final = frozenset({"custom", "file_search", "function", "names
 """Tools of the responses route that LiteLLM converts to functions, besides web search."""
 
 
+_SAME_NAMES: Final[Mapping[Route, tuple[str, ...]]] = {
+    "messages": ("temperature", "top_p", "top_k", "service_tier"),
+    "responses": ("temperature", "top_p", "prompt_cache_key", "safety_identifier"),
+}
+"""Fields that LiteLLM passes on as they are when it converts a route to chat completions."""
+
+
 def check_request(data: Mapping[str, Any], route: Route) -> None:
     """Refuse fields that an approach cannot serve on this route, or whose type is wrong.
 
@@ -37,6 +48,39 @@ def check_request(data: Mapping[str, Any], route: Route) -> None:
     read_sampling(data)
     _check_routing(data)
     _CHECKS[route](data)
+
+
+def check_fields_of_base(data: Mapping[str, Any], route: Route, base: GroupFacts) -> None:
+    """Refuse fields that the base model does not take.
+
+    The provider refuses them too, but after LiteLLM has begun a stream of messages or responses.
+
+    Raises:
+        RequestRejected: an adapter is asked for, and the model is not a local one.
+        ProviderFailed: with the refusal of the model's provider.
+    """
+    if data.get("active_adapter") is not None and not base.supports(FIELD):
+        raise RequestRejected(
+            "active_adapter: only a local model (optillm-local/...) has adapters",
+            param="active_adapter",
+        )
+    if data.get("stream") is True and route in _SAME_NAMES:
+        fields = {name: data[name] for name in _SAME_NAMES[route] if data.get(name) is not None}
+        effort = _effort(data)
+        with as_sample_errors():
+            check_client(
+                base.deployments,
+                read_sampling({**fields, "reasoning_effort": effort} if effort else fields),
+            )
+
+
+def _effort(data: Mapping[str, Any]) -> str | None:
+    """Return the reasoning effort that a request of messages or responses asks for."""
+    reasoning, thinking = data.get("reasoning"), data.get("thinking")
+    if isinstance(reasoning, dict):
+        return reasoning.get("effort")
+    asked = isinstance(thinking, dict) and thinking.get("type") in ("enabled", "adaptive")
+    return "medium" if asked else None
 
 
 def refuse_route(model: str) -> RequestRejected:

@@ -265,3 +265,16 @@ async def test_headers_hold_nothing_but_printable_ascii(base: str) -> None:
     headers = header_values(prepared, answered=False)
     assert headers["x-optillm-deadline-s"] == "1.5"
     assert all(32 <= ord(char) < 127 for value in headers.values() for char in value)
+
+
+@pytest.mark.parametrize("model", ["careful", "re2-base"])
+async def test_an_adapter_is_refused_on_a_model_that_has_none(model: str) -> None:
+    with pytest.raises(ProxyException, match="active_adapter: only a local model"):
+        await called(model, active_adapter="polite")
+    assert (await called("base", active_adapter="polite"))[0]["active_adapter"] == "polite"
+
+
+async def test_none_is_served_as_the_base_model_whatever_its_fields() -> None:
+    fields = {"prompt": ["one", "two"], "echo": True}
+    found, _ = await called("none-base", "atext_completion", **fields)
+    assert (found["model"], found["echo"]) == ("base", True)
