@@ -14,6 +14,7 @@ from optillm_hooks.gateway.failures import over_budget, to_proxy
 from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.prepared import ClientRequest, Prepared, Route, attach, prepared_in
 from optillm_hooks.gateway.reports import header_values
+from optillm_hooks.gateway.responses_route import complete_events, complete_response
 from optillm_hooks.gateway.routes import (
     ROUTES,
     check_fields_of_base,
@@ -97,9 +98,25 @@ class Hook(CustomLogger):
         """Return the stream, with what LiteLLM loses when it converts it to the client's route."""
         prepared = prepared_in(request_data)
         if prepared is not None and prepared.route == "responses":
-            return _with_model_name(response, prepared.requested)
+            return complete_events(response, prepared.requested)
         if prepared is not None and prepared.route == "completions":
             return _with_every_choice(response, prepared)
+        return response
+
+    async def async_post_call_success_hook(
+        self,
+        data: dict[str, Any],
+        user_api_key_dict: UserAPIKeyAuth,  # noqa: ARG002 (LiteLLM's signature)
+        response: Any,
+    ) -> Any:
+        """Return the answer, in the form that the route's clients require."""
+        prepared = prepared_in(data)
+        if prepared is None:
+            return response
+        if prepared.route == "responses":
+            complete_response(response)
+        elif prepared.route == "messages":
+            _sign_thinking(response)
         return response
 
     async def async_post_call_response_headers_hook(
@@ -157,16 +174,14 @@ async def _with_every_choice(chunks: AsyncIterator[Any], prepared: Prepared) -> 
                 yield end
 
 
-async def _with_model_name(events: AsyncIterator[Any], model: str) -> AsyncIterator[Any]:
-    """Yield events of the responses route with the requested model's name.
+def _sign_thinking(message: Mapping[str, Any]) -> None:
+    """Give thinking that no model has signed an empty signature, as LiteLLM does in a stream.
 
-    LiteLLM's events name the deployment, which would reveal an alias's base.
+    It is null otherwise, which some clients reject.
     """
-    async for event in events:
-        inner: Any = getattr(event, "response", None)
-        if getattr(inner, "model", None) is not None:
-            inner.model = model
-        yield event
+    for block in message["content"]:
+        if block["type"] == "thinking" and block.get("signature") is None:
+            block["signature"] = ""
 
 
 def _passed_through(data: dict[str, Any], base: str, route: Route) -> dict[str, Any]:

@@ -7,6 +7,9 @@ what has no equivalent there. Such a field is refused here by name, unless it is
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from litellm.responses.litellm_completion_transformation.reasoning_items import (
+    is_minted_reasoning_item_id,
+)
 from litellm.utils import validate_chat_completion_user_messages
 
 from optillm_hooks.decoding.field import FIELD
@@ -157,13 +160,15 @@ _NOT_ON_RESPONSES: Final = {
 def _check_input(given: object) -> None:
     if isinstance(given, list):
         items = [item for item in given if isinstance(item, dict)]
-        if any(item.get("type") == "item_reference" for item in items):
+        references = [item for item in items if item.get("type") == "item_reference"]
+        if not all(is_minted_reasoning_item_id(item.get("id")) for item in references):
             raise RequestRejected(
                 "input: an item_reference points to a stored response, and responses of a model "
                 "with an approach are not stored; send the item itself",
                 param="input",
             )
-        given = items
+        # Vercel's AI SDK refers to reasoning, which LiteLLM leaves out, as it does for any model.
+        given = [item for item in items if item not in references]
     if not given and not isinstance(given, str):
         raise RequestRejected("input must be a string or a list of items", param="input")
 

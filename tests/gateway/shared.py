@@ -44,6 +44,7 @@ def shared_config(upstream: Upstream) -> Config:
             alias("careful", "self_consistency(n=3)"),
             alias("voted", "self_consistency(n=3)", base="gpt-4o-mini"),
             alias("reread", "re2"),
+            alias("shown", "moa", progress=True),
             alias("fixed", "re2", locked=True),
             *(alias(f"hurried-{name}", name, deadline_s=DEADLINE_S) for name in MANY),
             alias("hasty", "moa", deadline_s=0.5),

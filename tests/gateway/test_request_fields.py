@@ -3,12 +3,16 @@
 from typing import Any
 
 import pytest
+from litellm.responses.litellm_completion_transformation.reasoning_items import (
+    mint_reasoning_item_id,
+)
 
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway.prepared import Route
 from optillm_hooks.gateway.routes import check_request, without_nulls
 
 USER = {"role": "user", "content": "hi"}
+REASONING = mint_reasoning_item_id()
 BODIES: dict[Route, dict[str, Any]] = {
     "chat": {"messages": [USER]},
     "messages": {"messages": [USER], "max_tokens": 9},
@@ -38,7 +42,9 @@ REFUSED: list[tuple[Route, str, Any, str]] = [
     ("responses", "prompt", {"id": "pmpt_1"}, "stored prompts"),
     ("responses", "input", [], "a list of items"),
     ("responses", "input", None, "a list of items"),
-    ("responses", "input", [{"type": "item_reference", "id": "x"}], "not stored"),
+    ("responses", "input", [{"type": "item_reference", "id": "msg_1"}], "not stored"),
+    ("responses", "input", [{"type": "item_reference", "id": "rs_1"}], "not stored"),
+    ("responses", "input", [{"type": "item_reference", "id": REASONING}], "a list of items"),
     ("completions", "prompt", ["one", "two"], "got 2"),
     ("completions", "prompt", [1, 2, 3], "no tokens"),
     ("completions", "prompt", [[1, 2], [3]], "no tokens"),
@@ -63,6 +69,7 @@ PASSED: list[tuple[Route, str, Any]] = [
     ("responses", "store", True),
     ("responses", "include", ["reasoning.encrypted_content"]),
     ("responses", "input", ""),
+    ("responses", "input", [{"type": "item_reference", "id": REASONING}, USER]),
     ("responses", "tools", []),
     ("responses", "tools", None),
     ("completions", "prompt", ["one"]),
