@@ -159,17 +159,13 @@ def _orders(count: int, orders: int, rng: Random) -> list[list[int]]:
 async def _ask_twice(
     judge: LLM, prompt: Chat, sampling: Sampling, read: Callable[[str], V | None], plea: str
 ) -> V | None:
-    """Return the verdict in the judge's reply, or else in a second reply, or None.
-
-    After a failure the second call sets no temperature, because some models refuse any but their
-    own.
-    """
+    """Return the verdict in the judge's reply, or else in a second reply, or None."""
     try:
         said = without_reasoning((await judge.complete(prompt, sampling)).text)
     except (BudgetExceeded, DeadlineExceeded):
         return None
     except SampleError:
-        again, sampling = prompt, replace(sampling, temperature=None)
+        again = prompt
     else:
         verdict = read(said)
         if verdict is not None:

@@ -1,18 +1,25 @@
-"""Equivalence of answers: numbers, formulas, quantities, choices, JSON and plain text.
+"""Equivalence of answers: numbers, formulas, quantities, dates, choices, JSON and plain text.
 
 These answers are equivalent:
 
-* numbers with the same value: 1,000 = 1000 = 1e3, 0.5 = 1/2, "seven" = 7, "3 million" = 3000000;
-* formulas that are equal according to `answers.formulas`: \\frac{1}{2} = 0.5, (x+1)^2 = x^2+2x+1;
-* quantities with the same number and unit. A bare number equals a quantity with this number, unless
-  another answer has the number with another unit: 18 = $18, but not if 18 km is among the answers
-  too. A percentage equals the same bare number if that is among the answers (50 % = 50), and
-  otherwise its hundredth (50 % = 0.5);
+* numbers with the same value: 1,000 = 1000 = 1e3, 0.5 = 1/2, "seven" = 7, "3 million" = 3000000,
+  1.234,56 = 1,234.56; a decimal is also the fraction that it rounds: 0.67 = 2/3. "1,5" may be a
+  decimal or a pair: it is what another answer says it is;
+* formulas that are equal according to `answers.formulas`: \\frac{1}{2} = 0.5, (x+1)^2 = x^2+2x+1,
+  x <= 2 = (-\\infty, 2];
+* an answer with and without its variable: x = 5 is 5, but not y = 5;
+* quantities with the same amount: 2.5 h = 2 h 30 min, 1 km = 1000 m. A bare number equals a
+  quantity with this number, unless another answer has the number with another unit: 18 = $18, but
+  not if 18 km is among the answers too. A percentage equals the same bare number if that is among
+  the answers (50 % = 50), and otherwise its hundredth (50 % = 0.5);
+* dates and times of day in any notation. 3/5/2024 and 2:30 may each be two: they are what another
+  answer says they are;
 * choices with the same letter: B = (B) = "(B) Paris". "B. Paris" is a choice only if another
   answer is a bare B, because "C. difficile" is not a choice;
+* yes and no, true and false, in several languages, with or without a reason;
 * JSON with the same value: the order of keys does not matter, 1 = 1.0, and true is not 1;
 * other texts that differ only in case, whitespace, quotes, emphasis, a leading article or a final
-  full stop.
+  full stop. Chemical formulas differ in case: Co is not CO.
 
 Why not SymPy or Math-Verify: SymPy's own parsers evaluate Python. Math-Verify limits its time by
 signals, which fail outside the main thread, and compares by simplification, which is unbounded
@@ -24,71 +31,24 @@ test shows.
 import re
 import unicodedata
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from fractions import Fraction
 
+from optillm_hooks.answers.dates import dates_in, time_of
 from optillm_hooks.answers.extraction import read_json
-from optillm_hooks.answers.formulas import (
-    MEANINGFUL_WORDS,
-    Value,
-    equal,
-    parse,
-    plain,
-    scaled,
-    value_of,
-)
+from optillm_hooks.answers.formulas import Value, equal, plain
+from optillm_hooks.answers.quantities import Quantity, numerals, read_quantity
+from optillm_hooks.answers.units import Unit, may_mean
+from optillm_hooks.answers.words import is_nonexistent, ordinal, yes_or_no
 
 _MAX_PARSED_LENGTH = 500
 """Maximum length of an answer that is parsed as mathematics; longer ones are text or JSON."""
 
 _MAX_JSON_DEPTH = 100
-_MAX_UNIT_WORDS = 4
 
-_SMALL = """
-zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
-sixteen seventeen eighteen nineteen"""
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_NUMBER_WORDS = {word: number for number, word in enumerate(_SMALL.split())} | {
-    word: 20 + 10 * place for place, word in enumerate(_TENS.split())
-}
-_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-"""Powers of ten."""
-
-_CURRENCIES = {
-    "$": "dollar", "us$": "dollar", "usd": "dollar", "\u20ac": "euro", "eur": "euro",
-    "\u00a3": "gbp", "gbp": "gbp", "\u00a5": "yen", "jpy": "yen", "\u20b9": "rupee", "inr": "rupee",
-}  # fmt: skip
-_UNITS = _CURRENCIES | {
-    "%": "%", "percent": "%", "m": "m", "meter": "m", "metre": "m", "cm": "cm", "centimeter": "cm",
-    "centimetre": "cm", "mm": "mm", "millimeter": "mm", "millimetre": "mm", "km": "km",
-    "kilometer": "km", "kilometre": "km", "g": "g", "gram": "g", "kg": "kg", "kilogram": "kg",
-    "mg": "mg", "lb": "lb", "pound": "pound", "s": "s", "sec": "s", "second": "s", "min": "min",
-    "minute": "min", "h": "h", "hr": "h", "hour": "h", "l": "l", "liter": "l", "litre": "l",
-    "ml": "ml", "n": "n", "newton": "n", "j": "j", "joule": "j", "w": "w", "watt": "w", "v": "v",
-    "volt": "v", "deg": "degree", "degree": "degree", "feet": "foot", "foot": "foot", "ft": "foot",
-    "inch": "inch", "inche": "inch", "mile": "mile", "mi": "mile", "mph": "mile/h", "kmh": "km/h",
-    "kph": "km/h", "\u00a2": "cent", "pm": "pm", "am": "am",
-}  # fmt: skip
-_TWO_WORDS = {"/ cent": "%", "us dollar": "dollar"}
-
-_UNIT_LETTERS = frozenset("mgshLNJWVKCFA")
-"""Single-letter units. Any other letter after a number is a variable."""
-
-_APPROXIMATELY = re.compile(
-    r"^(?:(?:about|approximately|roughly|around|nearly)\b|approx\b\.?|\\approx\b|\u2248|~)\s*",
-    re.IGNORECASE,
+_LETTER = re.compile(
+    r"(?:(?:option|choice|answer):?\s+)?[(\[]?([A-Za-z])[)\]]?[.:]?", re.IGNORECASE
 )
-_NAMED = re.compile(r"^[A-Za-z]{1,3}'?(?:_\w|_\{\w+\})?(?:\([a-z]\))?\s*=\s*(?=[^=]+$)")
-_MONEY = re.compile(
-    r"([-+]?)\s*(us\$|usd\b|eur\b|gbp\b|jpy\b|inr\b|[$\u20ac\u00a3\u00a5\u20b9])\s*([-+]?)\s*(.+)",
-    re.IGNORECASE,
-)
-_SCALED = re.compile(rf"([^A-Za-z]+?)\s*\b({'|'.join(_SCALES)})s?\b\s*(.*)", re.IGNORECASE)
-_UNIT_WORD = re.compile(r"[A-Za-z\u00b5\u00a2]+(?:/[A-Za-z]+)*(?:\^\{?-?\d\}?)?|/")
-_ATTACHED_UNIT = re.compile(r"(.*[\d}])\s*(%|\u00a2|[A-Za-z]{2,}(?:\^\{?\d\}?)?)")
-_POWER = re.compile(r"\^\{?(-?\d)\}?$")
-_LETTER = re.compile(r"(?:(?:option|choice|answer)\s+)?\(?([A-Za-z])\)?[.:]?", re.IGNORECASE)
 _LETTER_AND_TEXT = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])\))\s*\S.*", re.DOTALL)
 _LETTER_STOP_TEXT = re.compile(r"([A-Z])[.:]\s+\S.*", re.DOTALL)
 _NEXT_PART = re.compile(r"[\s,;]\(?[A-Za-z]\)")
@@ -96,8 +56,32 @@ _MATH = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _STRONG = re.compile(r"(?<![\w)}])\*\*([^*]+)\*\*(?![\w({])")
 _ARTICLE = re.compile(r"^(?:the|an?)\s+(?=\S)")
 _AROUND_MARKS = re.compile(r"\s*([,:;/-])\s*")
+_AND = re.compile(r"\s*&\s*")
+_INITIALS = re.compile(r"\b(?:[a-z]\.){2,}")
+_LETTERS_AND_HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
 _ENDS = " *`\"'\u201c\u201d"
 _DECORATION = dict.fromkeys(map(ord, "*`\"'\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"))
+_LEADING_ZERO = re.compile(r"(?<!\d)0+(?=\d+[/:])|(?<=[/])0+(?=\d)")
+_SEVERAL_LETTERS = re.compile(r"[A-H]{2,6}")
+
+_BASE = re.compile(
+    r"(?:0b(?P<bits>[01]+)|0x(?P<hex>[0-9a-f]+)|0o(?P<octal>[0-7]+)"
+    r"|\(?(?P<digits>[0-9a-f]+)\)?_\{?\s*(?P<base>\d{1,2})\s*\}?"
+    r"|(?P<spelled>[0-9a-f]+)\s*\(?\s*(?:in\s+)?"
+    r"(?:base[ -]?(?P<spoken>\d{1,2})|(?P<named>binary|hex(?:adecimal)?|octal))\)?)",
+    re.IGNORECASE,
+)
+_PREFIXES = {"bits": 2, "octal": 8, "hex": 16}
+_BASES = {"binary": 2, "hex": 16, "hexadecimal": 16, "octal": 8}
+
+_ELEMENT_SYMBOLS = """
+H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb
+Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu
+Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu"""
+_ELEMENTS = frozenset(_ELEMENT_SYMBOLS.split())
+_SYMBOL = re.compile(r"[A-Z][a-z]?")
+_CHEMICAL = re.compile(r"(?:[A-Z][a-z]?\d*|\((?:[A-Z][a-z]?\d*)+\)\d*){1,20}\d?[+-]?")
+_TYPESETTING = re.compile(r"\\(?:text|mathrm|ce|rm|mathsf)\b|[\s_${}]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +95,18 @@ class Form:
     is_choice: bool = False
     """Whether the letter must be a choice, as in "(B)" but not in "B. Paris"."""
 
-    value: Value | None = None
-    unit: str = ""
-    hundredth: Value | None = None
-    """The value of a percentage."""
+    quantity: Quantity | None = None
+    alternatives: tuple[Value, ...] = ()
+    """Values of which it is one: "1,5" is 1.5 or the pair of 1 and 5."""
 
-    json: Hashable = None
+    key: Hashable = None
+    """What it is if it is of a kind that is compared as a whole: JSON, a date, a yes."""
+
+    maybe: frozenset[Hashable] = field(default_factory=frozenset)
+    """Keys of which it may have one."""
+
+    chemical: str = ""
+    """The chemical formula that it may be."""
 
 
 class AnswerClasses:
@@ -130,11 +120,11 @@ class AnswerClasses:
         self._parents: list[int] = []
         """Union-find forest over the answers in order; a root is the first answer of its tree."""
 
-        self._numbers: list[tuple[int, int]] = []
-        """Pairs of a bare number and a quantity with the same number."""
+        self._vague: list[tuple[int, int]] = []
+        """Pairs of a vague answer, such as a bare number, and an exact one that it may mean."""
 
-        self._hundredths: list[tuple[int, int]] = []
-        """Pairs of a bare number and the percentage whose value it is."""
+        self._other_values: list[tuple[int, int]] = []
+        """Pairs of a bare number and the percentage or angle whose value it is."""
 
         self._names: Mapping[str, str] = {}
         """Cached result of `names`; empty after an answer was added."""
@@ -149,20 +139,19 @@ class AnswerClasses:
             apart = _root(self._parents, other) != _root(self._parents, at)
             if apart and _same(its, form):
                 _join(self._parents, other, at)
-            if form.unit and not its.unit:
-                self._compare_numbers(other, its, at, form)
-            if its.unit and not form.unit:
-                self._compare_numbers(at, form, other, its)
+            self._compare_vaguely(other, its, at, form)
+            self._compare_vaguely(at, form, other, its)
         self._forms[answer] = form
         self._names = {}
 
-    def _compare_numbers(self, bare_at: int, bare: Form, at: int, quantity: Form) -> None:
-        if bare.value is None or quantity.value is None:
+    def _compare_vaguely(self, vague_at: int, vague: Form, at: int, exact: Form) -> None:
+        if _may_mean(vague, exact):
+            self._vague.append((vague_at, at))
+        bare, quantity = vague.quantity, exact.quantity
+        if bare is None or quantity is None or bare.unit or not quantity.unit:
             return
-        if equal(bare.value, quantity.value):
-            self._numbers.append((bare_at, at))
-        if quantity.hundredth is not None and equal(bare.value, quantity.hundredth):
-            self._hundredths.append((bare_at, at))
+        if any(equal(bare.value, value) for value in quantity.other_values):
+            self._other_values.append((vague_at, at))
 
     def names(self) -> Mapping[str, str]:
         """Return the representative of each answer: the first equivalent answer.
@@ -179,21 +168,21 @@ class AnswerClasses:
     def _dependent_pairs(self) -> list[tuple[int, int]]:
         """Return the pairs whose equivalence depends on the other answers.
 
-        A bare number joins the quantity with this number if there is only one. A percentage without
-        such a bare number joins its hundredth.
+        A vague answer joins the exact one that it may mean if there is only one. A percentage
+        without such a bare number joins its hundredth.
         """
-        quantities: dict[int, set[int]] = {}
-        for bare, quantity in self._numbers:
-            units = quantities.setdefault(_root(self._parents, bare), set())
-            units.add(_root(self._parents, quantity))
-        pairs = [(bare, units.pop()) for bare, units in quantities.items() if len(units) == 1]
-        joined = {quantity for _, quantity in pairs}
-        hundredths = [
-            (bare, percentage)
-            for bare, percentage in self._hundredths
-            if _root(self._parents, percentage) not in joined
+        meanings: dict[int, set[int]] = {}
+        for vague, exact in self._vague:
+            exact_ones = meanings.setdefault(_root(self._parents, vague), set())
+            exact_ones.add(_root(self._parents, exact))
+        pairs = [(vague, exact.pop()) for vague, exact in meanings.items() if len(exact) == 1]
+        joined = {exact for _, exact in pairs}
+        others = [
+            (bare, quantity)
+            for bare, quantity in self._other_values
+            if _root(self._parents, quantity) not in joined
         ]
-        return [*pairs, *hundredths]
+        return [*pairs, *others]
 
 
 def _root(parents: Sequence[int], at: int) -> int:
@@ -229,15 +218,27 @@ def form_of(answer: str) -> Form:
     """Return `answer` in the normalised forms in which it is compared."""
     answer = answer.strip()
     if len(answer) > _MAX_PARSED_LENGTH:
-        return Form(_plain_text(answer), json=_json_key(answer))
-    text = plain(_MATH.sub(_inside, _STRONG.sub(_inside, answer)))
-    quantity = _quantity(text.strip(_ENDS).removesuffix("."))
-    if quantity is None and (key := _json_key(answer)) is not None:
-        return Form(answer, json=key)
+        return Form(_plain_text(answer), key=_json_key(answer))
+    text = plain(numerals(_MATH.sub(_inside, _STRONG.sub(_inside, answer))))
+    bare = text.strip(_ENDS).removesuffix(".") if text.count(".") < 2 else text.strip(_ENDS)
+    if whole := _whole(bare):
+        key, maybe = whole
+        return Form(_LEADING_ZERO.sub("", _plain_text(text)), key=key, maybe=maybe)
     letter, is_choice = _letter_of(text.translate(_DECORATION).strip())
-    value, unit = quantity or (None, "")
-    hundredth = scaled(value, Fraction(1, 100)) if value is not None and unit == "%" else None
-    return Form(_plain_text(text), letter, is_choice, value, unit, hundredth)
+    digits, base = _in_base(bare)
+    if base and not digits.isdigit():
+        return Form(_plain_text(text), key=("base", base, digits))
+    quantity, alternatives = read_quantity(digits or bare)
+    if base and quantity:
+        quantity = replace(quantity, unit=Unit(((f"base {base}", 1),)))
+    if quantity is None and (key := _json_key(answer)) is not None:
+        return Form(answer, key=key)
+    if _SEVERAL_LETTERS.fullmatch(bare) and list(bare) == sorted(set(bare)):
+        letters, _ = read_quantity(", ".join(bare))
+        alternatives = (letters.value,) if letters else ()
+    chemical = _chemical(answer)
+    plain_text = _plain_text(chemical or text)
+    return Form(plain_text, letter, is_choice, quantity, alternatives, chemical=chemical)
 
 
 def _inside(found: re.Match[str]) -> str:
@@ -245,14 +246,86 @@ def _inside(found: re.Match[str]) -> str:
 
 
 def _same(a: Form, b: Form) -> bool:
-    if a.json is not None or b.json is not None:
-        return a.json == b.json
-    if a.value is not None and b.value is not None:
-        if a.unit == b.unit and equal(a.value, b.value):
+    if a.key is not None or b.key is not None:
+        return a.key == b.key
+    if a.maybe or b.maybe:
+        return a.text == b.text
+    if a.quantity is not None and b.quantity is not None:
+        if _same_quantity(a.quantity, b.quantity):
             return True
-    elif a.text == b.text:
+    elif a.text == b.text and not (a.chemical and b.chemical and a.chemical != b.chemical):
         return True
     return a.letter != "" and a.letter == b.letter and (a.is_choice or b.is_choice)
+
+
+def _same_quantity(a: Quantity, b: Quantity) -> bool:
+    if a.equation is not None and b.equation is not None and equal(a.equation, b.equation):
+        return True
+    if a.name and b.name and a.name != b.name:
+        return False
+    if a.unit == b.unit:
+        return equal(a.value, b.value)
+    return a.unit.dimension == b.unit.dimension and equal(a.amount, b.amount)
+
+
+def _may_mean(vague: Form, exact: Form) -> bool:
+    if exact.key is not None:
+        return exact.key in vague.maybe
+    if exact.quantity is None:
+        return False
+    if any(equal(value, exact.quantity.value) for value in vague.alternatives):
+        return not exact.quantity.unit
+    bare, quantity = vague.quantity, exact.quantity
+    if bare is None or not may_mean(bare.unit, quantity.unit):
+        return False
+    return quantity.number and equal(bare.value, quantity.value)
+
+
+def _whole(text: str) -> tuple[Hashable, frozenset[Hashable]] | None:
+    """Return the key of `text` and the keys that it may have, if it is of a kind that has one."""
+    keys: list[Hashable]
+    if dates := dates_in(text):
+        keys = [("date", date) for date in dates]
+        return (keys[0], frozenset()) if len(keys) == 1 else (None, frozenset(keys))
+    if time := time_of(text):
+        (hour, *rest), is_sure = time
+        keys = [("time", (later, *rest)) for later in ((hour,) if is_sure else (hour, hour + 12))]
+        return (keys[0], frozenset()) if is_sure else (None, frozenset(keys))
+    if answer := yes_or_no(text):
+        key = ("answer", answer[0])
+        return (key, frozenset()) if answer[1] else (None, frozenset({key}))
+    if rank := ordinal(text):
+        return ("rank", rank), frozenset()
+    return (("answer", "does not exist"), frozenset()) if is_nonexistent(text) else None
+
+
+def _in_base(text: str) -> tuple[str, int]:
+    """Return the digits of a number in another base than ten, and the base; "" and 0 if it is none.
+
+    A number with decimal digits only also equals them without the base, as if that were a unit.
+    """
+    found = _BASE.fullmatch(text)
+    if found is None:
+        return "", 0
+    parts = found.groupdict()
+    digits = next(
+        parts[name] for name in ("bits", "octal", "hex", "digits", "spelled") if parts[name]
+    )
+    base = next((size for name, size in _PREFIXES.items() if parts[name]), 0)
+    base = base or int(
+        parts["base"] or parts["spoken"] or _BASES.get((parts["named"] or "").lower(), 0)
+    )
+    allowed = "0123456789abcdef"[:base]
+    return (digits.lower(), base) if base > 1 and set(digits.lower()) <= set(allowed) else ("", 0)
+
+
+def _chemical(text: str) -> str:
+    """Return the chemical formula that `text` may be, in one spelling, or ""."""
+    bare = unicodedata.normalize("NFKC", _TYPESETTING.sub("", text.strip(_ENDS + ".")))
+    bare = bare.replace("^", "").replace("\u2212", "-")
+    if not _CHEMICAL.fullmatch(bare) or yes_or_no(bare):
+        return ""
+    return bare if set(_SYMBOL.findall(bare)) <= _ELEMENTS else ""
 
 
 def _letter_of(text: str) -> tuple[str, bool]:
@@ -264,83 +337,6 @@ def _letter_of(text: str) -> tuple[str, bool]:
         return (found[1] or found[2]).lower(), True
     unsure = _LETTER_STOP_TEXT.fullmatch(text)
     return (unsure[1].lower() if unsure else ""), False
-
-
-def _quantity(text: str) -> tuple[Value, str] | None:
-    """Return the value and the unit ("" if none) of `text`, or None if it has no value."""
-    text = _NAMED.sub("", _APPROXIMATELY.sub("", re.sub(r"\s*\^\s*", "^", text)))
-    currency: list[str] = []
-    if money := _MONEY.fullmatch(text):
-        currency = [_CURRENCIES[money[2].lower()]]
-        text = (money[1] or money[3]) + money[4]
-    text = _in_digits(text)
-    if found := _SCALED.fullmatch(text):
-        value = _value(found[1])
-        if value is not None:
-            value = scaled(value, Fraction(10 ** _SCALES[found[2].lower()]))
-        return None if value is None else (value, _unit([*currency, *found[3].split()]))
-    number, words = _split_unit(text)
-    value = _value(number)
-    if value is None and words:
-        value, words = _value(text), []
-    return None if value is None else (value, _unit([*currency, *words]))
-
-
-def _value(text: str) -> Value | None:
-    formula = parse(text)
-    return None if formula is None else value_of(formula)
-
-
-def _in_digits(text: str) -> str:
-    """Return `text` with a leading number word ("seven", "twenty-one") in digits."""
-    word, _, rest = text.partition(" ")
-    tens, _, ones = word.lower().partition("-")
-    if tens not in _NUMBER_WORDS or (ones and ones not in _NUMBER_WORDS):
-        return text
-    return f"{_NUMBER_WORDS[tens] + _NUMBER_WORDS.get(ones, 0)} {rest}".rstrip()
-
-
-def _split_unit(text: str) -> tuple[str, list[str]]:
-    """Return `text` without the unit at its end, and the words of the unit."""
-    attached = _ATTACHED_UNIT.fullmatch(text)
-    if attached and _POWER.sub("", attached[2]).lower().rstrip("s") in _UNITS:
-        return attached[1], [attached[2]]
-    words = text.split()
-    start = len(words)
-    while start > max(1, len(words) - _MAX_UNIT_WORDS) and _is_unit_word(words[start - 1]):
-        start -= 1
-    number = " ".join(words[:start])
-    return (number, words[start:]) if re.search(r"[\d\\]", number) else (text, [])
-
-
-def _is_unit_word(word: str) -> bool:
-    letters = _POWER.sub("", word)
-    known = len(letters) > 1 or letters in _UNIT_LETTERS or letters == "/"
-    return known and word not in MEANINGFUL_WORDS and _UNIT_WORD.fullmatch(word) is not None
-
-
-def _unit(words: Sequence[str]) -> str:
-    """Return the normalised spelling of the unit in `words`."""
-    parts: list[str] = []
-    power = ""
-    for word in " ".join(words).lower().replace("/", " / ").split():
-        if word in ("square", "sq", "cubic"):
-            power = "^3" if word == "cubic" else "^2"
-        elif word in ("squared", "cubed") and parts:
-            parts[-1] += "^3" if word == "cubed" else "^2"
-        else:
-            parts.append("/" if word == "per" else _unit_word(word) + power)
-            power = ""
-    unit = " ".join(parts)
-    return _TWO_WORDS.get(unit, unit)
-
-
-def _unit_word(word: str) -> str:
-    power = _POWER.search(word)
-    name = _POWER.sub("", word)
-    singular = name[:-1] if len(name) > 2 and name.endswith("s") else name
-    name = _UNITS.get(name, _UNITS.get(singular, singular))
-    return f"{name}^{power[1]}" if power else name
 
 
 def _json_key(text: str) -> Hashable:
@@ -375,5 +371,11 @@ def json_key(value: object, depth: int = 0) -> Hashable:
 def _plain_text(text: str) -> str:
     """Return `text` normalised: without case, decoration and insignificant punctuation."""
     text = unicodedata.normalize("NFKC", text).casefold().translate(_DECORATION)
+    text = _AND.sub(", ", text)
     text = _AROUND_MARKS.sub(r"\1", " ".join(text.split()))
+    text = _LETTERS_AND_HYPHEN.sub(" ", _INITIALS.sub(_without_stops, text))
     return _ARTICLE.sub("", text.strip(" _.,;:!")).strip()
+
+
+def _without_stops(found: re.Match[str]) -> str:
+    return found[0].replace(".", "")

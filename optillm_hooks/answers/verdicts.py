@@ -40,9 +40,9 @@ _VALUE = (
 )
 _LABEL = (
     "rating|score|grade|mark|verdict|bewertung|gesamtbewertung|punktzahl|wertung|"
-    "puntuaci\u00f3n|calificaci\u00f3n|valoraci\u00f3n|punteggio|valutazione|pontua\u00e7\u00e3o|"
-    "avalia\u00e7\u00e3o|classifica\u00e7\u00e3o|\u00e9valuation|\u8bc4\u5206|\u5f97\u5206|\u5206\u6570|\u6253\u5206|\u603b\u5206|"
-    "\u8bc4\u7ea7|\u8a55\u4fa1|\u8a55\u70b9|\u5f97\u70b9|\u70b9\u6570|\u30b9\u30b3\u30a2|\u8a55\u5206|\u0440\u0435\u0439\u0442\u0438\u043d\u0433|\u043e\u0446\u0435\u043d\u043a\u0430"
+    "puntuación|calificación|valoración|punteggio|valutazione|pontuação|"
+    "avaliação|classificação|évaluation|评分|得分|分数|打分|总分|"
+    "评级|評価|評点|得点|点数|スコア|評分|рейтинг|оценка"
 )
 _FOREIGN_NOTES = "note|nota|voto|punkte|points|puntos"
 """Labels that are also other words. They count only on a line with nothing but a value beside."""
@@ -83,7 +83,7 @@ _IF = re.compile(
     r"(?:\b(?:if|unless|had|not|never|cannot|without)\b|n['\u2019]t\b)[^.\n]*$", re.IGNORECASE
 )
 _POINTS = re.compile(
-    r"(?<!\u6ee1\u5206)(?<!\u6ee1\u5206\u662f)(?<!\u603b\u5206)(?<![\d.])(\d+(?:\.\d+)?)\s*[\u5206\u70b9](?!\u4e2d|\u6e80\u70b9|\u949f|\u94b1)"
+    r"(?<!满分)(?<!满分是)(?<!总分)(?<![\d.])(\d+(?:\.\d+)?)\s*[分点](?!中|満点|钟|钱)"
 )
 _FRACTION = re.compile(
     r"(?<![\d.,/\w-])(?<!step )(?<!part )(?P<number>\d+(?:\.\d+)?)\s*(?:/|out\s+of)\s*"
@@ -106,16 +106,14 @@ _SCALE_KEYS = ("max", "out of", "scale", "max score", "maximum")
 # Choice
 
 _NOUN = (
-    r"(?:answers?|response|candidate|solution|option|choice|number|no\.?|antwort|r\u00e9ponse|respuesta|"
-    r"risposta|resposta|\u7b54\u6848|\u56de\u7b54|\u9009\u9879|\u56de\u7b54|\u89e3\u7b54|\u7b2c)"
+    r"(?:answers?|response|candidate|solution|option|choice|number|no\.?|antwort|réponse|respuesta|"
+    r"risposta|resposta|答案|回答|选项|回答|解答|第)"
 )
 _SMALL_WORDS = (
-    r"(?:is|the|as|to|be|a|an|one|final|ist|est|es|\u00e8|\u00e9|la|el|il|le|die|"
-    r"\u662f|\u7684|\u306f|\u4e3a)"
+    r"(?:is|the|as|to|be|a|an|one|final|ist|est|es|è|é|la|el|il|le|die|"
+    r"是|的|は|为)"
 )
-_TO_NUMBER = (
-    rf"(?:[\s:=#<\[(\"'-]|{_NOUN}|\b{_SMALL_WORDS}\b|[\u662f\u7684\u306f\u306e\u4e3a]){{0,12}}"
-)
+_TO_NUMBER = rf"(?:[\s:=#<\[(\"'-]|{_NOUN}|\b{_SMALL_WORDS}\b|[是的はの为]){{0,12}}"
 _PLACE = rf"(?P<place>(?<![-.\d])\d+(?:st|nd|rd|th)?|(?:{_WORD})\b)(?![A-Za-z\d]|[.,]\d)"
 _REQUESTED_BEST = re.compile(
     r"\bBEST(?:\s+(?:ANSWER|RESPONSE|CANDIDATE|OPTION|ONE))?(?:\s*\([^()\n]{0,40}\))?\s*[:=]\s*"
@@ -125,7 +123,7 @@ _BEST_LINE = re.compile(
 )
 _READ_PLACE = re.compile(rf"{_TO_NUMBER}{_PLACE}", re.IGNORECASE)
 _ANOTHER = re.compile(
-    r"[ \t>\])]*(?:[,;/&=+|\u2013\u548c\u6216\u3068-]|\b(?:or|and|oder|und|ou|et|y|o|e)\b)"
+    r"[ \t>\])]*(?:[,;/&=+|\u2013和或と-]|\b(?:or|and|oder|und|ou|et|y|o|e)\b)"
     rf"[ \t]*(?:also\s+|perhaps\s+|maybe\s+)?{_NOUN}?\s*#?\s*(?:\d+|(?:{_WORD})\b)"
     r"(?!\s+(?:is|are|was|has|lacks|fails|makes|gets|misses)\b)",
     re.IGNORECASE,
@@ -133,7 +131,7 @@ _ANOTHER = re.compile(
 _CHOSEN = re.compile(
     rf"(?<!not the )(?<!not )(?:\b(?:best|winner|winning|choice|verdict|decision|selected|select|"
     rf"choose|chose|chosen|pick|prefer|preferred|better|beste|meilleure?|mejor|migliore?|melhor)\b|"
-    rf"\u6700\u4f73|\u6700\u597d|\u6700\u4f18|\u9009\u62e9|\u6211\u9009|\u6700\u826f|\u6700\u3082\u826f\u3044|\u4e00\u756a\u826f\u3044){_TO_NUMBER}{_PLACE}",
+    rf"最佳|最好|最优|选择|我选|最良|最も良い|一番良い){_TO_NUMBER}{_PLACE}",
     re.IGNORECASE,
 )
 _IS_BEST = re.compile(
@@ -142,7 +140,7 @@ _IS_BEST = re.compile(
     re.IGNORECASE,
 )
 _NUMBER_LINE = re.compile(rf"\W{{0,12}}?{_TO_NUMBER}{_PLACE}[\s*.!)\]>\"']*", re.IGNORECASE)
-_MENTION = re.compile(rf"{_NOUN}\s*#?\s*{_PLACE}(?!\s*[\u4e2a\u500b]|\s+answers)", re.IGNORECASE)
+_MENTION = re.compile(rf"{_NOUN}\s*#?\s*{_PLACE}(?!\s*[个個]|\s+answers)", re.IGNORECASE)
 _AGAINST = re.compile(
     r"\b(?:wrong|incorrect|not|n't|worse|worst|flawed|except|but|tie|tied|equal|equally|none|nor)\b",
     re.IGNORECASE,

@@ -45,7 +45,8 @@ def test_more_golden_pairs_are_judged_right_than_by_math_verify() -> None:
     pytest.importorskip("math_verify")
     logging.disable(logging.CRITICAL)
     try:
-        wrong = [case["id"] for case in GOLDEN if _math_verify(case) is not case["same"]]
+        some = [case for case in GOLDEN if not case["id"].startswith("form-")]
+        wrong = [case["id"] for case in some if _math_verify(case) is not case["same"]]
     finally:
         logging.disable(logging.NOTSET)
     assert len(wrong) >= 40
@@ -76,6 +77,16 @@ def _math_verify(case: dict[str, Any]) -> bool:
         pytest.param(
             ["0.3333", "1/3", "0.333"], [0, 0, 0], id="two roundings meet in what they round"
         ),
+        pytest.param(["1,5", "1.5"], [0, 0], id="a decimal comma"),
+        pytest.param(["1,5", "(1, 5)", "1, 5"], [0, 1, 0], id="or a list"),
+        pytest.param(["1,5", "1.5", "1, 5"], [0, 1, 0], id="and no decimal then"),
+        pytest.param(["2:30", "2:30 PM", "14:30"], [0, 0, 0], id="the only time it may be"),
+        pytest.param(["2:30", "2:30 PM", "2:30 AM"], [0, 1, 2], id="not where there are two"),
+        pytest.param(["x = 5", "y = 5"], [0, 1], id="other variables"),
+        pytest.param(["x = 5", "5", "y = 5"], [0, 0, 0], id="the value alone stands for both"),
+        pytest.param(["10 pounds", "10 lb", "\u00a310"], [0, 1, 2], id="pounds of either kind"),
+        pytest.param(["Yes, 5", "Yes, 6"], [0, 1], id="a yes that may not be all"),
+        pytest.param(["Yes, 5", "Yes"], [0, 0], id="beside a bare one it is"),
     ],
 )
 def test_classes(given_answers: list[str | None], expected: list[int | None]) -> None:

@@ -7,7 +7,19 @@ is exact if it is rational; otherwise it is a few floating-point values at fixed
 any thread.
 """
 
-from optillm_hooks.answers.formulas.comparing import Value, equal, scaled, value_of
-from optillm_hooks.answers.formulas.reading import MEANINGFUL_WORDS, parse, plain
+from optillm_hooks.answers.formulas.comparing import Value, equal, multiple, scaled, value_of
+from optillm_hooks.answers.formulas.reading import MEANINGFUL_WORDS, parse, parse_unsolved, plain
+from optillm_hooks.answers.formulas.solving import solution
 
-__all__ = ["MEANINGFUL_WORDS", "Value", "equal", "parse", "plain", "scaled", "value_of"]
+__all__ = [
+    "MEANINGFUL_WORDS",
+    "Value",
+    "equal",
+    "multiple",
+    "parse",
+    "parse_unsolved",
+    "plain",
+    "scaled",
+    "solution",
+    "value_of",
+]

@@ -32,6 +32,7 @@ _MAX_EXACT_FACTORIAL = 170
 _POSITIVE, _NEGATIVE = 4, 2
 """Number of points with positive variables, and with negative variables."""
 
+_HUNDREDTH = Fraction(1, 100)
 _RELATIVE, _ABSOLUTE = 1e-9, 1e-13
 
 
@@ -62,6 +63,9 @@ def value_of(formula: Formula) -> Value:
     """Return the value of `formula`, ready to be compared."""
     if isinstance(formula, Apply) and formula.op in COLLECTIONS:
         members = [value_of(member) for member in formula.args]
+        if formula.op == "[]" and _are_rows(members):
+            rows = tuple(Group("row", row.members) for row in members if isinstance(row, Group))
+            return Group("matrix", rows)
         if formula.op in UNORDERED:
             members.sort(key=_place)
         return Group(formula.op, tuple(members))
@@ -79,8 +83,18 @@ def scaled(value: Value, factor: Fraction) -> Value:
     if isinstance(value, Group):
         return value
     if isinstance(value.formula, Number):
-        return value_of(Number(value.formula.value * factor))
+        places = value.formula.places
+        if places and factor == _HUNDREDTH:
+            places += 2
+        elif factor != 1:
+            places = 0
+        return value_of(Number(value.formula.value * factor, places))
     return value_of(product(value.formula, Number(factor)))
+
+
+def multiple(value: Value, factor: Formula) -> Value:
+    """Return `factor` times `value`; a collection is unchanged."""
+    return value if isinstance(value, Group) else value_of(product(value.formula, factor))
 
 
 def equal(a: Value, b: Value) -> bool:
@@ -88,18 +102,42 @@ def equal(a: Value, b: Value) -> bool:
 
     A decimal with at least three significant digits also equals a constant without a finite decimal
     expansion if it is that constant rounded or truncated: 0.333 is 1/3 and 3.14 is pi, but 3.99 is
-    not 4.
+    not 4. With two digits, both after the decimal point, it must be rounded: 0.67 is 2/3. Equations
+    are equal if their sides differ by the same expression up to a constant factor.
     """
     if isinstance(a, Group) or isinstance(b, Group):
-        return (
-            isinstance(a, Group)
-            and isinstance(b, Group)
-            and (a.kind, len(a.members)) == (b.kind, len(b.members))
-            and all(map(equal, a.members, b.members))
-        )
+        if not (isinstance(a, Group) and isinstance(b, Group)) or a.kind != b.kind:
+            return False
+        if len(a.members) == len(b.members) and all(map(equal, a.members, b.members)):
+            return True
+        return a.kind == "=" and _same_equation(a, b)
     if a.exact is not None and b.exact is not None:
         return a.exact == b.exact or _is_rounded(a, b) or _is_rounded(b, a)
     return a.formula == b.formula or _agree(a, b) or _is_rounded(a, b) or _is_rounded(b, a)
+
+
+def _are_rows(members: Sequence[Value]) -> bool:
+    """Return whether `members` are the rows of a matrix that is written as lists."""
+    rows = [m for m in members if isinstance(m, Group) and m.kind == "[]"]
+    return len(rows) == len(members) > 0 and len({len(row.members) for row in rows}) == 1
+
+
+def _same_equation(a: Group, b: Group) -> bool:
+    """Return whether the difference of the sides of `a` is a constant times that of `b`."""
+    one, other = _difference(a), _difference(b)
+    if not one or not other or any(abs(u) < _ABSOLUTE for u in (*one, *other)):
+        return False
+    ratios = [u / v for u, v in zip(one, other, strict=True)]
+    return all(abs(ratio - ratios[0]) <= _RELATIVE * abs(ratios[0]) for ratio in ratios)
+
+
+def _difference(equation: Group) -> list[complex]:
+    """Return the difference of the sides of `equation` at each positive point, or nothing."""
+    sides = [side.at[:_POSITIVE] for side in equation.members if isinstance(side, Scalar)]
+    if len(sides) != 2 or all(s.is_constant for s in equation.members if isinstance(s, Scalar)):
+        return []
+    pairs = zip(*sides, strict=True)
+    return [u - v for u, v in pairs if u is not None and v is not None]
 
 
 def _agree(a: Scalar, b: Scalar) -> bool:
@@ -124,13 +162,16 @@ def _is_rounded(decimal: Scalar, other: Scalar) -> bool:
         return False
     significant = str(abs(written.value) * 10**written.places).lstrip("0")
     value = other.at[0]
-    if len(significant) < 3 or value is None or abs(value.imag) > _ABSOLUTE:
+    if value is None or abs(value.imag) > _ABSOLUTE:
+        return False
+    if len(significant) < (2 if written.places > 1 else 3):
         return False
     if other.exact is not None and _terminates(other.exact):
         return False
     unit = 10.0**-written.places
     excess = abs(value.real) - abs(float(written.value))
-    return written.value * Fraction(value.real) >= 0 and -0.5 * unit <= excess < unit
+    most = unit if len(significant) > 2 else 0.5 * unit
+    return written.value * Fraction(value.real) >= 0 and -0.5 * unit <= excess < most
 
 
 def _terminates(value: Fraction) -> bool:

@@ -46,13 +46,30 @@ _ENDS_FACTOR = frozenset({"\\cup", "\\pm", "\\mp", "\\rfloor", "\\rceil"})
 _CHARACTERS: dict[str, str | int | None] = {
     "\u2010": "-", "\u2011": "-", "\u2012": "-", "\u2013": "-", "\u2014": "-", "\u2212": "-",
     "\u00d7": "*", "\u00b7": "*", "\u22c5": "*", "\u2217": "*", "\u00f7": "/", "\u2044": "/",
-    "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u00b2": "^2", "\u00b3": "^3", "\u2074": "^4",
+    "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u27e8": "(", "\u27e9": ")",
     "\u00bd": " 1/2", "\u00bc": " 1/4", "\u00be": " 3/4", "\u2153": " 1/3", "\u2154": " 2/3",
     "\u03c0": "\\pi ", "\u03b8": "\\theta ", "\u221e": "\\infty ", "\u2205": "\\emptyset ",
     "\u2264": "\\le ", "\u2265": "\\ge ", "\u2260": "\\ne ", "\u2208": "\\in ", "\u222a": "\\cup ",
     "\u230a": "\\lfloor ", "\u230b": "\\rfloor ", "\u2308": "\\lceil ", "\u2309": "\\rceil ",
     "\u00b1": "\\pm ", "\u2213": "\\mp ", "\u221a": " sqrt ", "\u00b0": " degrees ",
 }  # fmt: skip
+_SUPERSCRIPTS = dict(
+    zip(
+        "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b\u207f",
+        "0123456789+-n",
+        strict=True,
+    )
+)
+_SUBSCRIPTS = dict(
+    zip(
+        "\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u2089\u2099",
+        "0123456789n",
+        strict=True,
+    )
+)
+_LEVELLED = str.maketrans(_SUPERSCRIPTS | _SUBSCRIPTS)
+_RAISED = re.compile(f"[{''.join(_SUPERSCRIPTS)}]+")
+_LOWERED = re.compile(f"[{''.join(_SUBSCRIPTS)}]+")
 _SPELLINGS = [
     (re.compile(pattern), spelling)
     for pattern, spelling in [
@@ -63,6 +80,13 @@ _SPELLINGS = [
         (r"\\([$%#&])", r"\1"),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
+        (r"(?:\{\})?[_^]?\{?(?<![\w.])(\d{1,4})\}?\s?C_?\{?(\d{1,4})\}?(?!\w)", r"\\binom{\1}{\2}"),
+        (r"(?<![A-Za-z\\])C\((\d{1,4}),\s?(\d{1,4})\)", r"\\binom{\1}{\2}"),
+        (r"(?<![A-Za-z\\])P\((\d{1,4}),\s?(\d{1,4})\)", r"(\1!/(\1-\2)!)"),
+        (r"\{\s*(\w{1,4})\s*\\choose\s*(\w{1,4})\s*\}", r"\\binom{\1}{\2}"),
+        (r"\\langle(?![A-Za-z])", "("),
+        (r"\\rangle(?![A-Za-z])", ")"),
+        (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", "*"),
         (r"\\(?:text[a-z]*|math(?:rm|bf|it|sf)|mbox|operatorname)\s*\{([^{}]*)\}", r" \1 "),
         (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree(?![A-Za-z])", " degrees "),
         (r"\\(?:cdot|times|ast)(?![A-Za-z])", "*"),
@@ -76,6 +100,8 @@ _SPELLINGS = [
 _LOOKS_LIKE_ONE = re.compile(
     r"[0-9+\-*/^=<>|,\\]|^(?:[A-Za-z]|pi|inf(?:inity)?)$|(?:sqrt|sin|cos|tan|ln|log|exp)\b"
 )
+_IMAGINARY_J = re.compile(r"\dj\b|\bj\d|(?<=[-+ ])j$")
+_OTHER_LETTER = re.compile(r"[A-Za-ik-z\\]")
 _CODE = re.compile(r"\d+(?: ?- ?\d+)+|\d+/\d+/\d+")
 """Scores, ranges and dates, which are not formulas."""
 
@@ -111,9 +137,17 @@ def parse(text: str) -> Formula | None:
     product of variables; longer words are not. Scores ("3-2"), dates and version numbers are not
     formulas.
     """
+    formula = parse_unsolved(text)
+    return None if formula is None else solved(formula)[1]
+
+
+def parse_unsolved(text: str) -> Formula | None:
+    """Return `text` parsed as a formula, with "x = 5" as a relation, or None; see `parse`."""
     if len(text) > MAX_LENGTH:
         return None
     text = plain(text)
+    if _IMAGINARY_J.search(text) and not _OTHER_LETTER.search(text):
+        text = text.replace("j", "i")
     if not _LOOKS_LIKE_ONE.search(text) or _CODE.fullmatch(text):
         return None
     try:
@@ -124,11 +158,13 @@ def parse(text: str) -> Formula | None:
             formula = _both(formula, _Parser(tokens, plus_minus="-").whole())
     except _NotAFormulaError:
         return None
-    return _solved(formula)
+    return formula
 
 
 def plain(text: str) -> str:
     """Return `text` with a normalised spelling of each symbol and command."""
+    text = _RAISED.sub(lambda run: f"^{{{run[0].translate(_LEVELLED)}}}", text)
+    text = _LOWERED.sub(lambda run: f"_{{{run[0].translate(_LEVELLED)}}}", text)
     text = text.translate(str.maketrans(_CHARACTERS))
     for pattern, spelling in _SPELLINGS:
         text = pattern.sub(spelling, text)
@@ -483,20 +519,35 @@ def _both(plus: Formula, minus: Formula) -> Formula:
     return Apply("set", tuple(members))
 
 
-def _solved(formula: Formula) -> Formula:
-    """Return the values if `formula` only assigns them to one variable: 5 for x = 5."""
+def solved(formula: Formula) -> tuple[str, Formula]:
+    """Return the values and the variable if `formula` only assigns them: x and 5 for x = 5.
+
+    Otherwise the name is empty and the formula is unchanged.
+    """
     is_set = isinstance(formula, Apply) and formula.op == "set"
     relations = formula.args if isinstance(formula, Apply) and is_set else (formula,)
     variables: set[str] = set()
     values: list[Formula] = []
+    last: Formula | None = None
     for relation in relations:
         if not (isinstance(relation, Apply) and relation.op in ("=", "in")):
-            return formula
+            return "", formula
         variable, value = relation.args
-        if not isinstance(variable, Symbol):
-            return formula
+        if variable == last and values:
+            values[-1] = last = value  # the next step of x = 2 + 3 = 5
+            continue
+        if relation.op == "=" and _is_variable(value) and not _is_variable(variable):
+            variable, value = value, variable
+        if not (isinstance(variable, Symbol) and _is_variable(variable)):
+            return "", formula
         variables.add(variable.name)
         values.append(value)
+        last = value
     if len(variables) > 1:
-        return formula
-    return values[0] if len(values) == 1 else Apply("set", tuple(values))
+        return "", formula
+    name = variables.pop()
+    return name, values[0] if len(values) == 1 else Apply("set", tuple(values))
+
+
+def _is_variable(formula: Formula) -> bool:
+    return isinstance(formula, Symbol) and formula.name not in CONSTANTS
