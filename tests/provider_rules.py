@@ -75,7 +75,7 @@ _FIELDS = frozenset(
     }
 )  # fmt: skip
 _TOOL_NAME = re.compile(r"^[a-zA-Z0-9_-]{1,128}$")
-_ADAPTIVE = re.compile(r"opus-4-[6-9]|sonnet-4-[6-9]|-5(?:-|$)")
+_ADAPTIVE = re.compile(r"(?:opus|sonnet)-4-[6-9]|(?:opus|sonnet|haiku|fable|mythos)-5")
 _NO_SAMPLING = re.compile(r"opus-4-[7-9]|(?:sonnet|opus|fable|mythos)-5")
 _DOCS = "Please consult our documentation at https://docs.claude.com/en/docs/build-with-claude/"
 

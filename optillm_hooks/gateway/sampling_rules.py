@@ -2,7 +2,7 @@
 fields, and by what providers are known to refuse although LiteLLM sends it."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -89,21 +89,34 @@ def check_client(deployments: Sequence[Deployment], client: Sampling) -> None:
 
 
 def _refusal(deployment: Deployment, client: Sampling) -> litellm.BadRequestError | None:
+    fields = write_sampling(client)
     try:
-        made = deployment.written(write_sampling(client))
+        made = deployment.written(fields)
     except litellm.BadRequestError as exc:
         return exc
     except Exception:  # as in `_takes`
         return None
-    limit = client.max_tokens
-    interleaved = "interleaved-thinking" in repr(client.fields.get("extra_headers"))
-    if deployment.is_claude and limit is not None and limit <= _budget(made) and not interleaved:
-        return litellm.BadRequestError(
-            f"`max_tokens` must be greater than `thinking.budget_tokens`, which is {_budget(made)}",
-            model=deployment.model,
-            llm_provider=deployment.provider or "",
-        )
+    if deployment.is_claude and _thinks({**fields, **made}):
+        wrong = next(_wrong_with_thinking(made, client), None)
+        if wrong is not None:
+            model, provider = deployment.model, deployment.provider or ""
+            return litellm.BadRequestError(wrong, model=model, llm_provider=provider)
     return None
+
+
+def _wrong_with_thinking(made: Mapping[str, Any], client: Sampling) -> Iterator[str]:
+    """Yield what Claude refuses of a client's fields while it thinks."""
+    if made.get("temperature") not in (None, 1):
+        yield "`temperature` may only be set to 1 when thinking is enabled"
+    if (made.get("top_p") or made.get("topP") or 1) < _LEAST_TOP_P:
+        yield f"`top_p` must be at least {_LEAST_TOP_P} or unset when thinking is enabled"
+    choice = made.get("tool_choice")
+    if isinstance(choice, dict) and choice.get("type") in ("any", "tool"):
+        yield "thinking may not be enabled when `tool_choice` forces tool use"
+    interleaved = "interleaved-thinking" in repr(client.fields.get("extra_headers"))
+    limit, budget = client.max_tokens, _budget(made)
+    if limit is not None and limit <= budget and not interleaved:
+        yield f"`max_tokens` must be greater than `thinking.budget_tokens`, which is {budget}"
 
 
 def by_sampling(rule: Callable[[Sampling], T]) -> Callable[[Sampling], T]:

@@ -173,6 +173,7 @@ CLIENTS = [
     ("gpt-5-mini", {"stop": ["x"]}),
     ("sonnet", {"reasoning_effort": "high", "max_tokens": 500}),
     ("sonnet", {"thinking": THINKING, "max_tokens": 2048}),
+    ("sonnet", {"thinking": THINKING, "temperature": 0.3}),
 ]
 
 

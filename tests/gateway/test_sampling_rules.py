@@ -16,6 +16,7 @@ from tests.gateway.test_model_facts import group
 
 HIGH: dict[str, Any] = {"reasoning_effort": "high"}
 THINKING: dict[str, Any] = {"thinking": {"type": "enabled", "budget_tokens": 2048}}
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "add", "parameters": {}}}
 GPT_5, SONNET = "openai/gpt-5-mini", "anthropic/claude-sonnet-4-5"
 
 
@@ -175,6 +176,11 @@ def test_the_operators_fields_and_options_count() -> None:
         (SONNET, {"reasoning_effort": "high", "max_tokens": 500}, "max_tokens"),
         (SONNET, {"max_tokens": 2048, **THINKING}, "max_tokens"),
         (SONNET, {"max_tokens": 2049, **THINKING}, None),
+        (SONNET, {"temperature": 0.3, **THINKING}, "temperature"),
+        (SONNET, {"top_p": 0.9, **HIGH}, "top_p"),
+        (SONNET, {"top_p": 0.95, **HIGH}, None),
+        (SONNET, {"tools": [TOOL], "tool_choice": "required", **HIGH}, "tool_choice"),
+        (SONNET, {"tools": [TOOL], "tool_choice": "auto", **HIGH}, None),
         (SONNET, {"temperature": 0.3}, None),
         ("openai/gpt-4o", {"temperature": 0.3, "stop": ["x"], "seed": 3}, None),
         ("openai/mine", {"temperature": 0.3, "reasoning_effort": "high"}, None),
