@@ -109,3 +109,7 @@ class FinalCall:
 
     llm: LLM | None = None
     """The model to call; None is the one that the approach got."""
+
+    thinking_tag: str = ""
+    """The tag of the reply's thinking. LiteLLM moves a section `<thinking>` at the start of a whole
+    reply to the reasoning, but not in a stream; so that both are the same, it is moved back."""

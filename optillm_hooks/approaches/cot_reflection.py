@@ -3,9 +3,11 @@
 Source: Madaan et al. 2023, "Self-Refine", arXiv:2303.17651, and Shinn et al. 2023, "Reflexion",
 arXiv:2303.11366, give the idea of a model that criticises its own draft; to do so within one reply
 is common practice and follows no paper.
+Deviation: a model that reasons by itself gets the request unchanged.
 Cost: one call, streamed from the first word of the answer.
 """
 
+from dataclasses import replace
 from functools import partial
 
 from pydantic import Field
@@ -41,26 +43,31 @@ class CotReflectionParams(Params):
         default=0.6, ge=0, le=2, description="Sampling temperature, if the client gives none."
     )
     show_thinking: bool = Field(
-        default=False, description="Show the whole reply, including thinking and reflection."
+        default=False,
+        description="Show the whole reply, including thinking and reflection, in its content.",
     )
 
 
 @approach("cot_reflection", CotReflectionParams, cost=lambda _: Cost(calls=1, depth=1))
 async def cot_reflection(
-    chat: Chat, _llm: LLM, params: CotReflectionParams, ctx: Context
+    chat: Chat, llm: LLM, params: CotReflectionParams, ctx: Context
 ) -> FinalCall:
     """Return the call whose output section is the answer.
 
     Without an output section, the answer is the text after the thinking, or else the whole reply. A
     reply that is truncated inside its thinking has no text, only its finish reason. The client's
-    stop strings apply to the answer, not to the thinking before it.
+    stop strings apply to the answer, not to the thinking before it. A model that reasons by itself
+    is asked for no sections: its reply is the answer, with its own reasoning.
     """
     sampling = Sampling(temperature=params.temperature)
+    if ctx.reasons(llm):
+        return FinalCall(chat, sampling)
     chat = instruct(chat, INSTRUCTION)
     if params.show_thinking:
-        return FinalCall(chat, sampling)
+        return FinalCall(chat, sampling, thinking_tag="thinking")
     return FinalCall(
         chat,
-        Sampling(temperature=params.temperature, stop=()),
+        replace(sampling, stop=()),
         partial(SectionFilter, "output", ("thinking", "reflection"), ctx.client.stop or ()),
+        thinking_tag="thinking",
     )

@@ -298,7 +298,7 @@ async def call_final(final: FinalCall, llm: LLM, ctx: Context) -> Answer:
             if exc.empty_reply is None:
                 raise
             reply = exc.empty_reply
-    shown = reply
+    shown = reply = _with_thinking(reply, final.thinking_tag)
     if final.text_filter is not None:
         ctx.best = best  # the unfiltered reply is not for the user
         text_filter = final.text_filter()
@@ -308,6 +308,13 @@ async def call_final(final: FinalCall, llm: LLM, ctx: Context) -> Answer:
     if shown.empty and not (reply.empty or reply.truncated):
         raise EmptyCompletion
     return shown
+
+
+def _with_thinking(reply: Answer, tag: str) -> Answer:
+    """Return `reply` with its reasoning as a section `tag` of its text, unless it has one."""
+    if not tag or not reply.reasoning or reply.empty or f"<{tag}>" in reply.text:
+        return reply
+    return replace(reply, text=f"<{tag}>{reply.reasoning}</{tag}>{reply.text}", reasoning="")
 
 
 def with_draft(chat: Chat, draft: str, ctx: Context) -> Chat:

@@ -124,6 +124,29 @@ async def test_a_models_own_reasoning_is_kept_apart(streamed: bool) -> None:
     assert (found.text, found.reasoning) == ("42", "hm")
 
 
+@BOTH
+async def test_a_model_that_reasons_by_itself_gets_the_request_unchanged(streamed: bool) -> None:
+    llm = ScriptedLLM([Completion("42", reasoning="hm", usage=ONE_CALL)], reasoning="always")
+    found = (await ended(llm, streamed, stop=("END",))).answers[0]
+    assert (found.text, found.reasoning) == ("42", "hm")
+    [(sent, sampling)] = llm.calls
+    assert (sent, sampling.stop) == (CHAT, ("END",))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("cot_reflection", "42"), ("cot_reflection(show_thinking=true)", GOOD)],
+    ids=["hidden", "shown"],
+)
+async def test_thinking_that_litellm_took_for_reasoning_is_part_of_the_reply(
+    text: str, shown: str
+) -> None:
+    thinking, rest = GOOD.removeprefix("<thinking>").split("</thinking>")
+    llm = ScriptedLLM([Completion(rest, reasoning=thinking, usage=ONE_CALL)])
+    found = (await ended(llm, text=text)).answers[0]
+    assert (found.text, found.reasoning) == (shown, "")
+
+
 async def test_the_conversation_is_kept_and_the_instruction_is_added() -> None:
     llm = ScriptedLLM([GOOD])
     await ended(llm)

@@ -118,3 +118,24 @@ def test_responses(
     assert unnamed([o.to_dict() for o in streamed.output]) == unnamed(
         [o.to_dict() for o in whole.output]
     )
+
+
+@pytest.mark.parametrize("shown", [False, True], ids=["hidden", "shown"])
+def test_cot_reflection(openai_client: openai.OpenAI, upstream: Upstream, shown: bool) -> None:
+    """LiteLLM takes a section at the start of a whole reply for its reasoning."""
+    sections = (
+        "<thinking>\n36 + 6\n</thinking>\n<reflection>fine</reflection>\n<output>\n42\n</output>"
+    )
+    upstream.play(Script(reply=lambda *_: sections))
+    asked: dict[str, Any] = {
+        "model": "cot_reflection-base",
+        "messages": ASKED,
+        "extra_body": {"return_full_response": shown},
+    }
+    whole = openai_client.chat.completions.create(**asked)
+    with openai_client.chat.completions.stream(**asked) as events:
+        streamed = events.get_final_completion()
+    for completion in (whole, streamed):
+        message = completion.choices[0].message
+        assert message.content == (sections if shown else "42")
+        assert not getattr(message, "reasoning_content", None)
