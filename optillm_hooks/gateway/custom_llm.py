@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from functools import cache, partial
@@ -91,10 +91,12 @@ class Provider(CustomLLM):
 
     async def astreaming(self, *_: Any, **call: Any) -> AsyncGenerator[ModelResponseStream, None]:
         """Yield the chunks of a plan's answers; usage and report come near the end."""
-        with _as_litellm_errors(call):
+        begun = False
+        with _as_litellm_errors(call, before_stream=lambda: not begun):
             prepared, request, models = await self._request(call)
             async with aclosing(_chunks(prepared, request, models)) as chunks:
                 async for chunk in chunks:
+                    begun = True
                     yield chunk
 
     def completion(self, *_: Any, **call: Any) -> ModelResponse:
@@ -157,7 +159,9 @@ async def _next(chunks: MemoryObjectReceiveStream[ModelResponseStream]) -> Any:
 
 
 @contextmanager
-def _as_litellm_errors(call: Mapping[str, Any]) -> Iterator[None]:
+def _as_litellm_errors(
+    call: Mapping[str, Any], before_stream: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
     """Raise our errors as LiteLLM's, and keep them for the headers."""
     try:
         yield
@@ -168,7 +172,8 @@ def _as_litellm_errors(call: Mapping[str, Any]) -> Iterator[None]:
             client.prepared.error = exc
         # LiteLLM reports a bad request if the chain of exceptions contains an AttributeError.
         exc.__cause__ = exc.__context__ = None
-        raise to_litellm(exc, str(call["model"])) from None
+        routed = before_stream() and "model_group" in metadata
+        raise to_litellm(exc, str(call["model"]), before_stream=routed) from None
 
 
 @contextmanager

@@ -3,12 +3,18 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import httpx
 import litellm
 import openai
 from fastapi import HTTPException
-from litellm.exceptions import BlockedPiiEntityError, GuardrailRaisedException, PaymentRequiredError
+from litellm.exceptions import (
+    BlockedPiiEntityError,
+    GuardrailRaisedException,
+    MidStreamFallbackError,
+    PaymentRequiredError,
+)
 from litellm.proxy._types import ProxyErrorTypes, ProxyException
 from litellm.types.router import RouterRateLimitError, RouterRateLimitErrorBasic
 
@@ -58,6 +64,32 @@ _KINDS = {
 }
 """Errors that the router answers with fallbacks of their own kind, by our code."""
 
+_TEXTS = {
+    CONTEXT_WINDOW_EXCEEDED: re.compile(
+        r"context_length_exceeded|exceeds? the context window|maximum prompt length is"
+        r"|too large for model with|reduce the length of the messages|prompt is too long",
+        re.IGNORECASE,
+    ),
+    CONTENT_POLICY_VIOLATION: re.compile(
+        r"content management policy|ResponsibleAIPolicyViolation", re.IGNORECASE
+    ),
+}
+"""What hosts say in a bad request whose kind LiteLLM does not know."""
+
+
+class _LongPromptBeforeStream(MidStreamFallbackError, litellm.ContextWindowExceededError):
+    """See `_before_stream`."""
+
+
+class _BarredPromptBeforeStream(MidStreamFallbackError, litellm.ContentPolicyViolationError):
+    """See `_before_stream`."""
+
+
+_BEFORE_STREAM = {
+    litellm.ContextWindowExceededError: _LongPromptBeforeStream,
+    litellm.ContentPolicyViolationError: _BarredPromptBeforeStream,
+}
+
 
 @contextmanager
 def as_sample_errors() -> Iterator[None]:
@@ -99,7 +131,9 @@ def _status(exc: Exception) -> int:
 def _kind(exc: Exception) -> str | None:
     # A stream that fails at its start is raised as an error that contains the provider's.
     cause = getattr(exc, "original_exception", None) or exc
-    return next((code for code, kind in _KINDS.items() if isinstance(cause, kind)), None)
+    known = (code for code, kind in _KINDS.items() if isinstance(cause, kind))
+    told = (code for code, text in _TEXTS.items() if _status(exc) == 400 and text.search(str(exc)))
+    return next(chain(known, told), None)
 
 
 def _message(exc: Exception) -> str:
@@ -121,8 +155,12 @@ def _retry_after(exc: Exception) -> str | None:
     return None
 
 
-def to_litellm(error: OptiLLMError, model: str) -> Exception:
-    """Return LiteLLM's exception for `error`, with the same kind, status and message."""
+def to_litellm(error: OptiLLMError, model: str, *, before_stream: bool = False) -> Exception:
+    """Return LiteLLM's exception for `error`, with the same kind, status and message.
+
+    `before_stream`: whether a router waits for a stream that has not begun, so that it may still
+    look for a fallback.
+    """
     about = {"message": str(error), "model": model, "llm_provider": PROVIDER}
     raised: Exception
     if error.code in _KINDS:
@@ -133,6 +171,22 @@ def to_litellm(error: OptiLLMError, model: str) -> Exception:
         raised = _TYPES[error.status](**about, response=_response(error.status))
     else:
         raised = litellm.APIError(**about, status_code=error.status)
+    return _before_stream(raised, model) if before_stream else raised
+
+
+def _before_stream(error: Exception, model: str) -> Exception:
+    """Return `error` in the form in which it leads to a fallback although a stream was asked for.
+
+    The router gets a custom provider's stream before the plan runs. It looks for a fallback only
+    if the stream raises a `MidStreamFallbackError`, and for one of a kind only if that error is of
+    the kind. Given an original exception, LiteLLM makes another error of it, without the kind.
+    """
+    kind = next((made for known, made in _BEFORE_STREAM.items() if isinstance(error, known)), None)
+    about = {"model": model, "llm_provider": PROVIDER, "is_pre_first_chunk": True}
+    if kind is None:
+        return MidStreamFallbackError(str(error), original_exception=error, **about)
+    raised = kind.__new__(kind)
+    raised.__dict__ |= MidStreamFallbackError("", **about).__dict__ | error.__dict__
     return raised
 
 
