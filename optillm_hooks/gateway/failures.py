@@ -182,12 +182,18 @@ def _before_stream(error: Exception, model: str) -> Exception:
     the kind. Given an original exception, LiteLLM makes another error of it, without the kind.
     """
     kind = next((made for known, made in _BEFORE_STREAM.items() if isinstance(error, known)), None)
-    about = {"model": model, "llm_provider": PROVIDER, "is_pre_first_chunk": True}
+    raised: Exception = MidStreamFallbackError(
+        str(error),
+        model,
+        PROVIDER,
+        original_exception=error if kind is None else None,
+        is_pre_first_chunk=True,
+    )
     if kind is None:
-        return MidStreamFallbackError(str(error), original_exception=error, **about)
-    raised = kind.__new__(kind)
-    raised.__dict__ |= MidStreamFallbackError("", **about).__dict__ | error.__dict__
-    return raised
+        return raised
+    of_kind: Exception = kind.__new__(kind)  # its base classes have no common __init__
+    of_kind.__dict__ |= raised.__dict__ | error.__dict__
+    return of_kind
 
 
 def _response(status: int) -> httpx.Response:
