@@ -1,7 +1,7 @@
 """Error mapping: LiteLLM's exceptions to ours, and ours to those that the proxy reports."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 
@@ -85,7 +85,7 @@ class _BarredPromptBeforeStream(MidStreamFallbackError, litellm.ContentPolicyVio
     """See `_before_stream`."""
 
 
-_BEFORE_STREAM = {
+_BEFORE_STREAM: Mapping[type[Exception], type[Exception]] = {
     litellm.ContextWindowExceededError: _LongPromptBeforeStream,
     litellm.ContentPolicyViolationError: _BarredPromptBeforeStream,
 }
