@@ -82,8 +82,11 @@ METADATA_KEY = "optillm_request"
 
 def attach(request: ClientRequest, data: dict[str, Any]) -> None:
     """Put `request` into the metadata of `data`, the body as LiteLLM serves it."""
-    _, metadata = get_or_create_metadata_bucket(data)
+    name, metadata = get_or_create_metadata_bucket(data)
     metadata[METADATA_KEY] = request
+    if request.route == "responses" and name == "metadata":
+        # LiteLLM's route for Cursor: on the way to the provider, this field is OpenAI's own.
+        data["litellm_metadata"] = metadata
 
 
 def attached(metadata: Mapping[str, Any]) -> ClientRequest | None:

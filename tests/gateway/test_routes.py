@@ -366,3 +366,18 @@ def test_a_health_check_calls_each_plain_model_once_and_no_alias(
     assert "optillm/" not in str(health)
     assert {"base", "gpt-4o-mini"} <= set(called)
     assert len(called) == len(set(called)) < len(checked)  # the mark has no upstream
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("asked", ["messages", "input"])
+@pytest.mark.parametrize("model", ["reread", "re2-single"])
+def test_litellms_route_for_cursor_runs_the_plan(
+    proxy: Proxy, upstream: Upstream, model: str, asked: str, stream: bool
+) -> None:
+    """Cursor sends the responses API's `input` there in its agent mode, otherwise `messages`."""
+    upstream.play(Script())
+    body = {"model": model, asked: [{"role": "user", "content": "6 * 7?"}], "stream": stream}
+    answer = proxy.post("/cursor/chat/completions", body)
+    assert answer.status_code == 200, answer.text
+    assert "42" in answer.text
+    assert [call.text.count("6 * 7?") for call in upstream.calls] == [2]
