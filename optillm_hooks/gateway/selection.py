@@ -30,6 +30,8 @@ from optillm_hooks.pipeline.optillm_names import (
     check_foreign_fields,
     check_own_fields,
     unknown_approach,
+    unwrap_optillm_fields,
+    unwrap_own_fields,
 )
 from optillm_hooks.pipeline.plan import PASS_THROUGH, Plan, resolve
 from optillm_hooks.registry import Approach, all_approaches
@@ -225,10 +227,21 @@ def _target(requested: str, router: Router, settings: Settings) -> _Target:
 
 
 def _refuse_unknown_prefix(requested: str, router: Router) -> None:
-    """Refuse `foo-gpt-4o` where `gpt-4o` is configured and nothing serves the whole name."""
+    """Refuse `foo-gpt-4o` where `gpt-4o` is configured and nothing serves the whole name.
+
+    A known approach with dashes in its name is recognised too.
+    """
+    if is_served(router, requested):
+        return
+    for name in (approach.name for approach in all_approaches() if "_" in approach.name):
+        base = requested[len(name) + 1 :]
+        if requested == f"{name.replace('_', '-')}-{base}" and is_configured(router, base):
+            raise RequestRejected(
+                f"model {requested!r}: did you mean '{name}-{base}'?", param="model"
+            )
     slug, dash, rest = requested.partition("-")
     is_prefix = slug in PLUGINS or is_configured(router, rest)
-    if dash and is_prefix and not is_served(router, requested):
+    if dash and is_prefix:
         raise RequestRejected(f"model {requested!r}: {unknown_approach(slug)}", param="model")
 
 
@@ -238,6 +251,7 @@ def _take_own_fields(request: dict[str, Any]) -> _OwnFields:
     Raises:
         RequestRejected: a field of ours is misspelt.
     """
+    unwrap_own_fields(request)
     check_own_fields(request)
     tagged = read_tags(request)
     if tagged.changed:
@@ -353,6 +367,7 @@ def _parameters(tree: Tree, params: object, request: dict[str, Any]) -> dict[str
     Raises:
         RequestRejected: a field of OptiLLM that no approach in `tree` reads.
     """
+    unwrap_optillm_fields(request)
     given = _given(params)
     called = {call.name for branch in expression.branches(tree) for call in branch}
     approaches = [approach for approach in all_approaches() if approach.name in called]

@@ -4,9 +4,9 @@ OptiLLM's users send them in requests. Each is refused with a hint before any ca
 entry is removed when an approach of that name, or one that reads that field, is added.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
-from typing import Final
+from typing import Any, Final
 
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.registry import all_approaches
@@ -74,10 +74,37 @@ _PREFIXES: Final = ("cepo_", "mcts_", "rstar_")
 """OptiLLM's options of an approach."""
 
 
+def unwrap_own_fields(request: dict[str, Any]) -> None:
+    """Move our own fields from `extra_body` into the request itself, in place.
+
+    OpenAI's SDK does so with the argument of this name; other clients send it as a field, whose
+    content LiteLLM passes on to the provider.
+    """
+    _unwrap(request, lambda name: name.startswith("optillm_") or name == "decoding")
+
+
+def unwrap_optillm_fields(request: dict[str, Any]) -> None:
+    """Move OptiLLM's fields from `extra_body` into the request itself, in place."""
+    names = {*FIELDS, *_readers()}
+    _unwrap(request, lambda name: name in names or name.startswith(_PREFIXES))
+
+
+def _unwrap(request: dict[str, Any], is_moved: Callable[[str], bool]) -> None:
+    nested = request.get("extra_body")
+    if not isinstance(nested, dict):
+        return
+    moved = {k: v for k, v in nested.items() if is_moved(k)}
+    if moved:
+        request["extra_body"] = {k: v for k, v in nested.items() if k not in moved}
+        request.update({k: v for k, v in moved.items() if request.get(k) is None})
+
+
 def unknown_approach(name: str) -> str:
     """Return the message about an approach that does not exist."""
     if name in PLUGINS:
         return f"{name!r} is a plugin of OptiLLM that does not exist here: {PLUGINS[name]}"
+    if name == AUTO:
+        return f"{name!r} stands for the approach in the model's name: leave it out here"
     known = [approach.name for approach in all_approaches()]
     return f"unknown approach {name!r}{_meant(name, known)}; known: {', '.join(known)}"
 
@@ -105,12 +132,7 @@ def check_foreign_fields(request: Mapping[str, object], called: Collection[str])
     Raises:
         RequestRejected: the message names the field, and says what to send instead.
     """
-    readers = {
-        field: approach.name
-        for approach in all_approaches()
-        for field in approach.params.request_fields()
-        if field not in _SHARED and approach.name not in called
-    }
+    readers = {field: name for field, name in _readers().items() if name not in called}
     for field, value in request.items():
         if value is None:
             continue
@@ -129,6 +151,16 @@ def check_foreign_fields(request: Mapping[str, object], called: Collection[str])
             raise RequestRejected(
                 f"unknown parameter {field!r}{_meant(field, readers)}", param=field
             )
+
+
+def _readers() -> dict[str, str]:
+    """Return the approach that reads each field, without fields that providers read too."""
+    return {
+        field: approach.name
+        for approach in all_approaches()
+        for field in approach.params.request_fields()
+        if field not in _SHARED
+    }
 
 
 def _meant(name: str, known: Iterable[str]) -> str:

@@ -432,6 +432,29 @@ def test_optillms_options_of_cepo_set_its_parameters(router: Router) -> None:
     assert not any(field.startswith("cepo_") for field in request)
 
 
+def test_fields_in_extra_body_are_read_as_the_request_s_own(router: Router) -> None:
+    """OpenAI's SDK unpacks it; other clients send it as it is."""
+    nested = {"optillm_approach": "mcts", "mcts_simulations": 3, "top_k": 5}
+    request = ask("base", extra_body=nested)
+    [stage] = selected(router, request).plan.stages
+    assert stage.params.simulations == 3  # type: ignore[attr-defined]
+    assert request["extra_body"] == {"top_k": 5}
+    assert nested["mcts_simulations"] == 3
+    with pytest.raises(RequestRejected, match="did you mean 'optillm_approach'"):
+        select(ask("base", extra_body={"optillm_aproach": "moa"}), router, Settings())
+    plain = ask("base", extra_body={"mcts_simulations": 3})
+    assert select(plain, router, Settings()) is None
+    assert plain == ask("base", extra_body={"mcts_simulations": 3})
+
+
+@pytest.mark.parametrize("name", ["self-consistency", "cot-reflection", "majority-voting"])
+def test_dashes_in_an_approachs_name_are_recognised(router: Router, name: str) -> None:
+    meant = f"{name.replace('-', '_')}-base"
+    with pytest.raises(RequestRejected, match=f"did you mean '{meant}'"):
+        select(ask(f"{name}-base"), router, Settings())
+    assert select(ask(f"served/{name}-base"), router, Settings()) is None
+
+
 def test_a_misspelt_field_of_ours_never_reaches_a_provider(router: Router) -> None:
     with pytest.raises(RequestRejected, match="did you mean 'optillm_approach'"):
         select(ask("base", optillm_aproach="moa"), router, Settings())
