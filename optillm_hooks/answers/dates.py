@@ -109,5 +109,6 @@ def _time(parts: Mapping[str, str | None]) -> tuple[Time, bool] | None:
         return None
     if half:
         hour = hour % 12 + (12 if half == "p" else 0)
-    sure = bool(half) or ((hour > 12 or hour == 0) and not parts.get("h"))
+    is_24_hours = hour > 12 or str(parts["hour"]).startswith("0") or parts.get("h")
+    sure = bool(half or is_24_hours)
     return ((hour, minute, second), sure) if hour <= 24 else None

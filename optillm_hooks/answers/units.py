@@ -35,7 +35,7 @@ m 1/1000 : mm millimeter millimetre millimetro 毫米
 m 1000 : km kilometer kilometre kilometro kilomètre chilometro quilometro 公里 千米
 m 1/1000000 : um micrometer micron
 m 1/1000000000 : nm nanometer
-m 254/10000 : inch inche
+m 254/10000 : inch inche in
 m 3048/10000 : foot feet ft
 m 9144/10000 : yard yd
 m 1609344/1000 : mile mi
@@ -131,10 +131,10 @@ LETTERS: Final = frozenset("mgshLNJWVKCFAlMdΩΩ")
 """Single-letter units after a space. Any other letter after a number is a variable."""
 
 _VAGUE: Final = {
-    "pound": frozenset({"gbp", "g"}),
-    "degree": frozenset({"celsius", "fahrenheit"}),
+    _UNITS["pound"]: frozenset({_UNITS["gbp"], _UNITS["lb"]}),
+    _UNITS["degree"]: frozenset({_UNITS["celsius"], _UNITS["fahrenheit"]}),
 }
-"""Names that may mean a more exact one."""
+"""Units whose names may mean a more exact one."""
 
 _POWER = re.compile(r"\^\{?(-?\d)\}?$")
 _WORDS = {"squared": 2, "square": 2, "sq": 2, "cubed": 3, "cubic": 3}
@@ -225,10 +225,4 @@ def _normal(powers: dict[str, int], size: Fraction) -> Unit:
 
 def may_mean(vague: Unit, exact: Unit) -> bool:
     """Return whether `vague` may be a vaguer name of `exact`: none, or pounds for lb."""
-    if not vague:
-        return bool(exact)
-    if vague == exact or vague.size != 1 or len(vague.dimension) != 1:
-        return False
-    [(base, power)] = vague.dimension
-    more = {name for name, _ in exact.dimension}
-    return power == 1 and len(more) == 1 and more <= _VAGUE.get(base, frozenset())
+    return bool(exact) if not vague else exact in _VAGUE.get(vague, frozenset())

@@ -29,6 +29,7 @@ _PARTS: Final[Mapping[str, int]] = {
     "half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6,
     "seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10, "twelfth": 12, "hundredth": 100,
 }  # fmt: skip
+_OWN_NAMES: Final = {"a dozen": "12", "half a dozen": "6", "half": "1/2"}
 _PART = re.compile(r"(an?|one|\w+)[ -](?:an? )?(" + "|".join(_PARTS) + r")s?")
 _WHOLE_AND_PART = re.compile(r"(.+) and (.+)")
 _ORDINAL = re.compile(
@@ -173,8 +174,8 @@ def number_in_words(text: str) -> str | None:
             value = _FOREIGN.get(text)
     if value is not None:
         return str(value)
-    if text in ("a dozen", "half a dozen"):
-        return "12" if text == "a dozen" else "6"
+    if text in _OWN_NAMES:
+        return _OWN_NAMES[text]
     if (whole := _WHOLE_AND_PART.fullmatch(text)) and (count := _english(whole[1])) is not None:
         part_text = number_in_words(whole[2])
         return f"{count} {part_text}" if part_text and "/" in part_text else None

@@ -48,11 +48,19 @@ _CHARACTERS: dict[str, str | int | None] = {
     "\u00d7": "*", "\u00b7": "*", "\u22c5": "*", "\u2217": "*", "\u00f7": "/", "\u2044": "/",
     "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u27e8": "(", "\u27e9": ")",
     "\u00bd": " 1/2", "\u00bc": " 1/4", "\u00be": " 3/4", "\u2153": " 1/3", "\u2154": " 2/3",
-    "\u03c0": "\\pi ", "\u03b8": "\\theta ", "\u221e": "\\infty ", "\u2205": "\\emptyset ",
+    "\u03c0": "\\pi ", "\u221e": "\\infty ", "\u2205": "\\emptyset ",
     "\u2264": "\\le ", "\u2265": "\\ge ", "\u2260": "\\ne ", "\u2208": "\\in ", "\u222a": "\\cup ",
     "\u230a": "\\lfloor ", "\u230b": "\\rfloor ", "\u2308": "\\lceil ", "\u2309": "\\rceil ",
     "\u00b1": "\\pm ", "\u2213": "\\mp ", "\u221a": " sqrt ", "\u00b0": " degrees ",
 }  # fmt: skip
+_GREEK_ALPHABET = """
+alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho varsigma
+sigma tau upsilon varphi chi psi omega"""
+_GREEK = {
+    chr(code): f"\\{name} "
+    for code, name in enumerate(_GREEK_ALPHABET.split(), start=0x3B1)
+    if name in _SYMBOLS
+}
 _SUPERSCRIPTS = dict(
     zip(
         "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b\u207f",
@@ -165,7 +173,7 @@ def plain(text: str) -> str:
     """Return `text` with a normalised spelling of each symbol and command."""
     text = _RAISED.sub(lambda run: f"^{{{run[0].translate(_LEVELLED)}}}", text)
     text = _LOWERED.sub(lambda run: f"_{{{run[0].translate(_LEVELLED)}}}", text)
-    text = text.translate(str.maketrans(_CHARACTERS))
+    text = text.translate(str.maketrans(_GREEK | _CHARACTERS))
     for pattern, spelling in _SPELLINGS:
         text = pattern.sub(spelling, text)
     return text.strip()
@@ -364,7 +372,8 @@ class _Parser:
                 return Symbol("emptyset")
             items = self._list()
             self._expect(closing)
-            return items[0] if len(items) == 1 else Apply("set", tuple(items))
+            is_alone = len(items) == 1 and items[0] != Symbol("emptyset")
+            return items[0] if is_alone else Apply("set", tuple(items))
         items = self._list()
         closing = self._expect(")", "]")
         if len(items) == 1 and opening + closing == "()":
