@@ -15,7 +15,7 @@ from optillm_hooks.testing import HANG, AnsweringLLM, Reply, chat, params
 from optillm_hooks.trace import Trace
 from optillm_hooks.types import Chat, Sampling
 from tests.proxy import ROOT
-from tests.test_catalogue import VERDICT, Change, Lenient, ask
+from tests.test_catalogue import SCRIPT, VERDICT, Change, Lenient, ask
 
 pytestmark = pytest.mark.anyio
 OPERATING = (ROOT / "docs" / "operating.md").read_text()
@@ -146,6 +146,35 @@ async def test_a_call_that_brings_nothing_is_reported(way: Way, bad: Reply) -> N
         assert all(f"`{kind}`" in OPERATING for kind in kinds), "not in the manual"
         done = [call for call in trace.calls if call.outcome == "ok"]
         assert ended.report.degraded or len(done) == len(whole.calls), f"call {broken}"
+
+
+FREE_TEXT = "As you like it."
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "bad", "lost"),
+    [
+        ("bon", {}, {0: ""}, ("samples:1/3",)),
+        ("plansearch", {}, {0: ""}, ("observations:1/1",)),
+        ("plansearch", {}, {1: ""}, ("plans:1/3", "answers:1/3")),
+        ("plansearch", {}, {4: ""}, ("answers:1/3",)),
+        ("moa", {}, {3: "<think>Hm."}, ("critiques:1/1",)),
+        ("moa", {"layers": 2}, dict.fromkeys(range(3, 6), ""), ("proposals:3/6",)),
+        ("cepo", {}, {0: ""}, ("plans:1/9",)),
+        ("rstar", {}, dict.fromkeys(range(99), FREE_TEXT), ("votes:5/5",)),
+        ("mars", {}, {0: ""}, ("explorations:1/3",)),
+        ("pvg", {"num_decoys": 2}, {3: "", 4: ""}, ("decoys:2/4",)),
+        ("z3", {}, {0: "Let me see."}, ("formalisations:1/1",)),
+        ("z3", {}, {0: "NONE"}, ()),
+        ("z3", {}, {0: "```smt2\n(\n```", 2: SCRIPT}, ("solver_runs:1/2",)),
+        ("rto", {}, {1: "<think>Hm."}, ("descriptions:1/1",)),
+    ],
+)
+async def test_losses_are_named_and_counted(
+    name: str, given: dict[str, Any], bad: dict[int, str], lost: tuple[str, ...]
+) -> None:
+    ended = await ask(name, Lenient(bad.get), params=given)
+    assert ended.report.degraded == lost
 
 
 # --------------------------------------------------------------------------- reasoning models

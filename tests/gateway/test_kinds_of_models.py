@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from optillm_hooks.registry import Approach, all_approaches, get_approach
+from tests.gateway.test_max_tokens import NAMES, check_nothing_is_cut_off
 from tests.proxy import Proxy, hooked_config, model_group
 from tests.test_catalogue import cost, is_bound
 from tests.upstream import Call, Reply, Script, Status, Upstream
@@ -165,6 +166,15 @@ def test_claude_calls_tools(proxy: Proxy, upstream: Upstream, model: str, *, str
     assert answer.status_code == 200, answer.text
     assert "tool_calls" in answer.text
     assert refused(upstream) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("model", ["gpt-5-mini", "sonnet"])
+def test_the_clients_limit_cuts_no_working_off(
+    proxy: Proxy, upstream: Upstream, name: str, model: str
+) -> None:
+    """Anthropic needs a limit for every call; LiteLLM sends what the model can write."""
+    check_nothing_is_cut_off(proxy, upstream, f"{name}-{model}")
 
 
 CLIENTS = [
