@@ -7,6 +7,7 @@ from typing import Any
 
 import litellm
 from litellm import Router
+from litellm.router_utils.add_retry_fallback_headers import get_fallback_errors_from_headers
 from litellm.types.utils import ModelResponse
 
 from optillm_hooks.errors import ProviderFailed
@@ -47,6 +48,7 @@ class RouterLLM:
                 response = await self._ask(
                     **self._request(chat, sampling), **({"n": n} if n > 1 else {})
                 )
+            self._note_fallback(response, sampling)
             if not isinstance(response, ModelResponse) or not response.choices:
                 raise ProviderFailed("the provider's reply has no choices")
             completions = read_completions(response, self._cost(response))
@@ -61,6 +63,7 @@ class RouterLLM:
                     stream=True,
                     stream_options={"include_usage": True},
                 )
+                self._note_fallback(chunks, sampling)
                 try:
                     async for chunk in chunks:
                         delta = self._priced(read_delta(chunk, 0.0), chunk)
@@ -116,11 +119,24 @@ class RouterLLM:
             "messages": write_chat(chat),
             "metadata": dict(self._caller.metadata),
         }
+        if self._router is not None and self._router.fallbacks:
+            request["include_fallback_errors"] = True
         if litellm.cache is not None:
             request["cache"] = dict(self._caller.cache)
             if sampling.sample:
                 request["cache"]["namespace"] = f"optillm-sample-{sampling.sample}"
         return request
+
+    def _note_fallback(self, response: object, sampling: Sampling) -> None:
+        """Remember fields whose refusal has made the router fall back to another model."""
+        hidden = getattr(response, "_hidden_params", None) or {}
+        errors = get_fallback_errors_from_headers(hidden.get("additional_headers") or {})
+        for error in errors[:1]:  # the group's own; the others are those of its fallbacks
+            code = str(error.get("code"))
+            status = int(code) if code.isdigit() else 0
+            told = ProviderFailed(str(error.get("message")), status=status)
+            if refused := refused_fields(told, sampling):
+                REFUSALS.add(self.model, refused)
 
     @staticmethod
     def _cost(response: ModelResponse) -> float:

@@ -77,9 +77,14 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
         model_group("sonnet", root, model="anthropic/claude-sonnet-4-5"),
         model_group("opus", root, model="anthropic/claude-opus-4-7"),
         model_group("one-choice", upstream.url),
+        *(model_group(f"falling-{how}", upstream.url) for how in ("whole", "streamed")),
         *(model_group(f"strict-{how}", upstream.url) for how in ("whole", "streamed")),
     ]
-    with Proxy(hooked_config(models), tmp_path_factory.mktemp("proxy")) as running:
+    config = hooked_config(models)
+    config["router_settings"]["fallbacks"] = [
+        {f"falling-{how}": ["gpt-4o-mini"]} for how in ("whole", "streamed")
+    ]
+    with Proxy(config, tmp_path_factory.mktemp("proxy")) as running:
         yield running
 
 
@@ -225,6 +230,24 @@ def test_a_refusal_is_met_once_and_remembered(
     upstream.play(Script(reply=answering, fault=only_the_default))
     assert ask(proxy, "bon", kind, stream=stream).status_code == 200
     check_calls(upstream, get_approach("bon"))
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_refusal_behind_a_fallback_is_remembered(
+    proxy: Proxy, upstream: Upstream, *, stream: bool
+) -> None:
+    """Or the router would answer from the fallback for ever, after a refused call each time."""
+    name = f"falling-{'streamed' if stream else 'whole'}"
+
+    def fault(call: Call) -> Status | None:
+        return only_the_default(call) if call.body["model"] == name else None
+
+    for known in (False, True):
+        upstream.play(Script(reply=answering, fault=fault))
+        answer = ask(proxy, "cot_reflection", Kind(name), stream=stream)
+        assert answer.status_code == 200, answer.text
+        models = [call.body["model"] for call in upstream.calls]
+        assert models == ([name] if known else [name, "gpt-4o-mini"])
 
 
 def test_that_a_model_gives_one_choice_per_call_is_remembered(
