@@ -98,6 +98,7 @@ _GLOSS = re.compile(r"(.*\S)\s*\(([^()]*(?:\([^()]*\)[^()]*)?)\)", re.DOTALL)
 _EQUALS = re.compile(
     r"\s*(?:\\approx(?![A-Za-z])|\\simeq|\u2248|\u2243|~=|(?<![<>!])=|,?\s+or\s+|,\s+i\.e\.,?\s+)\s*"
 )
+_NUMBER = re.compile(r"[-+]?[\d.,/]+\s*%?")
 _GLOSS_LEAD = re.compile(
     r"^(?:or|i\.e\.,?|that is,?|=|about|approximately|approx\.?|roughly|\\approx|\u2248|~|also|"
     r"exactly|in decimal:?|equivalently)\s*",
@@ -177,7 +178,10 @@ def read_quantity(text: str) -> tuple[Quantity | None, tuple[Value, ...]]:
         if not text.lstrip("+-").startswith("0,"):
             return None, values
         return (None if decimal is None else Quantity(decimal)), ()
-    return _explained(text) or _quantity(text), ()
+    explained = _explained(text)
+    if explained is None and _contradicts(text):
+        return None, ()
+    return explained or _quantity(text), ()
 
 
 def numerals(text: str) -> str:
@@ -213,6 +217,14 @@ def _explained(text: str) -> Quantity | None:
     main = read[0]
     agree = main is not None and all(other and _agree(main, other) for other in read[1:])
     return main if agree else None
+
+
+def _contradicts(text: str) -> bool:
+    """Return whether `text` has another number in brackets, as in "5 (or 6)"."""
+    glossed = _GLOSS.fullmatch(text)
+    if glossed is None or not _DIGITS.search(glossed[1]) or not text[glossed.end(1)].isspace():
+        return False
+    return _NUMBER.fullmatch(_GLOSS_LEAD.sub("", glossed[2].strip())) is not None
 
 
 def _agree(main: Quantity, other: Quantity) -> bool:

@@ -32,7 +32,9 @@ MARK: Final = """\
 If the last message has one definite answer, put it alone on the last line, as:
 ANSWER: <answer>"""
 
-_OWN_FORMAT = re.compile(r"\banswer\b[*_`\"]*\s*[:\uff1a]|\\boxed|####|</?answer>", re.IGNORECASE)
+_OWN_FORMAT = re.compile(
+    r"\banswer\b[*_`\"]*\s*[:\uff1a]\s*\S|\\boxed|####|</?answer>", re.IGNORECASE
+)
 """A format in which the client asks for the answer, and in which it is read."""
 
 _MARKED_LINE = re.compile(
@@ -101,8 +103,8 @@ def without_mark(answer: Answer) -> Answer:
     if found is None or answer.tool_calls:
         return answer
     before, value = answer.text[: found.start()].rstrip(), _without_emphasis(found["value"])
-    shown = without_reasoning(before)
-    if re.search(rf"(?<![\w.,]){re.escape(value)}(?![\w]|[.,]\d)", shown):
+    shown, core = without_reasoning(before), value.strip("*_`$. ")
+    if core and re.search(rf"(?<![\w.,]){re.escape(core)}(?!\w|[.,]\d)", shown):
         return replace(answer, text=before, logprobs=answer.logprobs[: _tokens_in(answer, before)])
     return replace(answer, text=f"{before}\n\n{value}" if shown else before + value, logprobs=())
 

@@ -353,7 +353,7 @@ class _Parser:
             case "command":
                 atom = self._command(text[1:])
             case "begin":
-                atom = self._matrix()
+                atom = self._matrix("determinant" if "{v" in text else "matrix")
             case _:
                 atom = self._enclosed(text)
         self._nesting -= 1
@@ -505,7 +505,7 @@ class _Parser:
             argument = product(argument, self._power())
         return argument
 
-    def _matrix(self) -> Formula:
+    def _matrix(self, kind: str) -> Formula:
         rows: list[Formula] = []
         while self._next.kind != "end":
             cells = [self._sum()]
@@ -515,7 +515,7 @@ class _Parser:
             if not self._skip("\\\\") and self._next.kind != "end":
                 raise _NotAFormulaError
         self._take()
-        return Apply("matrix", tuple(rows))
+        return Apply(kind, tuple(rows))
 
 
 def _both(plus: Formula, minus: Formula) -> Formula:

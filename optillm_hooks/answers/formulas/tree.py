@@ -23,7 +23,7 @@ class Apply:
     Operations are +, *, inv (1/x), ^, root (of args[0], to the degree args[1]), !, %, floor, ceil
     and binom (args[0] over args[1]). There is no minus and no division: a - b/c is
     +(a, *(-1, *(b, inv(c)))), so that long sums and products stay flat.
-    Collections are set, row, matrix, union, and the four kinds of brackets.
+    Collections are set, row, matrix, determinant, union, and the four kinds of brackets.
     """
 
     op: str
@@ -36,7 +36,7 @@ BRACKETS = frozenset({"()", "[]", "[)", "(]"})
 """Intervals and tuples, named by their brackets; the members are ordered."""
 
 RELATIONS = frozenset({"=", "!=", "<", "<=", "in"})
-COLLECTIONS = BRACKETS | RELATIONS | {"set", "row", "matrix", "union"}
+COLLECTIONS = BRACKETS | RELATIONS | {"set", "row", "matrix", "determinant", "union"}
 UNORDERED = frozenset({"set", "union", "=", "!="})
 
 CONSTANTS = frozenset({"pi", "e", "i"})
