@@ -26,7 +26,6 @@ FOLDER: Final = ROOT / "tests" / "golden" / "requests"
 
 FAILING: Final = frozenset(
     {
-        "16_alias_of_two_deployments",
         "24_health_on_demand",
     }
 )

@@ -59,7 +59,8 @@ async def admit(
         n: the request's `n`, as the client sent it.
         route: the route that the client called.
         reservation: LiteLLM's budget reservation for this request.
-        before: the plan that the same request was admitted with before, if this is a fallback's.
+        before: the plan that the same request was admitted with before, if this is that of a
+            fallback or of another deployment.
 
     Raises:
         RequestRejected: the plan is invalid or not allowed, whoever the caller is.
@@ -80,17 +81,10 @@ async def admit(
         _check_wildcard(router)
     if not selection.passes_through:
         await _count_request(selection, key, before)
-    return Prepared(
-        plan=selection.plan,
-        base=selection.base,
-        settings=selection.settings,
-        limits=selection.limits,
-        asked=selection.asked,
-        deployment=selection.deployment,
-        requested=selection.requested,
-        route=route,
-        facts_of=facts_of,
-    )
+    prepared = Prepared(selection=selection, route=route, facts_of=facts_of)
+    if before is not None:
+        prepared.user, prepared.fields, prepared.cache = before.user, before.fields, before.cache
+    return prepared
 
 
 def _check_forms(selection: Selection, settings: Settings) -> None:

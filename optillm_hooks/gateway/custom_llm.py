@@ -46,7 +46,7 @@ from optillm_hooks.gateway.prepared import ClientRequest, Prepared, Route, attac
 from optillm_hooks.gateway.reports import log_line, report_object, word
 from optillm_hooks.gateway.router_llm import RouterLLM
 from optillm_hooks.gateway.sampling_rules import check_client
-from optillm_hooks.gateway.selection import select_deployment
+from optillm_hooks.gateway.selection import on_deployment, select_deployment
 from optillm_hooks.pipeline.events import Models, Outcome, Piece, Progress, Report, Request
 from optillm_hooks.pipeline.run import run
 from optillm_hooks.pipeline.stream import stream
@@ -209,7 +209,8 @@ async def _admitted(
 ) -> Prepared:
     """Return the request that the hook admitted for this deployment, or admit the plan in its name.
 
-    A router's fallback may lead from one alias to another, which has its own plan.
+    The router may choose another deployment of the alias than the hook has read. A fallback may
+    lead from one alias to another, which has its own plan.
 
     Raises:
         RequestRejected: the plan cannot run, or it is a client's and has bypassed the hook.
@@ -223,23 +224,25 @@ async def _admitted(
             f"{group!r} is a fallback of a model that it calls itself: its plan would have no end"
         )
     client = attached(metadata)
-    if client is not None and client.model == group and client.prepared is not None:
-        return client.prepared
-    _check_hook(client, group, litellm_params)
-    _check_no_wildcard(litellm_params)
-    key = metadata.get("user_api_key_auth")
-    settings = read_settings()
-    selection = select_deployment(
-        model, group, litellm_params, settings, optional.get("temperature")
-    )
     before = None if client is None else client.prepared
-    if before is not None:
-        asked = before.asked
-        selection = replace(selection, asked=asked, limits=selection.limits.lowered(asked))
+    temperature = optional.get("temperature")
+    of_client = client is not None and client.model == group
+    if of_client and before is not None:
+        selection = on_deployment(before.selection, model, litellm_params, temperature)
+        if selection is before.selection:
+            return before
+    else:
+        _check_hook(client, group, litellm_params)
+        _check_no_wildcard(litellm_params)
+        selection = select_deployment(model, group, litellm_params, read_settings(), temperature)
+        if before is not None:
+            asked = before.asked
+            selection = replace(selection, asked=asked, limits=selection.limits.lowered(asked))
+    key = metadata.get("user_api_key_auth")
     with as_sample_errors(), budgets_as_sample_errors():
-        return await admit(
+        prepared = await admit(
             selection,
-            settings,
+            read_settings(),
             router,
             key if isinstance(key, UserAPIKeyAuth) else None,
             n=optional.get("n"),
@@ -247,6 +250,9 @@ async def _admitted(
             reservation=read_reservation(metadata),
             before=before,
         )
+    if of_client and client is not None:
+        client.prepared = prepared
+    return prepared
 
 
 def _check_hook(

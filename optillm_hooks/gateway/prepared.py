@@ -15,6 +15,7 @@ from litellm.litellm_core_utils.core_helpers import get_or_create_metadata_bucke
 from optillm_hooks.budget import Limits
 from optillm_hooks.errors import OptiLLMError
 from optillm_hooks.gateway.model_facts import FactsOf
+from optillm_hooks.gateway.selection import Selection
 from optillm_hooks.pipeline.events import Outcome
 from optillm_hooks.pipeline.plan import Plan
 from optillm_hooks.settings import RunSettings
@@ -26,19 +27,7 @@ Route = Literal["chat", "messages", "responses", "completions"]
 
 @dataclass(slots=True, kw_only=True)
 class Prepared:
-    plan: Plan
-    base: str
-    settings: RunSettings
-    limits: Limits
-    asked: Limits
-    """The client's own limits, which hold for a fallback's plan too."""
-
-    deployment: str
-    """The model name that the hook wrote into the request, and that the provider looks for."""
-
-    requested: str
-    """The model name that the client sent."""
-
+    selection: Selection
     facts_of: FactsOf
     route: Route = "chat"
     user: str | None = None
@@ -54,6 +43,37 @@ class Prepared:
 
     error: OptiLLMError | None = None
     """The error of a request that failed."""
+
+    @property
+    def plan(self) -> Plan:
+        return self.selection.plan
+
+    @property
+    def base(self) -> str:
+        return self.selection.base
+
+    @property
+    def settings(self) -> RunSettings:
+        return self.selection.settings
+
+    @property
+    def limits(self) -> Limits:
+        return self.selection.limits
+
+    @property
+    def asked(self) -> Limits:
+        """The client's own limits, which hold for a fallback's plan too."""
+        return self.selection.asked
+
+    @property
+    def deployment(self) -> str:
+        """The model name that the hook wrote into the request, and that the provider looks for."""
+        return self.selection.deployment
+
+    @property
+    def requested(self) -> str:
+        """The model name that the client sent."""
+        return self.selection.requested
 
 
 @dataclass(slots=True, eq=False, repr=False)

@@ -6,7 +6,7 @@ field `decoding` puts a decoder before the approach.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from litellm import Router
@@ -66,6 +66,12 @@ class Selection:
     """The client's own limits, from `optillm_limits`; `limits` are no higher."""
 
     on_alias: bool
+    alias_model: str | None = None
+    """`<expression>/<base>` of the deployment from which an alias's plan and base were read."""
+
+    given: Mapping[str, Mapping[str, object]] = field(default_factory=dict[str, Any])
+    """Parameters that the client gives, by approach."""
+
     inherits_access: bool = False
 
     @property
@@ -102,6 +108,7 @@ class _Target:
     expression: str | None = None
     source: Source = "default"
     alias: AliasSettings | None = None
+    alias_model: str | None = None
 
 
 def select(request: dict[str, Any], router: Router, settings: Settings) -> Selection | None:
@@ -145,6 +152,8 @@ def select(request: dict[str, Any], router: Router, settings: Settings) -> Selec
         named=_named(plan, source, decoder),
         asked=asked,
         on_alias=target.alias is not None,
+        alias_model=target.alias_model,
+        given=given,
         inherits_access=target.alias is not None and target.alias.inherit_access,
     )
 
@@ -197,6 +206,38 @@ def select_deployment(
     )
 
 
+def on_deployment(
+    selection: Selection, model: str, params: Mapping[str, Any], temperature: float | None
+) -> Selection:
+    """Return `selection` for the deployment of its alias that the router has chosen.
+
+    Its base model, settings and, unless the client names another, plan are the deployment's own.
+    Arguments as in `select_deployment`.
+
+    Raises:
+        RequestRejected: the name or the settings are invalid, or do not allow the client's plan.
+    """
+    if selection.alias_model in (None, model):
+        return selection
+    before, named = (model_names.from_deployment(name) for name in (selection.alias_model, model))
+    alias, plan = alias_settings(params), selection.plan
+    target = _Target(named.base, named.expression, "alias", alias, model)
+    _check_lock(selection.requested, target, selection.source)
+    if selection.source == "alias" and named.expression != before.expression:
+        plan = resolve(
+            expression.parse(named.expression), given=selection.given, temperature=temperature
+        )
+    return replace(
+        selection,
+        plan=plan,
+        base=named.base,
+        settings=alias,
+        limits=alias.limits().lowered(selection.asked).with_max_calls(selection.calls.max_calls),
+        alias_model=model,
+        inherits_access=alias.inherit_access,
+    )
+
+
 def _named(
     plan: Plan, source: Source, decoder: Approach | None
 ) -> tuple[tuple[Form, tuple[Approach, ...]], ...]:
@@ -214,7 +255,8 @@ def _target(requested: str, router: Router, settings: Settings) -> _Target:
         models = [alias_model(deployment) for deployment in found]
         if models and models[0] is not None:
             named = model_names.from_deployment(models[0])
-            return _Target(named.base, named.expression, "alias", alias_settings(found[0]))
+            settings_of = alias_settings(found[0])
+            return _Target(named.base, named.expression, "alias", settings_of, models[0])
         return _Target(requested, settings.default_approach)
     if requested.startswith(f"{model_names.PROVIDER}/"):
         named = model_names.from_deployment(requested)
@@ -372,11 +414,11 @@ def _parameters(tree: Tree, params: object, request: dict[str, Any]) -> dict[str
     called = {call.name for branch in expression.branches(tree) for call in branch}
     approaches = [approach for approach in all_approaches() if approach.name in called]
     for approach in approaches:
-        for field, name in approach.params.request_fields().items():
-            if request.get(field) is not None:
-                given.setdefault(approach.name, {}).setdefault(name, request[field])
+        for sent, name in approach.params.request_fields().items():
+            if request.get(sent) is not None:
+                given.setdefault(approach.name, {}).setdefault(name, request[sent])
     for approach in approaches:
-        for field in approach.params.request_fields():
-            request.pop(field, None)
+        for sent in approach.params.request_fields():
+            request.pop(sent, None)
     check_foreign_fields(request, sorted(called))
     return given

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import litellm
@@ -260,8 +261,8 @@ async def test_headers_and_the_log_line_tell_the_report() -> None:
 async def test_headers_hold_nothing_but_printable_ascii(base: str) -> None:
     _, prepared = await called("re2-base")
     assert prepared is not None
-    prepared.base = base
-    prepared.limits = Limits(deadline_s=1.5)
+    limits = Limits(deadline_s=1.5)
+    prepared.selection = replace(prepared.selection, base=base, limits=limits)
     headers = header_values(prepared, answered=False)
     assert headers["x-optillm-deadline-s"] == "1.5"
     assert all(32 <= ord(char) < 127 for value in headers.values() for char in value)
