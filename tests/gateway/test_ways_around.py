@@ -289,8 +289,6 @@ def test_a_client_is_told_not_to_repeat_what_was_paid(
         {"temperature": "hot"},
         {"top_p": [1]},
         {"max_tokens": "5"},
-        {"max_tokens": 0},
-        {"max_tokens": -1_000_000},
         {"max_completion_tokens": 1.5},
         {"allowed_openai_params": 5},
         {"allowed_openai_params": "tools"},
