@@ -214,8 +214,6 @@ async def test_a_default_run_costs_what_is_declared(approach: Approach) -> None:
 @EVERY
 async def test_a_model_that_reasons_is_not_told_how_to_think(approach: Approach) -> None:
     """Nor does it cost more than is declared, which is for a model that does not reason."""
-    if approach.name in ("cot_reflection",):
-        pytest.skip("they still tell it")
     ended = await ask(approach.name, llm := Lenient(reasoning="always"))
     assert ended.answers[0].text.strip()
     assert (ended.report.degraded, ended.report.stopped_by) == ((), None)

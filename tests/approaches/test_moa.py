@@ -212,6 +212,17 @@ async def test_the_proposals_are_sampled_as_drafts_and_judged_cold_and_without_l
     assert judging.temperature < 0.4
 
 
+@pytest.mark.parametrize(("limit", "calls"), [(None, 3), (4, 3), (3, 4)])
+async def test_a_single_proposal_is_the_answer_unless_it_is_too_long(
+    limit: int | None, calls: int
+) -> None:
+    llm = ScriptedLLM(["four words of text", BUSY, BUSY, "short"])
+    ctx = context(limits=Limits(), client=Sampling(max_tokens=limit))
+    text = (await answer("moa", CHAT, llm, ctx)).text
+    assert text == ("short" if calls == 4 else "four words of text")
+    assert len(llm.calls) == calls
+
+
 async def test_n_is_another_name_of_proposers() -> None:
     _, llm = await ended(["a", "b", "review"], n=2)
     assert len(llm.calls) == 3

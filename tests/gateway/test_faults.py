@@ -235,6 +235,19 @@ def test_a_plain_call_may_stand_in_and_says_so(
     assert '"degraded"' in answer.text
 
 
+def test_a_step_that_is_lost_is_in_the_report_and_the_header(
+    proxy: Proxy, upstream: Upstream
+) -> None:
+    def critique(call: Call) -> Fault | None:
+        return Status(500) if "Review each response" in call.text else None
+
+    upstream.play(Script(fault=critique))
+    answer = ask(proxy, "moa-base")
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["optillm"]["degraded"] == ["critiques:1/1"]
+    assert answer.headers["x-optillm-degraded"] == "critiques:1/1"
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_nothing_to_show_at_the_deadline_is_a_504(
     proxy: Proxy, upstream: Upstream, stream: bool
