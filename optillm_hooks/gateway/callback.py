@@ -12,9 +12,9 @@ from optillm_hooks.gateway.admission import admit
 from optillm_hooks.gateway.deployments import proxy_router
 from optillm_hooks.gateway.failures import over_budget, to_proxy
 from optillm_hooks.gateway.operator_settings import read_settings
-from optillm_hooks.gateway.prepared import ClientRequest, Prepared, Route, attach, prepared_in
+from optillm_hooks.gateway.prepared import ClientRequest, Prepared, Route, attach, attached_to
 from optillm_hooks.gateway.reports import header_values
-from optillm_hooks.gateway.responses_route import complete_events, complete_response
+from optillm_hooks.gateway.route_responses import completed, stream_completed
 from optillm_hooks.gateway.routes import (
     ROUTES,
     check_fields_of_base,
@@ -96,12 +96,8 @@ class Hook(CustomLogger):
         request_data: dict[str, Any],
     ) -> AsyncIterator[Any]:
         """Return the stream, with what LiteLLM loses when it converts it to the client's route."""
-        prepared = prepared_in(request_data)
-        if prepared is not None and prepared.route == "responses":
-            return complete_events(response, prepared.requested)
-        if prepared is not None and prepared.route == "completions":
-            return _with_every_choice(response, prepared)
-        return response
+        client = attached_to(request_data)
+        return response if client is None else stream_completed(response, client)
 
     async def async_post_call_success_hook(
         self,
@@ -109,15 +105,9 @@ class Hook(CustomLogger):
         user_api_key_dict: UserAPIKeyAuth,  # noqa: ARG002 (LiteLLM's signature)
         response: Any,
     ) -> Any:
-        """Return the answer, in the form that the route's clients require."""
-        prepared = prepared_in(data)
-        if prepared is None:
-            return response
-        if prepared.route == "responses":
-            complete_response(response)
-        elif prepared.route == "messages":
-            _sign_thinking(response)
-        return response
+        """Return the response, with what LiteLLM loses when it converts it to the client's route."""
+        client = attached_to(data)
+        return response if client is None else completed(response, client)
 
     async def async_post_call_response_headers_hook(
         self,
@@ -128,10 +118,10 @@ class Hook(CustomLogger):
         **_: Any,
     ) -> dict[str, str] | None:
         """Return the `x-optillm-*` headers. A stream sends them first, before there are results."""
-        prepared = prepared_in(data)
-        if prepared is None:
+        client = attached_to(data)
+        if client is None or client.prepared is None:
             return None
-        return header_values(prepared, answered=response is not None)
+        return header_values(client.prepared, answered=response is not None)
 
 
 def _check_unserved(model: object, call_type: str, router: Router) -> None:
@@ -155,33 +145,6 @@ def _settings() -> tuple[Settings, RequestRejected | None]:
         return read_settings(), None
     except RequestRejected as exc:
         return Settings(), exc
-
-
-async def _with_every_choice(chunks: AsyncIterator[Any], prepared: Prepared) -> AsyncIterator[Any]:
-    """Yield text completion chunks, each with a text, and the finish reason of every choice.
-
-    LiteLLM converts the first choice of a chunk only, and its stream ends with that of choice 0.
-    """
-    async for chunk in chunks:
-        choice = chunk.choices[0]
-        if choice.text is None:
-            choice.text = ""
-        yield chunk
-        if choice.finish_reason is not None and prepared.outcome is not None:
-            for index, answer in enumerate(prepared.outcome.answers[1:], 1):
-                end = chunk.model_copy(deep=True)
-                end.choices[0].index, end.choices[0].finish_reason = index, answer.finish_reason
-                yield end
-
-
-def _sign_thinking(message: Mapping[str, Any]) -> None:
-    """Give thinking that no model has signed an empty signature, as LiteLLM does in a stream.
-
-    It is null otherwise, which some clients reject.
-    """
-    for block in message["content"]:
-        if block["type"] == "thinking" and block.get("signature") is None:
-            block["signature"] = ""
 
 
 def _passed_through(data: dict[str, Any], base: str, route: Route) -> dict[str, Any]:

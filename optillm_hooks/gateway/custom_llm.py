@@ -80,6 +80,7 @@ class Provider(CustomLLM):
             prepared, request, models = await self._request(call)
             with _logged(prepared):
                 outcome = prepared.outcome = await run(request, models, prepared.trace)
+            _tell(_client(call), outcome)
         response = write_response(
             call["model_response"], outcome.answers, outcome.report.usage, prepared.requested
         )
@@ -94,7 +95,7 @@ class Provider(CustomLLM):
         begun = False
         with _as_litellm_errors(call, before_stream=lambda: not begun):
             prepared, request, models = await self._request(call)
-            async with aclosing(_chunks(prepared, request, models)) as chunks:
+            async with aclosing(_chunks(prepared, request, models, _client(call))) as chunks:
                 async for chunk in chunks:
                     begun = True
                     yield chunk
@@ -158,6 +159,17 @@ async def _next(chunks: MemoryObjectReceiveStream[ModelResponseStream]) -> Any:
     return await anext(chunks, None)
 
 
+def _client(call: Mapping[str, Any]) -> ClientRequest | None:
+    """Return the client's request that `call` answers; None for a plan that another one calls."""
+    metadata = metadata_of(call.get("litellm_params") or {})
+    return None if outer_plans(metadata) else attached(metadata)
+
+
+def _tell(client: ClientRequest | None, outcome: Outcome) -> None:
+    if client is not None:
+        client.outcome = outcome
+
+
 @contextmanager
 def _as_litellm_errors(
     call: Mapping[str, Any], before_stream: Callable[[], bool] = lambda: False
@@ -166,9 +178,8 @@ def _as_litellm_errors(
     try:
         yield
     except OptiLLMError as exc:
-        metadata = metadata_of(call.get("litellm_params") or {})
-        client = attached(metadata)
-        if client is not None and client.prepared is not None and not outer_plans(metadata):
+        client = _client(call)
+        if client is not None and client.prepared is not None:
             client.prepared.error = exc
         # LiteLLM reports a bad request if the chain of exceptions contains an AttributeError.
         exc.__cause__ = exc.__context__ = None
@@ -304,7 +315,7 @@ def _seconds(timeout: object) -> float | None:
 
 
 async def _chunks(
-    prepared: Prepared, request: Request, models: Models
+    prepared: Prepared, request: Request, models: Models, client: ClientRequest | None
 ) -> AsyncGenerator[ModelResponseStream, None]:
     """Yield the chunks of a stream, in the order that LiteLLM's stream wrapper requires.
 
@@ -336,6 +347,7 @@ async def _chunks(
                             yield chunk({choice: piece})
                     case Outcome():
                         prepared.outcome = event
+                        _tell(client, event)
     if prepared.outcome is None:
         return
     yield _with_report(chunk({0: Delta()}), prepared.outcome.report, prepared.route)

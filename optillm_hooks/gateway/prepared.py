@@ -87,6 +87,9 @@ class ClientRequest:
     prepared: Prepared | None = None
     """None if the request names no approach: then only a router's fallback leads to a plan."""
 
+    outcome: Outcome | None = None
+    """The result of the plan that has answered, which may be a fallback's."""
+
     def __repr__(self) -> str:
         return "<optillm request>"
 
@@ -115,7 +118,6 @@ def attached(metadata: Mapping[str, Any]) -> ClientRequest | None:
     return found if isinstance(found, ClientRequest) else None
 
 
-def prepared_in(data: dict[str, Any]) -> Prepared | None:
-    """Return the plan that the hook admitted for `data`, the body as LiteLLM serves it."""
-    request = attached(get_or_create_metadata_bucket(data)[1])
-    return None if request is None else request.prepared
+def attached_to(data: dict[str, Any]) -> ClientRequest | None:
+    """Return the client's request from `data`, the body as LiteLLM serves it."""
+    return attached(get_or_create_metadata_bucket(data)[1])
