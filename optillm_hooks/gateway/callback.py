@@ -105,7 +105,7 @@ class Hook(CustomLogger):
         user_api_key_dict: UserAPIKeyAuth,  # noqa: ARG002 (LiteLLM's signature)
         response: Any,
     ) -> Any:
-        """Return the response, with what LiteLLM loses when it converts it to the client's route."""
+        """Return the response, with what LiteLLM loses when it converts it to the route."""
         client = attached_to(data)
         return response if client is None else completed(response, client)
 

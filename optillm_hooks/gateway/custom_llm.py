@@ -183,7 +183,7 @@ def _as_litellm_errors(
             client.prepared.error = exc
         # LiteLLM reports a bad request if the chain of exceptions contains an AttributeError.
         exc.__cause__ = exc.__context__ = None
-        routed = before_stream() and "model_group" in metadata
+        routed = before_stream() and "model_group" in metadata_of(call.get("litellm_params") or {})
         raise to_litellm(exc, str(call["model"]), before_stream=routed) from None
 
 
