@@ -321,6 +321,131 @@ CASES: dict[str, tuple[str, WireReply]] = {
 }
 
 
+def _chunks(*choices: Mapping[str, Any] | None, **last: Any) -> list[Any]:
+    """Return the events of a stream, of one chunk for each choice; None: a chunk without any."""
+    head = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    events: list[Any] = [
+        {**head, "choices": [] if choice is None else [{"index": 0, **choice}]}
+        for choice in choices
+    ]
+    return [*events, {**head, "choices": [], **last}, "[DONE]"] if last else [*events, "[DONE]"]
+
+
+def _delta(finish_reason: str | None = None, **delta: Any) -> dict[str, Any]:
+    return {"delta": delta, "finish_reason": finish_reason}
+
+
+USAGE: Final = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
+STREAMS: Final[dict[str, tuple[str, list[Any]]]] = {
+    "a chunk without choices first": (
+        "openai",
+        _chunks(None, _delta(role="assistant", content=""), _delta(content="42"), _delta("stop")),
+    ),
+    "a role in every chunk": (
+        "together_ai",
+        _chunks(
+            _delta(role="assistant", content="4"),
+            _delta(role="assistant", content="2"),
+            _delta("stop", role="assistant", content=""),
+        ),
+    ),
+    "text in the last chunk": (
+        "mistral",
+        _chunks(_delta(content="4"), _delta("stop", content="2")),
+    ),
+    "usage in the last chunk": (
+        "deepseek",
+        [
+            *_chunks(_delta(content="42"))[:-1],
+            _chunks(_delta("stop", content=""))[0] | {"usage": USAGE},
+            "[DONE]",
+        ],
+    ),
+    "usage in every chunk": (
+        "openai",
+        [
+            event | {"usage": USAGE} if isinstance(event, dict) else event
+            for event in _chunks(_delta(content="4"), _delta(content="2"), _delta("stop"))
+        ],
+    ),
+    "finish reasons that are empty": (
+        "openai",
+        _chunks(_delta("", content="4"), _delta("", content="2"), _delta("stop"), usage=USAGE),
+    ),
+    "two finish reasons": (
+        "openai",
+        _chunks(_delta(content="42"), _delta("stop"), _delta("stop"), usage=USAGE),
+    ),
+    "no end": ("openai", _chunks(_delta(role="assistant"), _delta(content="42"))[:-1]),
+    "null deltas": (
+        "openai",
+        _chunks(_delta(role="assistant", content=None), _delta(content="42"), _delta("stop")),
+    ),
+    "a tool call in one chunk with its end": (
+        "openai",
+        _chunks(_delta("tool_calls", tool_calls=tools(("1", "f", "{}")))),
+    ),
+    "an id in every chunk of a tool call": (
+        "together_ai",
+        _chunks(
+            _delta(tool_calls=tools(("1", "f", '{"a"'))),
+            _delta(tool_calls=[{"index": 0, "id": "1", "function": {"arguments": ": 1}"}}]),
+            _delta("tool_calls"),
+        ),
+    ),
+    "two tool calls in turn": (
+        "openai",
+        _chunks(
+            _delta(tool_calls=tools(("1", "f", "{}"))),
+            _delta(tool_calls=[tools(("1", "f", ""), ("2", "g", '{"a": '))[1]]),
+            _delta(tool_calls=[{"index": 1, "function": {"arguments": "1}"}}]),
+            _delta("tool_calls"),
+        ),
+    ),
+    "two pieces of tool calls in one chunk": (
+        "openai",
+        _chunks(
+            _delta(tool_calls=tools(("1", "f", ""), ("2", "g", ""))),
+            _delta(
+                tool_calls=[
+                    {"index": 0, "function": {"arguments": "{}"}},
+                    {"index": 1, "function": {"arguments": "{}"}},
+                ]
+            ),
+            _delta("tool_calls"),
+        ),
+    ),
+    "text and a tool call in one chunk": (
+        "openai",
+        _chunks(
+            _delta(content="I look.", tool_calls=tools(("1", "f", "{}"))), _delta("tool_calls")
+        ),
+    ),
+    "reasoning only": (
+        "deepseek",
+        _chunks(_delta(reasoning_content="6 * "), _delta(reasoning_content="7"), _delta("stop")),
+    ),
+    "reasoning again after text": (
+        "deepseek",
+        _chunks(
+            _delta(reasoning_content="Hm."),
+            _delta(content="4"),
+            _delta(reasoning_content="So."),
+            _delta(content="2"),
+            _delta("stop"),
+        ),
+    ),
+    "filter results before and after": (
+        "openai",
+        _chunks(
+            None,
+            _delta(content="4"),
+            {**_delta("content_filter"), "content_filter_results": FILTERED},
+        ),
+    ),
+}
+
+
 @pytest.fixture(scope="module")
 def wire() -> Iterator[Wire]:
     with Wire() as running:
@@ -335,8 +460,13 @@ def router(
     handler = {"provider": "optillm", "custom_handler": provider}
     monkeypatch.setattr(litellm, "custom_provider_map", [handler])
     custom_llm_setup()
-    host, reply = CASES[request.getfixturevalue("name")]
-    wire.play(reply)
+    name = request.getfixturevalue("name")
+    if name in STREAMS:
+        host, events = STREAMS[name]
+        wire.play(WireReply({}, events))
+    else:
+        host, reply = CASES[name]
+        wire.play(reply)
     made = litellm.Router(
         model_list=[
             _deployment("plain", f"{host}/m", wire.url),
@@ -423,3 +553,13 @@ async def test_a_streamed_reply_is_the_plain_models(
     [whole] = said(await router.acompletion(model="plain", messages=ASKED))
     assert voted == (whole.get("message", {}), [whole["finish_reason"]])
     assert len(wire.calls) <= 1 + 1 + 3 + 1, name
+
+
+@pytest.mark.parametrize("name", STREAMS)  # which the router's fixture plays
+async def test_a_stream_is_passed_on(router: litellm.Router, wire: Wire, name: str) -> None:
+    plain, reread = [
+        await assembled(await router.acompletion(model=model, messages=ASKED, stream=True))
+        for model in ("plain", "reread")
+    ]
+    assert reread == plain
+    assert len(wire.calls) == 2, name

@@ -185,6 +185,24 @@ async def test_a_stream_that_breaks_off_in_its_thoughts_has_its_fallback() -> No
     assert text_of(found) == "a proposal"
 
 
+async def test_what_is_held_back_of_a_failed_choice_gives_way_to_the_best_so_far() -> None:
+    """The client has not seen its pieces: they wait for the number of the choice before it."""
+
+    async def late(chat: Chat, llm: LLM, *_: object) -> Answer:
+        for _ in range(50):
+            await asyncio.sleep(0)
+        return await llm.complete(chat, Sampling())
+
+    async def breaking(chat: Chat, _llm: LLM, _params: NoParams, ctx: Context) -> FinalCall:
+        ctx.offer(Answer("a best so far"))
+        return FinalCall(chat)
+
+    llm = Pieces([Delta(text="half an ans"), BUSY], ["first"])
+    found = await events(request([answerer(late)], [answerer(breaking)]), llm)
+    assert (text_of(found, 0), text_of(found, 1)) == ("first", "a best so far")
+    assert report_of(found).degraded == ("provider_failed",)
+
+
 async def test_an_error_before_the_first_piece_comes_before_any_event() -> None:
     llm = Pieces([BUSY])
     found = stream(request([FINAL]), {"base": llm}.__getitem__)
