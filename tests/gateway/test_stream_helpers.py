@@ -7,6 +7,7 @@ import anthropic
 import openai
 import pytest
 
+from optillm_hooks.types import TokenLogprob
 from tests.proxy import Proxy
 from tests.upstream import Reply, Script, Upstream
 
@@ -118,6 +119,42 @@ def test_responses(
     assert unnamed([o.to_dict() for o in streamed.output]) == unnamed(
         [o.to_dict() for o in whole.output]
     )
+
+
+CALL: Final = {"name": "get_weather", "arguments": '{"city": "Oslo"}'}
+SCORED: Final = [TokenLogprob("4", -0.1, (("4", -0.1), ("5", -2.0))), TokenLogprob("2", -0.2)]
+
+
+@WAYS
+@pytest.mark.parametrize(
+    ("reply", "fields"),
+    [
+        pytest.param(Reply("It is 42."), {"n": 2}, id="two choices"),
+        pytest.param(
+            Reply("42", logprobs=SCORED), {"logprobs": True, "top_logprobs": 2}, id="logprobs"
+        ),
+        pytest.param(
+            Reply(None, fields={"function_call": CALL}, finish_reason="function_call"),
+            {"functions": [{"name": "get_weather", "parameters": TOOL}]},
+            id="a function call",
+        ),
+    ],
+)
+def test_other_parts_of_a_chat(
+    openai_client: openai.OpenAI,
+    upstream: Upstream,
+    reply: Reply,
+    fields: dict[str, Any],
+    model: str,
+) -> None:
+    upstream.play(Script(reply=lambda *_: reply))
+    asked: dict[str, Any] = {"model": model, "messages": ASKED, "extra_body": fields}
+    whole = openai_client.chat.completions.create(**asked)
+    with openai_client.chat.completions.stream(**asked) as events:
+        streamed = events.get_final_completion()
+    found, expected = (unnamed(made.to_dict()["choices"]) for made in (streamed, whole))
+    assert found == expected
+    assert len(found) == fields.get("n", 1)
 
 
 @pytest.mark.parametrize("shown", [False, True], ids=["hidden", "shown"])

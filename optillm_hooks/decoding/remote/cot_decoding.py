@@ -77,7 +77,7 @@ def first_tokens(first: TokenLogprob, k: int) -> list[str]:
         if not _NO_TEXT.fullmatch(text):
             starts.setdefault(text.strip(), text)
     if not starts:
-        raise EmptyCompletion
+        raise EmptyCompletion(Answer(""))
     return list(starts.values())
 
 
@@ -88,7 +88,7 @@ async def _first_token(chat: Chat, sampling: Sampling, llm: LLM) -> TokenLogprob
     completion = await llm.complete(chat, asked)
     found = token_logprobs(completion)
     if not found:
-        raise EmptyCompletion
+        raise EmptyCompletion(completion if completion.empty else None)
     return found[0]
 
 

@@ -178,3 +178,8 @@ def test_ends_of_tokens_that_make_the_text_are_their_summed_lengths(tokens: list
 async def test_a_model_that_continues_nothing_is_refused_before_any_call() -> None:
     with pytest.raises((RequestRejected, Refused), match="continues_prefix"):
         await ask(PrefixLLM(apples, fields=["logprobs", "top_logprobs"]))
+
+
+async def test_a_model_that_has_nothing_to_say_gives_an_empty_answer() -> None:
+    [answer] = (await ask(PrefixLLM(lambda *_: sure(END)))).answers
+    assert (answer.text, answer.finish_reason) == ("", "stop")
