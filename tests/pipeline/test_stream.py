@@ -188,7 +188,7 @@ async def test_a_stream_that_breaks_off_in_its_thoughts_has_its_fallback() -> No
 async def test_what_is_held_back_of_a_failed_choice_gives_way_to_the_best_so_far() -> None:
     """The client has not seen its pieces: they wait for the number of the choice before it."""
 
-    async def late(chat: Chat, llm: LLM, *_: object) -> Answer:
+    async def late(chat: Chat, llm: LLM, _params: NoParams, _ctx: Context) -> Answer:
         for _ in range(50):
             await asyncio.sleep(0)
         return await llm.complete(chat, Sampling())

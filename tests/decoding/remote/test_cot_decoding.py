@@ -181,5 +181,5 @@ async def test_a_model_that_continues_nothing_is_refused_before_any_call() -> No
 
 
 async def test_a_model_that_has_nothing_to_say_gives_an_empty_answer() -> None:
-    [answer] = (await ask(PrefixLLM(lambda *_: sure(END)))).answers
+    [answer] = (await ask(PrefixLLM(lambda *_: [token(END, 1.0)]))).answers
     assert (answer.text, answer.finish_reason) == ("", "stop")
