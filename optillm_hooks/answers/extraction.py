@@ -1,4 +1,9 @@
-"""Extracting the final answer from a model's reply. Pure functions, in linear time."""
+"""Extracting the final answer from a model's reply. Pure functions, in linear time.
+
+There is one reader for all approaches. It tries the places where an answer can stand, the most
+reliable first. What an answer is, and where it ends, is the same in each place: see
+`answers.statements` and `answers.values`. The phrases are in `answers.phrases`.
+"""
 
 import itertools
 import json
@@ -6,17 +11,35 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from optillm_hooks.answers.code_blocks import code_blocks
+from optillm_hooks.answers.phrases import (
+    CJK_ANSWER,
+    CJK_COPULA,
+    CJK_RESULT,
+    has_decimal_comma,
+    words,
+)
+from optillm_hooks.answers.statements import (
+    MAX_LENGTH,
+    choice,
+    conclusion,
+    contents,
+    statement,
+    tidied,
+    yes_or_no,
+)
+from optillm_hooks.answers.values import Extracted, in_decimal_points, part, value_at, values
 
 AnswerFormat = Literal["auto", "marked", "boxed", "choice", "number", "json", "last_line"]
 """The place in the reply from which the answer is extracted.
 
-* marked: after the last "ANSWER:" (or "Final answer:") at the start of a line.
+* marked: after the last "ANSWER:" (or "Final answer:", in any language) at the start of a line, or
+  under such a heading.
 * boxed: in the last LaTeX \\boxed{...}; adjacent boxes are one answer.
 * choice: the letter of a choice in the last line, as in "(B)", "**B**" or "option B".
-* number: the last number in the text.
+* number: the last value with a number in the text: the whole expression, date or quantity.
 * json: the text if it is a JSON object or array, or the last fenced block that is one.
 * last_line: the last line that is not blank.
 * auto: all of these, the most reliable first.
@@ -25,71 +48,125 @@ AnswerFormat = Literal["auto", "marked", "boxed", "choice", "number", "json", "l
 _MAX_WORDS = 3
 """Maximum number of words of a reply that is itself the answer."""
 
+_MAX_STATED_WORDS = 6
 _MAX_BOX_LENGTH = 2000
 _MAX_BOXES = 50
-_MAX_STATEMENT_LENGTH = 500
+_MAX_PLACES = 20
+_MAX_LINES = 12
+_MAX_SENTENCES = 4
 
-_THINKING = re.compile(r"<(/?)(?:think|thinking|reasoning)>", re.IGNORECASE)
+# Reasoning blocks.
+_THINKING = re.compile(
+    r"<(/?)(?:think|thinking|thought|reasoning|seed:think|scratchpad)>"
+    r"|\u25c1(/?)think\u25b7|\[(/?)THINK\]|<\|(begin|end)_of_thought\|>"
+    r"|<\|channel\|>(?:analysis|commentary)<\|message\|>|<\|(end)\|>"
+    r"|(?P<token><\|start\|>assistant|<\|channel\|>final<\|message\|>|<\|[a-z_]{1,30}\|>)",
+    re.IGNORECASE,
+)
+_NEXT_TURN = re.compile(
+    r"^(?:\s*#{1,4}\s*)?(?:Human|User|Question|Q|Problem|Instruction)\s*\d*\s*:|^<\|(?:im_start"
+    r"|user)\|>",
+    re.MULTILINE,
+)
+
+# Cues.
+_ANSWER = words(lambda w: w.answer)
+_RESULT = words(lambda w: w.result)
+_BEFORE = rf"(?:(?:{words(lambda w: w.before)})\s+){{0,4}}"
+_AFTER = rf"(?:\s+{words(lambda w: w.after)}){{0,2}}"
+_COPULA = words(lambda w: w.copula)
+_ADVERB = words(lambda w: w.filler + " " + w.therefore)
+_NOUN = (
+    rf"{_BEFORE}(?:{_ANSWER}|{words(lambda w: w.option)}){_AFTER}(?!\w)"
+    rf"|[^\W\d_]{{0,4}}(?:{CJK_ANSWER})"
+)
+_ASIDE = r"(?:[ \t]*[(\uff08][^()\n]{0,40}[)\uff09])?"
+_SEPARATOR = r"(?:[:\uff1a=|]|->|\u2192|\s[-\u2013\u2014](?=\s))"
+_DECORATED = r"[ \t*_`\u00a0]*"
+_LINE_START = r"^[^\w\n(\[{$\\]{0,14}"
 _MARKED = re.compile(
-    r"^[ \t>*_#`-]{0,12}(?:final[ \t]+|correct[ \t]+)?answer[ \t]*[*_`]{0,3}[ \t]*"
-    r"[:\uff1a][ \t*_`]*(?:\n\s{0,4})?(?:(?:\$\$|\\\[)\s*\n)?(\S[^\n]*)$",
+    rf"{_LINE_START}(?:{_BEFORE}{_ANSWER}{_AFTER}(?!\w)|[^\W\d_]{{0,4}}(?:{CJK_ANSWER})|A(?=:)"
+    rf"|Ans\.)"
+    rf"{_DECORATED}{_ASIDE}{_DECORATED}(?:{_SEPARATOR}|(?<=Ans\.)|(?=[*_ ]*\n)){_DECORATED}",
+    re.IGNORECASE | re.MULTILINE,
+)
+_RESULT_LINE = re.compile(
+    rf"{_LINE_START}(?:{_BEFORE}{_RESULT}{_AFTER}(?!\w)|(?:{CJK_RESULT}))(?:\s(?:cost|time|amount"
+    rf"|distance|price))?"
+    rf"{_DECORATED}{_ASIDE}{_DECORATED}(?:{_SEPARATOR}|(?=[*_ ]*\n)){_DECORATED}",
     re.IGNORECASE | re.MULTILINE,
 )
 _SAID = re.compile(
-    r"\b(?:answer|correct (?:choice|option)|final result)[ \t]+(?:is|are|would be|must be|equals)\b"
-    r"[ \t]*:?\s{0,4}(?:(?:\$\$|\\\[)\s*\n)?(?!\s|not\b)",
+    rf"(?:(?<!\w)(?:{_ANSWER}|{_RESULT}|(?:correct|right|best|final)\s{words(lambda w: w.option)}"
+    rf"|{words(lambda w: w.option)}\s(?:correct[ae]?|corrett[ao]|certa)){_AFTER}"
+    rf"(?:\s+(?:to|for|of"
+    rf"|in)\s[^.:;\n=]{{1,80}}?)?[ \t]*[,*_]*[ \t]+(?:(?:{_ADVERB}),?\s)?{_COPULA}(?!\w)"
+    rf"|(?:{CJK_ANSWER}|{CJK_RESULT})[^\n.\u3002:\uff1a]{{0,6}}?(?:{CJK_COPULA})|(?:\u6545|\u5e94"
+    rf"|\u6240\u4ee5)?\u9009\u62e9?[:\uff1a]?(?=[\s*]*[A-J])"
+    rf"|(?<!\w){_ANSWER}{_AFTER}[ \t*_`]*{_ASIDE}[ \t*_`]*[:\uff1a\u2014\u2013](?!\n\n\s*[-#]))"
+    rf"[ \t]*[:\uff1a]?",
     re.IGNORECASE,
 )
-_STATED = re.compile(
-    rf"(?:{_SAID.pattern})|\banswer[ \t*_`]*[:\uff1a][\s*_`]{{0,8}}(?=\S)", re.IGNORECASE
-)
-_END_OF_STATEMENT = re.compile(
-    r"(?:[.?]|(?<!\d)!)(?=\s|[*_`\"')\]]*$)|,?\s+(?:because|since|as|which|so that)\s|;\s",
-    re.IGNORECASE,
-)
-_HASHES = re.compile(
-    r"^####[ \t]*([-+]?[$\u20ac\u00a3]?[ \t]*[-+]?\d[\d,./]*[ \t]*%?)[ \t]*$", re.MULTILINE
-)
-_ANSWER_KEY = re.compile(r'"(?:final[ _])?answer"\s*+:\s*+', re.IGNORECASE)
+_HASHES = re.compile(r"^####(?!#)[ \t]*(?=[-+$\u20ac\u00a3\u2212.\d\\])([^\n]+)$", re.MULTILINE)
+_TAG = re.compile(r"<(final[_-]?answer|answer|output|solution|result)>", re.IGNORECASE)
+_ANSWER_KEY = re.compile(r'"(?:final[ _]?)?(?:answer|result)"\s*+:\s*+', re.IGNORECASE)
+_ANSWER_KEYS = ("final_answer", "finalanswer", "answer", "result")
 _MAX_ANSWER_KEYS = 16
 _JSON = frozenset({"", "json", "json5", "jsonc"})
-_BOX = re.compile(r"\\f?boxed\s*\{")
+_BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
 _UNFINISHED = re.compile(r"\\f?boxed|answer[ \t*_`]*:", re.IGNORECASE)
-_BETWEEN_BOXES = re.compile(r"(?:[\s,;$.]|\\[()\[\]]|\band\b|\bor\b)*")
-_CHOICE_LINE = re.compile(r"\W{0,6}([A-Z])\W{0,6}|\W{0,4}([A-Z])\)[ \t*_]+\S.*")
+_BETWEEN_BOXES = re.compile(r"(?:[\s,;$.]|\\[()\[\]]|\\text\{|\}|\\quad|\band\b|\bor\b)*")
+
+# The end of a reply.
 _CHOICE_WITH_STOP = re.compile(r"[*_ ]*([A-Z])[.:][*_ ]+\S.*")
-_CHOICE_INSIDE = re.compile(
-    r"(?<!\w)\(([A-H])\)|\*\*([A-H])\*\*|\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer)[ \t]+\(?([A-H])\b(?!')"
-)
-_NUMBER = re.compile(
-    r"(?<![\w.,/^-])[-\u2212]?[$\u20ac\u00a3]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?%?(?![\w^])(?!,\d)"
-)
-_ASSERTED = re.compile(
-    r"(?:=|\u2248|\b(?:is|are|equals?|makes?|gives?|gets?|has|have|totals?|costs?)\b)\W{0,6}"
-    r"(?:(?:about|approximately|exactly|only|just)\s)?\W{0,6}",
+_COURTESY = re.compile(
+    r"\W*(?:let me know|would you like|i hope|hope (?:this|it|that)|feel free|if you(?:'d| would"
+    r"| have| need| want)|"
+    r"do you want|is there anything|happy to help|please let me|shall i|want me to|good luck"
+    r"|thanks?\b|"
+    r"m\u00f6chten sie|soll ich|voulez-vous|souhaitez|quieres|\u00bf|vuoi|gostaria|\u5982\u679c)",
     re.IGNORECASE,
 )
-_CONCLUDES = re.compile(r"\W{0,6}(?:so|thus|hence|therefore|in total|altogether)\b", re.IGNORECASE)
-_MAX_ASSERTION_LENGTH = 40
-_YES_OR_NO_FIRST = re.compile(
-    r"\W{0,9}(yes\b|no\b(?=[ \t]*(?:[.,:;!*)\n]|\Z|because\b|since\b)))", re.IGNORECASE
+_CHECK = re.compile(
+    r"\W*(?:check|checking|verification|verify|to verify|proof|note|explanation|reason(?:ing)?"
+    r"|justification|remark|"
+    r"caveat|sources?|references?|probe|hinweis|erkl\u00e4rung|v\u00e9rification|explication"
+    r"|comprobaci\u00f3n|verifica|"
+    r"verifica\u00e7\u00e3o|this assumes|here['\u2019]s (?:why|how)|\u89e3\u91ca"
+    r"|\u9a8c\u8bc1)\b[^\n]*",
+    re.IGNORECASE,
 )
-_YES_OR_NO_LAST = re.compile(r"\b(yes|no)\b\W*+\Z", re.IGNORECASE)
-_DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
-_PLACEHOLDER = re.compile(r"\W*|<.*>|\[?(?:your )?(?:final )?answer\]?", re.IGNORECASE)
-
-
-class Extracted(NamedTuple):
-    """An answer and its span in the text."""
-
-    answer: str
-    start: int
-    end: int
-
-    def moved(self, by: int) -> "Extracted":
-        """Return the answer with its span shifted by `by` characters."""
-        return Extracted(self.answer, self.start + by, self.end + by)
-
+_RULE = re.compile(r"[\W_]*")
+_DISPLAY = re.compile(r"\\\[.{0,1500}?\\\]|\$\$.{0,1500}?\$\$", re.DOTALL)
+_SENTENCE_END = re.compile(
+    r"(?<=[.!?\u3002\uff01\uff1f])(?<!\d\.)(?<![^\w][A-Z]\.)(?<!^[A-Z]\.)(?<!approx\.)(?<!ca\.)(?<!No\.)(?<!St\.)(?<!Mr\.)(?<!Dr\.)(?:\s+|(?<=[\u3002\uff01\uff1f]))"
+    r"(?=[^\Wa-z]|[$\\\"'(*\u00bf\u201c-])"
+    r"|(?<=\d\.)\s+(?=[A-Z](?!\w*\s\d{4})(?![a-z\u00e4]{1,8}\b(?<=uar|\u00e4rz|ril|Mai|uni|uli"
+    r"|ust|ber)))"
+)
+_CLOSED = re.compile(r"[.!?\u3002\u2713\u2705*$)`]\s*$")
+_CUT_OFF = re.compile(
+    r"\b(?:and|or|the|a|an|of|to|by|that|so|then|we|with|from|is|are|which|because|in|for|und|der"
+    r"|die|das|et|de|que|"
+    r"el|la|y|e|il|o|by the|now|times|plus|minus)\s*\Z|[,;(+=/\u00d7-]\s*\Z",
+    re.IGNORECASE,
+)
+_TABLE_ROW = re.compile(r"\|(?:[^|\n]*\|){2,}\s*")
+_TOTAL_ROW = re.compile(
+    rf"[\W_]*(?:{_BEFORE}(?:{_ANSWER}|{_RESULT})|totals?|sum|grand total|gesamt|summe|somme"
+    rf"|\u5408\u8ba1|\u5408\u8a08)\b",
+    re.IGNORECASE,
+)
+_HOW_MANY = re.compile(
+    r"\b(?:how|what|which|who|when|where|why|wie|was|welche\w*|wann|combien|quel\w*"
+    r"|cu\u00e1nt\w*|qu\u00e9|quant\w*|find|compute|calculate)\b",
+    re.IGNORECASE,
+)
+_CORRECTED = re.compile(r"\W+(?:wait|actually|hmm)\b", re.IGNORECASE)
+_YES_OR_NO_LAST = re.compile(
+    r"(?:\bso|\btherefore|\bthus|\bis|[,:\u2014-])\s+[*_]*(yes|no|true|false)\b\W*+\Z",
+    re.IGNORECASE,
+)
 
 Reader = Callable[[str], Extracted | None]
 
@@ -110,7 +187,9 @@ def _visible(text: str) -> list[tuple[int, int]]:
     for tag in _THINKING.finditer(text):
         if not depth:
             spans.append((at, tag.start()))
-        if not tag[1]:
+        if tag["token"]:
+            pass
+        elif not _is_closing(tag):
             depth += 1
         elif depth:
             depth -= 1
@@ -120,6 +199,10 @@ def _visible(text: str) -> list[tuple[int, int]]:
     if not depth:
         spans.append((at, len(text)))
     return spans
+
+
+def _is_closing(tag: re.Match[str]) -> bool:
+    return any(group in ("/", "end") for group in tag.groups())
 
 
 def extract_answer(text: str, how: AnswerFormat = "auto", *, question: str = "") -> str | None:
@@ -134,32 +217,45 @@ def extract(
     """Return the final answer of `text` with its span, or None if it has none.
 
     Reasoning blocks are skipped. "auto" returns the first of these that it finds: the text as JSON
-    (if it is an object with an "answer", the value), a marked line, a box, "the answer is ...",
-    GSM8K's "#### 42", a fenced JSON block, a choice in the last line, a reply of at most three
-    words, and last, because it is least reliable, the last number in a last line that is an
-    assertion. In the last case, numbers that `question` contains and numbers in questions are
-    ignored.
+    (if it is an object with an "answer", the value), an <answer> tag, a marked line, a box, "the
+    answer is ...", GSM8K's "#### 42", a line such as "Result: 42", a fenced JSON block, a first
+    line that is the answer, yes or no at the beginning, the choice or the conclusion of the last
+    line, and a reply of at most three words. `question` helps where a reply repeats it: "The
+    capital of France is Paris."
 
-    With `lenient`, "auto" also accepts the last number anywhere, or else a yes or no at the end or
-    at the beginning, and shortens a statement with a choice or a leading yes or no to that letter
-    or word. This suits the decoding methods, which cannot use a reply without an answer.
+    With `lenient`, "auto" also accepts the last value anywhere, or else a yes or no at the end.
+    This suits the decoding methods, which cannot use a reply without an answer.
+
+    An answer in a language with a decimal comma is returned with a decimal point.
     """
     spans = _visible(text)
     visible = "".join(text[start:end] for start, end in spans)
     stripped = visible.strip()
     if not stripped:
         return None
+    if how == "auto":
+        stripped = _first_turn(stripped)
     readers = _readers(how, question, lenient=lenient)
     found = next(filter(None, (read(stripped) for read in readers)), None)
     if found is None:
         return None
     start, end = found.start, found.end
     leading = len(visible) - len(visible.lstrip())
+    is_local = how == "auto" and "," in found.answer + "." and has_decimal_comma(stripped)
     return Extracted(
-        found.answer,
+        in_decimal_points(found.answer) if is_local else found.answer,
         _original(spans, leading + start),
         _original(spans, leading + end - 1) + 1,
     )
+
+
+def _first_turn(text: str) -> str:
+    """Return `text` without further questions that the model invented after its answer."""
+    for found in _NEXT_TURN.finditer(text):
+        before = text[: found.start()]
+        if _SAID.search(before) or _MARKED.search(before) or _HASHES.search(before):
+            return before.rstrip()
+    return text
 
 
 def _original(spans: Sequence[tuple[int, int]], index: int) -> int:
@@ -174,9 +270,14 @@ def _original(spans: Sequence[tuple[int, int]], index: int) -> int:
 def _readers(how: AnswerFormat, question: str, *, lenient: bool) -> Sequence[Reader]:
     if how != "auto":
         return [_READERS[how]]
-    if lenient:
-        return _LENIENT_READERS
-    return [*_AUTO_READERS, partial(_asserted_number, question=question)]
+    readers: list[Reader] = [
+        *_EXPLICIT_READERS,
+        partial(_first_word, question=question),
+        _first_line,
+        partial(_last_lines, question=question),
+        _short,
+    ]
+    return [*readers, _number, _last_yes_or_no] if lenient else readers
 
 
 def read_json(text: str) -> dict[str, object] | list[object] | None:
@@ -225,12 +326,60 @@ def _group(found: re.Match[str]) -> Extracted:
     return Extracted(found[at], *found.span(at))
 
 
+def _answers(text: str, cue: re.Pattern[str], read: Reader) -> Iterator[Extracted]:
+    """Yield what `read` finds after each match of `cue`, last match first."""
+    for found in reversed(list(cue.finditer(text))[-_MAX_PLACES:]):
+        if answer := read(text[found.end() : found.end() + MAX_LENGTH]):
+            yield answer.moved(found.end())
+
+
+def _stated(text: str, *, cue: re.Pattern[str], open_text: bool) -> Extracted | None:
+    read = partial(_boxed_or_stated, open_text=open_text)
+    return next(_answers(text, cue, read), None)
+
+
+def _boxed_or_stated(text: str, *, open_text: bool) -> Extracted | None:
+    first = re.match(r"\s*(?:\\\[|\$\$)?[^\n]*(?:\n\s*[^\n]*){0,2}", text)
+    boxed = _boxed(first[0]) if first else None
+    if boxed and not re.search(r"\n\s*\n.*\n\s*\n", text[: boxed.start].strip("\n")):
+        return boxed
+    if again := _SAID.match(text):
+        inner = statement(text[again.end() :], open_text=open_text)
+        if inner:
+            return inner.moved(again.end())
+    return statement(_one_block(text), open_text=open_text)
+
+
+def _one_block(text: str) -> str:
+    """Return `text` up to its first heading after the first line."""
+    heading = re.search(r"\n\s*(?:#{1,6}\s|---|\*\*[^*\n]{1,40}:?\*\*:?\s*\n)", text.lstrip())
+    leading = len(text) - len(text.lstrip())
+    return text[: leading + heading.start()] if heading else text
+
+
 def _marked(text: str) -> Extracted | None:
-    for line in reversed(list(_MARKED.finditer(text))):
-        value = line[1]
-        answer = _tidied(_boxed(value) or _said(value) or _whole(value))
+    return _marked_shortly(text) or _stated(text, cue=_MARKED, open_text=True)
+
+
+def _marked_shortly(text: str) -> Extracted | None:
+    """Return the last marked answer that is a value or a few words, not a sentence."""
+    return next(_answers(text, _MARKED, _value_or_few_words), None)
+
+
+def _value_or_few_words(text: str) -> Extracted | None:
+    if (value := _boxed_or_stated(text, open_text=False)) is not None:
+        return value
+    few = _boxed_or_stated(text, open_text=True)
+    return few if few and len(few.answer.split()) <= _MAX_STATED_WORDS else None
+
+
+def _tagged(text: str) -> Extracted | None:
+    for tag in reversed(list(_TAG.finditer(text))[-_MAX_PLACES:]):
+        end = text.find(f"</{tag[1]}", tag.end())
+        inner = text[tag.end() : end] if end >= 0 else ""
+        answer = _boxed(inner) or (contents(inner) if inner.strip() else None)
         if answer:
-            return answer.moved(line.start(1))
+            return answer.moved(tag.end())
     return None
 
 
@@ -242,8 +391,8 @@ def _boxed(text: str) -> Extracted | None:
             continue
         if boxes and not _BETWEEN_BOXES.fullmatch(text[end + 1 : boxes[0][0]]):
             break
-        if content := _stripped(text, box.end(), end):
-            boxes.insert(0, (box.start(), end + 1, content))
+        if content := contents(text[box.end() : end]):
+            boxes.insert(0, (box.start(), end + 1, content.moved(box.end())))
     answers = dict.fromkeys(content.answer for _, _, content in boxes)
     if len(answers) > 1:
         return Extracted(", ".join(answers), boxes[0][0], boxes[-1][1])
@@ -260,31 +409,11 @@ def _closing_brace(text: str, at: int) -> int | None:
     return None
 
 
-def _stripped(text: str, start: int, end: int) -> Extracted | None:
-    """Return `text[start:end]` stripped, or None if it is blank."""
-    part = text[start:end]
-    answer = part.strip()
-    start += len(part) - len(part.lstrip())
-    return Extracted(answer, start, start + len(answer)) if answer else None
-
-
-def _said(text: str, lead: re.Pattern[str] = _SAID) -> Extracted | None:
-    for found in reversed(list(lead.finditer(text))):
-        said = text[found.end() : found.end() + _MAX_STATEMENT_LENGTH].partition("\n")[0]
-        answer = _tidied(_boxed(said) or _whole(_statement(said)))
-        if answer:
-            return answer.moved(found.end())
-    return None
-
-
-def _statement(text: str) -> str:
-    """Return `text` up to the end of its first sentence, or up to a reason such as "because"."""
-    return _END_OF_STATEMENT.split(text, maxsplit=1)[0]
-
-
 def _hashes(text: str) -> Extracted | None:
-    found = list(_HASHES.finditer(text))
-    return _tidied(_group(found[-1])) if found else None
+    for found in reversed(list(_HASHES.finditer(text))[-_MAX_PLACES:]):
+        if answer := statement(found[1], open_text=False):
+            return answer.moved(found.start(1))
+    return None
 
 
 def _whole_json(text: str) -> Extracted | None:
@@ -306,7 +435,7 @@ def _answer_of(value: dict[str, object] | list[object], text: str) -> Extracted 
     if not isinstance(value, dict):
         return _whole(text)
     named = {name.lower().replace(" ", "_"): item for name, item in value.items()}
-    answer = named.get("final_answer", named.get("answer"))
+    answer = next((named[key] for key in _ANSWER_KEYS if named.get(key) is not None), None)
     if answer is None:
         return _whole(text)
     start, end = _span_of_value(answer, text)
@@ -338,115 +467,166 @@ def _json(text: str) -> Extracted | None:
 
 def _choice(text: str) -> Extracted | None:
     line = _last_line(text)
-    found = line and _CHOICE_WITH_STOP.fullmatch(line.answer)
-    return _group(found).moved(line.start) if line and found else _clear_choice(text)
-
-
-def _clear_choice(text: str) -> Extracted | None:
-    """Return the choice in the last line; the whole line if it may be a name ("C. difficile")."""
-    line = _last_line(text)
-    if line is None:
+    if line is None or len(line.answer) > MAX_LENGTH:
         return None
-    if _CHOICE_WITH_STOP.fullmatch(line.answer):
-        return _tidied(line)
-    if found := _CHOICE_LINE.fullmatch(line.answer):
+    if found := _CHOICE_WITH_STOP.fullmatch(line.answer):
         return _group(found).moved(line.start)
-    choices = [_group(found) for found in _CHOICE_INSIDE.finditer(line.answer)]
-    return choices[-1].moved(line.start) if len({c.answer for c in choices}) == 1 else None
+    answer = choice(line.answer, sure=False) or conclusion(line.answer, "")
+    is_letters = answer is not None and re.fullmatch(r"[A-Z](?:, [A-Z])*", answer.answer)
+    return answer.moved(line.start) if answer and is_letters else None
 
 
 def _short(text: str) -> Extracted | None:
-    asks = text.endswith("?") or text.startswith("I ")
+    asks = text.endswith(("?", "\uff1f")) or re.match(
+        r"(?:I|You|Let|Sure|Okay|OK|Hello|Hi)\b", text
+    )
     is_short = "\n" not in text and len(text.split()) <= _MAX_WORDS
-    return _tidied(_whole(text)) if is_short and not asks and not _UNFINISHED.search(text) else None
+    if (
+        not is_short
+        or asks
+        or _UNFINISHED.search(text)
+        or _MARKED.match(text)
+        or _SAID.search(text)
+    ):
+        return None
+    return tidied(_whole(text))
 
 
 def _number(text: str) -> Extracted | None:
-    numbers = list(_NUMBER.finditer(text))
-    return Extracted(numbers[-1][0], *numbers[-1].span()) if numbers else None
+    tail = text[-MAX_LENGTH:]
+    found = [v for v in values(tail) if re.search(r"[\d\\]", v.found.answer)]
+    return found[-1].found.moved(len(text) - len(tail)) if found else None
 
 
-def _asserted_number(text: str, question: str) -> Extracted | None:
-    line = _last_line(text)
-    if line is None or line.answer.endswith("?"):
+def _last_yes_or_no(text: str) -> Extracted | None:
+    found = re.search(r"\b(yes|no)\b\W*+\Z", text[-MAX_LENGTH:], re.IGNORECASE)
+    return _group(found).moved(max(0, len(text) - MAX_LENGTH)) if found else None
+
+
+def _first_word(text: str, question: str) -> Extracted | None:
+    """Return the yes, no, true or false with which a reply begins."""
+    if _HOW_MANY.search(question) and not re.search(r"true|false|yes", question, re.IGNORECASE):
         return None
-    last = _number(line.answer)
-    asked = {number.strip("$%\u20ac\u00a3") for number in _NUMBER.findall(question)}
-    if last is None or last.answer.strip("$%\u20ac\u00a3") in asked:
+    found = yes_or_no(text[:MAX_LENGTH])
+    if found is None:
         return None
-    before = line.answer[max(0, last.start - _MAX_ASSERTION_LENGTH) : last.start]
-    asserted = any(found.end() == len(before) for found in _ASSERTED.finditer(before))
-    return last.moved(line.start) if asserted or _CONCLUDES.match(line.answer) else None
+    if _CORRECTED.match(text, found.end):
+        return _last_yes_or_no(text)
+    last = _YES_OR_NO_LAST.search(text[-MAX_LENGTH:])
+    return _group(last).moved(max(0, len(text) - MAX_LENGTH)) if last else found
 
 
-def _last_word_number(text: str) -> Extracted | None:
-    """Return the number that the last line asserts, if no word follows it: 8 in "It is 8."."""
-    number = _asserted_number(text, question="")
-    return number if number and not re.search(r"\w", text[number.end :]) else None
+def _first_line(text: str) -> Extracted | None:
+    """Return the first line, without emphasis, if it is an answer and an explanation follows."""
+    line, _, rest = text.partition("\n")
+    if not rest.strip() or len(line) > MAX_LENGTH:
+        return None
+    bare = line.strip(" *_`#>.!\u3002")
+    if found := choice(line, sure=True):
+        is_it = line.lstrip("* (")[:1] == found.answer[:1]
+        return found if is_it and not re.search(r"\n\W*\(?B[).]", rest) else None
+    if not bare:
+        return None
+    at = line.index(bare)
+    spoken = value_at(line, at)
+    if spoken and spoken.end >= at + len(bare) and not _listed(line):
+        return spoken.found
+    return None
+
+
+def _listed(line: str) -> bool:
+    return re.match(r"\s*(?:\d+[.)]\s|[-*]\s|#)", line) is not None
+
+
+def _last_lines(text: str, question: str) -> Extracted | None:
+    """Return the conclusion of the last line, courtesies and checks after it left out."""
+    if _cut_off_box(text):
+        return None
+    flat = _DISPLAY.sub(lambda found: found[0].replace("\n", " "), text)
+    end = len(flat)
+    for _ in range(_MAX_LINES):
+        start = flat.rfind("\n", 0, end) + 1
+        line = flat[start:end]
+        if _RULE.fullmatch(line) or _COURTESY.match(line) or (start and _CHECK.match(line)):
+            end = start - 1
+            if end <= 0:
+                return None
+            continue
+        answer = (
+            _table_total(line) if _TABLE_ROW.fullmatch(line) else _last_sentence(line, question)
+        )
+        return answer.moved(start) if answer else None
+    return None
+
+
+def _cut_off_box(text: str) -> bool:
+    boxes = list(_BOX.finditer(text))
+    return bool(boxes) and _closing_brace(text, boxes[-1].end()) is None
+
+
+def _table_total(row: str) -> Extracted | None:
+    """Return the last cell of a row that is labelled "Total" or "Answer"."""
+    cells = [cell for cell in re.finditer(r"[^|]+", row) if cell[0].strip()]
+    if len(cells) < 2 or not _TOTAL_ROW.match(cells[0][0]):
+        return None
+    answer = statement(cells[-1][0], open_text=True)
+    return answer.moved(cells[-1].start()) if answer else None
+
+
+def _last_sentence(line: str, question: str) -> Extracted | None:
+    line_start = max(0, len(line) - 4 * MAX_LENGTH)
+    line = line[line_start:]
+    starts = [0, *(found.end() for found in _SENTENCE_END.finditer(line))]
+    ends = [*starts[1:], len(line)]
+    sentences = list(zip(starts, ends, strict=True))[-_MAX_SENTENCES:]
+    is_last = True
+    for start, end in reversed(sentences):
+        sentence = line[start:end].rstrip()
+        if not sentence or _COURTESY.match(sentence):
+            continue
+        if is_last and _CUT_OFF.search(sentence):
+            return None
+        answer = _sentence(sentence, question, is_only=len(sentences) == 1, is_last=is_last)
+        if answer:
+            return answer.moved(start + line_start)
+        if is_last and len(sentences) > 1 and not _CLOSED.search(sentence):
+            return None
+        is_last = False
+    return None
+
+
+def _sentence(sentence: str, question: str, *, is_only: bool, is_last: bool) -> Extracted | None:
+    bare = sentence.strip("*_ ")
+    if is_only and (found := choice(sentence)) and (len(bare) < 80):
+        return found
+    if is_only and len(bare) < 80 and _CHOICE_WITH_STOP.fullmatch(bare):
+        return tidied(_whole(sentence))
+    if is_last and (whole := _whole_value(sentence)):
+        return whole
+    found = conclusion(sentence, question, sentence_only=not is_last)
+    if found is None and is_only and _bold_name(sentence):
+        found = statement(sentence, open_text=True)
+    return found
+
+
+def _whole_value(sentence: str) -> Extracted | None:
+    """Return the sentence if it is nothing but a value, as in "42 apples."."""
+    first = re.match(r"[\s*_=\u2248>]*", sentence)
+    at = first.end() if first else 0
+    spoken = value_at(sentence, at)
+    if spoken and re.fullmatch(r"[\s*_.!\u3002\u2713\u2705]*", sentence[spoken.end :]):
+        return spoken.found
+    return None
+
+
+def _bold_name(sentence: str) -> bool:
+    return re.match(r"\s*\*\*[^*\n]{1,60}\*\*\s*(?:\(|$|[,.\u2014\u2013-])", sentence) is not None
 
 
 def _last_line(text: str) -> Extracted | None:
     end = len(text.rstrip())
-    return _stripped(text, text.rfind("\n", 0, end) + 1, end)
-
-
-def _tidied(found: Extracted) -> Extracted | None:
-    """Return `found` without emphasis, math delimiters and full stop; None for a placeholder."""
-    text = found.answer
-    start, end = _tidy_span(text)
-    if _PLACEHOLDER.fullmatch(text, start, end):
-        return None
-    if not _is_verbatim(found):
-        return found._replace(answer=text[start:end])
-    return Extracted(text[start:end], found.start + start, found.start + end)
-
-
-def _tidy_span(text: str) -> tuple[int, int]:
-    start, end = 0, len(text)
-    before = (-1, -1)
-    while before != (start, end):
-        before = start, end
-        while start < end and _is_decoration(text[start]):
-            start += 1
-        while start < end and _is_decoration(text[end - 1]):
-            end -= 1
-        if text.endswith(".", start, end) and not text.endswith("..", start, end):
-            end -= 1
-        for opening, closing in _DELIMITERS:
-            first, last = start + len(opening), end - len(closing)
-            enclosed = text.startswith(opening, start) and text.endswith(closing, first, end)
-            if enclosed and opening not in text[first:last]:
-                start, end = first, last
-    return start, end
-
-
-def _is_decoration(character: str) -> bool:
-    return character in "*`" or character.isspace()
-
-
-def _is_verbatim(found: Extracted) -> bool:
-    return len(found.answer) == found.end - found.start
-
-
-def _narrowed(text: str, read: Reader) -> Extracted | None:
-    """Return the answer that `read` finds, shortened to the letter of a choice or a yes or no."""
-    found = read(text)
-    if found is None or not _is_verbatim(found):
-        return found
-    first = _YES_OR_NO_FIRST.match(found.answer)
-    word = _clear_choice(found.answer) or (_group(first) if first else None)
-    return word.moved(found.start) if word else found
-
-
-def _short_or_yes_or_no(text: str) -> Extracted | None:
-    short = _short(text)
-    return short and (_yes_or_no(text) or short)
-
-
-def _yes_or_no(text: str) -> Extracted | None:
-    """Return the yes or no at the end of `text`, or else at its beginning."""
-    found = _YES_OR_NO_LAST.search(text) or _YES_OR_NO_FIRST.match(text)
-    return _group(found) if found else None
+    line = part(text, text.rfind("\n", 0, end) + 1, end)
+    return line if line.answer else None
 
 
 _READERS: Mapping[AnswerFormat, Reader] = {
@@ -457,26 +637,15 @@ _READERS: Mapping[AnswerFormat, Reader] = {
     "json": _json,
     "last_line": _last_line,
 }
-_AUTO_READERS: Sequence[Reader] = (
+_EXPLICIT_READERS: Sequence[Reader] = (
     _whole_json,
-    _marked,
+    _tagged,
+    _marked_shortly,
     _boxed,
-    _said,
+    partial(_stated, cue=_MARKED, open_text=True),
+    partial(_stated, cue=_SAID, open_text=False),
     _hashes,
+    partial(_stated, cue=_RESULT_LINE, open_text=False),
+    partial(_stated, cue=_SAID, open_text=True),
     _fenced_json,
-    _clear_choice,
-    _short,
-)
-_LENIENT_READERS: Sequence[Reader] = (
-    _whole_json,
-    partial(_narrowed, read=_marked),
-    _boxed,
-    partial(_narrowed, read=partial(_said, lead=_STATED)),
-    _hashes,
-    _fenced_json,
-    _clear_choice,
-    _last_word_number,
-    _short_or_yes_or_no,
-    _number,
-    _yes_or_no,
 )

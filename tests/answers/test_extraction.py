@@ -56,11 +56,10 @@ def test_golden_answers(case: dict[str, Any]) -> None:
     assert (found.answer if found else None) == case["expected"]
 
 
-def test_a_number_restated_from_the_question_is_no_answer() -> None:
+def test_a_number_that_stands_in_the_question_can_be_the_answer() -> None:
     reply = "The bag holds apples. So the number is 12"
     assert extract_answer(reply) == "12"
-    assert extract_answer(reply, question="A bag with 12 apples loses 5.") is None
-    assert extract_answer(f"{reply}\nANSWER: 12", question="Is it 12 or 5?") == "12"
+    assert extract_answer(reply, question="A bag with 12 apples loses 5.") == "12"
 
 
 def test_a_line_that_begins_with_the_article_votes_for_no_choice() -> None:
