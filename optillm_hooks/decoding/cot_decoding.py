@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, Field
 
 from optillm_hooks.answers.equivalence import classes
-from optillm_hooks.answers.extraction import Extracted, extract
+from optillm_hooks.answers.extraction import extract
+from optillm_hooks.answers.values import Extracted
 from optillm_hooks.types import FinishReason, Json
 
 
