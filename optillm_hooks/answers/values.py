@@ -9,6 +9,7 @@ The texts are short (a sentence), so regular expressions with limited nesting su
 """
 
 import re
+from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -93,8 +94,7 @@ _POSTFIX = (
     rf"|\w+)"
     r"|(?<=[A-Za-z\])}])!|!(?=\s?[-+=/*×·^)!])|\s?%|\s?‰|\s?°(?:\s?[CF](?![A-Za-z]))?|[′″])"
 )
-_SIGN = r"(?:[-+−–±~]|\\pm)?\s?"
-_TIGHT = rf"(?:[-+−–±√]|\\pm\s?)?(?:[\"“'‘](?=\d))?{_ATOM}(?:{_POSTFIX}|{_ATOM})*+"
+_SIGN = r"(?:[-+−–±√]|\\pm\s?)?(?:[\"“'‘](?=\d))?"
 _RELATION = (
     r"(?:[<>!:]=|[=<>≈≃≅≤≥≠≡∈⊂⊆~]|\\(?:approx|leq?|geq?|neq?|in|equiv|sim|simeq|lt|gt)(?![A-Za-z]))"
 )
@@ -104,7 +104,6 @@ _JOIN = (
     r"|[-–—‑:]|\s[-–:]\s|\*\*(?=[\d(])"
     r"|(?<=\d)\s(?=\d{1,3}[/⁄]\d)|\s(?=[πθ√∞]))"
 )
-_RUN = rf"{_TIGHT}(?:{_JOIN}{_TIGHT})*+"
 
 # Numbers with words.
 _MONTH = (
@@ -198,25 +197,44 @@ _PROPORTION = (
     r"|(?<![\d.,])\d+(?:[.,]\d+)?\s(?:out\sof|to|bis|zu|von|sur|auf|à|a|su|over|of\sthe"
     r"|of)\s\d[\d.,]*(?<=\d)|(?:one|1)\sin\s\d+"
 )
-_UNIT, _DATES, _PHRASES, _RUN = (
-    pattern.replace(r"\s", r"[ \t\u00a0\u202f]")  # a value does not extend over a line break
-    for pattern in (_UNIT, f"{_DATE}|{_TIME}", f"{_PROPORTION}|{_COMPOUND}", _RUN)
-)
-VALUE = re.compile(
+
+
+def _on_a_line(pattern: str) -> re.Pattern[str]:
+    """Return `pattern`, compiled; a value does not extend over a line break."""
+    return re.compile(pattern.replace(r"\s", r"[ \t\u00a0\u202f]"))
+
+
+_DELIMITED = re.compile(
     r"(?P<math>\$\$(?P<m1>[^$]+)\$\$|\$(?=[^\s$])(?P<m2>(?:\\\$|[^$\n])*+)(?<=\S)\$(?!\d)"
-    rf"|\\\((?P<m3>.+?)\\\)|\\\[(?P<m4>.+?)\\\])(?P<unit>{_UNIT})"
-    r"|(?P<code>`+)(?P<inside>[^`\n]+)(?P=code)"
-    rf"|(?P<date>{_DATES})|(?P<words>(?:{_PHRASES}){_UNIT})"
-    rf"|(?P<run>(?<![{LETTERS}\d@#])(?<![{LETTERS}\d]_){_RUN})(?P<run_unit>{_UNIT})",
+    r"|\\\((?P<m3>.+?)\\\)|\\\[(?P<m4>.+?)\\\])|(?P<code>`+)(?P<inside>[^`\n]+)(?P=code)",
     re.DOTALL,
 )
-"""A value in the text of a sentence."""
+
+
+class _Grammar(NamedTuple):
+    date: re.Pattern[str]
+    words: re.Pattern[str]
+    unit: re.Pattern[str]
+    sign: re.Pattern[str]
+    atom: re.Pattern[str]
+    postfix: re.Pattern[str]
+    join: re.Pattern[str]
+
+
+@cache
+def _grammar() -> _Grammar:
+    """Return the compiled patterns; at first use, because compiling takes some 40 ms."""
+    dates, phrases = f"{_DATE}|{_TIME}", f"{_PROPORTION}|{_COMPOUND}"
+    return _Grammar(*map(_on_a_line, (dates, phrases, _UNIT, _SIGN, _ATOM, _POSTFIX, _JOIN)))
+
+
+_START = re.compile(rf"(?<![{LETTERS}\d@#])(?<![{LETTERS}\d]_)[^\s*]")
+"""Where a value can begin."""
 
 _HAS_DIGIT = re.compile(r"[\d½⅓⅔¼¾πθ∞∅]|\\[A-Za-z]")
 _ONLY_A_NAME = re.compile(
     r"\W*(?:[A-Za-z]|[A-Za-z]{1,2}[\d₀-₉]+[A-Za-z\d₀-₉]*|\([A-Za-z]\)|\\[A-Za-z]+)['′]*\W*"
 )
-_NUMBER_WITH_WORDS = re.compile(r"\s?[½\d.,'’/ +−-]+$")
 
 # Chains of equations.
 _EQUALS = re.compile(r"(?<![<>!:=])=(?!=)|\\equiv(?![A-Za-z])|≡")
@@ -306,44 +324,91 @@ class Value(NamedTuple):
     is_equation: bool = False
 
 
-def value(found: re.Match[str]) -> Value | None:
-    """Return the value that `VALUE` found, or None if it is just a name such as "x" or "v2"."""
-    kind = next(k for k in ("math", "code", "date", "words", "run") if found[k] is not None)
-    start, end = found.span()
-    if kind == "math":
-        name = next(n for n in ("m1", "m2", "m3", "m4") if found[n] is not None)
-        inner = settled(found[name]).moved(found.start(name))
-        if (unit := found["unit"].strip()) and "$" not in unit:
-            inner = Extracted(f"{inner.answer} {unit}", inner.start, end)
-        equation = bool(_EQUALS.search(found[name]))
-        return Value(inner, start, end, kind, equation) if inner.answer.strip() else None
-    if kind == "code":
-        return Value(part(found.string, *found.span("inside")), start, end, kind)
-    if kind in ("date", "words"):
-        return Value(part(found.string, start, end), start, end, kind)
-    text = found["run"]
-    is_formula = _HAS_DIGIT.search(text) or re.search(r"[=<>≤≥∈+*^]", text)
-    if not is_formula or _ONLY_A_NAME.fullmatch(text):
+def value_at(text: str, at: int) -> Value | None:
+    """Return the whole value that begins at `at`, or None.
+
+    A mere name, such as "x" or "v2", is no value.
+    """
+    if not _START.match(text, at):
         return None
-    has_unit = bool(found["run_unit"].strip()) and not _has_variables(settled(text).answer)
-    if has_unit:
-        inner = settled(text)
-        whole = part(found.string, start + inner.start, end)
-    else:
-        end = start + len(text)
-        whole = settled(text).moved(start)
-    return Value(whole, start, end, kind, bool(_EQUALS.search(text)))
+    if found := _DELIMITED.match(text, at):
+        return _in_delimiters(found)
+    if found := _grammar().date.match(text, at):
+        return Value(part(text, at, found.end()), at, found.end(), "date")
+    if found := _grammar().words.match(text, at):
+        end = _after_unit(text, found.end())
+        return Value(part(text, at, end), at, end, "words")
+    return _expression(text, at)
+
+
+def _after_unit(text: str, at: int) -> int:
+    found = _grammar().unit.match(text, at)
+    return found.end() if found else at
+
+
+def _in_delimiters(found: re.Match[str]) -> Value | None:
+    start, end = found.span()
+    if found["code"]:
+        return Value(part(found.string, *found.span("inside")), start, end, "code")
+    name = next(n for n in ("m1", "m2", "m3", "m4") if found[n] is not None)
+    inner = settled(found[name]).moved(found.start(name))
+    if not inner.answer:
+        return None
+    after = _after_unit(found.string, end)
+    unit = found.string[end:after].strip()
+    if unit and "$" not in unit:
+        end = after
+        inner = Extracted(f"{inner.answer} {unit}", inner.start, end)
+    return Value(inner, start, end, "math", bool(_EQUALS.search(found[name])))
+
+
+def _expression(text: str, at: int) -> Value | None:
+    end = _end_of_run(text, at)
+    run = text[at:end]
+    is_formula = _HAS_DIGIT.search(run) or re.search(r"[=<>≤≥∈+*^]", run)
+    if not is_formula or _ONLY_A_NAME.fullmatch(run):
+        return None
+    inner = settled(run).moved(at)
+    is_equation = bool(_EQUALS.search(run))
+    after = _after_unit(text, end)
+    if after > end and not _has_variables(inner.answer):
+        return Value(part(text, inner.start, after), at, after, "run", is_equation)
+    return Value(inner, at, end, "run", is_equation)
+
+
+def _end_of_run(text: str, at: int) -> int:
+    """Return the end of the operands and operators that follow each other from `at` on."""
+    end = _end_of_operand(text, at)
+    while end > at and (join := _grammar().join.match(text, end)):
+        after = _end_of_operand(text, join.end())
+        if after == join.end():
+            break
+        end = after
+    return end
+
+
+def _end_of_operand(text: str, at: int) -> int:
+    sign = _grammar().sign.match(text, at)
+    atom, postfix = _grammar().atom, _grammar().postfix
+    first = atom.match(text, sign.end() if sign else at)
+    if first is None:
+        return at
+    end = first.end()
+    while more := postfix.match(text, end) or atom.match(text, end):
+        end = more.end()
+    return end
 
 
 def values(text: str) -> list[Value]:
     """Return the whole values in `text`, in order."""
-    return [v for found in VALUE.finditer(text) if (v := value(found)) is not None]
-
-
-def value_at(text: str, at: int) -> Value | None:
-    """Return the whole value that begins at `at`, or None."""
-    found = VALUE.match(text, at)
-    return value(found) if found else None
+    found: list[Value] = []
+    at = 0
+    while start := _START.search(text, at):
+        item = value_at(text, start.start())
+        if item:
+            found.append(item)
+        at = item.end if item else max(_end_of_run(text, start.start()), start.end())
+    return found
 
 
 _LOCAL_NUMBER = re.compile(
