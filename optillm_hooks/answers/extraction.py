@@ -18,6 +18,7 @@ from optillm_hooks.answers.phrases import (
     CJK_ANSWER,
     CJK_COPULA,
     CJK_RESULT,
+    Pattern,
     has_decimal_comma,
     words,
 )
@@ -56,14 +57,14 @@ _MAX_LINES = 12
 _MAX_SENTENCES = 4
 
 # Reasoning blocks.
-_THINKING = re.compile(
+_THINKING = Pattern(
     r"<(/?)(?:think|thinking|thought|reasoning|seed:think|scratchpad)>"
     r"|\u25c1(/?)think\u25b7|\[(/?)THINK\]|<\|(begin|end)_of_thought\|>"
     r"|<\|channel\|>(?:analysis|commentary)<\|message\|>|<\|(end)\|>"
     r"|(?P<token><\|start\|>assistant|<\|channel\|>final<\|message\|>|<\|[a-z_]{1,30}\|>)",
     re.IGNORECASE,
 )
-_NEXT_TURN = re.compile(
+_NEXT_TURN = Pattern(
     r"^(?:\s*#{1,4}\s*)?(?:Human|User|Question|Q|Problem|Instruction)\s*\d*\s*:|^<\|(?:im_start"
     r"|user)\|>",
     re.MULTILINE,
@@ -84,19 +85,19 @@ _ASIDE = r"(?:[ \t]*[(\uff08][^()\n]{0,40}[)\uff09])?"
 _SEPARATOR = r"(?:[:\uff1a=|]|->|\u2192|\s[-\u2013\u2014](?=\s))"
 _DECORATED = r"[ \t*_`\u00a0]*"
 _LINE_START = r"^[^\w\n(\[{$\\]{0,14}"
-_MARKED = re.compile(
+_MARKED = Pattern(
     rf"{_LINE_START}(?:{_BEFORE}{_ANSWER}{_AFTER}(?!\w)|[^\W\d_]{{0,4}}(?:{CJK_ANSWER})|A(?=:)"
     rf"|Ans\.)"
     rf"{_DECORATED}{_ASIDE}{_DECORATED}(?:{_SEPARATOR}|(?<=Ans\.)|(?=[*_ ]*\n)){_DECORATED}",
     re.IGNORECASE | re.MULTILINE,
 )
-_RESULT_LINE = re.compile(
+_RESULT_LINE = Pattern(
     rf"{_LINE_START}(?:{_BEFORE}{_RESULT}{_AFTER}(?!\w)|(?:{CJK_RESULT}))(?:\s(?:cost|time|amount"
     rf"|distance|price))?"
     rf"{_DECORATED}{_ASIDE}{_DECORATED}(?:{_SEPARATOR}|(?=[*_ ]*\n)){_DECORATED}",
     re.IGNORECASE | re.MULTILINE,
 )
-_SAID = re.compile(
+_SAID = Pattern(
     rf"(?:(?<!\w)(?:{_ANSWER}|{_RESULT}|(?:correct|right|best|final)\s{words(lambda w: w.option)}"
     rf"|{words(lambda w: w.option)}\s(?:correct[ae]?|corrett[ao]|certa)){_AFTER}"
     rf"(?:\s+(?:to|for|of"
@@ -107,19 +108,19 @@ _SAID = re.compile(
     rf"[ \t]*[:\uff1a]?",
     re.IGNORECASE,
 )
-_HASHES = re.compile(r"^####(?!#)[ \t]*(?=[-+$\u20ac\u00a3\u2212.\d\\])([^\n]+)$", re.MULTILINE)
-_TAG = re.compile(r"<(final[_-]?answer|answer|output|solution|result)>", re.IGNORECASE)
-_ANSWER_KEY = re.compile(r'"(?:final[ _]?)?(?:answer|result)"\s*+:\s*+', re.IGNORECASE)
+_HASHES = Pattern(r"^####(?!#)[ \t]*(?=[-+$\u20ac\u00a3\u2212.\d\\])([^\n]+)$", re.MULTILINE)
+_TAG = Pattern(r"<(final[_-]?answer|answer|output|solution|result)>", re.IGNORECASE)
+_ANSWER_KEY = Pattern(r'"(?:final[ _]?)?(?:answer|result)"\s*+:\s*+', re.IGNORECASE)
 _ANSWER_KEYS = ("final_answer", "finalanswer", "answer", "result")
 _MAX_ANSWER_KEYS = 16
 _JSON = frozenset({"", "json", "json5", "jsonc"})
-_BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
-_UNFINISHED = re.compile(r"\\f?boxed|answer[ \t*_`]*:", re.IGNORECASE)
-_BETWEEN_BOXES = re.compile(r"(?:[\s,;$.]|\\[()\[\]]|\\text\{|\}|\\quad|\band\b|\bor\b)*")
+_BOX = Pattern(r"\\f?box(?:ed)?\s*\{")
+_UNFINISHED = Pattern(r"\\f?boxed|answer[ \t*_`]*:", re.IGNORECASE)
+_BETWEEN_BOXES = Pattern(r"(?:[\s,;$.]|\\[()\[\]]|\\text\{|\}|\\quad|\band\b|\bor\b)*")
 
 # The end of a reply.
-_CHOICE_WITH_STOP = re.compile(r"[*_ ]*([A-Z])[.:][*_ ]+\S.*")
-_COURTESY = re.compile(
+_CHOICE_WITH_STOP = Pattern(r"[*_ ]*([A-Z])[.:][*_ ]+\S.*")
+_COURTESY = Pattern(
     r"\W*(?:let me know|would you like|i hope|hope (?:this|it|that)|feel free|if you(?:'d| would"
     r"| have| need| want)|"
     r"do you want|is there anything|happy to help|please let me|shall i|want me to|good luck"
@@ -127,7 +128,7 @@ _COURTESY = re.compile(
     r"m\u00f6chten sie|soll ich|voulez-vous|souhaitez|quieres|\u00bf|vuoi|gostaria|\u5982\u679c)",
     re.IGNORECASE,
 )
-_CHECK = re.compile(
+_CHECK = Pattern(
     r"\W*(?:check|checking|verification|verify|to verify|proof|note|explanation|reason(?:ing)?"
     r"|justification|remark|"
     r"caveat|sources?|references?|probe|hinweis|erkl\u00e4rung|v\u00e9rification|explication"
@@ -136,34 +137,34 @@ _CHECK = re.compile(
     r"|\u9a8c\u8bc1)\b[^\n]*",
     re.IGNORECASE,
 )
-_RULE = re.compile(r"[\W_]*")
-_DISPLAY = re.compile(r"\\\[.{0,1500}?\\\]|\$\$.{0,1500}?\$\$", re.DOTALL)
-_SENTENCE_END = re.compile(
+_RULE = Pattern(r"[\W_]*")
+_DISPLAY = Pattern(r"\\\[.{0,1500}?\\\]|\$\$.{0,1500}?\$\$", re.DOTALL)
+_SENTENCE_END = Pattern(
     r"(?<=[.!?\u3002\uff01\uff1f])(?<!\d\.)(?<![^\w][A-Z]\.)(?<!^[A-Z]\.)(?<!approx\.)(?<!ca\.)(?<!No\.)(?<!St\.)(?<!Mr\.)(?<!Dr\.)(?:\s+|(?<=[\u3002\uff01\uff1f]))"
     r"(?=[^\Wa-z]|[$\\\"'(*\u00bf\u201c-])"
     r"|(?<=\d\.)\s+(?=[A-Z](?!\w*\s\d{4})(?![a-z\u00e4]{1,8}\b(?<=uar|\u00e4rz|ril|Mai|uni|uli"
     r"|ust|ber)))"
 )
-_CLOSED = re.compile(r"[.!?\u3002\u2713\u2705*$)`]\s*$")
-_CUT_OFF = re.compile(
+_CLOSED = Pattern(r"[.!?\u3002\u2713\u2705*$)`]\s*$")
+_CUT_OFF = Pattern(
     r"\b(?:and|or|the|a|an|of|to|by|that|so|then|we|with|from|is|are|which|because|in|for|und|der"
     r"|die|das|et|de|que|"
     r"el|la|y|e|il|o|by the|now|times|plus|minus)\s*\Z|[,;(+=/\u00d7-]\s*\Z",
     re.IGNORECASE,
 )
-_TABLE_ROW = re.compile(r"\|(?:[^|\n]*\|){2,}\s*")
-_TOTAL_ROW = re.compile(
+_TABLE_ROW = Pattern(r"\|(?:[^|\n]*\|){2,}\s*")
+_TOTAL_ROW = Pattern(
     rf"[\W_]*(?:{_BEFORE}(?:{_ANSWER}|{_RESULT})|totals?|sum|grand total|gesamt|summe|somme"
     rf"|\u5408\u8ba1|\u5408\u8a08)\b",
     re.IGNORECASE,
 )
-_HOW_MANY = re.compile(
+_HOW_MANY = Pattern(
     r"\b(?:how|what|which|who|when|where|why|wie|was|welche\w*|wann|combien|quel\w*"
     r"|cu\u00e1nt\w*|qu\u00e9|quant\w*|find|compute|calculate)\b",
     re.IGNORECASE,
 )
-_CORRECTED = re.compile(r"\W+(?:wait|actually|hmm)\b", re.IGNORECASE)
-_YES_OR_NO_LAST = re.compile(
+_CORRECTED = Pattern(r"\W+(?:wait|actually|hmm)\b", re.IGNORECASE)
+_YES_OR_NO_LAST = Pattern(
     r"(?:\bso|\btherefore|\bthus|\bis|[,:\u2014-])\s+[*_]*(yes|no|true|false)\b\W*+\Z",
     re.IGNORECASE,
 )
@@ -326,14 +327,14 @@ def _group(found: re.Match[str]) -> Extracted:
     return Extracted(found[at], *found.span(at))
 
 
-def _answers(text: str, cue: re.Pattern[str], read: Reader) -> Iterator[Extracted]:
+def _answers(text: str, cue: Pattern, read: Reader) -> Iterator[Extracted]:
     """Yield what `read` finds after each match of `cue`, last match first."""
     for found in reversed(list(cue.finditer(text))[-_MAX_PLACES:]):
         if answer := read(text[found.end() : found.end() + MAX_LENGTH]):
             yield answer.moved(found.end())
 
 
-def _stated(text: str, *, cue: re.Pattern[str], open_text: bool) -> Extracted | None:
+def _stated(text: str, *, cue: Pattern, open_text: bool) -> Extracted | None:
     read = partial(_boxed_or_stated, open_text=open_text)
     return next(_answers(text, cue, read), None)
 

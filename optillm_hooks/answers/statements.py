@@ -10,7 +10,14 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from optillm_hooks.answers.code_blocks import code_blocks
-from optillm_hooks.answers.phrases import CJK_CHOOSE, CJK_ENDS, CJK_VERBS, CJK_YES_NO, words
+from optillm_hooks.answers.phrases import (
+    CJK_CHOOSE,
+    CJK_ENDS,
+    CJK_VERBS,
+    CJK_YES_NO,
+    Pattern,
+    words,
+)
 from optillm_hooks.answers.values import LETTERS, Extracted, Value, part, settled, value_at, values
 
 MAX_LENGTH = 600
@@ -20,36 +27,36 @@ _MAX_NAME_WORDS = 6
 
 # Decoration.
 _DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("“", "”"), ('"', '"'))
-_PLACEHOLDER = re.compile(
+_PLACEHOLDER = Pattern(
     r"\W*|<.*>|\[?(?:your |the )?(?:final |numerical )?(?:answer|letter|value)(?: here)?\]?",
     re.IGNORECASE,
 )
-_WRAPPED = re.compile(r"\s*\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it|sf)|mbox)\s*\{([^{}]*)\}[\s.]*")
-_BOLD = re.compile(r"(?:\*\*|__)(?=[^\s*_])([^*\n]+?)[ \t]*(?:\*\*|__)(?!\*)")
-_LABEL = re.compile(r"[:：]\s*$")
+_WRAPPED = Pattern(r"\s*\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it|sf)|mbox)\s*\{([^{}]*)\}[\s.]*")
+_BOLD = Pattern(r"(?:\*\*|__)(?=[^\s*_])([^*\n]+?)[ \t]*(?:\*\*|__)(?!\*)")
+_LABEL = Pattern(r"[:：]\s*$")
 
 # Statements.
 _BECAUSE = words(lambda w: w.because)
 _NOT = words(lambda w: w.negation)
 _AND = words(lambda w: w.conjunction)
-_END_OF_STATEMENT = re.compile(
+_END_OF_STATEMENT = Pattern(
     rf"(?:[.?](?!\d)|(?<!\d)!)(?=\s|[*_`\"')\]]*$)|[。！？]|,?\s+{_BECAUSE}\s|;\s|\s[—–]\s"
     rf"|,\s+{_NOT}\s",
     re.IGNORECASE,
 )
 _OPTION = rf"(?:{words(lambda w: w.option)}(?!\w)|选项|選項)"
-_SKIPPED = re.compile(
+_SKIPPED = Pattern(
     rf"(?:[\s*_`:：>=≈~→“\"]|\\(?:approx|quad|,|;)|[-•–](?=\s)|{words(lambda w: w.filler)}(?!\w)"
     r"|(?:the\s)?(?:number|value|set|equation|interval|point|matrix|vector|ratio|date"
     r"|time)\s(?:of\s|is\s)?)*+",
     re.IGNORECASE,
 )
-_NOT_BUT = re.compile(
+_NOT_BUT = Pattern(
     rf"\W*{_NOT}\s.{{1,60}}?,?\s(?:but|sondern|mais|sino|ma|bensì|mas|maar)\s(?:rather\s)?",
     re.IGNORECASE,
 )
-_NEGATED = re.compile(r"\W*(?:not|nicht|pas)\b(?! necessarily)", re.IGNORECASE)
-_UNKNOWN = re.compile(
+_NEGATED = Pattern(r"\W*(?:not|nicht|pas)\b(?! necessarily)", re.IGNORECASE)
+_UNKNOWN = Pattern(
     r"\W*(?:unknown|unclear|undetermined|un?certain|unavailable|based|obtained|given by|found"
     r"|as follows"
     r"|cannot be|can't be|can be|let'?s|let us|first|we\b|to\b|i\b|in\b|the following|derived"
@@ -57,40 +64,40 @@ _UNKNOWN = re.compile(
     r"|step|dependent|different|provided|below|above|shown|correct\W*$|wrong|incorrect)",
     re.IGNORECASE,
 )
-_REJECTED_REST = re.compile(
+_REJECTED_REST = Pattern(
     r"\s*(?:(?:times|mal|fois|veces|volte|vezes|than|more than|less than|fewer than|plus|minus"
     r"|divided|"
     r"multiplied|modulo|mod|older|younger)\b|\d|[\\+/=×·^)\]}<>]|\*(?!\*)|-\w)",
     re.IGNORECASE,
 )
-_OF_MORE = re.compile(r"\s*of\b(?! (?:them|these|those|which)\b)", re.IGNORECASE)
-_BETWEEN_ITEMS = re.compile(rf"\s*(?:,\s*(?:{_AND}\s)?|{_AND}\s|;\s)\s*", re.IGNORECASE)
+_OF_MORE = Pattern(r"\s*of\b(?! (?:them|these|those|which)\b)", re.IGNORECASE)
+_BETWEEN_ITEMS = Pattern(rf"\s*(?:,\s*(?:{_AND}\s)?|{_AND}\s|;\s)\s*", re.IGNORECASE)
 
 # Choices, and yes or no.
 _WRAPPING = r"(?:[\s*_`\"'$<\[]|\\?\\(?:text(?:bf|it|rm)?|mathrm|mathbf|boxed)\s*\{)*"
-_CHOICE = re.compile(
+_CHOICE = Pattern(
     rf"{_WRAPPING}(?:{_OPTION}\s*[:：]?\s*)?{_WRAPPING}"
     r"(?:\((?P<enclosed>[A-Z])\)|(?P<plain>[A-Z])(?:(?P<mark>\)|\s?[:：](?=\s|\*)|\s?\}"
     r"|\s?\*\*(?!\w)|\$|\]|>)"
     rf"|(?P<stop>\.)(?=\s|\*|\}}|\"|$)|(?=\s*(?:$|[,;!?。，、]|[—–-]\s|\((?!\s?\d)|{_BECAUSE}\s"
     rf"|{CJK_ENDS}|[가-힣]|is\b|\*))))",
 )
-_BARE_OPTION = re.compile(
+_BARE_OPTION = Pattern(
     rf"{_WRAPPING}{_OPTION}\s*[:：]?\s*{_WRAPPING}\(?([A-Z])\)?(?!['’\w])", re.IGNORECASE
 )
 _ONE_OF_MANY = r"\*{0,2}\(?[A-J]\)?\*{0,2}"
-_CHOICES = re.compile(
+_CHOICES = Pattern(
     rf"{_WRAPPING}(?:(?i:both|options?|choices?)\s+)?(?P<list>{_ONE_OF_MANY}(?:(?:\s*,\s*|\s*、"
     rf"|\s*&\s*|\s*和|,?\s+(?:and|und|et|y|e)\s+){{1,2}}"
     rf"{_ONE_OF_MANY})+)(?![\w'’^(]|\s*[=+*/.]\s?\w)"
 )
-_LETTER_ALONE = re.compile(rf"(?<![{LETTERS}\\])[A-J](?![{LETTERS}'’])")
-_YES_OR_NO = re.compile(
+_LETTER_ALONE = Pattern(rf"(?<![{LETTERS}\\])[A-J](?![{LETTERS}'’])")
+_YES_OR_NO = Pattern(
     rf"[\W_]{{0,9}}((?:{words(lambda w: w.yes_no)})(?![\w'’-])|{CJK_YES_NO})"
     rf"(?=\s*(?:[.,:;!*)\n—–。，、！_-]|\Z)|\s+{_BECAUSE}\s)",
     re.IGNORECASE,
 )
-_VERDICT = re.compile(
+_VERDICT = Pattern(
     r"\b(?:statement|claim|assertion|proposition|hypothesis|conjecture|it|this|that|answer"
     r"|Aussage|affirmation"
     r"|afirmación|affermazione|afirmação)\s+(?:is|ist|est|es|è|é)\s+(?:therefore\s|thus\s"
@@ -297,12 +304,10 @@ def _is_closed(text: str, last: Value) -> bool:
     return re.match(rf"\s{_AND}\s(?:\d|\*|\$)", text[last.end :]) is None
 
 
-_ITEM = re.compile(
+_ITEM = Pattern(
     r"[ \t>]*(?:[-*•+]\s+|\(?(?:[a-h]|[ivx]{1,4}|\d{1,2})[.)]\s+|\([a-h]\)\s*)(.+)", re.IGNORECASE
 )
-_PART = re.compile(
-    r"\(?(?:[a-h]|[ivx]{1,4})\)|\d{1,2}\)|(?:Part|Teil)\s\(?[a-d1-9]\)?", re.IGNORECASE
-)
+_PART = Pattern(r"\(?(?:[a-h]|[ivx]{1,4})\)|\d{1,2}\)|(?:Part|Teil)\s\(?[a-d1-9]\)?", re.IGNORECASE)
 
 
 def _items(text: str) -> Extracted | None:
@@ -330,32 +335,32 @@ _VERB = (
     rf"(?:{words(lambda w: ' '.join((w.copula, w.verbs)))}(?!\w)|['’]s(?=\s)|{CJK_VERBS}|[:：=≈→]"
     rf"|\\approx)"
 )
-_ASSERTED = re.compile(
+_ASSERTED = Pattern(
     rf"(?:(?<!\w){_VERB}|(?:{CJK_VERBS}|['’]s(?=\s)))(?:[\s*_`\"(,~]"
     rf"|{words(lambda w: w.filler)}(?!\w)|(?<![\w])(?:the|an?|of)\s"
     r"|(?:number|value|point|interval|equation|set|exponent|pair|order|ratio|total)\s)*\Z",
     re.IGNORECASE,
 )
-_CONCLUDES = re.compile(
+_CONCLUDES = Pattern(
     rf"\W{{0,6}}(?:{words(lambda w: w.therefore)}(?!\w)|因此|所以|故|综上|よって|したがって"
     r"|따라서)",
     re.IGNORECASE,
 )
-_LAST_CLAUSE = re.compile(
+_LAST_CLAUSE = Pattern(
     rf"(?:[,;—–]\s*|\s)(?:(?:and|und|et|y)\s)?(?:{words(lambda w: w.therefore)})(?!\s(?:far"
     rf"|that)\b)(?!\w),?\s",
     re.IGNORECASE,
 )
-_INSTEAD = re.compile(
+_INSTEAD = Pattern(
     r";\s+(?:rather,?\s|instead,?\s)?(?=(?:it|the answer|the correct)\b)", re.IGNORECASE
 )
-_ASIDE = re.compile(
+_ASIDE = Pattern(
     rf",\s+(?:{_BECAUSE}|{_NOT}|rather\sthan|instead\sof|including)\s|\s[—–]\s|;\s"
     rf"|\s(?:instead of|rather than|not)\s",
     re.IGNORECASE,
 )
-_BECAUSE_CLAUSE = re.compile(r"\s(?:because|since|weil|denn|car|porque|perché)\s", re.IGNORECASE)
-_OTHER_SUBJECT = re.compile(
+_BECAUSE_CLAUSE = Pattern(r"\s(?:because|since|weil|denn|car|porque|perché)\s", re.IGNORECASE)
+_OTHER_SUBJECT = Pattern(
     r"\W*(?:I(?!['’]?\w*\s(?:get|find|obtain|choose|would choose|pick|select))\b|let|see|here"
     r"|consider|step|first|"
     r"next|now|if|when|note|for|using|suppose|assume|imagine|recall|remember|given|to\s"
@@ -364,44 +369,44 @@ _OTHER_SUBJECT = re.compile(
     r"|this (?:question|problem|is a)|as an)\b",
     re.IGNORECASE,
 )
-_WE = re.compile(r"\W*(?:we|i|you)\b", re.IGNORECASE)
-_COMPARED = re.compile(
+_WE = Pattern(r"\W*(?:we|i|you)\b", re.IGNORECASE)
+_COMPARED = Pattern(
     r"\s*(?:is|are|was|ist|est|es|è|é|>)\s(?:\w+\s)?(?:\w+er|more\s\w+|less\s\w+|worse|better"
     r"|größer|kleiner|plus\s\w+|"
     r"mayor|menor|maggiore|minore|maior)\s(?:than|als|que|di|do)\b",
     re.IGNORECASE,
 )
-_REFERENCE = re.compile(
+_REFERENCE = Pattern(
     r"\b(?:step|part|case|page|figure|fig\.?|table|chapter|section|question|problem|exercise"
     r"|equation|eq\.?|version|rule|"
     r"method|option|example|line|level|theorem|lemma|no\.|number of|#)\s*\Z",
     re.IGNORECASE,
 )
-_CONDITION = re.compile(
+_CONDITION = Pattern(
     r"\b(?:at|when|if|for|with|where|whenever|let|given|setting|substituting|using|since"
     r"|because)\s*\Z",
     re.IGNORECASE,
 )
-_NONE = re.compile(
+_NONE = Pattern(
     r"\b(no (?:real |integer |positive |such |valid |possible )*(?:solutions?|numbers?|values?"
     r"|integers?|answer)"
     r"|does not exist|doesn['’]t exist|undefined|infinitely many(?: solutions)?"
     r"|all real numbers)\b(?P<rest>[^.]*)",
     re.IGNORECASE,
 )
-_SAID_OF_CHOICE = re.compile(
+_SAID_OF_CHOICE = Pattern(
     r"(?:\b(?:is|be|['’]s|choose|pick|select|chose|therefore|thus|so|hence|with|as)\s+|[:：]\s*"
     r"|->\s*|→\s*)"
     rf"(?:(?:the|clearly|definitely|therefore"
     rf"|most likely)\s+)*(?i:{_OPTION}\s*)?(\*{{0,2}}\(?([A-J])\)?\*{{0,2}})(?=[\s]*(?:[.,;!*)]"
     rf"|\Z|\s{_BECAUSE}\s|[—–(]))"
 )
-_CHOICE_INSIDE = re.compile(
+_CHOICE_INSIDE = Pattern(
     rf"(?<!\w)\(([A-H])\)|\*\*\(?([A-H])\)?\*\*|{_OPTION}[ \t]+\(?([A-H])(?![\w'’])"
     rf"|(?:{CJK_CHOOSE}|[はは])\s?[*(]*([A-H])(?![A-Za-z])",
     re.IGNORECASE,
 )
-_EXCLUDES = re.compile(
+_EXCLUDES = Pattern(
     r"\b(?:wrong|incorrect|ruled out|eliminat\w+|not|cannot|can't|isn't|ignores?|false|falsch"
     r"|excluded?|perhaps|maybe|possible|"
     r"whether|either|unlikely|distractor)\b",
@@ -564,8 +569,8 @@ def _list_answer(clause: str, item: Sequence[Value]) -> Extracted | None:
     return tidied(part(clause, item[0].start, item[-1].end))
 
 
-_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-_IS = re.compile(
+_WORD = Pattern(r"[^\W_]+(?:['’-][^\W_]+)*")
+_IS = Pattern(
     r"\s(?:is|are|was|were|be|ist|sind|war|est|sont|es|son|è|sono|é|são)\s(?!not\b|that\b)",
     re.IGNORECASE,
 )
@@ -574,7 +579,7 @@ _SMALL_WORDS = frozenset(
 )
 
 
-_COMPLEMENT = re.compile(
+_COMPLEMENT = Pattern(
     r"\W*(?i:(?:so|thus|hence|therefore|then),?\s)?(?:[Tt]he|[Mm]y|[Hh]er|[Hh]is|[Ii]ts"
     r"|[Tt]heir)\s[^.:;,]{1,100}?"
     r"\s(?:is|was|are|were|would be|must be)\s(?:therefore\s|thus\s|also\s)?"

@@ -9,11 +9,10 @@ The texts are short (a sentence), so regular expressions with limited nesting su
 """
 
 import re
-from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
-from optillm_hooks.answers.phrases import words
+from optillm_hooks.answers.phrases import Pattern, words
 
 
 class Extracted(NamedTuple):
@@ -199,49 +198,34 @@ _PROPORTION = (
 )
 
 
-def _on_a_line(pattern: str) -> re.Pattern[str]:
-    """Return `pattern`, compiled; a value does not extend over a line break."""
-    return re.compile(pattern.replace(r"\s", r"[ \t\u00a0\u202f]"))
+def _on_a_line(pattern: str) -> Pattern:
+    """Return `pattern`, a value does not extend over a line break."""
+    return Pattern(pattern.replace(r"\s", r"[ \t\u00a0\u202f]"))
 
 
-_DELIMITED = re.compile(
+_DELIMITED = Pattern(
     r"(?P<math>\$\$(?P<m1>[^$]+)\$\$|\$(?=[^\s$])(?P<m2>(?:\\\$|[^$\n])*+)(?<=\S)\$(?!\d)"
     r"|\\\((?P<m3>.+?)\\\)|\\\[(?P<m4>.+?)\\\])|(?P<code>`+)(?P<inside>[^`\n]+)(?P=code)",
     re.DOTALL,
 )
-
-
-class _Grammar(NamedTuple):
-    date: re.Pattern[str]
-    words: re.Pattern[str]
-    unit: re.Pattern[str]
-    sign: re.Pattern[str]
-    atom: re.Pattern[str]
-    postfix: re.Pattern[str]
-    join: re.Pattern[str]
-
-
-@cache
-def _grammar() -> _Grammar:
-    """Return the compiled patterns; at first use, because compiling takes some 40 ms."""
-    dates, phrases = f"{_DATE}|{_TIME}", f"{_PROPORTION}|{_COMPOUND}"
-    return _Grammar(*map(_on_a_line, (dates, phrases, _UNIT, _SIGN, _ATOM, _POSTFIX, _JOIN)))
-
-
-_START = re.compile(rf"(?<![{LETTERS}\d@#])(?<![{LETTERS}\d]_)[^\s*]")
+_DATES = _on_a_line(f"{_DATE}|{_TIME}")
+_WORDS = _on_a_line(f"{_PROPORTION}|{_COMPOUND}")
+_UNIT_AFTER = _on_a_line(_UNIT)
+_SIGN_AT, _ATOM_AT, _POSTFIX_AT, _JOIN_AT = map(_on_a_line, (_SIGN, _ATOM, _POSTFIX, _JOIN))
+_START = Pattern(rf"(?<![{LETTERS}\d@#])(?<![{LETTERS}\d]_)[^\s*]")
 """Where a value can begin."""
 
-_HAS_DIGIT = re.compile(r"[\d½⅓⅔¼¾πθ∞∅]|\\[A-Za-z]")
-_ONLY_A_NAME = re.compile(
+_HAS_DIGIT = Pattern(r"[\d½⅓⅔¼¾πθ∞∅]|\\[A-Za-z]")
+_ONLY_A_NAME = Pattern(
     r"\W*(?:[A-Za-z]|[A-Za-z]{1,2}[\d₀-₉]+[A-Za-z\d₀-₉]*|\([A-Za-z]\)|\\[A-Za-z]+)['′]*\W*"
 )
 
 # Chains of equations.
-_EQUALS = re.compile(r"(?<![<>!:=])=(?!=)|\\equiv(?![A-Za-z])|≡")
-_ABOUT_EQUAL = re.compile(r"\\(?:approx|simeq|sim)(?:eq)?(?![A-Za-z])|[≈≃≅]")
-_ORDER = re.compile(r"[<>≤≥≠∈→⊂⊆]|\\(?:leq?|geq?|neq?|in|lt|gt|to|subset\w*)(?![A-Za-z])|!=")
-_NAMES = re.compile(r"\\(?:text|mathrm|mathbf|operatorname)\{[^{}]*\}|\\[A-Za-z]+|[A-Za-zθαβγλμ]+")
-_NOT_VARIABLES = re.compile(
+_EQUALS = Pattern(r"(?<![<>!:=])=(?!=)|\\equiv(?![A-Za-z])|≡")
+_ABOUT_EQUAL = Pattern(r"\\(?:approx|simeq|sim)(?:eq)?(?![A-Za-z])|[≈≃≅]")
+_ORDER = Pattern(r"[<>≤≥≠∈→⊂⊆]|\\(?:leq?|geq?|neq?|in|lt|gt|to|subset\w*)(?![A-Za-z])|!=")
+_NAMES = Pattern(r"\\(?:text|mathrm|mathbf|operatorname)\{[^{}]*\}|\\[A-Za-z]+|[A-Za-zθαβγλμ]+")
+_NOT_VARIABLES = Pattern(
     rf"\\(?:[dtc]?frac|sqrt|pi|cdot|times|div|left|right|text.*|mathrm.*|mathbf.*|operatorname.*|"
     rf"binom|pm|infty|circ|degree|quad|qquad|ldots|dots|cdots|langle|rangle|begin|end|overline|"
     rf"d?displaystyle|{_FUNCTION})|{_FUNCTION}|e|i|pi|"
@@ -249,15 +233,15 @@ _NOT_VARIABLES = re.compile(
     r"|matrix|"
     r"mph|ft|in|lb|AM|PM|am|pm|a|p|C|F|K|[A-Za-z]{4,}"
 )
-_SUM_OF_NAMES = re.compile(r"\s*[a-zA-Z](?:\s*\+\s*[a-zA-Z])+\s*")
-_NAME = re.compile(
+_SUM_OF_NAMES = Pattern(r"\s*[a-zA-Z](?:\s*\+\s*[a-zA-Z])+\s*")
+_NAME = Pattern(
     r"\s*(?:[^\W\d_]{1,20}['′]*|\\[A-Za-z]+|\\(?:text|mathrm|mathbf)\{[^{}]*\}|\|[A-Za-z]+\|)"
     r"(?:_(?:\{[^{}]*\}|\w+)|[₀-₉]+)?(?:\^\{?[-*\w]+\}?)?\s*"
 )
-_OPERATOR = re.compile(
+_OPERATOR = Pattern(
     r"\s*(?:\\(?:int|iint|oint|sum|prod|lim|det|binom|max|min|gcd|Pr|mathbb)\b|[∫∑∏]|\|)"
 )
-_APPLIED = re.compile(
+_APPLIED = Pattern(
     r"\s*(?:[^\W\d_]{1,8}['′]*|\\[A-Za-z]+)\s*(?:\((?P<argument>[^=]*)\)|\\theta|[θαβxA-Z])\s*"
 )
 
@@ -333,16 +317,16 @@ def value_at(text: str, at: int) -> Value | None:
         return None
     if found := _DELIMITED.match(text, at):
         return _in_delimiters(found)
-    if found := _grammar().date.match(text, at):
+    if found := _DATES.match(text, at):
         return Value(part(text, at, found.end()), at, found.end(), "date")
-    if found := _grammar().words.match(text, at):
+    if found := _WORDS.match(text, at):
         end = _after_unit(text, found.end())
         return Value(part(text, at, end), at, end, "words")
     return _expression(text, at)
 
 
 def _after_unit(text: str, at: int) -> int:
-    found = _grammar().unit.match(text, at)
+    found = _UNIT_AFTER.match(text, at)
     return found.end() if found else at
 
 
@@ -379,7 +363,7 @@ def _expression(text: str, at: int) -> Value | None:
 def _end_of_run(text: str, at: int) -> int:
     """Return the end of the operands and operators that follow each other from `at` on."""
     end = _end_of_operand(text, at)
-    while end > at and (join := _grammar().join.match(text, end)):
+    while end > at and (join := _JOIN_AT.match(text, end)):
         after = _end_of_operand(text, join.end())
         if after == join.end():
             break
@@ -388,13 +372,12 @@ def _end_of_run(text: str, at: int) -> int:
 
 
 def _end_of_operand(text: str, at: int) -> int:
-    sign = _grammar().sign.match(text, at)
-    atom, postfix = _grammar().atom, _grammar().postfix
-    first = atom.match(text, sign.end() if sign else at)
+    sign = _SIGN_AT.match(text, at)
+    first = _ATOM_AT.match(text, sign.end() if sign else at)
     if first is None:
         return at
     end = first.end()
-    while more := postfix.match(text, end) or atom.match(text, end):
+    while more := _POSTFIX_AT.match(text, end) or _ATOM_AT.match(text, end):
         end = more.end()
     return end
 
@@ -411,7 +394,7 @@ def values(text: str) -> list[Value]:
     return found
 
 
-_LOCAL_NUMBER = re.compile(
+_LOCAL_NUMBER = Pattern(
     r"(?<![\d.,])(?:(?P<whole>[1-9]\d{0,2}(?:[.\u00a0\u202f ]\d{3})+)(?:,(?P<part>\d+))?"
     r"|(?P<units>\d+),(?P<decimals>\d+))(?![\d.,]*\d)"
 )
