@@ -14,11 +14,11 @@ from functools import partial
 from typing import Literal
 
 from optillm_hooks.answers.code_blocks import code_blocks
+from optillm_hooks.answers.patterns import Pattern
 from optillm_hooks.answers.phrases import (
     CJK_ANSWER,
     CJK_COPULA,
     CJK_RESULT,
-    Pattern,
     has_decimal_comma,
     words,
 )

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from optillm_hooks.answers.code_blocks import code_blocks
+from optillm_hooks.answers.patterns import Pattern
 from optillm_hooks.answers.phrases import (
     CJK_CHOOSE,
     CJK_ENDS,
     CJK_VERBS,
     CJK_YES_NO,
-    Pattern,
     words,
 )
 from optillm_hooks.answers.values import LETTERS, Extracted, Value, part, settled, value_at, values

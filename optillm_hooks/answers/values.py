@@ -12,7 +12,8 @@ import re
 from itertools import pairwise
 from typing import NamedTuple
 
-from optillm_hooks.answers.phrases import Pattern, words
+from optillm_hooks.answers.patterns import Pattern
+from optillm_hooks.answers.phrases import words
 
 
 class Extracted(NamedTuple):

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from optillm_hooks.answers.extraction import read_json, without_reasoning
+from optillm_hooks.answers.patterns import Pattern
 
 _MAX_DEPTH = 3
 _MAX_LENGTH = 20_000
@@ -50,42 +51,42 @@ _FOREIGN_NOTES = "note|nota|voto|punkte|points|puntos"
 _SCALE_NOTE = r"(?:\s*\([^()\n]{0,40}\)|\s+out\s+of\s+\d+)?"
 _IS = rf"{_SCALE_NOTE}(?:\s+(?:is|of|would\s+be)\b|\s*[:=\u2013\u2014-])?\s*[:=]?\s*"
 _COPULA = rf"{_SCALE_NOTE}\s*(?:\b(?:is|of|would\s+be)\b\s*:?|[:=])\s*"
-_REQUESTED_RATING = re.compile(r"\bRATING(?:\s*\([^()\n]{0,40}\)| OUT OF \d+)?\s*[:=]\s*")
-_RATING_LINE = re.compile(
+_REQUESTED_RATING = Pattern(r"\bRATING(?:\s*\([^()\n]{0,40}\)| OUT OF \d+)?\s*[:=]\s*")
+_RATING_LINE = Pattern(
     rf"^[^\w\n]{{0,12}}(?:(?:final|overall|my)\s+)?rating\s*[:=]\s*{_VALUE}[^\w\n]*$",
     re.IGNORECASE | re.MULTILINE,
 )
-_READ_VALUE = re.compile(rf"(?:[-\d. +*/()]{{1,40}}=\s*)?{_VALUE}", re.IGNORECASE)
-_OVERALL = re.compile(
+_READ_VALUE = Pattern(rf"(?:[-\d. +*/()]{{1,40}}=\s*)?{_VALUE}", re.IGNORECASE)
+_OVERALL = Pattern(
     rf"\b(?:overall|final|total)(?:\s+(?:{_LABEL}|assessment|evaluation|quality|result))*"
     rf"{_COPULA}{_VALUE}",
     re.IGNORECASE,
 )
-_LABELLED = re.compile(
+_LABELLED = Pattern(
     r"(?P<before>[\w'\u2019]{0,20})(?P<gap>[ \t]?)"
     rf"(?<!\w)(?P<label>{_LABEL}){_IS}(?:-\s+)?{_VALUE}",
     re.IGNORECASE,
 )
-_NOTE_LINE = re.compile(
+_NOTE_LINE = Pattern(
     rf"^[^\w\n]{{0,12}}(?:{_FOREIGN_NOTES})\s*:\s*{_VALUE}[^\w\n]*$", re.IGNORECASE | re.MULTILINE
 )
 _GENERAL_WORDS = "final overall my the total this your a an of quality general is and so its it"
 _GENERAL = frozenset(_GENERAL_WORDS.split())
 """Words before a label that do not make it the rating of one aspect."""
 
-_GIVEN = re.compile(
+_GIVEN = Pattern(
     r"\b(?:give|gives|rate|assign|award|deserves|merits|earns|scores)\b"
     r"(?:\s+(?:it|this|that|the|answer|response|a|an|as|at|to|full|only|just|about|score|rating|"
     rf"of|solid|strong|around|roughly|marks))*[\s:]*{_VALUE}(?!\s+(?:on|for|in|by)\b)",
     re.IGNORECASE,
 )
-_IF = re.compile(
+_IF = Pattern(
     r"(?:\b(?:if|unless|had|not|never|cannot|without)\b|n['\u2019]t\b)[^.\n]*$", re.IGNORECASE
 )
-_POINTS = re.compile(
+_POINTS = Pattern(
     r"(?<!满分)(?<!满分是)(?<!总分)(?<![\d.])(\d+(?:\.\d+)?)\s*[分点](?!中|満点|钟|钱)"
 )
-_FRACTION = re.compile(
+_FRACTION = Pattern(
     r"(?<![\d.,/\w-])(?<!step )(?<!part )(?P<number>\d+(?:\.\d+)?)\s*(?:/|out\s+of)\s*"
     r"(?P<scale>\d+(?:\.\d+)?)(?![\d/]|\.\d)(?:[ \t]+(?P<next>[a-z]+))?",
     re.IGNORECASE,
@@ -94,13 +95,13 @@ _WORDS_AFTER_FRACTION = """
 is was seems would feels because since as and but overall stars star points point here from rating
 score given due though although with so fair sounds looks"""
 _AFTER_FRACTION = frozenset(_WORDS_AFTER_FRACTION.split())
-_ALONE = re.compile(rf"(?:-\s)?\W{{0,12}}?{_VALUE}\s*(?:points?|stars?)?[\s.!)]*", re.IGNORECASE)
-_STARS = re.compile(r"[\u2605\u2b50]\ufe0f?")
+_ALONE = Pattern(rf"(?:-\s)?\W{{0,12}}?{_VALUE}\s*(?:points?|stars?)?[\s.!)]*", re.IGNORECASE)
+_STARS = Pattern(r"[\u2605\u2b50]\ufe0f?")
 _RATING_KEYS = (
     "rating", "overall rating", "final rating", "score", "overall score", "final score",
     "total score", "overall", "grade", "total", "mark", "quality",
 )  # fmt: skip
-_SCALE = re.compile(r"\d+(?:\.\d+)?")
+_SCALE = Pattern(r"\d+(?:\.\d+)?")
 _SCALE_KEYS = ("max", "out of", "scale", "max score", "maximum")
 
 # Choice
@@ -115,33 +116,33 @@ _SMALL_WORDS = (
 )
 _TO_NUMBER = rf"(?:[\s:=#<\[(\"'-]|{_NOUN}|\b{_SMALL_WORDS}\b|[是的はの为]){{0,12}}"
 _PLACE = rf"(?P<place>(?<![-.\d])\d+(?:st|nd|rd|th)?|(?:{_WORD})\b)(?![A-Za-z\d]|[.,]\d)"
-_REQUESTED_BEST = re.compile(
+_REQUESTED_BEST = Pattern(
     r"\bBEST(?:\s+(?:ANSWER|RESPONSE|CANDIDATE|OPTION|ONE))?(?:\s*\([^()\n]{0,40}\))?\s*[:=]\s*"
 )
-_BEST_LINE = re.compile(
+_BEST_LINE = Pattern(
     rf"^[^\w\n]{{0,12}}best\s*[:=]{_TO_NUMBER}{_PLACE}[^\w\n]*$", re.IGNORECASE | re.MULTILINE
 )
-_READ_PLACE = re.compile(rf"{_TO_NUMBER}{_PLACE}", re.IGNORECASE)
-_ANOTHER = re.compile(
+_READ_PLACE = Pattern(rf"{_TO_NUMBER}{_PLACE}", re.IGNORECASE)
+_ANOTHER = Pattern(
     r"[ \t>\])]*(?:[,;/&=+|\u2013和或と-]|\b(?:or|and|oder|und|ou|et|y|o|e)\b)"
     rf"[ \t]*(?:also\s+|perhaps\s+|maybe\s+)?{_NOUN}?\s*#?\s*(?:\d+|(?:{_WORD})\b)"
     r"(?!\s+(?:is|are|was|has|lacks|fails|makes|gets|misses)\b)",
     re.IGNORECASE,
 )
-_CHOSEN = re.compile(
+_CHOSEN = Pattern(
     rf"(?<!not the )(?<!not )(?:\b(?:best|winner|winning|choice|verdict|decision|selected|select|"
     rf"choose|chose|chosen|pick|prefer|preferred|better|beste|meilleure?|mejor|migliore?|melhor)\b|"
     rf"最佳|最好|最优|选择|我选|最良|最も良い|一番良い){_TO_NUMBER}{_PLACE}",
     re.IGNORECASE,
 )
-_IS_BEST = re.compile(
+_IS_BEST = Pattern(
     rf"(?:{_NOUN}|^|[,:.] )[\s#]*{_PLACE}[\s>)\]]+(?:is|wins|seems|was|stands|looks|remains)\b"
     r"(?:\s+(?:clearly|the|by|far|out|as|overall|definitely))*(?:\s+(?:best|winner|strongest))?",
     re.IGNORECASE,
 )
-_NUMBER_LINE = re.compile(rf"\W{{0,12}}?{_TO_NUMBER}{_PLACE}[\s*.!)\]>\"']*", re.IGNORECASE)
-_MENTION = re.compile(rf"{_NOUN}\s*#?\s*{_PLACE}(?!\s*[个個]|\s+answers)", re.IGNORECASE)
-_AGAINST = re.compile(
+_NUMBER_LINE = Pattern(rf"\W{{0,12}}?{_TO_NUMBER}{_PLACE}[\s*.!)\]>\"']*", re.IGNORECASE)
+_MENTION = Pattern(rf"{_NOUN}\s*#?\s*{_PLACE}(?!\s*[个個]|\s+answers)", re.IGNORECASE)
+_AGAINST = Pattern(
     r"\b(?:wrong|incorrect|not|n't|worse|worst|flawed|except|but|tie|tied|equal|equally|none|nor)\b",
     re.IGNORECASE,
 )
@@ -153,22 +154,22 @@ _CHOICE_KEYS = (
 
 # Both
 
-_BLANKS = re.compile(r"[^\S\n]+")
-_BLANK_LINES = re.compile(r" ?\n\s*\n ?| \n")
-_WRAPPED = re.compile(
+_BLANKS = Pattern(r"[^\S\n]+")
+_BLANK_LINES = Pattern(r" ?\n\s*\n ?| \n")
+_WRAPPED = Pattern(
     r"\\(?:boxed|fbox|text[a-z]*|mathbf|mathrm)\s*\{([^{}\n]{0,60})\}|\\[()\[\]]|[*`$\"\u201c\u201d\u201e\u3010\u3011]"
 )
-_TAG = re.compile(r"<([A-Za-z][\w-]{0,30})>\s*([^<>]{0,40}?)\s*</\1>")
+_TAG = Pattern(r"<([A-Za-z][\w-]{0,30})>\s*([^<>]{0,40}?)\s*</\1>")
 _ANSWER_TAGS = frozenset({"answer", "output", "result", "response"})
-_BRACKETS = re.compile(rf"[\[<({{]{{1,3}}\s*([-+]?(?:{_DECIMAL})(?:\s*/\s*\d+)?)\s*[\]>)}}]{{1,3}}")
-_QUOTED_KEY = re.compile(r"'(\w+)'\s*:")
-_ROW = re.compile(r"^[ \t]*\|(.*\S)[ \t]*\|[ \t]*$", re.MULTILINE)
-_ABOUT = re.compile(
+_BRACKETS = Pattern(rf"[\[<({{]{{1,3}}\s*([-+]?(?:{_DECIMAL})(?:\s*/\s*\d+)?)\s*[\]>)}}]{{1,3}}")
+_QUOTED_KEY = Pattern(r"'(\w+)'\s*:")
+_ROW = Pattern(r"^[ \t]*\|(.*\S)[ \t]*\|[ \t]*$", re.MULTILINE)
+_ABOUT = Pattern(
     r"(?:[~\u2248]|\b(?:about|approximately|around|roughly|ca\.|circa|etwa|environ)\b)\s*(?=[\d.])",
     re.IGNORECASE,
 )
-_ARROW = re.compile(r"\s*(?:\u2192|->|=>|\u21d2)\s*")
-_PLACEHOLDER = re.compile(
+_ARROW = Pattern(r"\s*(?:\u2192|->|=>|\u21d2)\s*")
+_PLACEHOLDER = Pattern(
     r"[\[<(]?\s*(?:<?your\s+)?(?:number|rating|n|x|score)\b\s*[\])>]?", re.IGNORECASE
 )
 
@@ -237,7 +238,7 @@ def _untagged(found: re.Match[str]) -> str:
     return f"\n{label}{found[2]}\n"
 
 
-def _requested(text: str, label: re.Pattern[str], line: re.Pattern[str]) -> int | None:
+def _requested(text: str, label: Pattern, line: Pattern) -> int | None:
     """Return the index after the last `label`, or after that of the last whole `line`."""
     places = [
         found.end() for found in label.finditer(text) if not _PLACEHOLDER.match(text, found.end())
