@@ -17,7 +17,16 @@ from optillm_hooks.errors import (
     SamplesFailed,
 )
 from optillm_hooks.llm import LLM, FinalCall
-from optillm_hooks.registry import Cost, NoParams, Params, approach, decoder, rewriter, wrapper
+from optillm_hooks.registry import (
+    Cost,
+    DraftingParams,
+    NoParams,
+    Params,
+    approach,
+    decoder,
+    rewriter,
+    wrapper,
+)
 from optillm_hooks.types import Answer, Chat, Completion, Message, Sampling
 
 __all__ = [
@@ -29,6 +38,7 @@ __all__ = [
     "Context",
     "Cost",
     "DeadlineExceeded",
+    "DraftingParams",
     "EmptyCompletion",
     "FinalCall",
     "Message",
