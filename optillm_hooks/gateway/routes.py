@@ -164,7 +164,8 @@ def _check_input(given: object) -> None:
         if not all(is_minted_reasoning_item_id(item.get("id")) for item in references):
             raise RequestRejected(
                 "input: an item_reference points to a stored response, and responses of a model "
-                "with an approach are not stored; send the item itself",
+                "with an approach are not stored; send the item itself, as clients do with "
+                "store: false",
                 param="input",
             )
         # Vercel's AI SDK refers to reasoning, which LiteLLM leaves out, as it does for any model.
