@@ -113,15 +113,16 @@ class Context:
         """Whether the client's request has fields that only answers get, such as a format."""
         return bool(self.client.stop) or not _FORM_FIELDS.isdisjoint(self.client.fields)
 
-    def reasons(self, llm: LLM) -> bool:
+    def reasons(self, llm: LLM, own: Fields | None = None) -> bool:
         """Return whether `llm` reasons by itself before it answers this request.
 
-        Such a model needs no request to think step by step.
+        Such a model needs no request to think step by step. `own`: the fields that the approach
+        sends with its calls.
         """
         reasoning = llm.facts.reasoning
         if reasoning == "never":
             return False
-        asked = _asked_reasoning(self.client.fields)
+        asked = _asked_reasoning({**(own or {}), **self.client.fields})
         return reasoning == "always" if asked is None else asked
 
     def offer(self, answer: Answer) -> None:

@@ -262,8 +262,8 @@ class _Models:
 
     @property
     def reason(self) -> bool:
-        """Whether the model reasons by itself."""
-        return self.ctx.reasons(self.llm)
+        """Whether the model reasons by itself, maybe because of `reasoning_effort`."""
+        return self.ctx.reasons(self.llm, self._fields(falls_back=False)[0])
 
     async def generate(
         self, chat: Chat, sampling: Sampling, *, falls_back: bool = False

@@ -548,7 +548,8 @@ class _Team:
         return self.params.exchanges_strategies and not reason
 
     def _reasons(self, agent: int) -> bool:
-        return self.ctx.reasons(self._agent(agent))
+        llm = self._agent(agent)
+        return self.ctx.reasons(llm, self._effort(llm))
 
     def _agent(self, number: int) -> LLM:
         models = self.params.models

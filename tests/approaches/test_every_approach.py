@@ -1,11 +1,13 @@
 """What is refused of each approach's parameters, and what cancelling a run leaves: nothing."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
 
 from optillm_hooks.errors import EmptyCompletion, ProviderFailed
+from optillm_hooks.llm import Reasoning
 from optillm_hooks.pipeline.events import Request
 from optillm_hooks.pipeline.expression import parse
 from optillm_hooks.pipeline.plan import resolve
@@ -204,6 +206,33 @@ async def test_a_model_that_reasons_is_left_to_plan_for_itself(
         assert (ended.report.calls, ended.report.depth) == (calls[at], depth[at])
         asked = "\n".join(message.text for sent, _ in llm.calls for message in sent)
         assert [words in asked for words in left_out] == [reasoning == "never"] * len(left_out)
+
+
+@pytest.mark.parametrize(("name", "calls"), [("cepo", 18), ("mars", 25)])
+@pytest.mark.parametrize(
+    ("reasoning", "effort", "client", "reasons"),
+    [
+        ("on_request", "high", {}, True),
+        ("on_request", None, {}, False),
+        ("on_request", "high", {"reasoning_effort": "none"}, False),
+        ("on_request", None, {"reasoning_effort": "low"}, True),
+        ("always", "none", {}, False),
+        ("never", "high", {}, False),
+    ],
+)
+async def test_the_effort_that_an_approach_asks_for_makes_the_model_reason(
+    name: str,
+    calls: int,
+    reasoning: Reasoning,
+    effort: str | None,
+    client: dict[str, Any],
+    reasons: bool,
+) -> None:
+    llm = Lenient(reasoning=reasoning)
+    llm.facts = replace(llm.facts, supported=frozenset({"reasoning_effort"}))
+    given = {"reasoning_effort": effort}
+    ended = await ask(name, llm, params=given, client=Sampling(seed=0, fields=client))
+    assert (ended.report.calls == calls) == reasons
 
 
 @pytest.mark.parametrize("rollouts", [1, 5, 12])
