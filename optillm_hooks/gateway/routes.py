@@ -218,6 +218,7 @@ def _check_completions(data: Mapping[str, Any]) -> None:
 _NOT_ON_COMPLETIONS: Final = {
     "echo": "an approach answers in a chat, whose prompt is not part of the answer",
     "logprobs": "use /v1/chat/completions, with logprobs: true",
+    "messages": "send a prompt, or use /v1/chat/completions",
     "suffix": "an approach answers in a chat, and cannot insert text",
 }
 

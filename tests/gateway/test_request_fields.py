@@ -55,6 +55,7 @@ REFUSED: list[tuple[Route, str, Any, str]] = [
     ("completions", "logprobs", 1, "chat/completions"),
     ("completions", "logprobs", 0, "chat/completions"),
     ("completions", "best_of", 3, "approach bon"),
+    ("completions", "messages", [USER], "chat/completions"),
 ]
 PASSED: list[tuple[Route, str, Any]] = [
     ("chat", "messages", part(type="text", text="hi")),
