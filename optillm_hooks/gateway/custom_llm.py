@@ -40,6 +40,7 @@ from optillm_hooks.gateway.convert import (
 )
 from optillm_hooks.gateway.deployments import proxy_router
 from optillm_hooks.gateway.failures import as_sample_errors, budgets_as_sample_errors, to_litellm
+from optillm_hooks.gateway.host_limits import seconds_left
 from optillm_hooks.gateway.model_facts import FactsOf
 from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.prepared import ClientRequest, Prepared, Route, attached
@@ -77,7 +78,7 @@ class Provider(CustomLLM):
     async def acompletion(self, *_: Any, **call: Any) -> ModelResponse:
         """Return the answers of a plan as one response, with the usage of all its calls."""
         with _as_litellm_errors(call):
-            prepared, request, models = await self._request(call)
+            prepared, request, models = await self._request(call, stream=False)
             with _logged(prepared):
                 outcome = prepared.outcome = await run(request, models, prepared.trace)
             _tell(_client(call), outcome)
@@ -94,7 +95,7 @@ class Provider(CustomLLM):
         """Yield the chunks of a plan's answers; usage and report come near the end."""
         begun = False
         with _as_litellm_errors(call, before_stream=lambda: not begun):
-            prepared, request, models = await self._request(call)
+            prepared, request, models = await self._request(call, stream=True)
             async with aclosing(_chunks(prepared, request, models, _client(call))) as chunks:
                 async for chunk in chunks:
                     begun = True
@@ -127,7 +128,9 @@ class Provider(CustomLLM):
             finally:
                 pumping.cancel()
 
-    async def _request(self, call: Mapping[str, Any]) -> tuple[Prepared, Request, Models]:
+    async def _request(
+        self, call: Mapping[str, Any], *, stream: bool
+    ) -> tuple[Prepared, Request, Models]:
         litellm_params = call.get("litellm_params") or {}
         optional = call["optional_params"]
         router = proxy_router() or self._router
@@ -137,6 +140,7 @@ class Provider(CustomLLM):
         with as_sample_errors():
             check_client(prepared.facts_of(prepared.base).deployments, client)
         timeout = Limits(deadline_s=_seconds(call.get("timeout")))
+        host = Limits(deadline_s=seconds_left(stream=stream))
         caller = read_caller(litellm_params, prepared.user, prepared.cache)
         key = str(caller.metadata.get("user_api_key") or "")
         request = Request(
@@ -145,7 +149,7 @@ class Provider(CustomLLM):
             chat=read_chat(call["messages"]),
             client=client,
             n=optional.get("n") or 1,
-            limits=prepared.limits.lowered(timeout),
+            limits=prepared.limits.lowered(timeout).lowered(host),
             on_error=prepared.settings.on_error,
             progress=prepared.settings.progress,
             code_runner=code_runner(prepared.settings.code_runner),

@@ -1,14 +1,18 @@
 """The provider without a proxy: with the user's own router, and with LiteLLM's SDK."""
 
+import asyncio
 import gc
 import logging
 import re
+import sys
 from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import litellm
 import openai
 import pytest
+from litellm import constants
 from litellm.proxy.common_request_processing import _has_attribute_error_in_chain
 from litellm.utils import custom_llm_setup
 
@@ -26,7 +30,7 @@ from optillm_hooks.trace import Trace
 from optillm_hooks.types import Sampling
 from tests.gateway.refusals import REFUSALS, refused_models
 from tests.proxy import model_group
-from tests.upstream import Call, Reply, Script, Status, Upstream, always
+from tests.upstream import HANG, Call, Reply, Script, Status, Upstream, always, at
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("litellm_in_this_loop")]
 ASKED = [{"role": "user", "content": "6 * 7?"}]
@@ -50,6 +54,7 @@ def router(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Iterator[lite
             _deployment("careful", "optillm/re2|cot_reflection/base"),
             _deployment("optillm/*", "optillm/*"),
             _deployment("learning", "optillm/leap/base"),
+            _deployment("voted", "optillm/self_consistency(n=3)/base"),
             _deployment("reread_second", "optillm/none|re2/base"),
             *refused_models(upstream),
         ],
@@ -186,6 +191,27 @@ async def test_the_earlier_of_deadline_and_timeout_counts(
     provider.use(timed)
     await timed.acompletion(model="timed", messages=ASKED)
     assert ran[0].limits.deadline_s == seconds
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_a_plan_ends_before_litellm_ends_its_request(
+    router: litellm.Router, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, *, stream: bool
+) -> None:
+    ends = asyncio.get_running_loop().time() + 1.0
+    litellms = ModuleType("litellm.litellm_core_utils.total_deadline")  # as of LiteLLM 1.110
+    litellms.current_total_deadline = (  # type: ignore[attr-defined]
+        lambda: None if stream else SimpleNamespace(_scope_at=ends)
+    )
+    monkeypatch.setitem(sys.modules, litellms.__name__, litellms)
+    monkeypatch.setattr(constants, "LITELLM_MAX_STREAMING_DURATION_SECONDS", 1.0 if stream else 0.1)
+    upstream.play(Script(fault=at({2: HANG}), n="refused"))
+    async with asyncio.timeout_at(ends):
+        answer = await router.acompletion(model="voted", messages=ASKED, stream=stream)
+        if stream:
+            reports = [chunk.optillm async for chunk in answer if hasattr(chunk, "optillm")]
+        else:
+            reports = [answer.optillm]
+    assert [report["stopped_by"] for report in reports] == ["deadline"]
 
 
 async def test_a_router_streams(router: litellm.Router) -> None:
