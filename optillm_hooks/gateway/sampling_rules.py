@@ -152,7 +152,7 @@ def _takes(deployment: Deployment, sampling: Sampling) -> bool:
 def _claude_takes(
     temperature: float | None, top_p: float | None, made: Mapping[str, Any], *, thinks: bool
 ) -> bool:
-    if temperature is not None and top_p is not None:
+    if temperature is not None and (temperature > 1 or top_p is not None):
         return False
     if not thinks:
         return True

@@ -80,6 +80,7 @@ def asked(**fields: Any) -> Sampling:
         pytest.param(
             SONNET, {"temperature": 0.7}, {"top_p": 0.9}, {"top_p": 0.9}, id="the client's stays"
         ),
+        pytest.param(SONNET, {"temperature": 1.5}, {}, {}, id="no temperature above 1"),
         pytest.param(SONNET, {"temperature": 0.7}, HIGH, HIGH, id="Claude that thinks by effort"),
         pytest.param(SONNET, {"temperature": 0.7}, THINKING, THINKING, id="by a budget"),
         pytest.param(
