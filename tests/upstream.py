@@ -489,7 +489,7 @@ class _Connection(asyncio.Protocol):
         fault = script.fault(call) or call.refusal
         asked = call.body.get("n") or 1
         if asked > 1 and script.n == "refused":
-            fault = fault or Status(400, "n must be 1", error="unsupported_value")
+            fault = fault or Status(400, "one at a time")  # nobody can learn from these words
         if fault is HANG:
             await asyncio.Event().wait()
         if script.latency_s:

@@ -253,8 +253,12 @@ def test_a_refusal_behind_a_fallback_is_remembered(
 def test_that_a_model_gives_one_choice_per_call_is_remembered(
     proxy: Proxy, upstream: Upstream
 ) -> None:
+
+    def fault(call: Call) -> Status | None:
+        return Status(400, "'n' : number must be at most 1") if "n" in call.body else None
+
     for known in (False, True):
-        upstream.play(Script(reply=answering, n="refused"))
+        upstream.play(Script(reply=answering, fault=fault))
         assert ask(proxy, "majority_voting", Kind("one-choice")).status_code == 200
         assert [call.body["n"] for call in upstream.calls if "n" in call.body] == [8] * (not known)
         assert len(upstream.calls) == 8 + (not known)
