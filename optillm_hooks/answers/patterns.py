@@ -30,6 +30,7 @@ class Pattern:
         return self.compiled.finditer(text, at, end)
 
     def findall(self, text: str) -> list[str]:
+        """Return the text of each match: not of a group, as `re.findall` may."""
         return [found[0] for found in self.finditer(text)]
 
     def sub(self, by: str | Callable[[re.Match[str]], str], text: str) -> str:

@@ -284,8 +284,8 @@ def _bare_rating(text: str, low: float, high: float) -> float | None:
     values = {_scaled(found, low, high) for found in fractions}
     if len(values) == 1:
         return values.pop()
-    if points := _POINTS.findall(text):
-        return _on_scale(float(points[-1]), None, low, high)
+    if points := list(_POINTS.finditer(text)):
+        return _on_scale(float(points[-1][1]), None, low, high)
     for line in lines[-1:] + lines[:1]:
         if alone := _ALONE.fullmatch(line):
             return _scaled(alone, low, high)
