@@ -146,6 +146,16 @@ _SENTENCE_END = Pattern(
     r"|ust|ber)))"
 )
 _CLOSED = Pattern(r"[.!?\u3002\u2713\u2705*$)`]\s*$")
+_NUMBERED = Pattern(r"\s*\d{1,2}[.)]\s")
+_WE_HAVE = Pattern(r"\W*(?:we|i|let|first|next|then)\b", re.IGNORECASE)
+_OUTPUT = Pattern(
+    r"(?:output|prints?|returns?|displays?|result|value|answer|ausgabe|sortie|salida|输出"
+    r"|出力)[^\n.]{0,40}[:：]?[\s*_]*\Z",
+    re.IGNORECASE,
+)
+_PARTS = Pattern(
+    r"[ \t>*_-]*(?:Part|Teil|Partie|Parte)?\s?\(?([a-h])\)?[.):]+[*_ \t]*(\S.*)", re.IGNORECASE
+)
 _CUT_OFF = Pattern(
     r"\b(?:and|or|the|a|an|of|to|by|that|so|then|we|with|from|is|are|which|because|in|for|und|der"
     r"|die|das|et|de|que|"
@@ -274,7 +284,9 @@ def _readers(how: AnswerFormat, question: str, *, lenient: bool) -> Sequence[Rea
     readers: list[Reader] = [
         *_EXPLICIT_READERS,
         partial(_first_word, question=question),
+        _parts,
         _first_line,
+        _output,
         partial(_last_lines, question=question),
         _short,
     ]
@@ -378,7 +390,7 @@ def _tagged(text: str) -> Extracted | None:
     for tag in reversed(list(_TAG.finditer(text))[-_MAX_PLACES:]):
         end = text.find(f"</{tag[1]}", tag.end())
         inner = text[tag.end() : end] if end >= 0 else ""
-        answer = _boxed(inner) or (contents(inner) if inner.strip() else None)
+        answer = _boxed(inner) or _marked(inner) or (contents(inner) if inner.strip() else None)
         if answer:
             return answer.moved(tag.end())
     return None
@@ -535,6 +547,34 @@ def _first_line(text: str) -> Extracted | None:
     return None
 
 
+def _parts(text: str) -> Extracted | None:
+    """Return the answers to parts (a), (b) and so on, if the text is nothing else."""
+    lines = [line for line in text[: 2 * MAX_LENGTH].split("\n") if line.strip()]
+    parts = [found for line in lines if (found := _PARTS.fullmatch(line))]
+    if len(text) > 2 * MAX_LENGTH or len(parts) < 2 or len(parts) < len(lines):
+        return None
+    read = [statement(found[2], open_text=False) for found in parts]
+    if not all(read):
+        return None
+    answers = [f"({found[1]}) {a.answer}" for found, a in zip(parts, read, strict=True) if a]
+    return Extracted(", ".join(answers), 0, len(text))
+
+
+def _output(text: str) -> Extracted | None:
+    """Return a last code block that is announced as the output."""
+    blocks = code_blocks(text)
+    if (
+        not blocks
+        or not blocks[-1].closed
+        or text[blocks[-1].start + len(blocks[-1].content) :].strip("` ~\n")
+    ):
+        return None
+    before = text[: blocks[-1].start].rstrip()
+    announced = _OUTPUT.search(before[: before.rfind("\n") + 1].rstrip()[-MAX_LENGTH:])
+    start = blocks[-1].start
+    return tidied(part(text, start, start + len(blocks[-1].content))) if announced else None
+
+
 def _listed(line: str) -> bool:
     return re.match(r"\s*(?:\d+[.)]\s|[-*]\s|#)", line) is not None
 
@@ -577,15 +617,19 @@ def _table_total(row: str) -> Extracted | None:
 def _last_sentence(line: str, question: str) -> Extracted | None:
     line_start = max(0, len(line) - 4 * MAX_LENGTH)
     line = line[line_start:]
-    starts = [0, *(found.end() for found in _SENTENCE_END.finditer(line))]
+    numbered = _NUMBERED.match(line)
+    first = numbered.end() if numbered else 0
+    starts = [first, *(found.end() for found in _SENTENCE_END.finditer(line, first))]
     ends = [*starts[1:], len(line)]
     sentences = list(zip(starts, ends, strict=True))[-_MAX_SENTENCES:]
-    is_last = True
+    is_last = numbered is None
     for start, end in reversed(sentences):
         sentence = line[start:end].rstrip()
         if not sentence or _COURTESY.match(sentence):
             continue
-        if is_last and _CUT_OFF.search(sentence):
+        if is_last and (
+            _CUT_OFF.search(sentence) or (_WE_HAVE.match(sentence) and not _CLOSED.search(sentence))
+        ):
             return None
         answer = _sentence(sentence, question, is_only=len(sentences) == 1, is_last=is_last)
         if answer:

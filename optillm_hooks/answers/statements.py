@@ -32,21 +32,27 @@ _PLACEHOLDER = Pattern(
     re.IGNORECASE,
 )
 _WRAPPED = Pattern(r"\s*\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it|sf)|mbox)\s*\{([^{}]*)\}[\s.]*")
+_BOXED_LABEL = Pattern(
+    r"\s*\\text\{\s*(?:the\s)?(?:final\s)?answer(?:\sis)?\s?:?\s*\}", re.IGNORECASE
+)
 _BOLD = Pattern(r"(?:\*\*|__)(?=[^\s*_])([^*\n]+?)[ \t]*(?:\*\*|__)(?!\*)")
 _LABEL = Pattern(r"[:：]\s*$")
 
 # Statements.
 _BECAUSE = words(lambda w: w.because)
+_REASON = r"(?:because|since|weil|parce\sque|porque|perché|poiché)"
 _NOT = words(lambda w: w.negation)
 _AND = words(lambda w: w.conjunction)
 _END_OF_STATEMENT = Pattern(
-    rf"(?:[.?](?!\d)|(?<!\d)!)(?=\s|[*_`\"')\]]*$)|[。！？]|,?\s+{_BECAUSE}\s|;\s|\s[—–]\s"
+    rf"(?:[.?](?!\d)|(?<!\d)!)(?=\s|[*_`\"')\]]*$)|[。！？]|,\s+{_BECAUSE}\s|\s(?:{_REASON}|as|which"
+    rf"|so\sthat)\s|;\s|\s[—–]\s"
     rf"|,\s+{_NOT}\s",
     re.IGNORECASE,
 )
 _OPTION = rf"(?:{words(lambda w: w.option)}(?!\w)|选项|選項)"
 _SKIPPED = Pattern(
-    rf"(?:[\s*_`:：>=≈~→“\"]|\\(?:approx|quad|,|;)|[-•–](?=\s)|{words(lambda w: w.filler)}(?!\w)"
+    rf"(?:[\s*_`:：>=≈~→“\"]|\\(?:approx|quad|,|;)|[-•–](?=\s)|{words(lambda w: w.filler)}(?!\w"
+    rf"|\s*=)"
     r"|(?:the\s)?(?:number|value|set|equation|interval|point|matrix|vector|ratio|date"
     r"|time)\s(?:of\s|is\s)?)*+",
     re.IGNORECASE,
@@ -65,7 +71,8 @@ _UNKNOWN = Pattern(
     re.IGNORECASE,
 )
 _REJECTED_REST = Pattern(
-    r"\s*(?:(?:times|mal|fois|veces|volte|vezes|than|more than|less than|fewer than|plus|minus"
+    r"\s*(?:,?\s*plus\s|(?:times|mal|fois|veces|volte|vezes|than|more than|less than|fewer than"
+    r"|plus|minus"
     r"|divided|"
     r"multiplied|modulo|mod|older|younger)\b|\d|[\\+/=×·^)\]}<>]|\*(?!\*)|-\w)",
     re.IGNORECASE,
@@ -150,6 +157,8 @@ def choice(text: str, *, sure: bool = True) -> Extracted | None:
     if (found := _CHOICES.match(text)) and len(set(_LETTER_ALONE.findall(found["list"]))) > 1:
         letters = ", ".join(dict.fromkeys(_LETTER_ALONE.findall(found["list"])))
         return Extracted(letters, *found.span("list"))
+    if found := _IS_CORRECT.match(text):
+        return Extracted(found[1], *found.span(1))
     if found := _CHOICE.match(text):
         at = "enclosed" if found["enclosed"] else "plain"
         rest = text[found.end() :]
@@ -180,6 +189,9 @@ def contents(text: str) -> Extracted | None:
         return inner.moved(wrapped.start(1)) if inner else None
     if found := choice(text, sure=False):
         return found
+    if label := _BOXED_LABEL.match(text):
+        inner = contents(text[label.end() :])
+        return inner.moved(label.end()) if inner else None
     bare = tidied(part(text, 0, len(text)))
     if bare is None:
         return None
@@ -270,7 +282,11 @@ def _joined_bold(line: str, bolds: Sequence[re.Match[str]]) -> Extracted | None:
     gaps = [line[a.end() : b.start()] for a, b in pairwise(bolds)]
     inner = [_inside_bold(bold) for bold in bolds]
     if all(_BETWEEN_ITEMS.fullmatch(gap) for gap in gaps) and all(inner):
-        answers = dict.fromkeys(found.answer for found in inner if found)
+        answers = dict.fromkeys(
+            bold[1].strip() if "=" in bold[1] else found.answer
+            for bold, found in zip(bolds, inner, strict=True)
+            if found
+        )
         return Extracted(", ".join(answers), bolds[0].start(1), bolds[-1].end(1))
     return None
 
@@ -359,7 +375,7 @@ _ASIDE = Pattern(
     rf"|\s(?:instead of|rather than|not)\s",
     re.IGNORECASE,
 )
-_BECAUSE_CLAUSE = Pattern(r"\s(?:because|since|weil|denn|car|porque|perché)\s", re.IGNORECASE)
+_BECAUSE_CLAUSE = Pattern(rf"\s{_REASON}\s", re.IGNORECASE)
 _OTHER_SUBJECT = Pattern(
     r"\W*(?:I(?!['’]?\w*\s(?:get|find|obtain|choose|would choose|pick|select))\b|let|see|here"
     r"|consider|step|first|"
@@ -406,6 +422,16 @@ _CHOICE_INSIDE = Pattern(
     rf"|(?:{CJK_CHOOSE}|[はは])\s?[*(]*([A-H])(?![A-Za-z])",
     re.IGNORECASE,
 )
+_ROMAN = Pattern(r"\b(?:is|are)\s(\([ivx]+\)(?:(?:,\s*|,?\s+and\s+)\([ivx]+\))*)(?=[\s.,;]*\Z)")
+_PICKED = Pattern(
+    rf"\b(?:choose|pick|select|chose|go with"
+    rf"|opt for)\s+(?:the\s)?(?i:{_OPTION}\s*)?[*(]*([A-J])(?![\w'’])"
+)
+_IS_CORRECT = Pattern(
+    rf"{_WRAPPING}(?:{_OPTION}\s*)?{_WRAPPING}\(?([A-J])\)?\W*\s+(?:is|ist|est|es|è|é)\s+(?:the\s"
+    rf"|die\s|la\s|a\s)?"
+    r"(?:correct|right|best|true|answer|richtig|bonne|correcta|corretta|certa)",
+)
 _EXCLUDES = Pattern(
     r"\b(?:wrong|incorrect|ruled out|eliminat\w+|not|cannot|can't|isn't|ignores?|false|falsch"
     r"|excluded?|perhaps|maybe|possible|"
@@ -422,6 +448,8 @@ def conclusion(sentence: str, question: str, *, sentence_only: bool = False) -> 
     """
     sentence = sentence[:MAX_LENGTH]
     start = _start_of_last_clause(sentence)
+    if (picked := _PICKED.search(sentence)) and not _EXCLUDES.search(sentence[: picked.start()]):
+        return Extracted(picked[1], *picked.span(1))
     if re.search(r"[?？]\W*$", sentence) or _OTHER_SUBJECT.match(sentence, start):
         return None
     clause = _without_aside(sentence[start:])
@@ -465,11 +493,13 @@ def _read_clause(clause: str, question: str, *, asserted_only: bool) -> Extracte
 
 
 def _chosen(clause: str) -> Extracted | None:
-    if found := list(_SAID_OF_CHOICE.finditer(clause)):
-        if several := _CHOICES.match(clause, found[-1].start(1)):
+    if found := _ROMAN.search(clause):
+        return Extracted(found[1], *found.span(1))
+    if said := list(_SAID_OF_CHOICE.finditer(clause)):
+        if several := _CHOICES.match(clause, said[-1].start(1)):
             return Extracted(several["list"].replace("*", ""), *several.span("list"))
-        if not _EXCLUDES.search(clause[max(0, found[-1].start() - 20) :]):
-            return Extracted(found[-1][2], *found[-1].span(2))
+        if not _EXCLUDES.search(clause[max(0, said[-1].start() - 20) :]):
+            return Extracted(said[-1][2], *said[-1].span(2))
         return None
     inside = [
         Extracted(found[at].upper(), *found.span(at))
@@ -494,7 +524,12 @@ def _bold_conclusion(clause: str) -> Extracted | None:
         return None
     if several := _joined_bold(clause, bolds):
         return several
+    bolds = [
+        b for b in bolds if values(b[1]) or not re.match(r"\s(?:as|than)\s", clause[b.end() :])
+    ]
     read = [(bold, inner) for bold in bolds if (inner := _inside_bold(bold))]
+    if not read:
+        return None
     if len(read) > 1:
         asserted = [(b, i) for b, i in read if _ASSERTED.search(clause[: b.start()])]
         read = asserted or [(b, i) for b, i in read if values(b[1])]
@@ -516,7 +551,9 @@ def _value_conclusion(clause: str, *, asserted_only: bool) -> Extracted | None:
         v
         for v in values(clause)
         if not _REFERENCE.search(clause[: v.start])
-        and not re.search(rf"{_NOT}\W+\Z", clause[max(0, v.start - 12) : v.start], re.IGNORECASE)
+        and not re.search(
+            rf"(?<!\w){_NOT}\W+\Z", clause[max(0, v.start - 12) : v.start], re.IGNORECASE
+        )
         and not (v.is_equation and _CONDITION.search(clause[: v.start]))
     ]
     if not found:
@@ -580,8 +617,9 @@ _SMALL_WORDS = frozenset(
 
 
 _COMPLEMENT = Pattern(
-    r"\W*(?i:(?:so|thus|hence|therefore|then),?\s)?(?:[Tt]he|[Mm]y|[Hh]er|[Hh]is|[Ii]ts"
-    r"|[Tt]heir)\s[^.:;,]{1,100}?"
+    r"\W*(?i:(?:so|thus|hence|therefore|then),?\s)?(?:(?:[Ii]t|[Tt]hat|[Tt]his)|(?:[Tt]he|[Mm]y"
+    r"|[Hh]er|[Hh]is|[Ii]ts"
+    r"|[Tt]heir)\s[^.:;,]{1,100}?)"
     r"\s(?:is|was|are|were|would be|must be)\s(?:therefore\s|thus\s|also\s)?"
     r"(?:[\"“'‘*_]+([^\"”*_]{1,60}?)[\"”’'*_]+|([A-Z](?:[\w'’-]*)(?:\s(?:of|de|von|van|the|and"
     r"|[A-Z][\w'’.-]*))*))[.!]*\s*\Z"
@@ -605,6 +643,7 @@ def _named(clause: str, question: str) -> Extracted | None:
         return tidied(part(clause, 0, len(subject)))
     for verb in _IS.finditer(clause):
         subject, rest = clause[: verb.start()], clause[verb.end() :].rstrip(" .!")
+        subject = re.split(rf",\s{_NOT}\s", subject, maxsplit=1)[0]
         in_subject, in_rest = (
             {w.lower() for w in _WORD.findall(side)} - _SMALL_WORDS for side in (subject, rest)
         )
@@ -612,7 +651,12 @@ def _named(clause: str, question: str) -> Extracted | None:
             continue
         if in_subject <= asked and not in_rest <= asked and len(rest.split()) <= _MAX_NAME_WORDS:
             return tidied(part(clause, verb.end(), verb.end() + len(rest)))
-        if in_rest <= asked and not in_subject <= asked and len(subject.split()) <= _MAX_NAME_WORDS:
+        is_name = subject[:1].isupper() and rest.startswith("the ")
+        if (
+            in_rest <= asked
+            and (is_name or not in_subject <= asked)
+            and len(subject.split()) <= _MAX_NAME_WORDS
+        ):
             lead = _CONCLUDES.match(subject)
-            return tidied(part(clause, lead.end() if lead else 0, verb.start()))
+            return tidied(part(clause, lead.end() if lead else 0, len(subject)))
     return None

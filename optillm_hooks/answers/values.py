@@ -183,8 +183,9 @@ _CJK_UNIT = (
 )
 _UNIT = (
     rf"(?:\s{_SCALE}(?!\w))?(?:\s?{_CURRENCY}(?!\d)|\s?{_KNOWN_UNIT}{_POWER}{_PER}*+"
-    rf"|{_CJK_UNIT}|(?<![%‰°′″])(?<!°.)(?<!° .)\s(?:square\s|cubic\s"
-    rf"|US\s)?{_NOUN}{_POWER}{_PER}*+)?"
+    rf"|{_CJK_UNIT}|\s?°(?:\s?[CF](?![A-Za-z]))?|\s?%|(?<![%‰°′″])(?<!°.)(?<!° .)\s(?:square\s"
+    rf"|cubic\s"
+    rf"|US\s)?{_NOUN}{_POWER})?"
 )
 _AMOUNT = rf"{_NUMBER}\s?{_KNOWN_UNIT}"
 _COMPOUND = (
@@ -240,7 +241,7 @@ _NAME = Pattern(
     r"(?:_(?:\{[^{}]*\}|\w+)|[₀-₉]+)?(?:\^\{?[-*\w]+\}?)?\s*"
 )
 _OPERATOR = Pattern(
-    r"\s*(?:\\(?:int|iint|oint|sum|prod|lim|det|binom|max|min|gcd|Pr|mathbb)\b|[∫∑∏]|\|)"
+    r"\s*(?:\\(?:int|iint|oint|sum|prod|lim|det|binom|max|min|gcd|Pr|mathbb)(?![A-Za-z])|[∫∑∏]|\|)"
 )
 _APPLIED = Pattern(
     r"\s*(?:[^\W\d_]{1,8}['′]*|\\[A-Za-z]+)\s*(?:\((?P<argument>[^=]*)\)|\\theta|[θαβxA-Z])\s*"
@@ -265,7 +266,8 @@ def settled(text: str) -> Extracted:
         if re.search(r"\d\s?[-+*/×·÷]\s?\d", exact) and "\\" not in exact:
             return part(text, about[-1].end(), end)
         end = about[0].start()
-    if _ORDER.search(text, 0, end) or "," in _outside_brackets(text[:end]):
+    in_order = any(_depth(text, sign.start()) == 0 for sign in _ORDER.finditer(text, 0, end))
+    if in_order or "," in _outside_brackets(text[:end]):
         return part(text, start, end)
     signs = [sign for sign in _EQUALS.finditer(text, 0, end) if _depth(text, sign.start()) == 0]
     if not signs:
