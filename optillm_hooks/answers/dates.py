@@ -42,6 +42,7 @@ _DATES = [
         rf"{_MONTH},? (?:de |of )?{_YEAR}",
     )
 ]
+_HYPHENATED = re.compile(r"^(\d{1,2})-([a-z]{3,9})-(\d{4})$")
 _ISO = re.compile(r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})|(\d{4})年(\d{1,2})月(\d{1,2})日")
 _DOTTED = re.compile(r"(\d{1,2})\.\s?(\d{1,2})\.\s?(\d{4})")
 _SLASHED = re.compile(r"(\d{1,2})[/-](\d{1,2})[/-](\d{4})")
@@ -63,7 +64,7 @@ _TIMES = [
 def dates_in(text: str) -> list[Date]:
     """Return the dates that `text` may be: none, one, or two for 3/5/2024."""
     text = unaccented(" ".join(text.lower().split()).strip(" ."))
-    text = _WEEKDAY.sub("", text)
+    text = _WEEKDAY.sub("", _HYPHENATED.sub(r"\1 \2 \3", text))
     return [date for date in _dates(text) if _exists(date)]
 
 

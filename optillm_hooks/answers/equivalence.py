@@ -39,7 +39,7 @@ from optillm_hooks.answers.extraction import read_json
 from optillm_hooks.answers.formulas import Value, equal, plain
 from optillm_hooks.answers.quantities import Quantity, numerals, read_quantity
 from optillm_hooks.answers.units import Unit, may_mean
-from optillm_hooks.answers.words import is_nonexistent, ordinal, yes_or_no
+from optillm_hooks.answers.words import is_nonexistent, ordinal, unaccented, yes_or_no
 
 _MAX_PARSED_LENGTH = 500
 """Maximum length of an answer that is parsed as mathematics; longer ones are text or JSON."""
@@ -50,14 +50,17 @@ _LETTER = re.compile(
     r"(?:(?:option|choice|answer):?\s+)?[(\[]?([A-Za-z])[)\]]?[.:]?", re.IGNORECASE
 )
 _LETTER_AND_TEXT = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])\))\s*\S.*", re.DOTALL)
-_LETTER_STOP_TEXT = re.compile(r"([A-Z])[.:]\s+\S.*", re.DOTALL)
+_LETTER_STOP_TEXT = re.compile(r"([A-Z])(?:[.:]| [-\u2013])\s+\S.*", re.DOTALL)
 _NEXT_PART = re.compile(r"[\s,;]\(?[A-Za-z]\)")
 _MATH = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _STRONG = re.compile(r"(?<![\w)}])\*\*([^*]+)\*\*(?![\w({])")
 _ARTICLE = re.compile(r"^(?:the|an?)\s+(?=\S)")
 _AROUND_MARKS = re.compile(r"\s*([,:;/-])\s*")
 _AND = re.compile(r"\s*&\s*")
-_INITIALS = re.compile(r"\b(?:[a-z]\.){2,}")
+_INITIALS = re.compile(r"\b(?:[a-z]\.\s?){2,}")
+_TITLES = re.compile(r"\b(dr|mr|mrs|ms|st|prof|jr|sr|mt|vs)\.(?=\s)")
+_NAME_WITH_ACCENTS = re.compile(r"\b[A-Z\u00c0-\u00de]\w*[\u00c0-\u00ff]\w*")
+_UMLAUTS = frozenset("\u00e4\u00f6\u00fc\u00c4\u00d6\u00dc")
 _LETTERS_AND_HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
 _ENDS = " *`\"'\u201c\u201d"
 _DECORATION = dict.fromkeys(map(ord, "*`\"'\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"))
@@ -296,6 +299,8 @@ def _whole(text: str) -> tuple[Hashable, frozenset[Hashable]] | None:
         return (key, frozenset()) if answer[1] else (None, frozenset({key}))
     if rank := ordinal(text):
         return ("rank", rank), frozenset()
+    if text.lower() == "n/a":
+        return ("answer", "n/a"), frozenset()
     return (("answer", "does not exist"), frozenset()) if is_nonexistent(text) else None
 
 
@@ -370,12 +375,20 @@ def json_key(value: object, depth: int = 0) -> Hashable:
 
 def _plain_text(text: str) -> str:
     """Return `text` normalised: without case, decoration and insignificant punctuation."""
-    text = unicodedata.normalize("NFKC", text).casefold().translate(_DECORATION)
+    text = unicodedata.normalize("NFKC", text)
+    text = _NAME_WITH_ACCENTS.sub(_without_accents, text).casefold().translate(_DECORATION)
     text = _AND.sub(", ", text)
     text = _AROUND_MARKS.sub(r"\1", " ".join(text.split()))
-    text = _LETTERS_AND_HYPHEN.sub(" ", _INITIALS.sub(_without_stops, text))
+    text = _TITLES.sub(r"\1", _INITIALS.sub(_without_stops, text)).replace(" %", "%")
+    text = _LETTERS_AND_HYPHEN.sub(" ", text)
     return _ARTICLE.sub("", text.strip(" _.,;:!")).strip()
 
 
 def _without_stops(found: re.Match[str]) -> str:
-    return found[0].replace(".", "")
+    letters = found[0].replace(".", "").replace(" ", "")
+    return f"{letters} " if found[0].endswith(" ") else letters
+
+
+def _without_accents(found: re.Match[str]) -> str:
+    """Return a name without accents, which are often left out; umlauts make other words."""
+    return found[0] if _UMLAUTS & set(found[0]) else unaccented(found[0])

@@ -8,8 +8,10 @@ from functools import cached_property
 
 from optillm_hooks.answers.formulas import (
     MEANINGFUL_WORDS,
+    Apply,
     Value,
     equal,
+    in_order_of_names,
     multiple,
     parse,
     parse_unsolved,
@@ -39,7 +41,8 @@ _ABOUT = re.compile(
     re.IGNORECASE,
 )
 _NAME = re.compile(
-    r"^(\\?[A-Za-z]{1,7}'{0,2}(?:_\w|_\{\w+\})?(?:\([A-Za-z]\))?)\s*(?:=|\\approx|\u2248)\s*"
+    r"^(\\?[A-Za-z]{1,7}'{0,2}(?:_\w|_\{\w+\})?(?:\([A-Za-z]\))?|d[a-z]/d[a-z]|\([a-z](?:,\s*[a-z]){1,3}\)|"
+    r"\\frac\{d[a-z]\}\{d[a-z]\})\s*(?:=|\\approx|\u2248)\s*"
     r"(?=[^=<>]+$)"
 )
 _SAME_NAMES = {"f(x)": "y", "y(x)": "y"}
@@ -106,6 +109,8 @@ _GLOSS_LEAD = re.compile(
 )
 _TWO_FORMS = re.compile(r"([^,]+?),?\s+or\s+([^,]+)")
 _MAX_CHAIN = 4
+_INTEGRATION_CONSTANT = re.compile(r"\+\s*c$")
+_LONE_LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 _NUMBER_NAMES = """
 one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
 seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety zero"""
@@ -169,7 +174,7 @@ _RADIANS = parse(r"\pi/180")
 def read_quantity(text: str) -> tuple[Quantity | None, tuple[Value, ...]]:
     """Return the quantity that `text` is, or None, and the values that it may have.
 
-    Only a number such as "1,5" has several: it is a decimal, or a pair.
+    "1,5" is a decimal or a pair. "x = 3, y = 4" may also be (3, 4), and "1, 2, 3" a list.
     """
     text = _ABOUT.sub("", re.sub(r"\s*\^\s*", "^", text.strip()))
     if _COMMA_NUMBER.fullmatch(text):
@@ -181,7 +186,19 @@ def read_quantity(text: str) -> tuple[Quantity | None, tuple[Value, ...]]:
     explained = _explained(text)
     if explained is None and _contradicts(text):
         return None, ()
-    return explained or _quantity(text), ()
+    quantity = explained or _quantity(text)
+    return quantity, () if explained else tuple(_ordered(text))
+
+
+def _ordered(text: str) -> Iterator[Value]:
+    """Yield the tuples and lists that `text` may be if it gives their members without brackets."""
+    if "," not in text or (formula := parse_unsolved(text)) is None:
+        return
+    if isinstance(formula, Apply) and formula.op == "set" and not text.lstrip("\\").startswith("{"):
+        values = in_order_of_names(formula.args)
+        if values is not None or len(formula.args) > 2:
+            for brackets in ("()", "[]") if values is None else ("()",):
+                yield value_of(Apply(brackets, tuple(values or formula.args)))
 
 
 def numerals(text: str) -> str:
@@ -301,6 +318,8 @@ def _formula(text: str, name: str = "") -> Quantity | None:
         currency = [CURRENCIES[money[2].lower()]]
         text = (money[1] or money[3]) + money[4]
     text = _in_digits(text)
+    if set(_LONE_LETTER.findall(text)) == {"x", "c"}:
+        text = _INTEGRATION_CONSTANT.sub("+ C", text)
     if short := (_SHORT.fullmatch(text) if currency else _ATTACHED_SHORT.fullmatch(text)):
         return _times(short[1], _SHORT_SCALES[short[2]], [*currency, *short[3].split()], name)
     if found := _SCALED.fullmatch(text):

@@ -138,7 +138,7 @@ _REASON = re.compile(
     r"car|parce|c'est|porque|perché|è|is|are|both|all|in|for|so)\b|[因它不こそ]).*",
     re.DOTALL,
 )
-_HEDGED = re.compile(r"([^\W\d_]+)\s*[,.;:!\u2014\u2013\uff0c\u3002\u3001-]+\s*(\S.*)", re.DOTALL)
+_HEDGED = re.compile(r"([^\W\d_]+)\s*[(,.;:!\u2014\u2013\uff0c\u3002\u3001-]+\s*(\S.*)", re.DOTALL)
 
 _PHRASES: Final[Mapping[str, str]] = {
     phrase: formula

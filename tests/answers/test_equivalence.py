@@ -123,6 +123,8 @@ def _math_verify(case: dict[str, Any]) -> bool:
         pytest.param(["x = 5", "5", "y = 5"], [0, 0, 0], id="the value alone stands for both"),
         pytest.param(["10 pounds", "10 kg"], [0, 1], id="pounds are not kilograms"),
         pytest.param(["10 pounds", "10 lb", "\u00a310"], [0, 1, 2], id="pounds of either kind"),
+        pytest.param(["x = 3, y = 4", "(3, 4)"], [0, 0], id="a point in the order of its names"),
+        pytest.param(["1, 2, 3", "[1, 2, 3]"], [0, 0], id="a list without its brackets"),
         pytest.param(["Yes, 5", "Yes, 6"], [0, 1], id="a yes that may not be all"),
         pytest.param(["Yes, 5", "Yes"], [0, 0], id="beside a bare one it is"),
     ],

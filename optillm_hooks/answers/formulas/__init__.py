@@ -9,12 +9,15 @@ any thread.
 
 from optillm_hooks.answers.formulas.comparing import Value, equal, multiple, scaled, value_of
 from optillm_hooks.answers.formulas.reading import MEANINGFUL_WORDS, parse, parse_unsolved, plain
-from optillm_hooks.answers.formulas.solving import solution
+from optillm_hooks.answers.formulas.solving import in_order_of_names, solution
+from optillm_hooks.answers.formulas.tree import Apply
 
 __all__ = [
     "MEANINGFUL_WORDS",
+    "Apply",
     "Value",
     "equal",
+    "in_order_of_names",
     "multiple",
     "parse",
     "parse_unsolved",

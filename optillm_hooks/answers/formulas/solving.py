@@ -1,5 +1,7 @@
 """Solutions as people write them: assignments, and inequalities of one variable as intervals."""
 
+from collections.abc import Sequence
+
 from optillm_hooks.answers.formulas.comparing import Scalar, value_of
 from optillm_hooks.answers.formulas.reading import solved
 from optillm_hooks.answers.formulas.tree import Apply, Formula, Symbol, negative
@@ -16,6 +18,19 @@ def solution(formula: Formula) -> tuple[str, Formula]:
     """
     name, values = solved(formula)
     return (name, values) if name else _interval(formula) or ("", formula)
+
+
+def in_order_of_names(relations: Sequence[Formula]) -> tuple[Formula, ...] | None:
+    """Return the values of `relations` in the order of their variables: 3, 4 for y = 4, x = 3."""
+    values: dict[str, Formula] = {}
+    for relation in relations:
+        if not (isinstance(relation, Apply) and relation.op == "="):
+            return None
+        name, value = relation.args
+        if not isinstance(name, Symbol) or name.name in values:
+            return None
+        values[name.name] = value
+    return tuple(values[name] for name in sorted(values))
 
 
 def _interval(formula: Formula) -> tuple[str, Formula] | None:
