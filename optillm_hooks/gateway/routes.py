@@ -143,7 +143,10 @@ def _check_responses(data: Mapping[str, Any]) -> None:
         if data.get(field) not in (None, False):
             raise RequestRejected(f"{field}: {reason}", param=field)
     _check_input(data.get("input"))
-    for number, tool in enumerate(data.get("tools") or ()):
+    tools = data.get("tools") or []
+    if not isinstance(tools, list):
+        raise RequestRejected("tools must be a list", param="tools")
+    for number, tool in enumerate(tools):
         _check_tool(tool, f"tools[{number}].type")
 
 

@@ -387,12 +387,12 @@ def _check_spelling(requested: str, target: _Target, router: Router) -> None:
 def _given(params: object) -> dict[str, dict[str, object]]:
     if params is None:
         return {}
-    if not isinstance(params, dict) or not all(isinstance(v, dict) for v in params.values()):
+    if not isinstance(params, dict) or not all(isinstance(v or {}, dict) for v in params.values()):
         raise RequestRejected(
             'optillm_params must be an object of objects, such as {"bon": {"n": 5}}',
             param="optillm_params",
         )
-    return {str(name): dict(values) for name, values in params.items()}
+    return {str(name): dict(values or {}) for name, values in params.items()}
 
 
 def _temperature(request: Mapping[str, Any]) -> float | None:

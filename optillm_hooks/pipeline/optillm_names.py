@@ -85,8 +85,9 @@ def unwrap_own_fields(request: dict[str, Any]) -> None:
 
 def unwrap_optillm_fields(request: dict[str, Any]) -> None:
     """Move OptiLLM's fields from `extra_body` into the request itself, in place."""
-    names = {*FIELDS, *_readers()}
-    _unwrap(request, lambda name: name in names or name.startswith(_PREFIXES))
+    if request.get("extra_body"):
+        names = {*FIELDS, *_readers()}
+        _unwrap(request, lambda name: name in names or name.startswith(_PREFIXES))
 
 
 def _unwrap(request: dict[str, Any], is_moved: Callable[[str], bool]) -> None:

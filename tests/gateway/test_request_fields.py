@@ -40,6 +40,7 @@ REFUSED: list[tuple[Route, str, Any, str]] = [
     ("responses", "conversation", {"id": "conv_1"}, "not stored"),
     ("responses", "background", True, "while the request is open"),
     ("responses", "prompt", {"id": "pmpt_1"}, "stored prompts"),
+    ("responses", "tools", 5, "a list"),
     ("responses", "input", [], "a list of items"),
     ("responses", "input", None, "a list of items"),
     ("responses", "input", [{"type": "item_reference", "id": "msg_1"}], "not stored"),

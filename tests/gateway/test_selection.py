@@ -500,6 +500,7 @@ def test_empty_parameters_and_limits_ask_for_nothing(
 ) -> None:
     assert select(ask("base", **{field: empty}), router, Settings()) is None
     assert selected(router, ask("re2-base", **{field: empty})).plan.label == "re2"
+    assert selected(router, ask("bon-base", optillm_params={"bon": empty})).plan.label == "bon"
 
 
 def test_settings_of_the_yaml_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
