@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from optillm_hooks.errors import BudgetExceeded
+from optillm_hooks.errors import BudgetExceeded, SampleError
 from optillm_hooks.llm import LLM, Price
 from optillm_hooks.types import Chat, Purpose, Sampling, StoppedBy, Usage
 
@@ -71,6 +71,9 @@ class Budget:
     tokens_taken: int = 0
     cost_taken: float = 0.0
     stopped_by: StoppedBy | None = None
+    rejections: dict[str, SampleError] = field(default_factory=dict[str, SampleError])
+    """The errors of models that have rejected the request's prompt, by model."""
+
     _slots: asyncio.Semaphore | None = None
 
     @property

@@ -377,7 +377,12 @@ class MeteredLLM:
 
     @asynccontextmanager
     async def _paying(self, chat: Chat, sampling: Sampling, choices: int) -> AsyncIterator["_Call"]:
-        """Reserve one call, and when it has ended pay for it and record it."""
+        """Reserve one call, and when it has ended pay for it and record it.
+
+        Once the model has rejected a prompt of this request, and taken none, it is not asked again.
+        """
+        if (rejection := self._ctx.budget.rejections.get(self.model)) is not None:
+            raise rejection
         # Reserved before the first await, so two tasks of a fan-out cannot both take the last call.
         ctx, budget = self._ctx, self._ctx.budget
 
@@ -411,6 +416,8 @@ class MeteredLLM:
             raise
         except SampleError as exc:
             call.outcome = "failed"
+            if exc.rejects_prompt and not self._answered():
+                budget.rejections[self.model] = exc
             call.refused = exc.status not in _UNANSWERED and not call.streamed
             raise
         finally:
@@ -418,6 +425,10 @@ class MeteredLLM:
             budget.usage += call.usage + Usage(calls=call.tries)
             budget.settle(reserved, self._spent(reserved, call))
             ctx.trace.record(self._record(call))
+
+    def _answered(self) -> bool:
+        """Return whether the model has answered a call of this request."""
+        return any(c.model == self.model and c.outcome == "ok" for c in self._ctx.trace.calls)
 
     def _record(self, call: "_Call") -> CallRecord:
         return CallRecord(

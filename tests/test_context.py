@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from optillm_hooks.budget import Budget, Limits
 from optillm_hooks.context import Context, MeteredLLM
 from optillm_hooks.errors import (
+    CONTEXT_WINDOW_EXCEEDED,
     BudgetExceeded,
     DeadlineExceeded,
     EmptyCompletion,
@@ -903,3 +904,24 @@ def test_lost_steps_are_counted_by_kind() -> None:
     trace.count("ratings", lost=1, of=3)
     trace.count("ratings", lost=1, of=3)
     assert trace.lost == ("ratings:2/6",)
+
+
+async def test_a_model_that_has_rejected_the_prompt_is_not_asked_again() -> None:
+    rejected = ProviderFailed("too long", status=400, code=CONTEXT_WINDOW_EXCEEDED)
+    ctx, base, roomy = context(), ScriptedLLM([rejected]), ScriptedLLM(["42"], model="roomy")
+    for _ in range(3):
+        with pytest.raises(ProviderFailed) as caught:
+            await MeteredLLM(base, ctx.child(1)).complete(ASKED, Sampling())
+        assert caught.value is rejected
+    assert (len(base.calls), len(ctx.trace.calls)) == (1, 1)
+    assert (await MeteredLLM(roomy, ctx).complete(ASKED, Sampling())).text == "42"
+
+
+async def test_a_later_prompt_that_is_too_long_is_its_own_failure() -> None:
+    rejected = ProviderFailed("too long", status=400, code=CONTEXT_WINDOW_EXCEEDED)
+    llm = ScriptedLLM(["a draft", rejected, "42"])
+    metered = MeteredLLM(llm, context())
+    await metered.complete(ASKED, Sampling())
+    with pytest.raises(ProviderFailed):
+        await metered.complete(ASKED, Sampling())
+    assert (await metered.complete(ASKED, Sampling())).text == "42"

@@ -262,7 +262,7 @@ async def test_a_prompt_that_the_model_does_not_take_is_not_sent_again(
     code: str, max_n: int
 ) -> None:
     rejected = ProviderFailed("no", status=400, code=code)
-    replies: list[Reply] = [rejected] if max_n == 3 else [HANG, rejected, HANG]
+    replies: list[Reply] = [rejected] if max_n == 3 else [HANG, rejected]
     llm = ScriptedLLM(replies, max_n=max_n)
     with pytest.raises(SamplesFailed) as caught:
         await sample(llm, 3)

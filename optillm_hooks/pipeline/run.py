@@ -158,11 +158,9 @@ class PlanRun:
     async def _plain_instead(self, root: Context, error: SampleError, number: int) -> Answer:
         """Return the answer of one plain call if `on_error` is plain, else raise `error`.
 
-        The wrappers of the first chain apply to it too. A model that has taken no prompt of this
-        request because of what it contains is not asked again.
+        The wrappers of the first chain apply to it too.
         """
-        answered = any(call.outcome == "ok" for call in self._trace.calls)
-        if self._request.on_error != "plain" or (error.rejects_prompt and not answered):
+        if self._request.on_error != "plain":
             raise error
         ctx = root.child(0, stage=PASS_THROUGH)
         first = self._request.plan.chains[0]

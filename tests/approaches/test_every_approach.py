@@ -6,16 +6,21 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from optillm_hooks.errors import EmptyCompletion, ProviderFailed
+from optillm_hooks.errors import (
+    CONTEXT_WINDOW_EXCEEDED,
+    EmptyCompletion,
+    ProviderFailed,
+    SamplesFailed,
+)
 from optillm_hooks.llm import Reasoning
 from optillm_hooks.pipeline.events import Request
 from optillm_hooks.pipeline.expression import parse
 from optillm_hooks.pipeline.plan import resolve
 from optillm_hooks.pipeline.run import run
 from optillm_hooks.registry import all_approaches
-from optillm_hooks.testing import HANG, AnsweringLLM, Reply, chat, params
+from optillm_hooks.testing import HANG, ONE_CALL, AnsweringLLM, Reply, chat, params
 from optillm_hooks.trace import Trace
-from optillm_hooks.types import Chat, Sampling
+from optillm_hooks.types import Chat, Completion, Fields, Sampling
 from tests.proxy import ROOT
 from tests.test_catalogue import SCRIPT, VERDICT, Change, Lenient, ask
 
@@ -285,6 +290,28 @@ async def test_a_solution_in_place_of_an_answer_is_no_longer_than_the_client_all
     [answer] = ended.answers
     assert (len(answer.text.split()), answer.finish_reason) == (300, "length")
     assert ended.report.degraded
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.name} {way.params or ''}")
+async def test_a_prompt_that_the_model_rejects_is_sent_by_the_first_calls_only(way: Way) -> None:
+    rejected = ProviderFailed("too long", status=400, code=CONTEXT_WINDOW_EXCEEDED)
+    await _run(way, Lenient(way.change), whole := Trace())
+    trace = Trace()
+    with pytest.raises((ProviderFailed, SamplesFailed)) as caught:
+        await _run(way, Lenient(lambda *_: rejected), trace)
+    assert caught.value.code == CONTEXT_WINDOW_EXCEEDED
+    assert len(trace.calls) <= sum(call.depth == 1 for call in whole.calls)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.name} {way.params or ''}")
+async def test_if_the_model_only_refuses_its_refusal_is_the_answer(way: Way) -> None:
+    fields: Fields = {"provider_specific_fields": {"refusal": "no"}}
+    refusal = Completion("", fields=fields, usage=ONE_CALL)
+    await _run(way, Lenient(way.change), whole := Trace())
+    trace = Trace()
+    ended = await ask(way.name, Lenient(lambda *_: refusal), trace=trace, params=way.params)
+    assert ended.answers[0].fields == fields
+    assert len(trace.calls) <= len(whole.calls)
 
 
 # --------------------------------------------------------------------------------- cancelling

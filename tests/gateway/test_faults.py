@@ -150,16 +150,16 @@ def answers_with_one_call_hanging(proxy: Proxy, upstream: Upstream) -> list[http
     """Return the answers to `HANGING`, asked concurrently: each may take until its deadline."""
     calls: Counter[str] = Counter()
 
-    def the_fourth(call: Call) -> Fault | None:
+    def the_third(call: Call) -> Fault | None:
         [case] = set(re.findall(r"case \d+", call.text))
         calls[case] += 1
-        return HANG if calls[case] == 4 else None
+        return HANG if calls[case] == 3 else None
 
     def answer(number: int) -> httpx.Response:
         name, stream = HANGING[number]
         return ask(proxy, f"hurried-{name}", stream=stream, about=f"case {number}")
 
-    upstream.play(Script(fault=the_fourth, n="refused"))
+    upstream.play(Script(fault=the_third, n="refused"))
     with ThreadPoolExecutor(len(HANGING)) as pool:
         answers = list(pool.map(answer, range(len(HANGING))))
     upstream.wait_until(lambda u: not u.alive, within_s=1)
@@ -225,10 +225,12 @@ def test_a_stream_that_breaks_after_it_began_ends_in_an_error_event(
 def test_a_plain_call_may_stand_in_and_says_so(
     proxy: Proxy, upstream: Upstream, stream: bool
 ) -> None:
-    def stages(call: Call) -> Fault | None:
-        return Status(500) if call.index < 4 else None
+    def proposals(call: Call) -> Fault | None:
+        """Fail the call for several choices, if there is one, and the three single ones."""
+        before = [other for other in upstream.calls[: call.index] if other.body.get("n", 1) == 1]
+        return Status(500) if call.body.get("n", 1) > 1 or len(before) < 3 else None
 
-    upstream.play(Script(fault=stages, n="ignored"))
+    upstream.play(Script(fault=proposals, n="ignored"))
     answer = ask(proxy, "plainly", stream=stream)
     assert_answered(answer, stream=stream)
     assert '"degraded":[]' not in answer.text.replace(" ", "")
