@@ -1,6 +1,7 @@
 """The provider without a proxy: with the user's own router, and with LiteLLM's SDK."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import re
@@ -13,14 +14,16 @@ import litellm
 import openai
 import pytest
 from litellm import constants
+from litellm.proxy._types import UserAPIKeyAuth
 from litellm.proxy.common_request_processing import _has_attribute_error_in_chain
 from litellm.utils import custom_llm_setup
 
 from optillm_hooks import registry
 from optillm_hooks.errors import ProviderFailed
-from optillm_hooks.gateway import custom_llm, provider
+from optillm_hooks.gateway import admission, callback, custom_llm, hook, provider
 from optillm_hooks.gateway.caller import Caller
 from optillm_hooks.gateway.model_facts import cached_model_facts
+from optillm_hooks.gateway.prepared import ClientRequest, attached
 from optillm_hooks.gateway.router_llm import RouterLLM
 from optillm_hooks.pipeline.events import Models, Outcome, Request
 from optillm_hooks.pipeline.run import run
@@ -197,15 +200,15 @@ async def test_the_earlier_of_deadline_and_timeout_counts(
 async def test_a_plan_ends_before_litellm_ends_its_request(
     router: litellm.Router, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, *, stream: bool
 ) -> None:
-    ends = asyncio.get_running_loop().time() + 1.0
+    ends = asyncio.get_running_loop().time() + 2.0
     litellms = ModuleType("litellm.litellm_core_utils.total_deadline")  # as of LiteLLM 1.110
     litellms.current_total_deadline = (  # type: ignore[attr-defined]
         lambda: None if stream else SimpleNamespace(_scope_at=ends)
     )
     monkeypatch.setitem(sys.modules, litellms.__name__, litellms)
-    monkeypatch.setattr(constants, "LITELLM_MAX_STREAMING_DURATION_SECONDS", 1.0 if stream else 0.1)
+    monkeypatch.setattr(constants, "LITELLM_MAX_STREAMING_DURATION_SECONDS", 2.0 if stream else 0.1)
     upstream.play(Script(fault=at({2: HANG}), n="refused"))
-    async with asyncio.timeout_at(ends):
+    async with asyncio.timeout(20):
         answer = await router.acompletion(model="voted", messages=ASKED, stream=stream)
         if stream:
             reports = [chunk.optillm async for chunk in answer if hasattr(chunk, "optillm")]
@@ -233,6 +236,43 @@ async def test_a_proxys_request_without_its_plan_is_refused(
             router, model="careful", stream=stream, proxy_server_request={"url": "/", "body": {}}
         )
     assert not upstream.calls
+
+
+@pytest.mark.parametrize("end", ["answered", "failed", "refused", "closed"])
+async def test_nothing_of_a_request_is_kept(
+    router: litellm.Router, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(callback, "proxy_router", lambda: router)
+    monkeypatch.setattr(admission, "check_access", _granted)
+    upstream.play(Script(fault=always(Status(400))) if end == "failed" else Script())
+
+    async def ask() -> None:
+        body = {"model": "re2-base", "messages": ASKED, "stream": end == "closed"}
+        data = await hook.async_pre_call_hook(UserAPIKeyAuth(models=[]), None, body, "acompletion")
+        assert attached(data["metadata"]) is not None
+        if end == "refused":  # another hook refuses the request
+            return
+        with contextlib.suppress(litellm.BadRequestError):
+            answer = await router.acompletion(**data)
+            if end == "closed":
+                await anext(answer)
+                await answer.aclose()
+
+    await ask()
+    for _ in range(100):
+        if not requests_alive():
+            return
+        await asyncio.sleep(0.1)  # LiteLLM logs a request after it has answered
+    pytest.fail("the request is still there")
+
+
+def requests_alive() -> int:
+    gc.collect()
+    return sum(type(found) is ClientRequest for found in gc.get_objects())
+
+
+async def _granted(_model: str, _key: UserAPIKeyAuth, _router: litellm.Router) -> None:
+    """Access is LiteLLM's to refuse, and is tested on a real proxy."""
 
 
 OF_KEYS = {"base_denied", "judge_denied"}
