@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from litellm.types.llms.openai import BaseLiteLLMOpenAIResponseObject, ResponsesAPIResponse
+from litellm.types.utils import ModelResponseStream
 
 
 def complete_response(response: ResponsesAPIResponse) -> None:
@@ -19,9 +20,15 @@ def complete_response(response: ResponsesAPIResponse) -> None:
 
 
 async def complete_events(events: AsyncIterator[Any], model: str) -> AsyncIterator[Any]:
-    """Yield `events` numbered, with the requested model's name and whole events of reasoning."""
+    """Yield `events` numbered, with the requested model's name and whole events of reasoning.
+
+    LiteLLM's route for Cursor has chunks of chat completions instead, which need nothing.
+    """
     number = 0
     async for event in _with_parts(events):
+        if isinstance(event, ModelResponseStream):
+            yield event
+            continue
         response: Any = getattr(event, "response", None)
         if getattr(response, "model", None) is not None:
             response.model = model
@@ -35,7 +42,9 @@ async def _with_parts(events: AsyncIterator[Any]) -> AsyncIterator[Any]:
     """Yield `events`, with the summary of each reasoning item announced before its first delta."""
     announced: set[str] = set()
     async for event in events:
-        if event.type == "response.output_item.added" and event.item.type == "reasoning":
+        if isinstance(event, ModelResponseStream):
+            pass
+        elif event.type == "response.output_item.added" and event.item.type == "reasoning":
             event.item.summary = []
         elif event.type == "response.reasoning_summary_part.added":
             announced.add(event.item_id)
