@@ -6,7 +6,7 @@ import gc
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -432,3 +432,50 @@ def test_a_synchronous_stream_that_nobody_reads_cancels_its_calls(
     upstream.wait_until(lambda u: not u.alive, within_s=2)
     [line] = [message for message in caplog.messages if "approach=" in message]
     assert line.endswith("error=cancelled")
+
+
+PLAN = {"model": "optillm/re2/openai/base"}
+
+
+async def _streamed(call: Any) -> str:
+    return str([event async for event in await call])
+
+
+FUNCTIONS: dict[str, Callable[[], object]] = {
+    "text_completion": lambda: litellm.text_completion(**PLAN, prompt="6 * 7?"),
+    "text_completion streamed": lambda: list(
+        litellm.text_completion(**PLAN, prompt="6 * 7?", stream=True)
+    ),
+    "atext_completion": lambda: asyncio.run(litellm.atext_completion(**PLAN, prompt="6 * 7?")),
+    "atext_completion streamed": lambda: asyncio.run(
+        _streamed(litellm.atext_completion(**PLAN, prompt="6 * 7?", stream=True))
+    ),
+    "batch_completion": lambda: litellm.batch_completion(**PLAN, messages=[ASKED, ASKED]),
+    "responses": lambda: litellm.responses(**PLAN, input="6 * 7?"),
+    "responses streamed": lambda: list(litellm.responses(**PLAN, input="6 * 7?", stream=True)),
+    "aresponses streamed": lambda: asyncio.run(
+        _streamed(litellm.aresponses(**PLAN, input="6 * 7?", stream=True))
+    ),
+    "messages": lambda: asyncio.run(
+        litellm.anthropic.messages.acreate(**PLAN, messages=ASKED, max_tokens=50)
+    ),
+    "messages streamed": lambda: asyncio.run(
+        _streamed(
+            litellm.anthropic.messages.acreate(**PLAN, messages=ASKED, max_tokens=50, stream=True)
+        )
+    ),
+    "chunk builder": lambda: litellm.stream_chunk_builder(
+        list(litellm.completion(**PLAN, messages=ASKED, stream=True))
+    ),
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.usefixtures("router")
+def test_every_function_of_the_sdk_answers(
+    upstream: Upstream, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    provider.use(None)
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    monkeypatch.setenv("OPENAI_API_BASE", upstream.url)
+    assert "ANSWER" in str(FUNCTIONS[function]())
