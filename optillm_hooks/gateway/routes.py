@@ -108,6 +108,11 @@ def _check_routing(data: Mapping[str, Any]) -> None:
     allowed = data.get("allowed_openai_params")
     if allowed is not None and not isinstance(allowed, list):
         raise RequestRejected("allowed_openai_params must be a list", param="allowed_openai_params")
+    if not isinstance(data.get("stream_options") or {}, dict):
+        raise RequestRejected("stream_options must be an object", param="stream_options")
+    timeout = data.get("timeout")
+    if isinstance(timeout, int | float) and timeout <= 0:
+        raise RequestRejected("timeout must be above 0 seconds", param="timeout")
     if data.get("custom_llm_provider") is not None:
         raise RequestRejected(
             "custom_llm_provider would send the request past its approach: remove it",
