@@ -434,6 +434,11 @@ def _whole_json(text: str) -> Extracted | None:
     return None if value is None else _answer_of(value, text)
 
 
+def _fenced_answer(text: str) -> Extracted | None:
+    """Return the "answer" of a fenced JSON object; None if the objects have none."""
+    return _fenced_json(text) if _ANSWER_KEY.search(text) else None
+
+
 def _fenced_json(text: str) -> Extracted | None:
     for block, at in _json_blocks(text):
         value = _loads(block)
@@ -684,6 +689,7 @@ _READERS: Mapping[AnswerFormat, Reader] = {
 }
 _EXPLICIT_READERS: Sequence[Reader] = (
     _whole_json,
+    _fenced_answer,
     _tagged,
     _marked_shortly,
     _boxed,
