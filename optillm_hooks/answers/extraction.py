@@ -146,8 +146,13 @@ _SENTENCE_END = Pattern(
     r"|ust|ber)))"
 )
 _CLOSED = Pattern(r"[.!?\u3002\u2713\u2705*$)`]\s*$")
+_REFUSES = Pattern(
+    r"\b(?:(?:isn['’]t|is not|aren['’]t|are not|not) enough|insufficient|cannot|can['’]t"
+    r"|unable to|don['’]t know|not sure)\b",
+    re.IGNORECASE,
+)
 _NUMBERED = Pattern(r"\s*\d{1,2}[.)]\s")
-_WE_HAVE = Pattern(r"\W*(?:we|i|let|first|next|then)\b", re.IGNORECASE)
+_OPEN_LIST = Pattern(r"\W*(?:we|i|let|first|next|then)\b.*(?:\band|,)\s+\d+\s*\Z", re.IGNORECASE)
 _OUTPUT = Pattern(
     r"(?:output|prints?|returns?|displays?|result|value|answer|ausgabe|sortie|salida|输出"
     r"|出力)[^\n.]{0,40}[:：]?[\s*_]*\Z",
@@ -252,7 +257,7 @@ def extract(
         return None
     start, end = found.start, found.end
     leading = len(visible) - len(visible.lstrip())
-    is_local = how == "auto" and "," in found.answer + "." and has_decimal_comma(stripped)
+    is_local = how == "auto" and has_decimal_comma(stripped)
     return Extracted(
         in_decimal_points(found.answer) if is_local else found.answer,
         _original(spans, leading + start),
@@ -623,6 +628,8 @@ def _last_sentence(line: str, question: str) -> Extracted | None:
     line_start = max(0, len(line) - 4 * MAX_LENGTH)
     line = line[line_start:]
     numbered = _NUMBERED.match(line)
+    if numbered and _whole_value(line[numbered.end() :]):
+        return None
     first = numbered.end() if numbered else 0
     starts = [first, *(found.end() for found in _SENTENCE_END.finditer(line, first))]
     ends = [*starts[1:], len(line)]
@@ -632,9 +639,9 @@ def _last_sentence(line: str, question: str) -> Extracted | None:
         sentence = line[start:end].rstrip()
         if not sentence or _COURTESY.match(sentence):
             continue
-        if is_last and (
-            _CUT_OFF.search(sentence) or (_WE_HAVE.match(sentence) and not _CLOSED.search(sentence))
-        ):
+        if is_last and (_CUT_OFF.search(sentence) or _OPEN_LIST.match(sentence)):
+            return None
+        if _REFUSES.search(sentence) and "**" not in sentence:
             return None
         answer = _sentence(sentence, question, is_only=len(sentences) == 1, is_last=is_last)
         if answer:

@@ -63,7 +63,8 @@ _NOT_BUT = Pattern(
 )
 _NEGATED = Pattern(r"\W*(?:not|nicht|pas)\b(?! necessarily)", re.IGNORECASE)
 _UNKNOWN = Pattern(
-    r"\W*(?:unknown|unclear|undetermined|un?certain|unavailable|based|obtained|given by|found"
+    r"\W*(?:(?:it|this|the answer)\s(?:cannot|can't|depends|is not)\b|unknown|unclear"
+    r"|undetermined|un?certain|unavailable|based|obtained|given by|found"
     r"|as follows"
     r"|cannot be|can't be|can be|let'?s|let us|first|we\b|to\b|i\b|in\b|the following|derived"
     r"|calculated"
@@ -78,7 +79,7 @@ _REJECTED_REST = Pattern(
     re.IGNORECASE,
 )
 _OF_MORE = Pattern(r"\s*of\b(?! (?:them|these|those|which)\b)", re.IGNORECASE)
-_BETWEEN_ITEMS = Pattern(rf"\s*(?:,\s*(?:{_AND}\s)?|{_AND}\s|;\s)\s*", re.IGNORECASE)
+_BETWEEN_ITEMS = Pattern(rf"\s*(?:,\s*(?:{_AND}\s(?!=))?|{_AND}\s(?!=)|;\s)\s*", re.IGNORECASE)
 
 # Choices, and yes or no.
 _WRAPPING = r"(?:[\s*_`\"'$<\[]|\\?\\(?:text(?:bf|it|rm)?|mathrm|mathbf|boxed)\s*\{)*"
@@ -86,7 +87,7 @@ _CHOICE = Pattern(
     rf"{_WRAPPING}(?:{_OPTION}\s*[:：]?\s*)?{_WRAPPING}"
     r"(?:\((?P<enclosed>[A-Z])\)|(?P<plain>[A-Z])(?:(?P<mark>\)|\s?[:：](?=\s|\*)|\s?\}"
     r"|\s?\*\*(?!\w)|\$|\]|>)"
-    rf"|(?P<stop>\.)(?=\s|\*|\}}|\"|$)|(?=\s*(?:$|[,;!?。，、]|[—–-]\s|\((?!\s?\d)|{_BECAUSE}\s"
+    rf"|(?P<stop>\.)(?=\s|\*|\}}|\"|$)|(?=\s*(?:$|[,;!?。，、]|[—–-]\s|\((?!\s?\d)|\s\(|{_BECAUSE}\s"
     rf"|{CJK_ENDS}|[가-힣]|is\b|\*))))",
 )
 _BARE_OPTION = Pattern(
@@ -347,12 +348,9 @@ def _items(text: str) -> Extracted | None:
 
 
 # Conclusions.
-_VERB = (
-    rf"(?:{words(lambda w: ' '.join((w.copula, w.verbs)))}(?!\w)|['’]s(?=\s)|{CJK_VERBS}|[:：=≈→]"
-    rf"|\\approx)"
-)
+_VERB = rf"{words(lambda w: ' '.join((w.copula, w.verbs)))}(?!\w)"
 _ASSERTED = Pattern(
-    rf"(?:(?<!\w){_VERB}|(?:{CJK_VERBS}|['’]s(?=\s)))(?:[\s*_`\"(,~]"
+    rf"(?:(?<!\w){_VERB}|(?:{CJK_VERBS}|['’]s(?=\s)|[:：=≈→]|\\approx))(?:[\s*_`\"(,~]"
     rf"|{words(lambda w: w.filler)}(?!\w)|(?<![\w])(?:the|an?|of)\s"
     r"|(?:number|value|point|interval|equation|set|exponent|pair|order|ratio|total)\s)*\Z",
     re.IGNORECASE,
@@ -381,11 +379,11 @@ _OTHER_SUBJECT = Pattern(
     r"|consider|step|first|"
     r"next|now|if|when|note|for|using|suppose|assume|imagine|recall|remember|given|to\s"
     r"|there are (?:two|three|several|many)"
-    r"|however|but|each|every|in (?:step|part|case|order)|according|sure|okay|ok|hmm|please"
+    r"|however|but|in (?:step|part|case|order)|according|error|sure|okay|ok|hmm|please"
     r"|this (?:question|problem|is a)|as an)\b",
     re.IGNORECASE,
 )
-_WE = Pattern(r"\W*(?:we|i|you)\b", re.IGNORECASE)
+_WE = Pattern(r"\W*(?:we|i|you|each|every)\b", re.IGNORECASE)
 _COMPARED = Pattern(
     r"\s*(?:is|are|was|ist|est|es|è|é|>)\s(?:\w+\s)?(?:\w+er|more\s\w+|less\s\w+|worse|better"
     r"|größer|kleiner|plus\s\w+|"
@@ -423,6 +421,10 @@ _CHOICE_INSIDE = Pattern(
     re.IGNORECASE,
 )
 _ROMAN = Pattern(r"\b(?:is|are)\s(\([ivx]+\)(?:(?:,\s*|,?\s+and\s+)\([ivx]+\))*)(?=[\s.,;]*\Z)")
+_PREFERRED = Pattern(
+    r"(?<![\w'’])\(?([A-J])\)?\*{0,2}\s+(?:is|seems to be|must be)\s+(?:the\s)?(?:better|best"
+    r"|correct|right|only)\b"
+)
 _PICKED = Pattern(
     rf"\b(?:choose|pick|select|chose|go with"
     rf"|opt for)\s+(?:the\s)?(?i:{_OPTION}\s*)?[*(]*([A-J])(?![\w'’])"
@@ -452,10 +454,16 @@ def conclusion(sentence: str, question: str, *, sentence_only: bool = False) -> 
         return Extracted(picked[1], *picked.span(1))
     if re.search(r"[?？]\W*$", sentence) or _OTHER_SUBJECT.match(sentence, start):
         return None
+    if start and _bold_values(sentence[:start]) and not _bold_values(sentence[start:]):
+        return None  # emphasis and conclusion differ
     clause = _without_aside(sentence[start:])
     asserted_only = sentence_only or bool(_WE.match(sentence))
     found = _read_clause(clause, question, asserted_only=asserted_only)
     return found.moved(start) if found else None
+
+
+def _bold_values(text: str) -> bool:
+    return any(values(bold[1]) for bold in _BOLD.finditer(text))
 
 
 def _start_of_last_clause(sentence: str) -> int:
@@ -493,6 +501,8 @@ def _read_clause(clause: str, question: str, *, asserted_only: bool) -> Extracte
 
 
 def _chosen(clause: str) -> Extracted | None:
+    if (found := _PREFERRED.search(clause)) and not _EXCLUDES.search(clause):
+        return Extracted(found[1], *found.span(1))
     if found := _ROMAN.search(clause):
         return Extracted(found[1], *found.span(1))
     if said := list(_SAID_OF_CHOICE.finditer(clause)):
@@ -519,7 +529,7 @@ def _chosen(clause: str) -> Extracted | None:
 
 def _bold_conclusion(clause: str) -> Extracted | None:
     bolds = [b for b in _BOLD.finditer(clause) if not _LABEL.search(b[1])]
-    bolds = [b for b in bolds if not re.match(r"\s*[:：]", clause[b.end() :])]
+    bolds = [b for b in bolds if yes_or_no(b[1]) or not re.match(r"\s*[:：]", clause[b.end() :])]
     if not bolds:
         return None
     if several := _joined_bold(clause, bolds):

@@ -87,7 +87,7 @@ _ATOM = (
     rf"|{_LATEX}|(?<![A-Za-z]){_FUNCTION}(?![A-Za-z])\s?"
     rf"|(?<![{LETTERS}\d_])[A-Za-z]{{2,3}}(?=[\^_(])"
     rf"|(?<![{LETTERS}\d_])[A-Za-z]{{1,2}}[₀-₉\d]+[A-Za-z₀-₉\d]*|{_LETTER}['′]*|{_SYMBOL}"
-    rf"|{_BRACKETS})"
+    rf"|{_BRACKETS}|\|(?=[^\s|])[^|\n]{{1,40}}\|)"
 )
 _POSTFIX = (
     rf"(?:[⁰¹²³⁴-⁹⁻⁺ⁿˣ₀-₉]+|\^(?:{_BRACES}|\((?:[^()\n]){{1,40}}\)|[-−]?\w+|\\circ)|_(?:{_BRACES}"
@@ -99,7 +99,7 @@ _RELATION = (
     r"(?:[<>!:]=|[=<>≈≃≅≤≥≠≡∈⊂⊆~]|\\(?:approx|leq?|geq?|neq?|in|equiv|sim|simeq|lt|gt)(?![A-Za-z]))"
 )
 _JOIN = (
-    rf"(?:\s*(?:{_RELATION}|[+*·×÷∪∩±∓^−/|&→⋅]|->|\\(?:times|cdot|div|pm|mp|cup|cap"
+    rf"(?:\s*(?:{_RELATION}|[+*·×÷∪∩±∓^−/&→⋅]|->|\\(?:times|cdot|div|pm|mp|cup|cap"
     rf"|to)(?![A-Za-z]))\s*"
     r"|[-–—‑:]|\s[-–:]\s|\*\*(?=[\d(])"
     r"|(?<=\d)\s(?=\d{1,3}[/⁄]\d)|\s(?=[πθ√∞]))"
@@ -138,7 +138,8 @@ _SCALE = (
     r"|milhões|milioni)"
 )
 _KNOWN_UNIT = (
-    rf"(?:(?:square|cubic|sq\.?|cu\.?)\s)?(?:percent(?:age\spoints)?|per\scent|Prozent|pour\scent"
+    rf"(?:(?:square|cubic|sq\.?|cu\.?)\s)?(?:percent(?:age\spoints)?|per\scent|dollars?|cents?"
+    rf"|euros?|pounds?|pence|Prozent|pour\scent"
     rf"|por\sciento|degrees?(?:\sCelsius|\sFahrenheit)?"
     r"|h(?:ou)?rs?|hours?|min(?:ute)?s?|sec(?:ond)?s?|days?|weeks?|months?|years?|h|s|m|g|l|L|N|J"
     r"|W|V|A|K|C|F|Hz|Pa|mol|M"
@@ -153,6 +154,7 @@ _STOP = words(
             language.because,
             language.conjunction,
             language.copula,
+            language.verbs,
             language.therefore,
             language.filler,
             language.negation,
@@ -161,7 +163,8 @@ _STOP = words(
         )
     )
 ) + (
-    r"|more|less|fewer|left|remaining|times|plus|minus|than|on|by|with|from|per|each|every|total"
+    r"|more|less|fewer|left|remain(?:s|ing|ed)?|stays?|fits?|lives?|works?|goes|go|comes?|sits?"
+    r"|walks?|plays?|times|plus|minus|than|on|by|with|from|per|each|every|total"
     r"|among"
     r"|out|too|here|there|can|will|would|may|does|do|did|were|was|i|we|you|they|he|she|this|these"
     r"|those|divided|multiplied|modulo|mod|mal|fois|veces|volte|vezes|mehr|weniger|übrig|pro|par|"
@@ -237,7 +240,8 @@ _NOT_VARIABLES = Pattern(
 )
 _SUM_OF_NAMES = Pattern(r"\s*[a-zA-Z](?:\s*\+\s*[a-zA-Z])+\s*")
 _NAME = Pattern(
-    r"\s*(?:[^\W\d_]{1,20}['′]*|\\[A-Za-z]+|\\(?:text|mathrm|mathbf)\{[^{}]*\}|\|[A-Za-z]+\|)"
+    r"\s*(?:[^\W\d_]{1,20}['′]*|\([a-z](?:,\s*[a-z])+\)|\\[A-Za-z]+|\\(?:text|mathrm"
+    r"|mathbf)\{[^{}]*\}|\|[A-Za-z]+\|)"
     r"(?:_(?:\{[^{}]*\}|\w+)|[₀-₉]+)?(?:\^\{?[-*\w]+\}?)?\s*"
 )
 _OPERATOR = Pattern(
@@ -403,9 +407,13 @@ _LOCAL_NUMBER = Pattern(
 )
 
 
+_DECIMAL_POINT = Pattern(r"[^.,\d]*\d{1,3}\.\d{2}[1-9][^.,\d€]*(?<!Euro)(?<!euros)")
+"""A number with three decimals, as mathematics is written in every language."""
+
+
 def in_decimal_points(answer: str) -> str:
     """Return `answer`, written with decimal commas, with decimal points: 1.234,5 is 1234.5."""
-    if re.search(r"[\\()\[\]{}]|\d[-:]\d|\d, ", answer):
+    if re.search(r"[\\()\[\]{}]|\d[-:]\d|\d, ", answer) or _DECIMAL_POINT.fullmatch(answer):
         return answer
     return _LOCAL_NUMBER.sub(_in_points, answer)
 
