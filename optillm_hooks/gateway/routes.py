@@ -108,7 +108,7 @@ def _check_routing(data: Mapping[str, Any]) -> None:
     allowed = data.get("allowed_openai_params")
     if allowed is not None and not isinstance(allowed, list):
         raise RequestRejected("allowed_openai_params must be a list", param="allowed_openai_params")
-    if not isinstance(data.get("stream_options") or {}, dict):
+    if not isinstance(data.get("stream_options"), dict | None):
         raise RequestRejected("stream_options must be an object", param="stream_options")
     timeout = data.get("timeout")
     if isinstance(timeout, int | float) and timeout <= 0:
@@ -129,7 +129,7 @@ def _check_chat(data: Mapping[str, Any]) -> None:
         raise RequestRejected(
             f"messages: a content part has a missing or unknown type ({exc})", param="messages"
         ) from None
-    if not isinstance(data.get("response_format") or {}, dict):
+    if not isinstance(data.get("response_format"), dict | None):
         raise RequestRejected("response_format must be an object", param="response_format")
 
 

@@ -35,6 +35,7 @@ REFUSED: list[tuple[Route, str, Any, str]] = [
     ("messages", "messages", [{"role": "user", "content": ""}], "has content"),
     ("chat", "timeout", -1, "above 0"),
     ("completions", "stream_options", "x", "an object"),
+    ("completions", "stream_options", [], "an object"),
     ("messages", "messages", None, "has content"),
     ("messages", "max_tokens", "many", "a whole number"),
     ("responses", "previous_response_id", "resp_1", "not stored"),
