@@ -274,7 +274,7 @@ def _quantity(text: str) -> Quantity | None:
 
 
 def _bounded(text: str, interval: str) -> Quantity | None:
-    bound = _quantity(text)
+    bound = _formula(text)
     if bound is None or bound.name:
         return None
     number = _split_unit(_in_digits(text))[0]
