@@ -1,4 +1,4 @@
-"""Reports of how a response was made: an object on the chat route, headers, a line in the log."""
+"""Reports of how a response was made: an object in its body, headers, a line in the log."""
 
 import re
 

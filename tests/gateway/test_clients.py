@@ -11,7 +11,7 @@ import anthropic
 import pytest
 
 from tests.gateway.shared import shared_config
-from tests.proxy import Proxy
+from tests.proxy import Proxy, alias
 from tests.upstream import Call, Script, Upstream
 
 USER = "user-7"
@@ -199,6 +199,9 @@ def _reply(call: Call, choice: int) -> str:
 def by_default(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
     config = shared_config(upstream)
     config["litellm_settings"]["optillm_settings"] = {"default_approach": "bon(n=2)"}
+    impatient = alias("impatient", "self_consistency(n=3)", base="gpt-4o-mini")
+    impatient["litellm_params"]["keepalive_seconds"] = 0.2
+    config["model_list"].append(impatient)
     with Proxy(config, tmp_path_factory.mktemp("by_default")) as running:
         yield running
 
@@ -216,6 +219,21 @@ def test_the_default_approach_serves_a_plain_model(
     by_default: Proxy, upstream: Upstream, route: Callable[[Proxy, Form], Seen]
 ) -> None:
     assert_served(by_default, upstream, Form("gpt-4o-mini", "bon", (2, 1, 1)), route)
+
+
+@pytest.mark.parametrize(
+    "route", [messages_streamed, chat_streamed, responses_streamed, completions_streamed]
+)
+def test_a_stream_that_keep_alive_has_opened_runs_the_plan(
+    by_default: Proxy, upstream: Upstream, route: Callable[[Proxy, Form], Seen]
+) -> None:
+    """It has been sent before our headers were known, but on the messages route."""
+    upstream.play(Script(reply=_reply, latency_s=0.4))
+    seen = route(by_default, Form("impatient", "bon", (), {"optillm_approach": "bon"}))
+    assert "42" in seen.text
+    assert ("x-optillm-approach" in seen.headers) == (route is messages_streamed)
+    assert [call.body.get("n", 1) for call in upstream.calls] == [3, 1, 1, 1]
+    assert {call.body.get("user") for call in upstream.calls} == {USER}
 
 
 def assert_served(
