@@ -72,7 +72,8 @@ LANGUAGES = {
         "there|what|answer)['\u2019]s needs? leaves takes? took pays? paid earns? earned "
         "evaluates_to "
         "simplifies_to equates_to amounts_to reduces_to returns? prints? outputs? yields contains "
-        "obtain find holds? won sold saved spent made ate read reads arrived? arrives starts? "
+        "obtain find holds? won sold saves? saved spent made ate read reads arrived? arrives "
+        "starts? "
         "ends? "
         "lasts",
         filler="about approximately approx\\.? roughly around exactly only just nearly almost now "
@@ -237,7 +238,7 @@ def words(select: Callable[[Language], str]) -> str:
     return "(?:" + "|".join(phrase.replace("_", r"[ \t\u00a0]") for phrase in ordered) + ")"
 
 
-CJK_ANSWER = "答案|答え|答複|解答|回答|正解|정답|답변|답|उत्तर|คำตอบ"
+CJK_ANSWER = "答案|正确选项|正確選項|答え|答複|解答|回答|正解|정답|답변|답|उत्तर|คำตอบ"
 CJK_RESULT = "结果|結果|結論|结论|合計|결과"
 CJK_COPULA = "は|是|为|為|应为|應為|就是|应该是|应是|等于|选择?|은|는|가|이|है|คือ"
 CJK_VERBS = "は|が|を|是|为|為|等于|等於|有|共|得|剩|要|需要?|即|约|約|成|了|은|는|가|이|총"

@@ -24,9 +24,19 @@ MAX_LENGTH = 600
 """Maximum length of a statement or a sentence; what follows is ignored."""
 
 _MAX_NAME_WORDS = 6
+_MAX_EXCLUSION = 20
+"""Length of the text after a choice that can exclude it: "option B is wrong"."""
 
 # Decoration.
-_DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("“", "”"), ('"', '"'))
+_DELIMITERS = (
+    ("$$", "$$"),
+    ("$", "$"),
+    ("\\(", "\\)"),
+    ("\\[", "\\]"),
+    ("“", "”"),
+    ("「", "」"),
+    ('"', '"'),
+)
 _PLACEHOLDER = Pattern(
     r"\W*|<.*>|\[?(?:your |the )?(?:final |numerical )?(?:answer|letter|value)(?: here)?\]?",
     re.IGNORECASE,
@@ -173,7 +183,9 @@ def choice(text: str, *, sure: bool = True) -> Extracted | None:
             return None
         return Extracted(found[at], *found.span(at))
     if found := _BARE_OPTION.match(text):
-        return Extracted(found[1], *found.span(1)) if found[1].isupper() else None
+        excluded = _EXCLUDES.search(text, found.end(), found.end() + _MAX_EXCLUSION)
+        is_choice = found[1].isupper() and not excluded
+        return Extracted(found[1], *found.span(1)) if is_choice else None
     return None
 
 
@@ -501,7 +513,7 @@ def _read_clause(clause: str, question: str, *, asserted_only: bool) -> Extracte
 
 
 def _chosen(clause: str) -> Extracted | None:
-    if (found := _PREFERRED.search(clause)) and not _EXCLUDES.search(clause):
+    if (found := _PREFERRED.search(clause)) and not _EXCLUDES.search(clause, found.start()):
         return Extracted(found[1], *found.span(1))
     if found := _ROMAN.search(clause):
         return Extracted(found[1], *found.span(1))
@@ -616,6 +628,7 @@ def _list_answer(clause: str, item: Sequence[Value]) -> Extracted | None:
     return tidied(part(clause, item[0].start, item[-1].end))
 
 
+_COMPARATIVE = Pattern(r"\W*([^\W\d_][\w' ]{0,30}?)\s(?:is|was)\s(?:\w+er|(?:more|less)\s\w+)\W*")
 _WORD = Pattern(r"[^\W_]+(?:['’-][^\W_]+)*")
 _IS = Pattern(
     r"\s(?:is|are|was|were|be|ist|sind|war|est|sont|es|son|è|sono|é|são)\s(?!not\b|that\b)",
@@ -651,6 +664,8 @@ def _named(clause: str, question: str) -> Extracted | None:
     subject = clause[: compared.start()] if compared else ""
     if subject and {word.lower() for word in _WORD.findall(subject)} <= asked:
         return tidied(part(clause, 0, len(subject)))
+    if (bare := _COMPARATIVE.fullmatch(clause)) and bare[1].lower() in question.lower():
+        return Extracted(bare[1], *bare.span(1))
     for verb in _IS.finditer(clause):
         subject, rest = clause[: verb.start()], clause[verb.end() :].rstrip(" .!")
         subject = re.split(rf",\s{_NOT}\s", subject, maxsplit=1)[0]
