@@ -41,7 +41,7 @@ class Params(BaseModel):
     given takes the client's temperature if that is within bounds.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     body_fields: ClassVar[Mapping[str, str]] = {}
     """Parameters by the request body fields that OptiLLM's clients use for them."""

@@ -1,9 +1,9 @@
 """Dates and times of day. Pure functions."""
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from optillm_hooks.answers.patterns import Pattern
 from optillm_hooks.answers.words import unaccented
 
 Date = tuple[int | None, int, int | None]
@@ -30,27 +30,27 @@ _MONTHS: Final[Mapping[str, int]] = {
     for at, names in enumerate(_MONTH_NAMES.strip().split("\n"), start=1)
     for name in names.split()
 }
-_WEEKDAY = re.compile(r"^(?:mon|tues?|wednes|thurs?|fri|satur|sun|tue|wed|thu|sat)(?:day)?\.?,?\s+")
+_WEEKDAY = Pattern(r"^(?:mon|tues?|wednes|thurs?|fri|satur|sun|tue|wed|thu|sat)(?:day)?\.?,?\s+")
 _DAY = r"(?P<day>\d{1,2})(?:st|nd|rd|th|er|\.)?"
 _MONTH = r"(?P<month>[a-z]{3,10})\.?"
 _YEAR = r"(?P<year>\d{4})"
 _DATES = [
-    re.compile(pattern)
+    Pattern(pattern)
     for pattern in (
         rf"{_MONTH} (?:the )?{_DAY}(?:,? (?:of )?{_YEAR})?",
         rf"(?:the |le |el |il )?{_DAY} (?:of |de )?{_MONTH}(?:,? (?:de |of )?{_YEAR})?",
         rf"{_MONTH},? (?:de |of )?{_YEAR}",
     )
 ]
-_HYPHENATED = re.compile(r"^(\d{1,2})-([a-z]{3,9})-(\d{4})$")
-_ISO = re.compile(r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})|(\d{4})年(\d{1,2})月(\d{1,2})日")
-_DOTTED = re.compile(r"(\d{1,2})\.\s?(\d{1,2})\.\s?(\d{4})")
-_SLASHED = re.compile(r"(\d{1,2})[/-](\d{1,2})[/-](\d{4})")
+_HYPHENATED = Pattern(r"^(\d{1,2})-([a-z]{3,9})-(\d{4})$")
+_ISO = Pattern(r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})|(\d{4})年(\d{1,2})月(\d{1,2})日")
+_DOTTED = Pattern(r"(\d{1,2})\.\s?(\d{1,2})\.\s?(\d{4})")
+_SLASHED = Pattern(r"(\d{1,2})[/-](\d{1,2})[/-](\d{4})")
 
 _HALF = r"(?P<half>a\.?\s?m\.?|p\.?\s?m\.?)"
 _ZONE = r"(?:\s+(?:uhr|hours|hrs|o'clock))?"
 _TIMES = [
-    re.compile(pattern)
+    Pattern(pattern)
     for pattern in (
         rf"(?P<hour>\d{{1,2}})[:.](?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d))?\s*{_HALF}",
         rf"(?P<hour>\d{{1,2}})\s*{_HALF}",

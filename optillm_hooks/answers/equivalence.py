@@ -37,6 +37,7 @@ from decimal import Decimal
 from optillm_hooks.answers.dates import dates_in, time_of
 from optillm_hooks.answers.extraction import read_json
 from optillm_hooks.answers.formulas import Value, equal, plain
+from optillm_hooks.answers.patterns import Pattern
 from optillm_hooks.answers.quantities import Quantity, numerals, read_quantity
 from optillm_hooks.answers.units import Unit, may_mean
 from optillm_hooks.answers.words import is_nonexistent, ordinal, unaccented, yes_or_no
@@ -46,28 +47,26 @@ _MAX_PARSED_LENGTH = 500
 
 _MAX_JSON_DEPTH = 100
 
-_LETTER = re.compile(
-    r"(?:(?:option|choice|answer):?\s+)?[(\[]?([A-Za-z])[)\]]?[.:]?", re.IGNORECASE
-)
-_LETTER_AND_TEXT = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])\))\s*\S.*", re.DOTALL)
-_LETTER_STOP_TEXT = re.compile(r"([A-Z])(?:[.:]| [-\u2013])\s+\S.*", re.DOTALL)
-_NEXT_PART = re.compile(r"[\s,;]\(?[A-Za-z]\)")
-_MATH = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-_STRONG = re.compile(r"(?<![\w)}])\*\*([^*]+)\*\*(?![\w({])")
-_ARTICLE = re.compile(r"^(?:the|an?)\s+(?=\S)")
-_AROUND_MARKS = re.compile(r"\s*([,:;/-])\s*")
-_AND = re.compile(r"\s*&\s*")
-_INITIALS = re.compile(r"\b(?:[a-z]\.\s?){2,}")
-_TITLES = re.compile(r"\b(dr|mr|mrs|ms|st|prof|jr|sr|mt|vs)\.(?=\s)")
-_NAME_WITH_ACCENTS = re.compile(r"\b[A-Z\u00c0-\u00de]\w*[\u00c0-\u00ff]\w*")
+_LETTER = Pattern(r"(?:(?:option|choice|answer):?\s+)?[(\[]?([A-Za-z])[)\]]?[.:]?", re.IGNORECASE)
+_LETTER_AND_TEXT = Pattern(r"(?:\(([A-Za-z])\)|([A-Za-z])\))\s*\S.*", re.DOTALL)
+_LETTER_STOP_TEXT = Pattern(r"([A-Z])(?:[.:]| [-\u2013])\s+\S.*", re.DOTALL)
+_NEXT_PART = Pattern(r"[\s,;]\(?[A-Za-z]\)")
+_MATH = Pattern(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_STRONG = Pattern(r"(?<![\w)}])\*\*([^*]+)\*\*(?![\w({])")
+_ARTICLE = Pattern(r"^(?:the|an?)\s+(?=\S)")
+_AROUND_MARKS = Pattern(r"\s*([,:;/-])\s*")
+_AND = Pattern(r"\s*&\s*")
+_INITIALS = Pattern(r"\b(?:[a-z]\.\s?){2,}")
+_TITLES = Pattern(r"\b(dr|mr|mrs|ms|st|prof|jr|sr|mt|vs)\.(?=\s)")
+_NAME_WITH_ACCENTS = Pattern(r"\b[A-Z\u00c0-\u00de]\w*[\u00c0-\u00ff]\w*")
 _UMLAUTS = frozenset("\u00e4\u00f6\u00fc\u00c4\u00d6\u00dc")
-_LETTERS_AND_HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
+_LETTERS_AND_HYPHEN = Pattern(r"(?<=[^\W\d_])-(?=[^\W\d_])")
 _ENDS = " *`\"'\u201c\u201d"
 _DECORATION = dict.fromkeys(map(ord, "*`\"'\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"))
-_LEADING_ZERO = re.compile(r"(?<!\d)0+(?=\d+[/:])|(?<=[/])0+(?=\d)")
-_SEVERAL_LETTERS = re.compile(r"[A-H]{2,6}")
+_LEADING_ZERO = Pattern(r"(?<!\d)0+(?=\d+[/:])|(?<=[/])0+(?=\d)")
+_SEVERAL_LETTERS = Pattern(r"[A-H]{2,6}")
 
-_BASE = re.compile(
+_BASE = Pattern(
     r"(?:0b(?P<bits>[01]+)|0x(?P<hex>[0-9a-f]+)|0o(?P<octal>[0-7]+)"
     r"|\(?(?P<digits>[0-9a-f]+)\)?_\{?\s*(?P<base>\d{1,2})\s*\}?"
     r"|(?P<spelled>[0-9a-f]+)\s*\(?\s*(?:in\s+)?"
@@ -82,9 +81,9 @@ H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn 
 Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu
 Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu"""
 _ELEMENTS = frozenset(_ELEMENT_SYMBOLS.split())
-_SYMBOL = re.compile(r"[A-Z][a-z]?")
-_CHEMICAL = re.compile(r"(?:[A-Z][a-z]?\d*|\((?:[A-Z][a-z]?\d*)+\)\d*){1,20}\d?[+-]?")
-_TYPESETTING = re.compile(r"\\(?:text|mathrm|ce|rm|mathsf)\b|[\s_${}]")
+_SYMBOL = Pattern(r"[A-Z][a-z]?")
+_CHEMICAL = Pattern(r"(?:[A-Z][a-z]?\d*|\((?:[A-Z][a-z]?\d*)+\)\d*){1,20}\d?[+-]?")
+_TYPESETTING = Pattern(r"\\(?:text|mathrm|ce|rm|mathsf)\b|[\s_${}]")
 
 
 @dataclass(frozen=True, slots=True)

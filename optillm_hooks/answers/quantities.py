@@ -20,6 +20,7 @@ from optillm_hooks.answers.formulas import (
     solution,
     value_of,
 )
+from optillm_hooks.answers.patterns import Pattern
 from optillm_hooks.answers.units import (
     CURRENCIES,
     LETTERS,
@@ -33,21 +34,21 @@ from optillm_hooks.answers.words import SCALES, as_formula, number_in_words
 _MAX_UNIT_WORDS = 4
 _MAX_NUMBER_WORDS = 8
 
-_ABOUT = re.compile(
+_ABOUT = Pattern(
     r"^(?:(?:about|approximately|roughly|around|nearly|almost|exactly|precisely|only|just|"
     r"a total of|etwa|ungefähr|rund|genau|environ|exactement|aproximadamente|unos|"
     r"alrededor de|circa|aproximadamente|cerca de|exatamente|esattamente)\b|approx\b\.?|ca\.|"
     r"\\approx\b|\u2248|~|约|大约|約)\s*",
     re.IGNORECASE,
 )
-_NAME = re.compile(
+_NAME = Pattern(
     r"^(\\?[A-Za-z]{1,7}'{0,2}(?:_\w|_\{\w+\})?(?:\([A-Za-z]\))?|d[a-z]/d[a-z]|\([a-z](?:,\s*[a-z]){1,3}\)|"
     r"\\frac\{d[a-z]\}\{d[a-z]\})\s*(?:=|\\approx|\u2248)\s*"
     r"(?=[^=<>]+$)"
 )
 _SAME_NAMES = {"f(x)": "y", "y(x)": "y"}
 _MORE_OR_LESS = [
-    (re.compile(pattern, re.IGNORECASE), interval)
+    (Pattern(pattern, re.IGNORECASE), interval)
     for pattern, interval in [
         (
             r"(?:less|fewer|smaller|lower) than (.+)|below (.+)|under (.+)|<(?!=)\s*(.+)",
@@ -68,56 +69,54 @@ _MORE_OR_LESS = [
         ),
     ]
 ]
-_SET_BUILDER = re.compile(
+_SET_BUILDER = Pattern(
     r"\\?\{\s*([a-z])(?:\s*\\in\s*(?:\\mathbb\s*\{?R\}?|\u211d))?\s*(?::|\|)\s*(.+?)\s*\\?\}"
 )
-_IN_REALS = re.compile(r"\b[a-z]\s*\\in\s*(?:\\mathbb\s*\{?R\}?|\u211d)$")
+_IN_REALS = Pattern(r"\b[a-z]\s*\\in\s*(?:\\mathbb\s*\{?R\}?|\u211d)$")
 
 _CURRENCY = "|".join(re.escape(sign) for sign in sorted(CURRENCIES, key=len, reverse=True))
-_MONEY = re.compile(rf"([-+]?)\s*({_CURRENCY})\s*([-+]?)\s*(?=[\d.])(.+)", re.IGNORECASE)
+_MONEY = Pattern(rf"([-+]?)\s*({_CURRENCY})\s*([-+]?)\s*(?=[\d.])(.+)", re.IGNORECASE)
 _SHORT_SCALES = {
     "k": 10**3, "K": 10**3, "m": 10**6, "M": 10**6, "mn": 10**6, "mm": 10**6, "b": 10**9,
     "B": 10**9, "bn": 10**9, "t": 10**12, "T": 10**12, "tn": 10**12,
 }  # fmt: skip
-_SHORT = re.compile(rf"([\d.,]+)\s?({'|'.join(_SHORT_SCALES)})\b\.?(.*)")
-_ATTACHED_SHORT = re.compile(r"([\d.,]+)(k|M|B|bn|mn)\b(.*)")
-_SCALED = re.compile(
-    rf"([^A-Za-z]+?)\s*\b({'|'.join(SCALES)})s?\b\s*(?:of\b)?\s*(.*)", re.IGNORECASE
-)
+_SHORT = Pattern(rf"([\d.,]+)\s?({'|'.join(_SHORT_SCALES)})\b\.?(.*)")
+_ATTACHED_SHORT = Pattern(r"([\d.,]+)(k|M|B|bn|mn)\b(.*)")
+_SCALED = Pattern(rf"([^A-Za-z]+?)\s*\b({'|'.join(SCALES)})s?\b\s*(?:of\b)?\s*(.*)", re.IGNORECASE)
 _LETTER = r"[^\W\d_]"
-_UNIT_WORD = re.compile(
+_UNIT_WORD = Pattern(
     rf"(?:{_LETTER}|[\u00b0\u00a2%$\u20ac\u00a3\u00a5\u20b9\u20a9])+\.?(?:[/*]{_LETTER}+)*(?:\^\{{?-?\d\}}?)?"
     rf"(?:/{_LETTER}+(?:\^\{{?-?\d\}}?)?)?|/"
 )
-_ATTACHED_UNIT = re.compile(
+_ATTACHED_UNIT = Pattern(
     rf"(.*[\d}}])\s*(%|\u00a2|[$\u20ac\u00a3\u00a5\u20b9]|{_LETTER}{{2,}}(?:[/]{_LETTER}+)?(?:\^\{{?-?\d\}}?)?)"
 )
-_ATTACHED_CHINESE = re.compile(r"(.*\d)\s*([\u3040-ヿ一-鿿가-\ud7af]+)")
-_FEET = re.compile(r"(\d+)\s*['\u2019\u2032]\s*(?:(\d+)\s*(?:\"|''|\u201d|\u2033)?)?")
-_PART = re.compile(rf"(\d+(?:\.\d+)?)\s*({_LETTER}+)\.?(?:\s*,?\s*(?:and|et|und|y|e)\s+|\s*,?\s*)")
-_DIGITS = re.compile(r"[\d\\]")
+_ATTACHED_CHINESE = Pattern(r"(.*\d)\s*([\u3040-ヿ一-鿿가-\ud7af]+)")
+_FEET = Pattern(r"(\d+)\s*['\u2019\u2032]\s*(?:(\d+)\s*(?:\"|''|\u201d|\u2033)?)?")
+_PART = Pattern(rf"(\d+(?:\.\d+)?)\s*({_LETTER}+)\.?(?:\s*,?\s*(?:and|et|und|y|e)\s+|\s*,?\s*)")
+_DIGITS = Pattern(r"[\d\\]")
 
-_GLOSS = re.compile(r"(.*\S)\s*\(([^()]*(?:\([^()]*\)[^()]*)?)\)", re.DOTALL)
-_EQUALS = re.compile(
+_GLOSS = Pattern(r"(.*\S)\s*\(([^()]*(?:\([^()]*\)[^()]*)?)\)", re.DOTALL)
+_EQUALS = Pattern(
     r"\s*(?:\\approx(?![A-Za-z])|\\simeq|\u2248|\u2243|~=|(?<![<>!])=|,?\s+or\s+|,\s+i\.e\.,?\s+)\s*"
 )
-_NUMBER = re.compile(r"[-+]?[\d.,/]+\s*%?")
-_GLOSS_LEAD = re.compile(
+_NUMBER = Pattern(r"[-+]?[\d.,/]+\s*%?")
+_GLOSS_LEAD = Pattern(
     r"^(?:or|i\.e\.,?|that is,?|=|about|approximately|approx\.?|roughly|\\approx|\u2248|~|also|"
     r"exactly|in decimal:?|equivalently)\s*",
     re.IGNORECASE,
 )
-_TWO_FORMS = re.compile(r"([^,]+?),?\s+or\s+([^,]+)")
+_TWO_FORMS = Pattern(r"([^,]+?),?\s+or\s+([^,]+)")
 _MAX_CHAIN = 4
-_INTEGRATION_CONSTANT = re.compile(r"\+\s*c$")
-_LONE_LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
+_INTEGRATION_CONSTANT = Pattern(r"\+\s*c$")
+_LONE_LETTER = Pattern(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 _NUMBER_NAMES = """
 one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
 seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety zero"""
 _PLAIN_NUMBER_WORDS = frozenset(_NUMBER_NAMES.split())
 
 _NUMERALS = [
-    (re.compile(pattern), spelling)
+    (Pattern(pattern), spelling)
     for pattern, spelling in [
         (r"(?<![\d.,])(\d{1,3}(?:[ \u00a0\u202f'\u2019]\d{3})+),(\d{1,2})(?![\d,])", r"\1.\2"),
         (r"(?<=\d)['\u2019](?=\d{3}(?!\d))", ""),
@@ -126,13 +125,13 @@ _NUMERALS = [
         (r"^(.{1,40}) or (?:less|fewer|below)$", r"at most \1"),
     ]
 ]
-_DOTTED = re.compile(
+_DOTTED = Pattern(
     r"(?<![\d.,])\d{1,3}(?:\.\d{3})+,\d+(?![\d.,])|(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?![\d.,])"
 )
-_INDIAN = re.compile(r"(?<![\d.,])\d{1,2}(?:,\d{2})+,\d{3}(?![\d,])")
-_COMMA_DECIMAL = re.compile(r"(?<![\d.,\w])(\d+),(\d{1,2}|\d{4,})(?![\d.,])")
-_COMMA_NUMBER = re.compile(r"[-+]?\d+,(?:\d{1,2}|\d{4,})")
-_BRACKETS = re.compile(r"[\[\](){}|\\]")
+_INDIAN = Pattern(r"(?<![\d.,])\d{1,2}(?:,\d{2})+,\d{3}(?![\d,])")
+_COMMA_DECIMAL = Pattern(r"(?<![\d.,\w])(\d+),(\d{1,2}|\d{4,})(?![\d.,])")
+_COMMA_NUMBER = Pattern(r"[-+]?\d+,(?:\d{1,2}|\d{4,})")
+_BRACKETS = Pattern(r"[\[\](){}|\\]")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
+from optillm_hooks.answers.patterns import Pattern
 from optillm_hooks.answers.words import unaccented
 
 
@@ -136,10 +137,10 @@ _VAGUE: Final = {
 }
 """Units whose names may mean a more exact one."""
 
-_POWER = re.compile(r"\^\{?(-?\d)\}?$")
+_POWER = Pattern(r"\^\{?(-?\d)\}?$")
 _WORDS = {"squared": 2, "square": 2, "sq": 2, "cubed": 3, "cubic": 3}
 _PHRASES = [
-    (re.compile(pattern, re.IGNORECASE), spelling)
+    (Pattern(pattern, re.IGNORECASE), spelling)
     for pattern, spelling in [
         (r"\bper\s+cent\b|\bpor ciento\b|\bpour cent\b|\bper cento\b|\bpor cento\b", "%"),
         (r"\b(?:us|u\.s\.)\s+dollars?\b", "dollar"),

@@ -9,6 +9,8 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Final
 
+from optillm_hooks.answers.patterns import Pattern
+
 _ONES = """
 zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
 sixteen seventeen eighteen nineteen"""
@@ -30,12 +32,12 @@ _PARTS: Final[Mapping[str, int]] = {
     "seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10, "twelfth": 12, "hundredth": 100,
 }  # fmt: skip
 _OWN_NAMES: Final = {"a dozen": "12", "half a dozen": "6", "half": "1/2"}
-_PART = re.compile(r"(an?|one|\w+)[ -](?:an? )?(" + "|".join(_PARTS) + r")s?")
-_WHOLE_AND_PART = re.compile(r"(.+) and (.+)")
-_ORDINAL = re.compile(
+_PART = Pattern(r"(an?|one|\w+)[ -](?:an? )?(" + "|".join(_PARTS) + r")s?")
+_WHOLE_AND_PART = Pattern(r"(.+) and (.+)")
+_ORDINAL = Pattern(
     r"(?:the )?(?:(\d+)(?:st|nd|rd|th)|(" + "|".join(_ORDINALS) + r"))(?: (?:place|one))?"
 )
-_ENGLISH = re.compile(r"[a-z]+(?:[ -](?:and )?[a-z]+)*")
+_ENGLISH = Pattern(r"[a-z]+(?:[ -](?:and )?[a-z]+)*")
 
 _GERMAN = """
 null ein zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn
@@ -121,7 +123,7 @@ _FOREIGN: Final[Mapping[str, int]] = _other_languages()
 _DIGITS = {digit: at for at, digit in enumerate("零一二三四五六七八九")} | {"两": 2, "\u3007": 0}
 _PLACES = {"十": 10, "百": 100, "千": 1000}
 _MYRIADS = {"万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8}
-_CHINESE = re.compile(f"[{''.join([*_DIGITS, *_PLACES, *_MYRIADS])}]{{1,20}}")
+_CHINESE = Pattern(f"[{''.join([*_DIGITS, *_PLACES, *_MYRIADS])}]{{1,20}}")
 
 _ANSWERS: Final[Mapping[str, str]] = {
     word: answer
@@ -133,12 +135,12 @@ _ANSWERS: Final[Mapping[str, str]] = {
     }.items()
     for word in words.split()
 }
-_REASON = re.compile(
+_REASON = Pattern(
     r"(?:(?:because|since|as|it|that|this|they|there|these|those|he|she|we|you|the|weil|denn|da|es|"
     r"car|parce|c'est|porque|perché|è|is|are|both|all|in|for|so)\b|[因它不こそ]).*",
     re.DOTALL,
 )
-_HEDGED = re.compile(r"([^\W\d_]+)\s*[(,.;:!\u2014\u2013\uff0c\u3002\u3001-]+\s*(\S.*)", re.DOTALL)
+_HEDGED = Pattern(r"([^\W\d_]+)\s*[(,.;:!\u2014\u2013\uff0c\u3002\u3001-]+\s*(\S.*)", re.DOTALL)
 
 _PHRASES: Final[Mapping[str, str]] = {
     phrase: formula

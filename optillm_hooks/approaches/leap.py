@@ -63,7 +63,7 @@ _MAX_EXAMPLES: Final = 32
 
 
 class Example(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     question: str = Field(min_length=1, description="A question like the one that will be asked.")
     answer: str = Field(min_length=1, description="Its right answer.")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class ModelSpec(BaseModel):
     """The configuration of a local model, under `model_info: {optillm_local: ...}`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     path: str = Field(
         min_length=1,

@@ -46,7 +46,7 @@ class FormalisationBroken(ValueError):
 
 
 class _Reply(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class _Check(_Reply):

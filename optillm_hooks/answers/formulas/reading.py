@@ -17,6 +17,7 @@ from optillm_hooks.answers.formulas.tree import (
     product,
     quotient,
 )
+from optillm_hooks.answers.patterns import Pattern
 
 MAX_LENGTH = 500
 """Maximum length of a formula; a longer text is not parsed."""
@@ -77,10 +78,10 @@ _SUBSCRIPTS = dict(
     )
 )
 _LEVELLED = str.maketrans(_SUPERSCRIPTS | _SUBSCRIPTS)
-_RAISED = re.compile(f"[{''.join(_SUPERSCRIPTS)}]+")
-_LOWERED = re.compile(f"[{''.join(_SUBSCRIPTS)}]+")
+_RAISED = Pattern(f"[{''.join(_SUPERSCRIPTS)}]+")
+_LOWERED = Pattern(f"[{''.join(_SUBSCRIPTS)}]+")
 _SPELLINGS = [
-    (re.compile(pattern), spelling)
+    (Pattern(pattern), spelling)
     for pattern, spelling in [
         (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])", ""),
         (r"\\!", ""),
@@ -107,15 +108,15 @@ _SPELLINGS = [
         (r",?\s+(?:and|or)\s+", ", "),
     ]
 ]
-_LOOKS_LIKE_ONE = re.compile(
+_LOOKS_LIKE_ONE = Pattern(
     r"[0-9+\-*/^=<>|,\\]|^(?:[A-Za-z]|pi|inf(?:inity)?)$|(?:sqrt|sin|cos|tan|ln|log|exp)\b"
 )
-_IMAGINARY_J = re.compile(r"\dj\b|\bj\d|(?<=[-+ ])j$")
-_OTHER_LETTER = re.compile(r"[A-Za-ik-z\\]")
-_CODE = re.compile(r"\d+(?: ?- ?\d+)+|\d+/\d+/\d+")
+_IMAGINARY_J = Pattern(r"\dj\b|\bj\d|(?<=[-+ ])j$")
+_OTHER_LETTER = Pattern(r"[A-Za-ik-z\\]")
+_CODE = Pattern(r"\d+(?: ?- ?\d+)+|\d+/\d+/\d+")
 """Scores, ranges and dates, which are not formulas."""
 
-_TOKEN = re.compile(
+_TOKEN = Pattern(
     r"""\s*(?:
         (?P<number>
             \d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?
