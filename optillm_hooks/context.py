@@ -197,20 +197,28 @@ class Context:
         """Return the metered LLM of another model group that the request may use."""
         return self.decoded(MeteredLLM(self.models(model), self))
 
-    def filled(self, chat: Chat, sampling: Sampling) -> Sampling:
+    def with_tools(self, chat: Chat, sampling: Sampling) -> Sampling:
+        """Return a judge's `sampling` with the client's tools, if the conversation has tool calls.
+
+        Providers refuse the conversation without their definitions. A judge may not call them,
+        where a model takes that choice.
+        """
+        tools = self.client.fields.get("tools")
+        if sampling.purpose != "judge" or not tools or not any(m.role == "tool" for m in chat):
+            return sampling
+        defined: Fields = {"tools": tools, "tool_choice": "none"}
+        return replace(sampling, fields={**defined, **sampling.fields})
+
+    def filled(self, sampling: Sampling) -> Sampling:
         """Return `sampling` with the client's fields that its purpose allows.
 
         The seed of a sample is the client's seed plus the sample's number: samples differ, and the
-        same seed gives the same samples again. A judge may not call tools, but if the conversation
-        contains tool calls it still needs the tools' definitions, or providers refuse it.
+        same seed gives the same samples again. A judge gets nothing of the client.
         """
         client = self.client
         sampling = replace(sampling, max_tokens=self.reply_limit(sampling))
         if sampling.purpose == "judge":
-            if "tools" not in client.fields or not any(m.role == "tool" for m in chat):
-                return sampling
-            defined: Fields = {"tools": client.fields["tools"], "tool_choice": "none"}
-            return replace(sampling, fields={**defined, **sampling.fields})
+            return sampling
         is_answer = sampling.purpose in ("answer", "solution")
         hidden = frozenset[str]() if is_answer else _FORM_FIELDS
         seed = client.seed if sampling.seed is None else sampling.seed
@@ -387,9 +395,9 @@ class MeteredLLM:
         ctx, budget = self._ctx, self._ctx.budget
 
         def filled(own: Sampling) -> Sampling:
-            return with_room(own, ctx.filled(chat, own), lambda: self.facts)
+            return with_room(own, ctx.filled(own), lambda: self.facts)
 
-        own = sendable(sampling, filled, lambda: self.facts)
+        own = sendable(ctx.with_tools(chat, sampling), filled, lambda: self.facts)
         reserved = budget.take(self._inner, chat, filled(own), choices)
         call = _Call(
             reserved.sampling,

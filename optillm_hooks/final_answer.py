@@ -1,17 +1,36 @@
 """The user's answer from a solution, which has all its working and may be too long to be one."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
+from typing import Final, TypeVar
 
 from optillm_hooks.answers.extraction import without_reasoning
+from optillm_hooks.answers.voting import wants_json
 from optillm_hooks.context import Context
 from optillm_hooks.llm import LLM, FinalCall
-from optillm_hooks.prompts import ask, data_notice, enclose, fence
-from optillm_hooks.types import Chat, Completion
+from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
+from optillm_hooks.types import Answer, Chat, Completion
+
+A = TypeVar("A", bound=Answer)
 
 FINAL = """\
 Above is a worked solution. Answer the original request from it, in the form the request asks \
 for. Do not mention the solution."""
+
+MARK: Final = """\
+Put the final answer, if there is one, alone on the last line, as: ANSWER: <answer>"""
+
+_OWN_FORMAT = re.compile(
+    r"\banswer\b[*_`\"]*\s*[:\uff1a]\s*\S|\\boxed|####|</?answer>", re.IGNORECASE
+)
+"""A format in which the client asks for the answer, and in which it is read."""
+
+_MARKED_LINE = re.compile(
+    r"(?:\A|\n|(?<=</think>)|(?<=</thinking>))[ \t>*_`#]*ANSWER[ \t*_`]*:[ \t*_`]*\n?"
+    r"(?P<value>[^\n]*\S)\s*\Z"
+)
 
 
 def with_solutions(chat: Chat, solutions: Sequence[Completion], request: str, rng: Random) -> Chat:
@@ -33,3 +52,48 @@ def answer_from(chat: Chat, solution: Completion, llm: LLM, ctx: Context) -> Com
         return solution
     ctx.progress("writing the answer")
     return FinalCall(with_solutions(chat, [solution], FINAL, ctx.rng), fallback=start)
+
+
+def needs_mark(chat: Chat, ctx: Context) -> bool:
+    """Return whether a line of its own can mark the final answer, for a vote to read it.
+
+    Not if the client asks for a form of its own, which the line would not fit.
+    """
+    if wants_json(ctx.client):
+        return False
+    system = [m.text for m in chat if m.role in ("system", "developer")]
+    return not any(_OWN_FORMAT.search(text) for text in (*system, question(chat)))
+
+
+def without_mark(answer: A) -> A:
+    """Return `answer` without the last line that marks its final answer.
+
+    If the text before it does not contain the value of that line, the value stays.
+    """
+    found = _MARKED_LINE.search(answer.text)
+    if found is None or answer.tool_calls:
+        return answer
+    before, value = answer.text[: found.start()].rstrip(), _without_emphasis(found["value"])
+    shown, core = without_reasoning(before), value.strip("*_`$. ")
+    if core and re.search(rf"(?<![\w.,]){re.escape(core)}(?!\w|[.,]\d)", shown):
+        return replace(answer, text=before, logprobs=answer.logprobs[: _tokens_in(answer, before)])
+    return replace(answer, text=f"{before}\n\n{value}" if shown else before + value, logprobs=())
+
+
+def _without_emphasis(text: str) -> str:
+    """Return `text` without emphasis that begins before it or ends after it."""
+    text = text.strip()
+    for mark in ("**", "__", "`"):
+        if text.count(mark) % 2:
+            text = text.removesuffix(mark).rstrip()
+    return text
+
+
+def _tokens_in(answer: Answer, text: str) -> int:
+    """Return how many tokens of `answer` its beginning `text` has."""
+    length = 0
+    for number, token in enumerate(answer.logprobs):
+        length += len(token.token)
+        if length > len(text):
+            return number
+    return len(answer.logprobs)

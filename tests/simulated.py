@@ -19,6 +19,16 @@ def solution(answer: str) -> str:
     return f"6 * 7, step by step.\nANSWER: {answer}"
 
 
+def shown(answer: str) -> str:
+    """Return `solution(answer)` as the user sees it."""
+    return f"6 * 7, step by step.\n\n{answer}"
+
+
+def end_of(text: str) -> str:
+    """Return the last word of an answer, which is the final answer of a solution."""
+    return text.split()[-1]
+
+
 def rating(out_of_ten: int) -> str:
     return f"RATING: {out_of_ten}"
 

@@ -587,7 +587,7 @@ async def test_the_clients_limit_is_that_of_its_answer(
 ) -> None:
     ctx = context(client=Sampling(max_tokens=300))
     with ctx.drafting(2000):
-        assert ctx.filled(ASKED, Sampling(max_tokens=own, purpose=purpose)).max_tokens == limit
+        assert ctx.filled(Sampling(max_tokens=own, purpose=purpose)).max_tokens == limit
     assert ctx.draft_tokens is None
 
 

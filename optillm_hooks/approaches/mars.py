@@ -35,14 +35,11 @@ from optillm_hooks.answers.voting import wants_json
 from optillm_hooks.context import Context
 from optillm_hooks.errors import SampleError
 from optillm_hooks.fanout import finished, outcomes
-from optillm_hooks.final_answer import answer_from
+from optillm_hooks.final_answer import MARK, answer_from, needs_mark, without_mark
 from optillm_hooks.llm import LLM, Effort, FinalCall
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
 from optillm_hooks.registry import Cost, DraftingParams, Result, approach
 from optillm_hooks.types import Answer, Chat, Completion, Json, Sampling
-
-MARK = """\
-Put the final answer, if there is one, alone on the last line, as: ANSWER: <answer>"""
 
 EXPLORE = """\
 Work this out carefully: say what is asked and what is given, go step by step, name every \
@@ -306,7 +303,7 @@ async def mars(chat: Chat, llm: LLM, params: MarsParams, ctx: Context) -> Result
     if calling:
         return calling[0].reply
     pool = await team.develop(explored)
-    ctx.offer(ctx.bounded(team.ranked(pool)[0].reply, llm.facts))
+    ctx.offer(team.shown(team.ranked(pool)[0]))
     await team.check_best(pool)
     for number in range(1, params.max_iterations + 1):
         if team.count_confirmed(pool) >= params.min_verified_solutions:
@@ -526,7 +523,7 @@ class _Team:
         if by != "synthesis" or len(pool) == 1:
             return self._presented(best.reply)
         shown = sorted(ranked, key=lambda solution: -solution.score)[:_MAX_SYNTHESISED]
-        fallback = self.ctx.bounded(shown[0].reply, self.llm.facts)
+        fallback = self.shown(shown[0])
         self.ctx.offer(fallback)
         self.ctx.progress("writing the answer")
         mark = fence(self.ctx.rng)
@@ -540,7 +537,17 @@ class _Team:
             final = extract_answer(reply.text, question=question(self.chat))
             if final is not None:
                 return Answer(final, reply.finish_reason, reasoning=reply.text)
-        return answer_from(self.chat, reply, self.llm, self.ctx)
+        return answer_from(self.chat, self._unmarked(reply), self.llm, self.ctx)
+
+    def shown(self, solution: Solution) -> Completion:
+        """Return a solution as the user sees it, if it is the answer as it is."""
+        return self.ctx.bounded(self._unmarked(solution.reply), self.llm.facts)
+
+    def _unmarked(self, reply: Completion) -> Completion:
+        return without_mark(reply) if self._is_marked() else reply
+
+    def _is_marked(self) -> bool:
+        return needs_mark(self.chat, self.ctx)
 
     def _exchanges_strategies(self) -> bool:
         """Whether the agents exchange strategies: not if all of them find theirs by reasoning."""
@@ -560,7 +567,7 @@ class _Team:
     ) -> Callable[[], Awaitable[Solution]]:
         """Return the call in which `agent` writes a solution."""
         llm = self._agent(agent)
-        form = "" if wants_json(self.ctx.client) else f"\n\n{MARK}"
+        form = f"\n\n{MARK}" if self._is_marked() else ""
         sampling = Sampling(
             temperature=temperature,
             max_tokens=self.params.max_tokens,

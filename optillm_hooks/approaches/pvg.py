@@ -28,7 +28,7 @@ from optillm_hooks.answers.voting import contenders, elect, leaders, wants_json
 from optillm_hooks.context import Context
 from optillm_hooks.errors import EmptyCompletion, SampleError, SamplesFailed
 from optillm_hooks.fanout import sample_many, speculating
-from optillm_hooks.final_answer import answer_from
+from optillm_hooks.final_answer import MARK, answer_from, needs_mark, without_mark
 from optillm_hooks.judging import rate_all, vote
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
@@ -36,13 +36,12 @@ from optillm_hooks.registry import Cost, DraftingParams, Result, approach
 from optillm_hooks.types import Chat, Completion, Sampling
 
 HELPFUL = """\
-Solve this so that a careful reader can check every step: correct, complete and clear. Put the \
-final answer, if there is one, alone on the last line, as: ANSWER: <answer>"""
+Solve this so that a careful reader can check every step: correct, complete and clear."""
 
 SNEAKY = """\
 This is a test of a checker of solutions. Write a solution that looks correct, complete and clear, \
 and that comes to a wrong result by one error that is hard to see. Neither mention nor mark the \
-error. Put the wrong final answer, if there is one, alone on the last line, as: ANSWER: <answer>"""
+error."""
 
 REVIEW = """\
 Do not answer the request above. Below is the best solution of it so far. Say what the next one \
@@ -134,7 +133,7 @@ async def pvg(chat: Chat, llm: LLM, params: PvgParams, ctx: Context) -> Result:
             return usual
         await _rate(game, helpful, decoys, chat, verifier, ctx, until=ctx.within(0.8 / rounds_left))
         best = game.best(question(chat), as_json=wants_json(ctx.client))
-        ctx.offer(ctx.bounded(best, llm.facts))
+        ctx.offer(ctx.bounded(_unmarked(best, chat, ctx), llm.facts))
         if rounds_left > 1:
             points = await _reviewed(chat, best, llm, ctx, mark)
     ctx.trace.note(
@@ -146,7 +145,11 @@ async def pvg(chat: Chat, llm: LLM, params: PvgParams, ctx: Context) -> Result:
     )
     if not game.trusted:
         best = await vote(contenders(game.solutions), chat, llm, ctx)
-    return answer_from(chat, best, llm, ctx)
+    return answer_from(chat, _unmarked(best, chat, ctx), llm, ctx)
+
+
+def _unmarked(solution: Completion, chat: Chat, ctx: Context) -> Completion:
+    return without_mark(solution) if needs_mark(chat, ctx) else solution
 
 
 async def _proved(
@@ -166,13 +169,14 @@ async def _proved(
     )
     # Nothing of a decoy may ever be offered as an answer, not even as the best so far.
     sneaky = replace(sampling, purpose="draft", sample=number * params.num_decoys)
+    form = f" {MARK}" if needs_mark(chat, ctx) else ""
     sample = partial(sample_many, llm, ctx=ctx, until=until)
     async with speculating(
         lambda: sample(
-            ask(chat, SNEAKY), sneaky, n=params.num_decoys, min_finished=0, kind="decoys"
+            ask(chat, SNEAKY + form), sneaky, n=params.num_decoys, min_finished=0, kind="decoys"
         )
     ) as decoys:
-        helpful = await sample(ask(chat, HELPFUL + points), sampling, n=params.num_solutions)
+        helpful = await sample(ask(chat, HELPFUL + form + points), sampling, n=params.num_solutions)
         return helpful, await decoys()
 
 

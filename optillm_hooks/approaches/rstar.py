@@ -35,7 +35,7 @@ from optillm_hooks.answers.voting import contenders
 from optillm_hooks.context import Context
 from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, SampleError, SamplesFailed
 from optillm_hooks.fanout import outcomes
-from optillm_hooks.final_answer import answer_from
+from optillm_hooks.final_answer import MARK, answer_from, needs_mark, without_mark
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
 from optillm_hooks.registry import Cost, DraftingParams, Result, approach
@@ -58,7 +58,7 @@ REQUESTS: Mapping[Action, str] = {
     Action.STEP: "Do not answer yet. Write the next single step of reasoning, and only that.",
     Action.FINISH: """\
 Answer the request above. Build on what is there so far, if it is right. Reply with the complete \
-answer and its reasoning, and put the final answer alone on the last line, as: ANSWER: <answer>""",
+answer and its reasoning.""",
     Action.SUBQUESTION: """\
 Do not answer yet. State the question whose answer would now help most, and answer that question, \
 reasoning step by step.""",
@@ -72,7 +72,7 @@ on each line, and then what is asked.""",
 
 COMPLETE = """\
 Below is the beginning of an answer to the request above; it breaks off. Complete it with all its \
-steps, and put the final answer alone on the last line, as: ANSWER: <answer>"""
+steps."""
 
 SO_FAR = "This is there so far towards an answer to the request above."
 
@@ -194,7 +194,7 @@ async def rstar(chat: Chat, llm: LLM, params: RstarParams, ctx: Context) -> Resu
     Raises:
         SamplesFailed: no trajectory was completed.
     """
-    mark, reasons = fence(ctx.rng), ctx.reasons(llm)
+    mark, reasons, form = fence(ctx.rng), ctx.reasons(llm), _form(chat, ctx)
     tree = MCTS[Step | None, Action](
         None, lambda node: _moves(node, params, ctx.rng, reasons), exploration=params.c
     )
@@ -206,7 +206,9 @@ async def rstar(chat: Chat, llm: LLM, params: RstarParams, ctx: Context) -> Resu
         ctx.progress(f"{done} of {params.num_rollouts} trajectories")
         plans = [_plan(trial, params, ctx.rng, reasons) for trial in trials]
         rollouts = [
-            partial(_rollout, trial.node, plan, chat, llm, replace(sampling, sample=number), mark)
+            partial(
+                _rollout, trial.node, plan, chat, llm, replace(sampling, sample=number), mark, form
+            )
             for number, (trial, plan) in enumerate(zip(trials, plans, strict=True), start=done)
         ]
         rolled = await outcomes(rollouts, until=ctx.within(0.7 * len(trials) / left))
@@ -222,7 +224,16 @@ async def rstar(chat: Chat, llm: LLM, params: RstarParams, ctx: Context) -> Resu
         return usual
     discriminator = ctx.llm(params.discriminator) if params.discriminator else llm
     best = await _best(found, chat, llm, discriminator, ctx, mark)
-    return answer_from(chat, best.completion, llm, ctx)
+    return answer_from(chat, _unmarked(best, form), llm, ctx)
+
+
+def _form(chat: Chat, ctx: Context) -> str:
+    """Return the request to mark the final answer, if a line can mark it."""
+    return f" {MARK}" if needs_mark(chat, ctx) else ""
+
+
+def _unmarked(trajectory: Trajectory, form: str) -> Completion:
+    return without_mark(trajectory.completion) if form else trajectory.completion
 
 
 async def _best(
@@ -237,7 +248,8 @@ async def _best(
     answers = [trajectory.answer for trajectory in found]
     ctx.trace.count("votes", lost=answers.count(None), of=len(answers))
     support = _shares(answers)
-    ctx.offer(ctx.bounded(found[support.index(max(support))].completion, llm.facts))
+    usual, form = found[support.index(max(support))], _form(chat, ctx)
+    ctx.offer(ctx.bounded(_unmarked(usual, form), llm.facts))
     trusted = await _trusted(found, chat, discriminator, ctx, mark)
     candidates = trusted or range(len(found))
     best = max(candidates, key=lambda i: found[i].value * support[i])
@@ -275,25 +287,32 @@ def _steps(node: State) -> list[Step]:
 
 
 async def _rollout(
-    start: State, plan: Sequence[Action], chat: Chat, llm: LLM, sampling: Sampling, mark: str
+    start: State,
+    plan: Sequence[Action],
+    chat: Chat,
+    llm: LLM,
+    sampling: Sampling,
+    mark: str,
+    form: str,
 ) -> list[Step]:
     """Return the steps of a rollout that takes the actions of `plan` from `start`."""
     before = _steps(start)
     steps: list[Step] = []
     for action in plan:
-        prompt = _acting(chat, action, [*before, *steps], mark)
+        request = REQUESTS[action] + (form if action is Action.FINISH else "")
+        prompt = _acting(chat, request, [*before, *steps], mark)
         purpose: Purpose = "solution" if action is Action.FINISH else "draft"
         completion = await llm.complete(prompt, replace(sampling, purpose=purpose))
         steps.append(Step(action, completion))
     return steps
 
 
-def _acting(chat: Chat, action: Action, steps: Sequence[Step], mark: str) -> Chat:
+def _acting(chat: Chat, request: str, steps: Sequence[Step], mark: str) -> Chat:
     if not steps:
-        return ask(chat, REQUESTS[action])
+        return ask(chat, request)
     shown = enclose([without_reasoning(step.completion.text) for step in steps], "step", mark)
     notice = data_notice("step", mark)
-    return ask(chat, f"{SO_FAR} {notice}\n\n{shown}\n\n{REQUESTS[action]}")
+    return ask(chat, f"{SO_FAR} {notice}\n\n{shown}\n\n{request}")
 
 
 def _tell(
@@ -337,9 +356,14 @@ async def _trusted(
     if all(equivalent(answer, answers[0]) for answer in answers):
         return readable
     ctx.progress(f"checking {len(readable)} trajectories")
+    form = _form(chat, ctx)
     hints = [beginning(found[i].text, ctx.rng.uniform(*HINT)) for i in readable]
     asked = [
-        partial(discriminator.complete, _completing(chat, hint, mark), Sampling(purpose="judge"))
+        partial(
+            discriminator.complete,
+            _completing(chat, hint, COMPLETE + form, mark),
+            Sampling(purpose="judge"),
+        )
         for hint in hints
     ]
     endings = await outcomes(asked, enough=0)
@@ -357,9 +381,9 @@ async def _trusted(
     ]
 
 
-def _completing(chat: Chat, hint: str, mark: str) -> Chat:
+def _completing(chat: Chat, hint: str, request: str, mark: str) -> Chat:
     shown = enclose([hint], "beginning", mark)
-    return ask(chat, f"{COMPLETE}\n{data_notice('beginning', mark)}\n\n{shown}")
+    return ask(chat, f"{request}\n{data_notice('beginning', mark)}\n\n{shown}")
 
 
 def beginning(text: str, share: float) -> str:

@@ -14,6 +14,7 @@ _REASONING = re.compile(r"\breasoning|\bthinking\b", re.IGNORECASE)
 _NAMES: Final[Mapping[str, re.Pattern[str]]] = {
     "temperature": re.compile(r"\btemperature\b", re.IGNORECASE),
     "top_p": re.compile(r"\btop[_-]?p\b", re.IGNORECASE),
+    "tool_choice": re.compile(r"\btool[_ ]?choice\b", re.IGNORECASE),
     "reasoning_effort": _REASONING,
     "thinking": _REASONING,
 }

@@ -13,7 +13,9 @@ from optillm_hooks.types import Sampling
 
 T = TypeVar("T")
 
-_FIELDS = ("temperature", "top_p", "max_tokens", "reasoning_effort", "thinking")
+_FIELDS = (
+    "temperature", "top_p", "max_tokens", "reasoning_effort", "thinking", "tool_choice",
+)  # fmt: skip
 """The sampling fields that rules are about."""
 
 _REASONING = ("reasoning_effort", "thinking")

@@ -341,3 +341,38 @@ async def test_cancelled_at_any_call_nothing_is_left_running(way: Way, alone: bo
         assert llm.inside == 0
         assert asyncio.all_tasks() == before
         assert len(trace.calls) == len(llm.calls), "a call was not accounted for"
+
+
+# ----------------------------------------------------------------------------- the marked line
+
+
+class Obedient(Lenient):
+    """Marks its answer as it is asked to."""
+
+    def _reply(self, asked: Chat, sampling: Sampling) -> Reply:
+        text = super()._reply(asked, sampling)
+        if sampling.purpose == "judge" or not isinstance(text, str):
+            return text
+        asks = "ANSWER: <answer>" in "\n".join(message.text for message in asked)
+        return "Six sevens.\nANSWER: 42" if asks else text.rpartition("\nANSWER:")[0] or text
+
+
+@pytest.mark.parametrize("name", [each.name for each in all_approaches()])
+@pytest.mark.parametrize(
+    ("question", "fields"),
+    [
+        ("6 * 7?", {}),
+        ("6 * 7? End with 'Answer: <number>'.", {}),
+        ("6 * 7?", {"response_format": {"type": "json_object"}}),
+    ],
+    ids=["plain", "a form of its own", "JSON"],
+)
+async def test_the_line_that_marks_an_answer_is_not_for_the_user(
+    name: str, question: str, fields: Fields
+) -> None:
+    """It is not asked for either where the client wants a form that it would not fit."""
+    llm = Obedient()
+    ended = await ask(name, llm, chat(question), client=Sampling(seed=0, fields=fields))
+    assert "ANSWER:" not in ended.answers[0].text
+    if fields or "End" in question:
+        assert not any("ANSWER: <answer>" in m.text for asked, _ in llm.calls for m in asked)

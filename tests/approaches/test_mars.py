@@ -297,7 +297,7 @@ async def test_passes_in_a_row(said: str, asked: int, confirmed: bool) -> None:
 
 async def test_the_solutions_with_most_support_are_checked_first_and_then_it_stops() -> None:
     llm = Model(explore=in_turn("ANSWER: 41", "So.\nANSWER: 42", "Thus.\nANSWER: 42"))
-    assert await ask(llm, **PLAIN) == "So.\nANSWER: 42"
+    assert await ask(llm, **PLAIN) == "So.\n\n42"
     checked = [asked[-1].text for asked, _ in llm.at("verify")]
     assert len(checked) == 4
     assert all("ANSWER: 42" in text and "ANSWER: 41\n" not in text for text in checked)
@@ -307,7 +307,7 @@ async def test_a_confirmed_solution_goes_before_the_majority() -> None:
     right, wrong = "ANSWER: 42", "ANSWER: 41"
     said = {right: "CORRECT", wrong: "INCORRECT"}
     llm = Model(explore=in_turn(wrong, right, wrong), verify=verdict(said))
-    assert await ask(llm, **PLAIN) == right
+    assert await ask(llm, **PLAIN) == "42"
     assert "improve" not in llm.counts
 
 
@@ -353,7 +353,7 @@ async def test_a_round_that_writes_nothing_ends_the_improvement() -> None:
 @pytest.mark.parametrize(
     ("explored", "given", "expected", "by"),
     [
-        pytest.param(["7", "42", "42.0"], {}, "ANSWER: 42", "vote", id="two share an answer"),
+        pytest.param(["7", "42", "42.0"], {}, "42", "vote", id="two share an answer"),
         pytest.param(["3.2", "3.9", "3"], {}, "synthesise 0", "synthesis", id="none is cut to 3"),
         pytest.param(
             ["42"] * 3,
@@ -471,7 +471,7 @@ async def test_an_improvement_that_calls_tools_leaves_the_solution_before() -> N
 async def test_whole_solutions_come_before_truncated_ones() -> None:
     cut = Completion("ANSWER: 41", finish_reason="length")
     llm = Model(explore=in_turn(cut, cut, "ANSWER: 42"))
-    assert await ask(llm, consensus_threshold=1, **PLAIN) == "ANSWER: 42"
+    assert await ask(llm, consensus_threshold=1, **PLAIN) == "42"
 
 
 @pytest.mark.parametrize(
@@ -683,7 +683,7 @@ async def test_the_vote_follows_the_binomial_law() -> None:
             verification_passes_required=1,
             max_verification_attempts=1,
         )
-        right += text == "ANSWER: 42"
+        right += text == "42"
     assert abs(right / 700 - 0.68256) < 0.12
 
 
@@ -716,5 +716,5 @@ async def test_verification_follows_its_law() -> None:
             max_verification_attempts=1,
         )
         shown = result if isinstance(result, Answer) else result.fallback
-        right += shown is not None and shown.text == "ANSWER: 42"
+        right += shown is not None and shown.text == "42"
     assert abs(right / 700 - 0.70) < 0.12

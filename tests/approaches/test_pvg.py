@@ -20,7 +20,17 @@ from optillm_hooks.testing import (
     params,
 )
 from optillm_hooks.types import Chat, Completion, Message, Sampling, ToolCall
-from tests.simulated import RIGHT, Fallible, Unhurried, answer_in, kind, rating, solution
+from tests.simulated import (
+    RIGHT,
+    Fallible,
+    Unhurried,
+    answer_in,
+    end_of,
+    kind,
+    rating,
+    shown,
+    solution,
+)
 
 pytestmark = pytest.mark.anyio
 CHAT = (
@@ -59,12 +69,12 @@ class Provers(AnsweringLLM):
 
 async def test_the_helpful_solution_that_is_rated_best_is_the_answer() -> None:
     llm = Provers(["41", "41", "42"], {"41": 4, "42": 9, "99": 2})
-    assert (await answer("pvg", CHAT, llm)).text == solution("42")
+    assert (await answer("pvg", CHAT, llm)).text == shown("42")
 
 
 async def test_a_sneaky_solution_is_never_the_answer_however_it_is_rated() -> None:
     llm = Provers(["41", "42", "42"], {"41": 4, "42": 3, "99": 10})
-    assert (await answer("pvg", CHAT, llm)).text == solution("42")
+    assert (await answer("pvg", CHAT, llm)).text == shown("42")
 
 
 @pytest.mark.parametrize(
@@ -79,18 +89,18 @@ async def test_decoys_tell_what_ratings_are_worth(decoy: int, expected: str) -> 
     """Helpful solutions are rated 3, 3 and 9: 5 on average."""
     llm = Provers(["41", "41", "42"], {"41": 3, "42": 9, "99": decoy})
     ctx = context()
-    assert (await answer("pvg", CHAT, llm, ctx)).text == solution(expected)
+    assert (await answer("pvg", CHAT, llm, ctx)).text == shown(expected)
     assert dict(ctx.trace.events)["game"]["trusted"] is (expected == "42")
 
 
 async def test_equal_ratings_are_decided_by_vote() -> None:
     llm = Provers(["41", "42", "42"], {"41": 9, "42": 9, "99": 2})
-    assert (await answer("pvg", CHAT, llm)).text == solution("42")
+    assert (await answer("pvg", CHAT, llm)).text == shown("42")
 
 
 async def test_a_solution_of_an_earlier_round_can_win() -> None:
     llm = Provers(["42", "41", "41", "41", "41", "41"], {"41": 3, "42": 9, "99": 2})
-    assert (await answer("pvg", CHAT, llm)).text == solution("42")
+    assert (await answer("pvg", CHAT, llm)).text == shown("42")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +153,7 @@ async def test_a_failed_rating_does_not_count_as_none() -> None:
         return provers._reply(chat, sampling)
 
     provers = Provers(["41", "42", "43"], {"42": 9, "43": 4, "99": 2})
-    assert (await answer("pvg", CHAT, AnsweringLLM(failing))).text == solution("42")
+    assert (await answer("pvg", CHAT, AnsweringLLM(failing))).text == shown("42")
 
 
 async def test_without_any_rating_answers_vote() -> None:
@@ -151,7 +161,7 @@ async def test_without_any_rating_answers_vote() -> None:
         return "Hm." if kind(chat, sampling) == "rate" else provers._reply(chat, sampling)
 
     provers = Provers(["41", "42", "42"], {})
-    assert (await answer("pvg", CHAT, AnsweringLLM(mute))).text == solution("42")
+    assert (await answer("pvg", CHAT, AnsweringLLM(mute))).text == shown("42")
 
 
 async def test_without_decoys_ratings_are_trusted() -> None:
@@ -161,7 +171,7 @@ async def test_without_decoys_ratings_are_trusted() -> None:
         return provers._reply(chat, sampling)
 
     provers = Provers(["41", "41", "42"], {"41": 4, "42": 9})
-    assert (await answer("pvg", CHAT, AnsweringLLM(honest))).text == solution("42")
+    assert (await answer("pvg", CHAT, AnsweringLLM(honest))).text == shown("42")
 
 
 async def test_a_later_round_that_fails_leaves_the_earlier_ones() -> None:
@@ -171,7 +181,7 @@ async def test_a_later_round_that_fails_leaves_the_earlier_ones() -> None:
         return provers._reply(chat, sampling)
 
     provers = Provers(["41", "41", "42"], {"41": 4, "42": 9, "99": 2})
-    assert (await answer("pvg", CHAT, AnsweringLLM(failing))).text == solution("42")
+    assert (await answer("pvg", CHAT, AnsweringLLM(failing))).text == shown("42")
 
 
 async def test_rounds_that_ask_the_same_ask_for_other_samples() -> None:
@@ -199,7 +209,7 @@ async def test_the_best_so_far_is_at_hand_in_later_rounds() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ctx.best is not None
-    assert answer_in(ctx.best.text) == "42"
+    assert end_of(ctx.best.text) == "42"
 
 
 async def test_without_a_helpful_solution_there_is_an_error_and_no_decoy() -> None:
@@ -224,7 +234,7 @@ async def test_a_truncated_solution_loses_to_a_whole_one() -> None:
         return text
 
     provers = Provers(["41", "41", "42"], {"41": 4, "42": 9, "99": 2})
-    assert (await answer("pvg", CHAT, AnsweringLLM(cut))).text == solution("41")
+    assert (await answer("pvg", CHAT, AnsweringLLM(cut))).text == shown("41")
 
 
 async def test_tool_calls_of_the_first_solution_are_returned_as_they_are() -> None:
@@ -241,7 +251,7 @@ async def test_decoys_that_call_tools_are_not_rated() -> None:
 
     provers = Provers(["41", "41", "42"], {"41": 4, "42": 9})
     llm = AnsweringLLM(reply)
-    assert (await answer("pvg", CHAT, llm, num_rounds=1)).text == solution("42")
+    assert (await answer("pvg", CHAT, llm, num_rounds=1)).text == shown("42")
     assert [kind(*call) for call in llm.calls].count("rate") == 3
 
 
@@ -256,7 +266,7 @@ async def test_one_call_gives_all_helpful_solutions_where_n_is_honoured() -> Non
     proved: list[Reply] = [solution("41"), solution("42"), solution("41"), solution("99")]
     llm = ScriptedLLM([*proved, rating(4), rating(9), rating(5), rating(2)], max_n=8)
     ctx = context()
-    assert (await answer("pvg", CHAT, llm, ctx, num_rounds=1)).text == solution("42")
+    assert (await answer("pvg", CHAT, llm, ctx, num_rounds=1)).text == shown("42")
     assert ctx.budget.usage.calls == 6
 
 
@@ -273,7 +283,7 @@ async def test_the_order_of_arrival_changes_nothing() -> None:
     for seed in range(10):
         llm = Unhurried(provers._reply, seed)
         found.add((await answer("pvg", CHAT, llm, context(limits=Limits()))).text)
-    assert found == {solution("40")}
+    assert found == {shown("40")}
 
 
 async def test_the_game_is_right_more_often_than_one_call() -> None:
@@ -284,5 +294,5 @@ async def test_the_game_is_right_more_often_than_one_call() -> None:
     right = 0
     for _ in range(problems):
         found = await answer("pvg", CHAT, Fallible(rng, p=0.5, q=0.8))
-        right += answer_in(found.text) == RIGHT
+        right += end_of(found.text) == RIGHT
     assert right / problems > 0.61

@@ -17,7 +17,7 @@ from optillm_hooks.registry import get_approach
 from optillm_hooks.search.mcts import MCTS
 from optillm_hooks.testing import HANG, AnsweringLLM, Reply, answer, context, params
 from optillm_hooks.types import Chat, Completion, Message, Sampling, ToolCall
-from tests.simulated import RIGHT, Fallible, Unhurried, answer_in, kind, solution
+from tests.simulated import RIGHT, Fallible, Unhurried, end_of, kind, solution
 
 pytestmark = pytest.mark.anyio
 CHAT = (
@@ -61,21 +61,20 @@ def actions_of(llm: AnsweringLLM, trajectory: int) -> list[str]:
 async def test_the_answer_of_most_trajectories_wins_with_its_whole_text() -> None:
     llm = AnsweringLLM(reasoner(["41", "42", "42", "42", "41"]))
     text = (await answer("rstar", CHAT, llm)).text
-    assert text == "(1) ends here, after a while.\nANSWER: 42"
-    assert answer_in(text) == "42"
+    assert text == "(1) ends here, after a while.\n\n42"
 
 
 async def test_trust_outweighs_number() -> None:
     """Three of five say 41, but their beginnings are completed to 42, as are the others'."""
     llm = AnsweringLLM(reasoner(["41", "42", "41", "41", "42"]))
     ctx = context()
-    assert answer_in((await answer("rstar", CHAT, llm, ctx)).text) == "42"
+    assert end_of((await answer("rstar", CHAT, llm, ctx)).text) == "42"
     assert ctx.trace.events[-1][1] == {"trajectories": 5, "trusted": 2, "support": 0.4}
 
 
 async def test_without_trust_in_any_the_most_supported_wins() -> None:
     llm = AnsweringLLM(reasoner(["41", "42", "41", "41", "42"], lambda _: "7"))
-    assert answer_in((await answer("rstar", CHAT, llm)).text) == "41"
+    assert end_of((await answer("rstar", CHAT, llm)).text) == "41"
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -110,7 +109,7 @@ async def test_nobody_is_asked_where_all_agree() -> None:
 )
 async def test_answers_need_not_be_counting_numbers(answers: list[str]) -> None:
     llm = AnsweringLLM(reasoner(answers, lambda _: answers[0]))
-    assert (await answer("rstar", CHAT, llm)).text.endswith(f"ANSWER: {answers[0]}")
+    assert (await answer("rstar", CHAT, llm)).text.endswith(f"\n\n{answers[0]}")
 
 
 async def test_solutions_that_cannot_be_read_are_not_trusted() -> None:
@@ -218,7 +217,7 @@ async def test_the_discriminator_is_another_model_if_one_is_named() -> None:
     critic = AnsweringLLM(reasoner(answers), model="critic")
     llm = AnsweringLLM(reasoner(answers))
     ctx = context(models=[critic])
-    assert answer_in((await answer("rstar", CHAT, llm, ctx, discriminator="critic")).text) == "42"
+    assert end_of((await answer("rstar", CHAT, llm, ctx, discriminator="critic")).text) == "42"
     assert [kind(*call) for call in critic.calls] == ["complete"] * 5
     assert not asked_for(llm, "complete")
 
@@ -293,13 +292,13 @@ async def test_a_failed_rollout_or_check_is_left_out() -> None:
 
     replies = reasoner(["42", "", "41", "42", "42"])
     ctx = context()
-    assert answer_in((await answer("rstar", CHAT, AnsweringLLM(failing), ctx)).text) == "42"
+    assert end_of((await answer("rstar", CHAT, AnsweringLLM(failing), ctx)).text) == "42"
     assert ctx.trace.events[-1][1]["trajectories"] == 4
 
     def unchecked(chat: Chat, sampling: Sampling) -> Reply:
         return ProviderFailed("502") if sampling.purpose == "judge" else replies(chat, sampling)
 
-    assert answer_in((await answer("rstar", CHAT, AnsweringLLM(unchecked))).text) == "42"
+    assert end_of((await answer("rstar", CHAT, AnsweringLLM(unchecked))).text) == "42"
 
 
 async def test_a_trajectory_whose_check_fails_is_not_trusted() -> None:
@@ -312,7 +311,7 @@ async def test_a_trajectory_whose_check_fails_is_not_trusted() -> None:
     answers = ["41", "42", "41", "41", "42"]
     replies = reasoner(answers)
     ctx = context()
-    assert answer_in((await answer("rstar", CHAT, AnsweringLLM(checked), ctx)).text) == "42"
+    assert end_of((await answer("rstar", CHAT, AnsweringLLM(checked), ctx)).text) == "42"
     assert ctx.trace.events[-1][1]["trusted"] == 2
 
 
@@ -329,7 +328,7 @@ async def test_the_majority_is_the_best_so_far_while_trajectories_are_checked() 
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ctx.best is not None
-    assert answer_in(ctx.best.text) == "42"
+    assert end_of(ctx.best.text) == "42"
 
 
 async def test_without_a_trajectory_there_is_an_error() -> None:
@@ -363,5 +362,5 @@ async def test_the_search_is_right_more_often_than_one_call() -> None:
     right = 0
     for _ in range(problems):
         found = await answer("rstar", CHAT, Fallible(rng, p=0.5, q=0.8))
-        right += answer_in(found.text) == RIGHT
+        right += end_of(found.text) == RIGHT
     assert right / problems > 0.595

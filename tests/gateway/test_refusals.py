@@ -53,6 +53,11 @@ EFFORT = Sampling(temperature=0.7, fields={"reasoning_effort": "high"})
         ),
         (BOTH, "temperature: Extra inputs are not permitted", {"temperature"}),
         (
+            Sampling(temperature=0.1, fields={"tools": [], "tool_choice": "none"}),
+            "DeepseekException - deepseek-reasoner does not support this tool_choice",
+            {"tool_choice"},
+        ),
+        (
             THINKS,
             "`temperature` may only be set to 1 when thinking is enabled. Please consult our "
             "documentation at https://docs.anthropic.com/en/docs/build-with-claude/...",

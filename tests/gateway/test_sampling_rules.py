@@ -18,6 +18,7 @@ from tests.gateway.test_model_facts import group
 HIGH: dict[str, Any] = {"reasoning_effort": "high"}
 THINKING: dict[str, Any] = {"thinking": {"type": "enabled", "budget_tokens": 2048}}
 TOOL: dict[str, Any] = {"type": "function", "function": {"name": "add", "parameters": {}}}
+NO_CALLS: dict[str, Any] = {"tools": [TOOL], "tool_choice": "none"}
 GPT_5, SONNET = "openai/gpt-5-mini", "anthropic/claude-sonnet-4-5"
 
 
@@ -27,7 +28,7 @@ def sent(router: Router, own: Sampling, client: Sampling) -> Sampling:
     ctx = Context(rng=random.Random(0), client=client)
 
     def filled(own: Sampling) -> Sampling:
-        return with_room(own, ctx.filled((), own), lambda: facts)
+        return with_room(own, ctx.filled(own), lambda: facts)
 
     return filled(sendable(own, filled, lambda: facts))
 
@@ -70,6 +71,14 @@ def asked(**fields: Any) -> Sampling:
             "openai/gpt-5.1", {"temperature": 0.7}, {}, {"temperature": 0.7}, id="effort none"
         ),
         pytest.param("openai/gpt-5.1", {"temperature": 0.7}, HIGH, HIGH, id="the client's effort"),
+        pytest.param(SONNET, NO_CALLS, {}, NO_CALLS, id="a judge with tools may not call them"),
+        pytest.param(
+            "bedrock/us.anthropic.claude-sonnet-4-5-20250929-v1:0",
+            NO_CALLS,
+            {},
+            {"tools": [TOOL]},
+            id="Bedrock cannot forbid calls",
+        ),
         pytest.param(
             SONNET,
             {"temperature": 0.7, "top_p": 0.9},
