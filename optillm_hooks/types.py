@@ -125,6 +125,8 @@ class ToolCall:
     name: str
     arguments: str
     type: ToolCallType = "function"
+    fields: Fields = field(default_factory=dict[str, Json])
+    """Other fields, such as the signature that Gemini must get back with the tool's result."""
 
 
 @dataclass(frozen=True, slots=True)

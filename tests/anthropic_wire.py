@@ -71,6 +71,10 @@ def _blocks(
     body: Mapping[str, Any], index: int, reply: "Reply"
 ) -> Iterator[tuple[dict[str, Any], Sequence[dict[str, Any]]]]:
     """Yield each block as it starts, and the deltas that follow."""
+    for block in reply.fields.get("content", ()):
+        yield from _as_streamed(block)
+    if "content" in reply.fields:
+        return
     thinks = (body.get("thinking") or {}).get("type", "disabled") != "disabled"
     if thinks or reply.reasoning:
         thought = reply.reasoning or _THOUGHT
@@ -90,6 +94,25 @@ def _blocks(
         ]
         use = {"type": "tool_use", "id": f"toolu_{index}_{number}", "name": name, "input": {}}
         yield use, deltas
+
+
+def _as_streamed(
+    block: Mapping[str, Any],
+) -> Iterator[tuple[dict[str, Any], Sequence[dict[str, Any]]]]:
+    """Yield a block that the script gives as a whole."""
+    match block["type"]:
+        case "thinking":
+            deltas = [{"type": "thinking_delta", "thinking": w} for w in _words(block["thinking"])]
+            signed = {"type": "signature_delta", "signature": block["signature"]}
+            yield {"type": "thinking", "thinking": "", "signature": ""}, [*deltas, signed]
+        case "text":
+            deltas = [{"type": "text_delta", "text": word} for word in _words(block["text"])]
+            yield {"type": "text", "text": ""}, deltas
+        case "tool_use":
+            arguments = json.dumps(block["input"])
+            yield {**block, "input": {}}, [{"type": "input_json_delta", "partial_json": arguments}]
+        case _:
+            yield dict(block), []
 
 
 def _whole(block: dict[str, Any], deltas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -19,6 +19,14 @@ from optillm_hooks.types import (
 _IN_PIECES: Final = frozenset({"refusal", "reasoning", "data", "transcript"})
 """Names of text fields that a stream gives in pieces. Of other fields, the last value counts."""
 
+_OF_TOOL_CALL: Final = frozenset({"index", "id", "type", "function", "custom"})
+"""Fields of a tool call that have their own attribute in `ToolCall`, or are of streams only."""
+
+
+def other_fields(call: Fields) -> Fields:
+    """Return the fields of a tool call, or of a piece of one, that belong to `ToolCall.fields`."""
+    return {k: v for k, v in call.items() if k not in _OF_TOOL_CALL and v is not None}
+
 
 def as_delta(answer: Answer) -> Delta:
     """Return `answer` as a single delta."""
@@ -35,12 +43,14 @@ def as_delta(answer: Answer) -> Delta:
 def _part(index: int, call: ToolCall) -> dict[str, Json]:
     if call.type == "custom":
         return {
+            **call.fields,
             "index": index,
             "id": call.id,
             "type": call.type,
             "custom": {"name": call.name, "input": call.arguments},
         }
     return {
+        **call.fields,
         "index": index,
         **({"id": call.id} if call.type == "function" else {}),
         "type": call.type,
@@ -106,6 +116,7 @@ class DeltaAccumulator:
     _reasoning: list[str] = field(default_factory=list[str])
     _tool_calls: dict[int, list[str]] = field(default_factory=dict[int, list[str]])
     _types: dict[int, ToolCallType] = field(default_factory=dict[int, ToolCallType])
+    _of_calls: dict[int, Fields] = field(default_factory=dict[int, Fields])
     _logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     _fields: dict[str, Json] = field(default_factory=dict[str, Json])
     empty: bool = True
@@ -127,7 +138,13 @@ class DeltaAccumulator:
             finish_reason,
             "".join(self._reasoning),
             tuple(
-                ToolCall(call_id, name, arguments, self._types.get(index, "function"))
+                ToolCall(
+                    call_id,
+                    name,
+                    arguments,
+                    self._types.get(index, "function"),
+                    self._of_calls[index],
+                )
                 for index, (call_id, name, arguments) in sorted(self._tool_calls.items())
             ),
             tuple(self._logprobs),
@@ -138,6 +155,7 @@ class DeltaAccumulator:
         given = part.get("index")
         index = given if isinstance(given, int) else 0
         call = self._tool_calls.setdefault(index, ["", "", ""])
+        self._of_calls[index] = _merged(self._of_calls.get(index, {}), other_fields(part))
         called = part.get("custom") or part.get("function")
         pieces = called if isinstance(called, dict) else {}
         for kind in ("custom", "function_call"):

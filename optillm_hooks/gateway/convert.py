@@ -26,6 +26,7 @@ from litellm.types.utils import Delta as LiteLLMDelta
 from litellm.types.utils import Message as LiteLLMMessage
 from litellm.types.utils import Usage as LiteLLMUsage
 
+from optillm_hooks.answers.deltas import other_fields
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.types import (
     Answer,
@@ -249,13 +250,13 @@ def _read_tool_calls(message: Mapping[str, Any]) -> tuple[ToolCall, ...]:
 
 
 def _read_tool_call(call: Mapping[str, Any]) -> ToolCall:
+    call_id, others = call.get("id") or "", other_fields(call)
     custom = call.get("custom")
     if custom:
-        return ToolCall(call.get("id") or "", custom["name"], custom.get("input") or "", "custom")
+        return ToolCall(call_id, custom["name"], custom.get("input") or "", "custom", others)
     function = call.get("function") or {}
-    return ToolCall(
-        call.get("id") or "", function.get("name") or "", function.get("arguments") or ""
-    )
+    name, arguments = function.get("name") or "", function.get("arguments") or ""
+    return ToolCall(call_id, name, arguments, fields=others)
 
 
 def _other_fields(message: Mapping[str, Any]) -> Fields:
@@ -383,8 +384,8 @@ def _write_message(answer: Answer) -> LiteLLMMessage:
 def _write_tool_call(call: ToolCall) -> dict[str, Any]:
     if call.type == "custom":
         custom = {"name": call.name, "input": call.arguments}
-        return {"id": call.id, "type": "custom", "custom": custom}
-    return {"id": call.id, "type": "function", "function": _write_function(call)}
+        return {**call.fields, "id": call.id, "type": "custom", "custom": custom}
+    return {**call.fields, "id": call.id, "type": "function", "function": _write_function(call)}
 
 
 def _write_function(call: ToolCall) -> dict[str, Any]:

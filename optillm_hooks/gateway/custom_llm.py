@@ -41,6 +41,7 @@ from optillm_hooks.gateway.convert import (
 from optillm_hooks.gateway.deployments import proxy_router
 from optillm_hooks.gateway.failures import as_sample_errors, budgets_as_sample_errors, to_litellm
 from optillm_hooks.gateway.host_limits import seconds_left
+from optillm_hooks.gateway.messages_route import END_OF_PROGRESS, with_stand_ins
 from optillm_hooks.gateway.model_facts import FactsOf
 from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.prepared import ClientRequest, Prepared, Route, attached
@@ -331,6 +332,7 @@ async def _chunks(
     stream_id = f"chatcmpl-{uuid.uuid4().hex}"
     ends: dict[int, FinishReason] = {}
     begun: set[int] = set()
+    shows_progress = False
 
     def chunk(pieces: Mapping[int, Delta]) -> ModelResponseStream:
         role = not begun.issuperset(pieces)
@@ -342,11 +344,17 @@ async def _chunks(
             async for event in events:
                 match event:
                     case Progress(text):
+                        shows_progress = shows_progress or bool(text)
                         yield chunk({0: Delta(reasoning=f"{text}\n" if text else "")})
                     case Piece(choice, delta):
                         if delta.finish_reason is not None:
                             ends[choice] = delta.finish_reason
                         piece = replace(delta, finish_reason=None, usage=None)
+                        if prepared.route == "messages":
+                            if shows_progress:
+                                shows_progress = False
+                                yield chunk({choice: END_OF_PROGRESS})
+                            piece = with_stand_ins(piece)
                         if piece != Delta():
                             yield chunk({choice: piece})
                     case Outcome():

@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
+from optillm_hooks.gateway.messages_route import complete_frames
 from optillm_hooks.gateway.prepared import ClientRequest
 from optillm_hooks.gateway.reports import report_object
 from optillm_hooks.gateway.responses_route import complete_events, complete_response
@@ -65,6 +66,8 @@ def _sign_thinking(message: Mapping[str, Any]) -> None:
 
 async def _messages(frames: AsyncIterator[Any], client: ClientRequest) -> AsyncIterator[Any]:
     """Yield the events of a message, the one with its usage (`message_delta`) with the report."""
+    if client.prepared is not None:
+        frames = complete_frames(frames)
     async for frame in frames:
         report = _report(client)
         if report is not None and isinstance(frame, bytes) and frame.startswith(_MESSAGE_DELTA):

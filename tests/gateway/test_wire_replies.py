@@ -19,6 +19,10 @@ CITED: Final = {
     "type": "url_citation",
     "url_citation": {"url": "http://a.test", "title": "a", "start_index": 0, "end_index": 2},
 }
+SIGNED_CALL: Final = {
+    **tools(("1", "f", "{}"))[0],
+    "extra_content": {"google": {"thought_signature": "c2ln"}},
+}
 FILTERED: Final = {"hate": {"filtered": True, "severity": "high"}}
 
 CASES: dict[str, tuple[str, WireReply]] = {
@@ -120,6 +124,20 @@ CASES: dict[str, tuple[str, WireReply]] = {
                 "content": "I look.",
                 "reasoning_content": "Hm.",
                 "tool_calls": tools(("1", "f", "{}"), ("2", "f", '{"a": 2}')),
+            },
+            "tool_calls",
+        ),
+    ),
+    "a tool call with a signature": (
+        "openai",
+        openai_reply({"content": None, "tool_calls": [SIGNED_CALL]}, "tool_calls"),
+    ),
+    "parallel tool calls, the first with a signature": (
+        "openai",
+        openai_reply(
+            {
+                "content": None,
+                "tool_calls": [SIGNED_CALL, tools(("1", "f", "{}"), ("2", "g", "{}"))[1]],
             },
             "tool_calls",
         ),
@@ -309,6 +327,16 @@ CASES: dict[str, tuple[str, WireReply]] = {
     "gemini: a function call": (
         "gemini",
         gemini_reply([{"functionCall": {"name": "f", "args": {"a": 1}}}], "STOP"),
+    ),
+    "gemini: a function call with a signature": (
+        "gemini",
+        gemini_reply(
+            [
+                {"functionCall": {"name": "f", "args": {"a": 1}}, "thoughtSignature": "c2ln"},
+                {"functionCall": {"name": "g", "args": {}}},
+            ],
+            "STOP",
+        ),
     ),
     "gemini: no parts": ("gemini", gemini_reply([], "STOP")),
     "gemini: no content": ("gemini", gemini_reply(None, "STOP")),
