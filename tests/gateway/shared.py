@@ -32,6 +32,11 @@ def shared_config(upstream: Upstream) -> Config:
             model_group("base", upstream.url),
             model_group("a-b", upstream.url),
             model_group("gpt-4o-mini", upstream.url),  # LiteLLM knows which fields it takes
+            model_group(
+                "claude",
+                upstream.url.removesuffix("/v1"),
+                model="anthropic/claude-sonnet-4-5",
+            ),
             model_group("single", upstream.url, model="cerebras/single"),  # known not to take n
             {
                 "model_name": "unpriced",

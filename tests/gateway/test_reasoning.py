@@ -7,7 +7,7 @@ from typing import Any, get_args
 import anthropic
 import openai
 import pytest
-from anthropic.types import ToolParam
+from anthropic.types import ToolParam, ToolUseBlock
 from openai.types.responses import ResponseOutputItem, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
@@ -112,3 +112,43 @@ def test_messages_are_what_anthropics_types_require(
         assert block.type != "text" or block.text
     kinds = [block.type for block in content]
     assert kinds == (["thinking", "tool_use", "tool_use"] if tools else ["thinking", "text"])
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("model", ["re2-claude", "self_consistency(n=2)-claude", "moa-claude"])
+def test_claude_gets_its_signed_thinking_back_with_the_results_of_its_tools(
+    claude: anthropic.Anthropic, upstream: Upstream, model: str, stream: bool
+) -> None:
+    """It refuses the turn otherwise."""
+    asked: Any = {
+        "model": model,
+        "max_tokens": 4000,
+        "thinking": {"type": "enabled", "budget_tokens": 1024},
+        "tools": [{"name": "weather", "input_schema": {"type": "object"}}],
+    }
+
+    def ask(turns: list[Any]) -> Any:
+        if not stream:
+            return claude.messages.create(**asked, messages=turns)
+        with claude.messages.stream(**asked, messages=turns) as events:
+            return events.get_final_message()
+
+    question = {"role": "user", "content": "Weather?"}
+    upstream.play(Script(reply=lambda *_: Reply(None, tool_calls=[("weather", "{}")])))
+    first = ask([question])
+    thinking, use = first.content
+    assert thinking.signature
+    assert isinstance(use, ToolUseBlock)
+    upstream.play(Script(reply=lambda *_: Reply("It is sunny.\nANSWER: sunny")))
+    result = {"type": "tool_result", "tool_use_id": use.id, "content": "sunny"}
+    last = ask(
+        [
+            question,
+            {"role": "assistant", "content": first.content},
+            {"role": "user", "content": [result]},
+        ]
+    )
+    assert last.stop_reason == "end_turn"
+    for call in upstream.calls:
+        [turn] = [message for message in call.messages if message["role"] == "assistant"]
+        assert turn["content"][0] == thinking.to_dict()
