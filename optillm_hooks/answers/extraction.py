@@ -65,7 +65,7 @@ _THINKING = Pattern(
     re.IGNORECASE,
 )
 _NEXT_TURN = Pattern(
-    r"^(?:\s*#{1,4}\s*)?(?:Human|User|Question|Q|Problem|Instruction)\s*\d*\s*:|^<\|(?:im_start"
+    r"^(?:[ \t]*#{1,4}[ \t]*)?(?:Human|User|Question|Q|Problem|Instruction)\s*\d*\s*:|^<\|(?:im_start"
     r"|user)\|>",
     re.MULTILINE,
 )
@@ -84,17 +84,18 @@ _NOUN = (
 _ASIDE = r"(?:[ \t]*[(\uff08][^()\n]{0,40}[)\uff09])?"
 _SEPARATOR = r"(?:[:\uff1a=|]|->|\u2192|\s[-\u2013\u2014](?=\s))"
 _DECORATED = r"[ \t*_`\u00a0]*"
+_BEFORE_VALUE = r"(?:(?!```)[ \t*_`\u00a0])*"
 _LINE_START = r"^[^\w\n(\[{$\\]{0,14}"
 _MARKED = Pattern(
     rf"{_LINE_START}(?:{_BEFORE}{_ANSWER}{_AFTER}(?!\w)|[^\W\d_]{{0,4}}(?:{CJK_ANSWER})|A(?=:)"
     rf"|Ans\.)"
-    rf"{_DECORATED}{_ASIDE}{_DECORATED}(?:{_SEPARATOR}|(?<=Ans\.)|(?=[*_ ]*\n)){_DECORATED}",
+    rf"{_DECORATED}{_ASIDE}{_DECORATED}(?:{_SEPARATOR}|(?<=Ans\.)|(?=[*_ ]*\n)){_BEFORE_VALUE}",
     re.IGNORECASE | re.MULTILINE,
 )
 _RESULT_LINE = Pattern(
     rf"{_LINE_START}(?:{_BEFORE}{_RESULT}{_AFTER}(?!\w)|(?:{CJK_RESULT}))(?:\s(?:cost|time|amount"
     rf"|distance|price))?"
-    rf"{_DECORATED}{_ASIDE}{_DECORATED}(?:{_SEPARATOR}|(?=[*_ ]*\n)){_DECORATED}",
+    rf"{_DECORATED}{_ASIDE}{_DECORATED}(?:{_SEPARATOR}|(?=[*_ ]*\n)){_BEFORE_VALUE}",
     re.IGNORECASE | re.MULTILINE,
 )
 _SAID = Pattern(

@@ -60,6 +60,7 @@ _END_OF_STATEMENT = Pattern(
     re.IGNORECASE,
 )
 _OPTION = rf"(?:{words(lambda w: w.option)}(?!\w)|选项|選項)"
+_FENCED = Pattern(r"\s*(?=```|~~~)")
 _SKIPPED = Pattern(
     rf"(?:[\s*_`:：>=≈~→“\"]|\\(?:approx|quad|,|;)|[-•–](?=\s)|{words(lambda w: w.filler)}(?!\w"
     rf"|\s*=)"
@@ -221,8 +222,7 @@ def statement(text: str, *, open_text: bool, sure: bool = False) -> Extracted | 
     With `open_text`, words are an answer too, up to the end of their sentence.
     """
     text = text[:MAX_LENGTH]
-    if fence := re.match(r"\s*(?=```|~~~)", text):
-        blocks = code_blocks(text[fence.end() :])
+    if (fence := _FENCED.match(text)) and (blocks := code_blocks(text[fence.end() :])):
         return tidied(part(text, *_span(blocks[0].start + fence.end(), blocks[0].content)))
     first = re.match(r"[\s>]*", text)
     start = first.end() if first else 0

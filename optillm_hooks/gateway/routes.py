@@ -16,6 +16,7 @@ from optillm_hooks.decoding.field import FIELD
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway.convert import is_forwarded, read_chat, read_sampling
 from optillm_hooks.gateway.failures import as_sample_errors
+from optillm_hooks.gateway.field_types import check_types
 from optillm_hooks.gateway.model_facts import GroupFacts
 from optillm_hooks.gateway.prepared import Route
 from optillm_hooks.gateway.sampling_rules import check_client
@@ -49,6 +50,7 @@ def check_request(data: Mapping[str, Any], route: Route) -> None:
         RequestRejected: the message names the field.
     """
     read_sampling(data)
+    check_types(data, route)
     _check_routing(data)
     _CHECKS[route](data)
 
@@ -105,11 +107,6 @@ def without_nulls(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_routing(data: Mapping[str, Any]) -> None:
     """Check the fields for LiteLLM itself that apply to the whole request."""
-    allowed = data.get("allowed_openai_params")
-    if allowed is not None and not isinstance(allowed, list):
-        raise RequestRejected("allowed_openai_params must be a list", param="allowed_openai_params")
-    if not isinstance(data.get("stream_options"), dict | None):
-        raise RequestRejected("stream_options must be an object", param="stream_options")
     timeout = data.get("timeout")
     if isinstance(timeout, int | float) and timeout <= 0:
         raise RequestRejected("timeout must be above 0 seconds", param="timeout")
@@ -129,8 +126,6 @@ def _check_chat(data: Mapping[str, Any]) -> None:
         raise RequestRejected(
             f"messages: a content part has a missing or unknown type ({exc})", param="messages"
         ) from None
-    if not isinstance(data.get("response_format"), dict | None):
-        raise RequestRejected("response_format must be an object", param="response_format")
 
 
 def _check_messages(data: Mapping[str, Any]) -> None:

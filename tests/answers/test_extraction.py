@@ -50,6 +50,7 @@ PIECES = (
         "`",
     ),
     *("\n", ". ", ".", ", ", " is ", " because ", "so ", "#### 7", "?", " ", "```\n", "```json\n"),
+    *("```", "~~~"),
     *("42", "1/2", "-3", "$18", "5%", "yes", "no", "(B)", "B. Paris", "option C", "Paris", "x = 5"),
     *("<think>", "</think>", '{"answer": 42}', '{"answer": "x y"}', '{"a": 1}', "[1, 2]", "..."),
 )
@@ -222,6 +223,9 @@ def test_the_span_counts_the_reasoning_that_is_skipped(form: str, thought: str) 
         ("ANSWER: $\\boxed{ 42 }$", "42"),
         ("The answer is:\n\n$$42$$", "42"),
         ("So now I have <think>5 or 42?</think>42", "42"),
+        ("The answer is ```42```", "42"),
+        ("ANSWER: ```42```.", "42"),
+        ("ANSWER: ```python\n42\n```", "42"),
     ],
 )
 def test_where_an_answer_is(text: str, span: str) -> None:
