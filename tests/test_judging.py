@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -309,3 +310,11 @@ async def test_cancelling_leaves_no_verdict_running() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert llm.inside == 0
+
+
+@pytest.mark.parametrize("piece", ["$ ", "'", "```\n", "\t\\(", "I give it 1 1/2 ", "RATING: "])
+def test_long_verdicts_are_read_in_milliseconds(piece: str) -> None:
+    started = time.process_time()
+    read_rating(piece * (200_000 // len(piece)))
+    read_choice(piece * (200_000 // len(piece)), 5)
+    assert time.process_time() - started < 0.5

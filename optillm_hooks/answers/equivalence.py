@@ -376,8 +376,8 @@ def _plain_text(text: str) -> str:
     """Return `text` normalised: without case, decoration and insignificant punctuation."""
     text = unicodedata.normalize("NFKC", text)
     text = _NAME_WITH_ACCENTS.sub(_without_accents, text).casefold().translate(_DECORATION)
-    text = _AND.sub(", ", text)
-    text = _AROUND_MARKS.sub(r"\1", " ".join(text.split()))
+    text = _AND.sub(", ", " ".join(text.split()))
+    text = _AROUND_MARKS.sub(r"\1", text)
     text = _TITLES.sub(r"\1", _INITIALS.sub(_without_stops, text)).replace(" %", "%")
     text = _LETTERS_AND_HYPHEN.sub(" ", text)
     return _ARTICLE.sub("", text.strip(" _.,;:!")).strip()

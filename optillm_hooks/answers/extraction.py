@@ -65,8 +65,8 @@ _THINKING = Pattern(
     re.IGNORECASE,
 )
 _NEXT_TURN = Pattern(
-    r"^(?:[ \t]*#{1,4}[ \t]*)?(?:Human|User|Question|Q|Problem|Instruction)\s*\d*\s*:|^<\|(?:im_start"
-    r"|user)\|>",
+    r"^(?:[ \t]*#{1,4}[ \t]*)?(?:Human|User|Question|Q|Problem|Instruction)\s*\d*\s*:"
+    r"|^<\|(?:im_start|user)\|>",
     re.MULTILINE,
 )
 
@@ -268,10 +268,10 @@ def extract(
 
 def _first_turn(text: str) -> str:
     """Return `text` without further questions that the model invented after its answer."""
-    for found in _NEXT_TURN.finditer(text):
-        before = text[: found.start()]
-        if _SAID.search(before) or _MARKED.search(before) or _HASHES.search(before):
-            return before.rstrip()
+    cues = filter(None, (cue.search(text) for cue in (_SAID, _MARKED, _HASHES)))
+    first = min((cue.end() for cue in cues), default=len(text))
+    for found in _NEXT_TURN.finditer(text, first):
+        return text[: found.start()].rstrip()
     return text
 
 

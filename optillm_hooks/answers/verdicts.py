@@ -17,6 +17,9 @@ _MAX_DEPTH = 3
 _MAX_LENGTH = 20_000
 """Characters of a verdict that are read, from its end."""
 
+_MAX_CLAUSE = 300
+"""Characters before a rating in which a condition is looked for."""
+
 _COMMON_SCALES = frozenset({5.0, 10.0, 20.0, 100.0})
 
 _NUMBER_WORDS: Final[Mapping[str, int]] = {
@@ -168,7 +171,7 @@ _ABOUT = Pattern(
     r"(?:[~\u2248]|\b(?:about|approximately|around|roughly|ca\.|circa|etwa|environ)\b)\s*(?=[\d.])",
     re.IGNORECASE,
 )
-_ARROW = Pattern(r"\s*(?:\u2192|->|=>|\u21d2)\s*")
+_ARROW = Pattern(r"(?<!\s)\s*(?:\u2192|->|=>|\u21d2)\s*")
 _PLACEHOLDER = Pattern(
     r"[\[<(]?\s*(?:<?your\s+)?(?:number|rating|n|x|score)\b\s*[\])>]?", re.IGNORECASE
 )
@@ -256,8 +259,13 @@ def _stated_rating(text: str) -> re.Match[str] | None:
     if labelled := _of_the_whole(list(_LABELLED.finditer(text))):
         return labelled[-1]
     notes = list(_NOTE_LINE.finditer(text))
-    given = [found for found in _GIVEN.finditer(text) if not _IF.search(text, 0, found.start())]
+    given = [found for found in _GIVEN.finditer(text) if not _is_conditional(text, found.start())]
     return next((some[-1] for some in (notes, given) if some), None)
+
+
+def _is_conditional(text: str, at: int) -> bool:
+    """Return whether an "if" or a "not" precedes `at` in its sentence."""
+    return _IF.search(text, max(0, at - _MAX_CLAUSE), at) is not None
 
 
 def _of_the_whole(labelled: Sequence[re.Match[str]]) -> list[re.Match[str]]:

@@ -33,6 +33,7 @@ class RouterLLM:
         self._caller = caller
         self._facts_of = facts_of
         self._rates = ModelRates(model, caller.key)
+        self._refused_n: list[Chat] = []
 
     @property
     def facts(self) -> GroupFacts:
@@ -44,10 +45,12 @@ class RouterLLM:
 
     async def complete_n(self, chat: Chat, sampling: Sampling, n: int, /) -> Sequence[Completion]:
         async with self._on_account(chat, sampling, n) as call:
-            with self._provider_errors(sampling, n):
+            with self._provider_errors(chat, sampling, n):
                 response = await self._ask(
                     **self._request(chat, sampling), **({"n": n} if n > 1 else {})
                 )
+            if n == 1 and chat in self._refused_n:
+                REFUSALS.add(self.model, SEVERAL)
             self._note_fallback(response, sampling)
             if not isinstance(response, ModelResponse) or not response.choices:
                 raise ProviderFailed("the provider's reply has no choices")
@@ -57,7 +60,7 @@ class RouterLLM:
 
     async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
         async with self._on_account(chat, sampling, 1) as call:
-            with self._provider_errors(sampling, 1):
+            with self._provider_errors(chat, sampling, 1):
                 chunks = await self._ask(
                     **self._request(chat, sampling),
                     stream=True,
@@ -97,10 +100,11 @@ class RouterLLM:
             yield call
 
     @contextmanager
-    def _provider_errors(self, sampling: Sampling, n: int) -> Iterator[None]:
+    def _provider_errors(self, chat: Chat, sampling: Sampling, n: int) -> Iterator[None]:
         """Raise LiteLLM's errors of a failed call as ours, with the fields that are refused.
 
-        That several choices are refused is remembered here: single calls make up for them anyway.
+        Single calls make up for several choices that are refused. If one succeeds, the refusal is
+        remembered; otherwise the error was about the prompt, which it may quote.
         """
         try:
             with as_sample_errors():
@@ -108,7 +112,7 @@ class RouterLLM:
         except ProviderFailed as exc:
             exc.refused = refused_fields(exc, sampling)
             if n > 1 and refuses_n(exc):
-                REFUSALS.add(self.model, SEVERAL)
+                self._refused_n.append(chat)
             raise
 
     def _request(self, chat: Chat, sampling: Sampling) -> dict[str, Any]:

@@ -202,6 +202,7 @@ HOSTILE = {
     "deep JSON": ['{"a":' * 900 + "1" + "}" * 900, "[" * 10**5 + "]" * 10**5],
     "large numbers in JSON": ['{"a": 1e999999999}', '{"a": ' + "9" * 5000 + "}"],
     "code": ["__import__('os').system('x')", "[].__class__", "lambda: 1/0", "{0.__class__}"],
+    "blanks": ["x" + " " * 10**5 + "x", "x" + "\n" * 10**5 + "& x"],
     "dollars and stars": ["$" * 10**5, "*" * 10**5, "$1" * 240, "**a" * 160],
     "chains of bounds": [">" * 499, "> " * 249 + "5", "more than " * 49 + "5", "x = " * 120 + "5"],
     "surrogates": ["\ud800", "\ud800 5", "5 \udfff"],

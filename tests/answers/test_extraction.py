@@ -260,6 +260,8 @@ HOSTILE = {
     "many leads": "the answer is " * 15_000,
     "a gap after a lead": "the answer is" + " " * 200_000 + "1",
     "blank lines": "\n" * 200_000 + "x",
+    "many turns": "Question:\n" * 20_000,
+    "blank lines within": "x" + "\n" * 200_000 + "x",
     "many stars": "*" * 200_000,
     "many commas": "1," * 100_000,
     "one long number": "1" * 200_000,
