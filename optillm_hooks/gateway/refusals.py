@@ -2,11 +2,11 @@
 
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from optillm_hooks.errors import ProviderFailed
-from optillm_hooks.types import Sampling
+from optillm_hooks.types import Json, Sampling
 
 _STATUSES = frozenset({400, 422})
 
@@ -50,6 +50,15 @@ def refused_fields(error: ProviderFailed, sampling: Sampling) -> frozenset[str]:
     refused = {name: value for name, value in _sent(sampling).items() if _NAMES[name].search(text)}
     values = refused.items() if _OF_VALUE.search(text) else ()
     return frozenset(refused) | {f"{name}={value}" for name, value in values}
+
+
+def may_be_quoted(refused: Collection[str], request: Mapping[str, Json]) -> bool:
+    """Return whether the messages or tools of `request` have the name of a field of `refused`.
+
+    An error about them may quote them, and so seem to be about the field.
+    """
+    text = repr([request.get("messages"), request.get("tools")])
+    return any(_NAMES[name].search(text) for name in refused if name in _NAMES)
 
 
 def refuses_n(error: ProviderFailed) -> bool:

@@ -1,6 +1,6 @@
 """An `LLM` over LiteLLM's router, which does retries, fallbacks, cooldowns and load balancing."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,13 @@ from optillm_hooks.gateway.convert import read_completions, read_delta, write_ch
 from optillm_hooks.gateway.failures import as_sample_errors, budgets_as_sample_errors
 from optillm_hooks.gateway.model_facts import FactsOf, GroupFacts, count_tokens
 from optillm_hooks.gateway.rates import Counted, ModelRates
-from optillm_hooks.gateway.refusals import REFUSALS, SEVERAL, refused_fields, refuses_n
+from optillm_hooks.gateway.refusals import (
+    REFUSALS,
+    SEVERAL,
+    may_be_quoted,
+    refused_fields,
+    refuses_n,
+)
 from optillm_hooks.types import Chat, Completion, Delta, Sampling, Usage
 
 
@@ -45,13 +51,12 @@ class RouterLLM:
 
     async def complete_n(self, chat: Chat, sampling: Sampling, n: int, /) -> Sequence[Completion]:
         async with self._on_account(chat, sampling, n) as call:
+            request = self._request(chat, sampling)
             with self._provider_errors(chat, sampling, n):
-                response = await self._ask(
-                    **self._request(chat, sampling), **({"n": n} if n > 1 else {})
-                )
+                response = await self._ask(**request, **({"n": n} if n > 1 else {}))
             if n == 1 and chat in self._refused_n:
                 REFUSALS.add(self.model, SEVERAL)
-            self._note_fallback(response, sampling)
+            self._note_fallback(response, sampling, request)
             if not isinstance(response, ModelResponse) or not response.choices:
                 raise ProviderFailed("the provider's reply has no choices")
             completions = read_completions(response, self._cost(response))
@@ -60,13 +65,12 @@ class RouterLLM:
 
     async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
         async with self._on_account(chat, sampling, 1) as call:
+            request = self._request(chat, sampling)
             with self._provider_errors(chat, sampling, 1):
                 chunks = await self._ask(
-                    **self._request(chat, sampling),
-                    stream=True,
-                    stream_options={"include_usage": True},
+                    **request, stream=True, stream_options={"include_usage": True}
                 )
-                self._note_fallback(chunks, sampling)
+                self._note_fallback(chunks, sampling, request)
                 try:
                     async for chunk in chunks:
                         delta = self._priced(read_delta(chunk, 0.0), chunk)
@@ -131,7 +135,9 @@ class RouterLLM:
                 request["cache"]["namespace"] = f"optillm-sample-{sampling.sample}"
         return request
 
-    def _note_fallback(self, response: object, sampling: Sampling) -> None:
+    def _note_fallback(
+        self, response: object, sampling: Sampling, request: Mapping[str, Any]
+    ) -> None:
         """Remember fields whose refusal has made the router fall back to another model."""
         hidden = getattr(response, "_hidden_params", None) or {}
         errors = get_fallback_errors_from_headers(hidden.get("additional_headers") or {})
@@ -139,7 +145,8 @@ class RouterLLM:
             code = str(error.get("code"))
             status = int(code) if code.isdigit() else 0
             told = ProviderFailed(str(error.get("message")), status=status)
-            if refused := refused_fields(told, sampling):
+            refused = refused_fields(told, sampling)
+            if refused and not may_be_quoted(refused, request):
                 REFUSALS.add(self.model, refused)
 
     @staticmethod

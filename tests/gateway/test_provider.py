@@ -20,10 +20,11 @@ from litellm.utils import custom_llm_setup
 
 from optillm_hooks import registry
 from optillm_hooks.errors import ProviderFailed
-from optillm_hooks.gateway import admission, callback, custom_llm, hook, provider
+from optillm_hooks.gateway import admission, callback, custom_llm, hook, provider, router_llm
 from optillm_hooks.gateway.caller import Caller
 from optillm_hooks.gateway.model_facts import cached_model_facts
 from optillm_hooks.gateway.prepared import ClientRequest, attached
+from optillm_hooks.gateway.refusals import Refusals
 from optillm_hooks.gateway.router_llm import RouterLLM
 from optillm_hooks.pipeline.events import Models, Outcome, Request
 from optillm_hooks.pipeline.run import run
@@ -215,6 +216,47 @@ async def test_a_plan_ends_before_litellm_ends_its_request(
         else:
             reports = [answer.optillm]
     assert [report["stopped_by"] for report in reports] == ["deadline"]
+
+
+def _tool(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize("about_n", [True, False], ids=["about n", "about a tool"])
+async def test_only_a_refusal_of_several_choices_counts_for_other_requests(
+    router: litellm.Router, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, *, about_n: bool
+) -> None:
+    learnt = Refusals()
+    monkeypatch.setattr(router_llm, "REFUSALS", learnt)
+    said = "Invalid 'n': only one choice" if about_n else "Invalid schema for function 'n'"
+
+    def fault(call: Call) -> Status | None:
+        return Status(400, said) if call.body.get("n", 1) > 1 or not about_n else None
+
+    upstream.play(Script(fault=fault))
+    asked = router.acompletion(model="voted", messages=ASKED, tools=[_tool("n")])
+    if about_n:
+        await asked
+    else:
+        with pytest.raises(openai.BadRequestError, match="schema"):
+            await asked
+    assert learnt.takes_n("base") is not about_n
+
+
+@pytest.mark.parametrize("tool", ["add", "temperature"])
+async def test_an_error_that_quotes_a_tool_refuses_no_field(
+    upstream: Upstream, monkeypatch: pytest.MonkeyPatch, tool: str
+) -> None:
+    learnt = Refusals()
+    monkeypatch.setattr(router_llm, "REFUSALS", learnt)
+    groups = [model_group(name, upstream.url) for name in ("base", "other")]
+    router = litellm.Router(groups, fallbacks=[{"base": ["other"]}], num_retries=0)
+    refused = Status(400, "Invalid 'temperature': unsupported")
+    upstream.play(Script(fault=lambda call: refused if call.body["model"] == "base" else None))
+    llm = RouterLLM("base", router, Caller(), cached_model_facts(router))
+    sampling = Sampling(temperature=0.7, fields={"tools": [_tool(tool)]})
+    await llm.complete(chat("6 * 7?"), sampling)
+    assert learnt.takes("base", Sampling(temperature=0.7)) is (tool == "temperature")
 
 
 async def test_a_router_streams(router: litellm.Router) -> None:
