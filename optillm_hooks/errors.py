@@ -149,10 +149,11 @@ class SamplesFailed(SampleError):
     were cancelled.
     """
 
-    def __init__(self, needed: int, errors: Sequence[SampleError]) -> None:
+    def __init__(self, errors: Sequence[SampleError]) -> None:
         self.errors = tuple(leaf for error in errors for leaf in _leaves(error))
-        reasons = "; ".join(dict.fromkeys(f"{type(e).__name__}: {e}" for e in self.errors))
-        super().__init__(f"needed {needed} finished samples, {len(self.errors)} failed: {reasons}")
+        reasons = "; ".join(dict.fromkeys(str(e) or type(e).__name__ for e in self.errors))
+        calls = "a call" if len(self.errors) == 1 else f"{len(self.errors)} calls"
+        super().__init__(f"{calls} failed: {reasons}")
         if self.errors:
             first = next((e for e in self.errors if e.rejects_prompt), self.errors[0])
             self.status, self.code, self.retry_after = first.status, first.code, first.retry_after

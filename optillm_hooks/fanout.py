@@ -99,7 +99,7 @@ async def finished(
     ended = await outcomes(calls, until=until, enough=at_least)
     results = [outcome for outcome in ended if not isinstance(outcome, SampleError)]
     if len(results) < at_least:
-        raise SamplesFailed(at_least, _errors(ended))
+        raise SamplesFailed(_errors(ended))
     return results
 
 
@@ -143,7 +143,7 @@ async def sample_many(
         whole = [sample for sample in found if not sample.truncated] or found
         ctx.trace.count(kind, lost=n - len(whole), of=n)
     if len(found) < min_finished:
-        raise SamplesFailed(min_finished, _errors(ended))
+        raise SamplesFailed(_errors(ended))
     return found
 
 

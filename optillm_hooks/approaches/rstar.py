@@ -217,7 +217,7 @@ async def rstar(chat: Chat, llm: LLM, params: RstarParams, ctx: Context) -> Resu
         ctx.trace.count("rollouts", lost=lost, of=len(rolled))
         found += _tell(tree, trials, rolled, found, question(chat))
         if not found:
-            raise SamplesFailed(1, [steps for steps in rolled if isinstance(steps, SampleError)])
+            raise SamplesFailed([steps for steps in rolled if isinstance(steps, SampleError)])
         if all(isinstance(steps, BudgetExceeded | DeadlineExceeded) for steps in rolled):
             break
     if (usual := contenders([trajectory.completion for trajectory in found])[0]).tool_calls:

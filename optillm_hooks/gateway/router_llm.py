@@ -8,7 +8,7 @@ from typing import Any
 import litellm
 from litellm import Router
 from litellm.router_utils.add_retry_fallback_headers import get_fallback_errors_from_headers
-from litellm.types.utils import ModelResponse
+from litellm.types.utils import ModelResponse, ModelResponseStream
 
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.gateway.budgets import check_budgets
@@ -73,7 +73,7 @@ class RouterLLM:
                 self._note_fallback(chunks, sampling, request)
                 try:
                     async for chunk in chunks:
-                        delta = self._priced(read_delta(chunk, 0.0), chunk)
+                        delta = self._priced(read_delta(chunk, 0.0), chunk, chunks)
                         call.usage = delta.usage or call.usage
                         yield delta
                 finally:
@@ -154,14 +154,34 @@ class RouterLLM:
         hidden = getattr(response, "_hidden_params", None) or {}
         return float(hidden.get("response_cost") or 0.0)
 
-    def _priced(self, delta: Delta, chunk: object) -> Delta:
+    def _priced(self, delta: Delta, chunk: ModelResponseStream, stream: object) -> Delta:
         """Return the delta with its usage priced by the deployment that answered."""
         usage = delta.usage
         if usage is None:
             return delta
-        hidden = getattr(chunk, "_hidden_params", None) or {}
-        price = self.facts.price_at(hidden.get("model_id"))
+        deployment = (getattr(chunk, "_hidden_params", None) or {}).get("model_id")
+        if (told := stream_cost(chunk, stream, deployment)) is not None:
+            return replace(delta, usage=usage + Usage(cost_usd=told))
+        price = self.facts.price_at(deployment)
         if price is None:
             return delta
         cost = usage.prompt_tokens * price.prompt + usage.completion_tokens * price.completion
         return replace(delta, usage=usage + Usage(cost_usd=cost))
+
+
+def stream_cost(chunk: ModelResponseStream, stream: object, deployment: object) -> float | None:
+    """Return what a stream costs by its last chunk: the provider's word, or LiteLLM's price of it.
+
+    LiteLLM prices cached tokens and the like, as in the spend that it logs. None if it does not
+    know the price, or if another deployment than the stream's first answered.
+    """
+    usage = getattr(chunk, "usage", None)
+    told = getattr(usage, "cost", None)
+    if isinstance(told, float | int):
+        return float(told)
+    log: Any = getattr(stream, "logging_obj", None)
+    if log is None or log.get_router_model_id() != deployment:
+        return None
+    whole = ModelResponse(model=chunk.model, usage=usage)
+    cost: float | None = log.response_cost_calculator(result=whole, router_model_id=deployment)
+    return cost

@@ -151,8 +151,8 @@ OURS: list[tuple[OptiLLMError, int]] = [
     (EmptyCompletion(), 502),
     (DeadlineExceeded("m"), 504),
     (StageFailed("moa"), 500),
-    (SamplesFailed(1, [ProviderFailed("m", status=429)]), 429),
-    (SamplesFailed(1, []), 500),
+    (SamplesFailed([ProviderFailed("m", status=429)]), 429),
+    (SamplesFailed([]), 500),
     *((ProviderFailed("m", status=status), status) for status in (400, 401, 402, 403, 404, 408)),
     *((ProviderFailed("m", status=status), status) for status in (409, 413, 418, 422, 429, 451)),
     *((ProviderFailed("m", status=status), status) for status in (500, 502, 503, 504, 529)),
@@ -203,7 +203,7 @@ def test_the_kind_survives_the_way_there_and_back(exc: Exception) -> None:
     """The router chooses fallbacks and retries by it, also if all samples of an approach failed."""
     error = read(exc)
     assert type(to_litellm(error, "moa-base")) is type(exc)
-    assert type(to_litellm(SamplesFailed(2, [error, error]), "moa-base")) is type(exc)
+    assert type(to_litellm(SamplesFailed([error, error]), "moa-base")) is type(exc)
 
 
 def test_the_kind_of_an_error_at_the_start_of_a_stream_is_that_of_its_cause() -> None:

@@ -98,6 +98,10 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
         model_group("other", upstream.url),
         model_group("mixed", upstream.url, order=1),
         model_group("mixed", upstream.url, order=2, input_cost_per_token=0.01),
+        # Not priced by us, but in LiteLLM's map, where cached tokens have a price of their own.
+        model_group(
+            "gpt-4o-mini", upstream.url, input_cost_per_token=None, output_cost_per_token=None
+        ),
         alias("careful", "re2"),
         alias("lent", "re2", inherit_access=True),
         alias("hurried", "moa", deadline_s=3),
@@ -168,6 +172,18 @@ def test_the_report_tells_the_price_of_the_deployment_that_has_answered(
     told = ask(proxy, "re2-mixed", stream=stream).text
     [found] = re.findall(r'"cost_usd": ?([\d.e-]+)', told)
     assert float(found) == pytest.approx(cost(upstream.bill))
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_the_report_tells_what_litellm_logs_where_tokens_are_cached(
+    proxy: Proxy, upstream: Upstream, spending: Spending, stream: bool
+) -> None:
+    upstream.play(Script(cached_tokens=64))
+    told = ask(proxy, "moa-gpt-4o-mini", stream=stream).text
+    [found] = re.findall(r'"cost_usd": ?([\d.e-]+)', told)
+    logged = sum(entry.cost for entry in spending.entries)
+    assert float(found) == pytest.approx(logged, rel=1e-9)
+    assert logged > 0
 
 
 @pytest.mark.parametrize(
