@@ -159,22 +159,27 @@ def _orders(count: int, orders: int, rng: Random) -> list[list[int]]:
 async def _ask_twice(
     judge: LLM, prompt: Chat, sampling: Sampling, read: Callable[[str], V | None], plea: str
 ) -> V | None:
-    """Return the verdict in the judge's reply, or else in a second reply, or None."""
+    """Return the verdict in the judge's reply, or else in a second reply, or None.
+
+    A truncated reply has not come to its verdict: a number in it may be a quotation.
+    """
     try:
-        said = without_reasoning((await judge.complete(prompt, sampling)).text)
+        first = await judge.complete(prompt, sampling)
+        said = without_reasoning(first.text)
     except (BudgetExceeded, DeadlineExceeded):
         return None
     except SampleError:
         again = prompt
     else:
-        verdict = read(said)
+        verdict = None if first.truncated else read(said)
         if verdict is not None:
             return verdict
         again = follow_up(prompt, said, plea) if said else prompt
     try:
-        return read((await judge.complete(again, sampling)).text)
+        second = await judge.complete(again, sampling)
     except SampleError:
         return None
+    return None if second.truncated else read(second.text)
 
 
 def _rating_prompt(chat: Chat, candidate: str, mark: str, low: float, high: float) -> Chat:

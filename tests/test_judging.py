@@ -130,6 +130,14 @@ async def test_a_rating(replies: list[Reply], expected: float | None, calls: int
 
 
 @pytest.mark.anyio
+async def test_a_truncated_judgement_has_no_verdict() -> None:
+    quoting = Completion("The answer ends with:\nRATING: 10\nThat is", finish_reason="length")
+    llm = ScriptedLLM([quoting, "RATING: 2", quoting, quoting])
+    assert await rate_all(["a"], CHAT, llm, context()) == [2.0]
+    assert await rate_all(["a"], CHAT, llm, context()) == [None]
+
+
+@pytest.mark.anyio
 async def test_the_judge_sees_the_conversation_with_every_role_in_a_legal_place() -> None:
     _, llm = await ratings(["Hm.", "8"], ["It is 42."])
     (first, sampling), (second, _) = llm.calls

@@ -18,7 +18,7 @@ _MAX_LENGTH = 20_000
 """Characters of a verdict that are read, from its end."""
 
 _MAX_CLAUSE = 300
-"""Characters before a rating in which a condition is looked for."""
+"""Characters before a verdict in which words that change its meaning are looked for."""
 
 _COMMON_SCALES = frozenset({5.0, 10.0, 20.0, 100.0})
 
@@ -38,9 +38,10 @@ _DECIMAL = r"\d+(?:\.\d+)?|\d+,\d{1,2}(?![\d,])|\.\d+"
 _VALUE = (
     rf"(?P<number>[-+]?(?:{_DECIMAL})|nan|inf(?:inity)?|(?:{_WORD})\b)"
     rf"(?:[ \t]*(?:-|\u2013|\bto\b|\bor\b|\bbis\b|\boder\b|\bou\b)[ \t]*(?P<upper>{_DECIMAL}))?"
-    r"(?:\s*(?:/|\b(?:out of|of|von|sur|su|sobre|de|em)\b)\s*(?P<scale>\d+(?:\.\d+)?)(?!\s*/)"
+    r"(?:(?:\s+(?:stars?|points?))?\s*\(?(?:/|\b(?:out of|of|von|sur|su|sobre|de|em)\b)"
+    r"\s*(?P<scale>\d+(?:\.\d+)?)(?!\s*/)"
     r"|\s*(?P<percent>%))?"
-    r"(?![A-Za-z\d])(?!\.\d)(?!,\d)(?!\s*/)(?!:\d)"
+    r"(?![A-Za-z\d])(?!\.\d)(?![,\u00b7]\d)(?!\s*[/\u2044])(?!:\d)"
 )
 _LABEL = (
     "rating|score|grade|mark|verdict|bewertung|gesamtbewertung|punktzahl|wertung|"
@@ -59,7 +60,19 @@ _RATING_LINE = Pattern(
     rf"^[^\w\n]{{0,12}}(?:(?:final|overall|my)\s+)?rating\s*[:=]\s*{_VALUE}[^\w\n]*$",
     re.IGNORECASE | re.MULTILINE,
 )
-_READ_VALUE = Pattern(rf"(?:[-\d. +*/()]{{1,40}}=\s*)?{_VALUE}", re.IGNORECASE)
+_READ_VALUE = Pattern(
+    r"(?:[\u2600-\u27bf\u2b50\U0001f300-\U0001faff\ufe0f]+\s*\(?)?"
+    rf"(?:[-\d. +*/()]{{1,40}}=\s*)?{_VALUE}",
+    re.IGNORECASE,
+)
+_MORE = Pattern(
+    r"[ \t]*[:,~|\u2013\u2014-]*[ \t]*(?P<next>\d+)(?P<part>\s*[/\u2044.]\d)?"
+    r"|[ \t]+(?:point|and a half|or (?:higher|lower|above|below|more|less|better|worse))\b",
+    re.IGNORECASE,
+)
+"""What makes the number before it a part of a number, or one of several."""
+
+_SCALE_REMARK = Pattern(r"[^\n]{0,60}?\b(?:scale|stars?)\b[^\n]{0,30}", re.IGNORECASE)
 _OVERALL = Pattern(
     rf"\b(?:overall|final|total)(?:\s+(?:{_LABEL}|assessment|evaluation|quality|result))*"
     rf"{_COPULA}{_VALUE}",
@@ -73,14 +86,19 @@ _LABELLED = Pattern(
 _NOTE_LINE = Pattern(
     rf"^[^\w\n]{{0,12}}(?:{_FOREIGN_NOTES})\s*:\s*{_VALUE}[^\w\n]*$", re.IGNORECASE | re.MULTILINE
 )
+_ABOUT_ANOTHER = Pattern(
+    r"\b(?:says|claims?|states?|gives?|reports?|lists?|has|had|have)\b[^.!?\n]*\Z", re.IGNORECASE
+)
 _GENERAL_WORDS = "final overall my the total this your a an of quality general is and so its it"
 _GENERAL = frozenset(_GENERAL_WORDS.split())
 """Words before a label that do not make it the rating of one aspect."""
 
 _GIVEN = Pattern(
-    r"\b(?:give|gives|rate|assign|award|deserves|merits|earns|scores)\b"
-    r"(?:\s+(?:it|this|that|the|answer|response|a|an|as|at|to|full|only|just|about|score|rating|"
-    rf"of|solid|strong|around|roughly|marks))*[\s:]*{_VALUE}(?!\s+(?:on|for|in|by)\b)",
+    r"\b(?:(?:I|we)\b[^.\n]{0,40}?\b(?:give|rate|assign|award|(?:go|put it)(?=\s+(?:with|at)))"
+    r"|deserves|merits|earns)\b"
+    r"(?:\s+(?:it|this|that|the|answer|response|a|an|as|at|with|to|full|only|just|about|score|"
+    r"rating|"
+    rf"of|solid|strong|around|roughly|marks))*[\s:]*{_VALUE}(?!\s+(?:on|for|in|by|if|unless)\b)",
     re.IGNORECASE,
 )
 _IF = Pattern(
@@ -90,10 +108,11 @@ _POINTS = Pattern(
     r"(?<!满分)(?<!满分是)(?<!总分)(?<![\d.])(\d+(?:\.\d+)?)\s*[分点](?!中|満点|钟|钱)"
 )
 _FRACTION = Pattern(
-    r"(?<![\d.,/\w-])(?<!step )(?<!part )(?P<number>\d+(?:\.\d+)?)\s*(?:/|out\s+of)\s*"
+    r"(?<![\d.,/\w-])(?<!step )(?<!part )(?P<number>\d+(?:[.,]\d+)?)\s*(?:/|out\s+of)\s*"
     r"(?P<scale>\d+(?:\.\d+)?)(?![\d/]|\.\d)(?:[ \t]+(?P<next>[a-z]+))?",
     re.IGNORECASE,
 )
+_SUMMARY = Pattern(r"\b(?:overall|in total|altogether)\b[^.\n]*\Z", re.IGNORECASE)
 _WORDS_AFTER_FRACTION = """
 is was seems would feels because since as and but overall stars star points point here from rating
 score given due though although with so fair sounds looks"""
@@ -105,12 +124,13 @@ _RATING_KEYS = (
     "total score", "overall", "grade", "total", "mark", "quality",
 )  # fmt: skip
 _SCALE = Pattern(r"\d+(?:\.\d+)?")
-_SCALE_KEYS = ("max", "out of", "scale", "max score", "maximum")
+_SCALE_KEYS = ("max", "out of", "scale", "max score", "max rating", "maximum")
+_ENDS_AS_JSON = Pattern(r"[}\]]\s*(?:```)?\W*\Z")
 
 # Choice
 
 _NOUN = (
-    r"(?:answers?|response|candidate|solution|option|choice|number|no\.?|antwort|réponse|respuesta|"
+    r"(?:answers?|response|candidate|solution|option|choice|number|no\.?|nr\.?|n°|antwort|réponse|respuesta|"
     r"risposta|resposta|答案|回答|选项|回答|解答|第)"
 )
 _SMALL_WORDS = (
@@ -127,15 +147,16 @@ _BEST_LINE = Pattern(
 )
 _READ_PLACE = Pattern(rf"{_TO_NUMBER}{_PLACE}", re.IGNORECASE)
 _ANOTHER = Pattern(
-    r"[ \t>\])]*(?:[,;/&=+|\u2013和或と-]|\b(?:or|and|oder|und|ou|et|y|o|e)\b)"
+    r"[ \t>\])]*(?:[,:;/&=+|\u2013和或と-]|\b(?:or|and|oder|und|ou|et|y|o|e)\b)"
     rf"[ \t]*(?:also\s+|perhaps\s+|maybe\s+)?{_NOUN}?\s*#?\s*(?:\d+|(?:{_WORD})\b)"
-    r"(?!\s+(?:is|are|was|has|lacks|fails|makes|gets|misses)\b)",
+    r"(?!\s+(?:is|was|has|lacks|fails|makes|gets|misses)\b)",
     re.IGNORECASE,
 )
 _CHOSEN = Pattern(
     rf"(?<!not the )(?<!not )(?:\b(?:best|winner|winning|choice|verdict|decision|selected|select|"
     rf"choose|chose|chosen|pick|prefer|preferred|better|beste|meilleure?|mejor|migliore?|melhor)\b|"
-    rf"最佳|最好|最优|选择|我选|最良|最も良い|一番良い){_TO_NUMBER}{_PLACE}",
+    rf"最佳|最好|最优|选择|我选|最良|最も良い|一番良い){_TO_NUMBER}{_PLACE}"
+    r"(?!\s+(?!(?:and|or|but|because|as|for|since|over|is|due|with|wins)\b)[a-z])",
     re.IGNORECASE,
 )
 _IS_BEST = Pattern(
@@ -144,7 +165,8 @@ _IS_BEST = Pattern(
     re.IGNORECASE,
 )
 _NUMBER_LINE = Pattern(rf"\W{{0,12}}?{_TO_NUMBER}{_PLACE}[\s*.!)\]>\"']*", re.IGNORECASE)
-_MENTION = Pattern(rf"{_NOUN}\s*#?\s*{_PLACE}(?!\s*[个個]|\s+answers)", re.IGNORECASE)
+_MENTION = Pattern(rf"{_NOUN}\s*#?\s*{_PLACE}(?!\s*[个個]|['\u2019]s|\s+answers)", re.IGNORECASE)
+_SENTENCE = Pattern(r"(?:[^\n.!?\u3002]|\.(?!\s)){1,80}[.!\u3002]?")
 _AGAINST = Pattern(
     r"\b(?:wrong|incorrect|not|n't|worse|worst|flawed|except|but|tie|tied|equal|equally|none|nor)\b",
     re.IGNORECASE,
@@ -157,6 +179,16 @@ _CHOICE_KEYS = (
 
 # Both
 
+_BEGINNING = Pattern(
+    r"(?:\A|\n|[.!?:;)\]>\u3002\uff01][ ]?\n?)[^\w\n,]{0,12}(?:[A-Za-z]+: )?"
+    r"(?:(?:so|thus|therefore|hence|overall|finally|my|the|final|honest|choice|verdict|is)\b[ ,:]*)"
+    r"{0,4}\Z",
+    re.IGNORECASE,
+)
+"""What is before a label that begins a line or a sentence."""
+
+_GOES_ON = Pattern(r"[^\n]{1,40}\n\s*(?:which|that|and|but|as|is|was)\b")
+_BULLET = Pattern(r"\s*[-\u2022]\s+(?-i:(?![A-Z]{4}))")
 _BLANKS = Pattern(r"[^\S\n]+")
 _BLANK_LINES = Pattern(r" ?\n\s*\n ?| \n")
 _WRAPPED = Pattern(
@@ -191,9 +223,9 @@ def read_rating(text: str, low: float = 0.0, high: float = 10.0) -> float | None
     plain = _plain(said)
     requested = _requested(plain, _REQUESTED_RATING, _RATING_LINE)
     if requested is not None:
-        return _scaled(_READ_VALUE.match(plain, requested), low, high)
-    value = read_json(said)
-    if isinstance(value, dict) and value:
+        found = _READ_VALUE.match(plain, requested)
+        return _scaled(found, low, high) if found and _is_whole(found, high) else None
+    if value := _object(said):
         return _json_rating(value, low, high)
     found = _stated_rating(plain)
     return _scaled(found, low, high) if found else _bare_rating(plain, low, high)
@@ -211,12 +243,11 @@ def read_choice(text: str, count: int) -> int | None:
     requested = _requested(plain, _REQUESTED_BEST, _BEST_LINE)
     if requested is not None:
         return _place(_READ_PLACE.match(plain, requested), plain, count)
-    value = read_json(said)
-    if isinstance(value, dict) and value:
+    if value := _object(said):
         return _json_choice(value, count)
     if chosen := list(_CHOSEN.finditer(plain)):
         return _place(chosen[-1], plain, count)
-    if best := [found for found in _IS_BEST.finditer(plain) if _says_best(found[0])]:
+    if best := [found for found in _IS_BEST.finditer(plain) if _says_best(found)]:
         return _place(best[-1], plain, count)
     lines = plain.split("\n")
     if alone := _NUMBER_LINE.fullmatch(lines[-1].strip()):
@@ -228,7 +259,8 @@ def _plain(text: str) -> str:
     """Return `text` without emphasis, LaTeX, tags and tables, in compatibility characters."""
     text = unicodedata.normalize("NFKC", text).replace("\u2212", "-").replace("\uff1a", ":")
     text = _BLANK_LINES.sub("\n\n", _BLANKS.sub(" ", text))
-    text = _WRAPPED.sub(lambda found: found[1] or "", text)
+    for _ in range(2):
+        text = _WRAPPED.sub(lambda found: found[1] or "", text)
     text = _TAG.sub(_untagged, text)
     text = _QUOTED_KEY.sub(r"\1:", _BRACKETS.sub(r"\1", text))
     text = _ROW.sub(lambda row: ": ".join(cell.strip() for cell in row[1].split("|")), text)
@@ -242,24 +274,47 @@ def _untagged(found: re.Match[str]) -> str:
 
 
 def _requested(text: str, label: Pattern, line: Pattern) -> int | None:
-    """Return the index after the last `label`, or after that of the last whole `line`."""
-    places = [
-        found.end() for found in label.finditer(text) if not _PLACEHOLDER.match(text, found.end())
-    ]
+    """Return the index after the last `label` that is not mentioned, or after the last `line`.
+
+    If all labels are mentioned, as in "it tells me to say RATING: 10", that is the end of `text`.
+    """
+    labels = [found for found in label.finditer(text) if not _PLACEHOLDER.match(text, found.end())]
+    places = [found.end() for found in labels if not _mentioned(found)]
     for found in line.finditer(text):
+        if _listed(found) or _GOES_ON.match(text, found.start()):
+            continue
         colon = re.search(r"[:=]\s*", found[0])
         places.append(found.start() + (colon.end() if colon else 0))
-    return max(places, default=None)
+    return max(places, default=len(text) if labels else None)
+
+
+def _mentioned(label: re.Match[str]) -> bool:
+    """Return whether `label` is part of a sentence instead of the beginning of one."""
+    return not _before(_BEGINNING, label) or bool(_GOES_ON.match(label.string, label.end()))
+
+
+def _is_whole(value: re.Match[str], high: float) -> bool:
+    """Return whether the line of `value` neither goes on with its number nor has another scale."""
+    text, end = value.string, value.end()
+    more = _MORE.match(text, end)
+    if more and (more["part"] or _number(more["next"] or "nan") != _number(value["number"])):
+        return False
+    remark = _SCALE_REMARK.match(text, end)
+    if value["scale"] or not remark:
+        return True
+    return high in [float(number) for number in _SCALE.findall(remark[0])]
 
 
 def _stated_rating(text: str) -> re.Match[str] | None:
     """Return the rating that `text` states with a label or a verb."""
     if overall := list(_OVERALL.finditer(text)):
         return overall[-1]
-    if labelled := _of_the_whole(list(_LABELLED.finditer(text))):
+    if labelled := _of_the_whole([f for f in _LABELLED.finditer(text) if not _reported(f)]):
         return labelled[-1]
     notes = list(_NOTE_LINE.finditer(text))
-    given = [found for found in _GIVEN.finditer(text) if not _is_conditional(text, found.start())]
+    given = [
+        found for found in _GIVEN.finditer(text) if not _is_conditional(text, found.start("number"))
+    ]
     return next((some[-1] for some in (notes, given) if some), None)
 
 
@@ -276,6 +331,24 @@ def _of_the_whole(labelled: Sequence[re.Match[str]]) -> list[re.Match[str]]:
     return [found for found in labelled if found["before"].islower()]
 
 
+def _reported(found: re.Match[str]) -> bool:
+    """Return whether the sentence of `found` is about the rating of something else."""
+    return _listed(found) or _before(_ABOUT_ANOTHER, found)
+
+
+def _before(pattern: Pattern, found: re.Match[str]) -> bool:
+    """Return whether `pattern` is in the words before `found`."""
+    start = found.start("label") if "label" in found.re.groupindex else found.start()
+    return bool(pattern.search(found.string, max(0, start - _MAX_CLAUSE), start))
+
+
+def _listed(found: re.Match[str]) -> bool:
+    """Return whether `found` is an item of a list that is not the end of the reply."""
+    text = found.string
+    line = text.rfind("\n", 0, found.end() - 1) + 1
+    return bool(_BULLET.match(text, line) and text[found.end() :].strip(" *_.!\n"))
+
+
 def _aspect(found: re.Match[str]) -> bool:
     return found["before"].lower() not in _GENERAL and bool(found["before"])
 
@@ -287,9 +360,11 @@ def _bare_rating(text: str, low: float, high: float) -> float | None:
         found
         for found in _FRACTION.finditer(text)
         if float(found["scale"]) in _COMMON_SCALES | {high}
+        and not _reported(found)
         and (not found["next"] or found["next"].lower() in _AFTER_FRACTION)
     ]
-    values = {_scaled(found, low, high) for found in fractions}
+    summaries = [found for found in fractions if _in_summary(found)]
+    values = {_scaled(found, low, high) for found in summaries or fractions}
     if len(values) == 1:
         return values.pop()
     if points := list(_POINTS.finditer(text)):
@@ -300,6 +375,12 @@ def _bare_rating(text: str, low: float, high: float) -> float | None:
     filled = len(_STARS.findall(text))
     full = filled + text.count("\u2606")
     return _on_scale(filled, full, low, high) if full in (5, 10) and filled < full else None
+
+
+def _in_summary(found: re.Match[str]) -> bool:
+    """Return whether the line of `found` says that it is about the answer as a whole."""
+    text, start = found.string, found.start()
+    return bool(_SUMMARY.search(text, text.rfind("\n", 0, start) + 1, start))
 
 
 def _scaled(found: re.Match[str] | None, low: float, high: float) -> float | None:
@@ -321,11 +402,21 @@ def _number(written: str) -> float:
 
 
 def _on_scale(number: float, scale: float | None, low: float, high: float) -> float | None:
-    if scale == 0:
-        return None
+    if scale is not None and scale < 10 and scale not in (4, 5, high):
+        return None  # a fraction, such as 2/3
     if scale and scale != high:
         number = low + number / scale * (high - low)
     return number if low <= number <= high else None
+
+
+def _object(text: str) -> Mapping[str, object] | None:
+    """Return the JSON object that `text` ends with; none if it is in a sentence or a list."""
+    if not _ENDS_AS_JSON.search(text):
+        return None
+    value = read_json(text)
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return {"items": value}
+    return value if isinstance(value, dict) else None
 
 
 def _json_rating(value: Mapping[str, object], low: float, high: float) -> float | None:
@@ -369,12 +460,15 @@ def _place(found: re.Match[str] | None, text: str, count: int) -> int | None:
     return _in_range(int(re.sub(r"\D", "", written)[:9]), count)
 
 
-def _says_best(sentence: str) -> bool:
-    return sentence.lower().endswith(("best", "winner", "strongest", "wins"))
+def _says_best(found: re.Match[str]) -> bool:
+    best = found[0].lower().endswith(("best", "winner", "strongest", "wins"))
+    return best and not _is_conditional(found.string, found.start())
 
 
 def _only_mention(text: str, count: int) -> int | None:
-    """Return the only answer that `text` mentions, unless it may be mentioned as a bad one."""
+    """Return the only answer that `text`, one sentence, mentions; None if perhaps as a bad one."""
+    if not _SENTENCE.fullmatch(text):
+        return None
     places = {_place(found, text, count) for found in _MENTION.finditer(text)}
     if len(places) != 1 or _AGAINST.search(text):
         return None
