@@ -22,7 +22,7 @@ _NAMES: Final[Mapping[str, re.Pattern[str]]] = {
 
 _REFUSES = re.compile(
     r"support|deprecat|can ?not|can't|permitted|allowed|\bonly\b|\bmust\b|invalid|incompatible"
-    r"|unrecognized|unknown|unexpected|available|removed|exclusive|range|less than|greater than"
+    r"|unrecognized|unknown|unexpected|available|removed|exclusive|range|enabled|less than|greater than"
     r"|should be|reject|extra|参数|不支持|非法|无效",
     re.IGNORECASE,
 )
@@ -30,8 +30,12 @@ _OF_VALUE = re.compile(r"\brange\b|between|(?:less|greater) than|at (?:most|leas
 """Words of a refusal of a value, where another value may do."""
 
 _N = re.compile(
-    r"[`'\"]n[`'\"]|\bn (?:must|should|>|=)|\bn=|candidate_?count|multiple (?:choices|completions)",
-    re.IGNORECASE,
+    r"""[`'"]n[`'"] | \bn\ ?(?:must|should|>|=|:|参数) | \bn\ (?:value|parameter|is\b)
+    | (?:invalid|parameter|argument|field|model:|参数)\ ?n\b | candidate_?count
+    | multiple\ (?:choice|completion|candidate|response)s
+    | (?:one|single)\ (?:\w+\ )?(?:choice|completion|candidate)
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
 
 _MAX_MODELS = 1000
