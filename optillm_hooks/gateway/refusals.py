@@ -22,8 +22,8 @@ _NAMES: Final[Mapping[str, re.Pattern[str]]] = {
 
 _REFUSES = re.compile(
     r"support|deprecat|can ?not|can't|permitted|allowed|\bonly\b|\bmust\b|invalid|incompatible"
-    r"|unrecognized|unknown|unexpected|available|removed|exclusive|range|enabled|less than|greater than"
-    r"|should be|reject|extra|参数|不支持|非法|无效",
+    r"|unrecognized|unknown|unexpected|available|removed|exclusive|range|less than|greater than"
+    r"|should be|enabled|reject|extra|参数|不支持|非法|无效",
     re.IGNORECASE,
 )
 _OF_VALUE = re.compile(r"\brange\b|between|(?:less|greater) than|at (?:most|least)", re.IGNORECASE)
