@@ -11,6 +11,7 @@ from optillm_hooks.errors import OptiLLMError, RequestRejected
 from optillm_hooks.gateway.admission import admit
 from optillm_hooks.gateway.deployments import proxy_router
 from optillm_hooks.gateway.failures import over_budget, to_proxy
+from optillm_hooks.gateway.messages_route import CONVERTED
 from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.prepared import ClientRequest, Prepared, Route, attach, attached_to
 from optillm_hooks.gateway.reports import header_values
@@ -192,6 +193,8 @@ def _rewritten(data: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
     """Return the request for our provider; what LiteLLM would lose is kept in `prepared`."""
     prepared.user = _end_user(data, prepared.route)
     prepared.fields = _fields_lost(data, prepared)
+    if prepared.route == "messages":
+        prepared.body = {name: data[name] for name in CONVERTED if data.get(name) is not None}
     prepared.cache = data["cache"] if isinstance(data.get("cache"), dict) else {}
     allowed = data.get("allowed_openai_params")
     return {

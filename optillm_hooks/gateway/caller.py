@@ -38,7 +38,7 @@ class Caller:
     """Identity for inner calls: key, user, team, organisation, end user, tags."""
 
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Other arguments that every inner call gets (session, end user)."""
+    """Other arguments that every inner call gets (session, end user, `drop_params`)."""
 
     cache: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """The client's `cache` field for LiteLLM."""
@@ -69,6 +69,8 @@ def read_caller(
         extra["user"] = user
     if litellm_params.get("no-log"):
         extra["no-log"] = True
+    if litellm_params.get("drop_params"):
+        extra["drop_params"] = True
     stamped = forwarded_internal_call_metadata(identity, cast(Any, CALL_ORIGIN))
     key = parent.get("user_api_key_auth")
     return Caller(

@@ -41,7 +41,7 @@ from optillm_hooks.gateway.convert import (
 from optillm_hooks.gateway.deployments import proxy_router
 from optillm_hooks.gateway.failures import as_sample_errors, budgets_as_sample_errors, to_litellm
 from optillm_hooks.gateway.host_limits import seconds_left
-from optillm_hooks.gateway.messages_route import END_OF_PROGRESS, with_stand_ins
+from optillm_hooks.gateway.messages_route import END_OF_PROGRESS, for_claude, with_stand_ins
 from optillm_hooks.gateway.model_facts import FactsOf
 from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.prepared import ClientRequest, Prepared, Route, attached
@@ -58,6 +58,9 @@ _log = logging.getLogger(__name__)
 
 _DEFAULT_TIMEOUT = 600.0
 """LiteLLM's timeout if none is configured: not a deadline that an operator chose."""
+
+
+_CACHE_KEY = "prompt_cache_key"
 
 
 class Provider(CustomLLM):
@@ -137,9 +140,17 @@ class Provider(CustomLLM):
         router = proxy_router() or self._router
         prepared = await _admitted(str(call["model"]), litellm_params, optional, router)
         prepared.trace.call_id = word(str(litellm_params.get("litellm_call_id") or ""))
-        client = read_sampling({**optional, **prepared.fields})
+        made = _made_for_claude(prepared)
+        fields = _of_client(optional, prepared)
+        if "thinking" in made:
+            fields = {name: value for name, value in fields.items() if name != "reasoning_effort"}
+        client = read_sampling({**fields, **prepared.fields, **made})
         with as_sample_errors():
-            check_client(prepared.facts_of(prepared.base).deployments, client)
+            check_client(
+                prepared.facts_of(prepared.base).deployments,
+                client,
+                drop_params=bool(litellm_params.get("drop_params")),
+            )
         timeout = Limits(deadline_s=_seconds(call.get("timeout")))
         host = Limits(deadline_s=seconds_left(stream=stream))
         caller = read_caller(litellm_params, prepared.user, prepared.cache)
@@ -147,7 +158,7 @@ class Provider(CustomLLM):
         request = Request(
             plan=prepared.plan,
             base=prepared.base,
-            chat=read_chat(call["messages"]),
+            chat=read_chat(made.get("messages", call["messages"])),
             client=client,
             n=optional.get("n") or 1,
             limits=prepared.limits.lowered(timeout).lowered(host),
@@ -157,6 +168,28 @@ class Provider(CustomLLM):
             caller_cache=self._caller_cache.for_caller(key),
         )
         return prepared, request, _models(router, caller, prepared.facts_of)
+
+
+def _made_for_claude(prepared: Prepared) -> dict[str, Any]:
+    """Return fields that LiteLLM has made of Anthropic's as for another model than Claude."""
+    deployments = prepared.facts_of(prepared.base).deployments
+    if not prepared.body or not deployments or not all(each.is_claude for each in deployments):
+        return {}
+    return for_claude(prepared.body, deployments[0].model, deployments[0].provider)
+
+
+def _of_client(optional: Mapping[str, Any], prepared: Prepared) -> Mapping[str, Any]:
+    """Return a request's fields without one that LiteLLM has made, if a model would refuse it.
+
+    From the session in Anthropic's `metadata`, as Claude Code sends it, LiteLLM makes a key for
+    OpenAI's prompt cache.
+    """
+    models = prepared.selection.models
+    if prepared.route != "messages" or all(
+        prepared.facts_of(model).supports(_CACHE_KEY) for model in models
+    ):
+        return optional
+    return {name: value for name, value in optional.items() if name != _CACHE_KEY}
 
 
 async def _next(chunks: MemoryObjectReceiveStream[ModelResponseStream]) -> Any:

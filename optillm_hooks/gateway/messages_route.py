@@ -1,15 +1,60 @@
-"""Streams of Anthropic's messages, with thinking blocks as the model made them.
+"""What LiteLLM loses of Claude's own between Anthropic's messages and chat completions.
 
-Clients send the blocks back with a tool's result, and Claude refuses them if anything has changed.
-LiteLLM gives the first piece of a block twice, joins successive blocks, and has no redacted ones.
+It converts a request by the requested name, which may not tell that the model is Claude. Then it
+drops `cache_control`, so that nothing is cached, and turns `thinking` into an effort.
+
+Clients send thinking blocks back with a tool's result, and Claude refuses them if anything has
+changed. LiteLLM's stream gives the first piece of a block twice, joins successive blocks, and has
+no redacted ones.
 """
 
+import copy
 import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from optillm_hooks.types import Delta, Json
+from litellm.llms.anthropic.pass_through.adapters.handler import ANTHROPIC_ADAPTER
+
+from optillm_hooks.types import Delta, Fields, Json
+
+CONVERTED: Final = (
+    "context_management", "messages", "output_config", "system", "thinking", "tools",
+)  # fmt: skip
+"""Fields of a request that LiteLLM converts by the name of the model."""
+
+_CLAUDE: Final = "anthropic/claude"
+_MADE: Final = ("messages", "reasoning_effort", "thinking", "tools")
+_NOT_EDITED: Final = "clear_thinking_20251015"
+"""The edit of the context that leaves the messages as they are on their way to the provider."""
+
+
+def for_claude(body: Fields, model: str, provider: str | None) -> dict[str, Any]:
+    """Return fields of chat completions that LiteLLM makes of a request for a model of Claude's.
+
+    Empty if it has edited the messages.
+    """
+    edits = body.get("context_management")
+    if isinstance(edits, dict) and _edits_messages(edits.get("edits")):
+        return {}
+    named = "claude" in model or "anthropic" in model
+    request: dict[str, Any] = {
+        **{name: copy.deepcopy(body[name]) for name in CONVERTED if name in body},
+        "model": f"{provider}/{model}" if named else _CLAUDE,
+        "max_tokens": 1,
+    }
+    request.pop("context_management", None)
+    made, _ = ANTHROPIC_ADAPTER.translate_completion_input_params_with_tool_mapping(
+        request, custom_llm_provider=provider
+    )
+    return {name: value for name, value in (made or {}).items() if name in _MADE}
+
+
+def _edits_messages(edits: object) -> bool:
+    return isinstance(edits, list) and any(
+        not isinstance(edit, dict) or edit.get("type") != _NOT_EDITED for edit in edits
+    )
+
 
 _REDACTED: Final = "redacted_thinking: "
 """Begins a stand-in for a redacted block. A signature is base64, which has no such characters."""

@@ -34,6 +34,9 @@ class Prepared:
     fields: Fields = field(default_factory=dict[str, Json])
     """Fields of the client's request that LiteLLM does not carry to a provider on this route."""
 
+    body: Fields = field(default_factory=dict[str, Json])
+    """On the messages route, what `messages_route.for_claude` converts."""
+
     cache: Fields = field(default_factory=dict[str, Json])
     """The client's `cache` field for LiteLLM, which applies to the inner calls."""
 

@@ -76,6 +76,7 @@ def check_fields_of_base(data: Mapping[str, Any], route: Route, base: GroupFacts
             check_client(
                 base.deployments,
                 read_sampling({**fields, "reasoning_effort": effort} if effort else fields),
+                drop_params=data.get("drop_params") is True,
             )
 
 

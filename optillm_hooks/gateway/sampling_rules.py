@@ -50,8 +50,10 @@ class Deployment:
     def is_claude(self) -> bool:
         return "claude" in self.name.lower()
 
-    def written(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+    def written(self, fields: Mapping[str, Any], **options: bool) -> dict[str, Any]:
         """Return what LiteLLM makes of request fields for this provider.
+
+        `options`: the request's own, in place of the deployment's.
 
         Raises:
             litellm.BadRequestError: it refuses them, as it would refuse a call with them.
@@ -60,7 +62,8 @@ class Deployment:
             model=self.model,
             custom_llm_provider=self.provider,
             base_model=self.base_model,
-            **{name: self.params[name] for name in _OPTIONS if self.params.get(name) is not None},
+            **{name: self.params[name] for name in _OPTIONS if self.params.get(name) is not None}
+            | options,
             **copy.deepcopy(dict(fields)),  # it may change them
         )
         return made
@@ -76,24 +79,33 @@ def max_thinking(deployments: Sequence[Deployment]) -> Callable[[Sampling], int]
     return lambda sampling: max((_thinking(each, sampling) for each in deployments), default=0)
 
 
-def check_client(deployments: Sequence[Deployment], client: Sampling) -> None:
+def check_client(
+    deployments: Sequence[Deployment], client: Sampling, *, drop_params: bool = False
+) -> None:
     """Refuse a client's fields that every deployment is known to refuse.
 
     The plain model would refuse them before anything is paid; an approach may first make calls
-    that do not have them all.
+    that do not have them all. `drop_params`: whether the request tells LiteLLM to leave out what is
+    refused.
 
     Raises:
         litellm.BadRequestError: LiteLLM's own refusal, or in the words of the model's provider.
     """
-    refusals = [refusal for each in deployments if (refusal := _refusal(each, client)) is not None]
+    refusals = [
+        refusal
+        for each in deployments
+        if (refusal := _refusal(each, client, drop_params)) is not None
+    ]
     if refusals and len(refusals) == len(deployments):
         raise refusals[0]
 
 
-def _refusal(deployment: Deployment, client: Sampling) -> litellm.BadRequestError | None:
+def _refusal(
+    deployment: Deployment, client: Sampling, drop_params: bool
+) -> litellm.BadRequestError | None:
     fields = write_sampling(client)
     try:
-        made = deployment.written(fields)
+        made = deployment.written(fields, **({"drop_params": True} if drop_params else {}))
     except litellm.BadRequestError as exc:
         return exc
     except Exception:  # as in `_takes`
