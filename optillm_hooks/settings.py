@@ -1,7 +1,7 @@
 """The operator's settings in YAML, as frozen pydantic models. An unknown key is an error."""
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -9,9 +9,24 @@ from optillm_hooks.budget import Limits
 from optillm_hooks.code_execution.runner import RunnerName
 from optillm_hooks.registry import Approach
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
+
+
+def explain(error: "ErrorDetails", model: type[BaseModel]) -> str:
+    """Return an error of pydantic about `model` in words that say what to write instead."""
+    if error["type"] == "tuple_type":
+        return "must be a list, such as [a, b]"
+    if error["type"] != "extra_forbidden":
+        return error["msg"]
+    owner: Any = model
+    for part in error["loc"][:-1]:
+        owner = owner.model_fields[part].annotation
+    return f"unknown setting (known: {', '.join(owner.model_fields)})"
 
 
 class LimitSettings(_Settings):

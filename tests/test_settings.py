@@ -6,7 +6,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 import optillm_hooks.approaches  # noqa: F401 (registers `re2`)
 from optillm_hooks.budget import Limits
@@ -18,6 +18,7 @@ from optillm_hooks.settings import (
     PlanCalls,
     RunSettings,
     Settings,
+    explain,
     forbidden,
 )
 
@@ -29,6 +30,24 @@ SETTINGS = st.builds(
     max_cost_usd=st.none() | st.floats(0.1, 100),
     max_parallel=st.none() | st.integers(1, 100),
 )
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "words"),
+    [
+        (AliasSettings, {"deadline": 90}, "unknown setting (known: deadline_s, max_calls, "),
+        (LimitSettings, {"max_cost": 1}, "max_tokens_total, max_cost_usd, max_parallel)"),
+        (Settings, {"forms": {"header": "all"}}, "unknown setting (known: body, tag, prefix)"),
+        (get_approach("moa").params, {"models": "a+b"}, "must be a list, such as [a, b]"),
+        (Settings, {"max_choices": 0}, "Input should be greater than or equal to 1"),
+    ],
+)
+def test_a_mistake_is_told_with_what_to_write_instead(
+    model: type[BaseModel], given: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate(given)
+    assert words in explain(caught.value.errors()[0], model)
 
 
 @given(SETTINGS, SETTINGS)

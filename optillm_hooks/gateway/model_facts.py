@@ -23,7 +23,7 @@ from optillm_hooks.gateway.sampling_rules import (
 )
 from optillm_hooks.llm import ModelFacts, Price
 from optillm_hooks.local_provider.thinking import template_reasons
-from optillm_hooks.settings import DeploymentSettings
+from optillm_hooks.settings import DeploymentSettings, explain
 from optillm_hooks.types import Chat, Sampling
 
 LOCAL_PROVIDER = "optillm-local"
@@ -197,7 +197,9 @@ def _continues_prefix(info: dict[str, Any]) -> bool:
     except ValidationError as exc:
         error = exc.errors()[0]
         place = ".".join(["model_info.optillm", *map(str, error["loc"])])
-        raise RequestRejected(f"{place}: {error['msg']}", param=place) from None
+        raise RequestRejected(
+            f"{place}: {explain(error, DeploymentSettings)}", param=place
+        ) from None
 
 
 def _price(deployment: Deployment) -> Price | None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.pipeline.plan import Plan
-from optillm_hooks.settings import AliasSettings, LimitSettings, Settings
+from optillm_hooks.settings import AliasSettings, LimitSettings, Settings, explain
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -109,6 +109,6 @@ def _valid(model: type[S], value: object, where: str) -> S:
         return model.model_validate(value)
     except ValidationError as exc:
         problems = "; ".join(
-            f"{where}.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors()
+            f"{where}.{'.'.join(map(str, e['loc']))}: {explain(e, model)}" for e in exc.errors()
         )
         raise RequestRejected(problems, param=where) from None

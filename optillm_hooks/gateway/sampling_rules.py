@@ -103,7 +103,7 @@ def check_client(
 def _refusal(
     deployment: Deployment, client: Sampling, drop_params: bool
 ) -> litellm.BadRequestError | None:
-    fields = write_sampling(client)
+    fields = {**_of_deployment(deployment), **write_sampling(client)}
     try:
         made = deployment.written(fields, **({"drop_params": True} if drop_params else {}))
     except litellm.BadRequestError as exc:
@@ -191,8 +191,13 @@ def _thinking(deployment: Deployment, sampling: Sampling) -> int:
 
 def _sent(deployment: Deployment, sampling: Sampling) -> dict[str, Any]:
     """Return the sampling fields of a call: the request's, and the deployment's for the others."""
-    given = {**deployment.params, **write_sampling(sampling)}
-    return {name: given[name] for name in _FIELDS if given.get(name) is not None}
+    given = write_sampling(sampling)
+    return {**_of_deployment(deployment), **{n: given[n] for n in _FIELDS if n in given}}
+
+
+def _of_deployment(deployment: Deployment) -> dict[str, Any]:
+    """Return the sampling fields that the operator has set for a deployment."""
+    return {n: v for n in _FIELDS if (v := deployment.params.get(n)) is not None}
 
 
 def _thinks(fields: Mapping[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from optillm_hooks.pipeline import expression
 from optillm_hooks.pipeline.expression import Call, Tree
 from optillm_hooks.pipeline.optillm_names import unknown_approach
 from optillm_hooks.registry import Approach, Cost, Params, get_approach
+from optillm_hooks.settings import explain
 
 PASS_THROUGH = "none"  # noqa: S105 (no password)
 """The approach that makes one plain call."""
@@ -177,7 +178,7 @@ def _bad_params(name: str, model: type[Params], exc: ValidationError) -> Request
             problems.append(f"unknown parameter {field_name!r} (it accepts: {allowed})")
         else:
             got = _shown(error["input"])
-            problems.append(f"{field_name or 'parameters'}: {error['msg']}{got}")
+            problems.append(f"{field_name or 'parameters'}: {explain(error, model)}{got}")
     return RequestRejected(f"{name}: {'; '.join(problems)}", param="optillm_params")
 
 

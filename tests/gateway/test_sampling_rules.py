@@ -212,3 +212,15 @@ def test_a_client_is_refused_as_the_plain_model_refuses_it(
     other = model_facts(Router(model_list=[group(model), group("openai/gpt-4o")]), "x").deployments
     if "thinking" not in client and "reasoning_effort" not in client:
         check_client(other, sampling)
+
+
+def test_what_the_operator_sets_counts_when_a_clients_fields_are_checked() -> None:
+    """A plain call would have both, and be refused."""
+    thinking = group(SONNET, reasoning_effort="low")
+    found = model_facts(Router(model_list=[thinking]), "x").deployments
+    check_client(found, asked(max_tokens=2000))
+    with pytest.raises(litellm.BadRequestError, match="must be greater than"):
+        check_client(found, asked(max_tokens=300))
+    with pytest.raises(litellm.BadRequestError, match="temperature"):
+        check_client(found, asked(temperature=0.2))
+    check_client(found, asked(max_tokens=300, reasoning_effort="none"))
