@@ -9,14 +9,11 @@ from litellm.litellm_core_utils.internal_call_metadata import forwarded_internal
 from litellm.proxy._types import UserAPIKeyAuth
 from litellm.proxy.auth.auth_checks import can_key_call_resolved_model
 
-from optillm_hooks.gateway.prepared import METADATA_KEY
+from optillm_hooks.gateway.prepared import METADATA_KEY, PLANS_KEY
 
 CALL_ORIGIN = "optillm"
 """Marks inner calls in LiteLLM's logs. The rate limiter skips marked calls and counts the usage of
 the outer response, which is their sum, so each token counts once."""
-
-_PLANS = "optillm_plans"
-"""The entry in an inner call's metadata that lists the model names of the plans it belongs to."""
 
 _SHARED = frozenset(
     {
@@ -76,7 +73,7 @@ def read_caller(
     return Caller(
         {
             **(stamped or {"internal_call_origin": CALL_ORIGIN}),
-            _PLANS: [*outer_plans(parent), parent.get("model_group")],
+            PLANS_KEY: [*outer_plans(parent), parent.get("model_group")],
         },
         extra,
         cache,
@@ -95,7 +92,7 @@ def outer_plans(metadata: Mapping[str, Any]) -> list[str]:
 
     A router's fallback from a plan's base model may lead to another plan.
     """
-    plans = metadata.get(_PLANS)
+    plans = metadata.get(PLANS_KEY)
     return plans if isinstance(plans, list) else []
 
 

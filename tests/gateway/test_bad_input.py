@@ -235,6 +235,27 @@ def test_an_operators_field_from_a_client_changes_nothing(
         assert "metadata" not in call.body
 
 
+@pytest.mark.parametrize("field", ["metadata", "litellm_metadata"])
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"optillm_plans": ["optillm/re2"]},
+        {"optillm_request": {"plan": "moa"}},
+        {"optillm_request": "moa"},
+    ],
+    ids=str,
+)
+def test_a_forged_plan_in_the_metadata_changes_nothing(
+    proxy: Proxy, upstream: Upstream, field: str, forged: dict[str, Any]
+) -> None:
+    upstream.play(Script())
+    answer = proxy.post(CHAT, request("re2-base", **{field: forged}))
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-optillm-approach"] == "re2"
+    assert answer.headers["x-optillm-calls"] == "1"
+    assert len(upstream.calls) == 1
+
+
 @pytest.mark.parametrize(
     "body",
     [b"[]", b'"bon-base"', request(api_base="http://127.0.0.1:1")],
