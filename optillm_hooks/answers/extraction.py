@@ -61,7 +61,8 @@ _THINKING = Pattern(
     r"<(/?)(?:think|thinking|thought|reasoning|seed:think|scratchpad)>"
     r"|\u25c1(/?)think\u25b7|\[(/?)THINK\]|<\|(begin|end)_of_thought\|>"
     r"|<\|channel\|>(?:analysis|commentary)<\|message\|>|<\|(end)\|>"
-    r"|(?P<token><\|start\|>assistant|<\|channel\|>final<\|message\|>|<\|[a-z_]{1,30}\|>)",
+    r"|(?P<token><\|start\|>assistant|<\|channel\|>final<\|message\|>|<\|[a-z_]{1,30}\|>"
+    r"|<(?:/s|eos|end_of_turn|turn\||\uff5cend\u2581of\u2581sentence\uff5c)>\s*\Z)",
     re.IGNORECASE,
 )
 _NEXT_TURN = Pattern(

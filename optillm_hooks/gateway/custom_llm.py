@@ -41,7 +41,12 @@ from optillm_hooks.gateway.convert import (
 from optillm_hooks.gateway.deployments import proxy_router
 from optillm_hooks.gateway.failures import as_sample_errors, budgets_as_sample_errors, to_litellm
 from optillm_hooks.gateway.host_limits import seconds_left
-from optillm_hooks.gateway.messages_route import END_OF_PROGRESS, for_claude, with_stand_ins
+from optillm_hooks.gateway.messages_route import (
+    END_OF_PROGRESS,
+    for_claude,
+    with_files,
+    with_stand_ins,
+)
 from optillm_hooks.gateway.model_facts import FactsOf
 from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.prepared import ClientRequest, Prepared, Route, attached
@@ -141,6 +146,7 @@ class Provider(CustomLLM):
         prepared = await _admitted(str(call["model"]), litellm_params, optional, router)
         prepared.trace.call_id = word(str(litellm_params.get("litellm_call_id") or ""))
         made = _made_for_claude(prepared)
+        messages = made.get("messages", call["messages"])
         fields = _of_client(optional, prepared)
         if "thinking" in made:
             fields = {name: value for name, value in fields.items() if name != "reasoning_effort"}
@@ -158,7 +164,7 @@ class Provider(CustomLLM):
         request = Request(
             plan=prepared.plan,
             base=prepared.base,
-            chat=read_chat(made.get("messages", call["messages"])),
+            chat=read_chat(with_files(messages) if prepared.route == "messages" else messages),
             client=client,
             n=optional.get("n") or 1,
             limits=prepared.limits.lowered(timeout).lowered(host),

@@ -10,7 +10,7 @@ no redacted ones.
 
 import copy
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ CONVERTED: Final = (
 """Fields of a request that LiteLLM converts by the name of the model."""
 
 _CLAUDE: Final = "anthropic/claude"
+_PDF: Final = "data:application/pdf"
 _MADE: Final = ("messages", "reasoning_effort", "thinking", "tools")
 _NOT_EDITED: Final = "clear_thinking_20251015"
 """The edit of the context that leaves the messages as they are on their way to the provider."""
@@ -48,6 +49,24 @@ def for_claude(body: Fields, model: str, provider: str | None) -> dict[str, Any]
         request, custom_llm_provider=provider
     )
     return {name: value for name, value in (made or {}).items() if name in _MADE}
+
+
+def with_files(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return chat messages with documents as files. LiteLLM has made images of them."""
+    return [
+        {**message, "content": [*map(_as_file, message["content"])]}
+        if message["role"] == "user" and isinstance(message.get("content"), list)
+        else dict(message)
+        for message in messages
+    ]
+
+
+def _as_file(part: Mapping[str, Any]) -> dict[str, Any]:
+    url = (part.get("image_url") or {}).get("url", "")
+    if not url.startswith(_PDF):
+        return dict(part)
+    others = {name: value for name, value in part.items() if name not in ("type", "image_url")}
+    return {"type": "file", "file": {"filename": "document.pdf", "file_data": url}, **others}
 
 
 def _edits_messages(edits: object) -> bool:

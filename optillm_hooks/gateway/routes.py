@@ -36,6 +36,8 @@ _CONVERTED_TOOLS: Final = frozenset({"custom", "file_search", "function", "names
 """Tools of the responses route that LiteLLM converts to functions, besides web search."""
 
 
+_USER_BLOCKS: Final = frozenset({"image", "text", "tool_result"})
+
 _SAME_NAMES: Final[Mapping[Route, tuple[str, ...]]] = {
     "messages": ("temperature", "top_p", "top_k", "service_tier"),
     "responses": ("temperature", "top_p", "prompt_cache_key", "safety_identifier"),
@@ -137,6 +139,26 @@ def _check_messages(data: Mapping[str, Any]) -> None:
         raise RequestRejected(
             "messages must be a list with at least one message that has content", param="messages"
         )
+    for number, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, list) and message.get("role") == "user":
+            for place, block in enumerate(content):
+                _check_block(block, f"messages[{number}].content[{place}]")
+
+
+def _check_block(block: object, where: str) -> None:
+    """Refuse a block of a user's message that LiteLLM would leave out in silence."""
+    kind = block.get("type") if isinstance(block, dict) else None
+    source = block.get("source") if isinstance(block, dict) else None
+    form = source.get("type") if isinstance(source, dict) else None
+    if kind in _USER_BLOCKS or (kind == "document" and form in ("base64", "url")):
+        return
+    named = f"{kind} of type {form}" if kind == "document" else str(kind)[:80]
+    raise RequestRejected(
+        f"{where}: a model with an approach takes text, images, PDF files and tool results here, "
+        f"and no {named!r}",
+        param=where,
+    )
 
 
 def _check_responses(data: Mapping[str, Any]) -> None:

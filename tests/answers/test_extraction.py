@@ -282,3 +282,11 @@ def test_reading_takes_time_in_proportion_to_the_length(text: str) -> None:
     extract(text, lenient=True)
     read_json(text)
     assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    "token", ["</s>", "<eos>", "<end_of_turn>", "<turn|>", "<｜end▁of▁sentence｜>", "<|im_end|>"]
+)
+@pytest.mark.parametrize("line", ["ANSWER: 42", "The answer is 42.", r"\boxed{42}", "**42**"])
+def test_a_token_that_ends_a_turn_is_no_part_of_the_answer(line: str, token: str) -> None:
+    assert extract_answer(f"It is so.\n{line}{token}") == extract_answer(f"It is so.\n{line}")

@@ -16,6 +16,8 @@ IMAGE: Final = {
     "type": "image",
     "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="},
 }
+PDF: Final = {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}
+FILE: Final = {"filename": "document.pdf", "file_data": "data:application/pdf;base64,JVBERi0="}
 TURNS: Final[list[Mapping[str, Any]]] = [
     {
         "role": "user",
@@ -127,3 +129,38 @@ def test_what_a_model_does_not_take_is_left_out_on_request(
         answer = proxy.post("/v1/chat/completions", {"model": model, "drop_params": True, **asked})
         assert answer.status_code == 200
     assert not any("temperature" in call.body for call in upstream.calls)
+
+
+@pytest.mark.parametrize("base", ["sonnet", "gpt"])
+def test_a_document_is_no_image(proxy: Proxy, upstream: Upstream, base: str) -> None:
+    upstream.play(Script(reply=lambda *_: "A page."))
+    content = [{"type": "document", "source": PDF}, {"type": "text", "text": "What is it?"}]
+    asked = {"messages": [{"role": "user", "content": content}], "tools": None, "stream": False}
+    assert send(proxy, model=f"voted-{base}", **asked).status_code == 200
+    for call in upstream.calls:
+        [document, _] = call.body["messages"][-1]["content"]
+        expected = {"sonnet": {"source": PDF}, "gpt": {"file": FILE}}[base]
+        assert {name: document.get(name) for name in expected} == expected
+        assert document["type"] == {"sonnet": "document", "gpt": "file"}[base]
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"}},
+        {"type": "document", "source": {"type": "file", "file_id": "file_1"}},
+        {"type": "search_result", "source": "s", "title": "t", "content": []},
+        {"type": "container_upload", "file_id": "file_1"},
+    ],
+    ids=lambda block: f"{block['type']} {block.get('source')}",
+)
+def test_what_would_be_lost_is_refused_by_name(
+    proxy: Proxy, upstream: Upstream, block: dict[str, Any]
+) -> None:
+    upstream.play(Script())
+    content = [{"type": "text", "text": "What is it?"}, block]
+    answer = send(proxy, model="voted-sonnet", messages=[{"role": "user", "content": content}])
+    assert answer.status_code == 400
+    assert "messages[0].content[1]" in answer.text
+    assert block["type"] in answer.text
+    assert not upstream.calls
