@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Final
 
 from optillm_hooks.errors import ProviderFailed
-from optillm_hooks.types import Json, Sampling
+from optillm_hooks.types import Chat, Json, Sampling
 
 _STATUSES = frozenset({400, 422})
 
@@ -36,6 +36,11 @@ _N = re.compile(
     | (?:one|single)\ (?:\w+\ )?(?:choice|completion|candidate)
     """,
     re.IGNORECASE | re.VERBOSE,
+)
+
+_WHOLE = re.compile(
+    r"non-?stream|only supports? stream|stream=.?false|非流式|stream(?:ing)? (?:is required|only)",
+    re.IGNORECASE,
 )
 
 _MAX_MODELS = 1000
@@ -71,6 +76,15 @@ def refuses_n(error: ProviderFailed) -> bool:
     return error.status in _STATUSES and bool(_N.search(text) and _REFUSES.search(text))
 
 
+def refuses_whole(error: ProviderFailed, chat: Chat) -> bool:
+    """Return whether `error` says that a model gives its replies as streams only.
+
+    Not if it may quote the messages.
+    """
+    told = _WHOLE.search(f"{error} {error.__cause__ or ''}")
+    return error.status in _STATUSES and told is not None and not _WHOLE.search(repr(chat))
+
+
 def _sent(sampling: Sampling) -> dict[str, object]:
     sent = {"temperature": sampling.temperature, "top_p": sampling.top_p, **sampling.fields}
     return {name: sent[name] for name in _NAMES if sent.get(name) is not None}
@@ -78,6 +92,9 @@ def _sent(sampling: Sampling) -> dict[str, object]:
 
 SEVERAL: Final = frozenset({"n"})
 """The refusal of several choices per call."""
+
+WHOLE: Final = frozenset({"whole"})
+"""The refusal of replies that are not streamed."""
 
 
 class Refusals:
@@ -101,6 +118,10 @@ class Refusals:
     def takes_n(self, model: str) -> bool:
         """Return whether the group has not refused a call for several choices."""
         return SEVERAL not in self._of.get(model, ())
+
+    def only_streams(self, model: str) -> bool:
+        """Return whether the group has refused a call because it was not streamed."""
+        return WHOLE in self._of.get(model, ())
 
     def takes(self, model: str, sampling: Sampling) -> bool:
         """Return whether no refusal is about `sampling`."""

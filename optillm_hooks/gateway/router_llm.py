@@ -1,8 +1,8 @@
 """An `LLM` over LiteLLM's router, which does retries, fallbacks, cooldowns and load balancing."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import fields, replace
 from typing import Any
 
 import litellm
@@ -10,6 +10,7 @@ from litellm import Router
 from litellm.router_utils.add_retry_fallback_headers import get_fallback_errors_from_headers
 from litellm.types.utils import ModelResponse, ModelResponseStream
 
+from optillm_hooks.answers.deltas import DeltaAccumulator
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.gateway.budgets import check_budgets
 from optillm_hooks.gateway.caller import Caller
@@ -20,9 +21,11 @@ from optillm_hooks.gateway.rates import Counted, ModelRates
 from optillm_hooks.gateway.refusals import (
     REFUSALS,
     SEVERAL,
+    WHOLE,
     may_be_quoted,
     refused_fields,
     refuses_n,
+    refuses_whole,
 )
 from optillm_hooks.types import Chat, Completion, Delta, Sampling, Usage
 
@@ -50,6 +53,33 @@ class RouterLLM:
         return (await self.complete_n(chat, sampling, 1))[0]
 
     async def complete_n(self, chat: Chat, sampling: Sampling, n: int, /) -> Sequence[Completion]:
+        """Return the choices of one call; of a host that only streams, the one of a stream."""
+        if not REFUSALS.only_streams(self.model):
+            try:
+                return await self._whole(chat, sampling, n)
+            except ProviderFailed as exc:
+                if not refuses_whole(exc, chat):
+                    raise
+            REFUSALS.add(self.model, WHOLE)
+            REFUSALS.add(self.model, SEVERAL)
+        return [await self._from_stream(chat, sampling)]
+
+    async def _from_stream(self, chat: Chat, sampling: Sampling) -> Completion:
+        reply, end = DeltaAccumulator(), Delta(finish_reason="stop", usage=Usage(calls=1))
+        async with aclosing(self.stream(chat, sampling)) as pieces:
+            async for delta in pieces:
+                reply.add(delta)
+                end = replace(
+                    delta,
+                    finish_reason=delta.finish_reason or end.finish_reason,
+                    usage=delta.usage or end.usage,
+                    facts=delta.facts or end.facts,
+                )
+        answer = reply.answer(end.finish_reason or "stop")
+        given = {each.name: getattr(answer, each.name) for each in fields(answer)}
+        return Completion(**given, usage=end.usage or Usage(calls=1), facts=end.facts)
+
+    async def _whole(self, chat: Chat, sampling: Sampling, n: int) -> Sequence[Completion]:
         async with self._on_account(chat, sampling, n) as call:
             request = self._request(chat, sampling)
             with self._provider_errors(chat, sampling, n):
