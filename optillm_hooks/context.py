@@ -113,6 +113,11 @@ class Context:
         """Whether the client's request has fields that only answers get, such as a format."""
         return bool(self.client.stop) or not _FORM_FIELDS.isdisjoint(self.client.fields)
 
+    @property
+    def no_tool_calls(self) -> Fields:
+        """The fields of a call of which only the text can be used, if the client defines tools."""
+        return {"tool_choice": "none"} if self.client.fields.get("tools") else {}
+
     def reasons(self, llm: LLM, own: Fields | None = None) -> bool:
         """Return whether `llm` reasons by itself before it answers this request.
 

@@ -157,7 +157,7 @@ async def _passed_by(text: str, tests: PublicTests, runner: CodeRunner) -> int:
 async def _observed(chat: Chat, llm: LLM, params: PlansearchParams, ctx: Context) -> list[str]:
     """Return the first-order observations; none if the call fails or cannot be read."""
     request = OBSERVE.format(count=params.observations)
-    sampling = Sampling(temperature=params.temperature, purpose="draft")
+    sampling = Sampling(temperature=params.temperature, purpose="draft", fields=ctx.no_tool_calls)
     try:
         reply = await llm.complete(ask(chat, request), sampling)
         observations = read_items(without_reasoning(reply.text))[: params.observations]
@@ -199,7 +199,9 @@ async def _leaf(
         request = PLAN.format(derived=params.derived)
         planning = ask(chat, f"{request}\n{data_notice('observation', mark)}\n\n{shown}")
     with ctx.trace.step("plans"):
-        plan = await llm.complete(planning, replace(sampling, purpose="draft"))
+        plan = await llm.complete(
+            planning, replace(sampling, purpose="draft", fields=ctx.no_tool_calls)
+        )
     shown = enclose([without_reasoning(plan.text)], "plan", mark)
     return await llm.complete(
         ask(chat, f"{ANSWER}\n{data_notice('plan', mark)}\n\n{shown}"), sampling

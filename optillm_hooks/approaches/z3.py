@@ -135,7 +135,9 @@ async def _solved(
     chat: Chat, llm: LLM, params: Z3Params, ctx: Context
 ) -> tuple[Formalisation, Report] | None:
     """Return a formalisation and the solver's report on it, or None if there is no result."""
-    sampling = Sampling(temperature=params.formal_temperature, purpose="draft")
+    sampling = Sampling(
+        temperature=params.formal_temperature, purpose="draft", fields=ctx.no_tool_calls
+    )
     asked = ask(chat, FORMALISE)
     for repair in range(params.repairs + 1):
         ctx.progress("repairing the formalisation" if repair else "formalising the problem")

@@ -20,7 +20,7 @@ from optillm_hooks.pipeline.run import run
 from optillm_hooks.registry import all_approaches
 from optillm_hooks.testing import HANG, ONE_CALL, AnsweringLLM, Reply, chat, params
 from optillm_hooks.trace import Trace
-from optillm_hooks.types import Chat, Completion, Fields, Sampling
+from optillm_hooks.types import Chat, Completion, Fields, Json, Sampling, ToolCall
 from tests.proxy import ROOT
 from tests.test_catalogue import SCRIPT, VERDICT, Change, Lenient, ask
 
@@ -376,3 +376,24 @@ async def test_the_line_that_marks_an_answer_is_not_for_the_user(
     assert "ANSWER:" not in ended.answers[0].text
     if fields or "End" in question:
         assert not any("ANSWER: <answer>" in m.text for asked, _ in llm.calls for m in asked)
+
+
+class Caller(Lenient):
+    """Calls a tool whenever it may."""
+
+    def _reply(self, asked: Chat, sampling: Sampling) -> Reply:
+        may = sampling.fields.get("tools") and sampling.fields.get("tool_choice") != "none"
+        call = Completion("", tool_calls=(ToolCall("1", "look_up", "{}"),))
+        return call if may else super()._reply(asked, sampling)
+
+
+@pytest.mark.parametrize("choice", [{}, {"tool_choice": "required"}], ids=["auto", "required"])
+@pytest.mark.parametrize("name", [each.name for each in all_approaches()])
+async def test_nothing_is_lost_where_the_answer_is_a_call_of_a_tool(
+    name: str, choice: Fields
+) -> None:
+    tool: Json = {"type": "function", "function": {"name": "look_up", "parameters": {}}}
+    client = Sampling(seed=0, fields={"tools": [tool], **choice})
+    ended = await ask(name, Caller(), client=client)
+    assert ended.answers[0].tool_calls
+    assert ended.report.degraded == ()
