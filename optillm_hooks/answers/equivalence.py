@@ -263,8 +263,10 @@ def _same(a: Form, b: Form) -> bool:
 def _same_quantity(a: Quantity, b: Quantity) -> bool:
     if a.equation is not None and b.equation is not None and equal(a.equation, b.equation):
         return True
-    if a.name and b.name and a.name != b.name:
-        return False
+    return a.name == b.name and _same_amount(a, b)
+
+
+def _same_amount(a: Quantity, b: Quantity) -> bool:
     if a.unit == b.unit:
         return equal(a.value, b.value)
     return a.unit.dimension == b.unit.dimension and equal(a.amount, b.amount)
@@ -278,7 +280,11 @@ def _may_mean(vague: Form, exact: Form) -> bool:
     if any(equal(value, exact.quantity.value) for value in vague.alternatives):
         return not exact.quantity.unit
     bare, quantity = vague.quantity, exact.quantity
-    if bare is None or not may_mean(bare.unit, quantity.unit):
+    if bare is None or (bare.name and bare.name != quantity.name):
+        return False
+    if quantity.name and not bare.name and _same_amount(bare, quantity):
+        return True
+    if not may_mean(bare.unit, quantity.unit):
         return False
     return quantity.number and equal(bare.value, quantity.value)
 

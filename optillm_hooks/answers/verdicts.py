@@ -42,6 +42,7 @@ _VALUE = (
     r"\s*(?P<scale>\d+(?:\.\d+)?)(?!\s*/)"
     r"|\s*(?P<percent>%))?"
     r"(?![A-Za-z\d])(?!\.\d)(?![,\u00b7]\d)(?!\s*[/\u2044])(?!:\d)"
+    r"(?!\s*[+*=\u00d7]\s*\d)(?!\s+(?:is|was) what\b)"
 )
 _LABEL = (
     "rating|score|grade|mark|verdict|bewertung|gesamtbewertung|punktzahl|wertung|"
@@ -66,7 +67,7 @@ _READ_VALUE = Pattern(
     re.IGNORECASE,
 )
 _MORE = Pattern(
-    r"[ \t]*[:,~|\u2013\u2014-]*[ \t]*(?P<next>\d+)(?P<part>\s*[/\u2044.]\d)?"
+    r"[ \t]*(?:[:,~|\u2013\u2014-]*|or)[ \t]*(?P<next>\d+)(?P<part>\s*[/\u2044.]\d)?"
     r"|[ \t]+(?:point|and a half|or (?:higher|lower|above|below|more|less|better|worse))\b",
     re.IGNORECASE,
 )
@@ -113,6 +114,16 @@ _FRACTION = Pattern(
     re.IGNORECASE,
 )
 _SUMMARY = Pattern(r"\b(?:overall|in total|altogether)\b[^.\n]*\Z", re.IGNORECASE)
+_JUDGING = Pattern(
+    r"(?:\A|\n|[.!?]\s)(?:[^\w\n]|\b(?:so|an?|then|about|maybe|perhaps|solid|strong)\b){0,12}\Z"
+    r"|\b(?:I|me|my|we|je|ich|overall|total|verdict|answer (?:is|deserves|gets|earns))\b[^\n.]*\Z"
+    rf"|(?:{_LABEL}|\brated|\bso)\W{{0,12}}\Z",
+    re.IGNORECASE,
+)
+"""What is before a fraction that rates the answer: nothing in its sentence, or who rates what."""
+
+_ENDING = Pattern(r"\W*\Z")
+
 _WORDS_AFTER_FRACTION = """
 is was seems would feels because since as and but overall stars star points point here from rating
 score given due though although with so fair sounds looks"""
@@ -168,7 +179,7 @@ _NUMBER_LINE = Pattern(rf"\W{{0,12}}?{_TO_NUMBER}{_PLACE}[\s*.!)\]>\"']*", re.IG
 _MENTION = Pattern(rf"{_NOUN}\s*#?\s*{_PLACE}(?!\s*[个個]|['\u2019]s|\s+answers)", re.IGNORECASE)
 _SENTENCE = Pattern(r"(?:[^\n.!?\u3002]|\.(?!\s)){1,80}[.!\u3002]?")
 _AGAINST = Pattern(
-    r"\b(?:wrong|incorrect|not|n't|worse|worst|flawed|except|but|tie|tied|equal|equally|none|nor)\b",
+    r"n['\u2019]t\b|\b(?:wrong|incorrect|not|worse|worst|flawed|except|but|tie|tied|equal|equally|none|nor)\b",
     re.IGNORECASE,
 )
 _CHOICE_KEYS = (
@@ -364,7 +375,10 @@ def _bare_rating(text: str, low: float, high: float) -> float | None:
         and (not found["next"] or found["next"].lower() in _AFTER_FRACTION)
     ]
     summaries = [found for found in fractions if _in_summary(found)]
-    values = {_scaled(found, low, high) for found in summaries or fractions}
+    judging = [found for found in fractions if _before(_JUDGING, found)]
+    last = [found for found in fractions if _ENDING.match(text, found.end())]
+    chosen = summaries or judging or (last if len(fractions) == 1 else [])
+    values = {_scaled(found, low, high) for found in chosen}
     if len(values) == 1:
         return values.pop()
     if points := list(_POINTS.finditer(text)):
