@@ -7,7 +7,8 @@ These answers are equivalent:
   decimal or a pair: it is what another answer says it is;
 * formulas that are equal according to `answers.formulas`: \\frac{1}{2} = 0.5, (x+1)^2 = x^2+2x+1,
   x <= 2 = (-\\infty, 2];
-* an answer with and without its variable: x = 5 is 5, but not y = 5;
+* an answer with and without its variable: x = 5 is 5, but not y = 5, and 5 is neither if both are
+  among the answers;
 * quantities with the same amount: 2.5 h = 2 h 30 min, 1 km = 1000 m. A bare number equals a
   quantity with this number, unless another answer has the number with another unit: 18 = $18, but
   not if 18 km is among the answers too. A percentage equals the same bare number if that is among
@@ -30,6 +31,7 @@ test shows.
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -158,33 +160,45 @@ class AnswerClasses:
     def names(self) -> Mapping[str, str]:
         """Return the representative of each answer: the first equivalent answer.
 
-        The classes do not depend on the order in which answers were added.
+        The classes do not depend on the order in which answers were added. A percentage joins its
+        hundredth, unless a bare number joins it.
         """
         if not self._names:
             answers, parents = list(self._forms), list(self._parents)
-            for one, other in self._dependent_pairs():
-                _join(parents, one, other)
+            meant: set[int] = set()
+            for _ in range(2):  # "18" joins "x = 18" once that has joined "$18"
+                for vague, exact in self._sure_pairs(parents):
+                    _join(parents, vague, exact)
+                    meant.add(_root(self._parents, exact))
+            for bare, quantity in self._other_values:
+                if _root(self._parents, quantity) not in meant:
+                    _join(parents, bare, quantity)
             self._names = {name: answers[_root(parents, at)] for at, name in enumerate(answers)}
         return self._names
 
-    def _dependent_pairs(self) -> list[tuple[int, int]]:
-        """Return the pairs whose equivalence depends on the other answers.
+    def _sure_pairs(self, parents: Sequence[int]) -> list[tuple[int, int]]:
+        """Return the vague answers with what they mean among the other answers.
 
-        A vague answer joins the exact one that it may mean if there is only one. A percentage
-        without such a bare number joins its hundredth.
+        A vague answer joins the exact one that it may mean if there is only one, unless answers
+        that differ would meet in it, as 1 and 1000 in 1 kg = 1000 g.
         """
-        meanings: dict[int, set[int]] = {}
+        meanings: dict[int, dict[int, int]] = {}
         for vague, exact in self._vague:
-            exact_ones = meanings.setdefault(_root(self._parents, vague), set())
-            exact_ones.add(_root(self._parents, exact))
-        pairs = [(vague, exact.pop()) for vague, exact in meanings.items() if len(exact) == 1]
-        joined = {exact for _, exact in pairs}
-        others = [
-            (bare, quantity)
-            for bare, quantity in self._other_values
-            if _root(self._parents, quantity) not in joined
+            meanings.setdefault(_root(parents, vague), {})[_root(parents, exact)] = exact
+        sure = {one: others for one, others in meanings.items() if len(others) == 1}
+        numbers = Counter(
+            other for one in sure for other in sure[one] if one != other and self._is_number(one)
+        )
+        return [
+            (one, exact)
+            for one, others in sure.items()
+            for other, exact in others.items()
+            if numbers[other] < 2 or not self._is_number(one)
         ]
-        return [*pairs, *others]
+
+    def _is_number(self, at: int) -> bool:
+        quantity = list(self._forms.values())[at].quantity
+        return quantity is not None and not quantity.unit
 
 
 def _root(parents: Sequence[int], at: int) -> int:
@@ -255,7 +269,7 @@ def _same(a: Form, b: Form) -> bool:
     if a.quantity is not None and b.quantity is not None:
         if _same_quantity(a.quantity, b.quantity):
             return True
-    elif a.text == b.text and not (a.chemical and b.chemical and a.chemical != b.chemical):
+    elif a.text == b.text and a.chemical == b.chemical:
         return True
     return a.letter != "" and a.letter == b.letter and (a.is_choice or b.is_choice)
 
@@ -276,11 +290,11 @@ def _may_mean(vague: Form, exact: Form) -> bool:
     if exact.key is not None:
         return exact.key in vague.maybe
     if exact.quantity is None:
-        return False
+        return exact.chemical != "" and not vague.chemical and vague.text == exact.text
     if any(equal(value, exact.quantity.value) for value in vague.alternatives):
         return not exact.quantity.unit
     bare, quantity = vague.quantity, exact.quantity
-    if bare is None or (bare.name and bare.name != quantity.name):
+    if bare is None or (bare.name and quantity.name and bare.name != quantity.name):
         return False
     if quantity.name and not bare.name and _same_amount(bare, quantity):
         return True
