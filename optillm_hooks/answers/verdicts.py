@@ -88,7 +88,8 @@ _NOTE_LINE = Pattern(
     rf"^[^\w\n]{{0,12}}(?:{_FOREIGN_NOTES})\s*:\s*{_VALUE}[^\w\n]*$", re.IGNORECASE | re.MULTILINE
 )
 _ABOUT_ANOTHER = Pattern(
-    r"\b(?:says|claims?|states?|gives?|reports?|lists?|has|had|have)\b[^.!?\n]*\Z", re.IGNORECASE
+    r"\b(?:says|claims?|states?|gives?|reports?|returns?|lists?|has|had|have)\b[^.!?\n]*\Z",
+    re.IGNORECASE,
 )
 _GENERAL_WORDS = "final overall my the total this your a an of quality general is and so its it"
 _GENERAL = frozenset(_GENERAL_WORDS.split())
@@ -179,7 +180,7 @@ _NUMBER_LINE = Pattern(rf"\W{{0,12}}?{_TO_NUMBER}{_PLACE}[\s*.!)\]>\"']*", re.IG
 _MENTION = Pattern(rf"{_NOUN}\s*#?\s*{_PLACE}(?!\s*[个個]|['\u2019]s|\s+answers)", re.IGNORECASE)
 _SENTENCE = Pattern(r"(?:[^\n.!?\u3002]|\.(?!\s)){1,80}[.!\u3002]?")
 _AGAINST = Pattern(
-    r"n['\u2019]t\b|\b(?:wrong|incorrect|not|worse|worst|flawed|except|but|tie|tied|equal|equally|none|nor)\b",
+    r"n['\u2019]t\b|\b(?:if|unless|part|wrong|incorrect|not|worse|worst|flawed|except|but|tie|tied|equal|equally|none|nor)\b",
     re.IGNORECASE,
 )
 _CHOICE_KEYS = (
@@ -208,6 +209,9 @@ _WRAPPED = Pattern(
 _TAG = Pattern(r"<([A-Za-z][\w-]{0,30})>\s*([^<>]{0,40}?)\s*</\1>")
 _ANSWER_TAGS = frozenset({"answer", "output", "result", "response"})
 _BRACKETS = Pattern(rf"[\[<({{]{{1,3}}\s*([-+]?(?:{_DECIMAL})(?:\s*/\s*\d+)?)\s*[\]>)}}]{{1,3}}")
+_QUOTED_LABEL = Pattern(r"(?<=\S )[\"'\u201c\u201e\u2018`]+(?=(?:RATING|BEST)\s*:)")
+"""What precedes a verdict that is quoted in a sentence."""
+
 _QUOTED_KEY = Pattern(r"'(\w+)'\s*:")
 _ROW = Pattern(r"^[ \t]*\|(.*\S)[ \t]*\|[ \t]*$", re.MULTILINE)
 _ABOUT = Pattern(
@@ -231,6 +235,8 @@ def read_rating(text: str, low: float = 0.0, high: float = 10.0) -> float | None
     number of something else, such as a year.
     """
     said = without_reasoning(text)[-_MAX_LENGTH:]
+    if said.lstrip().startswith("{") and (value := _object(said)):
+        return _json_rating(value, low, high)
     plain = _plain(said)
     requested = _requested(plain, _REQUESTED_RATING, _RATING_LINE)
     if requested is not None:
@@ -250,6 +256,8 @@ def read_choice(text: str, count: int) -> int | None:
     number; the only answer that is mentioned. Two numbers, as in "2 or 3", are no choice.
     """
     said = without_reasoning(text)[-_MAX_LENGTH:]
+    if said.lstrip().startswith("{") and (value := _object(said)):
+        return _json_choice(value, count)
     plain = _plain(said)
     requested = _requested(plain, _REQUESTED_BEST, _BEST_LINE)
     if requested is not None:
@@ -270,6 +278,7 @@ def _plain(text: str) -> str:
     """Return `text` without emphasis, LaTeX, tags and tables, in compatibility characters."""
     text = unicodedata.normalize("NFKC", text).replace("\u2212", "-").replace("\uff1a", ":")
     text = _BLANK_LINES.sub("\n\n", _BLANKS.sub(" ", text))
+    text = _QUOTED_LABEL.sub("says ", text)
     for _ in range(2):
         text = _WRAPPED.sub(lambda found: found[1] or "", text)
     text = _TAG.sub(_untagged, text)
