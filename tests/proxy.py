@@ -65,7 +65,7 @@ def alias(name: str, expression: str, base: str = "base", **optillm: object) -> 
     return {
         "model_name": name,
         "litellm_params": {"model": f"optillm/{expression}/{base}", "num_retries": 0},
-        "model_info": {"disable_background_health_check": True, "optillm": optillm},
+        "model_info": {"optillm": optillm},
     }
 
 

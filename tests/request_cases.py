@@ -24,13 +24,6 @@ from tests.upstream import Call, Fault, Reply, Script, Status, answer_42
 
 FOLDER: Final = ROOT / "tests" / "golden" / "requests"
 
-FAILING: Final = frozenset(
-    {
-        "24_health_on_demand",
-    }
-)
-"""Cases that do not pass yet."""
-
 _LOCAL: Final = frozenset({"smollm2", "smollm2-reread"})
 """Models that run in the proxy: their cases are tested where the local model runs anyway."""
 
@@ -92,12 +85,7 @@ def cases(*, local: bool = False) -> list[ParameterSet]:
     """Return the cases of the local model, or all others, as parameters of a test."""
     files = sorted(FOLDER.glob("*.json"))
     read = [Case(file.stem, json.loads(file.read_text())) for file in files]
-    return [_parameter(case) for case in read if case.local is local]
-
-
-def _parameter(case: Case) -> ParameterSet:
-    failing = pytest.mark.xfail(raises=AssertionError, strict=True, reason="not yet")
-    return pytest.param(case, id=case.id, marks=[failing] if case.id in FAILING else [])
+    return [pytest.param(case, id=case.id) for case in read if case.local is local]
 
 
 def config(address: str) -> Config:

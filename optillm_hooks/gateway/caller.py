@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from litellm import Router
+from litellm.constants import LITTELM_INTERNAL_HEALTH_SERVICE_ACCOUNT_NAME
 from litellm.litellm_core_utils.internal_call_metadata import forwarded_internal_call_metadata
 from litellm.proxy._types import UserAPIKeyAuth
 from litellm.proxy.auth.auth_checks import can_key_call_resolved_model
@@ -85,6 +86,11 @@ def read_caller(
 def metadata_of(litellm_params: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a request's metadata, which LiteLLM keeps under one of two names, by route."""
     return litellm_params.get("litellm_metadata") or litellm_params.get("metadata") or {}
+
+
+def is_health_check(metadata: Mapping[str, Any]) -> bool:
+    """Return whether a call's metadata is that of LiteLLM's health checks."""
+    return LITTELM_INTERNAL_HEALTH_SERVICE_ACCOUNT_NAME in (metadata.get("tags") or ())
 
 
 def outer_plans(metadata: Mapping[str, Any]) -> list[str]:

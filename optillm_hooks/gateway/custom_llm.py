@@ -26,6 +26,7 @@ from optillm_hooks.errors import OptiLLMError, RequestRejected
 from optillm_hooks.gateway.admission import admit
 from optillm_hooks.gateway.caller import (
     Caller,
+    is_health_check,
     metadata_of,
     outer_plans,
     read_caller,
@@ -57,7 +58,7 @@ from optillm_hooks.gateway.selection import on_deployment, select_deployment
 from optillm_hooks.pipeline.events import Models, Outcome, Piece, Progress, Report, Request
 from optillm_hooks.pipeline.run import run
 from optillm_hooks.pipeline.stream import stream
-from optillm_hooks.types import Delta, FinishReason
+from optillm_hooks.types import Answer, Delta, FinishReason, Usage
 
 _log = logging.getLogger(__name__)
 
@@ -85,9 +86,15 @@ class Provider(CustomLLM):
         self._router = router
 
     async def acompletion(self, *_: Any, **call: Any) -> ModelResponse:
-        """Return the answers of a plan as one response, with the usage of all its calls."""
+        """Return the answers of a plan as one response, with the usage of all its calls.
+
+        A health check of LiteLLM gets an empty answer if the plan can run. It calls no model:
+        plans cost money, and LiteLLM checks the models that they call by themselves.
+        """
         with _as_litellm_errors(call):
             prepared, request, models = await self._request(call, stream=False)
+            if _client(call) is None and is_health_check(metadata_of(call["litellm_params"])):
+                return write_response(call["model_response"], (Answer(""),), Usage(), request.base)
             with _logged(prepared):
                 outcome = prepared.outcome = await run(request, models, prepared.trace)
             _tell(_client(call), outcome)

@@ -355,17 +355,34 @@ def test_openais_client_gets_a_bad_request_for_embeddings(client: openai.OpenAI)
         client.embeddings.create(model="careful", input="hi")
 
 
-def test_a_health_check_calls_each_plain_model_once_and_no_alias(
+def test_a_health_check_of_an_alias_checks_its_plan_and_calls_no_model(
     proxy: Proxy, upstream: Upstream
 ) -> None:
     upstream.play(Script())
     master = {"authorization": f"Bearer {proxy.master_key}"}
     health = proxy.http.get(f"{proxy.url}/health", headers=master, timeout=60).json()
-    checked = [found["model"] for found in health["healthy_endpoints"]]
+    healthy, unhealthy = (
+        {found["model"] for found in health[f"{kind}_endpoints"]}
+        for kind in ("healthy", "unhealthy")
+    )
     called = [call.body["model"] for call in upstream.calls]
-    assert "optillm/" not in str(health)
+    assert {"optillm/self_consistency(n=3)/base", "optillm/re2/base"} <= healthy
+    assert {"optillm/re2(/base", "optillm/re2/no-such-model", "optillm/bon(n=0)/base"} <= unhealthy
+    assert "optillm/*" not in healthy | unhealthy
     assert {"base", "gpt-4o-mini"} <= set(called)
-    assert len(called) == len(set(called)) < len(checked)  # the mark has no upstream
+    assert len(called) == len(set(called))
+
+
+def test_no_client_can_pass_for_a_health_check(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.play(Script())
+    body = {"tags": ["litellm-internal-health-check"]}
+    answer = proxy.openai().chat.completions.create(
+        model="careful",
+        messages=[{"role": "user", "content": "?"}],
+        extra_body={"metadata": body, "litellm_metadata": body},
+    )
+    assert answer.choices[0].message.content
+    assert upstream.calls
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
