@@ -22,13 +22,20 @@ from optillm_hooks.answers.phrases import (
     has_decimal_comma,
     words,
 )
+from optillm_hooks.answers.questions import Asked, asked_for, suits
 from optillm_hooks.answers.statements import (
     MAX_LENGTH,
     choice,
+    choice_in,
+    concludes,
     conclusion,
     contents,
+    counted,
+    is_correct,
+    name,
     statement,
     tidied,
+    verdict,
     yes_or_no,
 )
 from optillm_hooks.answers.values import Extracted, in_decimal_points, part, value_at, values
@@ -96,7 +103,8 @@ _MARKED = Pattern(
 _RESULT_LINE = Pattern(
     rf"{_LINE_START}(?:{_BEFORE}{_RESULT}{_AFTER}(?!\w)|(?:{CJK_RESULT}))(?:\s(?:cost|time|amount"
     rf"|distance|price))?"
-    rf"{_DECORATED}{_ASIDE}{_DECORATED}(?:{_SEPARATOR}|(?=[*_ ]*\n)){_BEFORE_VALUE}",
+    rf"{_DECORATED}{_ASIDE}{_DECORATED}(?:{_SEPARATOR}|(?=[*_ ]*\n\s*[^\n]{{1,80}}(?:\n|\Z)))"
+    rf"{_BEFORE_VALUE}",
     re.IGNORECASE | re.MULTILINE,
 )
 _SAID = Pattern(
@@ -122,6 +130,7 @@ _BETWEEN_BOXES = Pattern(r"(?:[\s,;$.]|\\[()\[\]]|\\text\{|\}|\\quad|\band\b|\bo
 
 # The end of a reply.
 _CHOICE_WITH_STOP = Pattern(r"[*_ ]*([A-Z])[.:][*_ ]+\S.*")
+_A_WORD = Pattern(r"[\u3040-\u30ff\u4e00-\u9fff]{1,3}|[^\s\u3040-\u30ff\u4e00-\u9fff]+")
 _COURTESY = Pattern(
     r"\W*(?:let me know|would you like|i hope|hope (?:this|it|that)|feel free|if you(?:'d| would"
     r"| have| need| want)|"
@@ -140,6 +149,14 @@ _CHECK = Pattern(
     re.IGNORECASE,
 )
 _RULE = Pattern(r"[\W_]*")
+_BOLD_LINE = Pattern(
+    r"^((?!\s*[-*\u2022]\s|#)[^*\n]*\*\*[^*\n]*\d[^*\n]*(?<![:\uff1a])\*\*)[.]?\s*\Z", re.MULTILINE
+)
+_LABELLED_ITEM = Pattern(r"\s*[-*•]\s[^\n:]{1,40}:")
+_EQUATION = Pattern(r"=\s?\S*\d")
+_REMARK = Pattern(r"(?:That|This|It)(?:['\u2019]s|\sis|\swas)\b")
+_WORDS_FIRST = Pattern(r"[^\W\d_]{2,}")
+_CONCLUDED = Pattern(rf"(?<!\w){words(lambda w: w.therefore)}(?!\w)", re.IGNORECASE)
 _DISPLAY = Pattern(r"\\\[.{0,1500}?\\\]|\$\$.{0,1500}?\$\$", re.DOTALL)
 _SENTENCE_END = Pattern(
     r"(?<=[.!?\u3002\uff01\uff1f])(?<!\d\.)(?<![^\w][A-Z]\.)(?<!^[A-Z]\.)(?<!approx\.)(?<!ca\.)(?<!No\.)(?<!St\.)(?<!Mr\.)(?<!Dr\.)(?:\s+|(?<=[\u3002\uff01\uff1f]))"
@@ -166,7 +183,8 @@ _PARTS = Pattern(
 _CUT_OFF = Pattern(
     r"\b(?:and|or|the|a|an|of|to|by|that|so|then|we|with|from|is|are|which|because|in|for|und|der"
     r"|die|das|et|de|que|"
-    r"el|la|y|e|il|o|by the|now|times|plus|minus)\s*\Z|[,;(+=/\u00d7-]\s*\Z",
+    r"el|la|y|e|il|o|by the|now|times|plus|minus|at|on|into|has|have|each|if|when)\s*\Z"
+    r"|[,;(+=/\u00d7-]\s*\Z",
     re.IGNORECASE,
 )
 _TABLE_ROW = Pattern(r"\|(?:[^|\n]*\|){2,}\s*")
@@ -288,16 +306,23 @@ def _original(spans: Sequence[tuple[int, int]], index: int) -> int:
 def _readers(how: AnswerFormat, question: str, *, lenient: bool) -> Sequence[Reader]:
     if how != "auto":
         return [_READERS[how]]
+    asked = asked_for(question)
     readers: list[Reader] = [
         *_EXPLICIT_READERS,
         partial(_first_word, question=question),
         _parts,
-        _first_line,
+        partial(_suitable, read=_first_line, asked=asked),
         _output,
-        partial(_last_lines, question=question),
+        partial(_last_lines, question=question, asked=asked),
         _short,
     ]
     return [*readers, _number, _last_yes_or_no] if lenient else readers
+
+
+def _suitable(text: str, *, read: Reader, asked: Asked) -> Extracted | None:
+    """Return what `read` finds, if it is what was asked for."""
+    found = read(text)
+    return found if found and suits(found.answer, asked) else None
 
 
 def read_json(text: str) -> dict[str, object] | list[object] | None:
@@ -505,7 +530,7 @@ def _short(text: str) -> Extracted | None:
     asks = text.endswith(("?", "\uff1f")) or re.match(
         r"(?:I|You|Let|Sure|Okay|OK|Hello|Hi)\b", text
     )
-    is_short = "\n" not in text and len(text.split()) <= _MAX_WORDS
+    is_short = "\n" not in text and len(_A_WORD.findall(text)) <= _MAX_WORDS
     if (
         not is_short
         or asks
@@ -549,12 +574,13 @@ def _first_line(text: str) -> Extracted | None:
     bare = line.strip(" *_`#>.!\u3002")
     if found := choice(line, sure=True):
         is_it = line.lstrip("* (")[:1] == found.answer[:1]
-        return found if is_it and not re.search(r"\n\W*\(?B[).]", rest) else None
+        return found if is_it and not re.search(r"\n\W*\(?(?:B[).]|[A-Z]:)", rest) else None
     if not bare:
         return None
     at = line.index(bare)
     spoken = value_at(line, at)
-    if spoken and spoken.end >= at + len(bare) and not _listed(line):
+    is_formula = spoken and spoken.is_equation and "=" in spoken.found.answer
+    if spoken and not is_formula and spoken.end >= at + len(bare) and not _listed(line):
         return spoken.found
     return None
 
@@ -591,7 +617,7 @@ def _listed(line: str) -> bool:
     return re.match(r"\s*(?:\d+[.)]\s|[-*]\s|#)", line) is not None
 
 
-def _last_lines(text: str, question: str) -> Extracted | None:
+def _last_lines(text: str, question: str, asked: Asked) -> Extracted | None:
     """Return the conclusion of the last line, courtesies and checks after it left out."""
     if _cut_off_box(text):
         return None
@@ -605,11 +631,26 @@ def _last_lines(text: str, question: str) -> Extracted | None:
             if end <= 0:
                 return None
             continue
+        if _LABELLED_ITEM.match(line) and _LABELLED_ITEM.match(_line_before(flat, start)):
+            return None
+        if (
+            "**" not in line
+            and not concludes(line)
+            and (above := _BOLD_LINE.search(flat, max(0, start - MAX_LENGTH), start))
+        ):
+            start, line = above.start(1), above[1]
         answer = (
-            _table_total(line) if _TABLE_ROW.fullmatch(line) else _last_sentence(line, question)
+            _table_total(line)
+            if _TABLE_ROW.fullmatch(line)
+            else _last_sentence(line, question, asked)
         )
         return answer.moved(start) if answer else None
     return None
+
+
+def _line_before(text: str, start: int) -> str:
+    end = max(0, start - 1)
+    return text[text.rfind("\n", 0, end) + 1 : end]
 
 
 def _cut_off_box(text: str) -> bool:
@@ -626,18 +667,23 @@ def _table_total(row: str) -> Extracted | None:
     return answer.moved(cells[-1].start()) if answer else None
 
 
-def _last_sentence(line: str, question: str) -> Extracted | None:
+def _last_sentence(line: str, question: str, asked: Asked) -> Extracted | None:
     line_start = max(0, len(line) - 4 * MAX_LENGTH)
     line = line[line_start:]
     numbered = _NUMBERED.match(line)
     if numbered and _whole_value(line[numbered.end() :]):
         return None
     first = numbered.end() if numbered else 0
+    if not line_start and not numbered and (direct := _direct(line, asked)):
+        return direct
     starts = [first, *(found.end() for found in _SENTENCE_END.finditer(line, first))]
     ends = [*starts[1:], len(line)]
     sentences = list(zip(starts, ends, strict=True))[-_MAX_SENTENCES:]
     is_last = numbered is None
-    for start, end in reversed(sentences):
+    if asked is Asked.TIME and not _CONCLUDED.search(line):
+        sentences.reverse()
+    emphatic = [(a, b) for a, b in sentences if "**" in line[a:b] or is_correct(line[a:b])]
+    for start, end in emphatic if len(emphatic) == 1 else reversed(sentences):
         sentence = line[start:end].rstrip()
         if not sentence or _COURTESY.match(sentence):
             continue
@@ -645,12 +691,38 @@ def _last_sentence(line: str, question: str) -> Extracted | None:
             return None
         if _REFUSES.search(sentence) and "**" not in sentence:
             return None
-        answer = _sentence(sentence, question, is_only=len(sentences) == 1, is_last=is_last)
-        if answer:
+        is_only = len(sentences) == 1
+        if asked is Asked.NAME:
+            answer = name(sentence, question)
+        elif asked is Asked.YES_OR_NO:
+            answer = verdict(sentence, question)
+        elif asked is Asked.NUMBER:
+            answer = counted(sentence, question)
+        elif question and not values(sentence) and not choice_in(sentence):
+            answer = name(sentence, question)
+        else:
+            answer = None
+        answer = answer or _sentence(sentence, question, is_only=is_only, is_last=is_last)
+        if answer and suits(answer.answer, asked):
             return answer.moved(start + line_start)
+        if _EQUATION.search(sentence):
+            return None
         if is_last and len(sentences) > 1 and not _CLOSED.search(sentence):
             return None
         is_last = False
+    return None
+
+
+def _direct(line: str, asked: Asked) -> Extracted | None:
+    """Return a first sentence that is a value and on which the others only remark."""
+    end = _SENTENCE_END.search(line)
+    if end is None or concludes(line[end.end() :]):
+        return None
+    value = _whole_value(line[: end.start()])
+    is_equation = value is not None and "=" in line[: end.start()]
+    remark = _REMARK if is_equation else _WORDS_FIRST
+    if value and suits(value.answer, asked) and remark.match(line, end.end()):
+        return value
     return None
 
 

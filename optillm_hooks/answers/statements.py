@@ -19,6 +19,7 @@ from optillm_hooks.answers.phrases import (
     words,
 )
 from optillm_hooks.answers.values import LETTERS, Extracted, Value, part, settled, value_at, values
+from optillm_hooks.answers.words import number_in_words
 
 MAX_LENGTH = 600
 """Maximum length of a statement or a sentence; what follows is ignored."""
@@ -86,7 +87,7 @@ _REJECTED_REST = Pattern(
     r"\s*(?:,?\s*plus\s|(?:times|mal|fois|veces|volte|vezes|than|more than|less than|fewer than"
     r"|plus|minus"
     r"|divided|"
-    r"multiplied|modulo|mod|older|younger)\b|\d|[\\+/=×·^)\]}<>]|\*(?!\*)|-\w)",
+    r"multiplied|modulo|mod|older|younger)\b|\d|(?-i:[A-Z][a-z]?[₀-₉])|[\\+/=×·^)\]}<>]|\*(?!\*)|-\w)",
     re.IGNORECASE,
 )
 _OF_MORE = Pattern(r"\s*of\b(?! (?:them|these|those|which)\b)", re.IGNORECASE)
@@ -95,11 +96,11 @@ _BETWEEN_ITEMS = Pattern(rf"\s*(?:,\s*(?:{_AND}\s(?!=))?|{_AND}\s(?!=)|;\s)\s*",
 # Choices, and yes or no.
 _WRAPPING = r"(?:[\s*_`\"'$<\[]|\\?\\(?:text(?:bf|it|rm)?|mathrm|mathbf|boxed)\s*\{)*"
 _CHOICE = Pattern(
-    rf"{_WRAPPING}(?:{_OPTION}\s*[:：]?\s*)?{_WRAPPING}"
+    rf"{_WRAPPING}(?:la\s|the\s)?(?:{_OPTION}\s*[:：]?\s*)?{_WRAPPING}"
     r"(?:\((?P<enclosed>[A-Z])\)|(?P<plain>[A-Z])(?:(?P<mark>\)|\s?[:：](?=\s|\*)|\s?\}"
     r"|\s?\*\*(?!\w)|\$|\]|>)"
-    rf"|(?P<stop>\.)(?=\s|\*|\}}|\"|$)|(?=\s*(?:$|[,;!?。，、]|[—–-]\s|\((?!\s?\d)|\s\(|{_BECAUSE}\s"
-    rf"|{CJK_ENDS}|[가-힣]|is\b|\*))))",
+    rf"|(?P<stop>\.)(?=\s|\*|\}}|\"|$)|(?=\s*(?:$|[,;!?。，、]|[—–-]\s|\((?!\s?\d)|\s\("
+    rf"|(?<=\s){_BECAUSE}\s|{CJK_ENDS}|[가-힣]|(?<=\s)is\b|\*))))",
 )
 _BARE_OPTION = Pattern(
     rf"{_WRAPPING}{_OPTION}\s*[:：]?\s*{_WRAPPING}\(?([A-Z])\)?(?!['’\w])", re.IGNORECASE
@@ -438,11 +439,11 @@ _PREFERRED = Pattern(
     r"|correct|right|only)\b"
 )
 _PICKED = Pattern(
-    rf"\b(?:choose|pick|select|chose|go with"
+    rf"\b(?:choose|pick|select|chose|go with|leaves(?!.*\b(?:and|or)\b)"
     rf"|opt for)\s+(?:the\s)?(?i:{_OPTION}\s*)?[*(]*([A-J])(?![\w'’])"
 )
 _IS_CORRECT = Pattern(
-    rf"{_WRAPPING}(?:{_OPTION}\s*)?{_WRAPPING}\(?([A-J])\)?\W*\s+(?:is|ist|est|es|è|é)\s+(?:the\s"
+    rf"{_WRAPPING}(?i:{_OPTION}\s*)?{_WRAPPING}\(?([A-J])\)?\W*\s+(?:is|ist|est|es|è|é)\s+(?:the\s"
     rf"|die\s|la\s|a\s)?"
     r"(?:correct|right|best|true|answer|richtig|bonne|correcta|corretta|certa)",
 )
@@ -505,7 +506,7 @@ def _read_clause(clause: str, question: str, *, asserted_only: bool) -> Extracte
         return Extracted(verdict[1], *verdict.span(1))
     if (found := _chosen(clause)) or (found := _bold_conclusion(clause)):
         return found
-    if found := _value_conclusion(clause, asserted_only=asserted_only):
+    if found := _value_conclusion(clause, question, asserted_only=asserted_only):
         return found
     if (none := _NONE.search(clause)) and not re.search(r"\bat\b|\bwhen\b|\bif\b", none["rest"]):
         return Extracted(none[1], *none.span(1))
@@ -568,7 +569,7 @@ def _bold_conclusion(clause: str) -> Extracted | None:
     return inner
 
 
-def _value_conclusion(clause: str, *, asserted_only: bool) -> Extracted | None:
+def _value_conclusion(clause: str, question: str, *, asserted_only: bool) -> Extracted | None:
     found = [
         v
         for v in values(clause)
@@ -582,6 +583,8 @@ def _value_conclusion(clause: str, *, asserted_only: bool) -> Extracted | None:
         return None
     if _COMPARED.match(clause, found[0].end) and not clause[: found[0].start].strip(" *_\"'$"):
         return found[0].found
+    if len(found) > 1 and question:
+        found = [v for v in found if clause[v.start : v.end] not in question] or found
     lists = list(_lists(clause, found))
     asserted = [
         item
@@ -634,6 +637,123 @@ _IS = Pattern(
     r"\s(?:is|are|was|were|be|ist|sind|war|est|sont|es|son|è|sono|é|são)\s(?!not\b|that\b)",
     re.IGNORECASE,
 )
+_LEAD = Pattern(rf"\W*(?:{words(lambda w: w.therefore)}(?!\w),?\s)?", re.IGNORECASE)
+_BEFORE_REMARK = Pattern(r"\*{0,2}(?:,\s|\s[—–(]|[;:，；（(。]|[.!]\s*\Z|\Z)")
+_CJK_IS = Pattern(
+    r"([^是は]{2,40}?)(?:是|は)[*“「\s]*([^*，。（(]{1,20}?)[*”」]*(?:です|である)?\Z"
+)
+_DONE_BY = Pattern(
+    r"\b(?:by|von|par|por|da|de)\s[*_]*((?:[A-ZÀ-Ý][\w'’.-]*|\b(?:de|von|van|der|da|la)\b)"
+    r"(?:\s(?:[A-ZÀ-Ý][\w'’.-]*|(?:de|von|van|der|da|la)\b))*)"
+)
+_DOER = Pattern(r"\W*((?:[A-ZÀ-Ý][\w'’-]+)(?:\s[A-ZÀ-Ý][\w'’-]+){0,3})\s([a-zà-ÿ]+)\b(?!\snot\b)")
+_WHO = Pattern(r"\b(?:who|wer|qui|quién|chi|quem)\b", re.IGNORECASE)
+_ARTICLE = Pattern(
+    r"(?:in|the|an?|der|die|das|le|la|les|l['’]|il|lo|el|los|o|a)(?:(?<=['’])|\s)", re.IGNORECASE
+)
+_NO_NAME = Pattern(
+    r"(?:The|It|He|She|They|This|That|In|We|I|You|There|Nobody|No|One|Der|Die|Das|Il|La|Le|El|O|A)\b"
+)
+
+
+def name(sentence: str, question: str) -> Extracted | None:
+    """Return the name in `sentence` that answers `question`, which asks for one, or None."""
+    sentence = sentence[:MAX_LENGTH]
+    lead = _LEAD.match(sentence)
+    start = lead.end() if lead else 0
+    if clauses := list(_LAST_CLAUSE.finditer(sentence, start)):
+        start = clauses[-1].end()
+    end = _BEFORE_REMARK.search(sentence, start)
+    clause = sentence[start : end.start() if end else len(sentence)]
+    if (found := _CJK_IS.match(clause)) and 2 * len(set(found[1]) & set(question)) >= len(
+        set(found[1])
+    ):
+        return Extracted(found[2], *found.span(2)).moved(start)
+    if re.search(rf"\s{_NOT}\s", clause, re.IGNORECASE):
+        return None
+    if _WHO.search(question):
+        doer = _DOER.match(sentence, start)
+        is_asked = doer and re.search(rf"\b{doer[2]}\b", question)
+        if doer and is_asked and doer[0].strip() not in question and not _NO_NAME.match(doer[1]):
+            return Extracted(doer[1], *doer.span(1))
+        if by := _DONE_BY.search(sentence):
+            return tidied(Extracted(by[1], *by.span(1)))
+    if _OTHER_SUBJECT.match(clause):
+        return None
+    found_name = _named(clause, question) or _complement(clause)
+    if found_name is None:
+        return None
+    article = _ARTICLE.match(found_name.answer)
+    skipped = article.end() if article else 0
+    return part(sentence, start + found_name.start + skipped, start + found_name.end)
+
+
+def concludes(text: str) -> bool:
+    """Return whether `text` begins as a conclusion does: "So she has ..."."""
+    return _CONCLUDES.match(text) is not None
+
+
+def choice_in(sentence: str) -> bool:
+    """Return whether `sentence` mentions a choice, as in "the white book (C)"."""
+    sentence = sentence[:MAX_LENGTH]
+    return bool(_CHOICE_INSIDE.search(sentence) or _PREFERRED.search(sentence))
+
+
+def is_correct(sentence: str) -> bool:
+    """Return whether `sentence` begins with the choice that it calls correct."""
+    return _IS_CORRECT.match(sentence[:80]) is not None
+
+
+_COUNT = Pattern(r"(?<![\w-])([^\W\d_]{2,20}(?:-[^\W\d_]{2,20})?)(?=\s(?:\w{1,20}\s)?(\w{1,30}))")
+
+
+def counted(sentence: str, question: str) -> Extracted | None:
+    """Return the number in words of what `question` asks to count: "Mars has two moons"."""
+    asked = {word.lower() for word in _WORD.findall(question)}
+    said = [
+        Extracted(word[1], *word.span(1))
+        for word in _COUNT.finditer(sentence[:MAX_LENGTH])
+        if word[2].lower() in asked and number_in_words(word[1]) not in (None, "1")
+    ]
+    return said[0] if len(said) == 1 and not values(sentence) else None
+
+
+_VERDICT_INSIDE = Pattern(
+    rf"(?:\A\W*|(?:[,;—–]|\b(?:{words(lambda w: w.therefore)}))\s(?:the answer is\s)?[*_]*)"
+    rf"(?:(?:likely|probably|generally|mostly)\s)?"
+    rf"({words(lambda w: w.yes_no)})\b(?=[*_]*(?:[,.!;—–]|\s[—–]|\s*\Z))",
+    re.IGNORECASE,
+)
+
+
+def verdict(sentence: str, question: str) -> Extracted | None:
+    """Return the yes or no in `sentence`, an answer to a question that asks for it."""
+    said = list(_VERDICT_INSIDE.finditer(sentence[:MAX_LENGTH]))
+    if said:
+        return Extracted(said[-1][1], *said[-1].span(1))
+    if found := _AFFIRMED.match(sentence):
+        return Extracted("no" if found["no"] else "yes", *found.span())
+    asked = {word.lower() for word in _WORD.findall(question)}
+    found = _SAME_PREDICATE.search(sentence[-MAX_LENGTH:])
+    if found is None or asked & {"not", "no"} or found[3].lower() not in asked:
+        return None
+    at = max(0, len(sentence) - MAX_LENGTH)
+    return Extracted("no" if found[1] or found[2] else "yes", at + found.start(), at + found.end())
+
+
+_AFFIRMED = Pattern(
+    r"\W*(?:(?P<no>not really|not exactly|(?:absolutely|certainly|definitely|of course)\snot)"
+    r"|(?:absolutely|certainly|definitely|of course|indeed)"
+    r"|(?:it|they|he|she|you|that)\s(?:is|are|does|do|did|can|will|was|were|has|would)"
+    r")(?=[.,!]|\s[—–])",
+    re.IGNORECASE,
+)
+_SAME_PREDICATE = Pattern(
+    r"\b(?:is|are|was|were)(n['’]t)?(?:\s(?:therefore|thus|indeed))?(\snot)?\s(\w{1,40})\W*\Z",
+    re.IGNORECASE,
+)
+
+
 _SMALL_WORDS = frozenset(
     {"the", "a", "an", "of", "in", "is", "are", "was", "were", "to", "and", "so", "thus", "hence"}
 )
@@ -644,7 +764,7 @@ _COMPLEMENT = Pattern(
     r"|[Hh]er|[Hh]is|[Ii]ts"
     r"|[Tt]heir)\s[^.:;,]{1,100}?)"
     r"\s(?:is|was|are|were|would be|must be)\s(?:therefore\s|thus\s|also\s)?"
-    r"(?:[\"“'‘*_]+([^\"”*_]{1,60}?)[\"”’'*_]+|([A-Z](?:[\w'’-]*)(?:\s(?:of|de|von|van|the|and"
+    r"(?:[\"“'‘*_]+([^\"”*_]{1,60}?)[\"”’'*_]+|(?:the\s)?([A-Z](?:[\w'’-]*)(?:\s(?:of|de|von|van|the|and"
     r"|[A-Z][\w'’.-]*))*))[.!]*\s*\Z"
 )
 

@@ -169,7 +169,7 @@ _STOP = words(
     r"|out|too|here|there|can|will|would|may|does|do|did|were|was|i|we|you|they|he|she|this|these"
     r"|those|divided|multiplied|modulo|mod|mal|fois|veces|volte|vezes|mehr|weniger|übrig|pro|par|"
     r"por|per|de|di|des|du|d|von|con|sur|im|in|den|dem|every|both|larger|smaller|greater|bigger"
-    r"|higher|lower|longer|shorter|away|inclusive|correct|right|wrong|after|before|between|until"
+    r"|higher|lower|longer|shorter|away|inclusive|correct|right|wrong|after|before|between|until|zwischen|entre|tra|fra"
     r"|now"
     r"|then|not|no|yes|option|answer|units?(?=\sof)|en|y|à|dans|uit|van"
 )
@@ -256,12 +256,19 @@ def _has_variables(text: str) -> bool:
     return any(not _NOT_VARIABLES.fullmatch(name) for name in _NAMES.findall(text))
 
 
+_SIDE_CONDITION = Pattern(
+    r",?\s*\\q?quad\s*[a-z]\s*\\(?:neq?|in|geq?|leq?)(?![A-Za-z]).*\Z", re.DOTALL
+)
+
+
 def settled(text: str) -> Extracted:
     """Return the value of a formula: the end of a chain of equations, or else the whole formula.
 
     An approximation after an exact value is left out.
     """
     start, end = 0, len(text)
+    if condition := _SIDE_CONDITION.search(text):
+        return settled(text[: condition.start()])
     if about := list(_ABOUT_EQUAL.finditer(text)):
         before = text[: about[0].start()]
         exact = _EQUALS.split(before)[-1]
