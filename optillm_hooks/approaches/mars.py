@@ -25,7 +25,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, cast
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -86,9 +86,16 @@ confirmed. Work out what is right and write one complete answer of its own, in t
 asked for, without referring to the attempts."""
 
 TEMPERATURES: Final = (0.3, 0.6, 1.0)
-_VERDICT: Final = re.compile(
-    r"^[\s>*_#`-]*verdict[\s*_`]*[:=][\s*_`]*(correct|incorrect|incomplete)\b",
+_VERDICT_LABEL: Final = re.compile(
+    r"^(?:\d+[.)])?[^\w\n]{0,12}(?:(?:my|the|final|overall)\s+){0,2}verdict"
+    r"(?:[^\w\n]*[:=>\uff1a][^\w\n]*|[^\w\n]*$)\s*",
     re.IGNORECASE | re.MULTILINE,
+)
+_VERDICT: Final = re.compile(
+    r"(?:[^\w\n]|(?:boxed|textbf?)\{)*(?:(?:the\s+solution|it)\s+is\s+)?"
+    r"(incorrect|incomplete|correct(?![^\w\n]{1,6}(?:but|except|if|unless|apart|aside)\b))\b"
+    r"(?![^\w\n]{1,6}(?:or|correct|incorrect|incomplete)\b)(?![^\S\n]{0,9}\n\s{0,9}(?:which|that|but|as|is)\b)",
+    re.IGNORECASE,
 )
 _MAX_SYNTHESISED: Final = 3
 
@@ -276,10 +283,11 @@ class Solution:
 
 
 def read_verdict(report: str) -> Verdict | None:
-    """Return the verdict of the last line that has one, or None."""
-    found = _VERDICT.findall(without_reasoning(report))
-    verdict: Verdict | None = found[-1].lower() if found else None
-    return verdict
+    """Return the verdict of the last line that is labelled so; None if it is unclear."""
+    said = without_reasoning(report)
+    labels = list(_VERDICT_LABEL.finditer(said))
+    found = _VERDICT.match(said, labels[-1].end()) if labels else None
+    return cast(Verdict, found[1].lower()) if found else None
 
 
 @approach("mars", MarsParams, cost=_cost)
