@@ -78,11 +78,13 @@ def says_same(text: str) -> bool:
     """Return whether a reply says that the versions are equivalent.
 
     It is the word alone, or begins or ends with a line that begins with the word in capitals.
+    With a reservation, as in "EQUIVALENT except for 0", it does not count.
     """
     lines = [line.strip(" \t*_`#>\"'") for line in without_reasoning(text).strip().splitlines()]
     if len(lines) == 1 and lines[0].strip(".!").upper() == SAME:
         return True
-    return any(re.match(rf"{SAME}\b", line) for line in (*lines[:1], *lines[-1:]))
+    clear = rf"{SAME}\b(?!\W*\b(?i:except|but|if|unless|no|not)\b)"
+    return any(re.match(clear, line) for line in (*lines[:1], *lines[-1:]))
 
 
 async def _remade(

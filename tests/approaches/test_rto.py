@@ -2,7 +2,7 @@
 
 import pytest
 
-from optillm_hooks.approaches.rto import MERGE, SAME, code_of
+from optillm_hooks.approaches.rto import MERGE, SAME, code_of, says_same
 from optillm_hooks.errors import ProviderFailed, SampleError
 from optillm_hooks.registry import get_approach
 from optillm_hooks.testing import Reply, ScriptedLLM, answer, context, params
@@ -165,3 +165,8 @@ async def test_without_a_first_answer_there_is_an_error() -> None:
 )
 def test_code_of(text: str, code: list[str]) -> None:
     assert code_of(text) == code
+
+
+@pytest.mark.parametrize("reply", ["EQUIVALENT except for n = 0", "EQUIVALENT? No."])
+def test_a_reservation_is_no_equivalence(reply: str) -> None:
+    assert not says_same(reply)
