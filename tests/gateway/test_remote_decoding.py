@@ -243,7 +243,7 @@ def test_samples_of_an_approach_are_decoded_each(proxy: Proxy, upstream: Upstrea
             "steering changes the activations between a model's layers",
         ),
         ({"model": "stock", "decoding": "beam"}, "unknown decoding 'beam'; known: autothink, cot"),
-        ({"model": "cot_decoding-mistaken"}, "model_info.optillm.continues: Extra inputs"),
+        ({"model": "cot_decoding-mistaken"}, "model_info.optillm.continues: unknown setting"),
         ({"model": "cot_decoding&moa(models=[by_openai;stock])-by_openai"}, "'stock' is not"),
     ],
     ids=lambda value: value if isinstance(value, str) else str(value["model"]),
