@@ -57,8 +57,9 @@ def _stricter(one: N | None, other: N | None) -> N | None:
 class Budget:
     """The budget that all runs of one request share: its time, calls, tokens and money.
 
-    `expected_calls` is the estimated number of calls of the plan. The tokens left are divided by
-    the calls left, for calls without `max_tokens`.
+    `expected_calls` is the estimated number of calls of the plan, in which each choice of a call
+    for several counts. The tokens left are divided by the calls left, for calls without
+    `max_tokens`.
     """
 
     limits: Limits = Limits()
@@ -68,6 +69,9 @@ class Budget:
     expected_calls: int = 1
     usage: Usage = field(default_factory=Usage)
     calls_taken: int = 0
+    replies_taken: int = 0
+    """The choices of the calls taken, while tokens or money are limited."""
+
     tokens_taken: int = 0
     cost_taken: float = 0.0
     stopped_by: StoppedBy | None = None
@@ -105,7 +109,7 @@ class Budget:
             raise BudgetExceeded(f"no calls left of {limits.max_calls}")
         if limits.max_tokens_total is None and limits.max_cost_usd is None:
             self.calls_taken += 1
-            return Reservation(sampling, 0, 0, Price(0.0, 0.0))
+            return Reservation(sampling, 0, 0, Price(0.0, 0.0), choices)
         facts = llm.facts
         prompt = facts.count_tokens(chat, sampling)
         room, limited_by = self._reply_room(facts.price, prompt, choices)
@@ -115,14 +119,20 @@ class Budget:
             raise BudgetExceeded(f"no room left under {limited_by}")
         ask = sampling.max_tokens
         if room < _UNBOUNDED and (ask is None or sampling.purpose in _WORK):
-            share = thinking + max(1, room // max(1, self.expected_calls - self.calls_taken))
+            replies_left = max(choices, self.expected_calls - self.replies_taken)
+            share = thinking + max(1, room * choices // replies_left)
             ask = min(share, ask or share, facts.max_output_tokens or share)
         max_tokens = None if ask is None else min(ask, room)
         reply = choices * (max_tokens or 0)
         reserved = Reservation(
-            replace(sampling, max_tokens=max_tokens), prompt, reply, facts.price or Price(0.0, 0.0)
+            replace(sampling, max_tokens=max_tokens),
+            prompt,
+            reply,
+            facts.price or Price(0.0, 0.0),
+            choices,
         )
         self.calls_taken += 1
+        self.replies_taken += choices
         self.tokens_taken += reserved.tokens
         self.cost_taken += reserved.cost
         return reserved
@@ -131,6 +141,8 @@ class Budget:
         """Replace a reservation by what the call has spent."""
         self.tokens_taken += spent.total_tokens - reserved.tokens
         self.cost_taken += spent.cost_usd - reserved.cost
+        if reserved.tokens and not spent.total_tokens:  # single calls may make up for it
+            self.replies_taken -= reserved.choices - 1
 
     def stop(self, by: StoppedBy) -> None:
         """Note which limit has cut the request short; the first one is reported."""
@@ -163,6 +175,7 @@ class Reservation:
     """Tokens of the prompt, and of all replies; 0 if neither tokens nor money are limited."""
 
     price: Price
+    choices: int = 1
 
     @property
     def tokens(self) -> int:

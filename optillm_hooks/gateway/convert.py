@@ -50,21 +50,24 @@ _FINISH_REASONS = frozenset(get_args(FinishReason))
 _ANSWER_FIELDS = frozenset({"role", "content", "tool_calls", "function_call", "reasoning_content"})
 """Fields of a reply's message that have their own attribute in `Answer`."""
 
-_SAMPLING_FIELDS = frozenset(
-    {"temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed"}
-)
-"""Request fields that have their own attribute in `Sampling`."""
+_TOKEN_LIMITS = (
+    "max_completion_tokens", "max_tokens", "max_output_tokens", "max_new_tokens",
+    "max_tokens_to_sample", "max_gen_len", "maxOutputTokens", "maxTokens", "num_predict",
+    "n_predict",
+)  # fmt: skip
+"""OpenAI's and providers' names of the token limit; the first one given holds."""
 
-_TOKEN_LIMITS = ("max_completion_tokens", "max_tokens")
-"""Names of the token limit; the first one given holds."""
+_SAMPLING_FIELDS = frozenset({"temperature", "top_p", "stop", "seed", *_TOKEN_LIMITS})
+"""Request fields that have their own attribute in `Sampling`."""
 
 _REQUEST_FIELDS = frozenset(
     {
         "model", "messages", "n", "stream", "stream_options", "metadata", "drop_params",
-        "additional_drop_params",
+        "additional_drop_params", "best_of", "candidate_count", "candidateCount",
+        "num_generations", "num_return_sequences",
     }
 )  # fmt: skip
-"""OpenAI's and LiteLLM's fields that apply to the client's request as a whole."""
+"""Fields that apply to the client's request as a whole, with providers' names of `n`."""
 
 _ROUTER_ARGUMENTS = frozenset(
     {
@@ -78,6 +81,8 @@ _ROUTER_ARGUMENTS = frozenset(
 
 _LITELLM_FIELDS = (
     _ROUTER_ARGUMENTS
+    | _REQUEST_FIELDS
+    | _SAMPLING_FIELDS
     | frozenset(all_litellm_params)
     | frozenset(OPENAI_CHAT_COMPLETION_PARAMS)
     | frozenset(DEFAULT_CHAT_COMPLETION_PARAM_VALUES)
@@ -115,8 +120,7 @@ _WHOLE = _Check(lambda value: type(value) is int, "a whole number")
 _SAMPLING_CHECKS: Mapping[str, _Check] = {
     "temperature": _NUMBER,
     "top_p": _NUMBER,
-    "max_tokens": _WHOLE,
-    "max_completion_tokens": _WHOLE,
+    **dict.fromkeys(_TOKEN_LIMITS, _WHOLE),
     "seed": _WHOLE,
     "stop": _Check(
         lambda value: (
@@ -179,6 +183,7 @@ def read_sampling(params: Mapping[str, Any]) -> Sampling:
     Raises:
         RequestRejected: a field that we read ourselves has the wrong type.
     """
+    params = _unnested(params)
     for name, check in _SAMPLING_CHECKS.items():
         if params.get(name) is not None and not check.allows(params[name]):
             raise RequestRejected(f"{name} must be {check.wanted}", param=name)
@@ -198,6 +203,20 @@ def read_sampling(params: Mapping[str, Any]) -> Sampling:
             **(given if unlimited else {}),
         },
     )
+
+
+def _unnested(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return `params` without fields in `extra_body` that would override a call's own.
+
+    Those of sampling apply like the request's, if it has none of that name itself.
+    """
+    nested = params.get("extra_body")
+    if not isinstance(nested, dict):
+        return params
+    moved = {k: v for k, v in nested.items() if k in _SAMPLING_FIELDS}
+    rest = {k: v for k, v in nested.items() if k not in _SAMPLING_FIELDS | _REQUEST_FIELDS}
+    given = {k: v for k, v in params.items() if v is not None}
+    return {**moved, **given, "extra_body": rest or None}
 
 
 def write_sampling(sampling: Sampling) -> dict[str, Any]:
