@@ -13,6 +13,7 @@
     + SamplesFailed      fewer samples than needed; carries the SampleErrors     -> the first's
 """
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -24,6 +25,10 @@ PERMANENT_STATUSES: Final = frozenset({401, 402, 403, 404})
 CONTEXT_WINDOW_EXCEEDED: Final = "context_length_exceeded"
 CONTENT_POLICY_VIOLATION: Final = "content_policy_violation"
 """Codes of prompts that a model does not take."""
+
+_LONG_WORD: Final = re.compile(r"(\S{80})\S{120,}")
+_MAX_REJECTION: Final = 1500
+"""Maximum characters of a message that may quote what the client sent."""
 
 
 class OptiLLMError(Exception):
@@ -42,8 +47,14 @@ class RequestRejected(OptiLLMError):
     code = "invalid_request"
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
-        super().__init__(message)
-        self.param = param
+        super().__init__(_shortened(message))
+        self.param = None if param is None else _shortened(param)
+
+
+def _shortened(text: str) -> str:
+    """Return `text` with its long words cut, so that what it says around them stays readable."""
+    text = _LONG_WORD.sub(r"\1…", text)
+    return text if len(text) <= _MAX_REJECTION else f"{text[:_MAX_REJECTION]}…"
 
 
 class SampleError(OptiLLMError):

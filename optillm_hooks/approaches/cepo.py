@@ -23,7 +23,7 @@ from functools import cache, partial
 from importlib.resources import files
 from itertools import combinations
 from random import Random
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import Field, model_validator
@@ -83,10 +83,8 @@ _EFFORTS: tuple[Effort, ...] = ("xhigh", "high", "medium", "low")
 
 @cache
 def preset(name: str) -> Mapping[str, Any]:
-    """Return the parameters of the preset `name`; none if it does not exist."""
+    """Return the parameters of the preset `name`."""
     file = files("optillm_hooks.approaches") / "presets" / "cepo" / f"{name}.yaml"
-    if not name.isidentifier() or not file.is_file():
-        return {}
     values: Mapping[str, Any] = yaml.safe_load(file.read_text())
     return values
 
@@ -175,7 +173,8 @@ class CepoParams(DraftingParams):
     def _from_preset(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        return {**preset(str(given.get("preset", "default"))), **given}
+        name = given.get("preset", "default")
+        return {**preset(name), **given} if name in get_args(Preset) else given
 
     @model_validator(mode="after")
     def _enough_attempts(self) -> "CepoParams":

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from optillm_hooks.approaches import cepo as module
 from optillm_hooks.budget import Limits
@@ -477,6 +478,12 @@ def test_the_default_preset_is_what_the_parameters_say() -> None:
     assert module.preset("default") == {
         name: field.default for name, field in fields.items() if name != "preset"
     }
+
+
+@pytest.mark.parametrize("name", ["other", "p" * 1000, "../default", "", ["default"], 5])
+def test_a_preset_that_does_not_exist_is_refused(name: object) -> None:
+    with pytest.raises(ValidationError, match="'default', 'gptoss' or 'qwen3'"):
+        module.CepoParams.model_validate({"preset": name})
 
 
 def test_what_is_given_goes_before_the_preset() -> None:

@@ -741,3 +741,29 @@ def test_without_a_decoder_the_same_fields_are_the_providers(router: Router) -> 
 def test_a_null_decoding_is_none(router: Router) -> None:
     assert select(request := ask("base", decoding=None), router, Settings()) is None
     assert "decoding" not in request
+
+
+LONG = "x" * 100_000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"optillm_" + LONG: 1},
+        {"optillm_approach": "moa", "optillm_params": {LONG: {"n": 1}}},
+        {"optillm_approach": "moa", "optillm_params": {"moa": {LONG: 1}}},
+        {"optillm_approach": "moa", "optillm_params": {"moa": {f"f{i}": 1 for i in range(999)}}},
+        {"optillm_approach": "moa", "optillm_limits": {LONG: 1}},
+        {"optillm_approach": "cepo", "cepo_" + LONG: 1},
+        {"model": f"moaa{LONG}-base"},
+        {"decoding": LONG},
+    ],
+    ids=lambda fields: "+".join(fields)[:40],
+)
+def test_a_refusal_does_not_give_back_all_that_was_sent(
+    router: Router, fields: dict[str, Any]
+) -> None:
+    with pytest.raises(RequestRejected) as caught:
+        select(ask("base") | fields, router, Settings())
+    assert len(str(caught.value)) < 2000
+    assert len(caught.value.param or "") < 200
