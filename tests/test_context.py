@@ -220,27 +220,6 @@ async def test_single_calls_in_place_of_a_refused_call_for_n_share_what_is_left(
     assert ctx.budget.replies_taken == 1
 
 
-async def test_each_choice_of_a_call_for_n_gets_the_share_of_a_call() -> None:
-    """An estimate counts each choice as a call, since a model may give only one per call."""
-    llm = ScriptedLLM(["a", "b", "c", "d"], max_n=8)
-    ctx = context(limits=Limits(max_tokens_total=PROMPT + 100))
-    ctx.budget.expected_calls = 5
-    metered = MeteredLLM(llm, ctx)
-    await metered.complete_n(ASKED, Sampling(), 4)
-    assert asked_for(llm) == [20]
-    assert ctx.budget.replies_taken == 4
-
-
-async def test_single_calls_in_place_of_a_refused_call_for_n_share_what_is_left() -> None:
-    llm = ScriptedLLM([ProviderFailed("no n", status=400)], max_n=8)
-    ctx = context(limits=Limits(max_tokens_total=5 * (PROMPT + 20)))
-    ctx.budget.expected_calls = 5
-    metered = MeteredLLM(llm, ctx)
-    with pytest.raises(ProviderFailed):
-        await metered.complete_n(ASKED, Sampling(), 4)
-    assert ctx.budget.replies_taken == 1
-
-
 def test_all_choices_of_a_call_are_reserved_at_their_maximum_length() -> None:
     budget = Budget(limits=Limits(max_tokens_total=100))
     budget.take(ScriptedLLM([]), ASKED, Sampling(max_tokens=10), 3)

@@ -233,7 +233,11 @@ def test_the_number_of_choices_of_a_call_is_not_for_the_client_to_say(name: str)
 
 def test_fields_in_extra_body_do_not_override_those_of_a_call() -> None:
     nested = {
-        **{"max_tokens": 5000, "temperature": 0.3, "n": 50, "model": "other", "messages": []},
+        "max_tokens": 5000,
+        "temperature": 0.3,
+        "n": 50,
+        "model": "other",
+        "messages": [],
         "top_k": 5,
     }
     read = read_sampling({"extra_body": nested})
@@ -241,34 +245,7 @@ def test_fields_in_extra_body_do_not_override_those_of_a_call() -> None:
     assert read_sampling({"max_tokens": 7, "extra_body": {"max_tokens": 5000}}) == Sampling(
         max_tokens=7
     )
-    with pytest.raises(RequestRejected, match="^max_tokens must be"):
-        read_sampling({"extra_body": {"max_tokens": "many"}})
-
-
-@pytest.mark.parametrize("name", ["max_output_tokens", "max_new_tokens", "num_predict"])
-def test_a_provider_s_name_of_the_token_limit_cannot_raise_that_of_a_call(name: str) -> None:
-    sampling = read_sampling({name: 5000})
-    assert sampling == Sampling(max_tokens=5000)
-    assert write_sampling(replace(sampling, max_tokens=9)) == {"max_tokens": 9}
-    assert write_sampling(read_sampling({"max_tokens": 7, name: 5000})) == {"max_tokens": 7}
-
-
-@pytest.mark.parametrize("name", ["n", "best_of", "candidate_count", "num_return_sequences"])
-def test_the_number_of_choices_of_a_call_is_not_for_the_client_to_say(name: str) -> None:
-    assert read_sampling({name: 50}) == Sampling()
-
-
-def test_fields_in_extra_body_do_not_override_those_of_a_call() -> None:
-    nested = {
-        **{"max_tokens": 5000, "temperature": 0.3, "n": 50, "model": "other", "messages": []},
-        "top_k": 5,
-    }
-    read = read_sampling({"extra_body": nested})
-    assert read == Sampling(max_tokens=5000, temperature=0.3, fields={"extra_body": {"top_k": 5}})
-    assert read_sampling({"max_tokens": 7, "extra_body": {"max_tokens": 5000}}) == Sampling(
-        max_tokens=7
-    )
-    with pytest.raises(RequestRejected, match="^max_tokens must be"):
+    with pytest.raises(RequestRejected, match=r"^max_tokens must be"):
         read_sampling({"extra_body": {"max_tokens": "many"}})
 
 
