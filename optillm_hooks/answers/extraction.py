@@ -22,9 +22,17 @@ from optillm_hooks.answers.phrases import (
     has_decimal_comma,
     words,
 )
-from optillm_hooks.answers.questions import Asked, asked_for, suits
+from optillm_hooks.answers.questions import (
+    Asked,
+    asked_for,
+    asks_for_a_fact,
+    options,
+    repeats,
+    suits,
+)
 from optillm_hooks.answers.statements import (
     MAX_LENGTH,
+    bare_name,
     choice,
     choice_in,
     concludes,
@@ -129,6 +137,18 @@ _UNFINISHED = Pattern(r"\\f?boxed|answer[ \t*_`]*:", re.IGNORECASE)
 _BETWEEN_BOXES = Pattern(r"(?:[\s,;$.]|\\[()\[\]]|\\text\{|\}|\\quad|\band\b|\bor\b)*")
 
 # The end of a reply.
+_OPTION = Pattern(
+    r"(?:^[ \t*_]*|(?<=[.!?]\s))(?:(?:[Oo]ption|[Aa]nswer|[Cc]hoice)\s)?\(?([A-J])(?:[).:](?!\w)"
+    r"|\s*\Z|\s(?:is|ist|est|es|\u00e8)\b)"
+    r"|\(([A-J])\)|\*\*\(?([A-J])[).:]?(?:\s[^*\n]*)?\*\*|\b[Oo]ption\s\(?([A-J])\b"
+    r"|\b(?:so|thus|hence|therefore|making|is)\s\(?([B-J])(?:\)|\s*[.,]|\s(?:is|the)\b)",
+    re.MULTILINE,
+)
+_EXCLUDED = Pattern(
+    r"\b(?:not|wrong|incorrect|cannot|\w+n['\u2019]t|exclude[sd]?|ruled|eliminate[sd]?|unlike|nicht"
+    r"|falsch|perhaps|maybe)\b",
+    re.IGNORECASE,
+)
 _CHOICE_WITH_STOP = Pattern(r"[*_ ]*([A-Z])[.:][*_ ]+\S.*")
 _A_WORD = Pattern(r"[\u3040-\u30ff\u4e00-\u9fff]{1,3}|[^\s\u3040-\u30ff\u4e00-\u9fff]+")
 _COURTESY = Pattern(
@@ -157,6 +177,9 @@ _EQUATION = Pattern(r"=\s?\S*\d")
 _REMARK = Pattern(r"(?:That|This|It)(?:['\u2019]s|\sis|\swas)\b")
 _WORDS_FIRST = Pattern(r"[^\W\d_]{2,}")
 _CONCLUDED = Pattern(rf"(?<!\w){words(lambda w: w.therefore)}(?!\w)", re.IGNORECASE)
+_COUNTS_ON = Pattern(
+    r"(?<=[.!?]\s)(?:I|we|he|she|they|that|this|er|sie|ils?|elle|there)\s", re.IGNORECASE
+)
 _DISPLAY = Pattern(r"\\\[.{0,1500}?\\\]|\$\$.{0,1500}?\$\$", re.DOTALL)
 _SENTENCE_END = Pattern(
     r"(?<=[.!?\u3002\uff01\uff1f])(?<!\d\.)(?<![^\w][A-Z]\.)(?<!^[A-Z]\.)(?<!approx\.)(?<!ca\.)(?<!No\.)(?<!St\.)(?<!Mr\.)(?<!Dr\.)(?:\s+|(?<=[\u3002\uff01\uff1f]))"
@@ -311,18 +334,49 @@ def _readers(how: AnswerFormat, question: str, *, lenient: bool) -> Sequence[Rea
         *_EXPLICIT_READERS,
         partial(_first_word, question=question),
         _parts,
-        partial(_suitable, read=_first_line, asked=asked),
+        partial(_option, question=question),
+        partial(_suitable, read=_first_line, asked=asked, question=question),
         _output,
         partial(_last_lines, question=question, asked=asked),
+        partial(_option_text, question=question),
         _short,
     ]
     return [*readers, _number, _last_yes_or_no] if lenient else readers
 
 
-def _suitable(text: str, *, read: Reader, asked: Asked) -> Extracted | None:
+def _suitable(text: str, *, read: Reader, asked: Asked, question: str) -> Extracted | None:
     """Return what `read` finds, if it is what was asked for."""
     found = read(text)
-    return found if found and suits(found.answer, asked) else None
+    return found if found and suits(found.answer, asked, question) else None
+
+
+def _option(text: str, question: str) -> Extracted | None:
+    """Return the letter of the only option of `question` that `text` names, if it does so."""
+    listed = options(question)
+    if not listed:
+        return None
+    named = [found for found in _OPTION.finditer(text) if _letter(found) in listed]
+    is_cut_off = _CUT_OFF.search(text[-MAX_LENGTH:])
+    if is_cut_off or len({_letter(found) for found in named}) != 1 or _EXCLUDED.search(text):
+        return None
+    return _group(named[0])
+
+
+def _letter(found: re.Match[str]) -> str:
+    return found[found.lastindex or 0]
+
+
+def _option_text(text: str, question: str) -> Extracted | None:
+    """Return the text of the only option of `question` that `text` mentions, if it does so."""
+    said = [
+        found
+        for option in options(question).values()
+        if option
+        and (found := re.search(rf"(?<!\w){re.escape(option)}(?!\w)", text, re.IGNORECASE))
+    ]
+    if len(said) != 1 or _EXCLUDED.search(text):
+        return None
+    return Extracted(said[0][0], *said[0].span())
 
 
 def read_json(text: str) -> dict[str, object] | list[object] | None:
@@ -674,7 +728,7 @@ def _last_sentence(line: str, question: str, asked: Asked) -> Extracted | None:
     if numbered and _whole_value(line[numbered.end() :]):
         return None
     first = numbered.end() if numbered else 0
-    if not line_start and not numbered and (direct := _direct(line, asked)):
+    if not line_start and not numbered and (direct := _direct(line, asked, question)):
         return direct
     starts = [first, *(found.end() for found in _SENTENCE_END.finditer(line, first))]
     ends = [*starts[1:], len(line)]
@@ -682,6 +736,16 @@ def _last_sentence(line: str, question: str, asked: Asked) -> Extracted | None:
     is_last = numbered is None
     if asked is Asked.TIME and not _CONCLUDED.search(line):
         sentences.reverse()
+    if (
+        asked in (Asked.NUMBER, Asked.ANYTHING)
+        and asks_for_a_fact(question)
+        and not _CONCLUDED.search(line)
+        and not _COUNTS_ON.search(line)
+    ):
+        restated = [s for s in sentences if repeats(line[slice(*s)], question)][:1]
+        if restated and len(values(line[slice(*restated[0])])) <= 1:
+            sentences = restated
+        is_last = is_last and bool(sentences) and sentences[0][1] == len(line)
     emphatic = [(a, b) for a, b in sentences if "**" in line[a:b] or is_correct(line[a:b])]
     for start, end in emphatic if len(emphatic) == 1 else reversed(sentences):
         sentence = line[start:end].rstrip()
@@ -703,7 +767,7 @@ def _last_sentence(line: str, question: str, asked: Asked) -> Extracted | None:
         else:
             answer = None
         answer = answer or _sentence(sentence, question, is_only=is_only, is_last=is_last)
-        if answer and suits(answer.answer, asked):
+        if answer and suits(answer.answer, asked, question):
             return answer.moved(start + line_start)
         if _EQUATION.search(sentence):
             return None
@@ -713,15 +777,18 @@ def _last_sentence(line: str, question: str, asked: Asked) -> Extracted | None:
     return None
 
 
-def _direct(line: str, asked: Asked) -> Extracted | None:
+def _direct(line: str, asked: Asked, question: str) -> Extracted | None:
     """Return a first sentence that is a value and on which the others only remark."""
     end = _SENTENCE_END.search(line)
     if end is None or concludes(line[end.end() :]):
         return None
+    is_open = asked in (Asked.NAME, Asked.ANYTHING) and _HOW_MANY.match(question)
+    if is_open and (answer := bare_name(line[: end.start()], question)):
+        return answer
     value = _whole_value(line[: end.start()])
     is_equation = value is not None and "=" in line[: end.start()]
     remark = _REMARK if is_equation else _WORDS_FIRST
-    if value and suits(value.answer, asked) and remark.match(line, end.end()):
+    if value and suits(value.answer, asked, question) and remark.match(line, end.end()):
         return value
     return None
 

@@ -18,6 +18,7 @@ class Asked(Enum):
     NAME = "a name"
     NUMBER = "a number"
     TIME = "a date or a time"
+    CHOICE = "one of the options that the question lists"
     TEXT = "a text, which is no answer that could be compared"
     ANYTHING = "not recognised"
 
@@ -26,7 +27,17 @@ _MAX_LENGTH = 600
 """The question stands at the end of a prompt; what is before it is ignored."""
 
 _LAST = Pattern(r"[^.!?\u3002\uff01\uff1f\n\u00bf]{2,300}[?\uff1f]|[^.!?\n]{2,300}\Z")
-_OPTIONS = Pattern(r"(?:^|\s)\(?[aA1][).:]\s?\S.*?\s\(?[bB2][).:]\s?\S", re.DOTALL)
+_OPTION = Pattern(r"(?:^|(?<=\s))\(?([A-Ja-j])[).:]\s?(?=\S)", re.MULTILINE)
+_MAX_OPTIONS_LENGTH = 4000
+_GIVEN = Pattern(r"\d")
+_WORD = Pattern(r"[^\W\d_]{2,}")
+_SMALL_WORDS = (
+    "what which who whom when where how many much is are was were do does did has have had the"
+    " of in on at to for an and there it its by from with year long wie viel viele wann wer was"
+    " welche welcher welches ist sind war hat haben der die das den dem des ein eine einen"
+    " combien quel quelle est sont la le les un une du cu\u00e1l cu\u00e1ntos cu\u00e1ntas"
+    " qu\u00e9 es son el los las una tiene hay quanti quante qual quale il lo gli"
+)
 _YES_OR_NO = Pattern(
     r"(?:[^?]{1,200},\s)?(?:is|are|was|were|do|does|did|can|could|will|would|should"
     r"|has|have|had|must|may"
@@ -85,8 +96,10 @@ _CHOICE = Pattern(r"[A-J](?:, [A-J])*")
 def asked_for(question: str) -> Asked:
     """Return what `question` asks for."""
     end = question.strip()[-_MAX_LENGTH:]
-    if not end or _OPTIONS.search(end):
+    if not end:
         return Asked.ANYTHING
+    if options(question):
+        return Asked.CHOICE
     sentences = [found[0].strip(" \n\"'*:,") for found in _LAST.finditer(end.rstrip(" .!"))]
     asked = next((s for s in reversed(sentences) if s.endswith(("?", "\uff1f"))), "")
     asked = asked or (sentences[-1] if sentences else "")
@@ -105,8 +118,56 @@ _PATTERNS = (
 )
 
 
-def suits(answer: str, asked: Asked) -> bool:
+def options(question: str) -> dict[str, str]:
+    """Return the texts of the options at the end of `question` by their capital letters."""
+    end = question.strip()[-_MAX_OPTIONS_LENGTH:]
+    marks = list(_OPTION.finditer(end))
+    starts = [i for i, mark in enumerate(marks) if mark[1] in "Aa"]
+    marks = marks[starts[-1] :] if starts else []
+    letters = [mark[1].upper() for mark in marks]
+    if len(marks) < 2 or letters != sorted(set(letters)):
+        return {}
+    ends = [*(mark.start() for mark in marks[1:]), len(end)]
+    texts = [end[mark.end() : stop] for mark, stop in zip(marks, ends, strict=True)]
+    return {
+        letter: text.strip().partition("\n")[0].strip(" .,;")
+        for letter, text in zip(letters, texts, strict=True)
+    }
+
+
+def asks_for_a_fact(question: str) -> bool:
+    """Return whether `question` gives no numbers to calculate with."""
+    question = question[-_MAX_OPTIONS_LENGTH:]
+    return bool(question) and not _GIVEN.search(question) and not _spoken_numbers(question)
+
+
+def _spoken_numbers(question: str) -> bool:
+    spoken = (words.number_in_words(word) for word in _WORD.findall(question))
+    return any(number not in (None, "1") for number in spoken)
+
+
+def repeats(sentence: str, question: str) -> bool:
+    """Return whether `sentence` has most of the words of `question`, in any inflection."""
+    asked = {word.lower() for word in _WORD.findall(question[-_MAX_OPTIONS_LENGTH:])} - set(
+        _SMALL_WORDS.split()
+    )
+    said = {word.lower()[:4] for word in _WORD.findall(sentence)}
+    return 3 * sum(word[:4] in said for word in asked) >= 2 * max(1, len(asked))
+
+
+def _is_option(answer: str, question: str) -> bool:
+    listed = options(question)
+    if _CHOICE.fullmatch(answer):
+        return set(answer.split(", ")) <= listed.keys()
+    return any(
+        re.match(rf"{re.escape(text)}(?!\w)", answer, re.IGNORECASE) for text in listed.values()
+    )
+
+
+def suits(answer: str, asked: Asked, question: str = "") -> bool:
     """Return whether `answer` is what was asked for, as far as that can be told."""
+    if asked is Asked.CHOICE:
+        return _is_option(answer, question)
     if asked is Asked.TEXT:
         return False
     if asked is Asked.ANYTHING or _CHOICE.fullmatch(answer):

@@ -631,10 +631,13 @@ def _list_answer(clause: str, item: Sequence[Value]) -> Extracted | None:
     return tidied(part(clause, item[0].start, item[-1].end))
 
 
-_COMPARATIVE = Pattern(r"\W*([^\W\d_][\w' ]{0,30}?)\s(?:is|was)\s(?:\w+er|(?:more|less)\s\w+)\W*")
+_COMPARATIVE = Pattern(
+    r"\W*([^\W\d_][\w' ]{0,30}?)\s(?:is|was)\s(?:[a-z]+er|(?:more|less)\s\w+)\W*"
+)
 _WORD = Pattern(r"[^\W_]+(?:['’-][^\W_]+)*")
 _IS = Pattern(
-    r"\s(?:is|are|was|were|be|ist|sind|war|est|sont|es|son|è|sono|é|são)\s(?!not\b|that\b)",
+    r"\s(?:is(?:\scalled)?|are|was|were|be|ist|sind|war|heißt|heisst|lautet|est|sont|s['’]appelle"
+    r"|es|son|se\sllama|è|sono|si\schiama|é|são|se\schama)\s(?!not\b|that\b|called\b)",
     re.IGNORECASE,
 )
 _LEAD = Pattern(rf"\W*(?:{words(lambda w: w.therefore)}(?!\w),?\s)?", re.IGNORECASE)
@@ -678,7 +681,7 @@ def name(sentence: str, question: str) -> Extracted | None:
             return Extracted(doer[1], *doer.span(1))
         if by := _DONE_BY.search(sentence):
             return tidied(Extracted(by[1], *by.span(1)))
-    if _OTHER_SUBJECT.match(clause):
+    if _OTHER_SUBJECT.match(clause) or yes_or_no(clause):
         return None
     found_name = _named(clause, question) or _complement(clause)
     if found_name is None:
@@ -686,6 +689,22 @@ def name(sentence: str, question: str) -> Extracted | None:
     article = _ARTICLE.match(found_name.answer)
     skipped = article.end() if article else 0
     return part(sentence, start + found_name.start + skipped, start + found_name.end)
+
+
+_BARE_NAME = Pattern(
+    r"\W*(?:(?:The|A|An|Der|Die|Das|La|Le|Les|Il|El|L['’])\s?)?"
+    r"((?!(?:Sure|Okay|OK|Well|Yes|No|True|False|Great|Hi|Hello|Thanks|Correct|Certainly|Absolutely"
+    r"|Gerne|Gute|Ja|Nein|Oui|Non|S[iíì]|It|This|That|Here|Interesting)\b)[A-ZÀ-Ý][\w'’.-]*"
+    r"(?:\s(?:(?:of|de|von|van|the|da|del|du)\s)?[A-ZÀ-Ý][\w'’-]*){0,3})[*_]*[.!]?\s*"
+)
+
+
+def bare_name(sentence: str, question: str) -> Extracted | None:
+    """Return the name that is all of `sentence`, unless `question` already says it."""
+    found = _BARE_NAME.fullmatch(sentence[:MAX_LENGTH])
+    if found is None or found[1].lower() in question.lower():
+        return None
+    return tidied(Extracted(found[1], *found.span(1)))
 
 
 def concludes(text: str) -> bool:
