@@ -192,9 +192,9 @@ _CHOICE_KEYS = (
 # Both
 
 _BEGINNING = Pattern(
-    r"(?:\A|\n|[.!?:;)\]>\u3002\uff01][ ]?\n?)[^\w\n,]{0,12}(?:[A-Za-z]+: )?"
-    r"(?:(?:so|thus|therefore|hence|overall|finally|my|the|final|honest|choice|verdict|is)\b[ ,:]*)"
-    r"{0,4}\Z",
+    r"(?:\A|\n|[.!?:;)\]>\u3002\uff01][ ]?\n?|,(?= (?:so|thus|hence|but)\b))[^\w\n,]{0,12}"
+    r"(?:[A-Za-z]+: )?(?:(?:so|thus|therefore|hence|but|as it stands|overall|finally|my|the|final"
+    r"|honest|choice|verdict|is)\b[ ,:]*){0,4}\Z",
     re.IGNORECASE,
 )
 """What is before a label that begins a line or a sentence."""
