@@ -1,6 +1,7 @@
 """The custom LLM provider: runs the plan that the hook admitted, or the one in the model name."""
 
 import asyncio
+import inspect
 import logging
 import time
 import uuid
@@ -11,8 +12,9 @@ from functools import cache, partial
 from typing import Any
 
 import httpx
+import litellm
 from anyio import create_memory_object_stream
-from anyio.from_thread import start_blocking_portal
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 from anyio.streams.memory import MemoryObjectReceiveStream
 from litellm import Router
 from litellm.llms.custom_llm import CustomLLM
@@ -119,7 +121,7 @@ class Provider(CustomLLM):
 
     def completion(self, *_: Any, **call: Any) -> ModelResponse:
         """Return the response of `acompletion`, for the SDK's synchronous `completion`."""
-        with start_blocking_portal() as loop:
+        with _loop_in_a_thread() as loop:
             return loop.call(partial(self.acompletion, **call))
 
     def streaming(self, *_: Any, **call: Any) -> Iterator[ModelResponseStream]:
@@ -134,7 +136,7 @@ class Provider(CustomLLM):
                 async for chunk in chunks:
                     await send.send(chunk)
 
-        with start_blocking_portal() as loop, receive:
+        with _loop_in_a_thread() as loop, receive:
             # One task runs the whole stream: its cancel scopes may not change tasks.
             pumping = loop.start_task_soon(pump)
             try:
@@ -203,6 +205,27 @@ def _of_client(optional: Mapping[str, Any], prepared: Prepared) -> Mapping[str, 
     ):
         return optional
     return {name: value for name, value in optional.items() if name != _CACHE_KEY}
+
+
+@contextmanager
+def _loop_in_a_thread() -> Iterator[BlockingPortal]:
+    """Yield an event loop that runs in a thread. LiteLLM's clients of the loop close with it."""
+    with start_blocking_portal() as loop:
+        try:
+            yield loop
+        finally:
+            loop.call(close_clients)
+
+
+async def close_clients() -> None:
+    """Close the clients that LiteLLM keeps for the running event loop."""
+    kept = litellm.in_memory_llm_clients_cache.cache_dict
+    loop = f"-{id(asyncio.get_running_loop())}"
+    for key in [key for key in kept if key.endswith(loop)]:
+        client = kept.pop(key)
+        if inspect.iscoroutinefunction(getattr(client, "close", None)):
+            await client.close()
+    await asyncio.sleep(0)  # a transport closes in the loop's next step
 
 
 async def _next(chunks: MemoryObjectReceiveStream[ModelResponseStream]) -> Any:
