@@ -308,7 +308,7 @@ def test_a_new_script_needs_the_old_calls_to_be_over(
 ) -> None:
     upstream.play(Script(fault=always(HANG)))
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(ask, client, timeout=0.2)
+        waiting = pool.submit(ask, client, timeout=3.0)
         upstream.wait_until(lambda u: len(u.alive) == 1)
         with pytest.raises(AssertionError, match="still alive"):
             upstream.play(Script())

@@ -189,6 +189,9 @@ FaultRule = Callable[[Call], Fault | None]
 ReplyRule = Callable[[Call, int], Reply | str]
 
 
+_CLOSING_S: Final = 2.0
+
+
 def no_fault(_: Call) -> Fault | None:
     return None
 
@@ -270,6 +273,8 @@ class Upstream:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def play(self, script: Script) -> None:
+        with self._changed:  # the proxy may still be closing calls of the test before
+            self._changed.wait_for(lambda: not self.alive, _CLOSING_S)
         assert not self.alive, f"{len(self.alive)} calls of the script before are still alive"
         self.calls = []
         self.script = script
