@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import anthropic
+import openai
 import pytest
 
 from tests.gateway.shared import STOCK_KEYS, shared_config
@@ -20,6 +22,20 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
     """The shared proxy; modules that need other keys or settings start their own."""
     with Proxy(shared_config(upstream), tmp_path_factory.mktemp("proxy")) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def client(proxy: Proxy) -> Iterator[openai.OpenAI]:
+    with proxy.openai() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def claude(proxy: Proxy) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(
+        base_url=proxy.url, api_key=proxy.master_key, max_retries=0, timeout=60
+    ) as made:
+        yield made
 
 
 @pytest.fixture(scope="package")

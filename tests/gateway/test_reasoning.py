@@ -1,7 +1,6 @@
 """Reasoning and progress, in the form that clients require which check what they get."""
 
 import json
-from collections.abc import Iterator
 from typing import Any, get_args
 
 import anthropic
@@ -31,20 +30,6 @@ def thoughts_and_tools(call: Call, choice: int) -> Reply:
 @pytest.fixture(autouse=True)
 def thinking_model(upstream: Upstream) -> None:
     upstream.play(Script(reply=thoughts_and_tools))
-
-
-@pytest.fixture(scope="module")
-def client(proxy: Proxy) -> Iterator[openai.OpenAI]:
-    with proxy.openai() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def claude(proxy: Proxy) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(
-        base_url=proxy.url, api_key=proxy.master_key, max_retries=0, timeout=60
-    ) as made:
-        yield made
 
 
 def classes_by_type(union: object) -> dict[str, type[BaseModel]]:

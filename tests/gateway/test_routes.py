@@ -1,6 +1,5 @@
 """Every route, streamed and not, through the clients that people use."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import anthropic
@@ -25,20 +24,6 @@ QUESTION: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "c
 
 def differing(call: Call, choice: int) -> str:
     return f"By way {call.index}.{choice}: 42.\nRating: {1 + choice}\nANSWER: 42"
-
-
-@pytest.fixture(scope="module")
-def client(proxy: Proxy) -> Iterator[openai.OpenAI]:
-    with proxy.openai() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def claude(proxy: Proxy) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(
-        base_url=proxy.url, api_key=proxy.master_key, max_retries=0, timeout=60
-    ) as made:
-        yield made
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -1,6 +1,5 @@
 """The helpers of OpenAI's and Anthropic's SDKs, on an alias and on free forms."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import anthropic
@@ -8,7 +7,6 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.proxy import Proxy
 from tests.upstream import Call, Reply, Script, Upstream
 
 MODELS = ("careful", "bon(n=2)-base", "re2&moa-base")
@@ -35,20 +33,6 @@ class Sum(BaseModel):
 
 
 AS_JSON = '{"value": 42, "steps": ["10 * 4", "2"]}'
-
-
-@pytest.fixture(scope="module")
-def client(proxy: Proxy) -> Iterator[openai.OpenAI]:
-    with proxy.openai() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def claude(proxy: Proxy) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(
-        base_url=proxy.url, api_key=proxy.master_key, max_retries=0, timeout=60
-    ) as made:
-        yield made
 
 
 def rated_or(answer: Reply | str) -> Script:
