@@ -34,6 +34,7 @@ LAYERS = [
     {"answers", "search", "sandbox", "llm", "prompts"},
     {"solver", "code_execution", "trace", "budget", "caller_cache", "own_fields"},
     {"context"},
+    {"reading"},
     {"registry", "fanout", "final_answer"},
     {"decoding", "judging", "settings"},
     {"approaches", "local_provider"},

@@ -29,7 +29,7 @@ from optillm_hooks.sandbox.zygote import FORK_REQUEST
 from optillm_hooks.types import Json
 
 MAX_WORKERS: Final = max(2, os.cpu_count() or 1)
-"""Maximum number of concurrent workers per event loop; further requests wait."""
+"""Maximum number of concurrent workers per event loop and module; further requests wait."""
 
 # Bypasses the package's own __init__, which takes as long to import as a solver.
 _BOOTSTRAP: Final = """\
@@ -79,7 +79,7 @@ async def ask_worker(module: str, request: Json, limits: WorkerLimits) -> Json:
     Raises:
         WorkerFailed: it ran out of time or memory, its reply was too long, or it crashed.
     """
-    async with _slot():
+    async with _slot(module):
         try:
             async with asyncio.timeout(limits.seconds):
                 reply, status = await _ask_with_retry(module, json.dumps(request).encode(), limits)
@@ -253,11 +253,14 @@ async def _kill_worker(life: socket.socket) -> bool:
     return True
 
 
-_slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+_slots: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Semaphore]] = (
+    WeakKeyDictionary()
+)
 
 
 @asynccontextmanager
-async def _slot() -> AsyncIterator[None]:
-    loop = asyncio.get_running_loop()
-    async with _slots.setdefault(loop, asyncio.Semaphore(MAX_WORKERS)):
+async def _slot(module: str) -> AsyncIterator[None]:
+    """Wait for one of the places of `module`, which no other module takes."""
+    places = _slots.setdefault(asyncio.get_running_loop(), {})
+    async with places.setdefault(module, asyncio.Semaphore(MAX_WORKERS)):
         yield
