@@ -35,9 +35,9 @@ _MARKED_LINE = re.compile(
 
 def with_solutions(chat: Chat, solutions: Sequence[Completion], request: str, rng: Random) -> Chat:
     """Return `chat` with `solutions` as data, in random order, and `request`."""
-    mark = fence(rng)
     texts = [without_reasoning(solution.text) for solution in solutions]
     rng.shuffle(texts)
+    mark = fence(chat, texts)
     shown = f"{data_notice('solution', mark)}\n\n{enclose(texts, 'solution', mark)}"
     return ask(chat, f"{shown}\n\n{request}")
 

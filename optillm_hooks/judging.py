@@ -3,7 +3,7 @@
 Also the vote over final answers, which asks a model where too few answers can be read.
 
 The judge sees the whole conversation, and the candidates as data: between lines that carry a mark
-made for this request, so that no candidate can give the judge instructions. If a verdict cannot be
+made from them all, so that no candidate can give the judge instructions. If a verdict cannot be
 parsed, the judge is asked once more. A second unreadable verdict is ignored: it counts neither as a
 zero nor as a vote for the first candidate.
 """
@@ -93,7 +93,7 @@ async def rate_all(
     readable ratings. From `until` on, ratings that are still missing are given up. The trace counts
     the lost ones.
     """
-    prompts = [_rating_prompt(chat, text, fence(ctx.rng), low, high) for text in candidates]
+    prompts = [_rating_prompt(chat, text, low, high) for text in candidates]
     plea = f"Give the rating alone: one number from {low:g} to {high:g}."
 
     def rating(prompt: Chat, repeat: int) -> Callable[[], Awaitable[float | None]]:
@@ -133,7 +133,7 @@ async def choose(
 
     def comparison(order: Sequence[int]) -> Callable[[], Awaitable[int | None]]:
         shown = [candidates[at] for at in order]
-        prompt = _choice_prompt(chat, shown, fence(ctx.rng), criterion)
+        prompt = _choice_prompt(chat, shown, criterion)
 
         def read(text: str) -> int | None:
             place = read_choice(text, len(order))
@@ -182,14 +182,16 @@ async def _ask_twice(
     return None if second.truncated else read(second.text)
 
 
-def _rating_prompt(chat: Chat, candidate: str, mark: str, low: float, high: float) -> Chat:
+def _rating_prompt(chat: Chat, candidate: str, low: float, high: float) -> Chat:
+    shown = _shown([candidate])
+    mark = fence(chat, shown)
     return ask(
         chat,
         f"""\
 The conversation ends here; do not continue it. Below is an answer that was given to its last \
 message. {data_notice(_LABEL, mark)}
 
-{_enclosed([candidate], mark)}
+{enclose(shown, _LABEL, mark)}
 
 Rate that answer from {low:g} (wrong or useless) to {high:g} (could not be better). What counts \
 is whether it is correct, then whether it is complete, then whether it is clear. Check what it \
@@ -198,14 +200,16 @@ RATING: <number>""",
     )
 
 
-def _choice_prompt(chat: Chat, candidates: Sequence[str], mark: str, criterion: str) -> Chat:
+def _choice_prompt(chat: Chat, candidates: Sequence[str], criterion: str) -> Chat:
+    shown = _shown(candidates)
+    mark = fence(chat, shown)
     return ask(
         chat,
         f"""\
 The conversation ends here; do not continue it. Below are {len(candidates)} answers that were \
 given to its last message, in no particular order. {data_notice(_LABEL, mark)}
 
-{_enclosed(candidates, mark)}
+{enclose(shown, _LABEL, mark)}
 
 Say which of them {criterion}. Compare what they claim, not their length or tone. You may think \
 first. End with a line of its own:
@@ -213,6 +217,6 @@ BEST: <number>""",
     )
 
 
-def _enclosed(candidates: Sequence[str], mark: str) -> str:
-    """Return the candidates as data, without their reasoning, which the judge is not to rate."""
-    return enclose([without_reasoning(text) or text for text in candidates], _LABEL, mark)
+def _shown(candidates: Sequence[str]) -> list[str]:
+    """Return the candidates without their reasoning, which the judge is not to rate."""
+    return [without_reasoning(text) or text for text in candidates]

@@ -1,8 +1,8 @@
 """Prompt building: edits of a conversation, and texts shown to a model as data."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from random import Random
 
 from optillm_hooks.types import Chat, Message
 
@@ -60,15 +60,19 @@ def ask(chat: Chat, request: str) -> Chat:
     return (*chat, Message("user", request))
 
 
-def fence(rng: Random) -> str:
-    """Return a mark that no text written before this request can contain."""
-    return f"{rng.getrandbits(64):016x}"
+def fence(chat: Chat, texts: Sequence[str]) -> str:
+    """Return the mark of the frames around `texts` in a prompt that continues `chat`.
+
+    It is a hash of all of them, so none can contain it: whoever writes a text to fit a mark changes
+    the mark. The same prompt has the same mark, so that LiteLLM's cache can answer it.
+    """
+    return hashlib.sha256(repr((chat, *texts)).encode()).hexdigest()[:16]
 
 
 def enclose(texts: Sequence[str], label: str, mark: str) -> str:
     """Return `texts` as data: numbered from 1, each between lines that carry `mark`.
 
-    The mark is made per request (`fence`), so a text cannot close its own frame and give the model
+    The mark is made from the texts (`fence`), so none can close its own frame and give the model
     instructions. If a text contains the mark all the same, a blank replaces it.
     """
     return "\n\n".join(

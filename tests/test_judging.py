@@ -190,12 +190,15 @@ async def test_a_candidate_cannot_speak_to_the_judge() -> None:
 
 
 @pytest.mark.anyio
-async def test_the_mark_of_one_request_is_not_that_of_another() -> None:
-    marks = set[str]()
-    for seed in range(20):
-        _, llm = await ratings(["2"], ["a"], context(seed=seed))
-        marks.update(re.findall(r"<answer 1 (\w{16})>", llm.calls[0][0][-1].text))
-    assert len(marks) == 20
+async def test_the_mark_depends_on_the_answer_and_not_on_the_seed() -> None:
+    """A cache can give the judge's verdict on the same answer to the same conversation."""
+    prompts = set[str]()
+    for seed in range(5):
+        for text in ("a", "b"):
+            _, llm = await ratings(["2"], [text], context(seed=seed))
+            prompts.add(llm.calls[0][0][-1].text)
+    marks = {mark for prompt in prompts for mark in re.findall(r"<answer 1 (\w{16})>", prompt)}
+    assert (len(prompts), len(marks)) == (2, 2)
 
 
 @pytest.mark.anyio

@@ -392,7 +392,7 @@ class _Candidate:
             )
         if not self.approach:
             return chat
-        mark = fence(self.rng)
+        mark = fence(chat, self.approach)
         shown = enclose(self.approach, "approach", mark)
         return ask(chat, f"Follow this approach. {data_notice('approach', mark)}\n\n{shown}")
 

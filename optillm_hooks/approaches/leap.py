@@ -105,13 +105,12 @@ async def leap(chat: Chat, llm: LLM, params: LeapParams, ctx: Context) -> FinalC
     Without examples, or without a mistake on any of them, it is the plain call. If an earlier call
     fails, only its own part of the principles is missing.
     """
-    mark = fence(ctx.rng)
     examples = params.examples or await _found(chat, llm, ctx)
     principles: tuple[str, ...] = ()
     if examples:
-        principles = await _principles(chat, examples, llm, params, ctx, mark)
+        principles = await _principles(chat, examples, llm, params, ctx)
     ctx.trace.note("leap", examples=len(examples), principles=len(principles))
-    return FinalCall(_advised(chat, params.examples, principles, mark))
+    return FinalCall(_advised(chat, params.examples, principles))
 
 
 async def _found(chat: Chat, llm: LLM, ctx: Context) -> tuple[Example, ...]:
@@ -145,12 +144,7 @@ def _example(entry: object) -> Example | None:
 
 
 async def _principles(
-    chat: Chat,
-    examples: Sequence[Example],
-    llm: LLM,
-    params: LeapParams,
-    ctx: Context,
-    mark: str,
+    chat: Chat, examples: Sequence[Example], llm: LLM, params: LeapParams, ctx: Context
 ) -> tuple[str, ...]:
     """Return the principles learnt from mistakes on `examples`, from the cache if they are there.
 
@@ -161,23 +155,18 @@ async def _principles(
     principles = ctx.caller_cache.get(key)
     if principles is None:
         ctx.progress(f"learning from {len(examples)} examples")
-        principles, complete = await _learnt(rules, examples, llm, params, ctx, mark)
+        principles, complete = await _learnt(rules, examples, llm, params, ctx)
         if complete:
             ctx.caller_cache.put(key, principles)
     return principles
 
 
 async def _learnt(
-    rules: Chat,
-    examples: Sequence[Example],
-    llm: LLM,
-    params: LeapParams,
-    ctx: Context,
-    mark: str,
+    rules: Chat, examples: Sequence[Example], llm: LLM, params: LeapParams, ctx: Context
 ) -> tuple[tuple[str, ...], bool]:
     """Return new principles, and whether every call that led to them succeeded."""
     lessons = await outcomes(
-        [partial(_lesson, rules, example, llm, params, ctx, mark) for example in examples],
+        [partial(_lesson, rules, example, llm, params, ctx) for example in examples],
         until=ctx.within(0.6),
         enough=0,
     )
@@ -189,7 +178,7 @@ async def _learnt(
     if notes and params.condense:
         try:
             with ctx.trace.step("condensations"):
-                principles = await _condensed(rules, notes, llm, params, mark)
+                principles = await _condensed(rules, notes, llm, params)
         except SampleError:
             complete = False
     return principles, complete
@@ -206,7 +195,7 @@ def _digest(rules: Chat, examples: Sequence[Example], llm: LLM, params: LeapPara
 
 
 async def _lesson(
-    rules: Chat, example: Example, llm: LLM, params: LeapParams, ctx: Context, mark: str
+    rules: Chat, example: Example, llm: LLM, params: LeapParams, ctx: Context
 ) -> str | None:
     """Return the lesson from a mistake on `example`, or None if no attempt at it was wrong.
 
@@ -231,6 +220,7 @@ async def _lesson(
         f"Question: {example.question}\n\nRight answer: {example.answer}\n\n"
         f"Solution: {without_reasoning(wrong[0])}"
     ]
+    mark = fence(rules, shown)
     request = f"{DIAGNOSE}\n{data_notice('case', mark)}\n\n{enclose(shown, 'case', mark)}"
     reply = await llm.complete((*rules, Message("user", request)), Sampling(purpose="judge"))
     return without_reasoning(reply.text) or None
@@ -242,13 +232,14 @@ def _wrong(attempt: str, example: Example) -> bool:
 
 
 async def _condensed(
-    rules: Chat, notes: Sequence[str], llm: LLM, params: LeapParams, mark: str
+    rules: Chat, notes: Sequence[str], llm: LLM, params: LeapParams
 ) -> tuple[str, ...]:
     """Return the principles that sum up `notes`.
 
     Raises:
         SampleError: the call failed, or its reply has no principle.
     """
+    mark = fence(rules, notes)
     request = (
         f"{CONDENSE.format(most=params.max_principles)}\n{data_notice('note', mark)}\n\n"
         f"{enclose(notes, 'note', mark)}"
@@ -260,11 +251,12 @@ async def _condensed(
     return tuple(principles)
 
 
-def _advised(chat: Chat, listed: Sequence[Example], principles: Sequence[str], mark: str) -> Chat:
+def _advised(chat: Chat, listed: Sequence[Example], principles: Sequence[str]) -> Chat:
     """Return `chat` with the listed examples and the principles before its question."""
+    worked = [f"Question: {e.question}\nAnswer: {e.answer}" for e in listed]
+    mark = fence(chat, [*worked, *principles])
     parts: list[str] = []
-    if listed:
-        worked = [f"Question: {e.question}\nAnswer: {e.answer}" for e in listed]
+    if worked:
         parts.append(f"{WORKED}\n\n{enclose(worked, 'example', mark)}")
     if principles:
         parts.append(f"{ADVICE}\n\n{enclose(principles, 'principle', mark)}")

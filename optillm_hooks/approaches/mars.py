@@ -378,7 +378,7 @@ class _Team:
             calls = []
             for number in range(params.population_size):
                 subset = [solution.text for solution in rng.sample(population, size)]
-                request = _framed(subset, "attempt", AGGREGATE.format(count=size), fence(rng))
+                request = self._framed(subset, "attempt", AGGREGATE.format(count=size))
                 agent = number % params.num_agents
                 calls.append(self._writing(agent, request, params.aggregation_temperature, number))
             merged = await self._written(calls, "merges", until=self.ctx.within(0.7 / left))
@@ -391,7 +391,7 @@ class _Team:
 
     async def _exchange(self, explored: Sequence[Solution], rng: Random) -> list[Solution]:
         """Return each solution improved by its author with the strategies of up to two others."""
-        requests = [_framed([s.text], "attempt", EXTRACT, fence(rng)) for s in explored]
+        requests = [self._framed([s.text], "attempt", EXTRACT) for s in explored]
         ended = await outcomes(
             [
                 partial(
@@ -414,7 +414,7 @@ class _Team:
             others = [text for other, text in strategies.items() if other != at]
             if others:
                 peers = rng.sample(others, min(2, len(others)))
-                request = _framed([solution.text, *peers], "part", ENHANCE, fence(rng))
+                request = self._framed([solution.text, *peers], "part", ENHANCE)
                 temperature = 0.9 * _temperature(solution.author)
                 calls.append(self._writing(solution.author, request, temperature, at))
         enhanced = await self._written(calls, "enhancements", until=self.ctx.within(0.6))
@@ -434,12 +434,9 @@ class _Team:
         """Verify each of `solutions` until it is confirmed or no longer can be."""
         if solutions:
             self.ctx.progress(f"checking {len(solutions)} solutions")
-            marks = [fence(self.ctx.rng) for _ in solutions]
-            await outcomes(
-                [partial(self._verify, s, m) for s, m in zip(solutions, marks, strict=True)]
-            )
+            await outcomes([partial(self._verify, solution) for solution in solutions])
 
-    async def _verify(self, solution: Solution, mark: str) -> None:
+    async def _verify(self, solution: Solution) -> None:
         """Add verdicts by agents other than the author, or by the author if there is no other.
 
         The verdicts that a confirmation still needs are requested concurrently. A verdict that
@@ -447,7 +444,7 @@ class _Team:
         """
         params = self.params
         others = [a for a in range(params.num_agents) if a != solution.author] or [solution.author]
-        asked = ask(self.chat, _framed([solution.text], "answer", VERIFY, mark))
+        asked = ask(self.chat, self._framed([solution.text], "answer", VERIFY))
         made = 0
         while (missing := params.verification_passes_required - solution.passes) > 0:
             if made + missing > params.max_verification_attempts:
@@ -474,12 +471,11 @@ class _Team:
         """
         failed = [s for s in self.ranked(pool) if s.reports and not self.is_confirmed(s)]
         chosen = failed[: self.params.num_agents]
-        mark = fence(self.ctx.rng)
         ended = await outcomes(
             [
                 self._writing(
                     solution.author,
-                    _framed([solution.text, *solution.reports], "part", IMPROVE, mark),
+                    self._framed([solution.text, *solution.reports], "part", IMPROVE),
                     0.8 * _temperature(solution.author),
                     number,
                 )
@@ -534,11 +530,15 @@ class _Team:
         fallback = self.shown(shown[0])
         self.ctx.offer(fallback)
         self.ctx.progress("writing the answer")
-        mark = fence(self.ctx.rng)
-        attempts = _framed([solution.text for solution in shown], "attempt", "", mark)
+        attempts = [solution.text for solution in shown]
         findings = [report for solution in shown for report in solution.reports]
-        request = f"{attempts}{_framed(findings, 'finding', SYNTHESISE, mark)}"
+        mark = fence(self.chat, [*attempts, *findings])
+        request = _framed(findings, "finding", SYNTHESISE, mark)
+        request = _framed(attempts, "attempt", request, mark)
         return FinalCall(ask(self.chat, request), Sampling(temperature=0.3), fallback=fallback)
+
+    def _framed(self, texts: Sequence[str], label: str, request: str) -> str:
+        return _framed(texts, label, request, fence(self.chat, texts))
 
     def _presented(self, reply: Completion) -> Result:
         if self.params.use_thinking_tags and not wants_json(self.ctx.client):

@@ -110,7 +110,6 @@ async def mcts(chat: Chat, llm: LLM, params: MctsParams, ctx: Context) -> Answer
         SamplesFailed: not even a first solution was written.
     """
     judge = ctx.llm(params.judge) if params.judge else llm
-    mark = fence(ctx.rng)
     tree: Tree = MCTS(None, lambda _: range(params.branching), exploration=params.exploration)
     trials = tree.ask_many(params.branching)
     sampling = Sampling(temperature=params.temperature)
@@ -125,7 +124,7 @@ async def mcts(chat: Chat, llm: LLM, params: MctsParams, ctx: Context) -> Answer
         share = len(trials) / left
         left -= len(trials)
         ctx.progress(f"simulation {params.simulations - left} of {params.simulations}")
-        grow = [partial(_grow, trial, chat, llm, params, mark) for trial in trials]
+        grow = [partial(_grow, trial, chat, llm, params) for trial in trials]
         grown = await outcomes(grow, until=ctx.within(0.6 * share), enough=0)
         chains = [[] if isinstance(chain, SampleError) else chain for chain in grown]
         planned = params.depth * len(trials)
@@ -145,7 +144,7 @@ async def mcts(chat: Chat, llm: LLM, params: MctsParams, ctx: Context) -> Answer
 
 
 async def _grow(
-    trial: Trial[Solution | None, int], chat: Chat, llm: LLM, params: MctsParams, mark: str
+    trial: Trial[Solution | None, int], chat: Chat, llm: LLM, params: MctsParams
 ) -> list[Completion]:
     """Return `depth` solutions, each a refinement of the one before; fewer if a call fails.
 
@@ -157,7 +156,7 @@ async def _grow(
     # The first solutions have the sample numbers below `branching`.
     sampling = Sampling(temperature=params.temperature, sample=params.branching + trial.move)
     while len(written) < params.depth:
-        prompt = _refining(chat, draft, mark) if draft else chat
+        prompt = _refining(chat, draft) if draft else chat
         try:
             draft = await llm.complete(prompt, sampling)
         except SampleError:
@@ -170,8 +169,10 @@ async def _grow(
     return written
 
 
-def _refining(chat: Chat, draft: Completion, mark: str) -> Chat:
-    shown = enclose([without_reasoning(draft.text)], "draft", mark)
+def _refining(chat: Chat, draft: Completion) -> Chat:
+    text = without_reasoning(draft.text)
+    mark = fence(chat, [text])
+    shown = enclose([text], "draft", mark)
     return ask(chat, f"{REFINE}\n{data_notice('draft', mark)}\n\n{shown}")
 
 

@@ -131,17 +131,17 @@ class _Panel:
 
     def __init__(self, chat: Chat, proposals: Sequence[Completion], ctx: Context) -> None:
         self._chat = chat
-        self._mark = fence(ctx.rng)
         shuffled = ctx.rng.sample(proposals, len(proposals))
         self._texts = [without_reasoning(proposal.text) for proposal in shuffled]
 
     def asked(self, request: str, critique: str | None = None) -> Chat:
         """Return the conversation with the proposals, their critique if any, and `request`."""
-        parts = [INTRO, data_notice(PROPOSAL, self._mark)]
-        parts.append(enclose(self._texts, PROPOSAL, self._mark))
-        if critique:
-            parts += ["A review of them:", data_notice(REVIEW, self._mark)]
-            parts.append(enclose([critique], REVIEW, self._mark))
+        reviews = [critique] if critique else []
+        mark = fence(self._chat, [*self._texts, *reviews])
+        parts = [INTRO, data_notice(PROPOSAL, mark), enclose(self._texts, PROPOSAL, mark)]
+        if reviews:
+            parts += ["A review of them:", data_notice(REVIEW, mark)]
+            parts.append(enclose(reviews, REVIEW, mark))
         return ask(self._chat, "\n\n".join([*parts, request]))
 
 

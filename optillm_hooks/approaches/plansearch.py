@@ -103,12 +103,11 @@ async def plansearch(chat: Chat, llm: LLM, params: PlansearchParams, ctx: Contex
     Raises:
         SamplesFailed: no answer was written.
     """
-    mark = fence(ctx.rng)
     observations = await _observed(chat, llm, params, ctx)
     drawn = draw_subsets(observations, params.leaves, params.subset_size, ctx.rng)
     ctx.progress(f"{len(drawn)} plans from {len(observations)} observations")
     leaves = [
-        partial(_leaf, chat, llm, params, ctx, subset, number, mark)
+        partial(_leaf, chat, llm, params, ctx, subset, number)
         for number, subset in enumerate(drawn)
     ]
     written = await finished(leaves, until=ctx.within(0.7))
@@ -187,14 +186,14 @@ async def _leaf(
     ctx: Context,
     subset: Sequence[str],
     number: int,
-    mark: str,
 ) -> Completion:
     """Return the answer of leaf `number`, whose plan starts from the observations of `subset`."""
     sampling = Sampling(temperature=params.temperature, sample=number)
     if ctx.reasons(llm):
-        return await llm.complete(_considering(chat, subset, mark), sampling)
+        return await llm.complete(_considering(chat, subset), sampling)
     planning = ask(chat, PLAN_FREELY)
     if subset:
+        mark = fence(chat, subset)
         shown = enclose(subset, "observation", mark)
         request = PLAN.format(derived=params.derived)
         planning = ask(chat, f"{request}\n{data_notice('observation', mark)}\n\n{shown}")
@@ -202,14 +201,17 @@ async def _leaf(
         plan = await llm.complete(
             planning, replace(sampling, purpose="draft", fields=ctx.no_tool_calls)
         )
-    shown = enclose([without_reasoning(plan.text)], "plan", mark)
+    text = without_reasoning(plan.text)
+    mark = fence(chat, [text])
+    shown = enclose([text], "plan", mark)
     return await llm.complete(
         ask(chat, f"{ANSWER}\n{data_notice('plan', mark)}\n\n{shown}"), sampling
     )
 
 
-def _considering(chat: Chat, subset: Sequence[str], mark: str) -> Chat:
+def _considering(chat: Chat, subset: Sequence[str]) -> Chat:
     if not subset:
         return chat
+    mark = fence(chat, subset)
     shown = enclose(subset, "observation", mark)
     return ask(chat, f"{CONSIDER}\n{data_notice('observation', mark)}\n\n{shown}")

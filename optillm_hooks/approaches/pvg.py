@@ -116,7 +116,6 @@ async def pvg(chat: Chat, llm: LLM, params: PvgParams, ctx: Context) -> Result:
         SamplesFailed: the first round gave no helpful solution.
     """
     verifier = ctx.llm(params.verifier) if params.verifier else llm
-    mark = fence(ctx.rng)
     game = Game()
     points = ""
     for number in range(params.num_rounds):
@@ -135,7 +134,7 @@ async def pvg(chat: Chat, llm: LLM, params: PvgParams, ctx: Context) -> Result:
         best = game.best(question(chat), as_json=wants_json(ctx.client))
         ctx.offer(ctx.bounded(_unmarked(best, chat, ctx), llm.facts))
         if rounds_left > 1:
-            points = await _reviewed(chat, best, llm, ctx, mark)
+            points = await _reviewed(chat, best, llm, ctx)
     ctx.trace.note(
         "game",
         solutions=len(game.solutions),
@@ -200,9 +199,11 @@ async def _rate(
     game.decoy_ratings += ratings[len(solutions) :]
 
 
-async def _reviewed(chat: Chat, best: Completion, llm: LLM, ctx: Context, mark: str) -> str:
+async def _reviewed(chat: Chat, best: Completion, llm: LLM, ctx: Context) -> str:
     """Return what the prompt of the next round's provers adds: the points of a review."""
-    shown = enclose([without_reasoning(best.text)], "solution", mark)
+    solution = [without_reasoning(best.text)]
+    mark = fence(chat, solution)
+    shown = enclose(solution, "solution", mark)
     request = f"{REVIEW}\n{data_notice('solution', mark)}\n\n{shown}"
     try:
         with ctx.trace.step("reviews"):
@@ -211,5 +212,6 @@ async def _reviewed(chat: Chat, best: Completion, llm: LLM, ctx: Context, mark: 
                 raise EmptyCompletion
     except SampleError:
         return ""
+    mark = fence(chat, [text])
     shown = enclose([text], "points", mark)
     return f"\n\n{CARE} {data_notice('points', mark)}\n\n{shown}"

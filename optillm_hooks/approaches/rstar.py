@@ -194,7 +194,7 @@ async def rstar(chat: Chat, llm: LLM, params: RstarParams, ctx: Context) -> Resu
     Raises:
         SamplesFailed: no trajectory was completed.
     """
-    mark, reasons, form = fence(ctx.rng), ctx.reasons(llm), _form(chat, ctx)
+    reasons, form = ctx.reasons(llm), _form(chat, ctx)
     tree = MCTS[Step | None, Action](
         None, lambda node: _moves(node, params, ctx.rng, reasons), exploration=params.c
     )
@@ -206,9 +206,7 @@ async def rstar(chat: Chat, llm: LLM, params: RstarParams, ctx: Context) -> Resu
         ctx.progress(f"{done} of {params.num_rollouts} trajectories")
         plans = [_plan(trial, params, ctx.rng, reasons) for trial in trials]
         rollouts = [
-            partial(
-                _rollout, trial.node, plan, chat, llm, replace(sampling, sample=number), mark, form
-            )
+            partial(_rollout, trial.node, plan, chat, llm, replace(sampling, sample=number), form)
             for number, (trial, plan) in enumerate(zip(trials, plans, strict=True), start=done)
         ]
         rolled = await outcomes(rollouts, until=ctx.within(0.7 * len(trials) / left))
@@ -223,7 +221,7 @@ async def rstar(chat: Chat, llm: LLM, params: RstarParams, ctx: Context) -> Resu
     if (usual := contenders([trajectory.completion for trajectory in found])[0]).tool_calls:
         return usual
     discriminator = ctx.llm(params.discriminator) if params.discriminator else llm
-    best = await _best(found, chat, llm, discriminator, ctx, mark)
+    best = await _best(found, chat, llm, discriminator, ctx)
     return answer_from(chat, _unmarked(best, form), llm, ctx)
 
 
@@ -237,12 +235,7 @@ def _unmarked(trajectory: Trajectory, form: str) -> Completion:
 
 
 async def _best(
-    found: Sequence[Trajectory],
-    chat: Chat,
-    llm: LLM,
-    discriminator: LLM,
-    ctx: Context,
-    mark: str,
+    found: Sequence[Trajectory], chat: Chat, llm: LLM, discriminator: LLM, ctx: Context
 ) -> Trajectory:
     """Return the trusted trajectory with the highest value times share, or the best of all."""
     answers = [trajectory.answer for trajectory in found]
@@ -250,7 +243,7 @@ async def _best(
     support = _shares(answers)
     usual, form = found[support.index(max(support))], _form(chat, ctx)
     ctx.offer(ctx.bounded(_unmarked(usual, form), llm.facts))
-    trusted = await _trusted(found, chat, discriminator, ctx, mark)
+    trusted = await _trusted(found, chat, discriminator, ctx)
     candidates = trusted or range(len(found))
     best = max(candidates, key=lambda i: found[i].value * support[i])
     ctx.trace.note("rstar", trajectories=len(found), trusted=len(trusted), support=support[best])
@@ -292,7 +285,6 @@ async def _rollout(
     chat: Chat,
     llm: LLM,
     sampling: Sampling,
-    mark: str,
     form: str,
 ) -> list[Step]:
     """Return the steps of a rollout that takes the actions of `plan` from `start`."""
@@ -300,18 +292,19 @@ async def _rollout(
     steps: list[Step] = []
     for action in plan:
         request = REQUESTS[action] + (form if action is Action.FINISH else "")
-        prompt = _acting(chat, request, [*before, *steps], mark)
+        prompt = _acting(chat, request, [*before, *steps])
         purpose: Purpose = "solution" if action is Action.FINISH else "draft"
         completion = await llm.complete(prompt, replace(sampling, purpose=purpose))
         steps.append(Step(action, completion))
     return steps
 
 
-def _acting(chat: Chat, request: str, steps: Sequence[Step], mark: str) -> Chat:
+def _acting(chat: Chat, request: str, steps: Sequence[Step]) -> Chat:
     if not steps:
         return ask(chat, request)
-    shown = enclose([without_reasoning(step.completion.text) for step in steps], "step", mark)
-    notice = data_notice("step", mark)
+    texts = [without_reasoning(step.completion.text) for step in steps]
+    mark = fence(chat, texts)
+    notice, shown = data_notice("step", mark), enclose(texts, "step", mark)
     return ask(chat, f"{SO_FAR} {notice}\n\n{shown}\n\n{request}")
 
 
@@ -345,7 +338,7 @@ def _tell(
 
 
 async def _trusted(
-    found: Sequence[Trajectory], chat: Chat, discriminator: LLM, ctx: Context, mark: str
+    found: Sequence[Trajectory], chat: Chat, discriminator: LLM, ctx: Context
 ) -> list[int]:
     """Return the indices of the trajectories whose answer the discriminator also reaches.
 
@@ -361,7 +354,7 @@ async def _trusted(
     asked = [
         partial(
             discriminator.complete,
-            _completing(chat, hint, COMPLETE + form, mark),
+            _completing(chat, hint, COMPLETE + form),
             Sampling(purpose="judge"),
         )
         for hint in hints
@@ -381,7 +374,8 @@ async def _trusted(
     ]
 
 
-def _completing(chat: Chat, hint: str, request: str, mark: str) -> Chat:
+def _completing(chat: Chat, hint: str, request: str) -> Chat:
+    mark = fence(chat, [hint])
     shown = enclose([hint], "beginning", mark)
     return ask(chat, f"{request}\n{data_notice('beginning', mark)}\n\n{shown}")
 

@@ -96,9 +96,9 @@ async def _remade(
         SampleError: one of the two calls failed, the description is empty, or the answer is
             truncated.
     """
-    mark = fence(ctx.rng)
-    work = enclose([without_reasoning(first.text)], "work", mark)
-    request = f"{DESCRIBE}\n{data_notice('work', mark)}\n\n{work}"
+    work = [without_reasoning(first.text)]
+    mark = fence((), work)
+    request = f"{DESCRIBE}\n{data_notice('work', mark)}\n\n{enclose(work, 'work', mark)}"
     draft = Sampling(temperature=params.temperature, purpose="draft")
     with ctx.trace.step("descriptions"):
         reply = await llm.complete((Message("user", request),), draft)
@@ -124,9 +124,9 @@ def _whole(reply: Completion) -> Completion:
 
 
 def _merging(chat: Chat, first: Completion, second: Completion, ctx: Context) -> Chat:
-    mark = fence(ctx.rng)
     versions = [without_reasoning(first.text), without_reasoning(second.text)]
     ctx.rng.shuffle(versions)
+    mark = fence(chat, versions)
     shown = enclose(versions, "version", mark)
     return ask(chat, f"{MERGE}\n{data_notice('version', mark)}\n\n{shown}")
 

@@ -75,25 +75,30 @@ class Z3Params(DraftingParams):
     )
 
 
-def repair_request(message: str, mark: str) -> str:
-    return (
+def repair_request(asked: Chat, reply: str, message: str) -> Chat:
+    mark = fence(asked, [reply, message])
+    request = (
         f"The solver could not use this. {data_notice('message', mark)}\n\n"
         f"{enclose([message], 'message', mark)}\n\n"
         "Reply with the whole corrected formalisation in one fenced block, or with NONE."
     )
+    return follow_up(asked, reply, request)
 
 
-def answer_request(work: Formalisation, report: Report, mark: str) -> str:
+def answer_request(chat: Chat, work: Formalisation, report: Report) -> Chat:
+    parts = [work.text, report.text]
+    mark = fence(chat, parts)
     solver = "Z3" if work.kind == "smtlib" else "SymPy"
-    return (
+    request = (
         f"To help you, the question was put formally (part 1) and given to {solver}, which found "
         f"part 2. {data_notice('part', mark)}\n\n"
-        f"{enclose([work.text, report.text], 'part', mark)}\n\n"
+        f"{enclose(parts, 'part', mark)}\n\n"
         "The result is exact for the formalisation: sat gives one way to meet all assertions, "
         "unsat shows that there is none, unknown shows nothing. Check that the formalisation says "
         "what the question says, rely on the result as far as it does, and now answer the question "
         "in the form that it asks for."
     )
+    return ask(chat, request)
 
 
 @approach("z3", Z3Params, cost=lambda _: Cost(calls=3, depth=2))
@@ -117,8 +122,7 @@ async def z3(chat: Chat, llm: LLM, params: Z3Params, ctx: Context) -> Result:
             solved = None
         if solved is None:
             return await direct()
-    request = answer_request(*solved, fence(ctx.rng))
-    return FinalCall(ask(chat, request), fallback=ctx.best)
+    return FinalCall(answer_request(chat, *solved), fallback=ctx.best)
 
 
 async def _plain(chat: Chat, llm: LLM, ctx: Context) -> Completion:
@@ -152,7 +156,7 @@ async def _solved(
         except FormalisationBroken as exc:
             ctx.trace.note("solver", outcome="broken", kind=work.kind, repairs=repair)
             ctx.trace.count("solver_runs", lost=1, of=1)
-            asked = follow_up(asked, reply.text, repair_request(str(exc), fence(ctx.rng)))
+            asked = repair_request(asked, reply.text, str(exc))
         else:
             ctx.trace.count("solver_runs", lost=int(report is None), of=1)
             return None if report is None else (work, report)

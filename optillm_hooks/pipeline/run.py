@@ -222,7 +222,7 @@ class PlanRun:
                 text = without_reasoning(draft.text)
                 if text.strip():
                     ctx.offer(draft)
-                    chat = with_draft(chat, text, ctx)
+                    chat = with_draft(chat, text)
                 return await self._run_chain(rest, chat, llm, ctx, grace_s)
 
     async def _inside(
@@ -315,9 +315,9 @@ def _with_thinking(reply: Answer, tag: str) -> Answer:
     return replace(reply, text=f"<{tag}>{reply.reasoning}</{tag}>{reply.text}", reasoning="")
 
 
-def with_draft(chat: Chat, draft: str, ctx: Context) -> Chat:
+def with_draft(chat: Chat, draft: str) -> Chat:
     """Return `chat` with a draft of its answer, as data, after the question that it answers."""
-    mark = fence(ctx.rng)
+    mark = fence(chat, [draft])
     return ask(
         chat,
         f"{data_notice('draft', mark)}\n\n{enclose([draft], 'draft', mark)}\n\n"

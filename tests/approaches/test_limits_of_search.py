@@ -28,7 +28,7 @@ CALLS = [
     (name, number)
     for name, calls in (
         ("mcts", 10),
-        ("rstar", 18),
+        ("rstar", 15),
         ("pvg", 17),
         ("plansearch", 10),
         ("leap", 6),

@@ -27,7 +27,7 @@ from optillm_hooks.pipeline.run import run, with_draft
 from optillm_hooks.pipeline.stream import stream
 from optillm_hooks.prompts import question
 from optillm_hooks.registry import Kind, NoParams, Rest, Result
-from optillm_hooks.testing import HANG, ONE_CALL, AnsweringLLM, Reply, ScriptedLLM, chat, context
+from optillm_hooks.testing import HANG, ONE_CALL, AnsweringLLM, Reply, ScriptedLLM, chat
 from optillm_hooks.trace import Trace
 from optillm_hooks.types import (
     Answer,
@@ -164,7 +164,7 @@ async def test_the_draft_prompt_keeps_images_and_roles() -> None:
         {"type": "text", "text": "What is it?"},
         {"type": "image_url", "image_url": {"url": "data:,x"}},
     )
-    [turn] = with_draft((Message("user", parts),), "A cat.", context())
+    [turn] = with_draft((Message("user", parts),), "A cat.")
     assert isinstance(turn.content, tuple)
     assert turn.content[:2] == parts
     assert "A cat." in turn.text
