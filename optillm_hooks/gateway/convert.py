@@ -28,6 +28,7 @@ from litellm.types.utils import Usage as LiteLLMUsage
 
 from optillm_hooks.answers.deltas import other_fields
 from optillm_hooks.errors import RequestRejected
+from optillm_hooks.gateway.call_fields import check_call_fields, counts_choices, limits_length
 from optillm_hooks.types import (
     Answer,
     Chat,
@@ -50,12 +51,8 @@ _FINISH_REASONS = frozenset(get_args(FinishReason))
 _ANSWER_FIELDS = frozenset({"role", "content", "tool_calls", "function_call", "reasoning_content"})
 """Fields of a reply's message that have their own attribute in `Answer`."""
 
-_TOKEN_LIMITS = (
-    "max_completion_tokens", "max_tokens", "max_output_tokens", "max_new_tokens",
-    "max_tokens_to_sample", "max_gen_len", "maxOutputTokens", "maxTokens", "num_predict",
-    "n_predict",
-)  # fmt: skip
-"""OpenAI's and providers' names of the token limit; the first one given holds."""
+_TOKEN_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+"""OpenAI's and Anthropic's names of the token limit, which hold before those of other providers."""
 
 _SAMPLING_FIELDS = frozenset({"temperature", "top_p", "stop", "seed", *_TOKEN_LIMITS})
 """Request fields that have their own attribute in `Sampling`."""
@@ -63,11 +60,10 @@ _SAMPLING_FIELDS = frozenset({"temperature", "top_p", "stop", "seed", *_TOKEN_LI
 _REQUEST_FIELDS = frozenset(
     {
         "model", "messages", "n", "stream", "stream_options", "metadata", "drop_params",
-        "additional_drop_params", "best_of", "candidate_count", "candidateCount",
-        "num_generations", "num_return_sequences",
+        "additional_drop_params",
     }
 )  # fmt: skip
-"""Fields that apply to the client's request as a whole, with providers' names of `n`."""
+"""Fields that apply to the client's request as a whole."""
 
 _ROUTER_ARGUMENTS = frozenset(
     {
@@ -106,7 +102,10 @@ def is_forwarded(field: str) -> bool:
     passes on to the provider. All others would tell the router how and where to make the call.
     """
     return field in _COMPLETION_FIELDS or not (
-        field in _LITELLM_FIELDS or field.startswith(_PRIVATE_PREFIXES)
+        field in _LITELLM_FIELDS
+        or field.startswith(_PRIVATE_PREFIXES)
+        or limits_length(field)
+        or counts_choices(field)
     )
 
 
@@ -120,7 +119,6 @@ _WHOLE = _Check(lambda value: type(value) is int, "a whole number")
 _SAMPLING_CHECKS: Mapping[str, _Check] = {
     "temperature": _NUMBER,
     "top_p": _NUMBER,
-    **dict.fromkeys(_TOKEN_LIMITS, _WHOLE),
     "seed": _WHOLE,
     "stop": _Check(
         lambda value: (
@@ -183,12 +181,14 @@ def read_sampling(params: Mapping[str, Any]) -> Sampling:
     Raises:
         RequestRejected: a field that we read ourselves has the wrong type.
     """
+    check_call_fields({k: v for k, v in params.items() if is_forwarded(k) or counts_choices(k)})
     params = _unnested(params)
-    for name, check in _SAMPLING_CHECKS.items():
+    names = [*_TOKEN_LIMITS, *(k for k in params if limits_length(k) and k not in _TOKEN_LIMITS)]
+    given = {name: params[name] for name in names if params.get(name) is not None}
+    for name, check in {**_SAMPLING_CHECKS, **dict.fromkeys(given, _WHOLE)}.items():
         if params.get(name) is not None and not check.allows(params[name]):
             raise RequestRejected(f"{name} must be {check.wanted}", param=name)
     stop = params.get("stop")
-    given = {name: params[name] for name in _TOKEN_LIMITS if params.get(name) is not None}
     limit = next(iter(given.values()), None)
     # Local servers take -1 for no limit; others refuse it, as they do in a plain call.
     unlimited = limit is not None and limit <= 0
@@ -213,8 +213,9 @@ def _unnested(params: Mapping[str, Any]) -> Mapping[str, Any]:
     nested = params.get("extra_body")
     if not isinstance(nested, dict):
         return params
-    moved = {k: v for k, v in nested.items() if k in _SAMPLING_FIELDS}
-    rest = {k: v for k, v in nested.items() if k not in _SAMPLING_FIELDS | _REQUEST_FIELDS}
+    moved = {k: v for k, v in nested.items() if k in _SAMPLING_FIELDS or limits_length(k)}
+    taken = {*moved, *_REQUEST_FIELDS, *filter(counts_choices, nested)}
+    rest = {k: v for k, v in nested.items() if k not in taken}
     given = {k: v for k, v in params.items() if v is not None}
     return {**moved, **given, "extra_body": rest or None}
 
@@ -232,8 +233,11 @@ def write_sampling(sampling: Sampling) -> dict[str, Any]:
         "stop": list(sampling.stop) if sampling.stop else None,
         "seed": sampling.seed,
     }
-    limits = () if sampling.max_tokens is None else _TOKEN_LIMITS
-    fields = {k: v for k, v in sampling.fields.items() if k not in limits}
+    fields = {
+        k: v
+        for k, v in sampling.fields.items()
+        if sampling.max_tokens is None or not limits_length(k)
+    }
     return {**fields, **{k: v for k, v in given.items() if v is not None}}
 
 

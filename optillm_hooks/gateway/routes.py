@@ -233,12 +233,6 @@ def _check_completions(data: Mapping[str, Any]) -> None:
         value = data.get(field)
         if value is not None and value is not False and value != "":
             raise RequestRejected(f"{field}: {reason}", param=field)
-    best_of = data.get("best_of")
-    if best_of is not None and best_of != (data.get("n") or 1):
-        raise RequestRejected(
-            "best_of: use the approach bon, which returns the best of several answers",
-            param="best_of",
-        )
 
 
 _NOT_ON_COMPLETIONS: Final = {
