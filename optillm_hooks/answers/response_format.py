@@ -1,15 +1,16 @@
-"""Validating a reply against the request's `response_format`. Pure functions."""
+"""Validating replies against the request's `response_format`, in a worker process.
 
-import itertools
+The schema is the client's, and checking a text against it has no useful bound: a few lines of
+schema can mean minutes of work, and so can a regular expression in it. The module is a worker of
+`sandbox`, which is killed when its time is up.
+"""
+
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from optillm_hooks.types import Json
-
-_PATTERNS = ("pattern", "patternProperties")
-_REFS = ("$ref", "$dynamicRef", "$recursiveRef")
-_MAX_REFERENCES = 2_000
 
 
 def is_json_mode(response_format: Json) -> bool:
@@ -18,59 +19,73 @@ def is_json_mode(response_format: Json) -> bool:
     return isinstance(response_format, dict) and response_format.get("type") in kinds
 
 
-def fits(text: str, response_format: Json) -> bool:
-    """Return True if `text` satisfies `response_format`.
+def fit(texts: Sequence[str], response_format: Json) -> bool | None:
+    """Return whether all `texts` satisfy `response_format`; None if that cannot be checked.
 
     `json_object` requires a JSON object, `json_schema` requires JSON that matches the schema. Other
-    formats are not checked, nor is JSON if the schema is invalid.
+    formats require nothing. A schema that is invalid cannot be checked.
     """
     if not isinstance(response_format, dict) or not is_json_mode(response_format):
         return True
     try:
-        value = json.loads(text)
+        values = [json.loads(text) for text in texts]
     except (ValueError, RecursionError):
         return False
     if response_format["type"] == "json_object":
-        return isinstance(value, dict)
+        return all(isinstance(value, dict) for value in values)
     wrapper = response_format.get("json_schema")
     schema = wrapper.get("schema") if isinstance(wrapper, dict) else None
-    return not isinstance(schema, dict) or _fits_schema(value, schema)
+    return True if schema is None else _fit_schema(values, schema)
 
 
-def _fits_schema(value: Json, schema: dict[str, Json]) -> bool:
-    """Return True if `value` matches a client's schema; the work is bounded.
+def _fit_schema(values: Sequence[Json], schema: Json) -> bool | None:
+    """Return whether all `values` match a client's schema; None if that cannot be checked.
 
-    References are resolved only within the schema, never over the network, and at most
-    `_MAX_REFERENCES` times: two recursive references double the work at each level of the value.
-    Regular expressions are not checked: a client's could block the event loop.
+    References are resolved only within the schema, never over the network.
     """
-    import jsonschema  # slow to import, and few requests need it
     import referencing
 
     try:
-        kind = jsonschema.validators.validator_for(schema)
-        kind.check_schema(schema)
-        bounded = {
-            **dict.fromkeys(_PATTERNS, _no_check),
-            **{name: _bounded(kind.VALIDATORS[name]) for name in _REFS if name in kind.VALIDATORS},
-        }
-        checked = jsonschema.validators.extend(kind, bounded)
-        return bool(checked(schema, registry=referencing.Registry()).is_valid(value))
-    except Exception:
-        # jsonschema may raise any exception for a malformed schema; the reply is then not checked.
-        return True
+        validator = _validator(schema)
+        validator.check_schema(schema)
+        checked = validator(schema, registry=referencing.Registry())
+        return all(checked.is_valid(value) for value in values)
+    except Exception:  # jsonschema may raise any exception for a malformed schema
+        return None
 
 
-def _bounded(follow: Callable[..., Iterable[Any]]) -> Callable[..., Iterable[Any]]:
-    followed = itertools.count(1)
+def _validator(schema: Json) -> Any:
+    """Return the validator of a schema's dialect, with `uniqueItems` in linear time."""
+    import jsonschema  # slow to import, and the proxy itself does not need it
 
-    def check(*args: Any) -> Iterable[Any]:
-        if next(followed) > _MAX_REFERENCES:
-            raise RecursionError
-        return follow(*args)
-
-    return check
+    return _with_unique_items(jsonschema.validators.validator_for(schema))
 
 
-def _no_check(*_: object) -> tuple[()]:
-    return ()
+@cache
+def _with_unique_items(validator: Any) -> Any:
+    import jsonschema
+
+    def unique_items(_: Any, required: Json, items: Json, __: Json) -> Iterator[Exception]:
+        if required and isinstance(items, list) and len(set(map(_key, items))) < len(items):
+            yield jsonschema.ValidationError("the items are not unique")
+
+    return jsonschema.validators.extend(validator, {"uniqueItems": unique_items})
+
+
+def _key(value: Json) -> object:
+    """Return a hashable value that is the same for equal JSON values: 1 is 1.0, but not true."""
+    if isinstance(value, list):
+        return list, tuple(map(_key, value))
+    if isinstance(value, dict):
+        return dict, frozenset((name, _key(item)) for name, item in value.items())
+    return isinstance(value, bool), value
+
+
+def load() -> None:
+    """Import what the checks need, and prepare the usual dialect of schemas."""
+    _fit_schema([{"x": 1}], {"type": "object", "properties": {"x": {"type": "integer"}}})
+
+
+def answer(request: Mapping[str, Any]) -> Json:
+    """Return `fit` of the fields `texts` and `response_format` of `request`."""
+    return fit(request["texts"], request["response_format"])

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 from optillm_hooks.answers.extraction import without_reasoning
-from optillm_hooks.answers.response_format import fits
 from optillm_hooks.budget import Budget
 from optillm_hooks.context import Context, MeteredLLM, depth_so_far
 from optillm_hooks.errors import (
@@ -22,6 +21,7 @@ from optillm_hooks.errors import (
 )
 from optillm_hooks.fanout import outcomes
 from optillm_hooks.llm import LLM, FinalCall
+from optillm_hooks.pipeline.answer_format import answers_fit
 from optillm_hooks.pipeline.decoded_llm import DecodedLLM
 from optillm_hooks.pipeline.events import Models, Outcome, Report, Request
 from optillm_hooks.pipeline.logs import format_traceback, logged_stage
@@ -92,10 +92,17 @@ class PlanRun:
             answer = await self._plain_instead(root, failed[0], len(chains))
             good = [(answer, PASS_THROUGH)]
         self._degraded += [error.code for error in failed]
-        wanted = request.client.fields.get("response_format")
-        if not all(answer.tool_calls or fits(answer.text, wanted) for answer, _ in good):
-            self._degraded.append("response_format")
-        return Outcome(tuple(a for a, _ in good), self._report([label for _, label in good]))
+        answers = tuple(answer for answer, _ in good)
+        await self._check_format(answers)
+        return Outcome(answers, self._report([label for _, label in good]))
+
+    async def _check_format(self, answers: Sequence[Answer]) -> None:
+        """Report answers that do not fit the request's `response_format`, or were not checked."""
+        texts = [answer.text for answer in answers if not answer.tool_calls]
+        wanted = self._request.client.fields.get("response_format")
+        fit = await answers_fit(texts, wanted, self._budget.deadline + _GRACE_S)
+        if not fit:
+            self._degraded.append("response_format:unchecked" if fit is None else "response_format")
 
     def _context(self) -> Context:
         return Context(

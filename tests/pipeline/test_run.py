@@ -35,6 +35,7 @@ from optillm_hooks.types import (
     Completion,
     Delta,
     Fields,
+    Json,
     Message,
     Sampling,
     ToolCall,
@@ -511,6 +512,13 @@ class TestFailures:
         asked = request([FINAL], client=client)
         ended = await self.ended(streamed, asked, ScriptedLLM(["no json"]))
         assert ended.report.degraded == ("response_format",)
+
+    async def test_an_answer_whose_form_cannot_be_checked_is_reported(self, streamed: bool) -> None:
+        wanted: Json = {"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}
+        client = Sampling(fields={"response_format": wanted})
+        ended = await self.ended(streamed, request([FINAL], client=client), ScriptedLLM(["{}"]))
+        assert ended.answers[0].text == "{}"
+        assert ended.report.degraded == ("response_format:unchecked",)
 
     async def test_a_tool_call_has_no_form(self, streamed: bool) -> None:
         client = Sampling(fields={"response_format": {"type": "json_object"}})
