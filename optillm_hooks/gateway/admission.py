@@ -27,6 +27,7 @@ from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway.budgets import check_budgets
 from optillm_hooks.gateway.caller import check_access
 from optillm_hooks.gateway.deployments import alias_model, deployments, is_configured
+from optillm_hooks.gateway.inner_call import InnerCall
 from optillm_hooks.gateway.model_facts import FactsOf, cached_model_facts
 from optillm_hooks.gateway.model_names import PROVIDER
 from optillm_hooks.gateway.prepared import Prepared, Route
@@ -85,6 +86,31 @@ async def admit(
     if before is not None:
         prepared.user, prepared.fields, prepared.cache = before.user, before.fields, before.cache
     return prepared
+
+
+async def admit_base(
+    selection: Selection, router: Router | None, key: UserAPIKeyAuth | None, call: InnerCall
+) -> None:
+    """Check whether an alias may run as its plain base model, to answer a call of another plan.
+
+    Raises:
+        RequestRejected: the base is not a plain model, has failed already in this call, or has no
+            known price under `max_cost_usd`.
+        ProxyException: LiteLLM's own refusal of the key.
+    """
+    base = selection.base
+    if base in call.tried:
+        raise RequestRejected(
+            f"{selection.requested!r} is a fallback here, and its base model {base!r} has failed "
+            "already",
+            param="model",
+        )
+    if router is not None:
+        _check_base(selection, router)
+    if call.needs_price:
+        _check_price(base, cached_model_facts(router))
+    if router is not None and key is not None and not selection.inherits_access:
+        await check_access(base, key, router)
 
 
 def _check_forms(selection: Selection, settings: Settings) -> None:
@@ -155,10 +181,14 @@ def _check_prices(selection: Selection, facts_of: FactsOf) -> None:
     if selection.limits.max_cost_usd is None:
         return
     for model in selection.models:
-        if facts_of(model).price is None:
-            raise RequestRejected(
-                f"max_cost_usd is set, but the price of {model!r} is not known", param="model"
-            )
+        _check_price(model, facts_of)
+
+
+def _check_price(model: str, facts_of: FactsOf) -> None:
+    if facts_of(model).price is None:
+        raise RequestRejected(
+            f"max_cost_usd is set, but the price of {model!r} is not known", param="model"
+        )
 
 
 def _check_decoders(selection: Selection, facts_of: FactsOf) -> None:

@@ -10,7 +10,8 @@ from litellm.litellm_core_utils.internal_call_metadata import forwarded_internal
 from litellm.proxy._types import UserAPIKeyAuth
 from litellm.proxy.auth.auth_checks import can_key_call_resolved_model
 
-from optillm_hooks.gateway.prepared import METADATA_KEY, PLANS_KEY
+from optillm_hooks.gateway.inner_call import InnerCall, inner_call
+from optillm_hooks.gateway.prepared import METADATA_KEY
 
 CALL_ORIGIN = "optillm"
 """Marks inner calls in LiteLLM's logs. The rate limiter skips marked calls and counts the usage of
@@ -47,9 +48,25 @@ class Caller:
     reservation: Mapping[str, Any] | None = None
     """LiteLLM's budget reservation for the outer request."""
 
+    needs_price: bool = False
+    """Whether the request limits its cost."""
+
+    call: InnerCall | None = None
+    """The call of another plan that led here by a fallback."""
+
+    def new_call(self, model: str) -> InnerCall:
+        """Return a new call of `model` for this caller."""
+        tried = set[str]() if self.call is None else self.call.tried
+        tried.add(model)
+        return InnerCall(tried, self.needs_price)
+
 
 def read_caller(
-    litellm_params: Mapping[str, Any], user: str | None, cache: Mapping[str, Any]
+    litellm_params: Mapping[str, Any],
+    user: str | None,
+    cache: Mapping[str, Any],
+    *,
+    needs_price: bool = False,
 ) -> Caller:
     """Return the caller of a request, from the parameters that LiteLLM gives its provider.
 
@@ -72,14 +89,13 @@ def read_caller(
     stamped = forwarded_internal_call_metadata(identity, cast(Any, CALL_ORIGIN))
     key = parent.get("user_api_key_auth")
     return Caller(
-        {
-            **(stamped or {"internal_call_origin": CALL_ORIGIN}),
-            PLANS_KEY: [*outer_plans(parent), parent.get("model_group")],
-        },
+        stamped or {"internal_call_origin": CALL_ORIGIN},
         extra,
         cache,
         key if isinstance(key, UserAPIKeyAuth) else None,
         read_reservation(parent),
+        needs_price,
+        inner_call(parent),
     )
 
 
@@ -91,15 +107,6 @@ def metadata_of(litellm_params: Mapping[str, Any]) -> Mapping[str, Any]:
 def is_health_check(metadata: Mapping[str, Any]) -> bool:
     """Return whether a call's metadata is that of LiteLLM's health checks."""
     return LITTELM_INTERNAL_HEALTH_SERVICE_ACCOUNT_NAME in (metadata.get("tags") or ())
-
-
-def outer_plans(metadata: Mapping[str, Any]) -> list[str]:
-    """Return the model names of the plans that a call belongs to, outermost first.
-
-    A router's fallback from a plan's base model may lead to another plan.
-    """
-    plans = metadata.get(PLANS_KEY)
-    return plans if isinstance(plans, list) else []
 
 
 def read_reservation(metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:

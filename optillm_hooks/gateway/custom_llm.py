@@ -30,7 +30,6 @@ from optillm_hooks.gateway.caller import (
     Caller,
     is_health_check,
     metadata_of,
-    outer_plans,
     read_caller,
     read_reservation,
 )
@@ -44,14 +43,15 @@ from optillm_hooks.gateway.convert import (
 from optillm_hooks.gateway.deployments import proxy_router
 from optillm_hooks.gateway.failures import as_sample_errors, budgets_as_sample_errors, to_litellm
 from optillm_hooks.gateway.host_limits import seconds_left
+from optillm_hooks.gateway.inner_call import inner_call
 from optillm_hooks.gateway.messages_route import (
     END_OF_PROGRESS,
     for_claude,
     with_files,
     with_stand_ins,
 )
-from optillm_hooks.gateway.model_facts import FactsOf
 from optillm_hooks.gateway.operator_settings import read_settings
+from optillm_hooks.gateway.plain_base import PlainBase
 from optillm_hooks.gateway.prepared import ClientRequest, Prepared, Route, attached
 from optillm_hooks.gateway.reports import log_line, report_object, word
 from optillm_hooks.gateway.router_llm import RouterLLM
@@ -94,6 +94,9 @@ class Provider(CustomLLM):
         plans cost money, and LiteLLM checks the models that they call by themselves.
         """
         with _as_litellm_errors(call):
+            if (plain := await self._plain_base(call)) is not None:
+                n = call["optional_params"].get("n") or 1
+                return await plain.reply(call["model_response"], n)
             prepared, request, models = await self._request(call, stream=False)
             if _client(call) is None and is_health_check(metadata_of(call["litellm_params"])):
                 return write_response(call["model_response"], (Answer(""),), Usage(), request.base)
@@ -113,8 +116,12 @@ class Provider(CustomLLM):
         """Yield the chunks of a plan's answers; usage and report come near the end."""
         begun = False
         with _as_litellm_errors(call, before_stream=lambda: not begun):
-            prepared, request, models = await self._request(call, stream=True)
-            async with aclosing(_chunks(prepared, request, models, _client(call))) as chunks:
+            if (plain := await self._plain_base(call)) is not None:
+                made = plain.chunks()
+            else:
+                prepared, request, models = await self._request(call, stream=True)
+                made = _chunks(prepared, request, models, _client(call))
+            async with aclosing(made) as chunks:
                 async for chunk in chunks:
                     begun = True
                     yield chunk
@@ -146,6 +153,13 @@ class Provider(CustomLLM):
             finally:
                 pumping.cancel()
 
+    async def _plain_base(self, call: Mapping[str, Any]) -> PlainBase | None:
+        """Return the model that answers a call of another plan; None if a client made the call."""
+        inner = inner_call(metadata_of(call.get("litellm_params") or {}))
+        if inner is None:
+            return None
+        return await PlainBase.read(call, inner, proxy_router() or self._router)
+
     async def _request(
         self, call: Mapping[str, Any], *, stream: bool
     ) -> tuple[Prepared, Request, Models]:
@@ -168,7 +182,12 @@ class Provider(CustomLLM):
             )
         timeout = Limits(deadline_s=_seconds(call.get("timeout")))
         host = Limits(deadline_s=seconds_left(stream=stream))
-        caller = read_caller(litellm_params, prepared.user, prepared.cache)
+        caller = read_caller(
+            litellm_params,
+            prepared.user,
+            prepared.cache,
+            needs_price=prepared.limits.max_cost_usd is not None,
+        )
         key = str(caller.metadata.get("user_api_key") or "")
         request = Request(
             plan=prepared.plan,
@@ -182,7 +201,7 @@ class Provider(CustomLLM):
             code_runner=code_runner(prepared.settings.code_runner),
             caller_cache=self._caller_cache.for_caller(key),
         )
-        return prepared, request, _models(router, caller, prepared.facts_of)
+        return prepared, request, _models(router, caller, prepared)
 
 
 def _made_for_claude(prepared: Prepared) -> dict[str, Any]:
@@ -234,9 +253,9 @@ async def _next(chunks: MemoryObjectReceiveStream[ModelResponseStream]) -> Any:
 
 
 def _client(call: Mapping[str, Any]) -> ClientRequest | None:
-    """Return the client's request that `call` answers; None for a plan that another one calls."""
+    """Return the client's request that `call` answers; None for a call of another plan."""
     metadata = metadata_of(call.get("litellm_params") or {})
-    return None if outer_plans(metadata) else attached(metadata)
+    return None if inner_call(metadata) is not None else attached(metadata)
 
 
 def _tell(client: ClientRequest | None, outcome: Outcome) -> None:
@@ -279,9 +298,9 @@ def _logged(prepared: Prepared) -> Iterator[None]:
         _log.info("%s", log_line(prepared, seconds=seconds, error=error))
 
 
-def _models(router: Router | None, caller: Caller, facts_of: FactsOf) -> Models:
+def _models(router: Router | None, caller: Caller, prepared: Prepared) -> Models:
     def model(name: str) -> RouterLLM:
-        return RouterLLM(name, router, caller, facts_of)
+        return RouterLLM(name, router, caller, prepared.facts_of, prepared.trace)
 
     return cache(model)
 
@@ -304,10 +323,6 @@ async def _admitted(
     """
     metadata = metadata_of(litellm_params)
     group = str(metadata.get("model_group") or model)
-    if group in outer_plans(metadata):
-        raise RequestRejected(
-            f"{group!r} is a fallback of a model that it calls itself: its plan would have no end"
-        )
     client = attached(metadata)
     before = None if client is None else client.prepared
     temperature = optional.get("temperature")

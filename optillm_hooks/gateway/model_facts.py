@@ -1,6 +1,7 @@
 """Facts about model groups, from LiteLLM's router and model map."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -12,7 +13,8 @@ from pydantic import ValidationError
 from optillm_hooks.decoding.field import FIELD
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway.convert import write_chat
-from optillm_hooks.gateway.deployments import deployments
+from optillm_hooks.gateway.deployments import alias_model, deployments
+from optillm_hooks.gateway.model_names import from_deployment
 from optillm_hooks.gateway.reasoning import CAPABILITIES, of_all, reasoning
 from optillm_hooks.gateway.refusals import REFUSALS
 from optillm_hooks.gateway.sampling_rules import (
@@ -120,7 +122,7 @@ def _found(router: Router | None, model: str) -> list[Deployment]:
 
 
 def _fallbacks(router: Router | None, model: str) -> list[Deployment]:
-    """Return the deployments that may answer in place of a group's own."""
+    """Return the deployments that may answer in place of a group's own; of an alias, its base's."""
     if router is None:
         return []
     lists = (router.fallbacks, router.context_window_fallbacks, router.content_policy_fallbacks)
@@ -133,7 +135,22 @@ def _fallbacks(router: Router | None, model: str) -> list[Deployment]:
         for name in named
     ]
     named = dict.fromkeys(name["model"] if isinstance(name, dict) else name for name in names)
-    return [each for name in named for each in _found(router, name)]
+    answering = dict.fromkeys(base for name in named for base in _answering(router, name))
+    return [each for name in answering for each in _found(router, name)]
+
+
+def _answering(router: Router, name: str) -> list[str]:
+    """Return the group itself, or the base models of an alias that can be read."""
+    aliases = [alias_model(deployment) for deployment in deployments(router, name)]
+    if not any(aliases):
+        return [name]
+    bases = list[str]()
+    for alias in filter(None, aliases):
+        with suppress(RequestRejected):
+            bases.append(from_deployment(alias).base)
+    return [
+        base for base in bases if not any(alias_model(each) for each in deployments(router, base))
+    ]
 
 
 def _deployment(params: dict[str, Any], info: dict[str, Any]) -> Deployment:

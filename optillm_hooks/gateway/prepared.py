@@ -104,14 +104,11 @@ class ClientRequest:
 
 
 METADATA_KEY = "optillm_request"
-PLANS_KEY = "optillm_plans"
-"""The entry in an inner call's metadata that lists the model names of the plans it belongs to."""
 
 
 def attach(request: ClientRequest, data: dict[str, Any]) -> None:
     """Put `request` into the metadata of `data`, the body as LiteLLM serves it."""
     name, metadata = get_or_create_metadata_bucket(data)
-    metadata.pop(PLANS_KEY, None)  # a client's, which would pass for an inner call
     metadata[METADATA_KEY] = request
     if request.route == "responses" and name == "metadata":
         # LiteLLM's route for Cursor: on the way to the provider, this field is OpenAI's own.

@@ -16,6 +16,7 @@ from optillm_hooks.gateway.budgets import check_budgets
 from optillm_hooks.gateway.caller import Caller
 from optillm_hooks.gateway.convert import read_completions, read_delta, write_chat, write_sampling
 from optillm_hooks.gateway.failures import as_sample_errors, budgets_as_sample_errors
+from optillm_hooks.gateway.inner_call import INNER_CALL_KEY, InnerCall
 from optillm_hooks.gateway.model_facts import FactsOf, GroupFacts, count_tokens
 from optillm_hooks.gateway.rates import Counted, ModelRates
 from optillm_hooks.gateway.refusals import (
@@ -27,20 +28,30 @@ from optillm_hooks.gateway.refusals import (
     refuses_n,
     refuses_whole,
 )
+from optillm_hooks.trace import Trace
 from optillm_hooks.types import Chat, Completion, Delta, Sampling, Usage
+
+_FALLBACKS_HEADER = "x-litellm-attempted-fallbacks"
+_BAD_REQUEST, _UNAVAILABLE = 400, 503
 
 
 class RouterLLM:
     """A model group, called on a caller's account; without a router, through LiteLLM's SDK."""
 
     def __init__(
-        self, model: str, router: Router | None, caller: Caller, facts_of: FactsOf
+        self,
+        model: str,
+        router: Router | None,
+        caller: Caller,
+        facts_of: FactsOf,
+        trace: Trace,
     ) -> None:
         self.model = model
         self._ask: Any = litellm.acompletion if router is None else router.acompletion
         self._router = router
         self._caller = caller
         self._facts_of = facts_of
+        self._trace = trace
         self._rates = ModelRates(model, caller.key)
         self._refused_n: list[Chat] = []
 
@@ -80,32 +91,36 @@ class RouterLLM:
         return Completion(**given, usage=end.usage or Usage(calls=1), facts=end.facts)
 
     async def _whole(self, chat: Chat, sampling: Sampling, n: int) -> Sequence[Completion]:
+        inner = self._caller.new_call(self.model)
         async with self._on_account(chat, sampling, n) as call:
-            request = self._request(chat, sampling)
-            with self._provider_errors(chat, sampling, n):
+            request = self._request(chat, sampling, inner)
+            with self._provider_errors(chat, sampling, n, inner):
                 response = await self._ask(**request, **({"n": n} if n > 1 else {}))
             if n == 1 and chat in self._refused_n:
                 REFUSALS.add(self.model, SEVERAL)
             self._note_fallback(response, sampling, request)
             if not isinstance(response, ModelResponse) or not response.choices:
                 raise ProviderFailed("the provider's reply has no choices")
-            completions = read_completions(response, self._cost(response))
+            self._count_fallback(response, inner)
+            completions = read_completions(response, self._cost(response) + inner.cost_usd)
             call.usage = completions[0].usage
             return completions
 
     async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
+        inner = self._caller.new_call(self.model)
         async with self._on_account(chat, sampling, 1) as call:
-            request = self._request(chat, sampling)
-            with self._provider_errors(chat, sampling, 1):
+            request = self._request(chat, sampling, inner)
+            with self._provider_errors(chat, sampling, 1, inner):
                 chunks = await self._ask(
                     **request, stream=True, stream_options={"include_usage": True}
                 )
                 self._note_fallback(chunks, sampling, request)
                 try:
                     async for chunk in chunks:
-                        delta = self._priced(read_delta(chunk, 0.0), chunk, chunks)
+                        delta = self._priced(read_delta(chunk, 0.0), chunk, chunks, inner)
                         call.usage = delta.usage or call.usage
                         yield delta
+                    self._count_fallback(chunks, inner)
                 finally:
                     await chunks.aclose()
 
@@ -134,7 +149,9 @@ class RouterLLM:
             yield call
 
     @contextmanager
-    def _provider_errors(self, chat: Chat, sampling: Sampling, n: int) -> Iterator[None]:
+    def _provider_errors(
+        self, chat: Chat, sampling: Sampling, n: int, inner: InnerCall
+    ) -> Iterator[None]:
         """Raise LiteLLM's errors of a failed call as ours, with the fields that are refused.
 
         Single calls make up for several choices that are refused. If one succeeds, the refusal is
@@ -144,18 +161,20 @@ class RouterLLM:
             with as_sample_errors():
                 yield
         except ProviderFailed as exc:
+            if inner.refused and exc.status == _BAD_REQUEST:
+                exc.status = _UNAVAILABLE  # it was not the client's, and may be served later
             exc.refused = refused_fields(exc, sampling)
             if n > 1 and refuses_n(exc):
                 self._refused_n.append(chat)
             raise
 
-    def _request(self, chat: Chat, sampling: Sampling) -> dict[str, Any]:
+    def _request(self, chat: Chat, sampling: Sampling, inner: InnerCall) -> dict[str, Any]:
         request = {
             **write_sampling(sampling),
             **self._caller.extra,
             "model": self.model,
             "messages": write_chat(chat),
-            "metadata": dict(self._caller.metadata),
+            "metadata": {**self._caller.metadata, INNER_CALL_KEY: inner},
         }
         if self._router is not None and self._router.fallbacks:
             request["include_fallback_errors"] = True
@@ -179,16 +198,27 @@ class RouterLLM:
             if refused and not may_be_quoted(refused, request):
                 REFUSALS.add(self.model, refused)
 
+    def _count_fallback(self, response: object, inner: InnerCall) -> None:
+        """Count an answered call, which is lost if a router's fallback has answered it."""
+        hidden = getattr(response, "_hidden_params", None) or {}
+        headers = hidden.get("additional_headers") or {}
+        fell = inner.answered_by_alias or bool(headers.get(_FALLBACKS_HEADER))
+        self._trace.count("fallbacks", lost=int(fell), of=1)
+
     @staticmethod
     def _cost(response: ModelResponse) -> float:
         hidden = getattr(response, "_hidden_params", None) or {}
         return float(hidden.get("response_cost") or 0.0)
 
-    def _priced(self, delta: Delta, chunk: ModelResponseStream, stream: object) -> Delta:
+    def _priced(
+        self, delta: Delta, chunk: ModelResponseStream, stream: object, inner: InnerCall
+    ) -> Delta:
         """Return the delta with its usage priced by the deployment that answered."""
         usage = delta.usage
         if usage is None:
             return delta
+        if inner.answered_by_alias:
+            return replace(delta, usage=usage + Usage(cost_usd=inner.cost_usd))
         deployment = (getattr(chunk, "_hidden_params", None) or {}).get("model_id")
         if (told := stream_cost(chunk, stream, deployment)) is not None:
             return replace(delta, usage=usage + Usage(cost_usd=told))

@@ -239,7 +239,7 @@ def test_an_operators_field_from_a_client_changes_nothing(
 @pytest.mark.parametrize(
     "forged",
     [
-        {"optillm_plans": ["optillm/re2"]},
+        {"optillm_call": {"tried": ["base"]}},
         {"optillm_request": {"plan": "moa"}},
         {"optillm_request": "moa"},
     ],

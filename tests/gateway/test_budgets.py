@@ -132,15 +132,11 @@ async def test_a_teams_budget_for_a_model_is_checked_beside_the_keys_own(
     ]
 
 
-def test_inner_calls_carry_the_callers_identity_and_their_plan_and_no_other_metadata() -> None:
+def test_inner_calls_carry_the_callers_identity_and_no_other_metadata() -> None:
     shared = {"user_api_key_alias": "a", "tags": ["t"], "spend_logs_metadata": {"team": "x"}}
     of_the_request = {"model_group": "careful", "deployment": "d", "caching_groups": []}
     caller = read_caller({"metadata": shared | of_the_request}, None, {})
-    assert caller.metadata == {
-        **shared,
-        "internal_call_origin": CALL_ORIGIN,
-        "optillm_plans": ["careful"],
-    }
+    assert caller.metadata == {**shared, "internal_call_origin": CALL_ORIGIN}
 
 
 def test_inner_calls_keep_their_session_and_what_keeps_them_out_of_logs() -> None:

@@ -164,7 +164,7 @@ async def test_a_response_without_choices_is_the_providers_failure(
         return response
 
     monkeypatch.setattr(litellm, "acompletion", acompletion)
-    llm = RouterLLM("base", None, Caller(), cached_model_facts(None))
+    llm = RouterLLM("base", None, Caller(), cached_model_facts(None), Trace())
     with pytest.raises(ProviderFailed, match="no choices") as caught:
         await llm.complete(chat("6 * 7?"), Sampling())
     assert caught.value.status == 502
@@ -253,7 +253,7 @@ async def test_an_error_that_quotes_a_tool_refuses_no_field(
     router = litellm.Router(groups, fallbacks=[{"base": ["other"]}], num_retries=0)
     refused = Status(400, "Invalid 'temperature': unsupported")
     upstream.play(Script(fault=lambda call: refused if call.body["model"] == "base" else None))
-    llm = RouterLLM("base", router, Caller(), cached_model_facts(router))
+    llm = RouterLLM("base", router, Caller(), cached_model_facts(router), Trace())
     sampling = Sampling(temperature=0.7, fields={"tools": [_tool(tool)]})
     await llm.complete(chat("6 * 7?"), sampling)
     assert learnt.takes("base", Sampling(temperature=0.7)) is (tool == "temperature")
