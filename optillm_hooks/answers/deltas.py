@@ -3,7 +3,8 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from operator import itemgetter
+from typing import Any, Final
 
 from optillm_hooks.types import (
     Answer,
@@ -94,18 +95,79 @@ def _reasoning(reasoning: str, blocks: list[Json]) -> Iterator[Delta]:
             yield Delta(fields={"thinking_blocks": [{**block, "thinking": ""}]})
 
 
-def _merged(so_far: Fields, new: Fields) -> dict[str, Json]:
-    return {**so_far, **{name: _joined(name, so_far.get(name), new[name]) for name in new}}
+@dataclass(slots=True)
+class _Pieces:
+    """A text that is joined when it is read, so that a piece costs what it is long."""
+
+    texts: list[str]
 
 
-def _joined(name: str, before: Json, now: Json) -> Json:
-    if isinstance(before, dict) and isinstance(now, Mapping):
-        return _merged(before, now)
-    if isinstance(before, list) and isinstance(now, list):
-        return before + now
-    if isinstance(before, str) and isinstance(now, str) and name in _IN_PIECES:
-        return before + now
-    return before if now is None else now
+def _add(fields: dict[str, Any], new: Fields) -> None:
+    """Merge `new` into `fields`, which has texts that come in pieces as `_Pieces`."""
+    for name, now in new.items():
+        before = fields.get(name)
+        if isinstance(before, dict) and isinstance(now, Mapping):
+            _add(before, now)
+        elif isinstance(before, list) and isinstance(now, list):
+            before.extend(now)
+        elif isinstance(before, _Pieces) and isinstance(now, str):
+            before.texts.append(now)
+        elif now is not None or name not in fields:
+            fields[name] = _begun(name, now)
+
+
+def _begun(name: str, value: Json) -> Any:
+    if isinstance(value, Mapping):
+        return {inner: _begun(inner, item) for inner, item in value.items()}
+    if isinstance(value, list):
+        return list(value)
+    return _Pieces([value]) if isinstance(value, str) and name in _IN_PIECES else value
+
+
+def _whole(value: Any) -> Any:
+    """Return what `_add` has made of fields, with texts as texts."""
+    if isinstance(value, dict):
+        return {name: _whole(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return list(value)
+    return "".join(value.texts) if isinstance(value, _Pieces) else value
+
+
+@dataclass(slots=True)
+class _Call:
+    """A tool call of which pieces have come."""
+
+    id: str = ""
+    name: str = ""
+    arguments: list[str] = field(default_factory=list[str])
+    type: ToolCallType = "function"
+    fields: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def add(self, part: Fields) -> None:
+        _add(self.fields, other_fields(part))
+        called = part.get("custom") or part.get("function")
+        pieces = called if isinstance(called, dict) else {}
+        for kind in ("custom", "function_call"):
+            if part.get("type") == kind:
+                self.type = kind
+        self.id = _extended(self.id, part.get("id"))
+        self.name = _extended(self.name, pieces.get("name"))
+        self.arguments.append(_text(pieces.get("arguments", pieces.get("input"))))
+
+    def whole(self) -> ToolCall:
+        fields = _whole(self.fields)
+        return ToolCall(self.id, self.name, "".join(self.arguments), self.type, fields)
+
+
+def _extended(so_far: str, piece: Json) -> str:
+    """Return `so_far` and `piece`. Some providers send the id and the name with each delta."""
+    return so_far if piece == so_far else so_far + _text(piece)
+
+
+def _text(value: Json) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 @dataclass(slots=True)
@@ -114,11 +176,9 @@ class DeltaAccumulator:
 
     _text: list[str] = field(default_factory=list[str])
     _reasoning: list[str] = field(default_factory=list[str])
-    _tool_calls: dict[int, list[str]] = field(default_factory=dict[int, list[str]])
-    _types: dict[int, ToolCallType] = field(default_factory=dict[int, ToolCallType])
-    _of_calls: dict[int, Fields] = field(default_factory=dict[int, Fields])
+    _calls: dict[int, _Call] = field(default_factory=dict[int, _Call])
     _logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
-    _fields: dict[str, Json] = field(default_factory=dict[str, Json])
+    _fields: dict[str, Any] = field(default_factory=dict[str, Any])
     empty: bool = True
     """Whether nothing was added."""
 
@@ -127,9 +187,10 @@ class DeltaAccumulator:
         self._text.append(piece.text)
         self._reasoning.append(piece.reasoning)
         self._logprobs.extend(piece.logprobs)
-        self._fields = _merged(self._fields, piece.fields)
+        _add(self._fields, piece.fields)
         for part in piece.tool_calls:
-            self._add_tool_call(part)
+            index = part.get("index")
+            self._calls.setdefault(index if isinstance(index, int) else 0, _Call()).add(part)
 
     def answer(self, finish_reason: FinishReason) -> Answer:
         """Return the accumulated deltas as one answer."""
@@ -137,33 +198,7 @@ class DeltaAccumulator:
             "".join(self._text),
             finish_reason,
             "".join(self._reasoning),
-            tuple(
-                ToolCall(
-                    call_id,
-                    name,
-                    arguments,
-                    self._types.get(index, "function"),
-                    self._of_calls[index],
-                )
-                for index, (call_id, name, arguments) in sorted(self._tool_calls.items())
-            ),
+            tuple(call.whole() for _, call in sorted(self._calls.items(), key=itemgetter(0))),
             tuple(self._logprobs),
-            self._fields,
+            _whole(self._fields),
         )
-
-    def _add_tool_call(self, part: Fields) -> None:
-        given = part.get("index")
-        index = given if isinstance(given, int) else 0
-        call = self._tool_calls.setdefault(index, ["", "", ""])
-        self._of_calls[index] = _merged(self._of_calls.get(index, {}), other_fields(part))
-        called = part.get("custom") or part.get("function")
-        pieces = called if isinstance(called, dict) else {}
-        for kind in ("custom", "function_call"):
-            if part.get("type") == kind:
-                self._types[index] = kind
-        new = (part.get("id"), pieces.get("name"), pieces.get("arguments", pieces.get("input")))
-        for at, text in enumerate(new):
-            # Some providers send the id and the name with each delta.
-            repeated = at < 2 and text == call[at]
-            if text is not None and not repeated:
-                call[at] += text if isinstance(text, str) else json.dumps(text)
