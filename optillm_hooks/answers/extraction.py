@@ -1,5 +1,7 @@
 """Extracting the final answer from a model's reply. Pure functions, in linear time.
 
+Of a long reply, only the beginning and the end are read: the answer is there.
+
 There is one reader for all approaches. It tries the places where an answer can stand, the most
 reliable first. What an answer is, and where it ends, is the same in each place: see
 `answers.statements` and `answers.values`. The phrases are in `answers.phrases`.
@@ -64,6 +66,16 @@ AnswerFormat = Literal["auto", "marked", "boxed", "choice", "number", "json", "l
 _MAX_WORDS = 3
 """Maximum number of words of a reply that is itself the answer."""
 
+_MAX_BEGINNING = 4_000
+"""Characters that are read of the beginning of a longer reply; the other limits are for its end."""
+
+_MAX_END = 12_000
+_MAX_JSON = 100_000
+"""Maximum length of JSON that is read; longer JSON is no answer."""
+
+_MAX_TAGGED = 50_000
+"""Characters of each end of a reply in which tags of reasoning are looked for."""
+
 _MAX_STATED_WORDS = 6
 _MAX_BOX_LENGTH = 2000
 _MAX_BOXES = 50
@@ -80,6 +92,11 @@ _THINKING = Pattern(
     r"|<(?:/s|eos|end_of_turn|turn\||\uff5cend\u2581of\u2581sentence\uff5c)>\s*\Z)",
     re.IGNORECASE,
 )
+_CLOSING_TAGS = (
+    "</think>", "</thinking>", "</thought>", "</reasoning>", "</seed:think>", "</scratchpad>",
+    "\u25c1/think\u25b7", "[/THINK]", "<|end_of_thought|>", "<|end|>",
+)  # fmt: skip
+_MAX_TAG = 40
 _NEXT_TURN = Pattern(
     r"^(?:[ \t]*#{1,4}[ \t]*)?(?:Human|User|Question|Q|Problem|Instruction)\s*\d*\s*:"
     r"|^<\|(?:im_start|user)\|>",
@@ -234,7 +251,8 @@ def without_reasoning(text: str) -> str:
     """Return `text` without its reasoning blocks (<think>...</think>).
 
     A block without a closing tag extends to the end. One without an opening tag, which the prompt
-    already contained, begins at the start.
+    already contained, begins at the start. Of a text longer than 100,000 characters, both ends are
+    searched for tags, and between them only the last closing tag counts.
     """
     return "".join(text[start:end] for start, end in _visible(text)).strip()
 
@@ -243,7 +261,7 @@ def _visible(text: str) -> list[tuple[int, int]]:
     """Return the spans of `text` outside its reasoning blocks."""
     spans: list[tuple[int, int]] = []
     at = depth = 0
-    for tag in _THINKING.finditer(text):
+    for tag in _tags(text):
         if not depth:
             spans.append((at, tag.start()))
         if tag["token"]:
@@ -258,6 +276,19 @@ def _visible(text: str) -> list[tuple[int, int]]:
     if not depth:
         spans.append((at, len(text)))
     return spans
+
+
+def _tags(text: str) -> Iterator[re.Match[str]]:
+    """Yield the tags of reasoning in `text`; see `without_reasoning`."""
+    if len(text) <= 2 * _MAX_TAGGED:
+        yield from _THINKING.finditer(text)
+        return
+    end = len(text) - _MAX_TAGGED
+    last = max(text.rfind(tag, _MAX_TAGGED, end) for tag in _CLOSING_TAGS)
+    yield from _THINKING.finditer(text, 0, _MAX_TAGGED)
+    if last >= 0 and (tag := _THINKING.match(text, last, last + _MAX_TAG)):
+        yield tag
+    yield from _THINKING.finditer(text, end)
 
 
 def _is_closing(tag: re.Match[str]) -> bool:
@@ -287,7 +318,11 @@ def extract(
 
     An answer in a language with a decimal comma is returned with a decimal point.
     """
+    question = question[-_MAX_END:]
     spans = _visible(text)
+    if how in ("auto", "json") and (found := _long_json(text, spans, how)):
+        return found
+    spans = _both_ends(text, spans)
     visible = "".join(text[start:end] for start, end in spans)
     stripped = visible.strip()
     if not stripped:
@@ -298,14 +333,54 @@ def extract(
     found = next(filter(None, (read(stripped) for read in readers)), None)
     if found is None:
         return None
-    start, end = found.start, found.end
     leading = len(visible) - len(visible.lstrip())
     is_local = how == "auto" and has_decimal_comma(stripped)
-    return Extracted(
-        in_decimal_points(found.answer) if is_local else found.answer,
-        _original(spans, leading + start),
-        _original(spans, leading + end - 1) + 1,
-    )
+    answer = in_decimal_points(found.answer) if is_local else found.answer
+    return _in_original(found.moved(leading)._replace(answer=answer), spans)
+
+
+def _long_json(
+    text: str, spans: Sequence[tuple[int, int]], how: AnswerFormat
+) -> Extracted | None:
+    """Return the JSON answer of a visible text that is too long for the other readers."""
+    length = sum(end - start for start, end in spans)
+    if not _MAX_BEGINNING + _MAX_END < length <= _MAX_JSON:
+        return None
+    visible = "".join(text[start:end] for start, end in spans)
+    found = (_json if how == "json" else _whole_json)(visible.strip())
+    leading = len(visible) - len(visible.lstrip())
+    return _in_original(found.moved(leading), spans) if found else None
+
+
+def _both_ends(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the parts of `spans` that are read; in a long text, lines in its middle are not."""
+    left_out = sum(end - start for start, end in spans) - _MAX_BEGINNING - _MAX_END
+    if left_out <= 0:
+        return list(spans)
+    first, rest = _split(spans, _MAX_BEGINNING)
+    _, last = _split(rest, left_out)
+    start, end = last[0]
+    line = text.find("\n", start, min(end, start + MAX_LENGTH))
+    return [*first, (max(start, line), end), *last[1:]]
+
+
+def _split(
+    spans: Sequence[tuple[int, int]], length: int
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Return `spans` in two parts, the first of `length` characters."""
+    first: list[tuple[int, int]] = []
+    for at, (start, end) in enumerate(spans):
+        if end - start > length:
+            return [*first, (start, start + length)], [(start + length, end), *spans[at + 1 :]]
+        first.append((start, end))
+        length -= end - start
+    return first, []
+
+
+def _in_original(found: Extracted, spans: Sequence[tuple[int, int]]) -> Extracted:
+    """Return `found`, an answer in the concatenated `spans`, with its span in the text."""
+    start, end = _original(spans, found.start), _original(spans, found.end - 1) + 1
+    return found._replace(start=start, end=end)
 
 
 def _first_turn(text: str) -> str:
@@ -382,9 +457,12 @@ def _option_text(text: str, question: str) -> Extracted | None:
 def read_json(text: str) -> dict[str, object] | list[object] | None:
     """Return `text` parsed as a JSON object or array, or else its last fenced block that is one.
 
-    Numbers with a decimal point or an exponent are `Decimal`s, so that they compare exactly.
+    Numbers with a decimal point or an exponent are `Decimal`s, so that they compare exactly. A text
+    longer than 100,000 characters is not read.
     """
     text = without_reasoning(text)
+    if len(text) > _MAX_JSON:
+        return None
     values = map(_loads, (text, *(block for block, _ in _json_blocks(text))))
     return next((value for value in values if value is not None), None)
 

@@ -7,6 +7,7 @@ the forms that models use instead.
 
 import re
 import unicodedata
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
@@ -14,8 +15,11 @@ from optillm_hooks.answers.extraction import read_json, without_reasoning
 from optillm_hooks.answers.patterns import Pattern
 
 _MAX_DEPTH = 3
-_MAX_LENGTH = 20_000
+_MAX_LENGTH = 10_000
 """Characters of a verdict that are read, from its end."""
+
+_MAX_FOUND = 50
+"""Places of one kind in a verdict that are looked at, from its end."""
 
 _MAX_CLAUSE = 300
 """Characters before a verdict in which words that change its meaning are looked for."""
@@ -200,6 +204,7 @@ _BEGINNING = Pattern(
 """What is before a label that begins a line or a sentence."""
 
 _GOES_ON = Pattern(r"[^\n]{1,40}\n\s*(?:which|that|and|but|as|is|was)\b")
+_END = Pattern(r"[ *_.!\n]*+\Z")
 _BULLET = Pattern(r"\s*[-\u2022]\s+(?-i:(?![A-Z]{4}))")
 _BLANKS = Pattern(r"[^\S\n]+")
 _BLANK_LINES = Pattern(r" ?\n\s*\n ?| \n")
@@ -264,9 +269,9 @@ def read_choice(text: str, count: int) -> int | None:
         return _place(_READ_PLACE.match(plain, requested), plain, count)
     if value := _object(said):
         return _json_choice(value, count)
-    if chosen := list(_CHOSEN.finditer(plain)):
+    if chosen := _last(_CHOSEN, plain):
         return _place(chosen[-1], plain, count)
-    if best := [found for found in _IS_BEST.finditer(plain) if _says_best(found)]:
+    if best := [found for found in _last(_IS_BEST, plain) if _says_best(found)]:
         return _place(best[-1], plain, count)
     lines = plain.split("\n")
     if alone := _NUMBER_LINE.fullmatch(lines[-1].strip()):
@@ -276,7 +281,7 @@ def read_choice(text: str, count: int) -> int | None:
 
 def _plain(text: str) -> str:
     """Return `text` without emphasis, LaTeX, tags and tables, in compatibility characters."""
-    text = unicodedata.normalize("NFKC", text).replace("\u2212", "-").replace("\uff1a", ":")
+    text = unicodedata.normalize("NFKC", text)[-_MAX_LENGTH:].replace("\u2212", "-").replace("\uff1a", ":")
     text = _BLANK_LINES.sub("\n\n", _BLANKS.sub(" ", text))
     text = _QUOTED_LABEL.sub("says ", text)
     for _ in range(2):
@@ -286,6 +291,11 @@ def _plain(text: str) -> str:
     text = _ROW.sub(lambda row: ": ".join(cell.strip() for cell in row[1].split("|")), text)
     text = _ARROW.sub(": ", text).replace("_", " ")
     return _ABOUT.sub("", text).strip()
+
+
+def _last(pattern: Pattern, text: str) -> deque[re.Match[str]]:
+    """Return the last places in `text` that `pattern` matches."""
+    return deque(pattern.finditer(text), _MAX_FOUND)
 
 
 def _untagged(found: re.Match[str]) -> str:
@@ -298,9 +308,9 @@ def _requested(text: str, label: Pattern, line: Pattern) -> int | None:
 
     If all labels are mentioned, as in "it tells me to say RATING: 10", that is the end of `text`.
     """
-    labels = [found for found in label.finditer(text) if not _PLACEHOLDER.match(text, found.end())]
+    labels = [found for found in _last(label, text) if not _PLACEHOLDER.match(text, found.end())]
     places = [found.end() for found in labels if not _mentioned(found)]
-    for found in line.finditer(text):
+    for found in _last(line, text):
         if _listed(found) or _GOES_ON.match(text, found.start()):
             continue
         colon = re.search(r"[:=]\s*", found[0])
@@ -327,13 +337,13 @@ def _is_whole(value: re.Match[str], high: float) -> bool:
 
 def _stated_rating(text: str) -> re.Match[str] | None:
     """Return the rating that `text` states with a label or a verb."""
-    if overall := list(_OVERALL.finditer(text)):
+    if overall := _last(_OVERALL, text):
         return overall[-1]
-    if labelled := _of_the_whole([f for f in _LABELLED.finditer(text) if not _reported(f)]):
+    if labelled := _of_the_whole([f for f in _last(_LABELLED, text) if not _reported(f)]):
         return labelled[-1]
-    notes = list(_NOTE_LINE.finditer(text))
+    notes = _last(_NOTE_LINE, text)
     given = [
-        found for found in _GIVEN.finditer(text) if not _is_conditional(text, found.start("number"))
+        found for found in _last(_GIVEN, text) if not _is_conditional(text, found.start("number"))
     ]
     return next((some[-1] for some in (notes, given) if some), None)
 
@@ -366,7 +376,7 @@ def _listed(found: re.Match[str]) -> bool:
     """Return whether `found` is an item of a list that is not the end of the reply."""
     text = found.string
     line = text.rfind("\n", 0, found.end() - 1) + 1
-    return bool(_BULLET.match(text, line) and text[found.end() :].strip(" *_.!\n"))
+    return bool(_BULLET.match(text, line) and not _END.match(text, found.end()))
 
 
 def _aspect(found: re.Match[str]) -> bool:
@@ -378,7 +388,7 @@ def _bare_rating(text: str, low: float, high: float) -> float | None:
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     fractions = [
         found
-        for found in _FRACTION.finditer(text)
+        for found in _last(_FRACTION, text)
         if float(found["scale"]) in _COMMON_SCALES | {high}
         and not _reported(found)
         and (not found["next"] or found["next"].lower() in _AFTER_FRACTION)
@@ -390,7 +400,7 @@ def _bare_rating(text: str, low: float, high: float) -> float | None:
     values = {_scaled(found, low, high) for found in chosen}
     if len(values) == 1:
         return values.pop()
-    if points := list(_POINTS.finditer(text)):
+    if points := _last(_POINTS, text):
         return _on_scale(float(points[-1][1]), None, low, high)
     for line in lines[-1:] + lines[:1]:
         if alone := _ALONE.fullmatch(line):
