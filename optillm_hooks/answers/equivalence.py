@@ -47,6 +47,13 @@ from optillm_hooks.answers.words import is_nonexistent, ordinal, unaccented, yes
 _MAX_PARSED_LENGTH = 500
 """Maximum length of an answer that is parsed as mathematics; longer ones are text or JSON."""
 
+_MAX_TEXT = 10_000
+"""Maximum length of a text that is compared as a whole; of a longer one, length and ends are."""
+
+_MAX_COMPARED = 2_000_000
+"""Maximum length of the formulas that are compared in pairs, in total; 64 of 500 characters take
+half of it. Further answers are compared by their spelling only."""
+
 _MAX_JSON_DEPTH = 100
 
 _LETTER = Pattern(r"(?:(?:option|choice|answer):?\s+)?[(\[]?([A-Za-z])[)\]]?[.:]?", re.IGNORECASE)
@@ -112,17 +119,36 @@ class Form:
     chemical: str = ""
     """The chemical formula that it may be."""
 
+    def shared(self) -> set[Hashable]:
+        """Return what it has in common with some form that it may be the same as."""
+        keys = {("key", key) for key in (self.key, *self.maybe) if key is not None}
+        return {*keys, ("text", self.text), ("letter", self.letter)} - {("letter", "")}
+
+    def has_value(self) -> bool:
+        return self.quantity is not None or bool(self.alternatives)
+
 
 class AnswerClasses:
     """Equivalence classes of answers that are added one by one.
 
-    A new answer is compared with the others once, when it is added. A repeated spelling is free.
+    A new answer is compared with the others once, when it is added: with those that have the same
+    key, text or letter, and as long as `_MAX_COMPARED` allows, with those that have a value.
     """
 
     def __init__(self) -> None:
-        self._forms: dict[str, Form] = {}
+        self._numbers: dict[str, int] = {}
+        """The answers with their numbers, from 0."""
+
+        self._forms: list[Form] = []
         self._parents: list[int] = []
         """Union-find forest over the answers in order; a root is the first answer of its tree."""
+
+        self._sharing: dict[Hashable, list[int]] = {}
+        """The answers that have a key, text or letter."""
+
+        self._with_values: list[int] = []
+        self._compared = 0
+        """Length of the formulas that were compared in pairs."""
 
         self._vague: list[tuple[int, int]] = []
         """Pairs of a vague answer, such as a bare number, and an exact one that it may mean."""
@@ -135,18 +161,35 @@ class AnswerClasses:
 
     def add(self, answer: str) -> None:
         """Add an answer."""
-        if answer in self._forms:
+        if answer in self._numbers:
             return
         form, at = form_of(answer), len(self._parents)
         self._parents.append(at)
-        for other, its in enumerate(self._forms.values()):
+        for other in sorted(self._candidates(form)):
+            its = self._forms[other]
             apart = _root(self._parents, other) != _root(self._parents, at)
             if apart and _same(its, form):
                 _join(self._parents, other, at)
             self._compare_vaguely(other, its, at, form)
             self._compare_vaguely(at, form, other, its)
-        self._forms[answer] = form
+        for key in form.shared():
+            self._sharing.setdefault(key, []).append(at)
+        if form.has_value():
+            self._with_values.append(at)
+        self._forms.append(form)
+        self._numbers[answer] = at
         self._names = {}
+
+    def _candidates(self, form: Form) -> set[int]:
+        """Return the answers that may be equivalent to one of this form."""
+        found = {at for key in form.shared() for at in self._sharing.get(key, ())}
+        if form.has_value():
+            for at in self._with_values:
+                self._compared += min(len(form.text), len(self._forms[at].text)) + 1
+                if self._compared > _MAX_COMPARED:
+                    break
+                found.add(at)
+        return found
 
     def _compare_vaguely(self, vague_at: int, vague: Form, at: int, exact: Form) -> None:
         if _may_mean(vague, exact):
@@ -164,7 +207,7 @@ class AnswerClasses:
         hundredth, unless a bare number joins it.
         """
         if not self._names:
-            answers, parents = list(self._forms), list(self._parents)
+            answers, parents = list(self._numbers), list(self._parents)
             meant: set[int] = set()
             for _ in range(2):  # "18" joins "x = 18" once that has joined "$18"
                 for vague, exact in self._sure_pairs(parents):
@@ -197,7 +240,7 @@ class AnswerClasses:
         ]
 
     def _is_number(self, at: int) -> bool:
-        quantity = list(self._forms.values())[at].quantity
+        quantity = self._forms[at].quantity
         return quantity is not None and not quantity.unit
 
 
@@ -222,7 +265,8 @@ def classes(answers: Sequence[str | None]) -> list[int | None]:
         if answer is not None:
             found.add(answer)
     names = found.names()
-    return [None if answer is None else answers.index(names[answer]) for answer in answers]
+    first = {answer: at for at, answer in reversed(list(enumerate(answers)))}
+    return [None if answer is None else first[names[answer]] for answer in answers]
 
 
 def equivalent(one: str, other: str) -> bool:
@@ -234,7 +278,7 @@ def form_of(answer: str) -> Form:
     """Return `answer` in the normalised forms in which it is compared."""
     answer = answer.strip()
     if len(answer) > _MAX_PARSED_LENGTH:
-        return Form(_plain_text(answer), key=_json_key(answer))
+        return _long_form(answer)
     text = plain(numerals(_MATH.sub(_inside, _STRONG.sub(_inside, answer))))
     bare = text.strip(_ENDS).removesuffix(".") if text.count(".") < 2 else text.strip(_ENDS)
     if whole := _whole(bare):
@@ -255,6 +299,15 @@ def form_of(answer: str) -> Form:
     chemical = _chemical(answer)
     plain_text = _plain_text(chemical or text)
     return Form(plain_text, letter, is_choice, quantity, alternatives, chemical=chemical)
+
+
+def _long_form(answer: str) -> Form:
+    if (key := _json_key(answer)) is not None:
+        return Form(answer, key=key)
+    if len(answer) > _MAX_TEXT:
+        ends = answer[: _MAX_TEXT // 2], answer[-_MAX_TEXT // 2 :]
+        return Form("", key=("long", len(answer), *ends))
+    return Form(_plain_text(answer))
 
 
 def _inside(found: re.Match[str]) -> str:

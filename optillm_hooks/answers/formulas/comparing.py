@@ -157,21 +157,21 @@ def _agree(a: Scalar, b: Scalar) -> bool:
 
 def _is_rounded(decimal: Scalar, other: Scalar) -> bool:
     """Return True if `decimal` is the constant `other` rounded or truncated; see `equal`."""
-    written = decimal.formula
+    written, value, approximate = decimal.formula, other.at[0], decimal.at[0]
     if not isinstance(written, Number) or not written.places or not other.is_constant:
         return False
-    significant = str(abs(written.value) * 10**written.places).lstrip("0")
-    value = other.at[0]
-    if value is None or abs(value.imag) > _ABSOLUTE:
-        return False
-    if len(significant) < (2 if written.places > 1 else 3):
-        return False
-    if other.exact is not None and _terminates(other.exact):
+    if value is None or approximate is None or abs(value.imag) > _ABSOLUTE:
         return False
     unit = 10.0**-written.places
-    excess = abs(value.real) - abs(float(written.value))
-    most = unit if len(significant) > 2 else 0.5 * unit
-    return written.value * Fraction(value.real) >= 0 and -0.5 * unit <= excess < most
+    excess = abs(value.real) - abs(approximate.real)
+    if not -0.5 * unit <= excess < unit or value.real * approximate.real < 0:
+        return False
+    significant = len(str(abs(written.value) * 10**written.places).lstrip("0"))
+    if significant < (2 if written.places > 1 else 3):
+        return False
+    if significant == 2 and excess >= 0.5 * unit:
+        return False
+    return other.exact is None or not _terminates(other.exact)
 
 
 def _terminates(value: Fraction) -> bool:
