@@ -50,9 +50,9 @@ _MAX_PARSED_LENGTH = 500
 _MAX_TEXT = 10_000
 """Maximum length of a text that is compared as a whole; of a longer one, length and ends are."""
 
-_MAX_COMPARED = 2_000_000
-"""Maximum length of the formulas that are compared in pairs, in total; 64 of 500 characters take
-half of it. Further answers are compared by their spelling only."""
+_MAX_COMPARED = 1_200_000
+"""Maximum length of the formulas that are compared in pairs, in total: 64 of 500 characters.
+Further answers are compared by their spelling only."""
 
 _MAX_JSON_DEPTH = 100
 

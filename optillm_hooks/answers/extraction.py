@@ -339,9 +339,7 @@ def extract(
     return _in_original(found.moved(leading)._replace(answer=answer), spans)
 
 
-def _long_json(
-    text: str, spans: Sequence[tuple[int, int]], how: AnswerFormat
-) -> Extracted | None:
+def _long_json(text: str, spans: Sequence[tuple[int, int]], how: AnswerFormat) -> Extracted | None:
     """Return the JSON answer of a visible text that is too long for the other readers."""
     length = sum(end - start for start, end in spans)
     if not _MAX_BEGINNING + _MAX_END < length <= _MAX_JSON:

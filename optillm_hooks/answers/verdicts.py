@@ -281,7 +281,11 @@ def read_choice(text: str, count: int) -> int | None:
 
 def _plain(text: str) -> str:
     """Return `text` without emphasis, LaTeX, tags and tables, in compatibility characters."""
-    text = unicodedata.normalize("NFKC", text)[-_MAX_LENGTH:].replace("\u2212", "-").replace("\uff1a", ":")
+    text = (
+        unicodedata.normalize("NFKC", text)[-_MAX_LENGTH:]
+        .replace("\u2212", "-")
+        .replace("\uff1a", ":")
+    )
     text = _BLANK_LINES.sub("\n\n", _BLANKS.sub(" ", text))
     text = _QUOTED_LABEL.sub("says ", text)
     for _ in range(2):
