@@ -121,8 +121,9 @@ class Form:
 
     def shared(self) -> set[Hashable]:
         """Return what it has in common with some form that it may be the same as."""
-        keys = {("key", key) for key in (self.key, *self.maybe) if key is not None}
-        return {*keys, ("text", self.text), ("letter", self.letter)} - {("letter", "")}
+        keys: list[Hashable] = [("key", key) for key in (self.key, *self.maybe) if key is not None]
+        letters = [("letter", self.letter)] if self.letter else []
+        return {*keys, *letters, ("text", self.text)}
 
     def has_value(self) -> bool:
         return self.quantity is not None or bool(self.alternatives)
