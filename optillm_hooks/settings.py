@@ -122,6 +122,11 @@ class Settings(RunSettings):
         default_factory=PlanCalls, description="Maximum estimated model calls of a plan."
     )
     max_choices: int = Field(default=64, ge=1, description="Maximum choices (n) of one request.")
+    allow_no_log: bool = Field(
+        default=False,
+        description="Let a request's `no-log: true` keep its inner calls out of LiteLLM's logs and "
+        "spend.",
+    )
 
 
 def forbidden(approaches: Iterable[Approach], allowed: NamedApproaches) -> list[str]:

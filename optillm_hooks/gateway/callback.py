@@ -34,6 +34,9 @@ _UNCACHED = {"no-cache": True, "no-store": True}
 """Keeps the outer call out of LiteLLM's cache, whose keys include neither the base model nor the
 parameters. The inner calls are cached as usual."""
 
+_BOOKED = ("response_cost", "prompt_tokens", "completion_tokens", "total_tokens")
+"""Entries of what LiteLLM logs for a call that counters of spend add up."""
+
 
 class Hook(CustomLogger):
     """LiteLLM's entry in `callbacks`; see `async_pre_call_hook`."""
@@ -123,6 +126,27 @@ class Hook(CustomLogger):
         if client is None or client.prepared is None:
             return None
         return header_values(client.prepared, answered=response is not None)
+
+    async def async_logging_hook(
+        self,
+        kwargs: dict[str, Any],
+        result: Any,
+        call_type: str,  # noqa: ARG002 (LiteLLM's signature)
+    ) -> tuple[dict[str, Any], Any]:
+        """Return what LiteLLM is about to book for a call, without numbers below zero.
+
+        They come of a negative usage that a provider reports, and would lower the spend of a key.
+        """
+        for booked in (kwargs, kwargs.get("standard_logging_object")):
+            for name in _BOOKED:
+                if isinstance(booked, dict) and _is_below_zero(booked.get(name)):
+                    booked[name] = 0
+        return kwargs, result
+
+
+def _is_below_zero(value: object) -> bool:
+    """Return whether `value` is a negative number, or none that compares with others (NaN)."""
+    return isinstance(value, int | float) and not value >= 0
 
 
 def _check_unserved(model: object, call_type: str, router: Router) -> None:

@@ -67,9 +67,11 @@ def read_caller(
     cache: Mapping[str, Any],
     *,
     needs_price: bool = False,
+    allow_no_log: bool = False,
 ) -> Caller:
     """Return the caller of a request, from the parameters that LiteLLM gives its provider.
 
+    `no-log` is passed on only if the operator allows it: LiteLLM books no spend for such a call.
     The budget reservation of the outer request is not passed on: an inner call that settles it
     would make LiteLLM lose the outer one's spend.
     """
@@ -82,7 +84,7 @@ def read_caller(
     }
     if user is not None:
         extra["user"] = user
-    if litellm_params.get("no-log"):
+    if allow_no_log and litellm_params.get("no-log"):
         extra["no-log"] = True
     if litellm_params.get("drop_params"):
         extra["drop_params"] = True

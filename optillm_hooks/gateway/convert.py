@@ -91,6 +91,9 @@ _COMPLETION_FIELDS = (
 )
 """OpenAI's fields of a single completion, according to LiteLLM's list."""
 
+_MOST = 2**40
+"""No call has as many tokens, or costs as many dollars."""
+
 _PRIVATE_PREFIXES = ("_", "litellm_", "mock_")
 """Prefixes of LiteLLM's other private names."""
 
@@ -333,17 +336,41 @@ def read_finish_reason(reason: str | None) -> FinishReason:
 
 
 def read_usage(usage: Any, cost_usd: float) -> Usage:
-    """Return the usage of one call; counts that the provider does not report are 0."""
+    """Return the usage of one call; counts that the provider does not report are 0.
+
+    None of it counts if a number is negative or absurd: then a limit reckons as if none came.
+    """
     completion = getattr(usage, "completion_tokens_details", None)
     prompt = getattr(usage, "prompt_tokens_details", None)
+    counts = [
+        getattr(of, name, None) or 0
+        for of, name in (
+            (usage, "prompt_tokens"),
+            (usage, "completion_tokens"),
+            (completion, "reasoning_tokens"),
+            (prompt, "cached_tokens"),
+        )
+    ]
+    if not (is_cost(cost_usd) and all(map(_is_count, counts))):
+        return Usage(calls=1)
+    read, written, reasoned, cached = counts
     return Usage(
         calls=1,
-        prompt_tokens=getattr(usage, "prompt_tokens", 0) or 0,
-        completion_tokens=getattr(usage, "completion_tokens", 0) or 0,
-        reasoning_tokens=getattr(completion, "reasoning_tokens", 0) or 0,
-        cached_tokens=getattr(prompt, "cached_tokens", 0) or 0,
-        cost_usd=cost_usd,
+        prompt_tokens=read,
+        completion_tokens=written,
+        reasoning_tokens=reasoned,
+        cached_tokens=cached,
+        cost_usd=float(cost_usd),
     )
+
+
+def is_cost(value: object) -> bool:
+    """Return whether `value` can be the price of a call: a number, finite and not negative."""
+    return type(value) in (int, float) and 0 <= cast(float, value) < _MOST
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < _MOST
 
 
 def _read_logprobs(logprobs: Any) -> tuple[TokenLogprob, ...]:

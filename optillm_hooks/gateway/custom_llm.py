@@ -187,6 +187,7 @@ class Provider(CustomLLM):
             prepared.user,
             prepared.cache,
             needs_price=prepared.limits.max_cost_usd is not None,
+            allow_no_log=read_settings().allow_no_log,
         )
         key = str(caller.metadata.get("user_api_key") or "")
         request = Request(

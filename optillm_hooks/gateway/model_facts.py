@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from optillm_hooks.decoding.field import FIELD
 from optillm_hooks.errors import RequestRejected
-from optillm_hooks.gateway.convert import write_chat
 from optillm_hooks.gateway.deployments import alias_model, deployments
 from optillm_hooks.gateway.model_names import from_deployment
+from optillm_hooks.gateway.prompt_tokens import count_tokens
 from optillm_hooks.gateway.reasoning import CAPABILITIES, of_all, reasoning
 from optillm_hooks.gateway.refusals import REFUSALS
 from optillm_hooks.gateway.sampling_rules import (
@@ -26,7 +26,7 @@ from optillm_hooks.gateway.sampling_rules import (
 from optillm_hooks.llm import ModelFacts, Price
 from optillm_hooks.local_provider.thinking import template_reasons
 from optillm_hooks.settings import DeploymentSettings, explain
-from optillm_hooks.types import Chat, Sampling
+from optillm_hooks.types import Sampling
 
 LOCAL_PROVIDER = "optillm-local"
 
@@ -38,9 +38,6 @@ _PREFIX_FIELDS = ("continue_final_message", "logprobs", "top_logprobs")
 
 _MAX_CHOICES = 128
 """The maximum `n` of OpenAI's API."""
-
-_BYTES_PER_TOKEN = 3
-"""An estimate for text that LiteLLM cannot count; English has about four."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,21 +92,6 @@ def model_facts(router: Router | None, model: str) -> GroupFacts:
 
 def _takes(model: str, known: Callable[[Sampling], bool], sampling: Sampling) -> bool:
     return REFUSALS.takes(model, sampling) and known(sampling)
-
-
-def count_tokens(model: str, chat: Chat, sampling: Sampling) -> int:
-    """Return the estimated prompt tokens of a call, by LiteLLM's tokenizer for the model."""
-    tools = sampling.fields.get("tools")
-    try:
-        counted: int = litellm.token_counter(
-            model=model,
-            messages=write_chat(chat),
-            tools=tools or None,
-            use_default_image_token_count=True,  # or it would fetch each image, and block
-        )
-    except Exception:  # parts that LiteLLM cannot count, such as files and audio
-        return sum(len(message.text.encode()) for message in chat) // _BYTES_PER_TOKEN
-    return counted
 
 
 def _found(router: Router | None, model: str) -> list[Deployment]:

@@ -14,10 +14,17 @@ from optillm_hooks.answers.deltas import DeltaAccumulator
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.gateway.budgets import check_budgets
 from optillm_hooks.gateway.caller import Caller
-from optillm_hooks.gateway.convert import read_completions, read_delta, write_chat, write_sampling
+from optillm_hooks.gateway.convert import (
+    is_cost,
+    read_completions,
+    read_delta,
+    write_chat,
+    write_sampling,
+)
 from optillm_hooks.gateway.failures import as_sample_errors, budgets_as_sample_errors
 from optillm_hooks.gateway.inner_call import INNER_CALL_KEY, InnerCall
-from optillm_hooks.gateway.model_facts import FactsOf, GroupFacts, count_tokens
+from optillm_hooks.gateway.model_facts import FactsOf, GroupFacts
+from optillm_hooks.gateway.prompt_tokens import count_tokens
 from optillm_hooks.gateway.rates import Counted, ModelRates
 from optillm_hooks.gateway.refusals import (
     REFUSALS,
@@ -215,12 +222,13 @@ class RouterLLM:
     ) -> Delta:
         """Return the delta with its usage priced by the deployment that answered."""
         usage = delta.usage
-        if usage is None:
+        if usage is None or not usage.total_tokens:
             return delta
         if inner.answered_by_alias:
             return replace(delta, usage=usage + Usage(cost_usd=inner.cost_usd))
         deployment = (getattr(chunk, "_hidden_params", None) or {}).get("model_id")
-        if (told := stream_cost(chunk, stream, deployment)) is not None:
+        told = stream_cost(chunk, stream, deployment)
+        if told is not None and is_cost(told):
             return replace(delta, usage=usage + Usage(cost_usd=told))
         price = self.facts.price_at(deployment)
         if price is None:
@@ -236,8 +244,8 @@ def stream_cost(chunk: ModelResponseStream, stream: object, deployment: object) 
     know the price, or if another deployment than the stream's first answered.
     """
     usage = getattr(chunk, "usage", None)
-    told = getattr(usage, "cost", None)
-    if isinstance(told, float | int):
+    told: Any = getattr(usage, "cost", None)
+    if is_cost(told):
         return float(told)
     log: Any = getattr(stream, "logging_obj", None)
     if log is None or log.get_router_model_id() != deployment:

@@ -139,11 +139,17 @@ def test_inner_calls_carry_the_callers_identity_and_no_other_metadata() -> None:
     assert caller.metadata == {**shared, "internal_call_origin": CALL_ORIGIN}
 
 
-def test_inner_calls_keep_their_session_and_what_keeps_them_out_of_logs() -> None:
+def test_inner_calls_keep_their_session() -> None:
     session = {"litellm_session_id": "s", "litellm_trace_id": "t"}
-    caller = read_caller({**session, "no-log": True}, "u", {"no-cache": True})
-    assert caller.extra == {**session, "no-log": True, "user": "u"}
+    caller = read_caller(session, "u", {"no-cache": True})
+    assert caller.extra == {**session, "user": "u"}
     assert caller.cache == {"no-cache": True}
+
+
+@pytest.mark.parametrize(("allowed", "extra"), [(False, {}), (True, {"no-log": True})])
+def test_no_log_is_the_operators_to_allow(allowed: bool, extra: dict[str, object]) -> None:
+    assert read_caller({"no-log": True}, None, {}, allow_no_log=allowed).extra == extra
+    assert read_caller({}, None, {}, allow_no_log=allowed).extra == {}
 
 
 def test_a_caller_knows_what_is_reserved_for_the_outer_request() -> None:

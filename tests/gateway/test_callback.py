@@ -71,6 +71,16 @@ async def called(
     return found, None if client is None else client.prepared
 
 
+@pytest.mark.parametrize("number", [-0.04, -7, float("nan")])
+async def test_nothing_below_zero_is_booked(number: float) -> None:
+    booked = {"response_cost": number, "completion_tokens": 5, "model": "base"}
+    kwargs = {**booked, "standard_logging_object": dict(booked)}
+    found, result = await hook.async_logging_hook(kwargs, "reply", "acompletion")
+    right = {"response_cost": 0, "completion_tokens": 5, "model": "base"}
+    assert found == {**right, "standard_logging_object": right}
+    assert result == "reply"
+
+
 @pytest.mark.parametrize("call_type", ["acompletion", "anthropic_messages", "aresponses"])
 async def test_a_request_without_an_approach_passes_untouched(call_type: str) -> None:
     found, prepared = await called("base", call_type, user="u", temperature=0)

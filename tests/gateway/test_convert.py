@@ -395,6 +395,34 @@ def test_an_answer_without_text_is_null_only_beside_tool_calls() -> None:
     assert [c.message.content for c in written.choices] == ["", None]
 
 
+ABSURD = [-1, -(10**30), 2**40, 10**400, 1.5, float("nan"), float("inf"), True, "7", [7]]
+
+
+class Told:
+    """An object with what a provider reports, as it is."""
+
+    def __init__(self, **fields: object) -> None:
+        self.__dict__.update(fields)
+
+
+@pytest.mark.parametrize("value", ABSURD, ids=lambda v: str(v)[:8])
+def test_a_usage_with_an_absurd_number_is_none(value: object) -> None:
+    good = {"prompt_tokens": 9, "completion_tokens": 7}
+    details = Told(reasoning_tokens=value, cached_tokens=value)
+    for told in (
+        {**good, "prompt_tokens": value},
+        {**good, "completion_tokens": value},
+        {**good, "completion_tokens_details": details},
+        {**good, "prompt_tokens_details": details},
+    ):
+        assert read_usage(Told(**told), 0.5) == Usage(calls=1)
+
+
+@pytest.mark.parametrize("cost", [-0.5, float("nan"), float("inf"), True], ids=str)
+def test_a_usage_with_an_absurd_price_is_none(cost: float) -> None:
+    assert read_usage(Told(prompt_tokens=9, completion_tokens=7), cost) == Usage(calls=1)
+
+
 def test_usage_is_written_whole() -> None:
     usage = Usage(
         calls=2, prompt_tokens=9, completion_tokens=7, reasoning_tokens=3, cached_tokens=4
