@@ -60,11 +60,13 @@ _LETTER = Pattern(r"(?:(?:option|choice|answer):?\s+)?[(\[]?([A-Za-z])[)\]]?[.:]
 _LETTER_AND_TEXT = Pattern(r"(?:\(([A-Za-z])\)|([A-Za-z])\))\s*\S.*", re.DOTALL)
 _LETTER_STOP_TEXT = Pattern(r"([A-Z])(?:[.:]| [-\u2013])\s+\S.*", re.DOTALL)
 _NEXT_PART = Pattern(r"[\s,;]\(?[A-Za-z]\)")
-_MATH = Pattern(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_MATH = Pattern(
+    r"\$\$?([^$]+)\$\$?|\\\(((?:[^\\]++|\\(?![()]))++)\\\)|\\\[((?:[^\\]++|\\(?![\[\]]))++)\\\]"
+)
 _STRONG = Pattern(r"(?<![\w)}])\*\*([^*]+)\*\*(?![\w({])")
 _ARTICLE = Pattern(r"^(?:the|an?)\s+(?=\S)")
-_AROUND_MARKS = Pattern(r"\s*([,:;/-])\s*")
-_AND = Pattern(r"\s*&\s*")
+_AROUND_MARKS = Pattern(r" ?([,:;/-]) ?")
+_AND = Pattern(r" ?& ?")
 _INITIALS = Pattern(r"\b(?:[a-z]\.\s?){2,}")
 _TITLES = Pattern(r"\b(dr|mr|mrs|ms|st|prof|jr|sr|mt|vs)\.(?=\s)")
 _NAME_WITH_ACCENTS = Pattern(r"\b[A-Z\u00c0-\u00de]\w*[\u00c0-\u00ff]\w*")
@@ -72,13 +74,13 @@ _UMLAUTS = frozenset("\u00e4\u00f6\u00fc\u00c4\u00d6\u00dc")
 _LETTERS_AND_HYPHEN = Pattern(r"(?<=[^\W\d_])-(?=[^\W\d_])")
 _ENDS = " *`\"'\u201c\u201d"
 _DECORATION = dict.fromkeys(map(ord, "*`\"'\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"))
-_LEADING_ZERO = Pattern(r"(?<!\d)0+(?=\d+[/:])|(?<=[/])0+(?=\d)")
+_LEADING_ZERO = Pattern(r"(?<!\d)(?=\d++[/:])0+(?=\d)|(?<=[/])0+(?=\d)")
 _SEVERAL_LETTERS = Pattern(r"[A-H]{2,6}")
 
 _BASE = Pattern(
     r"(?:0b(?P<bits>[01]+)|0x(?P<hex>[0-9a-f]+)|0o(?P<octal>[0-7]+)"
-    r"|\(?(?P<digits>[0-9a-f]+)\)?_\{?\s*(?P<base>\d{1,2})\s*\}?"
-    r"|(?P<spelled>[0-9a-f]+)\s*\(?\s*(?:in\s+)?"
+    r"|\(?(?P<digits>[0-9a-f]+)\)?_\{?\s*+(?P<base>\d{1,2})\s*+\}?"
+    r"|(?P<spelled>[0-9a-f]+)\s*+(?:\(\s*+)?(?:in\s++)?"
     r"(?:base[ -]?(?P<spoken>\d{1,2})|(?P<named>binary|hex(?:adecimal)?|octal))\)?)",
     re.IGNORECASE,
 )

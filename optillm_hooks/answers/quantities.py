@@ -70,19 +70,21 @@ _MORE_OR_LESS = [
     ]
 ]
 _SET_BUILDER = Pattern(
-    r"\\?\{\s*([a-z])(?:\s*\\in\s*(?:\\mathbb\s*\{?R\}?|\u211d))?\s*(?::|\|)\s*(.+?)\s*\\?\}"
+    r"\\?\{\s*+([a-z])(?:\s*+\\in\s*+(?:\\mathbb\s*+\{?R\}?|\u211d)|)\s*+[:|]\s*+(.+?)\\?\}"
 )
 _IN_REALS = Pattern(r"\b[a-z]\s*\\in\s*(?:\\mathbb\s*\{?R\}?|\u211d)$")
 
 _CURRENCY = "|".join(re.escape(sign) for sign in sorted(CURRENCIES, key=len, reverse=True))
-_MONEY = Pattern(rf"([-+]?)\s*({_CURRENCY})\s*([-+]?)\s*(?=[\d.])(.+)", re.IGNORECASE)
+_MONEY = Pattern(rf"([-+]?)\s*+({_CURRENCY})\s*+([-+]?)\s*+(?=[\d.])(.+)", re.IGNORECASE)
 _SHORT_SCALES = {
     "k": 10**3, "K": 10**3, "m": 10**6, "M": 10**6, "mn": 10**6, "mm": 10**6, "b": 10**9,
     "B": 10**9, "bn": 10**9, "t": 10**12, "T": 10**12, "tn": 10**12,
 }  # fmt: skip
 _SHORT = Pattern(rf"([\d.,]+)\s?({'|'.join(_SHORT_SCALES)})\b\.?(.*)")
 _ATTACHED_SHORT = Pattern(r"([\d.,]+)(k|M|B|bn|mn)\b(.*)")
-_SCALED = Pattern(rf"([^A-Za-z]+?)\s*\b({'|'.join(SCALES)})s?\b\s*(?:of\b)?\s*(.*)", re.IGNORECASE)
+_SCALED = Pattern(
+    rf"([^A-Za-z]*[^A-Za-z\s])\s*+\b({'|'.join(SCALES)})s?\b\s*+(?:of\b\s*+)?(.*)", re.IGNORECASE
+)
 _LETTER = r"[^\W\d_]"
 _UNIT_WORD = Pattern(
     rf"(?:{_LETTER}|[\u00b0\u00a2%$\u20ac\u00a3\u00a5\u20b9\u20a9])+\.?(?:[/*]{_LETTER}+)*(?:\^\{{?-?\d\}}?)?"
@@ -93,12 +95,13 @@ _ATTACHED_UNIT = Pattern(
 )
 _ATTACHED_CHINESE = Pattern(r"(.*\d)\s*([\u3040-ヿ一-鿿가-\ud7af]+)")
 _FEET = Pattern(r"(\d+)\s*['\u2019\u2032]\s*(?:(\d+)\s*(?:\"|''|\u201d|\u2033)?)?")
-_PART = Pattern(rf"(\d+(?:\.\d+)?)\s*({_LETTER}+)\.?(?:\s*,?\s*(?:and|et|und|y|e)\s+|\s*,?\s*)")
+_PART = Pattern(rf"(\d+(?:\.\d+)?)\s*+({_LETTER}+)\.?\s*+(?:,\s*+)?(?:(?:and|et|und|y|e)\s++)?")
 _DIGITS = Pattern(r"[\d\\]")
 
 _GLOSS = Pattern(r"(.*\S)\s*\(([^()]*(?:\([^()]*\)[^()]*)?)\)", re.DOTALL)
 _EQUALS = Pattern(
-    r"\s*(?:\\approx(?![A-Za-z])|\\simeq|\u2248|\u2243|~=|(?<![<>!])=|,?\s+or\s+|,\s+i\.e\.,?\s+)\s*"
+    r"(?:(?:(?<!\s)\s++)?(?:\\approx(?![A-Za-z])|\\simeq|\u2248|\u2243|~=|(?<![<>!])=)"
+    r"|(?:(?<!\s)\s*+,)?(?<!\s)\s++or\s++|(?:(?<!\s)\s++)?,\s++i\.e\.,?\s++)\s*+"
 )
 _NUMBER = Pattern(r"[-+]?[\d.,/]+\s*%?")
 _GLOSS_LEAD = Pattern(
@@ -106,7 +109,7 @@ _GLOSS_LEAD = Pattern(
     r"exactly|in decimal:?|equivalently)\s*",
     re.IGNORECASE,
 )
-_TWO_FORMS = Pattern(r"([^,]+?),?\s+or\s+([^,]+)")
+_TWO_FORMS = Pattern(r"([^,]++(?=,)|(?=[^,]+\Z)[^,]*?[^,\s](?=\s+or\s)),?\s++or\s++([^,]+)")
 _MAX_CHAIN = 4
 _INTEGRATION_CONSTANT = Pattern(r"\+\s*c$")
 _LONE_LETTER = Pattern(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
@@ -118,7 +121,7 @@ _PLAIN_NUMBER_WORDS = frozenset(_NUMBER_NAMES.split())
 _NUMERALS = [
     (Pattern(pattern), spelling)
     for pattern, spelling in [
-        (r"(?<![\d.,])(\d{1,3}(?:[ \u00a0\u202f'\u2019]\d{3})+),(\d{1,2})(?![\d,])", r"\1.\2"),
+        (r"(?<![\d.,])(\d{1,3}(?:[ \u00a0\u202f'\u2019]\d{3}){1,9}),(\d{1,2})(?![\d,])", r"\1.\2"),
         (r"(?<=\d)['\u2019](?=\d{3}(?!\d))", ""),
         (r"(?<=\d)_(?=\d{3}(?!\d))", ""),
         (r"^(.{1,40}) or (?:more|greater|above)$", r"at least \1"),
@@ -175,7 +178,7 @@ def read_quantity(text: str) -> tuple[Quantity | None, tuple[Value, ...]]:
 
     "1,5" is a decimal or a pair. "x = 3, y = 4" may also be (3, 4), and "1, 2, 3" a list.
     """
-    text = _ABOUT.sub("", re.sub(r"\s*\^\s*", "^", text.strip()))
+    text = _ABOUT.sub("", re.sub(r"(?:(?<!\s)\s++)?\^\s*+", "^", text.strip()))
     if _COMMA_NUMBER.fullmatch(text):
         pair, decimal = _value(text), _value(text.replace(",", "."))
         values = tuple(value for value in (pair, decimal) if value is not None)
@@ -261,7 +264,7 @@ def _quantity(text: str) -> Quantity | None:
         value = _value(formula)
         return None if value is None else Quantity(value)
     if builder := _SET_BUILDER.fullmatch(text):
-        text = _IN_REALS.sub("", builder[2])
+        text = _IN_REALS.sub("", builder[2].rstrip())
     for pattern, interval in _MORE_OR_LESS:
         if found := pattern.fullmatch(text):
             return _bounded(next(part for part in found.groups() if part), interval)

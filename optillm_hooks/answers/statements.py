@@ -676,7 +676,7 @@ def name(sentence: str, question: str) -> Extracted | None:
         return None
     if _WHO.search(question):
         doer = _DOER.match(sentence, start)
-        is_asked = doer and re.search(rf"\b{doer[2]}\b", question)
+        is_asked = doer and re.search(rf"\b{re.escape(doer[2])}\b", question)
         if doer and is_asked and doer[0].strip() not in question and not _NO_NAME.match(doer[1]):
             return Extracted(doer[1], *doer.span(1))
         if by := _DONE_BY.search(sentence):

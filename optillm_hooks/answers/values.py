@@ -257,7 +257,7 @@ def _has_variables(text: str) -> bool:
 
 
 _SIDE_CONDITION = Pattern(
-    r",?\s*\\q?quad\s*[a-z]\s*\\(?:neq?|in|geq?|leq?)(?![A-Za-z]).*\Z", re.DOTALL
+    r"(?:,\s*+|(?<!\s)\s++)?\\q?quad\s*+[a-z]\s*+\\(?:neq?|in|geq?|leq?)(?![A-Za-z]).*\Z", re.DOTALL
 )
 
 
@@ -300,11 +300,17 @@ def _depth(text: str, at: int) -> int:
     return before.count("{") + before.count("(") - before.count("}") - before.count(")")
 
 
+_IN_BRACKETS = Pattern(
+    r"\\?[({\[⟨][^(){}\[\]⟨⟩]*\\?[)}\]⟩]"
+    r"|\\langle(?:[^\\\n]++|\\(?!langle|rangle))*+\\rangle"
+)
+
+
 def _outside_brackets(text: str) -> str:
     """Return the text that is in no brackets and in no number."""
     text = re.sub(r"\\[,;:! ]|(?<=\d)(?:,|\{,\})(?=\d{2,3})", "", text)
     for _ in range(3):
-        text = re.sub(r"\\?[({\[⟨][^(){}\[\]⟨⟩]*\\?[)}\]⟩]|\\langle.*?\\rangle", "", text)
+        text = _IN_BRACKETS.sub("", text)
     return text
 
 

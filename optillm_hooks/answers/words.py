@@ -33,11 +33,10 @@ _PARTS: Final[Mapping[str, int]] = {
 }  # fmt: skip
 _OWN_NAMES: Final = {"a dozen": "12", "half a dozen": "6", "half": "1/2"}
 _PART = Pattern(r"(an?|one|\w+)[ -](?:an? )?(" + "|".join(_PARTS) + r")s?")
-_WHOLE_AND_PART = Pattern(r"(.+) and (.+)")
 _ORDINAL = Pattern(
     r"(?:the )?(?:(\d+)(?:st|nd|rd|th)|(" + "|".join(_ORDINALS) + r"))(?: (?:place|one))?"
 )
-_ENGLISH = Pattern(r"[a-z]+(?:[ -](?:and )?[a-z]+)*")
+_ENGLISH = Pattern(r"[a-z]++(?:[ -][a-z]++)*+")
 
 _GERMAN = """
 null ein zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn
@@ -178,8 +177,9 @@ def number_in_words(text: str) -> str | None:
         return str(value)
     if text in _OWN_NAMES:
         return _OWN_NAMES[text]
-    if (whole := _WHOLE_AND_PART.fullmatch(text)) and (count := _english(whole[1])) is not None:
-        part_text = number_in_words(whole[2])
+    whole, _, fraction = text.rpartition(" and ")
+    if fraction and (count := _english(whole)) is not None:
+        part_text = number_in_words(fraction)
         return f"{count} {part_text}" if part_text and "/" in part_text else None
     part = _PART.fullmatch(text)
     if part is None:

@@ -10,12 +10,11 @@ On reasoning models: the same. No prompt tells the model how to think.
 Cost: 4 calls, 4 deep; 3 if both versions contain the same code.
 """
 
-import re
-
 from pydantic import Field
 
 from optillm_hooks.answers.code_blocks import code_blocks
 from optillm_hooks.answers.extraction import without_reasoning
+from optillm_hooks.answers.patterns import Pattern
 from optillm_hooks.context import Context
 from optillm_hooks.errors import EmptyCompletion, SampleError, UnusableReply
 from optillm_hooks.llm import LLM
@@ -29,6 +28,7 @@ exactly. Say what it must do: every file, function, input, output, limit, format
 not quote it and do not judge it. Reply with the request only."""
 
 SAME = "EQUIVALENT"
+_SAYS_SAME = Pattern(rf"{SAME}\b(?!\W*+(?i:except|but|if|unless|no|not)\b)")
 
 MERGE = f"""\
 Below are two versions of an answer to the request above. Compare what they do, case by case.
@@ -83,8 +83,7 @@ def says_same(text: str) -> bool:
     lines = [line.strip(" \t*_`#>\"'") for line in without_reasoning(text).strip().splitlines()]
     if len(lines) == 1 and lines[0].strip(".!").upper() == SAME:
         return True
-    clear = rf"{SAME}\b(?!\W*\b(?i:except|but|if|unless|no|not)\b)"
-    return any(re.match(clear, line) for line in (*lines[:1], *lines[-1:]))
+    return any(_SAYS_SAME.match(line) for line in (*lines[:1], *lines[-1:]))
 
 
 async def _remade(

@@ -8,16 +8,20 @@ import re
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from optillm_hooks.answers.patterns import Pattern
 from optillm_hooks.decoding.thinkdeeper import ThinkSettings
 
-_SIGNS = (
-    r"\b(prove|proof|derive|show that|explain why|step by step)\b",
-    r"\b(analy[sz]e|compare|design|optimi[sz]e|plan)\b",
-    r"\b(how many|how much|calculate|compute|solve|probability|integral|equation)\b",
-    r"\b(if|then|unless|assume|suppose|given that|such that|at least|at most|exactly)\b",
-    r"\b(algorithm|code|function|program|complexity|bug|implement)\b",
-    r"\d[\d.,]*\D+\d[\d.,]*\D+\d",
-    r"[=<>^∑∫√]|\\[a-z]+",
+_SIGNS = tuple(
+    Pattern(sign, re.IGNORECASE)
+    for sign in (
+        r"\b(prove|proof|derive|show that|explain why|step by step)\b",
+        r"\b(analy[sz]e|compare|design|optimi[sz]e|plan)\b",
+        r"\b(how many|how much|calculate|compute|solve|probability|integral|equation)\b",
+        r"\b(if|then|unless|assume|suppose|given that|such that|at least|at most|exactly)\b",
+        r"\b(algorithm|code|function|program|complexity|bug|implement)\b",
+        r"\d\D++\d++\D++\d",
+        r"[=<>^∑∫√]|\\[a-z]+",
+    )
 )
 
 _LONG_QUESTION = 120
@@ -58,7 +62,7 @@ class AutoThinkSettings(BaseModel):
 
 def complexity(question: str) -> float:
     """Return a complexity score from 0 to 1, from a question's length and signs of difficulty."""
-    shown = sum(re.search(sign, question, re.IGNORECASE) is not None for sign in _SIGNS)
+    shown = sum(sign.search(question) is not None for sign in _SIGNS)
     length = min(len(question.split()) / _LONG_QUESTION, 1.0)
     return 0.75 * min(shown / 4, 1.0) + 0.25 * length
 
