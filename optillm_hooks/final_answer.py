@@ -6,11 +6,13 @@ from dataclasses import replace
 from random import Random
 from typing import Final, TypeVar
 
-from optillm_hooks.answers.extraction import without_reasoning
+from optillm_hooks.answers.equivalence import classes
+from optillm_hooks.answers.extraction import excerpt, extract_answers, without_reasoning
 from optillm_hooks.answers.voting import wants_json
 from optillm_hooks.context import Context
 from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
+from optillm_hooks.reading import read_or
 from optillm_hooks.types import Answer, Chat, Completion
 
 A = TypeVar("A", bound=Answer)
@@ -26,6 +28,12 @@ _OWN_FORMAT = re.compile(
     r"\banswer\b[*_`\"]*\s*[:\uff1a]\s*\S|\\boxed|####|</?answer>", re.IGNORECASE
 )
 """A format in which the client asks for the answer, and in which it is read."""
+
+_MAX_MARKED = 4000
+"""Characters at the end of an answer in which the marked line is looked for."""
+
+_MAX_VALUE = 600
+"""Maximum length of a marked value that is looked for in the text before it."""
 
 _MARKED_LINE = re.compile(
     r"(?:\A|\n|(?<=</think>)|(?<=</thinking>))[ \t>*_`#]*ANSWER[ \t*_`]*:[ \t*_`]*\n?"
@@ -54,6 +62,19 @@ def answer_from(chat: Chat, solution: Completion, llm: LLM, ctx: Context) -> Com
     return FinalCall(with_solutions(chat, [solution], FINAL, ctx.rng), fallback=start)
 
 
+async def final_answers(texts: Sequence[str], chat: Chat, ctx: Context) -> list[str | None]:
+    """Return the final answer to `chat` in each text, or None where it has none or is not read."""
+    shown = [excerpt(text) for text in texts]
+    unread: list[str | None] = [None] * len(texts)
+    return await read_or(unread, ctx, extract_answers, shown, question=question(chat))
+
+
+async def groups(answers: Sequence[str | None], ctx: Context) -> list[int | None]:
+    """Return the index of the first equivalent answer for each; None for None, or if not read."""
+    unread: list[int | None] = [None] * len(answers)
+    return await read_or(unread, ctx, classes, answers)
+
+
 def needs_mark(chat: Chat, ctx: Context) -> bool:
     """Return whether a line of its own can mark the final answer, for a vote to read it.
 
@@ -70,12 +91,16 @@ def without_mark(answer: A) -> A:
 
     If the text before it does not contain the value of that line, the value stays.
     """
-    found = _MARKED_LINE.search(answer.text)
+    found = _MARKED_LINE.search(answer.text, max(0, len(answer.text) - _MAX_MARKED))
     if found is None or answer.tool_calls:
         return answer
     before, value = answer.text[: found.start()].rstrip(), _without_emphasis(found["value"])
     shown, core = without_reasoning(before), value.strip("*_`$. ")
-    if core and re.search(rf"(?<![\w.,]){re.escape(core)}(?!\w|[.,]\d)", shown):
+    if (
+        core
+        and len(core) <= _MAX_VALUE
+        and re.search(rf"(?<![\w.,]){re.escape(core)}(?!\w|[.,]\d)", shown)
+    ):
         return replace(answer, text=before, logprobs=answer.logprobs[: _tokens_in(answer, before)])
     return replace(answer, text=f"{before}\n\n{value}" if shown else before + value, logprobs=())
 

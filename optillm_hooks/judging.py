@@ -15,14 +15,15 @@ from random import Random
 from statistics import fmean
 from typing import Final, NamedTuple, TypeVar
 
-from optillm_hooks.answers.extraction import AnswerFormat, without_reasoning
-from optillm_hooks.answers.verdicts import read_choice, read_rating
-from optillm_hooks.answers.voting import elect, majority, wants_json
+from optillm_hooks.answers.extraction import AnswerFormat, excerpt, without_reasoning
+from optillm_hooks.answers.verdicts import last_part, read_choice, read_rating
+from optillm_hooks.answers.voting import Tally, elect, majority, majority_call, wants_json
 from optillm_hooks.context import Context
 from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, SampleError
 from optillm_hooks.fanout import finished, outcomes
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, follow_up, question
+from optillm_hooks.reading import read_or
 from optillm_hooks.types import Answer, Chat, Sampling
 
 A = TypeVar("A", bound=Answer)
@@ -34,6 +35,7 @@ MOST_CONSISTENT: Final = (
 )
 """The criterion of universal self-consistency (Chen et al. 2023, arXiv:2311.17311, section 3)."""
 
+NO_VOTES: Final = Tally(0, {})
 JUDGING: Final = Sampling(temperature=0.1, purpose="judge")
 _LABEL = "answer"
 
@@ -57,22 +59,49 @@ async def vote(
     the first candidate is returned. The trace counts the votes that were lost.
     """
     as_json, calling = wants_json(ctx.client), bool(candidates[0].tool_calls)
-    tally = elect(candidates, how, question=question(chat), as_json=as_json)
+    tally = await _tally(candidates, chat, ctx, how)
     votes = list(tally.votes.values())
     ctx.trace.note("vote", voters=len(candidates), votes=votes)
-    texts = [without_reasoning(candidate.text) for candidate in candidates]
     if votes and not calling:
         ctx.trace.count("votes", lost=len(candidates) - sum(votes), of=len(candidates))
     if votes or calling or as_json:
         return candidates[tally.winner]
-    same = majority(texts)
-    if 2 * max(same.votes.values()) > len(texts):
+    texts = [without_reasoning(candidate.text) for candidate in candidates]
+    same = await read_or(NO_VOTES, ctx, majority, [excerpt(text) for text in texts])
+    if 2 * max(same.votes.values(), default=0) > len(texts):
         return candidates[same.winner]
     ctx.progress("choosing the answer that agrees most with the others")
     ctx.budget.expected_calls += 1
     chosen = await choose(texts, chat, llm, ctx, criterion=MOST_CONSISTENT)
     ctx.trace.note("choice", readable=chosen.winner is not None)
     return candidates[chosen.winner or 0]
+
+
+async def elected(
+    candidates: Sequence[A], chat: Chat, ctx: Context, how: AnswerFormat = "auto"
+) -> A:
+    """Return the first of `candidates`, which are `contenders`, with the most frequent answer.
+
+    They vote as in `vote`, but without votes the first candidate is returned.
+    """
+    return candidates[(await _tally(candidates, chat, ctx, how)).winner]
+
+
+async def _tally(
+    candidates: Sequence[Answer], chat: Chat, ctx: Context, how: AnswerFormat
+) -> Tally:
+    """Return the vote on tool calls, JSON or final answers; none if these are not read in time."""
+    if candidates[0].tool_calls:
+        calls = [
+            [(call.name, excerpt(call.arguments, as_json=True)) for call in candidate.tool_calls]
+            for candidate in candidates
+        ]
+        return await read_or(NO_VOTES, ctx, majority_call, calls)
+    as_json = wants_json(ctx.client)
+    whole = as_json or how == "json"
+    texts = [excerpt(candidate.text, as_json=whole) for candidate in candidates]
+    asked = question(chat)
+    return await read_or(NO_VOTES, ctx, elect, texts, how, question=asked, as_json=as_json)
 
 
 async def rate_all(
@@ -97,8 +126,8 @@ async def rate_all(
     plea = f"Give the rating alone: one number from {low:g} to {high:g}."
 
     def rating(prompt: Chat, repeat: int) -> Callable[[], Awaitable[float | None]]:
-        def read(text: str) -> float | None:
-            return read_rating(text, low, high)
+        async def read(text: str) -> float | None:
+            return await read_or(None, ctx, read_rating, last_part(text), low, high)
 
         made = replace(sampling, sample=repeat)
         return lambda: _ask_twice(judge, prompt, made, read, plea)
@@ -135,8 +164,8 @@ async def choose(
         shown = [candidates[at] for at in order]
         prompt = _choice_prompt(chat, shown, criterion)
 
-        def read(text: str) -> int | None:
-            place = read_choice(text, len(order))
+        async def read(text: str) -> int | None:
+            place = await read_or(None, ctx, read_choice, last_part(text), len(order))
             return None if place is None else order[place]
 
         return lambda: _ask_twice(judge, prompt, sampling, read, plea)
@@ -157,7 +186,11 @@ def _orders(count: int, orders: int, rng: Random) -> list[list[int]]:
 
 
 async def _ask_twice(
-    judge: LLM, prompt: Chat, sampling: Sampling, read: Callable[[str], V | None], plea: str
+    judge: LLM,
+    prompt: Chat,
+    sampling: Sampling,
+    read: Callable[[str], Awaitable[V | None]],
+    plea: str,
 ) -> V | None:
     """Return the verdict in the judge's reply, or else in a second reply, or None.
 
@@ -171,7 +204,7 @@ async def _ask_twice(
     except SampleError:
         again = prompt
     else:
-        verdict = None if first.truncated else read(said)
+        verdict = None if first.truncated else await read(said)
         if verdict is not None:
             return verdict
         again = follow_up(prompt, said, plea) if said else prompt
@@ -179,7 +212,7 @@ async def _ask_twice(
         second = await judge.complete(again, sampling)
     except SampleError:
         return None
-    return None if second.truncated else read(second.text)
+    return None if second.truncated else await read(second.text)
 
 
 def _rating_prompt(chat: Chat, candidate: str, low: float, high: float) -> Chat:

@@ -277,6 +277,14 @@ def equivalent(one: str, other: str) -> bool:
     return classes([one, other]) == [0, 0]
 
 
+def equivalent_pairs(ones: Sequence[str | None], others: Sequence[str | None]) -> list[bool]:
+    """Return for each two answers at one place whether they are equivalent; None is to nothing."""
+    return [
+        one is not None and other is not None and equivalent(one, other)
+        for one, other in zip(ones, others, strict=True)
+    ]
+
+
 def form_of(answer: str) -> Form:
     """Return `answer` in the normalised forms in which it is compared."""
     answer = answer.strip()

@@ -73,7 +73,7 @@ _MAX_END = 12_000
 _MAX_JSON = 100_000
 """Maximum length of JSON that is read; longer JSON is no answer."""
 
-_MAX_TAGGED = 50_000
+_MAX_TAGGED = 10_000
 """Characters of each end of a reply in which tags of reasoning are looked for."""
 
 _MAX_STATED_WORDS = 6
@@ -251,7 +251,7 @@ def without_reasoning(text: str) -> str:
     """Return `text` without its reasoning blocks (<think>...</think>).
 
     A block without a closing tag extends to the end. One without an opening tag, which the prompt
-    already contained, begins at the start. Of a text longer than 100,000 characters, both ends are
+    already contained, begins at the start. Of a text longer than 20,000 characters, both ends are
     searched for tags, and between them only the last closing tag counts.
     """
     return "".join(text[start:end] for start, end in _visible(text)).strip()
@@ -264,9 +264,9 @@ def _visible(text: str) -> list[tuple[int, int]]:
     for tag in _tags(text):
         if not depth:
             spans.append((at, tag.start()))
-        if tag["token"]:
+        if tag.lastgroup == "token":
             pass
-        elif not _is_closing(tag):
+        elif not _is_closing(tag[0]):
             depth += 1
         elif depth:
             depth -= 1
@@ -291,8 +291,26 @@ def _tags(text: str) -> Iterator[re.Match[str]]:
     yield from _THINKING.finditer(text, end)
 
 
-def _is_closing(tag: re.Match[str]) -> bool:
-    return any(group in ("/", "end") for group in tag.groups())
+def _is_closing(tag: str) -> bool:
+    return "/" in tag or tag.lower().startswith("<|end")
+
+
+def excerpt(text: str, *, as_json: bool = False) -> str:
+    """Return the part of a reply that the readers read, without reasoning.
+
+    With `as_json`, that is all of it, up to the maximum length of JSON.
+    """
+    text = without_reasoning(text)
+    if as_json or text[:1] in ("{", "["):
+        return text if len(text) <= _MAX_JSON else ""
+    return "".join(text[start:end] for start, end in _both_ends(text, [(0, len(text))]))
+
+
+def extract_answers(
+    texts: Sequence[str], how: AnswerFormat = "auto", *, question: str = ""
+) -> list[str | None]:
+    """Return the final answer of each text, or None if it has none. See `extract`."""
+    return [extract_answer(text, how, question=question) for text in texts]
 
 
 def extract_answer(text: str, how: AnswerFormat = "auto", *, question: str = "") -> str | None:

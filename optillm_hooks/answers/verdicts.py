@@ -239,7 +239,7 @@ def read_rating(text: str, low: float = 0.0, high: float = 10.0) -> float | None
     its middle. A number that is not finite or not on the scale is no rating, and neither is a
     number of something else, such as a year.
     """
-    said = without_reasoning(text)[-_MAX_LENGTH:]
+    said = last_part(text)
     if said.lstrip().startswith("{") and (value := _object(said)):
         return _json_rating(value, low, high)
     plain = _plain(said)
@@ -260,7 +260,7 @@ def read_choice(text: str, count: int) -> int | None:
     JSON with the choice; the last number called best, chosen or the winner; a last line with only a
     number; the only answer that is mentioned. Two numbers, as in "2 or 3", are no choice.
     """
-    said = without_reasoning(text)[-_MAX_LENGTH:]
+    said = last_part(text)
     if said.lstrip().startswith("{") and (value := _object(said)):
         return _json_choice(value, count)
     plain = _plain(said)
@@ -277,6 +277,11 @@ def read_choice(text: str, count: int) -> int | None:
     if alone := _NUMBER_LINE.fullmatch(lines[-1].strip()):
         return _place(alone, lines[-1].strip(), count)
     return _only_mention(plain, count)
+
+
+def last_part(text: str) -> str:
+    """Return the part of a judge's reply that is read: the end, without reasoning."""
+    return without_reasoning(text)[-_MAX_LENGTH:]
 
 
 def _plain(text: str) -> str:

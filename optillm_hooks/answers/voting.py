@@ -5,7 +5,7 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple, TypeVar
 
 from optillm_hooks.answers.equivalence import classes, json_key
-from optillm_hooks.answers.extraction import AnswerFormat, extract_answer, read_json
+from optillm_hooks.answers.extraction import AnswerFormat, extract_answers, read_json
 from optillm_hooks.answers.response_format import is_json_mode
 from optillm_hooks.types import Answer, Sampling
 
@@ -40,46 +40,39 @@ def contenders(candidates: Sequence[A]) -> list[A]:
 
 
 def elect(
-    candidates: Sequence[Answer],
-    how: AnswerFormat = "auto",
-    *,
-    question: str = "",
-    as_json: bool = False,
+    texts: Sequence[str], how: AnswerFormat = "auto", *, question: str = "", as_json: bool = False
 ) -> Tally:
-    """Return the majority vote of `contenders`, on tool calls, JSON or extracted answers.
+    """Return the majority vote of the texts of `contenders`, on JSON or extracted answers.
 
     `how` and `question`: see `extract_answer`. If fewer than half of the texts have a readable
     answer, there are no votes: a readable minority does not decide.
     """
-    if candidates and candidates[0].tool_calls:
-        return majority_call(candidates)
-    texts = [candidate.text for candidate in candidates]
     if as_json:
         return majority_object(texts)
-    answers = [extract_answer(text, how, question=question) for text in texts]
+    answers = extract_answers(texts, how, question=question)
     if 2 * answers.count(None) > len(answers):
         return Tally(0, {})
     return majority(answers)
 
 
-def majority_call(candidates: Sequence[Answer]) -> Tally:
+Calls = Sequence[tuple[str, str]]
+"""The tool calls of a candidate: the name and the arguments of each."""
+
+
+def majority_call(candidates: Sequence[Calls]) -> Tally:
     """Return the majority vote on tool calls: first on the names, then on the arguments.
 
     Arguments are compared as JSON. Calls whose arguments are not a JSON object do not vote on them,
     and win only if there are no others. The order of parallel calls does not matter.
     """
-    names = [tuple(sorted(call.name for call in c.tool_calls)) for c in candidates]
+    names = [tuple(sorted(name for name, _ in calls)) for calls in candidates]
     first = _tally(names, list(map(str, names))).winner
     keys = [
-        _calls_key(candidate) if names_called == names[first] else None
-        for names_called, candidate in zip(names, candidates, strict=True)
+        _calls_key(calls) if names_called == names[first] else None
+        for names_called, calls in zip(names, candidates, strict=True)
     ]
-    tally = _tally(keys, [_written(candidate) for candidate in candidates])
+    tally = _tally(keys, ["; ".join(f"{n}({args})" for n, args in calls) for calls in candidates])
     return tally if tally.votes else Tally(first, {})
-
-
-def _written(candidate: Answer) -> str:
-    return "; ".join(f"{call.name}({call.arguments})" for call in candidate.tool_calls)
 
 
 def majority_object(texts: Sequence[str]) -> Tally:
@@ -119,13 +112,13 @@ def wants_json(client: Sampling) -> bool:
     return is_json_mode(client.fields.get("response_format"))
 
 
-def _calls_key(candidate: Answer) -> Hashable:
+def _calls_key(calls: Calls) -> Hashable:
     keys: list[tuple[str, Hashable]] = []
-    for call in candidate.tool_calls:
-        arguments = read_json(call.arguments or "{}")
+    for name, written in calls:
+        arguments = read_json(written or "{}")
         if not isinstance(arguments, dict):
             return None
-        keys.append((call.name, json_key(arguments)))
+        keys.append((name, json_key(arguments)))
     return frozenset(Counter(keys).items())
 
 
@@ -136,8 +129,11 @@ def _tally(ballots: Sequence[Hashable], written: Sequence[str]) -> Tally:
         return Tally(0, {})
     # A Counter keeps insertion order, and most_common returns the first of equal counts.
     best, _ = counts.most_common(1)[0]
+    first: dict[Hashable, int] = {}
+    for at, ballot in enumerate(ballots):
+        first.setdefault(ballot, at)
     votes: dict[str, int] = {}
     for ballot, count in counts.items():
-        name = written[ballots.index(ballot)]
+        name = written[first[ballot]]
         votes[name] = votes.get(name, 0) + count
-    return Tally(ballots.index(best), votes)
+    return Tally(first[best], votes)

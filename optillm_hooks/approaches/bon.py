@@ -13,12 +13,11 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from optillm_hooks.answers.voting import contenders, elect, leaders, wants_json
+from optillm_hooks.answers.voting import contenders, leaders
 from optillm_hooks.context import Context
 from optillm_hooks.fanout import sample_many
-from optillm_hooks.judging import rate_all, vote
+from optillm_hooks.judging import elected, rate_all, vote
 from optillm_hooks.llm import LLM
-from optillm_hooks.prompts import question
 from optillm_hooks.registry import Cost, DraftingParams, approach
 from optillm_hooks.types import Answer, Chat, Sampling
 
@@ -79,5 +78,4 @@ async def bon(chat: Chat, llm: LLM, params: BonParams, ctx: Context) -> Answer:
         return await vote(candidates, chat, llm, ctx)
     best = {different[at] for at in leaders(ratings)}
     tied = [candidate for candidate in candidates if candidate.text.strip() in best]
-    as_json = wants_json(ctx.client)
-    return tied[elect(tied, question=question(chat), as_json=as_json).winner]
+    return await elected(tied, chat, ctx)

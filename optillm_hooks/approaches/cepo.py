@@ -29,7 +29,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from optillm_hooks.answers.extraction import read_json, without_reasoning
-from optillm_hooks.answers.voting import contenders, elect, leaders, wants_json
+from optillm_hooks.answers.voting import contenders, leaders
 from optillm_hooks.context import Context
 from optillm_hooks.errors import (
     BudgetExceeded,
@@ -40,7 +40,7 @@ from optillm_hooks.errors import (
 )
 from optillm_hooks.fanout import finished, outcomes
 from optillm_hooks.final_answer import FINAL, with_solutions
-from optillm_hooks.judging import Chosen, choose, rate_all, vote
+from optillm_hooks.judging import Chosen, choose, elected, rate_all, vote
 from optillm_hooks.llm import LLM, Effort
 from optillm_hooks.prompts import (
     ask,
@@ -49,7 +49,6 @@ from optillm_hooks.prompts import (
     enclose,
     fence,
     follow_up,
-    question,
 )
 from optillm_hooks.registry import Cost, DraftingParams, approach
 from optillm_hooks.types import Answer, Chat, Completion, Json, Sampling
@@ -470,8 +469,7 @@ async def _best(candidates: Sequence[Completion], chat: Chat, models: _Models) -
     known = [score for score in scores if score is not None]
     if known:
         best = [candidates[at] for at in leaders(scores)]
-        as_json = wants_json(ctx.client)
-        winner = best[elect(best, question=question(chat), as_json=as_json).winner]
+        winner = await elected(best, chat, ctx)
     else:
         winner = await vote(candidates, chat, models.llm, ctx)
     ctx.trace.note(

@@ -21,14 +21,16 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from optillm_hooks.answers.equivalence import equivalent
-from optillm_hooks.answers.extraction import extract_answer, read_json, without_reasoning
+from optillm_hooks.answers.equivalence import equivalent_pairs
+from optillm_hooks.answers.extraction import read_json, without_reasoning
 from optillm_hooks.answers.lists import read_items
 from optillm_hooks.context import Context
 from optillm_hooks.errors import SampleError, SamplesFailed, UnusableReply
 from optillm_hooks.fanout import outcomes, sample_many
+from optillm_hooks.final_answer import final_answers
 from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.prompts import ask, data_notice, edit_question, enclose, fence
+from optillm_hooks.reading import read_or
 from optillm_hooks.registry import Cost, DraftingParams, approach
 from optillm_hooks.types import Chat, Message, Sampling
 
@@ -213,7 +215,7 @@ async def _lesson(
         attempts = await sample_many(llm, asked, sampling, ctx, n=params.samples, kind="attempts")
     except SamplesFailed as failed:
         raise failed.errors[0] from failed
-    wrong = [a.text for a in attempts if not a.truncated and _wrong(a.text, example)]
+    wrong = await _wrong([a.text for a in attempts if not a.truncated], example, ctx)
     if not wrong:
         return None
     shown = [
@@ -226,9 +228,14 @@ async def _lesson(
     return without_reasoning(reply.text) or None
 
 
-def _wrong(attempt: str, example: Example) -> bool:
-    answer = extract_answer(attempt, question=example.question)
-    return answer is not None and not equivalent(answer, example.answer)
+async def _wrong(attempts: Sequence[str], example: Example, ctx: Context) -> list[str]:
+    """Return those of `attempts` whose answer can be read and is not that of `example`."""
+    asked = (Message("user", example.question),)
+    answers = await final_answers(attempts, asked, ctx)
+    right = [example.answer] * len(attempts)
+    same = await read_or([True] * len(attempts), ctx, equivalent_pairs, answers, right)
+    judged = zip(attempts, answers, same, strict=True)
+    return [text for text, answer, agrees in judged if answer is not None and not agrees]
 
 
 async def _condensed(

@@ -29,15 +29,22 @@ from typing import Any, ClassVar, Final, Literal, cast
 
 from pydantic import BaseModel, Field, model_validator
 
-from optillm_hooks.answers.equivalence import classes
-from optillm_hooks.answers.extraction import extract_answer, without_reasoning
+from optillm_hooks.answers.extraction import without_reasoning
+from optillm_hooks.answers.verdicts import last_part
 from optillm_hooks.answers.voting import wants_json
 from optillm_hooks.context import Context
 from optillm_hooks.errors import SampleError
 from optillm_hooks.fanout import finished, outcomes
-from optillm_hooks.final_answer import MARK, answer_from, needs_mark, without_mark
+from optillm_hooks.final_answer import (
+    MARK,
+    answer_from,
+    final_answers,
+    groups,
+    needs_mark,
+    without_mark,
+)
 from optillm_hooks.llm import LLM, Effort, FinalCall
-from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
+from optillm_hooks.prompts import ask, data_notice, enclose, fence
 from optillm_hooks.registry import Cost, DraftingParams, Result, approach
 from optillm_hooks.types import Answer, Chat, Completion, Json, Sampling
 
@@ -284,7 +291,7 @@ class Solution:
 
 def read_verdict(report: str) -> Verdict | None:
     """Return the verdict of the last line that is labelled so; None if it is unclear."""
-    said = without_reasoning(report)
+    said = last_part(report)
     labels = list(_VERDICT_LABEL.finditer(said))
     found = _VERDICT.match(said, labels[-1].end()) if labels else None
     return cast(Verdict, found[1].lower()) if found else None
@@ -311,7 +318,7 @@ async def mars(chat: Chat, llm: LLM, params: MarsParams, ctx: Context) -> Result
     if calling:
         return calling[0].reply
     pool = await team.develop(explored)
-    ctx.offer(team.shown(team.ranked(pool)[0]))
+    ctx.offer(team.shown((await team.ranked(pool))[0]))
     await team.check_best(pool)
     for number in range(1, params.max_iterations + 1):
         if team.count_confirmed(pool) >= params.min_verified_solutions:
@@ -322,7 +329,7 @@ async def mars(chat: Chat, llm: LLM, params: MarsParams, ctx: Context) -> Result
             break
         pool = [improved.get(at, solution) for at, solution in enumerate(pool)]
         await team.check(list(improved.values()))
-    return team.conclude(pool)
+    return await team.conclude(pool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,7 +430,7 @@ class _Team:
 
     async def check_best(self, pool: Sequence[Solution]) -> None:
         """Verify the best supported solutions, then the others if too few are confirmed."""
-        ranked = self.ranked(pool)
+        ranked = await self.ranked(pool)
         first = self.params.consensus_threshold if self.params.early_termination else len(ranked)
         await self.check(ranked[:first])
         if self.count_confirmed(pool) < self.params.min_verified_solutions:
@@ -469,7 +476,7 @@ class _Team:
 
         At most as many as there are agents, each by its author from all reports on it.
         """
-        failed = [s for s in self.ranked(pool) if s.reports and not self.is_confirmed(s)]
+        failed = [s for s in await self.ranked(pool) if s.reports and not self.is_confirmed(s)]
         chosen = failed[: self.params.num_agents]
         ended = await outcomes(
             [
@@ -497,27 +504,27 @@ class _Team:
     def count_confirmed(self, pool: Sequence[Solution]) -> int:
         return sum(map(self.is_confirmed, pool))
 
-    def ranked(self, pool: Sequence[Solution]) -> list[Solution]:
+    async def ranked(self, pool: Sequence[Solution]) -> list[Solution]:
         """Return `pool` with complete solutions first, then by support; ties keep their order."""
-        support = self._support(pool)
+        support = await self._support(pool)
         order = sorted(
             range(len(pool)), key=lambda at: (pool[at].reply.truncated, -support[at], at)
         )
         return [pool[at] for at in order]
 
-    def _support(self, pool: Sequence[Solution]) -> list[int]:
+    async def _support(self, pool: Sequence[Solution]) -> list[int]:
         """Return for each solution how many share its final answer; 0 if it cannot be read."""
         if self.params.answer_extraction_mode in ("code", "none"):
             return [0] * len(pool)
-        asked = question(self.chat)
-        same = classes([extract_answer(s.reply.text, question=asked) for s in pool])
+        texts = [solution.reply.text for solution in pool]
+        same = await groups(await final_answers(texts, self.chat, self.ctx), self.ctx)
         sizes = Counter(at for at in same if at is not None)
         return [0 if at is None else sizes[at] for at in same]
 
-    def conclude(self, pool: Sequence[Solution]) -> Result:
+    async def conclude(self, pool: Sequence[Solution]) -> Result:
         """Return the confirmed solution, else the vote's, else a call that writes the answer."""
-        ranked = self.ranked(pool)
-        support = max(self._support(pool))
+        ranked = await self.ranked(pool)
+        support = max(await self._support(pool))
         confirmed = [solution for solution in ranked if self.is_confirmed(solution)]
         by = "verification" if confirmed else "vote" if support > 1 else "synthesis"
         self.ctx.trace.note(
@@ -525,7 +532,7 @@ class _Team:
         )
         best = (confirmed or ranked)[0]
         if by != "synthesis" or len(pool) == 1:
-            return self._presented(best.reply)
+            return await self._presented(best.reply)
         shown = sorted(ranked, key=lambda solution: -solution.score)[:_MAX_SYNTHESISED]
         fallback = self.shown(shown[0])
         self.ctx.offer(fallback)
@@ -540,9 +547,9 @@ class _Team:
     def _framed(self, texts: Sequence[str], label: str, request: str) -> str:
         return _framed(texts, label, request, fence(self.chat, texts))
 
-    def _presented(self, reply: Completion) -> Result:
+    async def _presented(self, reply: Completion) -> Result:
         if self.params.use_thinking_tags and not wants_json(self.ctx.client):
-            final = extract_answer(reply.text, question=question(self.chat))
+            [final] = await final_answers([reply.text], self.chat, self.ctx)
             if final is not None:
                 return Answer(final, reply.finish_reason, reasoning=reply.text)
         return answer_from(self.chat, self._unmarked(reply), self.llm, self.ctx)

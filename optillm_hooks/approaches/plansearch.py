@@ -25,7 +25,7 @@ from pydantic import Field
 
 from optillm_hooks.answers.extraction import without_reasoning
 from optillm_hooks.answers.lists import read_items
-from optillm_hooks.answers.voting import contenders, elect, leaders, wants_json
+from optillm_hooks.answers.voting import contenders, leaders
 from optillm_hooks.code_execution.public_tests import (
     PublicTests,
     count_passed,
@@ -36,7 +36,7 @@ from optillm_hooks.code_execution.runner import CodeRunner
 from optillm_hooks.context import Context
 from optillm_hooks.errors import SampleError
 from optillm_hooks.fanout import finished, outcomes
-from optillm_hooks.judging import rate_all, vote
+from optillm_hooks.judging import elected, rate_all, vote
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
 from optillm_hooks.registry import Cost, DraftingParams, approach
@@ -128,8 +128,7 @@ async def plansearch(chat: Chat, llm: LLM, params: PlansearchParams, ctx: Contex
     if not any(rating is not None for rating in ratings):
         return await vote(best, chat, llm, ctx)
     best = [best[at] for at in leaders(ratings)]
-    as_json = wants_json(ctx.client)
-    return best[elect(best, question=question(chat), as_json=as_json).winner]
+    return await elected(best, chat, ctx)
 
 
 async def _passed(answers: Sequence[Completion], chat: Chat, ctx: Context) -> list[int | None]:

@@ -24,14 +24,14 @@ from typing import ClassVar
 from pydantic import Field
 
 from optillm_hooks.answers.extraction import without_reasoning
-from optillm_hooks.answers.voting import contenders, elect, leaders, wants_json
+from optillm_hooks.answers.voting import contenders, leaders
 from optillm_hooks.context import Context
 from optillm_hooks.errors import EmptyCompletion, SampleError, SamplesFailed
 from optillm_hooks.fanout import sample_many, speculating
 from optillm_hooks.final_answer import MARK, answer_from, needs_mark, without_mark
-from optillm_hooks.judging import rate_all, vote
+from optillm_hooks.judging import elected, rate_all, vote
 from optillm_hooks.llm import LLM
-from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
+from optillm_hooks.prompts import ask, data_notice, enclose, fence
 from optillm_hooks.registry import Cost, DraftingParams, Result, approach
 from optillm_hooks.types import Chat, Completion, Sampling
 
@@ -90,7 +90,7 @@ class Game:
         decoys = [rating for rating in self.decoy_ratings if rating is not None]
         return bool(helpful) and (not decoys or fmean(helpful) > fmean(decoys))
 
-    def best(self, asked: str, *, as_json: bool) -> Completion:
+    async def best(self, chat: Chat, ctx: Context) -> Completion:
         """Return the solution with the highest rating, or the vote's if ratings are not trusted.
 
         Solutions with the same rating vote by their final answers; ties go to the earlier one. A
@@ -100,7 +100,7 @@ class Game:
         pool = [(s, r) for s, r in pairs if not s.truncated] or pairs
         best = leaders([rating for _, rating in pool]) if self.trusted else range(len(pool))
         solutions = [pool[at][0] for at in best]
-        return solutions[elect(solutions, question=asked, as_json=as_json).winner]
+        return await elected(solutions, chat, ctx)
 
 
 @approach("pvg", PvgParams, cost=_cost)
@@ -131,7 +131,7 @@ async def pvg(chat: Chat, llm: LLM, params: PvgParams, ctx: Context) -> Result:
         if (usual := contenders(helpful)[0]).tool_calls and not game.solutions:
             return usual
         await _rate(game, helpful, decoys, chat, verifier, ctx, until=ctx.within(0.8 / rounds_left))
-        best = game.best(question(chat), as_json=wants_json(ctx.client))
+        best = await game.best(chat, ctx)
         ctx.offer(ctx.bounded(_unmarked(best, chat, ctx), llm.facts))
         if rounds_left > 1:
             points = await _reviewed(chat, best, llm, ctx)

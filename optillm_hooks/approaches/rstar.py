@@ -29,15 +29,23 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from optillm_hooks.answers.equivalence import classes, equivalent
-from optillm_hooks.answers.extraction import extract_answer, without_reasoning
+from optillm_hooks.answers.equivalence import equivalent_pairs
+from optillm_hooks.answers.extraction import without_reasoning
 from optillm_hooks.answers.voting import contenders
 from optillm_hooks.context import Context
 from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, SampleError, SamplesFailed
 from optillm_hooks.fanout import outcomes
-from optillm_hooks.final_answer import MARK, answer_from, needs_mark, without_mark
+from optillm_hooks.final_answer import (
+    MARK,
+    answer_from,
+    final_answers,
+    groups,
+    needs_mark,
+    without_mark,
+)
 from optillm_hooks.llm import LLM
-from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
+from optillm_hooks.prompts import ask, data_notice, enclose, fence
+from optillm_hooks.reading import read_or
 from optillm_hooks.registry import Cost, DraftingParams, Result, approach
 from optillm_hooks.search.mcts import MCTS, Trial
 from optillm_hooks.search.tree import Node
@@ -213,7 +221,7 @@ async def rstar(chat: Chat, llm: LLM, params: RstarParams, ctx: Context) -> Resu
         left -= len(trials)
         lost = sum(isinstance(steps, SampleError) for steps in rolled)
         ctx.trace.count("rollouts", lost=lost, of=len(rolled))
-        found += _tell(tree, trials, rolled, found, question(chat))
+        found += await _tell(tree, trials, rolled, found, chat, ctx)
         if not found:
             raise SamplesFailed([steps for steps in rolled if isinstance(steps, SampleError)])
         if all(isinstance(steps, BudgetExceeded | DeadlineExceeded) for steps in rolled):
@@ -240,7 +248,7 @@ async def _best(
     """Return the trusted trajectory with the highest value times share, or the best of all."""
     answers = [trajectory.answer for trajectory in found]
     ctx.trace.count("votes", lost=answers.count(None), of=len(answers))
-    support = _shares(answers)
+    support = await _shares(answers, ctx)
     usual, form = found[support.index(max(support))], _form(chat, ctx)
     ctx.offer(ctx.bounded(_unmarked(usual, form), llm.facts))
     trusted = await _trusted(found, chat, discriminator, ctx)
@@ -269,10 +277,10 @@ def _plan(
     return planned(trial.move, actions_left, rng, reasons=reasons)
 
 
-def _shares(answers: Sequence[str | None]) -> list[float]:
+async def _shares(answers: Sequence[str | None], ctx: Context) -> list[float]:
     """Return for each answer the share of all answers that are equivalent to it; 0 for None."""
-    groups = classes(answers)
-    return [0.0 if group is None else groups.count(group) / len(groups) for group in groups]
+    same = await groups(answers, ctx)
+    return [0.0 if group is None else same.count(group) / len(same) for group in same]
 
 
 def _steps(node: State) -> list[Step]:
@@ -308,12 +316,13 @@ def _acting(chat: Chat, request: str, steps: Sequence[Step]) -> Chat:
     return ask(chat, f"{SO_FAR} {notice}\n\n{shown}\n\n{request}")
 
 
-def _tell(
+async def _tell(
     tree: MCTS[Step | None, Action],
     trials: Sequence[Trial[Step | None, Action]],
     rolled: Sequence[list[Step] | SampleError],
     before: Sequence[Trajectory],
-    asked: str,
+    chat: Chat,
+    ctx: Context,
 ) -> list[Trajectory]:
     """Report the results of the trials to the tree, and return their trajectories.
 
@@ -324,8 +333,9 @@ def _tell(
         for trial, steps in zip(trials, rolled, strict=True)
         if not isinstance(steps, SampleError)
     ]
-    answers = [extract_answer(steps[-1].completion.text, question=asked) for _, steps in reached]
-    support = _shares([*(trajectory.answer for trajectory in before), *answers])[len(before) :]
+    answers = await final_answers([steps[-1].completion.text for _, steps in reached], chat, ctx)
+    known = [trajectory.answer for trajectory in before]
+    support = (await _shares([*known, *answers], ctx))[len(before) :]
     trajectories: list[Trajectory] = []
     for trial, steps in zip(trials, rolled, strict=True):
         if isinstance(steps, SampleError):
@@ -345,8 +355,9 @@ async def _trusted(
     If all have the same answer, there is nothing to decide, and the discriminator is not asked.
     """
     readable = [i for i, trajectory in enumerate(found) if trajectory.answer is not None]
-    answers = [found[i].answer or "" for i in readable]
-    if all(equivalent(answer, answers[0]) for answer in answers):
+    answers = [found[i].answer for i in readable]
+    unread = [False] * len(answers)
+    if all(await read_or(unread, ctx, equivalent_pairs, answers, answers[:1] * len(answers))):
         return readable
     ctx.progress(f"checking {len(readable)} trajectories")
     form = _form(chat, ctx)
@@ -360,18 +371,11 @@ async def _trusted(
         for hint in hints
     ]
     endings = await outcomes(asked, enough=0)
-    reached = [
-        None
-        if isinstance(ending, SampleError)
-        else extract_answer(ending.text, question=question(chat))
-        for ending in endings
-    ]
+    texts = ["" if isinstance(ending, SampleError) else ending.text for ending in endings]
+    reached = await final_answers(texts, chat, ctx)
+    same = await read_or(unread, ctx, equivalent_pairs, answers, reached)
     ctx.trace.count("checks", lost=reached.count(None), of=len(reached))
-    return [
-        i
-        for i, answer, other in zip(readable, answers, reached, strict=True)
-        if other is not None and equivalent(answer, other)
-    ]
+    return [i for i, agrees in zip(readable, same, strict=True) if agrees]
 
 
 def _completing(chat: Chat, hint: str, request: str) -> Chat:

@@ -29,6 +29,8 @@ not quote it and do not judge it. Reply with the request only."""
 
 SAME = "EQUIVALENT"
 _SAYS_SAME = Pattern(rf"{SAME}\b(?!\W*+(?i:except|but|if|unless|no|not)\b)")
+_MAX_CODE = 100_000
+"""Maximum length of a version of which only the code is compared."""
 
 MERGE = f"""\
 Below are two versions of an answer to the request above. Compare what they do, case by case.
@@ -136,7 +138,8 @@ def code_of(text: str) -> list[str]:
     Blanks at the ends of lines are left out. Two versions with the same code are the same answer.
     """
     text = without_reasoning(text)
-    contents = [block.content for block in code_blocks(text) if block.closed]
+    blocks = code_blocks(text) if len(text) <= _MAX_CODE else []
+    contents = [block.content for block in blocks if block.closed]
     return [
         "\n".join(line.rstrip() for line in content.strip().splitlines())
         for content in contents or [text]

@@ -183,7 +183,7 @@ async def test_later_rollouts_go_on_from_the_best_path_so_far(seed: int) -> None
     assert [f"({n}) has" in shown for n in range(4)] == [n == best for n in range(4)]
 
 
-def test_the_reward_of_a_trajectory_counts_on_its_whole_path() -> None:
+async def test_the_reward_of_a_trajectory_counts_on_its_whole_path() -> None:
     """Of four answers three are equivalent: each of these trajectories is worth 3/4, the other 1/4;
     the root is worth their mean, (3/4 + 3/4 + 3/4 + 1/4) / 4 = 5/8."""
 
@@ -199,7 +199,7 @@ def test_the_reward_of_a_trajectory_counts_on_its_whole_path() -> None:
         [step(Action.REANSWER), step(Action.FINISH, "ANSWER: 2")],
         [step(Action.REPHRASE), step(Action.FINISH, "ANSWER: .5")],
     ]
-    told = rstar._tell(tree, trials, rolled, [], "?")
+    told = await rstar._tell(tree, trials, rolled, [], CHAT, context())
     assert [[node.mean for node in t.end.path()[1:]] for t in told] == [
         [0.75, 0.75, 0.75],
         [0.75],
@@ -208,7 +208,8 @@ def test_the_reward_of_a_trajectory_counts_on_its_whole_path() -> None:
     ]
     assert [t.value for t in told] == [0.75, 0.75, 0.25, 0.75]
     assert (tree.root.visits, tree.root.mean, tree.root.pending) == (4, 0.625, 0)
-    later = rstar._tell(tree, tree.ask_many(1), [[step(Action.FINISH, "ANSWER: 2")]], told, "?")
+    more: list[list[Step] | SampleError] = [[step(Action.FINISH, "ANSWER: 2")]]
+    later = await rstar._tell(tree, tree.ask_many(1), more, told, CHAT, context())
     assert [t.value for t in later] == [0.4]
 
 
