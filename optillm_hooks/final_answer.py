@@ -96,13 +96,13 @@ def without_mark(answer: A) -> A:
         return answer
     before, value = answer.text[: found.start()].rstrip(), _without_emphasis(found["value"])
     shown, core = without_reasoning(before), value.strip("*_`$. ")
-    if (
-        core
-        and len(core) <= _MAX_VALUE
-        and re.search(rf"(?<![\w.,]){re.escape(core)}(?!\w|[.,]\d)", shown)
-    ):
+    if 0 < len(core) <= _MAX_VALUE and _states(shown, core):
         return replace(answer, text=before, logprobs=answer.logprobs[: _tokens_in(answer, before)])
     return replace(answer, text=f"{before}\n\n{value}" if shown else before + value, logprobs=())
+
+
+def _states(text: str, value: str) -> bool:
+    return re.search(rf"(?<![\w.,]){re.escape(value)}(?!\w|[.,]\d)", text) is not None
 
 
 def _without_emphasis(text: str) -> str:

@@ -41,7 +41,7 @@ async def read(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
     Raises:
         NotRead: the worker ran out of time or memory.
     """
-    if _characters([args, kwargs]) <= MAX_CHARACTERS:
+    if _are_short(args, kwargs):
         return function(*args, **kwargs)
     request: Any = {
         "module": function.__module__,
@@ -60,7 +60,12 @@ async def read(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
 async def read_or(
     unread: T, ctx: Context, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
-    """Return what `read` does; if the text was not read, `unread`, which the trace counts."""
+    """Return what `read` does; if the text was not read, `unread`.
+
+    The trace counts the long texts, and those of them that were not read.
+    """
+    if _are_short(args, kwargs):
+        return function(*args, **kwargs)
     lost = 0
     try:
         return await read(function, *args, **kwargs)
@@ -69,6 +74,10 @@ async def read_or(
         return unread
     finally:
         ctx.trace.count("readings", lost=lost, of=1)
+
+
+def _are_short(args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
+    return _characters([args, kwargs]) <= MAX_CHARACTERS
 
 
 def _characters(value: object) -> int:
