@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 # A second environment on top of the first, with the newest LiteLLM.
 NEWEST := .venv-newest
 NEWEST_TESTS := $(patsubst %,tests/gateway/test_%.py,callback provider clients sdks failures \
-	disconnect ways_around budgets rates stream_helpers wire_replies)
+	disconnect ways_around budgets rates stream_helpers wire_replies cooldowns)
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint unit newest benchmarks-check install

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from optillm_hooks.errors import BudgetExceeded, SampleError
 from optillm_hooks.llm import LLM, Price
+from optillm_hooks.pauses import Pauses
 from optillm_hooks.types import Chat, Purpose, Sampling, StoppedBy, Usage
 
 N = TypeVar("N", int, float)
@@ -77,6 +78,9 @@ class Budget:
     stopped_by: StoppedBy | None = None
     rejections: dict[str, SampleError] = field(default_factory=dict[str, SampleError])
     """The errors of models that have rejected the request's prompt, by model."""
+
+    pauses: Pauses = field(default_factory=Pauses)
+    """The pauses that overloaded models have asked for."""
 
     _slots: asyncio.Semaphore | None = None
 

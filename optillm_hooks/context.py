@@ -414,9 +414,11 @@ class MeteredLLM:
         scope = asyncio.timeout_at(ctx.deadline)
         try:
             async with scope, budget.slots:
+                await budget.pauses.over(self.model, ctx.deadline)
                 call.usage = Usage(calls=1)  # from here on it may have been sent
                 yield call
             call.outcome = "ok"
+            budget.pauses.answered(self.model)
         except TimeoutError as exc:
             call.outcome = "failed"
             if not scope.expired():
@@ -431,6 +433,8 @@ class MeteredLLM:
             call.outcome = "failed"
             if exc.rejects_prompt and not self._answered():
                 budget.rejections[self.model] = exc
+            if call.usage.calls:
+                budget.pauses.note(self.model, exc)
             call.refused = exc.status not in _UNANSWERED and not call.streamed
             raise
         finally:

@@ -22,6 +22,9 @@ from optillm_hooks.types import Answer
 PERMANENT_STATUSES: Final = frozenset({401, 402, 403, 404})
 """Statuses of permanent failures: a retry with the same model would get them again."""
 
+OVERLOAD_STATUSES: Final = frozenset({408, 429, 503, 504, 529})
+"""Statuses of a provider that has too much to do: more calls at once would make it worse."""
+
 CONTEXT_WINDOW_EXCEEDED: Final = "context_length_exceeded"
 CONTENT_POLICY_VIOLATION: Final = "content_policy_violation"
 """Codes of prompts that a model does not take."""
@@ -63,6 +66,15 @@ class SampleError(OptiLLMError):
     empty_reply: Answer | None = None
     """The model's reply, if the failure is that it has no content. If nothing else is found, it is
     the answer: its finish reason, refusal and reasoning tell the user what the model did."""
+
+    wait_s: float | None = None
+    """Seconds that the provider asks to wait before the next call to the model, as far as it says
+    and no other deployment may take the call."""
+
+    @property
+    def is_overload(self) -> bool:
+        """Whether the provider has too much to do, so that more calls at once would not help."""
+        return self.status in OVERLOAD_STATUSES
 
     @property
     def rejects_prompt(self) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import compress
 from typing import TypeVar
 
 from optillm_hooks.context import Context, depth_so_far
@@ -117,10 +118,10 @@ async def sample_many(
     """Return the completions of `n` samples of one prompt that finished, in the order of asking.
 
     Where the model honours `n`, each call asks for as many choices as allowed, so that the prompt
-    is billed once; single calls make up for missing choices. Otherwise every sample is a call of
-    its own. All calls run concurrently. A sample that fails is left out; if the model does not take
-    the prompt, the others are cancelled. The trace counts a sample that is left out as lost, and a
-    truncated one too if another is complete.
+    is billed once; single calls make up for missing choices, unless the provider is overloaded.
+    Otherwise every sample is a call of its own. All calls run concurrently. A sample that fails is
+    left out; if the model does not take the prompt, the others are cancelled. The trace counts a
+    sample that is left out as lost, and a truncated one too if another is complete.
 
     Args:
         llm: the model.
@@ -152,7 +153,8 @@ async def _batches(
 ) -> list[Sequence[Completion] | SampleError]:
     """Return the results of the calls for `n` samples, and of those that make up for missing ones.
 
-    See `sample_many`.
+    See `sample_many`. An overloaded provider does not get single calls in place of one that failed.
+    If it has said how long to wait, it gets the same call once more after that time.
     """
     rejected = False
 
@@ -168,11 +170,16 @@ async def _batches(
     batches = [partial(ask, start, min(size, n - start)) for start in range(0, n, size)]
     ended = await outcomes(batches, until=until, enough=min_finished, settled=lambda: rejected)
     found = _samples(ended)
-    is_permanent = any(error.is_permanent for error in _errors(ended))
-    if size > 1 and len(found) < n and not is_permanent:
+    if size == 1 or len(found) >= n:
+        return ended
+    enough = max(0, min_finished - len(found))
+    if any(error.is_overload for error in _errors(ended)):
+        told = [isinstance(each, SampleError) and each.wait_s is not None for each in ended]
+        again = list(compress(batches, told))  # each waits as it was told, or fails at once
+        return ended + await outcomes(again, until=until, enough=enough)
+    if not any(error.is_permanent for error in _errors(ended)):
         # New sample numbers: a seed that a batch has used would repeat the batch's first sample.
         missing = [partial(ask, number, 1) for number in range(n, 2 * n - len(found))]
-        enough = max(0, min_finished - len(found))
         ended += await outcomes(missing, until=until, enough=enough)
     return ended
 

@@ -31,7 +31,7 @@ EVERY = pytest.mark.parametrize("module", MODULES)
 LAYERS = [
     {"types"},
     {"errors"},
-    {"answers", "search", "sandbox", "llm", "prompts"},
+    {"answers", "search", "sandbox", "llm", "prompts", "pauses"},
     {"solver", "code_execution", "trace", "budget", "caller_cache", "own_fields"},
     {"context"},
     {"reading"},

@@ -15,6 +15,7 @@ from optillm_hooks.errors import (
     SamplesFailed,
 )
 from optillm_hooks.fanout import outcomes, sample_many, speculating
+from optillm_hooks.pauses import LONGEST_S
 from optillm_hooks.testing import HANG, ONE_CALL, Reply, ScriptedLLM, chat, context
 from optillm_hooks.types import Chat, Completion, Sampling
 
@@ -286,3 +287,79 @@ async def test_refusals_do_not_outvote_an_answer() -> None:
     with pytest.raises(SamplesFailed) as caught:
         await sample(ScriptedLLM([refusal, ProviderFailed("busy", status=429), refusal]), 3)
     assert caught.value.empty_reply == refusal
+
+
+OVERLOAD = [408, 429, 503, 504, 529]
+
+
+def busy(status: int = 429, wait_s: float | None = None) -> ProviderFailed:
+    error = ProviderFailed("busy", status=status)
+    error.wait_s = wait_s
+    return error
+
+
+@pytest.mark.parametrize("status", OVERLOAD)
+async def test_an_overloaded_provider_gets_no_single_calls_in_place_of_one(status: int) -> None:
+    llm = ScriptedLLM([busy(status)], max_n=5)
+    with pytest.raises(SamplesFailed) as caught:
+        await sample(llm, 5)
+    assert (caught.value.status, len(llm.calls)) == (status, 1)
+
+
+@pytest.mark.parametrize("status", OVERLOAD)
+async def test_it_gets_the_same_call_again_after_the_time_it_asks_for(status: int) -> None:
+    llm = ScriptedLLM([busy(status, wait_s=0.05), "a", "b", "c"], max_n=3)
+    began = asyncio.get_running_loop().time()
+    assert await sample(llm, 3, limits=Limits()) == ["a", "b", "c"]
+    assert asyncio.get_running_loop().time() - began >= 0.05
+    assert len(llm.calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "limits"),
+    [(0.05, Limits(deadline_s=0.01)), (LONGEST_S + 1, Limits())],
+    ids=["beyond the deadline", "longer than a request waits"],
+)
+async def test_a_pause_that_is_too_long_ends_the_fanout_at_once(
+    wait_s: float, limits: Limits
+) -> None:
+    llm = ScriptedLLM([busy(wait_s=wait_s)], max_n=3)
+    with pytest.raises(SamplesFailed, match="busy"):
+        await sample(llm, 3, limits=limits)
+
+
+async def test_what_has_finished_is_kept_when_the_rest_must_not_be_asked() -> None:
+    llm = ScriptedLLM(["a", "b", busy()], max_n=2)
+    assert await sample(llm, 4) == ["a", "b"]
+
+
+async def test_single_calls_that_have_not_begun_wait() -> None:
+    llm = ScriptedLLM([busy(wait_s=0.05), "b", "c", "d"])
+    began = asyncio.get_running_loop().time()
+    assert await sample(llm, 4, limits=Limits(max_parallel=1)) == ["b", "c", "d"]
+    assert asyncio.get_running_loop().time() - began >= 0.05
+
+
+async def test_single_calls_that_have_not_begun_stop_if_the_pause_is_too_long() -> None:
+    llm = ScriptedLLM([busy(wait_s=LONGEST_S + 1)])
+    with pytest.raises(SamplesFailed) as caught:
+        await sample(llm, 4, limits=Limits(max_parallel=1))
+    assert [str(error) for error in caught.value.errors] == ["busy"] * 4
+    assert len(llm.calls) == 1
+
+
+async def test_a_model_that_keeps_refusing_is_not_waited_for_forever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("optillm_hooks.pauses.LONGEST_S", 0.05)
+    llm = ScriptedLLM([busy(wait_s=0.03)] * 2)
+    with pytest.raises(SamplesFailed):
+        await sample(llm, 5, limits=Limits(max_parallel=1))
+    assert len(llm.calls) == 2
+
+
+async def test_calls_to_another_model_do_not_wait() -> None:
+    ctx = context(models=[ScriptedLLM(["b"], model="other")])
+    with pytest.raises(ProviderFailed):
+        await MeteredLLM(ScriptedLLM([busy(wait_s=60)]), ctx).complete(ASKED, Sampling())
+    assert (await ctx.llm("other").complete(ASKED, Sampling())).text == "b"

@@ -10,8 +10,9 @@ from litellm.litellm_core_utils.internal_call_metadata import forwarded_internal
 from litellm.proxy._types import UserAPIKeyAuth
 from litellm.proxy.auth.auth_checks import can_key_call_resolved_model
 
+from optillm_hooks.gateway.cooldowns import CountedFailures
 from optillm_hooks.gateway.inner_call import InnerCall, inner_call
-from optillm_hooks.gateway.prepared import METADATA_KEY
+from optillm_hooks.gateway.prepared import METADATA_KEY, attached
 
 CALL_ORIGIN = "optillm"
 """Marks inner calls in LiteLLM's logs. The rate limiter skips marked calls and counts the usage of
@@ -54,6 +55,9 @@ class Caller:
     call: InnerCall | None = None
     """The call of another plan that led here by a fallback."""
 
+    failures: CountedFailures = field(default_factory=CountedFailures)
+    """The failures of the client's request, whatever plans it leads to."""
+
     def new_call(self, model: str) -> InnerCall:
         """Return a new call of `model` for this caller."""
         tried = set[str]() if self.call is None else self.call.tried
@@ -90,6 +94,7 @@ def read_caller(
         extra["drop_params"] = True
     stamped = forwarded_internal_call_metadata(identity, cast(Any, CALL_ORIGIN))
     key = parent.get("user_api_key_auth")
+    client = attached(parent)
     return Caller(
         stamped or {"internal_call_origin": CALL_ORIGIN},
         extra,
@@ -98,6 +103,7 @@ def read_caller(
         read_reservation(parent),
         needs_price,
         inner_call(parent),
+        failures=CountedFailures() if client is None else client.failures,
     )
 
 

@@ -1,8 +1,10 @@
 """Error mapping: LiteLLM's exceptions to ours, and ours to those that the proxy reports."""
 
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from email.utils import mktime_tz, parsedate_tz
 from itertools import chain
 
 import httpx
@@ -100,9 +102,12 @@ def as_sample_errors() -> Iterator[None]:
     try:
         yield
     except _FAILURES as exc:
-        raise ProviderFailed(
+        failed = ProviderFailed(
             _message(exc), status=_status(exc), retry_after=_retry_after(exc), code=_kind(exc)
-        ) from exc
+        )
+        if failed.is_overload:
+            failed.wait_s = _wait_s(exc)
+        raise failed from exc
 
 
 @contextmanager
@@ -153,6 +158,26 @@ def _retry_after(exc: Exception) -> str | None:
         if found is not None:
             return str(found)
     return None
+
+
+def _wait_s(exc: Exception) -> float | None:
+    """Return the seconds until the next call may succeed; None if that is not known."""
+    if isinstance(exc, RouterRateLimitError):
+        return float(exc.cooldown_time)
+    told = _retry_after(exc)
+    if told is None:
+        return None
+    try:
+        seconds = float(told)
+    except ValueError:
+        date = parsedate_tz(told)
+        seconds = 0.0 if date is None else mktime_tz(date) - time.time()
+    return seconds if 0 < seconds < float("inf") else None
+
+
+def is_of_whole_group(error: ProviderFailed) -> bool:
+    """Return whether the router has no deployment left for the call, so that none was made."""
+    return isinstance(error.__cause__, RouterRateLimitError)
 
 
 def to_litellm(error: OptiLLMError, model: str, *, before_stream: bool = False) -> Exception:

@@ -14,6 +14,7 @@ from litellm.litellm_core_utils.core_helpers import get_or_create_metadata_bucke
 
 from optillm_hooks.budget import Limits
 from optillm_hooks.errors import OptiLLMError
+from optillm_hooks.gateway.cooldowns import CountedFailures
 from optillm_hooks.gateway.model_facts import FactsOf
 from optillm_hooks.gateway.selection import Selection
 from optillm_hooks.pipeline.events import Outcome
@@ -92,6 +93,9 @@ class ClientRequest:
 
     outcome: Outcome | None = None
     """The result of the plan that has answered, which may be a fallback's."""
+
+    failures: CountedFailures = field(default_factory=CountedFailures)
+    """The failures of its inner calls."""
 
     def __repr__(self) -> str:
         return "<optillm request>"

@@ -21,7 +21,11 @@ from optillm_hooks.gateway.convert import (
     write_chat,
     write_sampling,
 )
-from optillm_hooks.gateway.failures import as_sample_errors, budgets_as_sample_errors
+from optillm_hooks.gateway.failures import (
+    as_sample_errors,
+    budgets_as_sample_errors,
+    is_of_whole_group,
+)
 from optillm_hooks.gateway.inner_call import INNER_CALL_KEY, InnerCall
 from optillm_hooks.gateway.model_facts import FactsOf, GroupFacts
 from optillm_hooks.gateway.prompt_tokens import count_tokens
@@ -171,6 +175,8 @@ class RouterLLM:
             if inner.refused and exc.status == _BAD_REQUEST:
                 exc.status = _UNAVAILABLE  # it was not the client's, and may be served later
             exc.refused = refused_fields(exc, sampling)
+            if len(self.facts.deployments) > 1 and not is_of_whole_group(exc):
+                exc.wait_s = None  # the router sends the next call to another deployment
             if n > 1 and refuses_n(exc):
                 self._refused_n.append(chat)
             raise
@@ -183,8 +189,10 @@ class RouterLLM:
             "messages": write_chat(chat),
             "metadata": {**self._caller.metadata, INNER_CALL_KEY: inner},
         }
-        if self._router is not None and self._router.fallbacks:
-            request["include_fallback_errors"] = True
+        if self._router is not None:
+            request["failure_callback"] = [self._caller.failures]
+            if self._router.fallbacks:
+                request["include_fallback_errors"] = True
         if litellm.cache is not None:
             request["cache"] = dict(self._caller.cache)
             if sampling.sample:

@@ -177,14 +177,14 @@ def test_one_call_hanging(answers_with_one_call_hanging: list[httpx.Response], n
 def test_when_nothing_lives_the_client_gets_the_providers_status(
     proxy: Proxy, upstream: Upstream, name: str, code: int, stream: bool
 ) -> None:
-    upstream.play(Script(fault=always(Status(code, "sorry, no", retry_after="7"))))
+    upstream.play(Script(fault=always(Status(code, "sorry, no", retry_after="70"))))
     answer = ask(proxy, f"{name}-base", stream=stream)
     assert answer.status_code == code, answer.text[:500]
     assert "sorry, no" in answer.json()["error"]["message"]
     assert "Traceback" not in answer.text
     # LiteLLM itself leaves the header out; of a stream, the headers have been written by then.
     if code == 429 and name != "none" and not stream:
-        assert answer.headers["retry-after"] == "7"
+        assert answer.headers["retry-after"] == "70"
 
 
 @pytest.mark.parametrize(
