@@ -14,7 +14,7 @@ from optillm_hooks.decoding.field import FIELD
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway.deployments import alias_model, deployments
 from optillm_hooks.gateway.model_names import from_deployment
-from optillm_hooks.gateway.prompt_tokens import count_tokens
+from optillm_hooks.gateway.prompt_tokens import PromptTokens
 from optillm_hooks.gateway.reasoning import CAPABILITIES, of_all, reasoning
 from optillm_hooks.gateway.refusals import REFUSALS
 from optillm_hooks.gateway.sampling_rules import (
@@ -74,7 +74,7 @@ def model_facts(router: Router | None, model: str) -> GroupFacts:
     fields = [each.supported for each in found]
     supported = frozenset.intersection(*fields) if fields else frozenset[str]()
     return GroupFacts(
-        count_tokens=partial(count_tokens, model),
+        count_tokens=PromptTokens(model).count,
         max_n=_MAX_CHOICES if "n" in supported else 1,
         max_output_tokens=min((n for n in lengths if isinstance(n, int)), default=None),
         price=Price(max(p.prompt for p in known), max(p.completion for p in known))

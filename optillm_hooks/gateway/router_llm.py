@@ -28,7 +28,6 @@ from optillm_hooks.gateway.failures import (
 )
 from optillm_hooks.gateway.inner_call import INNER_CALL_KEY, InnerCall
 from optillm_hooks.gateway.model_facts import FactsOf, GroupFacts
-from optillm_hooks.gateway.prompt_tokens import count_tokens
 from optillm_hooks.gateway.rates import Counted, ModelRates
 from optillm_hooks.gateway.refusals import (
     REFUSALS,
@@ -147,7 +146,7 @@ class RouterLLM:
         """
 
         def expected() -> Usage:
-            prompt = count_tokens(self.model, chat, sampling)
+            prompt = self.facts.count_tokens(chat, sampling)
             return Usage(
                 prompt_tokens=prompt, completion_tokens=choices * (sampling.max_tokens or 0)
             )

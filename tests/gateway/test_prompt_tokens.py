@@ -1,10 +1,12 @@
 """The estimate of a prompt counts everything that a provider bills as one."""
 
+import time
 from typing import Any
 
+import litellm
 import pytest
 
-from optillm_hooks.gateway.prompt_tokens import count_tokens
+from optillm_hooks.gateway.prompt_tokens import PromptTokens
 from optillm_hooks.types import Message, Sampling
 
 WORDS = 1000
@@ -46,7 +48,7 @@ MEDIA: list[dict[str, Any]] = [
 
 
 def counted(*messages: Message, **fields: Any) -> int:
-    return count_tokens("gpt-4o-mini", messages, Sampling(fields=fields))
+    return PromptTokens("gpt-4o-mini").count(messages, Sampling(fields=fields))
 
 
 @pytest.mark.parametrize("fields", FIELDS, ids=lambda fields: str(fields)[:50])
@@ -88,3 +90,53 @@ def test_text_that_litellm_cannot_count_is_estimated() -> None:
     assert counted(Message("user", f"half: \ud83d {LONG}")) > WORDS
     broken: dict[str, Any] = {"type": "image_url", "image_url": 5}
     assert counted(Message("user", (broken, {"type": "text", "text": LONG}))) > WORDS
+
+
+def test_each_text_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    count = litellm.token_counter
+
+    def counting(model: str, **given: Any) -> int:
+        read.append(len(str(given)))
+        tokens: int = count(model=model, **given)
+        return tokens
+
+    monkeypatch.setattr(litellm, "token_counter", counting)
+    tokens = PromptTokens("gpt-4o-mini")
+    conversation = (Message("system", "Be terse."), Message("user", LONG))
+    tools: Any = {"tools": [{"type": "function", "function": FUNCTION}]}
+    first = tokens.count(conversation, Sampling(fields=tools))
+    read.clear()
+    assert tokens.count(conversation, Sampling(fields=dict(tools))) == first
+    longer = (*conversation, Message("assistant", "Yes."), Message("user", "Why?"))
+    again = tokens.count(longer, Sampling(fields=tools))
+    assert first + 8 <= again <= first + 20
+    assert sum(read) < 500
+    whole = PromptTokens("gpt-4o-mini").count(longer, Sampling(fields=tools))
+    assert again == whole
+
+
+def test_a_part_of_a_conversation_has_about_its_share() -> None:
+    tokens = PromptTokens("gpt-4o-mini")
+    chat = tuple(Message("user", "word " * n) for n in range(200))
+    tokens.count(chat, Sampling())
+    exact = PromptTokens("gpt-4o-mini").count(chat[100:], Sampling())
+    assert tokens.count(chat[100:], Sampling()) == pytest.approx(exact, rel=0.1)
+
+
+def test_of_a_very_long_text_parts_are_counted() -> None:
+    long = "word " * 400_000
+    before = time.thread_time()
+    assert counted(Message("user", long)) == pytest.approx(400_000, rel=0.05)
+    assert counted(*CHAT, prediction=long) == pytest.approx(400_000, rel=0.05)
+    assert time.thread_time() - before < 1
+
+
+def test_no_text_is_counted_only_where_it_has_few_tokens() -> None:
+    """A client that knew which parts are counted could leave all its tokens out of the count."""
+    size, dense = 62_500, "a!9Z" * 1_000
+    hiding = "".join(" " * 2_000 + dense * 15 + " " * 500 for _ in range(32))
+    exact = sum(
+        counted(Message("user", hiding[at : at + size])) for at in range(0, 2_000_000, size)
+    )
+    assert counted(Message("user", hiding)) == pytest.approx(exact, rel=0.15)
