@@ -1,10 +1,13 @@
 """What runs inside a proxy under test: virtual keys without a database, and a ledger of spend.
 
-Its YAML names `authenticate`, `ledger` and `spend_counters` of this module.
+Its YAML names `authenticate`, `ledger` and `spend_counters` of this module, and `holds` if it is to
+measure how long its event loop is held.
 """
 
+import asyncio
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +96,39 @@ ledger = Ledger()
 
 spend_counters = ProxyDBLogger(None)
 """LiteLLM registers this if there is a database: it charges keys and settles reservations."""
+
+
+class Holds(CustomLogger):  # type: ignore[misc]
+    """Writes a line of JSON whenever the event loop was held, from the first request on.
+
+    A hold is measured in CPU time of the process: other processes cannot make it longer.
+    """
+
+    _TICK_S = 0.005
+    _LEAST_S = 0.02
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watching: asyncio.Task[None] | None = None
+
+    async def async_pre_call_hook(
+        self,
+        user_api_key_dict: UserAPIKeyAuth,  # noqa: ARG002 (LiteLLM's signature)
+        cache: Any,  # noqa: ARG002
+        data: dict[str, Any],
+        call_type: str,  # noqa: ARG002
+    ) -> dict[str, Any]:
+        if self._watching is None:
+            self._watching = asyncio.get_running_loop().create_task(self._watch())
+        return data
+
+    async def _watch(self) -> None:
+        while True:
+            started, cpu = time.monotonic(), time.process_time()
+            await asyncio.sleep(self._TICK_S)
+            held = time.process_time() - cpu
+            if held > self._LEAST_S:
+                _append("TEST_HOLDS", {"started": started, "ended": time.monotonic(), "cpu": held})
+
+
+holds = Holds()

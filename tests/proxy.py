@@ -129,6 +129,18 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """A time in which the proxy's event loop was held; see `tests.inside_proxy.Holds`."""
+
+    started: float
+    """Instant on `time.monotonic`, which all processes share, as is `ended`."""
+
+    ended: float
+    cpu: float
+    """Seconds of CPU time."""
+
+
+@dataclass(frozen=True, slots=True)
 class Footprint:
     """Memory and CPU time of a process and its descendants."""
 
@@ -191,6 +203,11 @@ class Proxy:
         """What LiteLLM has logged so far. It logs after it has answered: see `settle`."""
         lines = whole_lines(self._folder / "ledger.jsonl")
         return [Entry(**json.loads(line)) for line in lines]
+
+    @property
+    def holds(self) -> list[Hold]:
+        """When its event loop was held for long; needs the callback `tests.inside_proxy.holds`."""
+        return [Hold(**json.loads(line)) for line in whole_lines(self._folder / "holds.jsonl")]
 
     def charged(self, key: str) -> float:
         """Return the dollars on LiteLLM's counter for a virtual key, by which it holds budgets."""
@@ -309,6 +326,7 @@ class Proxy:
             "TEST_KEYS": str(self._folder / "keys.json"),
             "TEST_CHARGED": str(self._folder / "charged.jsonl"),
             "TEST_LEDGER": str(self._folder / "ledger.jsonl"),
+            "TEST_HOLDS": str(self._folder / "holds.jsonl"),
             **self._extra_env,
         }
 
