@@ -123,7 +123,10 @@ class Budget:
             raise BudgetExceeded(f"no room left under {limited_by}")
         ask = sampling.max_tokens
         if room < _UNBOUNDED and (ask is None or sampling.purpose in _WORK):
-            replies_left = max(choices, self.expected_calls - self.replies_taken)
+            replies_left = self.expected_calls - self.replies_taken
+            if limits.max_calls is not None:
+                replies_left = min(replies_left, (limits.max_calls - self.calls_taken) * choices)
+            replies_left = max(choices, replies_left)
             share = thinking + max(1, room * choices // replies_left)
             ask = min(share, ask or share, facts.max_output_tokens or share)
         max_tokens = None if ask is None else min(ask, room)

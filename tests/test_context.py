@@ -157,6 +157,14 @@ async def test_max_tokens_of_a_call(
     assert asked_for(llm) == [max_tokens]
 
 
+async def test_a_limit_of_calls_below_the_estimate_gives_each_call_more() -> None:
+    llm = ScriptedLLM(["x"])
+    ctx = context(limits=Limits(max_tokens_total=104, max_calls=2))
+    ctx.budget.expected_calls = 4
+    await MeteredLLM(llm, ctx).complete(ASKED, Sampling())
+    assert asked_for(llm) == [50]
+
+
 async def test_no_room_for_a_word_stops_before_the_call() -> None:
     ctx = context(limits=Limits(max_tokens_total=PROMPT))
     with pytest.raises(BudgetExceeded, match="max_tokens_total"):

@@ -73,11 +73,12 @@ class ThinkSettings(BaseModel):
 class ThinkingBudget:
     """The thinking budget of a reply of `reply_tokens` tokens, without the opening marker.
 
-    A tenth of the reply is reserved for the answer, but at least 64 tokens and at most half.
+    A tenth of the reply is reserved for the answer, but at least 64 tokens and at most half; of a
+    reply of one token, that token.
     """
 
     def __init__(self, settings: ThinkSettings, reply_tokens: int) -> None:
-        answer = min(max(_MIN_ANSWER, reply_tokens // 10), reply_tokens // 2)
+        answer = min(max(_MIN_ANSWER, reply_tokens // 10), max(1, reply_tokens // 2))
         share = int(reply_tokens * _SHARES[settings.reasoning_effort])
         maximum = share if settings.max_thinking_tokens is None else settings.max_thinking_tokens
         minimum = (

@@ -126,7 +126,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
     ]
     settings = {"forms": {"body": "all", "prefix": "all", "tag": [APPROACH, "re2"]}}
     config = hooked_config(models, optillm_settings=settings)
-    keys = {**KEYS, "sk-all": {"models": []}}
+    keys: dict[str, dict[str, object]] = {**KEYS, "sk-all": {"models": []}}
     with Proxy(config, tmp_path_factory.mktemp("proxy"), keys=keys) as running:
         upstream.play(Greedy())
         for name in ("max_budget", "model_max_budget"):
@@ -230,6 +230,9 @@ SMUGGLED: dict[str, Any] = {
 }
 
 
+LONG_PROMPTS = ("prediction", "schema")
+
+
 def numbers(value: object) -> Iterator[float]:
     if isinstance(value, Mapping):
         for item in value.values():
@@ -247,11 +250,11 @@ def test_no_field_carries_a_length_or_choices_past_the_limits(
     proxy: Proxy, upstream: Upstream, smuggled: str, route: str, way: str
 ) -> None:
     upstream.play(Greedy(fault=failing_other))
-    fallback = {"fallbacks": ["capped"]} if way == "fallback" else {}
+    fallback: dict[str, Any] = {"fallbacks": ["capped"]} if way == "fallback" else {}
     body = body_of(route, "other" if fallback else "capped", **fallback, **SMUGGLED[smuggled])
     proxy.post(ROUTES[route], body, key="sk-all")
     found = made(upstream)
-    assert found.choices <= 1
+    assert found.choices <= (0 if route == "chat" and smuggled in LONG_PROMPTS else 1)
     assert found.dollars <= 0.01
     assert found.billed.total_tokens <= 2000
     for call in found.calls:

@@ -50,10 +50,15 @@ async def think(
     opening = f"{settings.start_think_token}\n{settings.prefill}"
     thoughts = await _thoughts(chat, sampling, llm, settings, budget, opening, ctx)
     prefix = f"{opening}{thoughts.text.rstrip()}\n{settings.end_think_token}\n\n"
+    left = max_tokens - thoughts.tokens
+    if left < 1:  # sent to a server, it could mean no limit
+        return Completion(
+            "", "length", (settings.prefill + thoughts.text).strip(), usage=Usage()
+        ), (budget.facts(thoughts.tokens, thoughts.thoughts, thoughts.pushed))
     form = {name: ctx.client.fields[name] for name in _FORM if name in ctx.client.fields}
     asked = replace(
         sampling,
-        max_tokens=max_tokens - thoughts.tokens,
+        max_tokens=left,
         stop=stop_strings(sampling, ctx),
         fields={**form, **sampling.fields},
     )

@@ -1,6 +1,7 @@
 """Budgets of thinking over a model that continues prefixes: ThinkDeeper and AutoThink."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from optillm_hooks.pipeline.expression import parse
 from optillm_hooks.pipeline.plan import resolve
 from optillm_hooks.pipeline.run import run
 from optillm_hooks.testing import chat
-from optillm_hooks.types import Fields, Sampling, TokenLogprob
+from optillm_hooks.types import Chat, Completion, Fields, Sampling, TokenLogprob
 from tests.vllm import PrefixLLM, sure
 
 pytestmark = pytest.mark.anyio
@@ -83,6 +84,31 @@ async def test_a_model_that_will_not_think_is_not_asked_for_ever() -> None:
     assert facts_of(ended)["pushed_on"] == 8
     assert len(llm.calls) == 8 + 1 + 1
     assert ended.answers[0].text == "It is 42."
+
+
+async def test_no_call_is_asked_for_no_tokens() -> None:
+    """A server would take it for no limit."""
+    for approach in ("thinkdeeper", "thinkdeeper(max_thinking_tokens=50)", "autothink"):
+        ended, llm = await ask(Thinker("a" * 9), approach, max_tokens=1)
+        assert all((sampling.max_tokens or 0) >= 1 for _, sampling in llm.calls)
+        assert ended.answers[0].text
+
+
+async def test_thinking_beyond_what_was_asked_for_leaves_no_answer() -> None:
+    """A provider may write, or report, more tokens than a call asked for."""
+
+    class Overlong(PrefixLLM):
+        async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
+            reply = await super().complete(chat, replace(sampling, max_tokens=300))
+            return replace(reply, usage=replace(reply.usage, completion_tokens=300))
+
+    llm = Overlong(Thinker("a" * 300))
+    plan = resolve(parse("thinkdeeper(max_thinking_tokens=50)"))
+    asked = Request(plan=plan, base="base", chat=chat("6 * 7?"), client=Sampling(max_tokens=200))
+    ended = await run(asked, {"base": llm}.__getitem__)
+    [answer] = ended.answers
+    assert (answer.text, answer.finish_reason, answer.reasoning) == ("", "length", "a" * 300)
+    assert len(llm.calls) == 1
 
 
 async def test_thinking_that_fails_midway_ends_and_the_answer_follows() -> None:
