@@ -6,13 +6,16 @@ WORKDIR /app
 ENV LITELLM_LOCAL_MODEL_COST_MAP=True \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1
+# An init reaps processes whose parent has ended; litellm as process 1 would not.
+RUN apt-get update && apt-get install --yes --no-install-recommends tini \
+    && rm -rf /var/lib/apt/lists/*
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY optillm_hooks ./optillm_hooks
 COPY scripts/install.sh ./scripts/install.sh
 RUN ./scripts/install.sh slim && useradd --create-home --uid 10001 proxy
 USER 10001
 EXPOSE 4000
-ENTRYPOINT ["litellm", "--host", "0.0.0.0", "--port", "4000"]
+ENTRYPOINT ["tini", "--", "litellm", "--host", "0.0.0.0", "--port", "4000"]
 CMD ["--config", "/app/config.yaml"]
 
 FROM slim AS local

@@ -22,9 +22,10 @@ def answer(request: Mapping[str, Any]) -> Json:
     """Return the output and error of each snippet; all run in one session.
 
     Fields of the request: `snippets`; `stdin`, which `input()` reads line by line; and the limits
-    `seconds` and `memory_mb` per snippet. A snippet that exceeds its time ends the session.
+    `seconds` and `memory_mb` per snippet. A snippet that exceeds its time or crashes Monty ends the
+    session. Sleeping takes no time, as the limit would not count it.
     """
-    from pydantic_monty import CollectString, Monty, MontyError
+    from pydantic_monty import CollectString, Monty, MontyCrashedError, MontyError
 
     lines = iter(str(request["stdin"]).splitlines())
 
@@ -39,17 +40,27 @@ def answer(request: Mapping[str, Any]) -> Json:
         "max_memory": request["memory_mb"] << 20,
     }
     ran: list[Json] = []
-    with Monty(max_processes=1) as pool, pool.checkout(limits=limits) as session:
+    with (
+        Monty(max_processes=1) as pool,
+        pool.checkout(limits=limits, os_policy={"sleep": "zero"}) as session,
+    ):
         for snippet in request["snippets"]:
             printed = CollectString(MAX_PRINTED)
-            error = ""
+            error, ends = "", False
             try:
                 session.feed_run(
-                    snippet, print_callback=printed, external_lookup={"input": read_line}
+                    f"{snippet}\nNone",  # or the value of a last expression would be sent back
+                    print_callback=printed,
+                    external_lookup={"input": read_line},
                 )
+            except MontyCrashedError as exc:
+                error = f"TimeoutError: {exc}" if exc.timed_out else str(exc)
+                ends = True
             except MontyError as exc:
-                error = str(exc)[:500]
-            ran.append({"output": printed.output, "error": error})
-            if error.startswith("TimeoutError"):
+                error = str(exc)
+            except RuntimeError:  # memory ran out in the snippet before, which ended the session
+                break
+            ran.append({"output": printed.output, "error": error[:500]})
+            if ends or error.startswith("TimeoutError"):
                 break
     return ran

@@ -200,6 +200,7 @@ class Provider(CustomLLM):
             on_error=prepared.settings.on_error,
             progress=prepared.settings.progress,
             code_runner=code_runner(prepared.settings.code_runner),
+            caller=key,
             caller_cache=self._caller_cache.for_caller(key),
         )
         return prepared, request, _models(router, caller, prepared)

@@ -35,6 +35,9 @@ class Request:
     """Whether a streaming client gets progress messages."""
 
     code_runner: CodeRunner | None = None
+    caller: str = ""
+    """The key of the caller, who shares the places of workers with others; empty if unknown."""
+
     caller_cache: CallerCache = field(default_factory=CallerCache)
 
 

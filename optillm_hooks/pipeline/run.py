@@ -28,6 +28,7 @@ from optillm_hooks.pipeline.logs import format_traceback, logged_stage
 from optillm_hooks.pipeline.plan import PASS_THROUGH, Chain, Stage, chain_label
 from optillm_hooks.prompts import ask, data_notice, enclose, fence
 from optillm_hooks.registry import DraftingParams, Result
+from optillm_hooks.sandbox.places import tenant
 from optillm_hooks.trace import Trace
 from optillm_hooks.types import Answer, Chat
 
@@ -74,6 +75,7 @@ class PlanRun:
     async def _outcome(self) -> Outcome:
         request = self._request
         depth_so_far.set(0)  # the same task may have served another request before
+        tenant.set(request.caller or object())
         root = self._context()
         chains = [chain for chain in request.plan.chains for _ in range(request.n)]
         ended = await outcomes(

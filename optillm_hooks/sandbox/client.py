@@ -3,9 +3,10 @@
 A worker is a module with two functions: `load()`, which imports its dependencies, and
 `answer(request)`. A process that has loaded the module, the zygote, forks a process for each
 request, so that no request waits for an import or sees another request. The zygote runs in a fresh
-interpreter without environment variables, user packages or a terminal, and `worker` drops further
-permissions. Request and reply are JSON. A worker's process group is killed when its time is up,
-when its reply is too long, and when the caller is cancelled.
+interpreter without environment variables, user packages or a terminal, at low priority, and
+`worker` drops further permissions. Request and reply are JSON. A worker's process group is killed
+when its time is up, when its reply is too long, and when the caller is cancelled. Each module has
+`places` of its own.
 """
 
 import asyncio
@@ -17,19 +18,22 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 from weakref import WeakKeyDictionary
 
 from optillm_hooks.errors import OptiLLMError
-from optillm_hooks.sandbox.zygote import FORK_REQUEST
+from optillm_hooks.sandbox.places import Places
+from optillm_hooks.sandbox.zygote import FORK_REQUEST, STARTED
 from optillm_hooks.types import Json
 
 MAX_WORKERS: Final = max(2, os.cpu_count() or 1)
 """Maximum number of concurrent workers per event loop and module; further requests wait."""
+
+PATIENCE: Final = 4
+"""How much longer than its CPU time a worker may take: the proxy and its other workers go first."""
 
 # Bypasses the package's own __init__, which takes as long to import as a solver.
 _BOOTSTRAP: Final = """\
@@ -43,8 +47,14 @@ main(sys.argv[2])
 _PACKAGE: Final = str(Path(__file__).parent.parent)
 _CHUNK: Final = 1 << 16
 _OUT_OF_CPU_TIME: Final = -signal.SIGXCPU
+_LOAD_S: Final = 60.0
+"""Seconds that a zygote may take to import its module, or to fork a worker."""
+
 _KILL_S: Final = 5.0
 """Seconds that a zygote may take to kill a worker before it is killed itself."""
+
+_EXIT_S: Final = 2.0
+"""Seconds that a zygote may take to end its workers and itself when this process ends."""
 
 FailureReason = Literal["time", "memory", "output", "crash"]
 
@@ -54,7 +64,7 @@ class WorkerLimits:
     """Limits of one worker."""
 
     seconds: float
-    """Wall-clock time, including startup; the CPU time limit is one second more."""
+    """CPU time, to a second. The wall-clock time from the fork may be `PATIENCE` times as long."""
 
     memory_mb: int
     """Address space in MiB."""
@@ -79,12 +89,8 @@ async def ask_worker(module: str, request: Json, limits: WorkerLimits) -> Json:
     Raises:
         WorkerFailed: it ran out of time or memory, its reply was too long, or it crashed.
     """
-    async with _slot(module):
-        try:
-            async with asyncio.timeout(limits.seconds):
-                reply, status = await _ask_with_retry(module, json.dumps(request).encode(), limits)
-        except TimeoutError:
-            raise WorkerFailed("time") from None
+    async with _places_of(module).take():
+        reply, status = await _ask_with_retry(module, json.dumps(request).encode(), limits)
     if status == _OUT_OF_CPU_TIME:
         raise WorkerFailed("time")
     try:
@@ -113,6 +119,7 @@ class _Zygote:
     """A running zygote, seen from the client's side."""
 
     def __init__(self, module: str) -> None:
+        self.loaded = False
         self._control, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 (our own interpreter)
@@ -122,8 +129,9 @@ class _Zygote:
                 stderr=subprocess.DEVNULL,
                 env={},
                 cwd="/",
-                start_new_session=True,
+                process_group=0,
             )
+        threading.Thread(target=self._process.wait, daemon=True).start()  # reaps it at its end
 
     def fork(self, limits: WorkerLimits) -> tuple[socket.socket, socket.socket]:
         """Return the `data` and `life` sockets of a new worker.
@@ -146,9 +154,15 @@ class _Zygote:
         life.setblocking(False)
         return data, life
 
-    def kill(self) -> None:
-        """Kill the zygote and its workers."""
+    def close(self) -> None:
+        """Tell the zygote to end its workers and itself."""
         self._control.close()
+
+    def end(self, seconds: float) -> None:
+        """Wait until the zygote has ended; kill it and its workers after `seconds`."""
+        self.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
         self._process.kill()
         self._process.wait()
 
@@ -174,13 +188,15 @@ def _drop(module: str, zygote: _Zygote) -> None:
     with _starting:
         if _zygotes.get(module) is zygote:
             del _zygotes[module]
-    zygote.kill()
+    zygote.end(0)
 
 
 @atexit.register
-def _kill_all() -> None:
+def _end_all() -> None:
     for zygote in _zygotes.values():
-        zygote.kill()
+        zygote.close()
+    for zygote in _zygotes.values():
+        zygote.end(_EXIT_S)
 
 
 def _disown_all() -> None:
@@ -208,14 +224,28 @@ async def _ask_once(module: str, request: bytes, limits: WorkerLimits) -> tuple[
         data, life = zygote.fork(limits)
         with data, life:
             try:
-                reply = await _exchange(data, request, limits.reply_bytes)
-                return reply, await _exit_status(life)
+                async with asyncio.timeout(_LOAD_S):
+                    await _started(life)
+                zygote.loaded = True
+                async with asyncio.timeout(PATIENCE * limits.seconds):
+                    reply = await _exchange(data, request, limits.reply_bytes)
+                    return reply, await _exit_status(life)
             finally:
-                if not await _kill_worker(life):
+                if zygote.loaded and not await _kill_worker(life):
                     _drop(module, zygote)
     except _ZygoteGone:
         _drop(module, zygote)
         raise
+    except TimeoutError:
+        if not zygote.loaded:
+            _drop(module, zygote)
+        raise WorkerFailed("time") from None
+
+
+async def _started(life: socket.socket) -> None:
+    """Wait until the worker has been forked."""
+    if not await asyncio.get_running_loop().sock_recv(life, len(STARTED)):
+        raise _ZygoteGone
 
 
 async def _exchange(data: socket.socket, request: bytes, max_bytes: int) -> bytes:
@@ -253,14 +283,9 @@ async def _kill_worker(life: socket.socket) -> bool:
     return True
 
 
-_slots: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Semaphore]] = (
-    WeakKeyDictionary()
-)
+_places: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Places]] = WeakKeyDictionary()
 
 
-@asynccontextmanager
-async def _slot(module: str) -> AsyncIterator[None]:
-    """Wait for one of the places of `module`, which no other module takes."""
-    places = _slots.setdefault(asyncio.get_running_loop(), {})
-    async with places.setdefault(module, asyncio.Semaphore(MAX_WORKERS)):
-        yield
+def _places_of(module: str) -> Places:
+    places = _places.setdefault(asyncio.get_running_loop(), {})
+    return places.setdefault(module, Places(MAX_WORKERS))

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,46 @@ async def test_what_takes_too_much_is_stopped(code: str, error: str) -> None:
     assert ran[0].error.startswith(error)
     assert (len(ran) == 1) == ran[0].timed_out
     assert not children()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import time\ntime.sleep(1000)",
+        "import asyncio\nasyncio.run(asyncio.sleep(1000))",
+        "import time\nfor _ in range(10_000):\n    time.sleep(1)",
+    ],
+)
+async def test_sleeping_takes_no_time(code: str) -> None:
+    started = time.monotonic()
+    ran = await MontyRunner().run([code, "print(1)"])
+    assert [(r.output, r.error) for r in ran] == [("", ""), ("1\n", "")]
+    assert time.monotonic() - started < 8  # what the session was given for its two snippets
+
+
+ENDS_THE_SESSION = {
+    "waiting until a time": (
+        "import time\nt = time.time()\nwhile time.time() < t + 99: pass",
+        True,
+    ),
+    "one operation that Monty cannot interrupt": ("x = 7 ** 12_000_000", True),
+    "a value without end": ("[[0] * 3 * 10**6 for _ in range(100)]", False),
+    "a text in a text": ("x = []\nx.append('x' * 10**8)\nx * 10", False),
+}
+
+
+@pytest.mark.parametrize(
+    ("code", "timed_out"), ENDS_THE_SESSION.values(), ids=ENDS_THE_SESSION.keys()
+)
+async def test_what_ends_a_session_leaves_the_results_before_it(code: str, timed_out: bool) -> None:
+    ran = await MontyRunner(seconds=1.0, memory_mb=64).run(["print(1)", code, "print(2)"])
+    assert ran[0] == SnippetResult(output="1\n", error="")
+    assert not timed_out or (len(ran) == 2 and ran[1].timed_out)
+
+
+async def test_the_value_of_a_last_expression_is_not_sent_back() -> None:
+    ran = await MontyRunner().run(["int('7' * 4000) ** 200", "# nothing", "x = 1;", "print(x)"])
+    assert [r.error for r in ran] == [""] * 4
 
 
 @pytest.mark.parametrize("code", ["(" * 10_000, "x" + ".y" * 50_000, "\0", "-" * 100_000 + "1"])

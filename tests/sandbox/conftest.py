@@ -29,4 +29,4 @@ def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(client, "_BOOTSTRAP", where + client._BOOTSTRAP)
     yield "probe"
     if zygote := client._zygotes.pop("probe", None):
-        zygote.kill()
+        zygote.end(0)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pty
 import re
 import resource
 import signal
@@ -17,6 +18,7 @@ import pytest
 
 from optillm_hooks.sandbox import client
 from optillm_hooks.sandbox.client import MAX_WORKERS, WorkerFailed, WorkerLimits, ask_worker
+from optillm_hooks.sandbox.places import tenant
 from optillm_hooks.types import Json
 from tests.proxy import ROOT
 from tests.solver.processes import children, children_of, zygotes
@@ -140,7 +142,12 @@ async def test_a_reply_without_end_is_cut_off_before_the_time_is_up(probe: str) 
 async def test_no_more_workers_run_than_are_allowed(probe: str, tmp_path: Path) -> None:
     go = tmp_path / "go"
     wait = f"any(iter(lambda: os.path.exists({str(go)!r}), True))"
-    tasks = [asyncio.create_task(ask_worker(probe, wait, LIMITS)) for _ in range(MAX_WORKERS + 2)]
+
+    async def ask(who: int) -> None:
+        tenant.set(who)
+        await ask_worker(probe, wait, LIMITS)
+
+    tasks = [asyncio.create_task(ask(number)) for number in range(MAX_WORKERS + 2)]
     await becomes(lambda: len(children()) >= MAX_WORKERS)
     await asyncio.sleep(0.3)  # in which another would have started
     assert len(children()) == MAX_WORKERS
@@ -174,6 +181,75 @@ async def test_what_a_worker_has_started_ends_with_it(probe: str) -> None:
     started_by_it = await ask_worker(probe, starts, LIMITS)
     assert isinstance(started_by_it, int)
     wait_until(lambda: not alive(started_by_it))
+
+
+ADOPTING = """\
+import asyncio, sys
+from benchmarks.cancelled_workers import REQUESTS, cancelled
+left = asyncio.run(cancelled(REQUESTS[sys.argv[1]], 12))
+print(left.running, left.zombies, left.files)
+"""
+
+
+@pytest.mark.parametrize("kind", ["plansearch", "z3"])
+def test_cancelled_requests_leave_no_process_no_zombie_and_no_file(kind: str) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", ADOPTING, kind],
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout.split() == ["0", "0", "0"]
+
+
+async def test_a_zygote_reaps_what_its_workers_leave_behind(probe: str) -> None:
+    """Also a process that has left the group of its worker, once it has ended."""
+    leaves = (
+        "(lambda c: c.fork() or (c.setsid(), os.closerange(0, 64), time.sleep(0.2), os._exit(0)))"
+        "(__import__('ctypes').CDLL(None))"
+    )
+    left = await ask_worker(probe, leaves, LIMITS)
+    assert isinstance(left, int)
+    wait_until(lambda: not Path(f"/proc/{left}").exists())
+
+
+async def test_workers_leave_the_processors_to_the_proxy(probe: str) -> None:
+    look = "[os.nice(0), os.getsid(0)]"
+    assert await ask_worker(probe, look, LIMITS) == [max(5, os.nice(0)), os.getsid(0)]
+
+
+HAS_TERMINAL = """\
+import asyncio, os
+from pathlib import Path
+from optillm_hooks.sandbox import client
+
+os.open(os.ttyname(0), os.O_RDWR)  # becomes the terminal of this session
+
+async def main():
+    script = {"text": "(check-sat)", "seconds": 5}
+    limits = client.WorkerLimits(seconds=30, memory_mb=1024)
+    await client.ask_worker("optillm_hooks.solver.smtlib", script, limits)
+    for pid in ("self", client._zygotes["optillm_hooks.solver.smtlib"]._process.pid):
+        print(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[4] != "0")
+
+asyncio.run(main())
+"""
+
+
+def test_a_zygote_has_no_terminal() -> None:
+    ours, theirs = pty.openpty()
+    ran = subprocess.run(
+        [sys.executable, "-c", HAS_TERMINAL],
+        env={"PYTHONPATH": str(ROOT)},
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        check=True,
+    )
+    os.close(ours)
+    os.close(theirs)
+    assert ran.stdout.split() == [b"True", b"False"]
 
 
 async def test_workers_end_with_their_zygote_and_the_request_is_asked_again(

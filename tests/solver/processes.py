@@ -17,7 +17,7 @@ def children() -> list[int]:
 
 
 def zygotes() -> list[int]:
-    """Return the ids of this process's zygotes; one that has ended is a zombie until it is used."""
+    """Return the ids of this process's zygotes."""
     return [zygote._process.pid for zygote in client._zygotes.values()]
 
 
