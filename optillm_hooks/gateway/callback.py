@@ -6,9 +6,11 @@ from typing import Any
 from litellm import BudgetExceededError, Router
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy._types import UserAPIKeyAuth
+from litellm.types.utils import CallTypes
 
 from optillm_hooks.errors import OptiLLMError, RequestRejected
 from optillm_hooks.gateway.admission import admit
+from optillm_hooks.gateway.cut_off import note_log
 from optillm_hooks.gateway.deployments import proxy_router
 from optillm_hooks.gateway.failures import over_budget, to_proxy
 from optillm_hooks.gateway.messages_route import CONVERTED
@@ -92,6 +94,15 @@ class Hook(CustomLogger):
             raise to_proxy(exc) from None
         except BudgetExceededError as exc:
             raise over_budget(exc) from None
+
+    async def async_pre_call_deployment_hook(
+        self,
+        kwargs: dict[str, Any],
+        call_type: CallTypes | None,  # noqa: ARG002 (LiteLLM's signature)
+    ) -> dict[str, Any] | None:
+        """Note LiteLLM's log of a plan's call, which is booked there if it is cut off."""
+        note_log(kwargs)
+        return None
 
     def async_post_call_streaming_iterator_hook(
         self,

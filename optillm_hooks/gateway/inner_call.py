@@ -20,6 +20,9 @@ class InnerCall:
     needs_price: bool = False
     """Whether the request limits its cost, so that a model without a known price is refused."""
 
+    log: Any = None
+    """LiteLLM's log of the attempt under way; None outside a proxy, where nobody is billed."""
+
     refused: bool = False
     """Whether an alias could not answer it."""
 

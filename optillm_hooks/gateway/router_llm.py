@@ -1,8 +1,9 @@
 """An `LLM` over LiteLLM's router, which does retries, fallbacks, cooldowns and load balancing."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import litellm
@@ -21,6 +22,7 @@ from optillm_hooks.gateway.convert import (
     write_chat,
     write_sampling,
 )
+from optillm_hooks.gateway.cut_off import book
 from optillm_hooks.gateway.failures import (
     as_sample_errors,
     budgets_as_sample_errors,
@@ -39,10 +41,26 @@ from optillm_hooks.gateway.refusals import (
     refuses_whole,
 )
 from optillm_hooks.trace import Trace
-from optillm_hooks.types import Chat, Completion, Delta, Sampling, Usage
+from optillm_hooks.types import Chat, Completion, Delta, Message, Sampling, Usage
 
 _FALLBACKS_HEADER = "x-litellm-attempted-fallbacks"
 _BAD_REQUEST, _UNAVAILABLE = 400, 503
+
+
+@dataclass(slots=True)
+class _Received:
+    """What has arrived of a reply."""
+
+    pieces: list[str] = field(default_factory=list[str])
+    usage: Usage | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    def add(self, delta: Delta) -> None:
+        self.pieces += [delta.reasoning, delta.text]
+        self.usage = delta.usage or self.usage
 
 
 class RouterLLM:
@@ -104,7 +122,10 @@ class RouterLLM:
         inner = self._caller.new_call(self.model)
         async with self._on_account(chat, sampling, n) as call:
             request = self._request(chat, sampling, inner)
-            with self._provider_errors(chat, sampling, n, inner):
+            with (
+                self._provider_errors(chat, sampling, n, inner),
+                self._booked_if_cut_off(chat, sampling, inner, _Received()),
+            ):
                 response = await self._ask(**request, **({"n": n} if n > 1 else {}))
             if n == 1 and chat in self._refused_n:
                 REFUSALS.add(self.model, SEVERAL)
@@ -117,10 +138,13 @@ class RouterLLM:
             return completions
 
     async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
-        inner = self._caller.new_call(self.model)
+        inner, received = self._caller.new_call(self.model), _Received()
         async with self._on_account(chat, sampling, 1) as call:
             request = self._request(chat, sampling, inner)
-            with self._provider_errors(chat, sampling, 1, inner):
+            with (
+                self._provider_errors(chat, sampling, 1, inner),
+                self._booked_if_cut_off(chat, sampling, inner, received),
+            ):
                 chunks = await self._ask(
                     **request, stream=True, stream_options={"include_usage": True}
                 )
@@ -128,7 +152,8 @@ class RouterLLM:
                 try:
                     async for chunk in chunks:
                         delta = self._priced(read_delta(chunk, 0.0), chunk, chunks, inner)
-                        call.usage = delta.usage or call.usage
+                        received.add(delta)
+                        call.usage = received.usage or call.usage
                         yield delta
                     self._count_fallback(chunks, inner)
                 finally:
@@ -178,6 +203,26 @@ class RouterLLM:
                 exc.wait_s = None  # the router sends the next call to another deployment
             if n > 1 and refuses_n(exc):
                 self._refused_n.append(chat)
+            raise
+
+    @contextmanager
+    def _booked_if_cut_off(
+        self, chat: Chat, sampling: Sampling, inner: InnerCall, received: "_Received"
+    ) -> Iterator[None]:
+        """Book the call if it is cut off: the usage that its provider told, or an estimate."""
+
+        def usage() -> Usage:
+            if received.usage is not None:
+                return received.usage
+            count, reply = self.facts.count_tokens, 0
+            if text := received.text:
+                reply = count((Message("assistant", text),), Sampling())
+            return Usage(prompt_tokens=count(chat, sampling), completion_tokens=reply)
+
+        try:
+            yield
+        except (asyncio.CancelledError, GeneratorExit):
+            book(inner, received.text, usage)
             raise
 
     def _request(self, chat: Chat, sampling: Sampling, inner: InnerCall) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from optillm_hooks.errors import RequestRejected
-from optillm_hooks.gateway import model_names
+from optillm_hooks.gateway import cut_off, model_names
 from optillm_hooks.gateway.deployments import alias_model, proxy_module
 from optillm_hooks.gateway.operator_settings import alias_settings, call_limit, valid_settings
 from optillm_hooks.pipeline.expression import parse
@@ -37,6 +37,8 @@ def log_problems() -> None:
     proxy_config = getattr(proxy_module(), "proxy_config", None)
     for problem in problems(getattr(proxy_config, "config", None) or {}):
         _log.error("optillm: %s", problem)
+    if proxy_config is not None and (unbooked := cut_off.problem()) is not None:
+        _log.error("optillm: %s", unbooked)
 
 
 def problems(config: Mapping[str, Any]) -> list[str]:
