@@ -25,6 +25,12 @@ MAX_LENGTH = 600
 """Maximum length of a statement or a sentence; what follows is ignored."""
 
 _MAX_NAME_WORDS = 6
+_MAX_VALUES = 20
+"""Maximum number of values, or of lists of them, in a sentence that concludes with one."""
+
+_MAX_BEFORE = 60
+"""Length of the text before a value in which words that introduce it are looked for."""
+
 _MAX_EXCLUSION = 20
 """Length of the text after a choice that can exclude it: "option B is wrong"."""
 
@@ -542,6 +548,8 @@ def _chosen(clause: str) -> Extracted | None:
 
 def _bold_conclusion(clause: str) -> Extracted | None:
     bolds = [b for b in _BOLD.finditer(clause) if not _LABEL.search(b[1])]
+    if len(bolds) > _MAX_VALUES:
+        return None
     bolds = [b for b in bolds if yes_or_no(b[1]) or not re.match(r"\s*[:：]", clause[b.end() :])]
     if not bolds:
         return None
@@ -554,7 +562,7 @@ def _bold_conclusion(clause: str) -> Extracted | None:
     if not read:
         return None
     if len(read) > 1:
-        asserted = [(b, i) for b, i in read if _ASSERTED.search(clause[: b.start()])]
+        asserted = [(b, i) for b, i in read if _before(_ASSERTED, clause, b.start())]
         read = asserted or [(b, i) for b, i in read if values(b[1])]
     if len({inner.answer for _, inner in read}) != 1:
         return None
@@ -563,21 +571,24 @@ def _bold_conclusion(clause: str) -> Extracted | None:
     if (
         not values(bold[1])
         and values(outside)
-        and _ASSERTED.search(clause[: values(outside)[-1].start])
+        and _before(_ASSERTED, clause, values(outside)[-1].start)
     ):
         return None
     return inner
 
 
 def _value_conclusion(clause: str, question: str, *, asserted_only: bool) -> Extracted | None:
+    every = values(clause)
+    if len(list(_lists(clause, every))) > _MAX_VALUES:
+        return None
     found = [
         v
-        for v in values(clause)
-        if not _REFERENCE.search(clause[: v.start])
+        for v in every
+        if not _before(_REFERENCE, clause, v.start)
         and not re.search(
             rf"(?<!\w){_NOT}\W+\Z", clause[max(0, v.start - 12) : v.start], re.IGNORECASE
         )
-        and not (v.is_equation and _CONDITION.search(clause[: v.start]))
+        and not (v.is_equation and _before(_CONDITION, clause, v.start))
     ]
     if not found:
         return None
@@ -589,7 +600,9 @@ def _value_conclusion(clause: str, question: str, *, asserted_only: bool) -> Ext
     asserted = [
         item
         for item in lists
-        if _ASSERTED.search(clause[: item[0].start]) or item[0].is_equation or item[0].start == 0
+        if _before(_ASSERTED, clause, item[0].start)
+        or item[0].is_equation
+        or item[0].start == 0
     ]
     asserted = [item for item in asserted if not _belongs_to_more(clause, item[-1])]
     if len(asserted) > 1:
@@ -608,6 +621,11 @@ def _value_conclusion(clause: str, question: str, *, asserted_only: bool) -> Ext
     if _belongs_to_more(clause, lists[0][-1]):
         return None
     return _list_answer(clause, lists[0])
+
+
+def _before(pattern: Pattern, clause: str, at: int) -> bool:
+    """Return whether `pattern`, which ends at the end, is in the last words before `at`."""
+    return pattern.search(clause, max(0, at - _MAX_BEFORE), at) is not None
 
 
 def _lists(clause: str, found: Sequence[Value]) -> Iterator[list[Value]]:

@@ -9,6 +9,8 @@ The texts are short (a sentence), so regular expressions with limited nesting su
 """
 
 import re
+from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -402,7 +404,8 @@ def _end_of_operand(text: str, at: int) -> int:
     return end
 
 
-def values(text: str) -> list[Value]:
+@lru_cache(maxsize=64)
+def values(text: str) -> Sequence[Value]:
     """Return the whole values in `text`, in order."""
     found: list[Value] = []
     at = 0
