@@ -18,7 +18,7 @@ from optillm_hooks.sandbox.client import WorkerFailed, WorkerLimits, ask_worker
 P = ParamSpec("P")
 T = TypeVar("T")
 
-MAX_CHARACTERS: Final = 4096
+MAX_CHARACTERS: Final = 2048
 """Maximum length of all texts together that are read on the event loop."""
 
 LIMITS: Final = WorkerLimits(seconds=5.0, memory_mb=1024, reply_bytes=1 << 24)
