@@ -600,9 +600,7 @@ def _value_conclusion(clause: str, question: str, *, asserted_only: bool) -> Ext
     asserted = [
         item
         for item in lists
-        if _before(_ASSERTED, clause, item[0].start)
-        or item[0].is_equation
-        or item[0].start == 0
+        if _before(_ASSERTED, clause, item[0].start) or item[0].is_equation or item[0].start == 0
     ]
     asserted = [item for item in asserted if not _belongs_to_more(clause, item[-1])]
     if len(asserted) > 1:
