@@ -98,7 +98,7 @@ _CLOSING_TAGS = (
 )  # fmt: skip
 _MAX_TAG = 40
 _NEXT_TURN = Pattern(
-    r"^(?:[ \t]*#{1,4}[ \t]*)?(?:Human|User|Question|Q|Problem|Instruction)\s*\d*\s*:"
+    r"^(?:[ \t]*#{1,4}[ \t]*)?(?:Human|User|Question|Q|Problem|Instruction)\s*+(?:\d++\s*+)?:"
     r"|^<\|(?:im_start|user)\|>",
     re.MULTILINE,
 )
@@ -106,40 +106,40 @@ _NEXT_TURN = Pattern(
 # Cues.
 _ANSWER = words(lambda w: w.answer)
 _RESULT = words(lambda w: w.result)
-_BEFORE = rf"(?:(?:{words(lambda w: w.before)})\s+){{0,4}}"
-_AFTER = rf"(?:\s+{words(lambda w: w.after)}){{0,2}}"
+_BEFORE = rf"(?:(?:{words(lambda w: w.before)})\s++){{0,4}}"
+_AFTER = rf"(?:\s++{words(lambda w: w.after)}){{0,2}}"
 _COPULA = words(lambda w: w.copula)
 _ADVERB = words(lambda w: w.filler + " " + w.therefore)
 _NOUN = (
     rf"{_BEFORE}(?:{_ANSWER}|{words(lambda w: w.option)}){_AFTER}(?!\w)"
     rf"|[^\W\d_]{{0,4}}(?:{CJK_ANSWER})"
 )
-_ASIDE = r"(?:[ \t]*[(\uff08][^()\n]{0,40}[)\uff09])?"
-_SEPARATOR = r"(?:[:\uff1a=|]|->|\u2192|\s[-\u2013\u2014](?=\s))"
-_DECORATED = r"[ \t*_`\u00a0]*"
-_BEFORE_VALUE = r"(?:(?!```)[ \t*_`\u00a0])*"
+_DECORATED = r"[ \t*_`\u00a0]*+(?:[(\uff08][^()\n]{0,40}[)\uff09][ \t*_`\u00a0]*+)?"
+"""Emphasis, with an aside in it."""
+
+_SEPARATOR = r"(?:[:\uff1a=|]|->|\u2192|\s?(?<=\s)[-\u2013\u2014](?=\s))"
+_BEFORE_VALUE = r"(?:(?!```)[ \t*_`\u00a0])*+"
 _LINE_START = r"^[^\w\n(\[{$\\]{0,14}"
 _MARKED = Pattern(
     rf"{_LINE_START}(?:{_BEFORE}{_ANSWER}{_AFTER}(?!\w)|[^\W\d_]{{0,4}}(?:{CJK_ANSWER})|A(?=:)"
     rf"|Ans\.)"
-    rf"{_DECORATED}{_ASIDE}{_DECORATED}(?:{_SEPARATOR}|(?<=Ans\.)|(?=[*_ ]*\n)){_BEFORE_VALUE}",
+    rf"(?:{_DECORATED}(?:{_SEPARATOR}|(?=\n))|(?<=Ans\.)){_BEFORE_VALUE}",
     re.IGNORECASE | re.MULTILINE,
 )
 _RESULT_LINE = Pattern(
     rf"{_LINE_START}(?:{_BEFORE}{_RESULT}{_AFTER}(?!\w)|(?:{CJK_RESULT}))(?:\s(?:cost|time|amount"
     rf"|distance|price))?"
-    rf"{_DECORATED}{_ASIDE}{_DECORATED}(?:{_SEPARATOR}|(?=[*_ ]*\n\s*[^\n]{{1,80}}(?:\n|\Z)))"
-    rf"{_BEFORE_VALUE}",
+    rf"{_DECORATED}(?:{_SEPARATOR}|(?=\n\s*+[^\n]{{1,80}}(?:\n|\Z))){_BEFORE_VALUE}",
     re.IGNORECASE | re.MULTILINE,
 )
 _SAID = Pattern(
     rf"(?:(?<!\w)(?:{_ANSWER}|{_RESULT}|(?:correct|right|best|final)\s{words(lambda w: w.option)}"
     rf"|{words(lambda w: w.option)}\s(?:correct[ae]?|corrett[ao]|certa)){_AFTER}"
-    rf"(?:\s+(?:to|for|of"
-    rf"|in)\s[^.:;\n=]{{1,80}}?)?[ \t]*[,*_]*[ \t]+(?:(?:{_ADVERB}),?\s)?{_COPULA}(?!\w)"
+    rf"(?:\s++(?:to|for|of|in)\s[^.:;\n=]{{1,80}}?)?[ \t]*+(?:[,*_]++[ \t]++|(?<=[ \t]))"
+    rf"(?:(?:{_ADVERB}),?\s)?{_COPULA}(?!\w)"
     rf"|(?:{CJK_ANSWER}|{CJK_RESULT})[^\n.\u3002:\uff1a]{{0,6}}?(?:{CJK_COPULA})|(?:\u6545|\u5e94"
     rf"|\u6240\u4ee5)?\u9009\u62e9?[:\uff1a]?(?=[\s*]*[A-J])"
-    rf"|(?<!\w){_ANSWER}{_AFTER}[ \t*_`]*{_ASIDE}[ \t*_`]*[:\uff1a\u2014\u2013](?!\n\n\s*[-#]))"
+    rf"|(?<!\w){_ANSWER}{_AFTER}{_DECORATED}[:\uff1a\u2014\u2013](?!\n\n\s*+[-#]))"
     rf"[ \t]*[:\uff1a]?",
     re.IGNORECASE,
 )
@@ -166,7 +166,7 @@ _EXCLUDED = Pattern(
     r"|falsch|perhaps|maybe)\b",
     re.IGNORECASE,
 )
-_CHOICE_WITH_STOP = Pattern(r"[*_ ]*([A-Z])[.:][*_ ]+\S.*")
+_CHOICE_WITH_STOP = Pattern(r"[*_ ]*([A-Z])[.:][*_ ]++\S.*")
 _A_WORD = Pattern(r"[\u3040-\u30ff\u4e00-\u9fff]{1,3}|[^\s\u3040-\u30ff\u4e00-\u9fff]+")
 _COURTESY = Pattern(
     r"\W*(?:let me know|would you like|i hope|hope (?:this|it|that)|feel free|if you(?:'d| would"
@@ -187,17 +187,18 @@ _CHECK = Pattern(
 )
 _RULE = Pattern(r"[\W_]*")
 _BOLD_LINE = Pattern(
-    r"^((?!\s*[-*\u2022]\s|#)[^*\n]*\*\*[^*\n]*\d[^*\n]*(?<![:\uff1a])\*\*)[.]?\s*\Z", re.MULTILINE
+    r"^((?![^\S\n]*+[-*\u2022]\s|#)[^*\n]*+\*\*[^*\n\d]*+\d[^*\n]*+(?<![:\uff1a])\*\*)[.]?\s*\Z",
+    re.MULTILINE,
 )
 _LABELLED_ITEM = Pattern(r"\s*[-*•]\s[^\n:]{1,40}:")
-_EQUATION = Pattern(r"=\s?\S*\d")
+_EQUATION = Pattern(r"=\s?[^\s=\d]*+\d")
 _REMARK = Pattern(r"(?:That|This|It)(?:['\u2019]s|\sis|\swas)\b")
 _WORDS_FIRST = Pattern(r"[^\W\d_]{2,}")
 _CONCLUDED = Pattern(rf"(?<!\w){words(lambda w: w.therefore)}(?!\w)", re.IGNORECASE)
 _COUNTS_ON = Pattern(
     r"(?<=[.!?]\s)(?:I|we|he|she|they|that|this|er|sie|ils?|elle|there)\s", re.IGNORECASE
 )
-_DISPLAY = Pattern(r"\\\[.{0,1500}?\\\]|\$\$.{0,1500}?\$\$", re.DOTALL)
+_DISPLAY = Pattern(r"\\\[(?:[^\\]++|\\(?![\[\]])){0,200}+\\\]|\$\$(?:[^$]++|\$(?!\$)){0,200}+\$\$")
 _SENTENCE_END = Pattern(
     r"(?<=[.!?\u3002\uff01\uff1f])(?<!\d\.)(?<![^\w][A-Z]\.)(?<!^[A-Z]\.)(?<!approx\.)(?<!ca\.)(?<!No\.)(?<!St\.)(?<!Mr\.)(?<!Dr\.)(?:\s+|(?<=[\u3002\uff01\uff1f]))"
     r"(?=[^\Wa-z]|[$\\\"'(*\u00bf\u201c-])"
@@ -218,7 +219,7 @@ _OUTPUT = Pattern(
     re.IGNORECASE,
 )
 _PARTS = Pattern(
-    r"[ \t>*_-]*(?:Part|Teil|Partie|Parte)?\s?\(?([a-h])\)?[.):]+[*_ \t]*(\S.*)", re.IGNORECASE
+    r"[ \t>*_-]*(?:Part|Teil|Partie|Parte)?\s?\(?([a-h])\)?[.):]++[*_ \t]*+(\S.*)", re.IGNORECASE
 )
 _CUT_OFF = Pattern(
     r"\b(?:and|or|the|a|an|of|to|by|that|so|then|we|with|from|is|are|which|because|in|for|und|der"
@@ -545,7 +546,7 @@ def _boxed_or_stated(text: str, *, open_text: bool) -> Extracted | None:
 
 def _one_block(text: str) -> str:
     """Return `text` up to its first heading after the first line."""
-    heading = re.search(r"\n\s*(?:#{1,6}\s|---|\*\*[^*\n]{1,40}:?\*\*:?\s*\n)", text.lstrip())
+    heading = re.search(r"\n[ \t]*+(?:#{1,6}\s|---|\*\*[^*\n]{1,40}\*\*:?[ \t]*+\n)", text.lstrip())
     leading = len(text) - len(text.lstrip())
     return text[: leading + heading.start()] if heading else text
 
@@ -722,7 +723,7 @@ def _first_line(text: str) -> Extracted | None:
     bare = line.strip(" *_`#>.!\u3002")
     if found := choice(line, sure=True):
         is_it = line.lstrip("* (")[:1] == found.answer[:1]
-        return found if is_it and not re.search(r"\n\W*\(?(?:B[).]|[A-Z]:)", rest) else None
+        return found if is_it and not re.search(r"\n[^\w\n]*+(?:B[).]|[A-Z]:)", rest) else None
     if not bare:
         return None
     at = line.index(bare)

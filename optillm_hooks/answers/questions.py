@@ -26,7 +26,10 @@ class Asked(Enum):
 _MAX_LENGTH = 600
 """The question stands at the end of a prompt; what is before it is ignored."""
 
-_LAST = Pattern(r"[^.!?\u3002\uff01\uff1f\n\u00bf]{2,300}[?\uff1f]|[^.!?\n]{2,300}\Z")
+_LAST = Pattern(
+    r"(?<![^.!?\u3002\uff01\uff1f\n\u00bf])[^.!?\u3002\uff01\uff1f\n\u00bf]{2,}+[?\uff1f]"
+    r"|(?<![^.!?\n])[^.!?\n]{2,}+\Z"
+)
 _OPTION = Pattern(r"(?:^|(?<=\s))\(?([A-Ja-j])[).:]\s?(?=\S)", re.MULTILINE)
 _MAX_OPTIONS_LENGTH = 4000
 _GIVEN = Pattern(r"\d")
@@ -86,7 +89,7 @@ _TEXT = Pattern(
 )
 _A_TIME = Pattern(
     r"\d{4}|\d{1,2}[:/.]\d{2}|\d\s?(?:am|pm|uhr)|(?:mon|tues|wednes|thurs|fri|satur|sun)day"
-    r"|tag\b|woch|\d{1,2}(?:st|nd|rd|th)?\b.*[^\W\d_]{3}|[^\W\d_]{3}.*\d|\u5e74|\u6708",
+    r"|tag\b|woch|\d{1,2}(?:st|nd|rd|th)?\b.{0,60}[^\W\d_]{3}|[^\W\d_]{3}.{0,60}\d|\u5e74|\u6708",
     re.IGNORECASE,
 )
 _A_NUMBER = Pattern(r"[\d\\\u03c0\u221e\u221a]|infinite|infinity")

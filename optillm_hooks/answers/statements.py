@@ -48,11 +48,13 @@ _PLACEHOLDER = Pattern(
     r"\W*|<.*>|\[?(?:your |the )?(?:final |numerical )?(?:answer|letter|value)(?: here)?\]?",
     re.IGNORECASE,
 )
-_WRAPPED = Pattern(r"\s*\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it|sf)|mbox)\s*\{([^{}]*)\}[\s.]*")
+_WRAPPED = Pattern(
+    r"(?:(?<!\s)\s++)?\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it|sf)|mbox)\s*+\{([^{}]*)\}[\s.]*+"
+)
 _BOXED_LABEL = Pattern(
     r"\s*\\text\{\s*(?:the\s)?(?:final\s)?answer(?:\sis)?\s?:?\s*\}", re.IGNORECASE
 )
-_BOLD = Pattern(r"(?:\*\*|__)(?=[^\s*_])([^*\n]+?)[ \t]*(?:\*\*|__)(?!\*)")
+_BOLD = Pattern(r"(?:\*\*|__)(?=[^\s*_])([^*\n]*?[^*\n \t])[ \t]*+(?:\*\*|__)(?!\*)")
 _LABEL = Pattern(r"[:：]\s*$")
 
 # Statements.
@@ -90,32 +92,31 @@ _UNKNOWN = Pattern(
     re.IGNORECASE,
 )
 _REJECTED_REST = Pattern(
-    r"\s*(?:,?\s*plus\s|(?:times|mal|fois|veces|volte|vezes|than|more than|less than|fewer than"
-    r"|plus|minus"
-    r"|divided|"
-    r"multiplied|modulo|mod|older|younger)\b|\d|(?-i:[A-Z][a-z]?[₀-₉])|[\\+/=×·^)\]}<>]|\*(?!\*)|-\w)",
+    r"\s*+(?:(?:,\s*+)?plus\s|(?:times|mal|fois|veces|volte|vezes|than|more than|less than"
+    r"|fewer than|plus|minus|divided|multiplied|modulo|mod|older|younger)\b"
+    r"|\d|(?-i:[A-Z][a-z]?[₀-₉])|[\\+/=×·^)\]}<>]|\*(?!\*)|-\w)",
     re.IGNORECASE,
 )
 _OF_MORE = Pattern(r"\s*of\b(?! (?:them|these|those|which)\b)", re.IGNORECASE)
-_BETWEEN_ITEMS = Pattern(rf"\s*(?:,\s*(?:{_AND}\s(?!=))?|{_AND}\s(?!=)|;\s)\s*", re.IGNORECASE)
+_BETWEEN_ITEMS = Pattern(rf"\s*+(?:,\s*+(?:{_AND}\s(?!=))?|{_AND}\s(?!=)|;\s)\s*+", re.IGNORECASE)
 
 # Choices, and yes or no.
-_WRAPPING = r"(?:[\s*_`\"'$<\[]|\\?\\(?:text(?:bf|it|rm)?|mathrm|mathbf|boxed)\s*\{)*"
+_WRAPPING = r"(?:[\s*_`\"'$<\[]|\\?\\(?:text(?:bf|it|rm)?|mathrm|mathbf|boxed)\s*+\{)*+"
 _CHOICE = Pattern(
-    rf"{_WRAPPING}(?:la\s|the\s)?(?:{_OPTION}\s*[:：]?\s*)?{_WRAPPING}"
+    rf"{_WRAPPING}(?:la\s|the\s)?(?:{_OPTION}\s*+(?:[:：]\s*+)?)?{_WRAPPING}"
     r"(?:\((?P<enclosed>[A-Z])\)|(?P<plain>[A-Z])(?:(?P<mark>\)|\s?[:：](?=\s|\*)|\s?\}"
     r"|\s?\*\*(?!\w)|\$|\]|>)"
-    rf"|(?P<stop>\.)(?=\s|\*|\}}|\"|$)|(?=\s*(?:$|[,;!?。，、]|[—–-]\s|\((?!\s?\d)|\s\("
+    rf"|(?P<stop>\.)(?=\s|\*|\}}|\"|$)|(?=\s*+(?:$|[,;!?。，、]|[—–-]\s|\((?!\s?\d)|(?<=\s)\("
     rf"|(?<=\s){_BECAUSE}\s|{CJK_ENDS}|[가-힣]|(?<=\s)is\b|\*))))",
 )
 _BARE_OPTION = Pattern(
-    rf"{_WRAPPING}{_OPTION}\s*[:：]?\s*{_WRAPPING}\(?([A-Z])\)?(?!['’\w])", re.IGNORECASE
+    rf"{_WRAPPING}{_OPTION}\s*+(?:[:：]\s*+)?{_WRAPPING}\(?([A-Z])\)?(?!['’\w])", re.IGNORECASE
 )
 _ONE_OF_MANY = r"\*{0,2}\(?[A-J]\)?\*{0,2}"
 _CHOICES = Pattern(
-    rf"{_WRAPPING}(?:(?i:both|options?|choices?)\s+)?(?P<list>{_ONE_OF_MANY}(?:(?:\s*,\s*|\s*、"
-    rf"|\s*&\s*|\s*和|,?\s+(?:and|und|et|y|e)\s+){{1,2}}"
-    rf"{_ONE_OF_MANY})+)(?![\w'’^(]|\s*[=+*/.]\s?\w)"
+    rf"{_WRAPPING}(?:(?i:both|options?|choices?)\s++)?(?P<list>{_ONE_OF_MANY}"
+    rf"(?:(?:\s*+(?:[,&]\s*+|[、和])|,?\s++(?:and|und|et|y|e)\s++){{1,2}}"
+    rf"{_ONE_OF_MANY})+)(?![\w'’^(]|\s*+[=+*/.]\s?\w)"
 )
 _LETTER_ALONE = Pattern(rf"(?<![{LETTERS}\\])[A-J](?![{LETTERS}'’])")
 _YES_OR_NO = Pattern(
@@ -261,7 +262,7 @@ def _in_line(line: str, *, open_text: bool, sure: bool) -> Extracted | None:
     for read in (lambda t: choice(t, sure=sure), yes_or_no, _bold_first):
         if (found := read(line)) is not None:
             return found
-    if re.search(r"\?\W*$", line):
+    if re.search(r"\?[^\w?]*+$", line):
         return None
     end = _END_OF_STATEMENT.search(line)
     said = line[: end.start()] if end else line
@@ -275,7 +276,7 @@ def _in_line(line: str, *, open_text: bool, sure: bool) -> Extracted | None:
 
 
 def _open_span(text: str) -> tuple[int, int]:
-    end = re.search(rf"\s*(?:{CJK_ENDS})[。.]?\s*$", text)
+    end = re.search(rf"(?:(?<!\s)\s++)?(?:{CJK_ENDS})[。.]?\s*+$", text)
     return 0, end.start() if end else len(text)
 
 
@@ -369,9 +370,9 @@ def _items(text: str) -> Extracted | None:
 # Conclusions.
 _VERB = rf"{words(lambda w: ' '.join((w.copula, w.verbs)))}(?!\w)"
 _ASSERTED = Pattern(
-    rf"(?:(?<!\w){_VERB}|(?:{CJK_VERBS}|['’]s(?=\s)|[:：=≈→]|\\approx))(?:[\s*_`\"(,~]"
+    rf"(?:(?<!\w){_VERB}|(?:{CJK_VERBS}|['’]s(?=\s)|[:：=≈→]|\\approx))(?:[\s*_`\"(,~]++"
     rf"|{words(lambda w: w.filler)}(?!\w)|(?<![\w])(?:the|an?|of)\s"
-    r"|(?:number|value|point|interval|equation|set|exponent|pair|order|ratio|total)\s)*\Z",
+    r"|(?:number|value|point|interval|equation|set|exponent|pair|order|ratio|total)\s){0,20}+\Z",
     re.IGNORECASE,
 )
 _CONCLUDES = Pattern(
@@ -404,7 +405,7 @@ _OTHER_SUBJECT = Pattern(
 )
 _WE = Pattern(r"\W*(?:we|i|you|each|every)\b", re.IGNORECASE)
 _COMPARED = Pattern(
-    r"\s*(?:is|are|was|ist|est|es|è|é|>)\s(?:\w+\s)?(?:\w+er|more\s\w+|less\s\w+|worse|better"
+    r"(?:(?<!\s)\s++)?(?:is|are|was|ist|est|es|è|é|>)\s(?:\w+\s)?(?:\w+er|more\s\w+|less\s\w+|worse|better"
     r"|größer|kleiner|plus\s\w+|"
     r"mayor|menor|maggiore|minore|maior)\s(?:than|als|que|di|do)\b",
     re.IGNORECASE,
@@ -428,11 +429,10 @@ _NONE = Pattern(
     re.IGNORECASE,
 )
 _SAID_OF_CHOICE = Pattern(
-    r"(?:\b(?:is|be|['’]s|choose|pick|select|chose|therefore|thus|so|hence|with|as)\s+|[:：]\s*"
-    r"|->\s*|→\s*)"
-    rf"(?:(?:the|clearly|definitely|therefore"
-    rf"|most likely)\s+)*(?i:{_OPTION}\s*)?(\*{{0,2}}\(?([A-J])\)?\*{{0,2}})(?=[\s]*(?:[.,;!*)]"
-    rf"|\Z|\s{_BECAUSE}\s|[—–(]))"
+    r"(?:\b(?:is|be|['’]s|choose|pick|select|chose|therefore|thus|so|hence|with|as)\s++|[:：]\s*+"
+    r"|->\s*+|→\s*+)"
+    rf"(?:(?:the|clearly|definitely|therefore|most likely)\s++){{0,4}}(?i:{_OPTION}\s*+)?"
+    rf"(\*{{0,2}}\(?([A-J])\)?\*{{0,2}})(?=\s*+(?:[.,;!*)]|\Z|(?<=\s){_BECAUSE}\s|[—–(]))"
 )
 _CHOICE_INSIDE = Pattern(
     rf"(?<!\w)\(([A-H])\)|\*\*\(?([A-H])\)?\*\*|{_OPTION}[ \t]+\(?([A-H])(?![\w'’])"
@@ -445,11 +445,11 @@ _PREFERRED = Pattern(
     r"|correct|right|only)\b"
 )
 _PICKED = Pattern(
-    rf"\b(?:choose|pick|select|chose|go with|leaves(?!.*\b(?:and|or)\b)"
-    rf"|opt for)\s+(?:the\s)?(?i:{_OPTION}\s*)?[*(]*([A-J])(?![\w'’])"
+    rf"\b(?:choose|pick|select|chose|go with|leaves(?!.{{0,80}}\b(?:and|or)\b)"
+    rf"|opt for)\s++(?:the\s)?(?i:{_OPTION}\s*+)?[*(]*+([A-J])(?![\w'’])"
 )
 _IS_CORRECT = Pattern(
-    rf"{_WRAPPING}(?i:{_OPTION}\s*)?{_WRAPPING}\(?([A-J])\)?\W*\s+(?:is|ist|est|es|è|é)\s+(?:the\s"
+    rf"{_WRAPPING}(?i:{_OPTION}\s*+)?{_WRAPPING}\(?([A-J])\)?\W*+(?<=\s)(?:is|ist|est|es|è|é)\s+(?:the\s"
     rf"|die\s|la\s|a\s)?"
     r"(?:correct|right|best|true|answer|richtig|bonne|correcta|corretta|certa)",
 )
@@ -471,7 +471,7 @@ def conclusion(sentence: str, question: str, *, sentence_only: bool = False) -> 
     start = _start_of_last_clause(sentence)
     if (picked := _PICKED.search(sentence)) and not _EXCLUDES.search(sentence[: picked.start()]):
         return Extracted(picked[1], *picked.span(1))
-    if re.search(r"[?？]\W*$", sentence) or _OTHER_SUBJECT.match(sentence, start):
+    if re.search(r"[?？][^\w?？]*+$", sentence) or _OTHER_SUBJECT.match(sentence, start):
         return None
     if start and _bold_values(sentence[:start]) and not _bold_values(sentence[start:]):
         return None  # emphasis and conclusion differ
@@ -710,8 +710,8 @@ def name(sentence: str, question: str) -> Extracted | None:
 _BARE_NAME = Pattern(
     r"\W*(?:(?:The|A|An|Der|Die|Das|La|Le|Les|Il|El|L['’])\s?)?"
     r"((?!(?:Sure|Okay|OK|Well|Yes|No|True|False|Great|Hi|Hello|Thanks|Correct|Certainly|Absolutely"
-    r"|Gerne|Gute|Ja|Nein|Oui|Non|S[iíì]|It|This|That|Here|Interesting)\b)[A-ZÀ-Ý][\w'’.-]*"
-    r"(?:\s(?:(?:of|de|von|van|the|da|del|du)\s)?[A-ZÀ-Ý][\w'’-]*){0,3})[*_]*[.!]?\s*"
+    r"|Gerne|Gute|Ja|Nein|Oui|Non|S[iíì]|It|This|That|Here|Interesting)\b)[A-ZÀ-Ý][\w'’.-]*+"
+    r"(?:\s(?:(?:of|de|von|van|the|da|del|du)\s)?[A-ZÀ-Ý][\w'’-]*+){0,3})[*_]*[.!]?\s*"
 )
 
 
@@ -799,8 +799,8 @@ _COMPLEMENT = Pattern(
     r"|[Hh]er|[Hh]is|[Ii]ts"
     r"|[Tt]heir)\s[^.:;,]{1,100}?)"
     r"\s(?:is|was|are|were|would be|must be)\s(?:therefore\s|thus\s|also\s)?"
-    r"(?:[\"“'‘*_]+([^\"”*_]{1,60}?)[\"”’'*_]+|(?:the\s)?([A-Z](?:[\w'’-]*)(?:\s(?:of|de|von|van|the|and"
-    r"|[A-Z][\w'’.-]*))*))[.!]*\s*\Z"
+    r"(?:[\"“'‘*_]++([^\"”*_]{1,60}?)[\"”’'*_]++"
+    r"|(?:the\s)?([A-Z][\w'’-]*+(?:\s(?:of|de|von|van|the|and|[A-Z][\w'’.-]*+))*+))[.!]*+\s*\Z"
 )
 
 

@@ -224,7 +224,7 @@ _START = Pattern(rf"(?<![{LETTERS}\d@#])(?<![{LETTERS}\d]_)[^\s*]")
 
 _HAS_DIGIT = Pattern(r"[\d½⅓⅔¼¾πθ∞∅]|\\[A-Za-z]")
 _ONLY_A_NAME = Pattern(
-    r"\W*(?:[A-Za-z]|[A-Za-z]{1,2}[\d₀-₉]+[A-Za-z\d₀-₉]*|\([A-Za-z]\)|\\[A-Za-z]+)['′]*\W*"
+    r"\W*(?:[A-Za-z]|[A-Za-z]{1,2}[\d₀-₉][A-Za-z\d₀-₉]*+|\([A-Za-z]\)|\\[A-Za-z]+)\W*"
 )
 
 # Chains of equations.

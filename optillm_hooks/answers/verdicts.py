@@ -41,12 +41,12 @@ _WORD = "|".join(_NUMBER_WORDS)
 _DECIMAL = r"\d+(?:\.\d+)?|\d+,\d{1,2}(?![\d,])|\.\d+"
 _VALUE = (
     rf"(?P<number>[-+]?(?:{_DECIMAL})|nan|inf(?:inity)?|(?:{_WORD})\b)"
-    rf"(?:[ \t]*(?:-|\u2013|\bto\b|\bor\b|\bbis\b|\boder\b|\bou\b)[ \t]*(?P<upper>{_DECIMAL}))?"
-    r"(?:(?:\s+(?:stars?|points?))?\s*\(?(?:/|\b(?:out of|of|von|sur|su|sobre|de|em)\b)"
-    r"\s*(?P<scale>\d+(?:\.\d+)?)(?!\s*/)"
-    r"|\s*(?P<percent>%))?"
-    r"(?![A-Za-z\d])(?!\.\d)(?![,\u00b7]\d)(?!\s*[/\u2044])(?!:\d)"
-    r"(?!\s*[+*=\u00d7]\s*\d)(?!\s+(?:is|was) what\b)"
+    rf"(?:[ \t]*+(?:-|\u2013|\bto\b|\bor\b|\bbis\b|\boder\b|\bou\b)[ \t]*+(?P<upper>{_DECIMAL}))?"
+    r"(?:(?:\s++(?:stars?|points?))?\s*+\(?(?:/|\b(?:out of|of|von|sur|su|sobre|de|em)\b)"
+    r"\s*+(?P<scale>\d+(?:\.\d+)?)(?!\s*+/)"
+    r"|\s*+(?P<percent>%))?"
+    r"(?![A-Za-z\d])(?!\.\d)(?![,\u00b7]\d)(?!\s*+[/\u2044])(?!:\d)"
+    r"(?!\s*+[+*=\u00d7]\s*+\d)(?!\s++(?:is|was) what\b)"
 )
 _LABEL = (
     "rating|score|grade|mark|verdict|bewertung|gesamtbewertung|punktzahl|wertung|"
@@ -57,9 +57,9 @@ _LABEL = (
 _FOREIGN_NOTES = "note|nota|voto|punkte|points|puntos"
 """Labels that are also other words. They count only on a line with nothing but a value beside."""
 
-_SCALE_NOTE = r"(?:\s*\([^()\n]{0,40}\)|\s+out\s+of\s+\d+)?"
-_IS = rf"{_SCALE_NOTE}(?:\s+(?:is|of|would\s+be)\b|\s*[:=\u2013\u2014-])?\s*[:=]?\s*"
-_COPULA = rf"{_SCALE_NOTE}\s*(?:\b(?:is|of|would\s+be)\b\s*:?|[:=])\s*"
+_SCALE_NOTE = r"(?:\s*+\([^()\n]{0,40}\)|\s++out\s++of\s++\d+)?"
+_IS = rf"{_SCALE_NOTE}(?:\s++(?:is|of|would\s++be)\b|\s*+[:=\u2013\u2014-])?\s*+(?:[:=]\s*+)?"
+_COPULA = rf"{_SCALE_NOTE}\s*+(?:\b(?:is|of|would\s++be)\b\s*+:?|[:=])\s*+"
 _REQUESTED_RATING = Pattern(r"\bRATING(?:\s*\([^()\n]{0,40}\)| OUT OF \d+)?\s*[:=]\s*")
 _RATING_LINE = Pattern(
     rf"^[^\w\n]{{0,12}}(?:(?:final|overall|my)\s+)?rating\s*[:=]\s*{_VALUE}[^\w\n]*$",
@@ -71,15 +71,15 @@ _READ_VALUE = Pattern(
     re.IGNORECASE,
 )
 _MORE = Pattern(
-    r"[ \t]*(?:[:,~|\u2013\u2014-]*|or)[ \t]*(?P<next>\d+)(?P<part>\s*[/\u2044.]\d)?"
-    r"|[ \t]+(?:point|and a half|or (?:higher|lower|above|below|more|less|better|worse))\b",
+    r"[ \t]*+(?:[:,~|\u2013\u2014-]*+|or)[ \t]*+(?P<next>\d+)(?P<part>\s*+[/\u2044.]\d)?"
+    r"|[ \t]++(?:point|and a half|or (?:higher|lower|above|below|more|less|better|worse))\b",
     re.IGNORECASE,
 )
 """What makes the number before it a part of a number, or one of several."""
 
 _SCALE_REMARK = Pattern(r"[^\n]{0,60}?\b(?:scale|stars?)\b[^\n]{0,30}", re.IGNORECASE)
 _OVERALL = Pattern(
-    rf"\b(?:overall|final|total)(?:\s+(?:{_LABEL}|assessment|evaluation|quality|result))*"
+    rf"\b(?:overall|final|total)(?:\s++(?:{_LABEL}|assessment|evaluation|quality|result))*"
     rf"{_COPULA}{_VALUE}",
     re.IGNORECASE,
 )
@@ -92,7 +92,7 @@ _NOTE_LINE = Pattern(
     rf"^[^\w\n]{{0,12}}(?:{_FOREIGN_NOTES})\s*:\s*{_VALUE}[^\w\n]*$", re.IGNORECASE | re.MULTILINE
 )
 _ABOUT_ANOTHER = Pattern(
-    r"\b(?:says|claims?|states?|gives?|reports?|returns?|lists?|has|had|have)\b[^.!?\n]*\Z",
+    r"\b(?:says|claims?|states?|gives?|reports?|returns?|lists?|has|had|have)\b[^.!?\n]{0,300}\Z",
     re.IGNORECASE,
 )
 _GENERAL_WORDS = "final overall my the total this your a an of quality general is and so its it"
@@ -108,7 +108,7 @@ _GIVEN = Pattern(
     re.IGNORECASE,
 )
 _IF = Pattern(
-    r"(?:\b(?:if|unless|had|not|never|cannot|without)\b|n['\u2019]t\b)[^.\n]*$", re.IGNORECASE
+    r"(?:\b(?:if|unless|had|not|never|cannot|without)\b|n['\u2019]t\b)[^.\n]{0,300}$", re.IGNORECASE
 )
 _POINTS = Pattern(
     r"(?<!满分)(?<!满分是)(?<!总分)(?<![\d.])(\d+(?:\.\d+)?)\s*[分点](?!中|満点|钟|钱)"
@@ -118,10 +118,10 @@ _FRACTION = Pattern(
     r"(?P<scale>\d+(?:\.\d+)?)(?![\d/]|\.\d)(?:[ \t]+(?P<next>[a-z]+))?",
     re.IGNORECASE,
 )
-_SUMMARY = Pattern(r"\b(?:overall|in total|altogether)\b[^.\n]*\Z", re.IGNORECASE)
+_SUMMARY = Pattern(r"\b(?:overall|in total|altogether)\b[^.\n]{0,300}\Z", re.IGNORECASE)
 _JUDGING = Pattern(
     r"(?:\A|\n|[.!?]\s)(?:[^\w\n]|\b(?:so|an?|then|about|maybe|perhaps|solid|strong)\b){0,12}\Z"
-    r"|\b(?:I|me|my|we|je|ich|overall|total|verdict|answer (?:is|deserves|gets|earns))\b[^\n.]*\Z"
+    r"|\b(?:I|me|my|we|je|ich|overall|total|verdict|answer (?:is|deserves|gets|earns))\b[^\n.]{0,300}\Z"
     rf"|(?:{_LABEL}|\brated|\bso)\W{{0,12}}\Z",
     re.IGNORECASE,
 )
@@ -133,7 +133,7 @@ _WORDS_AFTER_FRACTION = """
 is was seems would feels because since as and but overall stars star points point here from rating
 score given due though although with so fair sounds looks"""
 _AFTER_FRACTION = frozenset(_WORDS_AFTER_FRACTION.split())
-_ALONE = Pattern(rf"(?:-\s)?\W{{0,12}}?{_VALUE}\s*(?:points?|stars?)?[\s.!)]*", re.IGNORECASE)
+_ALONE = Pattern(rf"(?:-\s)?\W{{0,12}}?{_VALUE}\s*+(?:points?|stars?)?[\s.!)]*+", re.IGNORECASE)
 _STARS = Pattern(r"[\u2605\u2b50]\ufe0f?")
 _RATING_KEYS = (
     "rating", "overall rating", "final rating", "score", "overall score", "final score",
@@ -141,7 +141,7 @@ _RATING_KEYS = (
 )  # fmt: skip
 _SCALE = Pattern(r"\d+(?:\.\d+)?")
 _SCALE_KEYS = ("max", "out of", "scale", "max score", "max rating", "maximum")
-_ENDS_AS_JSON = Pattern(r"[}\]]\s*(?:```)?\W*\Z")
+_ENDS_AS_JSON = Pattern(r"[}\]][^\w}\]]*+\Z")
 
 # Choice
 
@@ -163,8 +163,8 @@ _BEST_LINE = Pattern(
 )
 _READ_PLACE = Pattern(rf"{_TO_NUMBER}{_PLACE}", re.IGNORECASE)
 _ANOTHER = Pattern(
-    r"[ \t>\])]*(?:[,:;/&=+|\u2013和或と-]|\b(?:or|and|oder|und|ou|et|y|o|e)\b)"
-    rf"[ \t]*(?:also\s+|perhaps\s+|maybe\s+)?{_NOUN}?\s*#?\s*(?:\d+|(?:{_WORD})\b)"
+    r"[ \t>\])]*+(?:[,:;/&=+|\u2013和或と-]|\b(?:or|and|oder|und|ou|et|y|o|e)\b)"
+    rf"[ \t]*+(?:(?:also|perhaps|maybe)\s++)?{_NOUN}?\s*+(?:#\s*+)?(?:\d+|(?:{_WORD})\b)"
     r"(?!\s+(?:is|was|has|lacks|fails|makes|gets|misses)\b)",
     re.IGNORECASE,
 )
@@ -181,7 +181,9 @@ _IS_BEST = Pattern(
     re.IGNORECASE,
 )
 _NUMBER_LINE = Pattern(rf"\W{{0,12}}?{_TO_NUMBER}{_PLACE}[\s*.!)\]>\"']*", re.IGNORECASE)
-_MENTION = Pattern(rf"{_NOUN}\s*#?\s*{_PLACE}(?!\s*[个個]|['\u2019]s|\s+answers)", re.IGNORECASE)
+_MENTION = Pattern(
+    rf"{_NOUN}\s*+(?:#\s*+)?{_PLACE}(?!\s*+[个個]|['\u2019]s|\s+answers)", re.IGNORECASE
+)
 _SENTENCE = Pattern(r"(?:[^\n.!?\u3002]|\.(?!\s)){1,80}[.!\u3002]?")
 _AGAINST = Pattern(
     r"n['\u2019]t\b|\b(?:if|unless|part|wrong|incorrect|not|worse|worst|flawed|except|but|tie|tied|equal|equally|none|nor)\b",
@@ -211,9 +213,11 @@ _BLANK_LINES = Pattern(r" ?\n\s*\n ?| \n")
 _WRAPPED = Pattern(
     r"\\(?:boxed|fbox|text[a-z]*|mathbf|mathrm)\s*\{([^{}\n]{0,60})\}|\\[()\[\]]|[*`$\"\u201c\u201d\u201e\u3010\u3011]"
 )
-_TAG = Pattern(r"<([A-Za-z][\w-]{0,30})>\s*([^<>]{0,40}?)\s*</\1>")
+_TAG = Pattern(r"<([A-Za-z][\w-]{0,30})>\s*+([^<>]{0,40}?)\s*+</\1>")
 _ANSWER_TAGS = frozenset({"answer", "output", "result", "response"})
-_BRACKETS = Pattern(rf"[\[<({{]{{1,3}}\s*([-+]?(?:{_DECIMAL})(?:\s*/\s*\d+)?)\s*[\]>)}}]{{1,3}}")
+_BRACKETS = Pattern(
+    rf"[\[<({{]{{1,3}}\s*+([-+]?(?:{_DECIMAL})(?:\s*+/\s*+\d+)?)\s*+[\]>)}}]{{1,3}}"
+)
 _QUOTED_LABEL = Pattern(r"(?<=\S )[\"'\u201c\u201e\u2018`]+(?=(?:RATING|BEST)\s*:)")
 """What precedes a verdict that is quoted in a sentence."""
 
