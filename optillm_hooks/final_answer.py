@@ -36,7 +36,7 @@ _MAX_VALUE = 600
 """Maximum length of a marked value that is looked for in the text before it."""
 
 _MARKED_LINE = re.compile(
-    r"(?:\A|\n|(?<=</think>)|(?<=</thinking>))[ \t>*_`#]*ANSWER[ \t*_`]*:[ \t*_`]*\n?"
+    r"(?:\A|\n|(?<=</think>)|(?<=</thinking>))[ \t>*_`#]*ANSWER[ \t*_`]*+:[ \t*_`]*+\n?"
     r"(?P<value>[^\n]*\S)\s*\Z"
 )
 

@@ -121,7 +121,8 @@ _FRACTION = Pattern(
 _SUMMARY = Pattern(r"\b(?:overall|in total|altogether)\b[^.\n]{0,300}\Z", re.IGNORECASE)
 _JUDGING = Pattern(
     r"(?:\A|\n|[.!?]\s)(?:[^\w\n]|\b(?:so|an?|then|about|maybe|perhaps|solid|strong)\b){0,12}\Z"
-    r"|\b(?:I|me|my|we|je|ich|overall|total|verdict|answer (?:is|deserves|gets|earns))\b[^\n.]{0,300}\Z"
+    r"|\b(?:I|me|my|we|je|ich|overall|total|verdict|answer (?:is|deserves|gets|earns))\b"
+    r"[^\n.]{0,300}\Z"
     rf"|(?:{_LABEL}|\brated|\bso)\W{{0,12}}\Z",
     re.IGNORECASE,
 )

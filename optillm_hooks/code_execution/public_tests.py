@@ -26,11 +26,15 @@ _EXAMPLE: Final = re.compile(
 """A prompt and the lines below it, up to a blank line, a dedent or the end of a quote."""
 
 _ASSERTION: Final = re.compile(r"^[ \t]*(assert\b.+)$", re.MULTILINE)
-_BLOCK: Final = r"[ \t*_#`:]*\n+(?:```\w*\n)?(.+?)(?:\n```|\n[ \t]*\n|\Z)"
+_LABEL: Final = r"(?:sample |example )?{}(?: ?\d+)?[ \t*_#`:]*+\n++"
+_INPUT: Final = rf"[ \t*_#]*+{_LABEL.format('input')}"
+_FENCED: Final = r"```\w*+\n(?P<{0}_fenced>(?:(?!```)[^\n]*+\n)+?)```"
+_PLAIN: Final = rf"(?P<{{0}}>(?:(?!{_INPUT}|[ \t]*+$)[^\n]++(?:\n|\Z))++)"
+_BLOCK: Final = rf"(?:{_FENCED}|{_PLAIN})"
 _PAIR: Final = re.compile(
-    rf"^[ \t*_#]*(?:sample |example )?input(?: ?\d+)?{_BLOCK}"
-    rf"\s*[*_#]*(?:sample |example )?output(?: ?\d+)?{_BLOCK}",
-    re.IGNORECASE | re.MULTILINE | re.DOTALL,
+    rf"^{_INPUT}{_BLOCK.format('input')}"
+    rf"\s*+[*_#]*+{_LABEL.format('output')}{_BLOCK.format('output')}",
+    re.IGNORECASE | re.MULTILINE,
 )
 
 
@@ -78,8 +82,15 @@ class PublicTests:
 def read_tests(request: str) -> PublicTests:
     """Return the tests in a request's text in order, at most `MAX_TESTS` of each kind."""
     calls = [*_interpreted(request), *_asserted(request)]
-    inputs = [InputTest(given, shown.strip()) for given, shown in _PAIR.findall(request)]
+    inputs = [
+        InputTest(_block(pair, "input"), _block(pair, "output").strip())
+        for pair in _PAIR.finditer(request)
+    ]
     return PublicTests(calls[:MAX_TESTS], inputs[:MAX_TESTS])
+
+
+def _block(pair: re.Match[str], name: str) -> str:
+    return str(pair[f"{name}_fenced"] or pair[name]).removesuffix("\n")
 
 
 def read_program(reply: str) -> str | None:

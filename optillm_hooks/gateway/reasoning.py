@@ -16,12 +16,12 @@ _NEVER = re.compile(r"non-?(?:reasoning|thinking)|no-?think|gpt-5-(?:chat|search
 
 _BY_DEFAULT = re.compile(
     r"""(?<![a-z0-9])(?:
-        o[1-9](?![a-z0-9]) | gpt-(?:[5-9]|[1-9]\d)(?!\d)(?!.*-chat) | gpt-oss | codex-mini
+        o[1-9](?![a-z0-9]) | gpt-(?:[5-9]|[1-9]\d)(?!\d)(?!.{0,100}-chat) | gpt-oss | codex-mini
       | deepseek-r\d | (?:deepseek-)?reasoner | r1(?![a-z0-9]) | qwq | qvq
       | gemini-(?:2\.5|[3-9](?:\.\d)?)-(?:pro|flash)(?!-lite) | gemini-(?:pro|flash)-latest
       | grok-(?:3-mini|[4-9]|code|build)
       | magistral | minimax-m\d | sonar-(?:reasoning|deep)
-      | qwen3(?:[.p]\d)?[-:][\d.]+b(?!.*coder)
+      | qwen3(?:[.p]\d)?[-:][\d.]+b(?!.{0,100}coder)
       | glm-(?:4[.p][5-9]|[5-9]) | kimi-k(?:2[.p][5-9]|[3-9])
       | reasoning | reasoner | think(?:ing|er)?
     )""",

@@ -289,5 +289,6 @@ def _shown(tokens: Sequence[str]) -> str:
 
 def _message(error: object, command: str) -> str:
     text = error.decode(errors="replace") if isinstance(error, bytes) else str(error)
-    found = re.search(r'line \d+ column \d+: (.*?)"?\)?\s*$', text, re.DOTALL)
-    return f"{found[1] if found else text.strip()} in {command[:200]}"
+    found = re.search(r"line \d+ column \d+: ", text)
+    said = text[found.end() :].rstrip().removesuffix(")").removesuffix('"') if found else text
+    return f"{said.strip()} in {command[:200]}"
