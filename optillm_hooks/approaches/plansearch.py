@@ -26,13 +26,9 @@ from pydantic import Field
 from optillm_hooks.answers.extraction import without_reasoning
 from optillm_hooks.answers.lists import read_items
 from optillm_hooks.answers.voting import contenders, leaders
-from optillm_hooks.code_execution.public_tests import (
-    PublicTests,
-    count_passed,
-    read_program,
-    read_tests,
-)
+from optillm_hooks.code_execution.public_tests import PublicTests
 from optillm_hooks.code_execution.runner import CodeRunner
+from optillm_hooks.code_execution.testing import count_passed, find_program, find_tests
 from optillm_hooks.context import Context
 from optillm_hooks.errors import SampleError
 from optillm_hooks.fanout import finished, outcomes
@@ -40,6 +36,7 @@ from optillm_hooks.judging import elected, rate_all, vote
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
 from optillm_hooks.registry import Cost, DraftingParams, approach
+from optillm_hooks.sandbox.client import WorkerFailed
 from optillm_hooks.types import Answer, Chat, Completion, Sampling
 
 OBSERVE = """\
@@ -134,10 +131,16 @@ async def plansearch(chat: Chat, llm: LLM, params: PlansearchParams, ctx: Contex
 async def _passed(answers: Sequence[Completion], chat: Chat, ctx: Context) -> list[int | None]:
     """Return for each answer how many of the request's tests its program passes.
 
-    All are None if programs may not be run, or if there are no tests.
+    All are None if programs may not be run, or if no tests are found.
     """
-    tests = read_tests(question(chat))
-    if ctx.code_runner is None or not tests:
+    if ctx.code_runner is None:
+        return [None] * len(answers)
+    try:
+        tests = await find_tests(question(chat))
+    except WorkerFailed:
+        ctx.trace.count("readings", lost=1, of=1)
+        return [None] * len(answers)
+    if not tests:
         return [None] * len(answers)
     ctx.progress(f"running {len(tests)} tests")
     runs = [partial(_passed_by, answer.text, tests, ctx.code_runner) for answer in answers]
@@ -148,7 +151,7 @@ async def _passed(answers: Sequence[Completion], chat: Chat, ctx: Context) -> li
 
 
 async def _passed_by(text: str, tests: PublicTests, runner: CodeRunner) -> int:
-    program = read_program(without_reasoning(text))
+    program = await find_program(text)
     return await count_passed(program, tests, runner) if program else 0
 
 

@@ -1,4 +1,4 @@
-"""Public tests: extracts the tests in a request, and counts those that a program passes.
+"""Public tests: extracts the tests in a request, and the program in a reply.
 
 Supported are doctest examples (`>>>`), assertions, and pairs of input and output under headings
 with these names, but not examples in prose, such as "f(2) is 4".
@@ -12,7 +12,6 @@ from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, DocTestParser, Example, Outp
 from typing import Final
 
 from optillm_hooks.answers.code_blocks import CodeBlock, code_blocks
-from optillm_hooks.code_execution.runner import CodeRunner, SnippetResult
 
 MAX_TESTS: Final = 16
 """Maximum number of tests of one kind per request."""
@@ -25,6 +24,7 @@ _EXAMPLE: Final = re.compile(
 )
 """A prompt and the lines below it, up to a blank line, a dedent or the end of a quote."""
 
+_NOT_PARSED: Final = (SyntaxError, ValueError, RecursionError, MemoryError)
 _ASSERTION: Final = re.compile(r"^[ \t]*(assert\b.+)$", re.MULTILINE)
 _LABEL: Final = r"(?:sample |example )?{}(?: ?\d+)?[ \t*_#`:]*+\n++"
 _INPUT: Final = rf"[ \t*_#]*+{_LABEL.format('input')}"
@@ -49,12 +49,10 @@ class CallTest:
     raises: str = ""
     """The expected exception, as its type and message."""
 
-    def passed(self, ran: SnippetResult) -> bool:
-        if self.raises or ran.error:
-            return self.raises == ran.error
-        return OutputChecker().check_output(
-            self.expected, ran.output, NORMALIZE_WHITESPACE | ELLIPSIS
-        )
+    def passed(self, output: str, error: str) -> bool:
+        if self.raises or error:
+            return self.raises == error
+        return OutputChecker().check_output(self.expected, output, NORMALIZE_WHITESPACE | ELLIPSIS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +62,8 @@ class InputTest:
     stdin: str
     expected: str
 
-    def passed(self, ran: SnippetResult) -> bool:
-        return not ran.error and ran.output.split() == self.expected.split()
+    def passed(self, output: str, error: str) -> bool:
+        return not error and output.split() == self.expected.split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,23 +105,6 @@ def read_program(reply: str) -> str | None:
     return reply if "\n" in reply.strip() and _parses(reply) else None
 
 
-async def count_passed(program: str, tests: PublicTests, runner: CodeRunner) -> int:
-    """Return the number of `tests` that a program passes; 0 if the program itself fails."""
-    passed = 0
-    if tests.calls:
-        ran = await runner.run([program, *(test.snippet for test in tests.calls)])
-        if ran and not ran[0].error:
-            passed += sum(
-                test.passed(result) for test, result in zip(tests.calls, ran[1:], strict=False)
-            )
-    for case in tests.inputs:
-        ran = await runner.run([program], stdin=case.stdin)
-        if not ran or ran[0].timed_out:  # the next input would probably time out too
-            break
-        passed += case.passed(ran[0])
-    return passed
-
-
 def _interpreted(request: str) -> list[CallTest]:
     return [
         CallTest(
@@ -147,7 +128,7 @@ def _shown(source: str) -> str:
     """Return `source`, changed to print the value if it is an expression, as in the REPL."""
     try:
         ast.parse(source, mode="eval")
-    except SyntaxError:
+    except _NOT_PARSED:
         return source
     return f"_shown = ({source.strip()})\nif _shown is not None:\n    print(repr(_shown))"
 
@@ -164,6 +145,6 @@ def _is_python(block: CodeBlock) -> bool:
 def _parses(text: str) -> bool:
     try:
         ast.parse(text.strip())
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except _NOT_PARSED:
         return False
     return True

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from optillm_hooks.approaches.plansearch import draw_subsets
 from optillm_hooks.budget import Limits
 from optillm_hooks.code_execution.runner import MontyRunner
+from optillm_hooks.code_execution.testing import MAX_CHARACTERS
 from optillm_hooks.context import Context
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.registry import get_approach
@@ -293,6 +294,14 @@ async def test_where_no_program_passes_the_judge_decides() -> None:
     result = await answer("plansearch", TESTED, llm, with_runner())
     assert len(asked_for(llm, "rate")) == 3
     assert result.text == "None."
+
+
+async def test_tests_that_cannot_be_read_are_counted_and_the_judge_decides() -> None:
+    ctx = with_runner()
+    asked = chat(f"{TESTED[-1].text}\n{' ' * MAX_CHARACTERS}")
+    llm = programmer(SQUARE, DOUBLE, SQUARE)
+    assert (await answer("plansearch", asked, llm, ctx)).text == DOUBLE
+    assert "readings:1/2" in ctx.trace.lost  # the final vote read the request
 
 
 async def test_a_budget_that_ends_with_the_tests_leaves_one_that_passes_most() -> None:

@@ -1,0 +1,24 @@
+"""The worker that reads tests and programs. It is called through `sandbox.ask_worker`.
+
+To find a program, a text is parsed as Python. The parser takes its time over odd texts, and prints
+warnings about them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from optillm_hooks.answers.extraction import without_reasoning
+from optillm_hooks.code_execution.public_tests import read_program, read_tests
+from optillm_hooks.types import Json
+
+
+def load() -> None:
+    """Do nothing: all that this worker needs is imported with it."""
+
+
+def answer(request: Mapping[str, Any]) -> Json:
+    """Return the tests in `tests_in`, a request's text, or the program in `program_in`, a reply."""
+    if "tests_in" in request:
+        return asdict(read_tests(request["tests_in"]))
+    return read_program(without_reasoning(request["program_in"]))
