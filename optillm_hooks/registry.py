@@ -26,7 +26,7 @@ ENTRY_POINT_GROUP = "optillm_hooks.approaches"
 """Other packages name a module under it; loading the module registers its approaches."""
 
 Kind = Literal["rewriter", "wrapper", "decoder", "answerer"]
-Need = Literal["code", "network", "tools", "memory"]
+Need = Literal["code", "solver", "network", "tools", "memory"]
 """What an approach does besides calling models. The operator's `forms` can exclude it by this."""
 
 

@@ -94,12 +94,17 @@ NamedApproaches = Literal["all", "safe", "none"] | tuple[str, ...]
 """The approaches that a form may name; `safe` are those that only call models."""
 
 
+TagParameters = Literal["none", "values", "models"]
+"""The parameters that a tag may set; `values` are those that name no model."""
+
+
 class Forms(_Settings):
     """The approaches that clients may name, by form."""
 
     body: NamedApproaches = "all"
     tag: NamedApproaches = "safe"
     prefix: NamedApproaches = "all"
+    tag_parameters: TagParameters = "none"
 
 
 class PlanCalls(_Settings):
@@ -107,6 +112,7 @@ class PlanCalls(_Settings):
 
     alias: int = Field(default=256, ge=1, description="In an alias, or the default approach.")
     client: int = Field(default=64, ge=1, description="In a request: prefix, tag or body field.")
+    tag: int = Field(default=8, ge=1, description="In a tag, for each choice (n).")
 
 
 class Settings(RunSettings):

@@ -1,8 +1,10 @@
 """Rules that every registered approach obeys, and that a new one is tested by as it is added."""
 
+import inspect
 import itertools
 import random
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -192,6 +194,24 @@ def test_other_names_of_parameters_lead_to_parameters(approach: Approach) -> Non
         "tools",
     }
     assert not taken & set(approach.params.body_fields), "a body field of OpenAI's"
+
+
+_NEEDS = {
+    "code": r"\bcode_runner\b|optillm_hooks\.code_execution|\bexec\(|\beval\(",
+    "solver": r"from optillm_hooks\.solver|import z3\b|import sympy",
+    "network": r"import (?:httpx|requests|socket|urllib|aiohttp)|from (?:httpx|urllib)\b",
+    "memory": r"import (?:sqlite3|shelve)|\bopen\(|\.write_text\(",
+}
+"""What shows in a module's source that its approach does more than call models."""
+
+
+@EVERY
+def test_what_it_does_besides_calling_models_is_declared(approach: Approach) -> None:
+    """A tag in pasted text may name only approaches that declare nothing."""
+    source = inspect.getsource(sys.modules[approach.run.__module__])
+    code = source.replace(inspect.getdoc(sys.modules[approach.run.__module__]) or "", "")
+    shown = {need for need, pattern in _NEEDS.items() if re.search(pattern, code)}
+    assert shown <= approach.needs, "needs=[...] of the decorator"
 
 
 # -------------------------------------------------------------------------- what is done

@@ -37,7 +37,7 @@ SETTINGS = st.builds(
     [
         (AliasSettings, {"deadline": 90}, "unknown setting (known: deadline_s, max_calls, "),
         (LimitSettings, {"max_cost": 1}, "max_tokens_total, max_cost_usd, max_parallel)"),
-        (Settings, {"forms": {"header": "all"}}, "unknown setting (known: body, tag, prefix)"),
+        (Settings, {"forms": {"header": "all"}}, "unknown setting (known: body, tag, prefix, "),
         (get_approach("moa").params, {"models": "a+b"}, "must be a list, such as [a, b]"),
         (Settings, {"max_choices": 0}, "Input should be greater than or equal to 1"),
     ],

@@ -101,7 +101,7 @@ def answer_request(chat: Chat, work: Formalisation, report: Report) -> Chat:
     return ask(chat, request)
 
 
-@approach("z3", Z3Params, cost=lambda _: Cost(calls=3, depth=2))
+@approach("z3", Z3Params, cost=lambda _: Cost(calls=3, depth=2), needs=["solver"])
 async def z3(chat: Chat, llm: LLM, params: Z3Params, ctx: Context) -> Result:
     """Return the answer from the solver's result, or the plain answer if there is no result.
 

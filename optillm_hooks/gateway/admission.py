@@ -17,11 +17,12 @@ apply are skipped:
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from litellm import Router
-from litellm.proxy._types import UserAPIKeyAuth
+from litellm.proxy._types import ProxyException, UserAPIKeyAuth
 
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway.budgets import check_budgets
@@ -29,10 +30,10 @@ from optillm_hooks.gateway.caller import check_access
 from optillm_hooks.gateway.deployments import alias_model, deployments, is_configured
 from optillm_hooks.gateway.inner_call import InnerCall
 from optillm_hooks.gateway.model_facts import FactsOf, cached_model_facts
-from optillm_hooks.gateway.model_names import PROVIDER
+from optillm_hooks.gateway.model_names import PROVIDER, Named, refuse_second_prefix
 from optillm_hooks.gateway.prepared import Prepared, Route
 from optillm_hooks.gateway.rates import ModelRates
-from optillm_hooks.gateway.selection import Selection
+from optillm_hooks.gateway.selection import Selection, unknown_prefix
 from optillm_hooks.settings import Settings, forbidden
 
 _SINGLE_ANSWER_ROUTES: frozenset[Route] = frozenset({"messages", "responses"})
@@ -49,8 +50,12 @@ async def admit(
     route: Route,
     reservation: Mapping[str, Any] | None = None,
     before: Prepared | None = None,
+    final: bool = True,
 ) -> Prepared:
     """Return the request as the provider will run it, after all checks.
+
+    Access comes first of those that depend on what is configured: a key learns nothing about models
+    that it may not call, not even whether they exist.
 
     Args:
         selection: the plan and its base model.
@@ -62,6 +67,8 @@ async def admit(
         reservation: LiteLLM's budget reservation for this request.
         before: the plan that the same request was admitted with before, if this is that of a
             fallback or of another deployment.
+        final: whether this plan will run. If the router has yet to choose among several, it is not
+            counted as a request yet.
 
     Raises:
         RequestRejected: the plan is invalid or not allowed, whoever the caller is.
@@ -70,21 +77,25 @@ async def admit(
     """
     _check_forms(selection, settings)
     _check_choices(selection, n, route, settings.max_choices)
+    if router is not None and key is not None:
+        await _check_access(selection, router, key)
     if router is not None:
-        _check_base(selection, router)
-        _check_named_models(selection, router)
-    facts_of = cached_model_facts(router)
+        _check_base(selection, router, key)
+        _check_named_models(selection, router, key)
+    facts_of = cached_model_facts(router, key)
     _check_prices(selection, facts_of)
     _check_decoders(selection, facts_of)
     if router is not None and key is not None:
-        await _check_key(selection, router, key, reservation)
+        for model in selection.models:
+            await check_budgets(model, key, router, reservation)
     if not (selection.on_alias or selection.passes_through):
         _check_wildcard(router)
-    if not selection.passes_through:
+    if final and not selection.passes_through:
         await _count_request(selection, key, before)
-    prepared = Prepared(selection=selection, route=route, facts_of=facts_of)
+    prepared = Prepared(selection=selection, route=route, facts_of=facts_of, is_final=final)
     if before is not None:
         prepared.user, prepared.fields, prepared.cache = before.user, before.fields, before.cache
+        prepared.body = before.body
     return prepared
 
 
@@ -105,12 +116,12 @@ async def admit_base(
             "already",
             param="model",
         )
-    if router is not None:
-        _check_base(selection, router)
-    if call.needs_price:
-        _check_price(base, cached_model_facts(router))
     if router is not None and key is not None and not selection.inherits_access:
         await check_access(base, key, router)
+    if router is not None:
+        _check_base(selection, router, key)
+    if call.needs_price:
+        _check_price(base, cached_model_facts(router, key))
 
 
 def _check_forms(selection: Selection, settings: Settings) -> None:
@@ -142,30 +153,52 @@ def _check_choices(selection: Selection, n: object, route: Route, max_choices: i
         )
 
 
-def _check_base(selection: Selection, router: Router) -> None:
+async def refuse_unknown_prefix(model: object, router: Router, key: UserAPIKeyAuth) -> None:
+    """Refuse a model name with a misspelt approach, unless the key may not call its base.
+
+    Raises:
+        RequestRejected: the message has the approaches, or the one that is meant.
+    """
+    mistake = unknown_prefix(model, router, key) if isinstance(model, str) else None
+    if mistake is None:
+        return
+    with suppress(ProxyException):
+        await check_access(mistake.base, key, router)
+        raise mistake.error
+
+
+async def _check_access(selection: Selection, router: Router, key: UserAPIKeyAuth) -> None:
+    if not selection.inherits_access:
+        await check_access(selection.base, key, router)
+    for model in sorted(selection.plan.model_groups):
+        await check_access(model, key, router)
+
+
+def _check_base(selection: Selection, router: Router, key: UserAPIKeyAuth | None) -> None:
     """Refuse a base model that is an alias, or that no deployment serves."""
     base = selection.base
-    found = deployments(router, base)
+    found = deployments(router, base, key)
     is_alias = any(alias_model(deployment) is not None for deployment in found)
-    if is_configured(router, base):
-        if is_alias:
+    if not is_configured(router, base, key):
+        refuse_second_prefix(Named(selection.plan.label, base))
+        if is_alias or not found:
             raise RequestRejected(
-                f"the base model {base!r} is itself an alias of an approach: the base must be an "
-                f"ordinary model. To replace the approach of {base!r}, name another one in the "
-                "body field optillm_approach",
+                f"no model {base!r} is configured (requested as {selection.requested!r})",
                 param="model",
             )
-    elif is_alias or not found:
+    elif is_alias:
         raise RequestRejected(
-            f"no model {base!r} is configured (requested as {selection.requested!r})",
+            f"the base model {base!r} is itself an alias of an approach: the base must be an "
+            f"ordinary model. To replace the approach of {base!r}, name another one in the "
+            "body field optillm_approach",
             param="model",
         )
 
 
-def _check_named_models(selection: Selection, router: Router) -> None:
+def _check_named_models(selection: Selection, router: Router, key: UserAPIKeyAuth | None) -> None:
     """Refuse parameters that name an unknown model, or an alias, which could recurse endlessly."""
     for model in sorted(selection.plan.model_groups):
-        found = deployments(router, model)
+        found = deployments(router, model, key)
         if any(alias_model(deployment) is not None for deployment in found):
             raise RequestRejected(
                 f"the model {model!r} is itself an alias of an approach: parameters can only name "
@@ -204,20 +237,6 @@ def _check_decoders(selection: Selection, facts_of: FactsOf) -> None:
                 stage.params.check_model(model, partial(supports, model))
 
 
-async def _check_key(
-    selection: Selection,
-    router: Router,
-    key: UserAPIKeyAuth,
-    reservation: Mapping[str, Any] | None,
-) -> None:
-    if not selection.inherits_access:
-        await check_access(selection.base, key, router)
-    for model in sorted(selection.plan.model_groups):
-        await check_access(model, key, router)
-    for model in selection.models:
-        await check_budgets(model, key, router, reservation)
-
-
 def _check_wildcard(router: Router | None) -> None:
     """Refuse approaches on other models than aliases, unless the operator has allowed them."""
     if router is not None and not is_configured(router, f"{PROVIDER}/*"):
@@ -235,7 +254,9 @@ async def _count_request(
 
     A fallback from one alias to another is the same request.
     """
-    counted = set() if before is None else {before.base, *before.plan.model_groups}
+    counted = set()
+    if before is not None and before.is_final:
+        counted = {before.base, *before.plan.model_groups}
     for model in selection.models:
         if model not in counted:
             await ModelRates(model, key).count_request()

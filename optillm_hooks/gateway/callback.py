@@ -1,6 +1,8 @@
-"""The pre-call hook: selects a request's approach, admits it, and rewrites it for our provider."""
+"""LiteLLM's hooks: a request's plan is made, and the request rewritten for our provider."""
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from litellm import BudgetExceededError, Router
@@ -9,24 +11,26 @@ from litellm.proxy._types import UserAPIKeyAuth
 from litellm.types.utils import CallTypes
 
 from optillm_hooks.errors import OptiLLMError, RequestRejected
-from optillm_hooks.gateway.admission import admit
+from optillm_hooks.gateway.caller import metadata_of
 from optillm_hooks.gateway.cut_off import note_log
-from optillm_hooks.gateway.deployments import proxy_router
+from optillm_hooks.gateway.deployments import alias_model, proxy_router
 from optillm_hooks.gateway.failures import over_budget, to_proxy
+from optillm_hooks.gateway.inner_call import inner_call
 from optillm_hooks.gateway.messages_route import CONVERTED
 from optillm_hooks.gateway.operator_settings import read_settings
-from optillm_hooks.gateway.prepared import ClientRequest, Prepared, Route, attach, attached_to
+from optillm_hooks.gateway.planning import plan_request
+from optillm_hooks.gateway.prepared import (
+    ClientRequest,
+    Prepared,
+    Route,
+    attach,
+    attached,
+    attached_to,
+)
 from optillm_hooks.gateway.reports import header_values
 from optillm_hooks.gateway.route_responses import completed, stream_completed
-from optillm_hooks.gateway.routes import (
-    ROUTES,
-    check_fields_of_base,
-    check_request,
-    refuse_route,
-    without_nulls,
-)
-from optillm_hooks.gateway.selection import names_approach, select
-from optillm_hooks.settings import Settings
+from optillm_hooks.gateway.routes import ROUTES, refuse_route, without_nulls
+from optillm_hooks.gateway.selection import deployment_id, names_approach, on_deployment
 from optillm_hooks.types import Fields
 
 _REASONING_FIELDS = ["reasoning_effort", "thinking", "verbosity"]
@@ -63,45 +67,46 @@ class Hook(CustomLogger):
             return data
         route = ROUTES.get(call_type)
         if route is None:
-            _check_unserved(data.get("model"), call_type, router)
+            _check_unserved(data.get("model"), call_type, router, user_api_key_dict)
             return data
         try:
-            settings, invalid = _settings()
-            selection = select(data, router, settings)
-            if selection is None:
-                attach(ClientRequest(route, str(data.get("model"))), data)
-                return data
-            if invalid is not None:
-                raise invalid
-            if not selection.passes_through:
-                check_request(data, route)
-            prepared = await admit(
-                selection,
-                settings,
-                router,
-                user_api_key_dict,
-                n=data.get("n"),
-                route=route,
-                reservation=user_api_key_dict.budget_reservation,
-            )
-            if selection.passes_through:
-                attach(ClientRequest(route, selection.base), data)
-                return _passed_through(data, selection.base, route)
-            check_fields_of_base(data, route, prepared.facts_of(prepared.base))
-            attach(ClientRequest(route, prepared.deployment, prepared), data)
-            return _rewritten(data, prepared)
+            planned = await plan_request(data, route, router, user_api_key_dict)
         except OptiLLMError as exc:
             raise to_proxy(exc) from None
         except BudgetExceededError as exc:
             raise over_budget(exc) from None
+        request, prepared = planned.request, planned.prepared
+        client = ClientRequest(
+            route,
+            str(request.get("model")),
+            refused_deployments=planned.refused_deployments,
+            ignores_tag=planned.ignores_tag,
+        )
+        attach(client, request)
+        if prepared is None:
+            return request
+        if prepared.selection.passes_through:
+            client.model = prepared.base
+            return _passed_through(request, prepared.base, route)
+        client.model, client.prepared = prepared.deployment, prepared
+        return _rewritten(request, prepared)
 
     async def async_pre_call_deployment_hook(
         self,
         kwargs: dict[str, Any],
         call_type: CallTypes | None,  # noqa: ARG002 (LiteLLM's signature)
     ) -> dict[str, Any] | None:
-        """Note LiteLLM's log of a plan's call, which is booked there if it is cut off."""
-        note_log(kwargs)
+        """Note the deployment that the router has chosen for a client, or for a plan's own call.
+
+        The headers of a stream tell of the deployment's plan. A plan's call is booked in its log of
+        LiteLLM's if it is cut off.
+        """
+        metadata = metadata_of(kwargs)
+        client, router = attached(metadata), proxy_router()
+        if inner_call(metadata) is not None:
+            note_log(kwargs)
+        elif client is not None and router and metadata.get("model_group") == client.model:
+            _note_deployment(client, router, metadata, kwargs.get("temperature"))
         return None
 
     def async_post_call_streaming_iterator_hook(
@@ -134,9 +139,31 @@ class Hook(CustomLogger):
     ) -> dict[str, str] | None:
         """Return the `x-optillm-*` headers. A stream sends them first, before there are results."""
         client = attached_to(data)
-        if client is None or client.prepared is None:
+        if client is None:
             return None
-        return header_values(client.prepared, answered=response is not None)
+        headers = {"x-optillm-tag": "ignored"} if client.ignores_tag else {}
+        if client.answering is not None:
+            headers |= header_values(client.answering, answered=response is not None)
+        return headers or None
+
+    async def async_filter_deployments(
+        self,
+        model: str,  # noqa: ARG002 (LiteLLM's signature)
+        healthy_deployments: list[Any],
+        messages: list[Any] | None,  # noqa: ARG002
+        request_kwargs: dict[str, Any] | None = None,
+        parent_otel_span: Any = None,  # noqa: ARG002
+    ) -> list[Any]:
+        """Return the deployments that the router may choose, without those that may not serve.
+
+        `async_pre_call_hook` has checked a client's request for each deployment of its model.
+        """
+        metadata = metadata_of(request_kwargs or {})
+        client = attached(metadata)
+        if client is None or not client.refused_deployments or inner_call(metadata):
+            return healthy_deployments
+        refused = client.refused_deployments
+        return [each for each in healthy_deployments if deployment_id(each) not in refused]
 
     async def async_logging_hook(
         self,
@@ -160,7 +187,26 @@ def _is_below_zero(value: object) -> bool:
     return isinstance(value, int | float) and not value >= 0
 
 
-def _check_unserved(model: object, call_type: str, router: Router) -> None:
+def _note_deployment(
+    client: ClientRequest, router: Router, metadata: Mapping[str, Any], temperature: float | None
+) -> None:
+    """Note the deployment that serves a request for an alias of several."""
+    prepared = client.prepared
+    chosen = router.get_deployment(model_id=str(deployment_id(metadata)))
+    if prepared is None or prepared.is_final or chosen is None:
+        return
+    deployment = chosen.model_dump(exclude_none=True)
+    model = alias_model(deployment)
+    client.is_plain = model is None
+    if model is not None:
+        with suppress(RequestRejected):  # the provider tells the client
+            selection = on_deployment(
+                prepared.selection, model, deployment, read_settings(), temperature
+            )
+            client.prepared = replace(prepared, selection=selection)
+
+
+def _check_unserved(model: object, call_type: str, router: Router, key: UserAPIKeyAuth) -> None:
     """Refuse a model name with an approach on a route that makes no chat completions.
 
     A call of an MCP tool calls no model; it may bear the name of the one that asked for it.
@@ -168,19 +214,8 @@ def _check_unserved(model: object, call_type: str, router: Router) -> None:
     Raises:
         ProxyException: with status 400.
     """
-    if isinstance(model, str) and "mcp" not in call_type and names_approach(model, router):
+    if isinstance(model, str) and "mcp" not in call_type and names_approach(model, router, key):
         raise to_proxy(refuse_route(model))
-
-
-def _settings() -> tuple[Settings, RequestRejected | None]:
-    """Return the operator's settings; if they are invalid, the defaults and the error.
-
-    Requests for plain models do not depend on them.
-    """
-    try:
-        return read_settings(), None
-    except RequestRejected as exc:
-        return Settings(), exc
 
 
 def _passed_through(data: dict[str, Any], base: str, route: Route) -> dict[str, Any]:

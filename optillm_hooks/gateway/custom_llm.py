@@ -330,8 +330,10 @@ async def _admitted(
     temperature = optional.get("temperature")
     of_client = client is not None and client.model == group
     if of_client and before is not None:
-        selection = on_deployment(before.selection, model, litellm_params, temperature)
-        if selection is before.selection:
+        selection = on_deployment(
+            before.selection, model, litellm_params, read_settings(), temperature
+        )
+        if before.is_final and selection is before.selection:
             return before
     else:
         _check_hook(client, group, litellm_params)

@@ -8,6 +8,7 @@ from typing import Any
 
 import litellm
 from litellm import Router
+from litellm.proxy._types import UserAPIKeyAuth
 from pydantic import ValidationError
 
 from optillm_hooks.decoding.field import FIELD
@@ -57,17 +58,17 @@ class GroupFacts(ModelFacts):
 FactsOf = Callable[[str], GroupFacts]
 
 
-def cached_model_facts(router: Router | None) -> FactsOf:
+def cached_model_facts(router: Router | None, key: UserAPIKeyAuth | None = None) -> FactsOf:
     """Return `model_facts` for the models of one request, each looked up once."""
-    return cache(partial(model_facts, router))
+    return cache(partial(model_facts, router, key=key))
 
 
-def model_facts(router: Router | None, model: str) -> GroupFacts:
+def model_facts(router: Router | None, model: str, key: UserAPIKeyAuth | None = None) -> GroupFacts:
     """Return the facts of a model group, from LiteLLM's model map and the operator's settings.
 
     The price is the highest among its deployments, and None if one of them has no price.
     """
-    found = _found(router, model)
+    found = _found(router, model, key)
     lengths = [each.info.get("max_output_tokens") for each in found]
     prices = [_price(each) for each in found]
     known = [price for price in prices if price is not None]
@@ -82,7 +83,9 @@ def model_facts(router: Router | None, model: str) -> GroupFacts:
         else None,
         reasoning=of_all([reasoning(each.name, each.info) for each in found]),
         supported=supported,
-        takes=partial(_takes, model, by_sampling(all_take([*found, *_fallbacks(router, model)]))),
+        takes=partial(
+            _takes, model, by_sampling(all_take([*found, *_fallbacks(router, model, key)]))
+        ),
         thinking_tokens=by_sampling(max_thinking(found)),
         remember=partial(REFUSALS.add, model),
         deployments=tuple(found),
@@ -94,16 +97,16 @@ def _takes(model: str, known: Callable[[Sampling], bool], sampling: Sampling) ->
     return REFUSALS.takes(model, sampling) and known(sampling)
 
 
-def _found(router: Router | None, model: str) -> list[Deployment]:
+def _found(router: Router | None, model: str, key: UserAPIKeyAuth | None) -> list[Deployment]:
     if router is None:
         return [_deployment({"model": model}, {})]
     return [
         _deployment(found["litellm_params"], found.get("model_info") or {})
-        for found in deployments(router, model)
+        for found in deployments(router, model, key)
     ]
 
 
-def _fallbacks(router: Router | None, model: str) -> list[Deployment]:
+def _fallbacks(router: Router | None, model: str, key: UserAPIKeyAuth | None) -> list[Deployment]:
     """Return the deployments that may answer in place of a group's own; of an alias, its base's."""
     if router is None:
         return []
@@ -117,13 +120,13 @@ def _fallbacks(router: Router | None, model: str) -> list[Deployment]:
         for name in named
     ]
     named = dict.fromkeys(name["model"] if isinstance(name, dict) else name for name in names)
-    answering = dict.fromkeys(base for name in named for base in _answering(router, name))
-    return [each for name in answering for each in _found(router, name)]
+    answering = dict.fromkeys(base for name in named for base in _answering(router, name, key))
+    return [each for name in answering for each in _found(router, name, key)]
 
 
-def _answering(router: Router, name: str) -> list[str]:
+def _answering(router: Router, name: str, key: UserAPIKeyAuth | None) -> list[str]:
     """Return the group itself, or the base models of an alias that can be read."""
-    aliases = [alias_model(deployment) for deployment in deployments(router, name)]
+    aliases = [alias_model(deployment) for deployment in deployments(router, name, key)]
     if not any(aliases):
         return [name]
     bases = list[str]()
@@ -131,7 +134,9 @@ def _answering(router: Router, name: str) -> list[str]:
         with suppress(RequestRejected):
             bases.append(from_deployment(alias).base)
     return [
-        base for base in bases if not any(alias_model(each) for each in deployments(router, base))
+        base
+        for base in bases
+        if not any(alias_model(each) for each in deployments(router, base, key))
     ]
 
 

@@ -104,6 +104,11 @@ def call_limit(settings: Settings, *, by_operator: bool) -> CallLimit:
     return CallLimit(settings.plan_calls.client, "optillm_settings.plan_calls.client")
 
 
+def tag_limit(settings: Settings) -> CallLimit:
+    """Return the limit for one choice of a plan that a tag names."""
+    return CallLimit(settings.plan_calls.tag, "optillm_settings.plan_calls.tag")
+
+
 def _valid(model: type[S], value: object, where: str) -> S:
     try:
         return model.model_validate(value)

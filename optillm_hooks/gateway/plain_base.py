@@ -53,13 +53,12 @@ class PlainBase:
         """
         params = call.get("litellm_params") or {}
         metadata, model, optional = metadata_of(params), str(call["model"]), call["optional_params"]
-        group, key = str(metadata.get("model_group") or model), metadata.get("user_api_key_auth")
+        group, found = str(metadata.get("model_group") or model), metadata.get("user_api_key_auth")
+        key = found if isinstance(found, UserAPIKeyAuth) else None
         try:
             selection = select_deployment(model, group, params, read_settings(), None)
             with as_sample_errors():
-                await admit_base(
-                    selection, router, key if isinstance(key, UserAPIKeyAuth) else None, inner
-                )
+                await admit_base(selection, router, key, inner)
         except RequestRejected:
             inner.refused = True
             raise
@@ -67,7 +66,7 @@ class PlainBase:
         caller = read_caller(
             params, user if isinstance(user, str) else None, {}, needs_price=inner.needs_price
         )
-        llm = RouterLLM(selection.base, router, caller, cached_model_facts(router), Trace())
+        llm = RouterLLM(selection.base, router, caller, cached_model_facts(router, key), Trace())
         return cls(group, llm, read_chat(call["messages"]), read_sampling(optional), inner)
 
     async def reply(self, response: ModelResponse, n: int) -> ModelResponse:

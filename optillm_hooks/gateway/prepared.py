@@ -30,6 +30,10 @@ Route = Literal["chat", "messages", "responses", "completions"]
 class Prepared:
     selection: Selection
     facts_of: FactsOf
+    is_final: bool = True
+    """Whether this plan will run. If not, the router chooses among several deployments of an alias,
+    and the provider admits the plan of the chosen one."""
+
     route: Route = "chat"
     user: str | None = None
     fields: Fields = field(default_factory=dict[str, Json])
@@ -91,11 +95,25 @@ class ClientRequest:
     prepared: Prepared | None = None
     """None if the request names no approach: then only a router's fallback leads to a plan."""
 
+    refused_deployments: frozenset[str] = frozenset()
+    """Ids of deployments of the requested model that may not serve this request."""
+
+    ignores_tag: bool = False
+    """Whether the request has a tag without effect."""
+
+    is_plain: bool = False
+    """Whether the router has chosen a plain deployment, of a model that has aliases too."""
+
     outcome: Outcome | None = None
     """The result of the plan that has answered, which may be a fallback's."""
 
     failures: CountedFailures = field(default_factory=CountedFailures)
     """The failures of its inner calls."""
+
+    @property
+    def answering(self) -> Prepared | None:
+        """The plan that answers; None if a plain model does."""
+        return None if self.is_plain else self.prepared
 
     def __repr__(self) -> str:
         return "<optillm request>"

@@ -19,9 +19,9 @@ _MESSAGE_DELTA: Final = b"event: message_delta\ndata: "
 
 def completed(response: Any, client: ClientRequest) -> Any:
     """Return a whole response in the form that the route's clients require, with the report."""
-    if client.prepared is not None and client.route == "responses":
+    if client.answering is not None and client.route == "responses":
         complete_response(response)
-    if client.prepared is not None and client.route == "messages":
+    if client.answering is not None and client.route == "messages":
         _sign_thinking(response)
     return _with_report(response, client)
 
@@ -66,7 +66,7 @@ def _sign_thinking(message: Mapping[str, Any]) -> None:
 
 async def _messages(frames: AsyncIterator[Any], client: ClientRequest) -> AsyncIterator[Any]:
     """Yield the events of a message, the one with its usage (`message_delta`) with the report."""
-    if client.prepared is not None:
+    if client.answering is not None:
         frames = complete_frames(frames)
     async for frame in frames:
         report = _report(client)
@@ -79,8 +79,8 @@ async def _messages(frames: AsyncIterator[Any], client: ClientRequest) -> AsyncI
 
 async def _responses(events: AsyncIterator[Any], client: ClientRequest) -> AsyncIterator[Any]:
     """Yield the events of a response; the one that ends it has the report in its response."""
-    if client.prepared is not None:
-        events = complete_events(events, client.prepared.requested)
+    if client.answering is not None:
+        events = complete_events(events, client.answering.requested)
     async for event in events:
         inner = getattr(event, "response", None)
         if inner is not None:

@@ -1,8 +1,9 @@
 """Selects the approach, base model and settings of a request.
 
-Sources of the approach, in order of precedence: body field, tag, prefix of the model name, alias,
-the operator's default. The name of a configured model is never read as a prefix. OptiLLM's body
-field `decoding` puts a decoder before the approach.
+Sources of the approach, in order of precedence: body field, prefix of the model name, alias, tag,
+the operator's default. So a text replaces nothing that a client or the operator has chosen. The
+name of a configured model is never read as a prefix. OptiLLM's body field `decoding` puts a decoder
+before the approach.
 """
 
 from collections.abc import Mapping
@@ -10,18 +11,24 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from litellm import Router
+from litellm.proxy._types import UserAPIKeyAuth
 
 from optillm_hooks.budget import Limits
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway import model_names
-from optillm_hooks.gateway.deployments import alias_model, deployments, is_configured, is_served
+from optillm_hooks.gateway.deployments import (
+    alias_model,
+    deployments,
+    is_alias,
+    is_configured,
+)
 from optillm_hooks.gateway.operator_settings import (
     CallLimit,
     alias_settings,
     call_limit,
     client_limits,
+    tag_limit,
 )
-from optillm_hooks.gateway.tags import read_tags
 from optillm_hooks.pipeline import expression
 from optillm_hooks.pipeline.expression import Call, Chain, Parallel, Tree
 from optillm_hooks.pipeline.optillm_names import (
@@ -66,13 +73,18 @@ class Selection:
     """The client's own limits, from `optillm_limits`; `limits` are no higher."""
 
     on_alias: bool
-    alias_model: str | None = None
-    """`<expression>/<base>` of the deployment from which an alias's plan and base were read."""
+    deployment_id: str | None = None
+    """The deployment from which an alias's plan, base and settings were read."""
 
     given: Mapping[str, Mapping[str, object]] = field(default_factory=dict[str, Any])
     """Parameters that the client gives, by approach."""
 
     inherits_access: bool = False
+
+    @property
+    def is_aliass_own(self) -> bool:
+        """Whether the request asks for nothing but an alias, as it is."""
+        return self.source == "alias" and not self.given and self.asked == Limits()
 
     @property
     def deployment(self) -> str:
@@ -91,13 +103,12 @@ class Selection:
 
 
 class _OwnFields(NamedTuple):
-    """Our request fields as the client sent them, and the approach named by a tag."""
+    """Our request fields as the client sent them."""
 
     approach: object
     params: object
     limits: object
     decoding: object
-    tag: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +119,29 @@ class _Target:
     expression: str | None = None
     source: Source = "default"
     alias: AliasSettings | None = None
-    alias_model: str | None = None
+    deployment_id: str | None = None
 
 
-def select(request: dict[str, Any], router: Router, settings: Settings) -> Selection | None:
+def select(
+    request: dict[str, Any],
+    router: Router,
+    settings: Settings,
+    *,
+    key: UserAPIKeyAuth | None = None,
+    tag: str | None = None,
+    deployment: Mapping[str, Any] | None = None,
+) -> Selection | None:
     """Return the plan that `request` asks for, or None if it names no approach.
 
-    Our own fields and the tags are removed from `request`, in place, in either case.
+    Our own fields are removed from `request`, in place, in either case.
+
+    Args:
+        request: the client's request.
+        router: the proxy's router.
+        settings: the operator's settings for all requests.
+        key: the caller's key, on which it depends what a model name means.
+        tag: the approach that a tag in the request names.
+        deployment: the one to run, if the request is for an alias; else it is any of the alias's.
 
     Raises:
         RequestRejected: the request cannot be read, or tries to replace a locked approach.
@@ -123,23 +150,24 @@ def select(request: dict[str, Any], router: Router, settings: Settings) -> Selec
     if not isinstance(requested, str):
         return None
     decoder = _decoder(fields.decoding)
-    target = _target(requested, router, settings)
-    text, source = _chosen(fields, decoder, target)
+    target = _target(requested, router, settings, key, deployment)
+    text, source = _chosen(fields, decoder, target, tag)
     if text is None:
         _check_unused_fields(fields)
         return None
     _check_lock(requested, target, "body" if decoder else source)
-    _check_spelling(requested, target, router)
+    _check_commas(requested, target)
     tree = expression.parse(text, commas=source != "prefix")
+    if source == "tag":
+        _check_tag(tree, settings)
     if decoder is not None:
         tree = _decoded(tree, decoder.name)
     given = _parameters(tree, fields.params, request)
     plan = resolve(tree, given=given, temperature=_temperature(request))
-    by_operator = source in _OPERATOR_SOURCES and (
-        not given or plan.expected_calls <= resolve(tree).expected_calls
-    )
-    calls = call_limit(settings, by_operator=by_operator)
-    own = target.alias or settings
+    calls = _calls(plan, tree, source, given, settings)
+    own: RunSettings = target.alias or settings
+    if source == "tag":  # the text of a stranger must not make the request fail
+        own = own.model_copy(update={"on_error": "plain"})
     asked = client_limits(fields.limits).limits()
     return Selection(
         plan=plan,
@@ -152,16 +180,16 @@ def select(request: dict[str, Any], router: Router, settings: Settings) -> Selec
         named=_named(plan, source, decoder),
         asked=asked,
         on_alias=target.alias is not None,
-        alias_model=target.alias_model,
+        deployment_id=target.deployment_id,
         given=given,
         inherits_access=target.alias is not None and target.alias.inherit_access,
     )
 
 
-def names_approach(model: str, router: Router) -> bool:
+def names_approach(model: str, router: Router, key: UserAPIKeyAuth) -> bool:
     """Return whether a model name has an approach: an alias, or a name with a prefix."""
-    if is_configured(router, model) and "*" not in model:
-        return any(alias_model(deployment) for deployment in deployments(router, model))
+    if is_configured(router, model, key) and "*" not in model:
+        return any(map(is_alias, deployments(router, model, key)))
     if model.startswith(f"{model_names.PROVIDER}/"):
         return True
     try:
@@ -207,7 +235,11 @@ def select_deployment(
 
 
 def on_deployment(
-    selection: Selection, model: str, params: Mapping[str, Any], temperature: float | None
+    selection: Selection,
+    model: str,
+    params: Mapping[str, Any],
+    settings: Settings,
+    temperature: float | None,
 ) -> Selection:
     """Return `selection` for the deployment of its alias that the router has chosen.
 
@@ -217,25 +249,32 @@ def on_deployment(
     Raises:
         RequestRejected: the name or the settings are invalid, or do not allow the client's plan.
     """
-    if selection.alias_model in (None, model):
+    if not selection.on_alias or selection.deployment_id == deployment_id(params):
         return selection
-    before, named = (model_names.from_deployment(name) for name in (selection.alias_model, model))
-    alias, plan = alias_settings(params), selection.plan
-    target = _Target(named.base, named.expression, "alias", alias, model)
+    named, alias = model_names.from_deployment(model), alias_settings(params)
+    target = _Target(named.base, named.expression, "alias", alias, deployment_id(params))
     _check_lock(selection.requested, target, selection.source)
-    if selection.source == "alias" and named.expression != before.expression:
-        plan = resolve(
-            expression.parse(named.expression), given=selection.given, temperature=temperature
-        )
+    plan, calls = selection.plan, selection.calls
+    if selection.source == "alias":
+        tree = expression.parse(named.expression)
+        plan = resolve(tree, given=selection.given, temperature=temperature)
+        calls = _calls(plan, tree, selection.source, selection.given, settings)
     return replace(
         selection,
         plan=plan,
         base=named.base,
         settings=alias,
-        limits=alias.limits().lowered(selection.asked).with_max_calls(selection.calls.max_calls),
-        alias_model=model,
+        limits=alias.limits().lowered(selection.asked).with_max_calls(calls.max_calls),
+        calls=calls,
+        deployment_id=target.deployment_id,
         inherits_access=alias.inherit_access,
     )
+
+
+def deployment_id(deployment: Mapping[str, Any]) -> str | None:
+    """Return LiteLLM's id of a deployment, or of the one whose parameters these are."""
+    found: str | None = (deployment.get("model_info") or {}).get("id")
+    return found
 
 
 def _named(
@@ -249,75 +288,91 @@ def _named(
     return tuple(named)
 
 
-def _target(requested: str, router: Router, settings: Settings) -> _Target:
-    if is_configured(router, requested) and "*" not in requested:
-        found = deployments(router, requested)
-        models = [alias_model(deployment) for deployment in found]
-        if models and models[0] is not None:
-            named = model_names.from_deployment(models[0])
-            settings_of = alias_settings(found[0])
-            return _Target(named.base, named.expression, "alias", settings_of, models[0])
-        return _Target(requested, settings.default_approach)
+def _target(
+    requested: str,
+    router: Router,
+    settings: Settings,
+    key: UserAPIKeyAuth | None,
+    deployment: Mapping[str, Any] | None,
+) -> _Target:
+    if is_configured(router, requested, key) and "*" not in requested:
+        found = deployment or next(filter(is_alias, deployments(router, requested, key)), None)
+        if found is None:
+            return _Target(requested, settings.default_approach)
+        named = model_names.from_deployment(str(alias_model(found)))
+        own = alias_settings(found)
+        return _Target(named.base, named.expression, "alias", own, deployment_id(found))
     if requested.startswith(f"{model_names.PROVIDER}/"):
         named = model_names.from_deployment(requested)
         return _Target(named.base, named.expression, "prefix")
     prefixed = model_names.from_prefix(requested)
     if prefixed is None:
-        _refuse_unknown_prefix(requested, router)
         return _Target(requested, settings.default_approach)
     return _Target(prefixed.base, prefixed.expression, "prefix")
 
 
-def _refuse_unknown_prefix(requested: str, router: Router) -> None:
-    """Refuse `foo-gpt-4o` where `gpt-4o` is configured and nothing serves the whole name.
+class UnknownPrefix(NamedTuple):
+    """A model name that nothing serves, and whose end is the name of a model."""
 
-    A known approach with dashes in its name is recognised too.
+    base: str
+    error: RequestRejected
+
+
+def unknown_prefix(
+    requested: str, router: Router, key: UserAPIKeyAuth | None = None
+) -> UnknownPrefix | None:
+    """Return the mistake in `foo-gpt-4o`, if `gpt-4o` is configured and nothing serves the name.
+
+    A known approach with dashes in its name is recognised too. Whoever may not call the base must
+    not learn by this error that it exists.
     """
-    if is_served(router, requested):
-        return
+    if deployments(router, requested, key) or model_names.from_prefix(requested) is not None:
+        return None
     for name in (approach.name for approach in all_approaches() if "_" in approach.name):
         base = requested[len(name) + 1 :]
-        if requested == f"{name.replace('_', '-')}-{base}" and is_configured(router, base):
-            raise RequestRejected(
-                f"model {requested!r}: did you mean '{name}-{base}'?", param="model"
-            )
-    slug, dash, rest = requested.partition("-")
-    is_prefix = slug in PLUGINS or is_configured(router, rest)
-    if dash and is_prefix:
-        raise RequestRejected(f"model {requested!r}: {unknown_approach(slug)}", param="model")
+        if requested == f"{name.replace('_', '-')}-{base}" and is_configured(router, base, key):
+            hint = f"model {requested!r}: did you mean '{name}-{base}'?"
+            return UnknownPrefix(base, RequestRejected(hint, param="model"))
+    slug, dash, base = requested.partition("-")
+    if dash and (slug in PLUGINS or is_configured(router, base, key)):
+        hint = f"model {requested!r}: {unknown_approach(slug)}"
+        return UnknownPrefix(base, RequestRejected(hint, param="model"))
+    return None
 
 
 def _take_own_fields(request: dict[str, Any]) -> _OwnFields:
-    """Return our own fields and the tag of a request, and remove them from it.
+    """Return our own fields of a request, and remove them from it.
 
     Raises:
         RequestRejected: a field of ours is misspelt.
     """
     unwrap_own_fields(request)
     check_own_fields(request)
-    tagged = read_tags(request)
-    if tagged.changed:
-        request.update(tagged.changed)
     approach = request.pop("optillm_approach", None)
     return _OwnFields(
         approach=None if approach == AUTO else approach,
         params=request.pop("optillm_params", None),
         limits=request.pop("optillm_limits", None),
         decoding=request.pop("decoding", None),
-        tag=None if tagged.approach == AUTO else tagged.approach,
     )
 
 
 def _chosen(
-    fields: _OwnFields, decoder: Approach | None, target: _Target
+    fields: _OwnFields, decoder: Approach | None, target: _Target, tag: str | None
 ) -> tuple[str | None, Source]:
-    """Return the approach expression to run, or None, and its source."""
+    """Return the approach expression to run, or None, and its source.
+
+    Raises:
+        RequestRejected: it cannot be read, or there is a tag beside something stronger.
+    """
+    if tag is not None and (fields.approach is not None or target.source != "default"):
+        raise RequestRejected("a tag names an approach only where nothing else does")
     if fields.approach is not None:
         if not isinstance(fields.approach, str):
             raise RequestRejected("optillm_approach must be a string", param="optillm_approach")
         return fields.approach, "body"
-    if fields.tag is not None:
-        return fields.tag, "tag"
+    if tag is not None:
+        return tag, "tag"
     if target.expression is None and decoder is not None:
         return PASS_THROUGH, "body"
     return target.expression, target.source
@@ -372,16 +427,46 @@ def _check_lock(requested: str, target: _Target, source: Source) -> None:
         )
 
 
-def _check_spelling(requested: str, target: _Target, router: Router) -> None:
-    """Refuse a model name that can only be a mistake: with a comma, or with two approaches."""
+def _check_tag(tree: Tree, settings: Settings) -> None:
+    """Refuse what a text could make a stranger pay for, or send to another model.
+
+    Raises:
+        RequestRejected: the tag sets parameters, asks for several answers, or costs too much.
+    """
+    branches = list(expression.branches(tree))
+    may_set = settings.forms.tag_parameters
+    if len(branches) > 1:
+        raise RequestRejected("a tag cannot ask for several answers")
+    if may_set == "none" and any(call.args for branch in branches for call in branch):
+        raise RequestRejected("a tag may not set parameters on this proxy")
+    plan = resolve(tree)
+    if may_set != "models" and plan.model_groups:
+        raise RequestRejected("a tag may not name models on this proxy")
+    tag_limit(settings).check(plan, 1)
+
+
+def _calls(
+    plan: Plan,
+    tree: Tree,
+    source: Source,
+    given: Mapping[str, Mapping[str, object]],
+    settings: Settings,
+) -> CallLimit:
+    """Return the limit of a plan; a client's parameters may make an alias its own plan."""
+    by_operator = source in _OPERATOR_SOURCES and (
+        not given or plan.expected_calls <= resolve(tree).expected_calls
+    )
+    return call_limit(settings, by_operator=by_operator)
+
+
+def _check_commas(requested: str, target: _Target) -> None:
+    """Refuse a model name with a comma, which can only be a mistake."""
     if target.source == "prefix" and "," in requested:
         raise RequestRejected(
             "a comma in a model name asks LiteLLM for several models, which cannot be combined "
             "with an approach; separate parameters by ';'",
             param="model",
         )
-    if not is_configured(router, target.base):
-        model_names.refuse_second_prefix(model_names.Named(target.expression or "", target.base))
 
 
 def _given(params: object) -> dict[str, dict[str, object]]:

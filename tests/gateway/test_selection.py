@@ -18,7 +18,8 @@ from optillm_hooks.gateway.admission import admit
 from optillm_hooks.gateway.deployments import alias_model, deployments, is_configured
 from optillm_hooks.gateway.model_facts import model_facts
 from optillm_hooks.gateway.operator_settings import alias_settings, read_settings
-from optillm_hooks.gateway.selection import Selection, select
+from optillm_hooks.gateway.selection import Selection, select, unknown_prefix
+from optillm_hooks.gateway.tags import read_tags
 from optillm_hooks.llm import Price
 from optillm_hooks.pipeline import plan
 from optillm_hooks.pipeline.plan import Plan
@@ -79,9 +80,13 @@ def tagged(approach: str) -> str:
 def selected(
     router: Router, request: dict[str, Any], settings: Settings | None = None
 ) -> Selection:
-    found = select(request, router, settings or Settings())
-    assert found is not None
-    return found
+    if (mistake := unknown_prefix(request["model"], router)) is not None:
+        raise mistake.error
+    found = read_tags(request)
+    request.update(found.changed)
+    selection = select(request, router, settings or Settings(), tag=found.approach)
+    assert selection is not None
+    return selection
 
 
 def admitted(
@@ -114,14 +119,10 @@ def told(found: Selection) -> tuple[str, str, str]:
         pytest.param(
             ask("careful", optillm_approach="re2"), ("re2", "base", "body"), id="body on an alias"
         ),
-        pytest.param(ask("careful", tagged("re2")), ("re2", "base", "tag"), id="tag on an alias"),
         pytest.param(
-            ask("re2-base", tagged("moa"), optillm_approach="none"),
+            ask("re2-base", optillm_approach="none"),
             ("none", "base", "body"),
-            id="body before tag before prefix",
-        ),
-        pytest.param(
-            ask("re2-base", tagged("moa")), ("moa", "base", "tag"), id="tag before prefix"
+            id="body before prefix",
         ),
         pytest.param(ask("moa-moa-7b"), ("moa", "moa-7b", "prefix"), id="a model called moa-7b"),
         pytest.param(
@@ -171,10 +172,9 @@ def test_the_default_approach_is_the_weakest(router: Router) -> None:
     assert none.plan.passes_through
 
 
-def test_own_fields_and_tags_are_taken_out_of_the_request(router: Router) -> None:
+def test_own_fields_are_taken_out_of_the_request(router: Router) -> None:
     request = ask(
         "base",
-        tagged("moa"),
         optillm_approach="re2",
         optillm_params={"re2": {"think": True}},
         optillm_limits={"max_calls": 3},
@@ -212,10 +212,10 @@ def test_own_fields_and_tags_are_taken_out_of_the_request(router: Router) -> Non
         pytest.param(ask("broken"), r"model_info.optillm.max_call", id="an alias set up wrongly"),
         pytest.param(ask("locked", optillm_approach="moa"), "locked to its approach", id="locked"),
         pytest.param(
-            ask("locked", tagged("moa")), "remove the one in the tag", id="locked, by tag"
+            ask("locked", tagged("moa")), "only where nothing else does", id="locked, by tag"
         ),
         pytest.param(ask("base", tagged("runs_code")), "a tag may not name runs_code", id="tag"),
-        pytest.param(ask("base", tagged("plansearch")), "a tag may not name plans", id="safe tag"),
+        pytest.param(ask("base", tagged("plansearch")), "maximum is 8", id="safe tag"),
         pytest.param(ask("moa(proposers=2,layers=2)-base"), "','|comma", id="comma in a name"),
         pytest.param(
             ask("base", optillm_params={"moa": {}}),
@@ -270,7 +270,7 @@ def test_what_runs_code_may_be_named_in_other_ways(router: Router) -> None:
         ({"body": "none"}, ask("base", optillm_approach="re2")),
         ({"prefix": ("moa",)}, ask("re2-base")),
         ({"prefix": "none"}, ask("optillm/re2/base")),
-        ({"tag": ("moa",)}, ask("base", tagged("re2|moa"))),
+        ({"tag": ("moa",)}, ask("base", tagged("re2&moa"))),
         ({"body": "none"}, ask("careful", optillm_approach="re2")),
     ],
     ids=str,
@@ -451,7 +451,7 @@ def test_fields_in_extra_body_are_read_as_the_request_s_own(router: Router) -> N
 def test_dashes_in_an_approachs_name_are_recognised(router: Router, name: str) -> None:
     meant = f"{name.replace('-', '_')}-base"
     with pytest.raises(RequestRejected, match=f"did you mean '{meant}'"):
-        select(ask(f"{name}-base"), router, Settings())
+        selected(router, ask(f"{name}-base"))
     assert select(ask(f"served/{name}-base"), router, Settings()) is None
 
 
@@ -461,11 +461,8 @@ def test_a_misspelt_field_of_ours_never_reaches_a_provider(router: Router) -> No
 
 
 @pytest.mark.parametrize("model", ["base", "re2-base", "careful"])
-@pytest.mark.parametrize("form", ["body", "tag"])
-def test_auto_stands_for_the_approach_in_the_model_name(
-    router: Router, model: str, form: str
-) -> None:
-    request = ask(model, tagged("auto")) if form == "tag" else ask(model, optillm_approach="auto")
+def test_auto_stands_for_the_approach_in_the_model_name(router: Router, model: str) -> None:
+    request = ask(model, optillm_approach="auto")
     plain = select(ask(model), router, Settings())
     auto = select(request, router, Settings())
     assert auto == plain
@@ -473,23 +470,22 @@ def test_auto_stands_for_the_approach_in_the_model_name(
 
 
 @pytest.mark.parametrize("text", ["memory", "re2&memory", "moa|memory", "(memory|moa)&re2"])
-@pytest.mark.parametrize("form", ["body", "tag", "prefix", "our prefix"])
+@pytest.mark.parametrize("form", ["body", "prefix", "our prefix"])
 def test_a_plugin_of_optillm_is_refused_with_what_to_use_instead(
     router: Router, text: str, form: str
 ) -> None:
     request = {
         "body": ask("base", optillm_approach=text),
-        "tag": ask("base", tagged(text)),
         "prefix": ask(f"{text}-base"),
         "our prefix": ask(f"optillm/{text}/base"),
     }[form]
     with pytest.raises(RequestRejected, match=r"'memory' is a plugin of OptiLLM .* use a model"):
-        select(request, router, Settings())
+        selected(router, request)
 
 
 def test_a_plugin_is_known_before_any_model_but_not_in_a_models_own_name(router: Router) -> None:
     with pytest.raises(RequestRejected, match="'readurls' is a plugin"):
-        select(ask("readurls-nobody"), router, Settings())
+        selected(router, ask("readurls-nobody"))
     assert select(ask("served/memory-7b"), router, Settings()) is None
 
 
@@ -764,6 +760,6 @@ def test_a_refusal_does_not_give_back_all_that_was_sent(
     router: Router, fields: dict[str, Any]
 ) -> None:
     with pytest.raises(RequestRejected) as caught:
-        select(ask("base") | fields, router, Settings())
+        selected(router, ask("base") | fields)
     assert len(str(caught.value)) < 2000
     assert len(caught.value.param or "") < 200

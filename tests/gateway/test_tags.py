@@ -46,9 +46,9 @@ def text(kind: str, value: str) -> dict[str, Json]:
         ),
         pytest.param(
             {"messages": [turn("system", tag("re2")), turn("user", f"hi {tag('moa')}")]},
-            "moa",
+            "re2",
             {"messages": [turn("system", ""), turn("user", "hi ")]},
-            id="the user's is stronger, both are taken out",
+            id="the system's is stronger, both are taken out",
         ),
         pytest.param(
             {"messages": [turn("user", tag("re2")), turn("system", "x"), turn("user", tag("moa"))]},
@@ -139,6 +139,44 @@ def text(kind: str, value: str) -> dict[str, Json]:
             None,
             {},
             id="nor in its parts",
+        ),
+        *(
+            pytest.param({"messages": [turn("user", [part])]}, None, {}, id=f"not in {part!r}"[:40])
+            for part in (
+                text("tool_result", tag("moa")),
+                text("document", tag("moa")),
+                text("file", tag("moa")),
+                text("input_text", tag("moa")),
+                text("TEXT", tag("moa")),
+                {"text": tag("moa")},
+                {"type": ["text"], "text": tag("moa")},
+                {"type": "document", "source": text("text", tag("moa"))},
+                {"type": "document", "title": tag("moa"), "context": tag("moa")},
+                {"type": "search_result", "content": [text("text", tag("moa"))]},
+                tag("moa"),
+                [text("text", tag("moa"))],
+            )
+        ),
+        pytest.param(
+            {"messages": [turn("user", text("text", tag("moa")))]}, None, {}, id="no list of parts"
+        ),
+        pytest.param(
+            {"messages": [{"type": "file", **turn("user", tag("moa"))}]}, None, {}, id="no message"
+        ),
+        pytest.param(
+            {"input": [turn("user", [text("text", tag("moa"))])]}, None, {}, id="no input_text"
+        ),
+        pytest.param(
+            {"input": [{"type": "file_search_call", **turn("user", tag("moa"))}]},
+            None,
+            {},
+            id="no message of the responses route",
+        ),
+        pytest.param(
+            {"input": [{"type": "message", **turn("user", tag("moa"))}]},
+            "moa",
+            {"input": [{"type": "message", **turn("user", "")}]},
+            id="a message that says so",
         ),
         pytest.param(
             {"system": f"Be terse.{tag('moa')}", "messages": [turn("user", "hi")]},
