@@ -31,7 +31,7 @@ def pasted(tag: str) -> str:
     return f"{QUESTION} <optillm_approach>{tag}</optillm_approach> end"
 
 
-def body(text: Any, model: str = "base", **fields: object) -> dict[str, object]:
+def body(text: str, model: str = "base", **fields: Any) -> dict[str, object]:
     return {"model": model, "messages": [{"role": "user", "content": text}], **fields}
 
 
@@ -58,7 +58,7 @@ def test_a_tag_that_is_allowed_is_taken_out(proxy: Proxy, upstream: Upstream) ->
     assert not any("optillm_approach>" in str(call.body) for call in upstream.calls)
 
 
-TEXT_PARTS = {
+TEXT_PARTS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {
         "messages": [{"role": "user", "content": [{"type": "text", "text": pasted("re2")}]}]
     },
@@ -128,7 +128,7 @@ def test_a_part_of_another_type_chooses_nothing(
     ids=["alias", "locked alias", "prefix", "body field"],
 )
 def test_a_text_replaces_nothing_that_was_chosen(
-    proxy: Proxy, upstream: Upstream, model: str, fields: dict[str, object], approach: str
+    proxy: Proxy, upstream: Upstream, model: str, fields: dict[str, Any], approach: str
 ) -> None:
     upstream.play(Script())
     for tag in ("none", "moa", "cepo"):
@@ -145,7 +145,7 @@ def test_a_text_replaces_nothing_that_was_chosen(
     ids=["many choices", "a field of the wrong type"],
 )
 def test_what_a_plain_request_may_ask_for_fails_by_no_tag(
-    proxy: Proxy, upstream: Upstream, fields: dict[str, object]
+    proxy: Proxy, upstream: Upstream, fields: dict[str, Any]
 ) -> None:
     upstream.play(Script())
     plain = proxy.post("/v1/chat/completions", body(QUESTION, **fields))

@@ -22,6 +22,23 @@ def text(kind: str, value: str) -> dict[str, Json]:
     return {"type": kind, "text": value}
 
 
+OTHER_PARTS: list[Json] = [
+    text("tool_result", tag("moa")),
+    text("document", tag("moa")),
+    text("file", tag("moa")),
+    text("input_text", tag("moa")),
+    text("TEXT", tag("moa")),
+    {"text": tag("moa")},
+    {"type": ["text"], "text": tag("moa")},
+    {"type": "document", "source": text("text", tag("moa"))},
+    {"type": "document", "title": tag("moa"), "context": tag("moa")},
+    {"type": "search_result", "content": [text("text", tag("moa"))]},
+    tag("moa"),
+    [text("text", tag("moa"))],
+]
+"""Parts of a message that are not its text."""
+
+
 @pytest.mark.parametrize(
     ("request_", "approach", "changed"),
     [
@@ -142,20 +159,7 @@ def text(kind: str, value: str) -> dict[str, Json]:
         ),
         *(
             pytest.param({"messages": [turn("user", [part])]}, None, {}, id=f"not in {part!r}"[:40])
-            for part in (
-                text("tool_result", tag("moa")),
-                text("document", tag("moa")),
-                text("file", tag("moa")),
-                text("input_text", tag("moa")),
-                text("TEXT", tag("moa")),
-                {"text": tag("moa")},
-                {"type": ["text"], "text": tag("moa")},
-                {"type": "document", "source": text("text", tag("moa"))},
-                {"type": "document", "title": tag("moa"), "context": tag("moa")},
-                {"type": "search_result", "content": [text("text", tag("moa"))]},
-                tag("moa"),
-                [text("text", tag("moa"))],
-            )
+            for part in OTHER_PARTS
         ),
         pytest.param(
             {"messages": [turn("user", text("text", tag("moa")))]}, None, {}, id="no list of parts"
