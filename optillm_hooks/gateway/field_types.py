@@ -89,6 +89,7 @@ _OF_ROUTE: Final[Mapping[Route, Mapping[str, _Type]]] = {
         "text": _OBJECT,
         "tools": _OBJECTS,
         "tool_choice": _NAME_OR_OBJECT,
+        "top_logprobs": _WHOLE,
         "truncation": _STRING,
         "user": _STRING,
     },

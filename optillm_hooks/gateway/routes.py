@@ -171,6 +171,10 @@ def _check_responses(data: Mapping[str, Any]) -> None:
         raise RequestRejected("tools must be a list", param="tools")
     for number, tool in enumerate(tools):
         _check_tool(tool, f"tools[{number}].type")
+        if not isinstance(tool.get("parameters"), dict | None):
+            raise RequestRejected(
+                f"tools[{number}].parameters must be an object", param=f"tools[{number}].parameters"
+            )
 
 
 _NOT_ON_RESPONSES: Final = {
@@ -194,10 +198,22 @@ def _check_input(given: object) -> None:
                 "store: false",
                 param="input",
             )
+        for number, item in enumerate(given):
+            _check_texts(item, f"input[{number}]")
         # Vercel's AI SDK refers to reasoning, which LiteLLM leaves out, as it does for any model.
         given = [item for item in items if item not in references]
     if not given and not isinstance(given, str):
         raise RequestRejected("input must be a string or a list of items", param="input")
+
+
+_ITEM_TEXTS: Final = ("call_id", "id", "name", "role", "type")
+
+
+def _check_texts(item: object, where: str) -> None:
+    """Refuse an item whose name or kind is not a string, which LiteLLM takes without a check."""
+    for field in _ITEM_TEXTS if isinstance(item, dict) else ():
+        if not isinstance(item.get(field), str | None):
+            raise RequestRejected(f"{where}.{field} must be a string", param=f"{where}.{field}")
 
 
 def _check_tool(tool: object, where: str) -> None:

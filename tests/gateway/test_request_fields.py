@@ -86,6 +86,12 @@ REFUSED: list[tuple[Route, str, Any, str]] = [
     ("completions", "stream_options", "usage", "an object"),
     ("completions", "messages", [USER], "chat/completions"),
 ]
+ITEMS: list[tuple[str, list[Any]]] = [
+    ("input[0].role", [{"role": [None], "content": "hi"}]),
+    ("input[1].call_id", [USER, {"type": "function_call_output", "call_id": [1], "output": ""}]),
+    ("input[0].name", [{"type": "function_call", "call_id": "c", "name": {}, "arguments": "{}"}]),
+    ("input[0].type", [{"type": 5, "role": "user", "content": "hi"}]),
+]
 PASSED: list[tuple[Route, str, Any]] = [
     ("chat", "messages", part(type="text", text="hi")),
     ("chat", "messages", part(type="input_audio", input_audio={"data": "", "format": "wav"})),
@@ -124,6 +130,21 @@ def test_a_field_without_effect_is_refused_by_name(
     with pytest.raises(RequestRejected, match=f"^{field}.*{reason}") as refused:
         check_request({**BODIES[route], field: value}, route)
     assert refused.value.param == field
+
+
+@pytest.mark.parametrize(("place", "items"), ITEMS)
+def test_a_malformed_item_is_refused_by_its_place(place: str, items: list[Any]) -> None:
+    with pytest.raises(RequestRejected, match="must be a string") as refused:
+        check_request({"input": items}, "responses")
+    assert refused.value.param == place
+
+
+@pytest.mark.parametrize("parameters", [[1], "{}", 5])
+def test_parameters_of_a_tool_are_an_object(parameters: object) -> None:
+    tools = [{"type": "function", "name": "f"}, {"type": "function", "parameters": parameters}]
+    with pytest.raises(RequestRejected, match="must be an object") as refused:
+        check_request({"input": "hi", "tools": tools}, "responses")
+    assert refused.value.param == "tools[1].parameters"
 
 
 @pytest.mark.parametrize(("route", "field", "value"), PASSED)
