@@ -43,6 +43,19 @@ class Limits:
             max_parallel=_stricter(self.max_parallel, other.max_parallel),
         )
 
+    def left(self, spent: Usage) -> "Limits":
+        """Return these limits after `spent`; time is not counted."""
+        return replace(
+            self,
+            max_calls=None if self.max_calls is None else max(0, self.max_calls - spent.calls),
+            max_tokens_total=None
+            if self.max_tokens_total is None
+            else max(0, self.max_tokens_total - spent.total_tokens),
+            max_cost_usd=None
+            if self.max_cost_usd is None
+            else max(0.0, self.max_cost_usd - spent.cost_usd),
+        )
+
     def with_max_calls(self, default: int) -> "Limits":
         """Return these limits, with `default` as `max_calls` where nothing limits calls."""
         return self if self.max_calls is not None else replace(self, max_calls=default)

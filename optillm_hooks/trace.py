@@ -83,6 +83,11 @@ class Trace:
             self.listener(call)
 
     @property
+    def usage(self) -> Usage:
+        """The usage of all calls."""
+        return sum((call.usage for call in self.calls), Usage())
+
+    @property
     def lost(self) -> tuple[str, ...]:
         """The kinds of which any step was lost, with counts: "ratings:2/6"."""
         return tuple(f"{kind}:{lost}/{of}" for kind, (lost, of) in self.losses.items() if lost)

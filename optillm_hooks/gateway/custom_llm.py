@@ -182,6 +182,8 @@ class Provider(CustomLLM):
             )
         timeout = Limits(deadline_s=_seconds(call.get("timeout")))
         host = Limits(deadline_s=seconds_left(stream=stream))
+        of_client = _client(call)
+        limits = prepared.limits if of_client is None else of_client.begin(prepared)
         caller = read_caller(
             litellm_params,
             prepared.user,
@@ -196,7 +198,7 @@ class Provider(CustomLLM):
             chat=read_chat(with_files(messages) if prepared.route == "messages" else messages),
             client=client,
             n=optional.get("n") or 1,
-            limits=prepared.limits.lowered(timeout).lowered(host),
+            limits=limits.lowered(timeout).lowered(host),
             on_error=prepared.settings.on_error,
             progress=prepared.settings.progress,
             code_runner=code_runner(prepared.settings.code_runner),

@@ -21,7 +21,7 @@ from optillm_hooks.pipeline.events import Outcome
 from optillm_hooks.pipeline.plan import Plan
 from optillm_hooks.settings import RunSettings
 from optillm_hooks.trace import Trace
-from optillm_hooks.types import Fields, Json
+from optillm_hooks.types import Fields, Json, Usage
 
 Route = Literal["chat", "messages", "responses", "completions"]
 
@@ -106,6 +106,21 @@ class ClientRequest:
 
     outcome: Outcome | None = None
     """The result of the plan that has answered, which may be a fallback's."""
+
+    runs: list[Trace] = field(default_factory=list[Trace])
+    """The traces of the plans that have run, fallbacks' included; each once."""
+
+    def begin(self, prepared: Prepared) -> Limits:
+        """Note that a plan runs, and return what is left of its limits.
+
+        It may have run before: LiteLLM's gateway of MCP calls a model again with a tool's result.
+        The client's own limits are for its whole request, with every fallback.
+        """
+        spent = sum((trace.usage for trace in self.runs), Usage())
+        limits = prepared.limits.left(prepared.trace.usage).lowered(prepared.asked.left(spent))
+        if all(trace is not prepared.trace for trace in self.runs):
+            self.runs.append(prepared.trace)
+        return limits
 
     failures: CountedFailures = field(default_factory=CountedFailures)
     """The failures of its inner calls."""

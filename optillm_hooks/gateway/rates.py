@@ -59,7 +59,8 @@ class ModelRates:
     async def counting(self, expected: Callable[[], Usage]) -> AsyncIterator[Counted]:
         """Reserve the estimated tokens of a call while it runs, then count its real usage.
 
-        A call that is cut off counts with its prompt, one that fails with nothing. `expected` is
+        A call that is cut off, or whose provider reports no usage, counts with its prompt, one that
+        fails with nothing. `expected` is
         called only if tokens are limited.
 
         Raises:

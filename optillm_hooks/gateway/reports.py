@@ -5,7 +5,7 @@ import re
 from optillm_hooks.errors import OptiLLMError
 from optillm_hooks.gateway.prepared import Prepared
 from optillm_hooks.pipeline.events import Report
-from optillm_hooks.types import Json, Usage
+from optillm_hooks.types import Json
 
 _UNSAFE = re.compile(r"[^ -~]")
 """Characters not allowed in a header, such as line breaks: a name that matches a wildcard may
@@ -80,8 +80,7 @@ def log_line(prepared: Prepared, *, seconds: float, error: str) -> str:
 
     It holds no text of the user or of a model; the approach is given without its parameters.
     """
-    calls = prepared.trace.calls
-    usage = sum((call.usage for call in calls), Usage())
+    usage = prepared.trace.usage
     report = None if prepared.outcome is None else prepared.outcome.report
     values = {
         "call_id": prepared.trace.call_id,

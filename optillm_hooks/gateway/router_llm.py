@@ -153,7 +153,8 @@ class RouterLLM:
                     async for chunk in chunks:
                         delta = self._priced(read_delta(chunk, 0.0), chunk, chunks, inner)
                         received.add(delta)
-                        call.usage = received.usage or call.usage
+                        if received.usage is not None and received.usage.total_tokens:
+                            call.usage = received.usage
                         yield delta
                     self._count_fallback(chunks, inner)
                 finally:

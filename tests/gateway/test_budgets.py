@@ -1,5 +1,6 @@
 """Which of LiteLLM's budgets count, and what counts as spent."""
 
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -7,9 +8,16 @@ import pytest
 from litellm import BudgetExceededError, Router
 from litellm.proxy._types import UserAPIKeyAuth
 
+from optillm_hooks.budget import Limits
 from optillm_hooks.gateway import budgets
 from optillm_hooks.gateway.budgets import _budgets, _reserved, check_budgets
 from optillm_hooks.gateway.caller import CALL_ORIGIN, read_caller
+from optillm_hooks.gateway.model_facts import cached_model_facts
+from optillm_hooks.gateway.prepared import ClientRequest, Prepared
+from optillm_hooks.gateway.selection import select_deployment
+from optillm_hooks.settings import Settings
+from optillm_hooks.trace import CallRecord
+from optillm_hooks.types import Usage
 
 RESERVATION: dict[str, Any] = {
     "reserved_cost": 0.5,
@@ -155,3 +163,24 @@ def test_no_log_is_the_operators_to_allow(allowed: bool, extra: dict[str, object
 def test_a_caller_knows_what_is_reserved_for_the_outer_request() -> None:
     metadata = {"user_api_key_budget_reservation": RESERVATION}
     assert read_caller({"metadata": metadata}, None, {}).reservation == RESERVATION
+
+
+def test_a_plan_that_runs_again_for_a_request_gets_what_is_left_of_its_limits() -> None:
+    """As where LiteLLM's gateway of MCP has called a tool, and asks the model again."""
+    info = {"optillm": {"max_calls": 5, "max_tokens_total": 1000, "max_cost_usd": 0.5}}
+    selection = select_deployment("re2/base", "careful", {"model_info": info}, Settings(), None)
+    selection = replace(selection, asked=Limits(max_calls=4))
+    plan, other = (
+        Prepared(selection=selection, facts_of=cached_model_facts(None)) for _ in range(2)
+    )
+    client = ClientRequest("chat", "careful", plan)
+    assert client.begin(plan) == replace(plan.limits, max_calls=4)
+    spent = Usage(calls=3, prompt_tokens=100, completion_tokens=800, cost_usd=0.125)
+    call = CallRecord("re2", 0, "base", "answer", 1, 0.0, 1.0, "ok", spent)
+    plan.trace.record(call)
+    left = Limits(max_calls=1, max_tokens_total=100, max_cost_usd=0.375)
+    assert client.begin(plan) == left
+    plan.trace.record(call)
+    spent_up = Limits(max_calls=0, max_tokens_total=0, max_cost_usd=0.25)
+    assert client.begin(plan) == spent_up
+    assert client.begin(other) == replace(other.limits, max_calls=0)

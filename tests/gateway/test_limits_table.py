@@ -120,6 +120,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
         ),
         alias("capped", "re2", max_cost_usd=0.01, max_tokens_total=2000),
         alias("wide", "re2"),
+        alias("staged", "plansearch"),
         alias("capped_unpriced", "re2", "unpriced", max_cost_usd=1),
         alias("capped_mixed", "re2", "mixed", max_cost_usd=1),
         alias("capped_judge", "bon(judge=unpriced)", max_cost_usd=1),
@@ -230,6 +231,7 @@ SMUGGLED: dict[str, Any] = {
 }
 
 
+OTHERS = ("messages", "responses", "completions")
 LONG_PROMPTS = ("prediction", "schema")
 
 
@@ -244,8 +246,13 @@ def numbers(value: object) -> Iterator[float]:
         yield value
 
 
-@pytest.mark.parametrize(("smuggled", "way"), pairs(SMUGGLED, ["alias", "fallback"]))
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(
+    ("smuggled", "way", "route"),
+    [
+        *((*case, "chat") for case in pairs(SMUGGLED, ["alias", "fallback"])),
+        *((*case, route) for case, route in pairs(pairs(SMUGGLED, ["fallback", "alias"]), OTHERS)),
+    ],
+)
 def test_no_field_carries_a_length_or_choices_past_the_limits(
     proxy: Proxy, upstream: Upstream, smuggled: str, route: str, way: str
 ) -> None:
@@ -276,9 +283,13 @@ UNPRICED_WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("way", UNPRICED_WAYS)
-@pytest.mark.parametrize("base", ["unpriced", "mixed"])
+@pytest.mark.parametrize(
+    ("way", "base", "route"),
+    [
+        *((way, "unpriced", "chat") for way in UNPRICED_WAYS),
+        *((way, "mixed", route) for way, route in pairs(UNPRICED_WAYS, OTHERS)),
+    ],
+)
 def test_a_model_without_a_price_is_refused_where_cost_is_limited(
     proxy: Proxy, upstream: Upstream, base: str, way: str, route: str
 ) -> None:
@@ -343,3 +354,24 @@ def test_a_request_cannot_keep_its_calls_out_of_its_keys_spend(
     bill = made(upstream)
     assert bill.calls
     assert proxy.charged("sk-all") - before == pytest.approx(bill.dollars)
+
+
+def test_a_clients_limits_are_for_its_whole_request(proxy: Proxy, upstream: Upstream) -> None:
+    """The first plan fails after it has paid for a call; its fallback gets what is left."""
+
+    def fault(call: Call) -> Fault | None:
+        return Status(500) if call.body["model"] == "base" and call.index > 0 else None
+
+    upstream.play(Greedy(fault=fault))
+    body = body_of(
+        "chat",
+        "staged",
+        fallbacks=["limited_max_parallel"],
+        optillm_limits={"max_calls": 6},
+    )
+    answer = proxy.post(ROUTES["chat"], body, key="sk-all")
+    assert answer.status_code == 200, answer.text
+    asked_models = [call.body["model"] for call in upstream.calls]
+    assert asked_models.count("base") >= 2
+    assert asked_models.count(BASE) >= 1
+    assert len(asked_models) == 6, asked_models
