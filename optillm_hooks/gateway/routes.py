@@ -171,7 +171,8 @@ def _check_responses(data: Mapping[str, Any]) -> None:
         raise RequestRejected("tools must be a list", param="tools")
     for number, tool in enumerate(tools):
         _check_tool(tool, f"tools[{number}].type")
-        if not isinstance(tool.get("parameters"), dict | None):
+        parameters = tool.get("parameters") if isinstance(tool, dict) else None
+        if not isinstance(parameters, dict | None):
             raise RequestRejected(
                 f"tools[{number}].parameters must be an object", param=f"tools[{number}].parameters"
             )
@@ -211,8 +212,9 @@ _ITEM_TEXTS: Final = ("call_id", "id", "name", "role", "type")
 
 def _check_texts(item: object, where: str) -> None:
     """Refuse an item whose name or kind is not a string, which LiteLLM takes without a check."""
-    for field in _ITEM_TEXTS if isinstance(item, dict) else ():
-        if not isinstance(item.get(field), str | None):
+    fields = item if isinstance(item, dict) else {}
+    for field in _ITEM_TEXTS:
+        if not isinstance(fields.get(field), str | None):
             raise RequestRejected(f"{where}.{field} must be a string", param=f"{where}.{field}")
 
 
