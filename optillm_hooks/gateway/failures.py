@@ -28,16 +28,15 @@ from optillm_hooks.errors import (
     ProviderFailed,
     RequestRejected,
 )
+from optillm_hooks.gateway.masking import mask_credentials
 from optillm_hooks.gateway.model_names import PROVIDER
 
 _MAX_CHARS = 500
-_PREFIX = re.compile(r"^((litellm\.)?\w+(Error|Timeout): )+")
-_SECRET = re.compile(
-    r"\b(?:sk-|gsk_|hf_|xai-|pplx-|nvapi-|AIza|(?:api_?)?key=|Bearer\s+)[^\s&'\"]{4,}",
-    re.IGNORECASE,
-)
-"""API keys that providers repeat in error messages: by prefix, and in URLs and headers."""
+_READ_CHARS = 8192
+"""How much of an error's message is looked at."""
 
+_TRACEBACK = "Traceback (most recent call last)"
+_PREFIX = re.compile(r"^((litellm\.)?\w+(Error|Timeout): )+")
 _FAILURES = (
     openai.OpenAIError,
     httpx.HTTPError,  # a stream that breaks off
@@ -142,9 +141,14 @@ def _kind(exc: Exception) -> str | None:
 
 
 def _message(exc: Exception) -> str:
-    text = _PREFIX.sub("", str(getattr(exc, "message", "") or exc)).strip().split("\n", 1)[0]
-    text = text.split(". Received Model Group=", 1)[0]
-    return _SECRET.sub("[key]", text)[:_MAX_CHARS]
+    """Return the first line of an error, without credentials and LiteLLM's additions.
+
+    LiteLLM appends a traceback, which is all that there is if the error has no message.
+    """
+    text = str(getattr(exc, "message", "") or exc)[:_READ_CHARS].partition(_TRACEBACK)[0]
+    line = _PREFIX.sub("", text).strip().split("\n", 1)[0]
+    line = line.partition(". Received Model Group=")[0].rstrip(" -:")
+    return mask_credentials(line)[:_MAX_CHARS] or f"the call failed ({type(exc).__name__})"
 
 
 def _retry_after(exc: Exception) -> str | None:
