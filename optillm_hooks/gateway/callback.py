@@ -1,5 +1,6 @@
 """LiteLLM's hooks: a request's plan is made, and the request rewritten for our provider."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -11,6 +12,7 @@ from litellm.proxy._types import UserAPIKeyAuth
 from litellm.types.utils import CallTypes
 
 from optillm_hooks.errors import OptiLLMError, RequestRejected
+from optillm_hooks.gateway.budgets import RESERVATIONS
 from optillm_hooks.gateway.caller import metadata_of
 from optillm_hooks.gateway.cut_off import note_log
 from optillm_hooks.gateway.deployments import alias_model, proxy_router
@@ -65,6 +67,7 @@ class Hook(CustomLogger):
         router = proxy_router()
         if router is None:
             return data
+        RESERVATIONS.add(user_api_key_dict.budget_reservation)
         route = ROUTES.get(call_type)
         if route is None:
             _check_unserved(data.get("model"), call_type, router, user_api_key_dict)
@@ -108,6 +111,19 @@ class Hook(CustomLogger):
         elif client is not None and router and metadata.get("model_group") == client.model:
             _note_deployment(client, router, metadata, kwargs.get("temperature"))
         return None
+
+    async def async_log_success_event(
+        self,
+        kwargs: dict[str, Any],
+        response_obj: object,  # noqa: ARG002 (LiteLLM's signature)
+        start_time: object,  # noqa: ARG002
+        end_time: object,  # noqa: ARG002
+    ) -> None:
+        """Note that a plan's call is booked, once this task has called all other callbacks too."""
+        call = inner_call(metadata_of(kwargs.get("litellm_params") or {}))
+        task = asyncio.current_task()
+        if call is not None and task is not None:
+            task.add_done_callback(lambda _: call.payment.book())
 
     def async_post_call_streaming_iterator_hook(
         self,

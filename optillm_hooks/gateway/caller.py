@@ -12,6 +12,7 @@ from litellm.proxy.auth.auth_checks import can_key_call_resolved_model
 
 from optillm_hooks.gateway.cooldowns import CountedFailures
 from optillm_hooks.gateway.inner_call import InnerCall, inner_call
+from optillm_hooks.gateway.payments import Account
 from optillm_hooks.gateway.prepared import METADATA_KEY, attached
 
 CALL_ORIGIN = "optillm"
@@ -52,6 +53,7 @@ class Caller:
     needs_price: bool = False
     """Whether the request limits its cost."""
 
+    account: Account = field(default_factory=Account)
     call: InnerCall | None = None
     """The call of another plan that led here by a fallback."""
 
@@ -102,6 +104,7 @@ def read_caller(
         key if isinstance(key, UserAPIKeyAuth) else None,
         read_reservation(parent),
         needs_price,
+        Account(),
         inner_call(parent),
         failures=CountedFailures() if client is None else client.failures,
     )

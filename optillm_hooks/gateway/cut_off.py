@@ -49,7 +49,7 @@ def note_log(kwargs: Mapping[str, Any]) -> None:
 
 
 def book(call: InnerCall, text: str, usage: Callable[[], Usage]) -> None:
-    """Book a call that is cut off now, unless it was not sent yet or is booked already.
+    """Book a call that is cut off now, unless it was not sent yet or LiteLLM books it itself.
 
     It does not wait: LiteLLM's logging worker does the rest, whatever becomes of the request.
 
@@ -61,6 +61,7 @@ def book(call: InnerCall, text: str, usage: Callable[[], Usage]) -> None:
     log = call.log
     if log is None or not _is_owed(log):
         return
+    call.payment.owed = True
     GLOBAL_LOGGING_WORKER.ensure_initialized_and_enqueue(_logged(log, text, usage))
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from optillm_hooks.gateway.payments import Payment
+
 INNER_CALL_KEY = "optillm_call"
 
 
@@ -20,6 +22,7 @@ class InnerCall:
     needs_price: bool = False
     """Whether the request limits its cost, so that a model without a known price is refused."""
 
+    payment: Payment = field(default_factory=Payment)
     log: Any = None
     """LiteLLM's log of the attempt under way; None outside a proxy, where nobody is billed."""
 

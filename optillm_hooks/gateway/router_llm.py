@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from litellm.types.utils import ModelResponse, ModelResponseStream
 
 from optillm_hooks.answers.deltas import DeltaAccumulator
 from optillm_hooks.errors import ProviderFailed
-from optillm_hooks.gateway.budgets import check_budgets
+from optillm_hooks.gateway.budgets import check_budgets, paying
 from optillm_hooks.gateway.caller import Caller
 from optillm_hooks.gateway.convert import (
     is_cost,
@@ -44,6 +44,9 @@ from optillm_hooks.trace import Trace
 from optillm_hooks.types import Chat, Completion, Delta, Message, Sampling, Usage
 
 _FALLBACKS_HEADER = "x-litellm-attempted-fallbacks"
+_LONGEST_REPLY = 16_384
+"""Tokens that LiteLLM reserves for a reply of unknown length."""
+
 _BAD_REQUEST, _UNAVAILABLE = 400, 503
 
 
@@ -120,7 +123,7 @@ class RouterLLM:
 
     async def _whole(self, chat: Chat, sampling: Sampling, n: int) -> Sequence[Completion]:
         inner = self._caller.new_call(self.model)
-        async with self._on_account(chat, sampling, n) as call:
+        async with self._on_account(chat, sampling, n, inner) as call:
             request = self._request(chat, sampling, inner)
             with (
                 self._provider_errors(chat, sampling, n, inner),
@@ -135,11 +138,12 @@ class RouterLLM:
             self._count_fallback(response, inner)
             completions = read_completions(response, self._cost(response) + inner.cost_usd)
             call.usage = completions[0].usage
+            inner.payment.settle(call.usage.cost_usd)
             return completions
 
     async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
         inner, received = self._caller.new_call(self.model), _Received()
-        async with self._on_account(chat, sampling, 1) as call:
+        async with self._on_account(chat, sampling, 1, inner) as call:
             request = self._request(chat, sampling, inner)
             with (
                 self._provider_errors(chat, sampling, 1, inner),
@@ -157,12 +161,14 @@ class RouterLLM:
                             call.usage = received.usage
                         yield delta
                     self._count_fallback(chunks, inner)
+                    if received.usage is not None:
+                        inner.payment.settle(received.usage.cost_usd)
                 finally:
                     await chunks.aclose()
 
     @asynccontextmanager
     async def _on_account(
-        self, chat: Chat, sampling: Sampling, choices: int
+        self, chat: Chat, sampling: Sampling, choices: int, inner: InnerCall
     ) -> AsyncIterator[Counted]:
         """Make one call under the caller's budgets and rate limits.
 
@@ -177,12 +183,41 @@ class RouterLLM:
                 prompt_tokens=prompt, completion_tokens=choices * (sampling.max_tokens or 0)
             )
 
-        if self._router is not None:
-            caller = self._caller
+        async with AsyncExitStack() as stack:
             with as_sample_errors(), budgets_as_sample_errors():
-                await check_budgets(self.model, caller.key, self._router, caller.reservation)
-        async with self._rates.counting(expected) as call:
-            yield call
+                await stack.enter_async_context(self._paying(chat, sampling, choices, inner))
+            yield await stack.enter_async_context(self._rates.counting(expected))
+
+    @asynccontextmanager
+    async def _paying(
+        self, chat: Chat, sampling: Sampling, choices: int, inner: InnerCall
+    ) -> AsyncIterator[None]:
+        """Make one call under the caller's budgets.
+
+        Raises:
+            BudgetExceededError: LiteLLM's.
+        """
+        caller, router = self._caller, self._router
+
+        def most() -> float:
+            """Return what the call may cost, by the same rules as LiteLLM's reservations."""
+            price = self.facts.price
+            if price is None:
+                return 0.0
+            longest = self.facts.max_output_tokens or _LONGEST_REPLY
+            reply = choices * min(sampling.max_tokens or _LONGEST_REPLY, longest)
+            prompt = self.facts.count_tokens(chat, sampling)
+            return prompt * price.prompt + reply * price.completion
+
+        if caller.call is not None:  # the call that this one answers is paid for
+            if router is not None:
+                await check_budgets(self.model, caller.key, router, caller.reservation)
+            yield
+            return
+        async with paying(
+            self.model, caller.key, router, caller.account, caller.reservation, most
+        ) as inner.payment:
+            yield
 
     @contextmanager
     def _provider_errors(

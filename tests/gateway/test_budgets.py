@@ -1,5 +1,8 @@
 """Which of LiteLLM's budgets count, and what counts as spent."""
 
+import asyncio
+from collections.abc import Awaitable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -9,10 +12,12 @@ from litellm import BudgetExceededError, Router
 from litellm.proxy._types import UserAPIKeyAuth
 
 from optillm_hooks.budget import Limits
+from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.gateway import budgets
-from optillm_hooks.gateway.budgets import _budgets, _reserved, check_budgets
+from optillm_hooks.gateway.budgets import Reservations, _budgets, _reserved, check_budgets, paying
 from optillm_hooks.gateway.caller import CALL_ORIGIN, read_caller
 from optillm_hooks.gateway.model_facts import cached_model_facts
+from optillm_hooks.gateway.payments import Account, Payment
 from optillm_hooks.gateway.prepared import ClientRequest, Prepared
 from optillm_hooks.gateway.selection import select_deployment
 from optillm_hooks.settings import Settings
@@ -59,7 +64,8 @@ def test_a_users_budget_holds_for_team_keys_where_litellm_applies_it(
 ) -> None:
     proxy = ModuleType("proxy_server")
     vars(proxy)["general_settings"] = settings
-    key = UserAPIKeyAuth(api_key="k", user_id="u", team_id=team, user_max_budget=1.0)
+    limits = {"user_max_budget": 1.0, "team_max_budget": 1.0}
+    key = UserAPIKeyAuth(api_key="k", user_id="u", team_id=team, **limits)
     owners = [budget.owner for budget in _budgets(key, proxy)]
     assert ("User" in owners) is user_pays
     assert ("Team" in owners) is (team is not None)
@@ -78,9 +84,11 @@ class Limiter:
         self.asked.append(asked)
 
 
-def _proxy(monkeypatch: pytest.MonkeyPatch, *, spent: float) -> Limiter:
+def _proxy(monkeypatch: pytest.MonkeyPatch, *, counted: list[float]) -> Limiter:
+    """Have a proxy whose counters show `counted`, one after the other, and then the last."""
+
     async def get_current_spend(**_: object) -> float:
-        return spent
+        return counted.pop(0) if len(counted) > 1 else counted[0]
 
     limiter, proxy = Limiter(), ModuleType("proxy_server")
     vars(proxy).update(
@@ -92,38 +100,155 @@ def _proxy(monkeypatch: pytest.MonkeyPatch, *, spent: float) -> Limiter:
     return limiter
 
 
+async def refuses(checked: Awaitable[object]) -> bool:
+    try:
+        await checked
+    except BudgetExceededError:
+        return True
+    return False
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    ("spent", "reservation", "refused"),
+    ("counted", "reservation", "refused"),
     [
         (0.99, None, False),
         (1.0, None, True),
-        (1.2, RESERVATION, False),
-        (1.25, RESERVATION, True),
+        (1.25, RESERVATION, False),
+        (9.0, RESERVATION, False),
+        (1.0, RESERVATION | {"finalized": True}, True),
     ],
-    ids=["less", "all of it", "less, without what is reserved", "all of it without that"],
+    ids=["less", "all of it", "reserved", "reserved, as for others", "settled"],
 )
-async def test_a_budget_is_used_up_once_all_of_it_is_spent(
+async def test_a_request_is_refused_if_all_of_a_budget_is_spent(
     monkeypatch: pytest.MonkeyPatch,
-    spent: float,
+    counted: float,
     reservation: dict[str, Any] | None,
     refused: bool,
 ) -> None:
-    _proxy(monkeypatch, spent=spent)
+    """LiteLLM reserves of a budget only while it has room: what others hold is not spent."""
+    _proxy(monkeypatch, counted=[counted])
     key = UserAPIKeyAuth(token="k", max_budget=1.0)
-    checked = check_budgets("base", key, Router(), reservation)
-    if refused:
-        with pytest.raises(BudgetExceededError):
-            await checked
-    else:
-        await checked
+    assert await refuses(check_budgets("base", key, Router(), reservation)) is refused
+
+
+@pytest.mark.anyio
+async def test_what_litellm_holds_for_other_requests_is_not_spent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _proxy(monkeypatch, counted=[1.2])
+    key, other = UserAPIKeyAuth(token="k", max_budget=1.0), dict(RESERVATION)
+    reservations = Reservations()
+    monkeypatch.setattr(budgets, "RESERVATIONS", reservations)
+    reservations.add(other)
+    assert not await refuses(check_budgets("base", key, Router()))
+    other["finalized"] = True
+    assert await refuses(check_budgets("base", key, Router()))
+
+
+@pytest.mark.anyio
+async def test_a_reservation_that_is_taken_back_at_once_refuses_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As LiteLLM does with that of a request which it refuses at the same time."""
+    _proxy(monkeypatch, counted=[1.2, 0.1])
+    key = UserAPIKeyAuth(token="k", max_budget=1.0)
+    assert not await refuses(check_budgets("base", key, Router()))
+
+
+def pay(
+    usd: float,
+    key: UserAPIKeyAuth,
+    account: Account | None = None,
+    reservation: dict[str, Any] | None = None,
+) -> AbstractAsyncContextManager[Payment]:
+    return paying("base", key, Router(), account or Account(), reservation, lambda: usd)
+
+
+@pytest.mark.anyio
+async def test_a_call_waits_for_those_that_may_use_up_the_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted = [0.1]
+    _proxy(monkeypatch, counted=counted)
+    key, started = UserAPIKeyAuth(token="waits", max_budget=1.0), asyncio.Event()
+
+    async def second() -> None:
+        async with pay(0.5, key):
+            started.set()
+
+    async with asyncio.TaskGroup() as group:
+        async with pay(0.9, key) as first:
+            group.create_task(second())
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert not started.is_set()
+            first.settle(0.3)
+        counted[:] = [0.4]
+        first.book()
+        await asyncio.wait_for(started.wait(), 5)
+
+
+@pytest.mark.anyio
+async def test_a_call_that_waited_is_refused_if_the_budget_is_used_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted = [0.1]
+    _proxy(monkeypatch, counted=counted)
+    key = UserAPIKeyAuth(token="waits in vain", max_budget=1.0)
+
+    async def second() -> bool:
+        return await refuses(pay(0.5, key).__aenter__())
+
+    async with asyncio.TaskGroup() as group:
+        async with pay(0.9, key) as first:
+            waiting = group.create_task(second())
+            await asyncio.sleep(0)
+        counted[:] = [1.0]
+        first.book()
+    assert waiting.result()
+
+
+@pytest.mark.anyio
+async def test_a_call_that_is_not_sent_or_fails_leaves_its_room_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _proxy(monkeypatch, counted=[0.1])
+    key, account = UserAPIKeyAuth(token="fails", max_budget=1.0), Account()
+    for error in (ProviderFailed("no"), asyncio.CancelledError()):
+        with pytest.raises(type(error)):
+            async with pay(9.0, key, account):
+                raise error
+        assert account.charged_usd == 0
+    async with asyncio.timeout(5), pay(9.0, key):
+        pass
+
+
+@pytest.mark.anyio
+async def test_what_is_reserved_for_a_request_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    _proxy(monkeypatch, counted=[9.0])
+    key, account = UserAPIKeyAuth(token="k", max_budget=1.0), Account()
+    async with pay(0.2, key, account, RESERVATION), pay(0.2, key, account, RESERVATION):
+        assert account.charged_usd == pytest.approx(0.4)
+        assert await refuses(pay(0.2, key, account, RESERVATION).__aenter__())
+
+
+@pytest.mark.anyio
+async def test_a_budget_for_a_model_counts_the_calls_under_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limiter = _proxy(monkeypatch, counted=[0.0])
+    key = UserAPIKeyAuth(token="m", model_max_budget={"base": {"budget_limit": 1.0}})
+    async with pay(0.25, key), pay(0.25, key):
+        limits = [a["user_api_key_dict"].model_max_budget["base"] for a in limiter.asked]
+    assert limits == [{"budget_limit": 1.0}, {"budget_limit": 1.0}, {"budget_limit": 0.75}]
 
 
 @pytest.mark.anyio
 async def test_a_teams_budget_for_a_model_is_checked_beside_the_keys_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    limiter = _proxy(monkeypatch, spent=0.0)
+    limiter = _proxy(monkeypatch, counted=[0.0])
     of_key, of_team = {"base": {"budget_limit": 1.0}}, {"base": {"budget_limit": 2.0}}
     key = UserAPIKeyAuth(
         token="k", team_id="t", model_max_budget=of_key, team_model_max_budget=of_team
