@@ -179,14 +179,15 @@ def _check_base(selection: Selection, router: Router, key: UserAPIKeyAuth | None
     base = selection.base
     found = deployments(router, base, key)
     is_alias = any(alias_model(deployment) is not None for deployment in found)
-    if not is_configured(router, base, key):
+    configured = is_configured(router, base, key)
+    if not configured:
         refuse_second_prefix(Named(selection.plan.label, base))
-        if is_alias or not found:
-            raise RequestRejected(
-                f"no model {base!r} is configured (requested as {selection.requested!r})",
-                param="model",
-            )
-    elif is_alias:
+    if not found or (is_alias and not configured):
+        raise RequestRejected(
+            f"no model {base!r} is configured (requested as {selection.requested!r})",
+            param="model",
+        )
+    if is_alias:
         raise RequestRejected(
             f"the base model {base!r} is itself an alias of an approach: the base must be an "
             f"ordinary model. To replace the approach of {base!r}, name another one in the "

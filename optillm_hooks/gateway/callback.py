@@ -211,7 +211,7 @@ def _note_deployment(
     chosen = router.get_deployment(model_id=str(deployment_id(metadata)))
     if prepared is None or prepared.is_final or chosen is None:
         return
-    deployment = chosen.model_dump(exclude_none=True)
+    deployment = {**chosen.model_dump(exclude_none=True), "model_info": metadata["model_info"]}
     model = alias_model(deployment)
     client.is_plain = model is None
     if model is not None:

@@ -14,6 +14,7 @@ from optillm_hooks.gateway.cooldowns import CountedFailures
 from optillm_hooks.gateway.inner_call import InnerCall, inner_call
 from optillm_hooks.gateway.payments import Account
 from optillm_hooks.gateway.prepared import METADATA_KEY, attached
+from optillm_hooks.gateway.request_tags import RequestTags, read_request_tags
 
 CALL_ORIGIN = "optillm"
 """Marks inner calls in LiteLLM's logs. The rate limiter skips marked calls and counts the usage of
@@ -59,6 +60,9 @@ class Caller:
 
     failures: CountedFailures = field(default_factory=CountedFailures)
     """The failures of the client's request, whatever plans it leads to."""
+
+    tags: RequestTags = field(default_factory=RequestTags)
+    """The tags by which LiteLLM's router chooses among deployments."""
 
     def new_call(self, model: str) -> InnerCall:
         """Return a new call of `model` for this caller."""
@@ -107,6 +111,7 @@ def read_caller(
         Account(),
         inner_call(parent),
         failures=CountedFailures() if client is None else client.failures,
+        tags=read_request_tags(parent),
     )
 
 

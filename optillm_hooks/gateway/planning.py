@@ -89,7 +89,8 @@ async def _for_each(
     prepared = planned[0].prepared
     if aliases and not (prepared and prepared.selection.is_aliass_own):
         refused += [each for each in found if not is_alias(each)]
-    ids = [deployment_id(each) for each in refused]
+    served = {each.prepared.selection.deployment_id for each in planned if each.prepared}
+    ids = {deployment_id(each) for each in refused} - served
     return replace(planned[0], refused_deployments=frozenset(filter(None, ids)))
 
 

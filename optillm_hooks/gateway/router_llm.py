@@ -267,7 +267,11 @@ class RouterLLM:
             **self._caller.extra,
             "model": self.model,
             "messages": write_chat(chat),
-            "metadata": {**self._caller.metadata, INNER_CALL_KEY: inner},
+            "metadata": {
+                **self._caller.metadata,
+                **self._caller.tags.metadata(each.params for each in self.facts.deployments),
+                INNER_CALL_KEY: inner,
+            },
         }
         if self._router is not None:
             request["failure_callback"] = [self._caller.failures]

@@ -249,9 +249,12 @@ def on_deployment(
     Raises:
         RequestRejected: the name or the settings are invalid, or do not allow the client's plan.
     """
-    if not selection.on_alias or selection.deployment_id == deployment_id(params):
+    if not selection.on_alias:
         return selection
-    named, alias = model_names.from_deployment(model), alias_settings(params)
+    alias = alias_settings(params)  # LiteLLM gives deployments that differ in these only one id
+    if selection.deployment_id == deployment_id(params) and selection.settings == alias:
+        return selection
+    named = model_names.from_deployment(model)
     target = _Target(named.base, named.expression, "alias", alias, deployment_id(params))
     _check_lock(selection.requested, target, selection.source)
     plan, calls = selection.plan, selection.calls
