@@ -1,15 +1,18 @@
 """Proxy startup: validates our part of the configuration, and sets up our logger."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from litellm.router_utils.pattern_match_deployments import PatternMatchRouter
+from litellm.secret_managers.main import get_secret_bool
 
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway import cut_off, model_names
-from optillm_hooks.gateway.deployments import alias_model, proxy_module
+from optillm_hooks.gateway.deployments import alias_model, is_alias, proxy_module
 from optillm_hooks.gateway.operator_settings import alias_settings, call_limit, valid_settings
 from optillm_hooks.pipeline.expression import parse
-from optillm_hooks.pipeline.plan import resolve
+from optillm_hooks.pipeline.plan import Plan, resolve
 from optillm_hooks.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -35,36 +38,95 @@ def use_litellm_logging() -> None:
 def log_problems() -> None:
     """Log each problem in the configuration of the proxy, if this process runs one."""
     proxy_config = getattr(proxy_module(), "proxy_config", None)
-    for problem in problems(getattr(proxy_config, "config", None) or {}):
-        _log.error("optillm: %s", problem)
+    config = getattr(proxy_config, "config", None) or {}
+    for problem in problems(config, models_come_later=bool(get_secret_bool("STORE_MODEL_IN_DB"))):
+        _log.log(problem.level, "optillm: %s", problem.text)
     if proxy_config is not None and (unbooked := cut_off.problem()) is not None:
         _log.error("optillm: %s", unbooked)
 
 
-def problems(config: Mapping[str, Any]) -> list[str]:
-    """Return one line per mistake in `config`, the proxy's YAML, that makes requests fail."""
-    return list(_problems(config))
+class Problem(NamedTuple):
+    text: str
+    level: int = logging.ERROR
+    """That of the log line: a warning, if it may not be a mistake."""
 
 
-def _problems(config: Mapping[str, Any]) -> Iterator[str]:
-    settings = Settings()
+def problems(config: Mapping[str, Any], *, models_come_later: bool = False) -> list[Problem]:
+    """Return the mistakes in `config`, the proxy's YAML, that make requests fail.
+
+    Args:
+        config: the YAML.
+        models_come_later: whether LiteLLM may add models from its database, whatever the YAML says.
+    """
+    return list(_problems(config, models_come_later))
+
+
+def _problems(config: Mapping[str, Any], models_come_later: bool) -> Iterator[Problem]:
+    settings, names = Settings(), _Names(config)
+    later = models_come_later or bool(
+        (config.get("general_settings") or {}).get("store_model_in_db")
+    )
+    level = logging.WARNING if later else logging.ERROR
     try:
         given = (config.get("litellm_settings") or {}).get("optillm_settings")
         settings = valid_settings(given)
         if settings.default_approach is not None:
-            _check_plan(settings.default_approach, settings)
+            plan = _checked(settings.default_approach, settings)
+            for said in names.missing(plan.model_groups):
+                yield Problem(f"litellm_settings: default_approach names {said}", level)
     except RequestRejected as exc:
-        yield f"litellm_settings: {exc}; requests that name an approach are refused"
+        yield Problem(f"litellm_settings: {exc}; requests that name an approach are refused")
     for entry in config.get("model_list") or ():
+        if not is_alias(entry):
+            continue
+        where = f"model {entry.get('model_name')!r}"
         try:
-            alias = alias_model(entry)
-            if alias is None or "*" in alias:
-                continue
             alias_settings(entry)
-            _check_plan(model_names.from_deployment(alias).expression, settings)
+            named = model_names.from_deployment(str(alias_model(entry)))
+            plan = _checked(named.expression, settings)
         except RequestRejected as exc:
-            yield f"model {entry.get('model_name')!r}: {exc}; requests for it are refused"
+            yield Problem(f"{where}: {exc}; requests for it are refused")
+            continue
+        for said in names.missing({named.base, *plan.model_groups}):
+            yield Problem(f"{where}: it calls {said}; requests for it are refused", level)
 
 
-def _check_plan(text: str, settings: Settings) -> None:
-    call_limit(settings, by_operator=True).check(resolve(parse(text)), 1)
+def _checked(text: str, settings: Settings) -> Plan:
+    plan = resolve(parse(text))
+    call_limit(settings, by_operator=True).check(plan, 1)
+    return plan
+
+
+class _Names:
+    """The model names that the proxy's YAML serves."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._aliases: set[str] = set()
+        self._names: set[str] = set()
+        self._wildcards = PatternMatchRouter()
+        router = config.get("router_settings") or {}
+        groups = [each.get("group_name") for each in router.get("routing_groups") or ()]
+        self._names.update(router.get("model_group_alias") or {}, map(str, groups))
+        for entry in config.get("model_list") or ():
+            info = entry.get("model_info") or {}
+            for name in (
+                entry.get("model_name"),
+                info.get("team_public_model_name"),
+                info.get("id"),
+            ):
+                self._add(name, entry)
+
+    def _add(self, name: object, entry: dict[str, Any]) -> None:
+        if not isinstance(name, str):
+            return
+        if "*" in name and alias_model(entry) is None:
+            self._wildcards.add_pattern(name, entry)
+        (self._aliases if is_alias(entry) else self._names).add(name)
+
+    def missing(self, named: Iterable[str]) -> Iterator[str]:
+        """Yield what is wrong with each of `named` that cannot be a plan's model."""
+        for name in sorted(named):
+            if name in self._aliases:
+                yield f"{name!r}, which is itself an alias of an approach"
+            elif name not in self._names and not self._wildcards.get_deployments_by_pattern(name):
+                yield f"{name!r}, which is not configured"

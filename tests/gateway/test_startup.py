@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from optillm_hooks.gateway.startup import log_problems, problems, use_litellm_logging
-from tests.proxy import alias, hooked_config, model_group
+from tests.proxy import Config, alias, hooked_config, model_group
 
 MODEL = model_group("base", "http://127.0.0.1:9")
 
@@ -41,8 +41,58 @@ def test_a_right_configuration_has_no_problems() -> None:
 )
 def test_each_problem_is_told_once(wrong: dict[str, Any], said: str) -> None:
     [problem] = problems(wrong)
-    assert said in problem
-    assert "refused" in problem
+    assert said in problem.text
+    assert "refused" in problem.text
+    assert problem.level == logging.ERROR
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (alias("a", "re2", "nobody"), "model 'a': it calls 'nobody', which is not configured"),
+        (alias("a", "bon(judge=nobody)"), "model 'a': it calls 'nobody', which is not configured"),
+        (alias("a", "moa(models=[base,x])"), "model 'a': it calls 'x', which is not configured"),
+        (alias("a", "re2", "a"), "'a', which is itself an alias"),
+        (alias("a", "re2", "optillm/re2/base"), "'optillm/re2/base', which is not configured"),
+        (alias("a", "re2", "served"), "'served', which is not configured"),
+    ],
+    ids=str,
+)
+def test_an_alias_of_a_model_that_does_not_exist_is_told(wrong: Config, said: str) -> None:
+    """With a database, a model may come later."""
+    [problem] = problems(config(wrong))
+    assert said in problem.text
+    assert "requests for it are refused" in problem.text
+    assert problem.level == logging.ERROR
+    [later] = problems(config(wrong), models_come_later=True)
+    assert later == problem._replace(level=logging.WARNING)
+    stored = config(wrong) | {"general_settings": {"store_model_in_db": True}}
+    assert problems(stored) == [later]
+
+
+def test_the_default_approach_may_name_a_model_that_does_not_exist_too() -> None:
+    [problem] = problems(config(default_approach="bon(judge=nobody)"))
+    assert problem.text == (
+        "litellm_settings: default_approach names 'nobody', which is not configured"
+    )
+
+
+@pytest.mark.parametrize(
+    "base", ["base", "served/any", "gpt-4o", "short", "hidden", "team-model", "id-7", "everything"]
+)
+def test_every_kind_of_name_is_a_model(base: str) -> None:
+    right = config(
+        alias("a", "re2", base),
+        model_group("served/*", "http://127.0.0.1:9"),
+        model_group("openai/*", "http://127.0.0.1:9"),
+        model_group("internal", "http://127.0.0.1:9")
+        | {"model_info": {"team_id": "t", "team_public_model_name": "team-model", "id": "id-7"}},
+    )
+    right["router_settings"] |= {
+        "model_group_alias": {"short": "base", "hidden": {"model": "base", "hidden": True}},
+        "routing_groups": [{"group_name": "everything", "models": ["base"]}],
+    }
+    assert problems(right) == []
 
 
 def stock_loggers(monkeypatch: pytest.MonkeyPatch) -> tuple[logging.Logger, logging.Logger]:
