@@ -304,13 +304,17 @@ def test_a_model_without_a_price_is_refused_where_cost_is_limited(
 
 
 def test_so_with_a_tag_and_with_a_judge(proxy: Proxy, upstream: Upstream) -> None:
-    upstream.play(Greedy())
+    """A tag that cannot be served is text, to which no limits apply."""
     limited = {"optillm_limits": {"max_cost_usd": 1}}
     tagged = body_of("chat", "unpriced", "<optillm_approach>re2</optillm_approach> ", **limited)
-    for body in (tagged, body_of("chat", "capped_judge")):
+    upstream.play(Greedy())
+    for body, reason in (
+        (tagged, "optillm_limits need an approach"),
+        (body_of("chat", "capped_judge"), "the price of 'unpriced' is not known"),
+    ):
         answer = proxy.post(ROUTES["chat"], body, key="sk-all")
         assert answer.status_code == 400
-        assert "the price of 'unpriced' is not known" in answer.text
+        assert reason in answer.text
     assert not upstream.calls
 
 
