@@ -14,6 +14,7 @@ from litellm.types.utils import CallTypes
 from optillm_hooks.errors import OptiLLMError, RequestRejected
 from optillm_hooks.gateway.budgets import RESERVATIONS
 from optillm_hooks.gateway.caller import metadata_of
+from optillm_hooks.gateway.convert import is_amount
 from optillm_hooks.gateway.cut_off import note_log
 from optillm_hooks.gateway.deployments import alias_model, proxy_router
 from optillm_hooks.gateway.failures import over_budget, to_proxy
@@ -187,20 +188,15 @@ class Hook(CustomLogger):
         result: Any,
         call_type: str,  # noqa: ARG002 (LiteLLM's signature)
     ) -> tuple[dict[str, Any], Any]:
-        """Return what LiteLLM is about to book for a call, without numbers below zero.
+        """Return what LiteLLM is about to book for a call, without negative or absurd numbers.
 
-        They come of a negative usage that a provider reports, and would lower the spend of a key.
+        They come of the usage that a provider reports: one below zero would lower a key's spend.
         """
         for booked in (kwargs, kwargs.get("standard_logging_object")):
             for name in _BOOKED:
-                if isinstance(booked, dict) and _is_below_zero(booked.get(name)):
+                if isinstance(booked, dict) and not is_amount(booked.get(name) or 0):
                     booked[name] = 0
         return kwargs, result
-
-
-def _is_below_zero(value: object) -> bool:
-    """Return whether `value` is a negative number, or none that compares with others (NaN)."""
-    return isinstance(value, int | float) and not value >= 0
 
 
 def _note_deployment(

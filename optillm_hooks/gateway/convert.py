@@ -351,7 +351,8 @@ def read_usage(usage: Any, cost_usd: float) -> Usage:
             (prompt, "cached_tokens"),
         )
     ]
-    if not (is_cost(cost_usd) and all(map(_is_count, counts))):
+    whole = all(isinstance(count, int) for count in counts)
+    if not (whole and all(map(is_amount, (cost_usd, *counts)))):
         return Usage(calls=1)
     read, written, reasoned, cached = counts
     return Usage(
@@ -364,13 +365,9 @@ def read_usage(usage: Any, cost_usd: float) -> Usage:
     )
 
 
-def is_cost(value: object) -> bool:
-    """Return whether `value` can be the price of a call: a number, finite and not negative."""
+def is_amount(value: object) -> bool:
+    """Return whether `value` can be the price or the tokens of a call: not negative or absurd."""
     return type(value) in (int, float) and 0 <= cast(float, value) < _MOST
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < _MOST
 
 
 def _read_logprobs(logprobs: Any) -> tuple[TokenLogprob, ...]:

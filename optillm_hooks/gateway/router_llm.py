@@ -16,7 +16,7 @@ from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.gateway.budgets import check_budgets, paying
 from optillm_hooks.gateway.caller import Caller
 from optillm_hooks.gateway.convert import (
-    is_cost,
+    is_amount,
     read_completions,
     read_delta,
     write_chat,
@@ -320,7 +320,7 @@ class RouterLLM:
             return replace(delta, usage=usage + Usage(cost_usd=inner.cost_usd))
         deployment = (getattr(chunk, "_hidden_params", None) or {}).get("model_id")
         told = stream_cost(chunk, stream, deployment)
-        if told is not None and is_cost(told):
+        if told is not None and is_amount(told):
             return replace(delta, usage=usage + Usage(cost_usd=told))
         price = self.facts.price_at(deployment)
         if price is None:
@@ -337,7 +337,7 @@ def stream_cost(chunk: ModelResponseStream, stream: object, deployment: object) 
     """
     usage = getattr(chunk, "usage", None)
     told: Any = getattr(usage, "cost", None)
-    if is_cost(told):
+    if is_amount(told):
         return float(told)
     log: Any = getattr(stream, "logging_obj", None)
     if log is None or log.get_router_model_id() != deployment:

@@ -71,8 +71,8 @@ async def called(
     return found, None if client is None else client.prepared
 
 
-@pytest.mark.parametrize("number", [-0.04, -7, float("nan")])
-async def test_nothing_below_zero_is_booked(number: float) -> None:
+@pytest.mark.parametrize("number", [-0.04, -7, float("nan"), 1e30, 10**400])
+async def test_nothing_absurd_is_booked(number: float) -> None:
     booked = {"response_cost": number, "completion_tokens": 5, "model": "base"}
     kwargs = {**booked, "standard_logging_object": dict(booked)}
     found, result = await hook.async_logging_hook(kwargs, "reply", "acompletion")
