@@ -53,6 +53,9 @@ class ThinkSplitter:
     def __init__(self, *, opened: bool = False, markers: Markers = MARKERS) -> None:
         self._opening, self._closing = markers
         self._held = ""
+        self._blanks: list[str] = []
+        """Whitespace with which the reply begins, which is text if no thinking follows."""
+
         self._state: Literal["start", "thinking", "after", "text"] = (
             "thinking" if opened else "start"
         )
@@ -67,11 +70,15 @@ class ThinkSplitter:
         reasoning = ""
         if self._state == "start":
             begun = self._held.lstrip()
+            self._blanks.append(self._held[: len(self._held) - len(begun)])
+            self._held = begun
             if self._opening.startswith(begun):
                 return Split("", "")
             self._state = "thinking" if begun.startswith(self._opening) else "text"
             if self._state == "thinking":
                 self._held = begun.removeprefix(self._opening).lstrip("\n")
+            else:
+                self._held = "".join([*self._blanks, begun])
         if self._state == "thinking":
             reasoning, marker, rest = self._held.partition(self._closing)
             if not marker:
@@ -88,4 +95,6 @@ class ThinkSplitter:
     def close(self) -> Split:
         """Return what was held back; no more follows."""
         held, self._held = self._held, ""
+        if self._state == "start":
+            held = "".join([*self._blanks, held])
         return Split("", held) if self.thinking else Split(held, "")

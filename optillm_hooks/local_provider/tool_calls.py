@@ -9,11 +9,14 @@ import secrets
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from optillm_hooks.answers.section_filter import overlap
 from optillm_hooks.local_provider.grammar import json_rule
 from optillm_hooks.types import ToolCall
+
+_MAX_CHECKS = 8
+"""How many closing markers in strings of a call are looked at, each by parsing the call so far."""
 
 _LINE = '"\\n"'
 _ID_LETTERS = string.ascii_letters + string.digits
@@ -126,7 +129,21 @@ class CallFinder:
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
-        self._held = ""
+        self._state: Literal["text", "call", "rest"] = "text"
+        """Whether what comes is text, a call up to its closing marker, or a call to the end."""
+
+        self._held: list[str] = []
+        """What came and is not certain yet: whitespace, then what may be a call."""
+
+        self._end = ""
+        """The end of it that may be the beginning of a marker."""
+
+        self._body = 0
+        """Length of the held text before the body of the call."""
+
+        self._checks = 0
+        """How many closing markers were in a string of the call."""
+
         self._begun = False
         """Whether there was text other than whitespace."""
 
@@ -139,54 +156,71 @@ class CallFinder:
 
     def feed(self, text: str) -> Found:
         """Return the text and calls that are certain by now."""
-        self._held += text
-        shown, calls = "", tuple[ToolCall, ...]()
-        while not self.done and (found := self._next()) is not None:
-            shown, calls = shown + found.text, calls + found.calls
-        return Found(shown, calls)
+        shown, calls = list[str](), tuple[ToolCall, ...]()
+        while text and not self.done:
+            if self._state == "rest":
+                self._held.append(text)
+                break
+            found, text = (self._in_call if self._state == "call" else self._in_text)(text)
+            shown.append(found.text)
+            calls += found.calls
+        return Found("".join(shown), calls)
 
     def close(self) -> Found:
         """Return what was held back; no more follows."""
-        held, self._held = self._held, ""
+        held = "".join(self._held) + (self._end if self._state == "text" else "")
         if self.calls and (self.done or not held.strip()):
             return Found("")
-        form = self._tools.form
-        before, opening, body = held.partition(form.opening)
-        if form.closing:
+        if self._state != "rest":
             return Found(held)
-        if not opening and self._bare(held):
-            before, body = "", held
-        return self._read(before, body, held)
+        before, opening, body = held.partition(self._tools.form.opening)
+        return self._read(before, body, held) if opening else self._read("", held, held)
 
-    def _next(self) -> Found | None:
-        """Remove and return the next certain piece of the held text."""
+    def _in_text(self, piece: str) -> tuple[Found, str]:
+        """Return the certain text of what has come up to `piece`, and what is still to be read."""
         form = self._tools.form
-        at = self._held.find(form.opening)
+        text = self._end + piece
+        if form.bare and not self._begun and text.lstrip().startswith("{"):
+            self._state = "rest"
+            return Found(""), text
+        at = text.find(form.opening)
+        certain = text[: at if at >= 0 else len(text) - overlap(text, form.opening)]
+        self._end = "" if at >= 0 else text[len(certain) :]
+        shown = certain.rstrip()
+        if shown:
+            self._begun = True
+            shown, self._held = "".join([*self._held, shown]), []
+        self._held.append(certain[len(certain.rstrip()) :])
         if at < 0:
-            return None if self._bare(self._held) else self._text()
-        start = at + len(form.opening)
-        end = self._held.find(form.closing, start) if form.closing else -1
-        while end >= 0 and _cut_in_a_string(self._held[start:end]):
-            end = self._held.find(form.closing, end + 1)
-        if end < 0:
-            return None
-        before, body = self._held[:at], self._held[start:end]
-        written = self._held[: end + len(form.closing)]
-        self._held = self._held.removeprefix(written)
-        return self._read(before, body, written)
+            return Found(shown), ""
+        self._state = "call" if form.closing else "rest"
+        self._held.append(form.opening)
+        self._body = sum(map(len, self._held))
+        self._checks = 0
+        return Found(shown), text[at + len(form.opening) :]
 
-    def _text(self) -> Found | None:
-        """Return the part that is certainly text: no trailing whitespace, no partial marker."""
-        half = overlap(self._held, self._tools.form.opening)
-        certain = self._held[: len(self._held) - half].rstrip()
-        if not certain:
-            return None
-        self._held = self._held.removeprefix(certain)
-        self._begun = True
-        return Found(certain)
+    def _in_call(self, piece: str) -> tuple[Found, str]:
+        """Return the calls that end in `piece`, or else their text, and what follows them.
 
-    def _bare(self, text: str) -> bool:
-        return self._tools.form.bare and not self._begun and text.lstrip().startswith("{")
+        A closing marker in a string of the call does not end it, unless there are many of these.
+        """
+        closing = self._tools.form.closing
+        text = self._end + piece
+        self._held.append(piece)
+        end = text.find(closing)
+        while end >= 0:
+            held = "".join(self._held)
+            self._held = [held]
+            at = len(held) - len(text) + end
+            body = held[self._body : at]
+            if self._checks == _MAX_CHECKS or not _cut_in_a_string(body):
+                self._state, self._end, self._held = "text", "", []
+                written = held[: at + len(closing)]
+                return self._read("", body, written), held[len(written) :]
+            self._checks += 1
+            end = text.find(closing, end + 1)
+        self._end = text[len(text) - overlap(text, closing) :]
+        return Found(""), ""
 
     def _read(self, before: str, body: str, written: str) -> Found:
         """Return `before` and the calls in `body`; if there are none, `written` as text."""

@@ -5,7 +5,9 @@ text is part of the prompt here and does not count against the budget. Thinking 
 number of thoughts is paid for, then cut after the words that begin the surplus thought.
 """
 
+import re
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from optillm_hooks.context import Context
 from optillm_hooks.decoding.remote.calls import (
@@ -119,15 +121,11 @@ def up_to_thought(text: str, words: tuple[str, ...], maximum: int) -> tuple[str,
 
     `words` begin thoughts. Words that overlap count as one thought.
     """
-    at = thoughts = 0
-    while thoughts < maximum:
-        found = [(text.find(word, at), len(word)) for word in words if word in text[at:]]
-        if not found:
-            return text, thoughts
-        start, length = min(found)
-        at = start + length
-        thoughts += 1
-    return text[:at], thoughts
+    if maximum <= 0:
+        return "", 0
+    shortest_first = sorted(map(re.escape, words), key=len)
+    found = list(islice(re.finditer("|".join(shortest_first), text), maximum))
+    return text[: found[-1].end()] if len(found) == maximum else text, len(found)
 
 
 def _tokens(reply: Completion) -> int:
