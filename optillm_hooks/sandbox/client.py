@@ -29,8 +29,11 @@ from optillm_hooks.sandbox.places import Places
 from optillm_hooks.sandbox.zygote import FORK_REQUEST, STARTED
 from optillm_hooks.types import Json
 
-MAX_WORKERS: Final = max(2, os.cpu_count() or 1)
-"""Maximum number of concurrent workers per event loop and module; further requests wait."""
+MAX_WORKERS: Final = max(3, os.cpu_count() or 1)
+"""Maximum number of concurrent workers per event loop and module; further requests wait.
+
+One tenant gets all but one of them, at least two.
+"""
 
 PATIENCE: Final = 4
 """How much longer than its CPU time a worker may take: the proxy and its other workers go first."""

@@ -27,6 +27,7 @@ from optillm_hooks.pipeline.run import run, with_draft
 from optillm_hooks.pipeline.stream import stream
 from optillm_hooks.prompts import question
 from optillm_hooks.registry import Kind, NoParams, Rest, Result
+from optillm_hooks.sandbox.places import tenant
 from optillm_hooks.testing import HANG, ONE_CALL, AnsweringLLM, Reply, ScriptedLLM, chat
 from optillm_hooks.trace import Trace
 from optillm_hooks.types import (
@@ -777,3 +778,19 @@ async def test_requests_one_after_another_in_a_task_do_not_add_their_depths() ->
     for _ in range(2):
         answered = await outcome(request((answerer(draft),)), ScriptedLLM(["42"]))
         assert answered.report.depth == 1
+
+
+async def test_requests_of_one_caller_share_the_places_of_workers_as_one_tenant() -> None:
+    seen: list[object] = []
+
+    async def look(_chat: Chat, _llm: LLM, _params: NoParams, _ctx: Context) -> Answer:
+        seen.append(tenant.get())
+        return Answer("42")
+
+    for caller in ("key", "key", "other", "", ""):
+        await outcome(request([answerer(look)], caller=caller), ScriptedLLM([]))
+        await events(request([answerer(look)], caller=caller), ScriptedLLM([]))
+    assert len(seen) == 10
+    assert seen[:6] == ["key"] * 4 + ["other"] * 2
+    assert len(set(seen[6:])) == 4  # without a key, each request is a tenant of its own
+    assert None not in seen
