@@ -102,13 +102,15 @@ class Hook(CustomLogger):
     ) -> dict[str, Any] | None:
         """Note the deployment that the router has chosen for a client, or for a plan's own call.
 
-        The headers of a stream tell of the deployment's plan. A plan's call is booked in its log of
-        LiteLLM's if it is cut off.
+        The headers of a stream tell of the deployment's plan. LiteLLM's log of a plan's call is
+        where it is booked if it is cut off. An alias that answers it may get fields of reasoning.
         """
         metadata = metadata_of(kwargs)
         client, router = attached(metadata), proxy_router()
         if inner_call(metadata) is not None:
             note_log(kwargs)
+            if alias_model({"litellm_params": kwargs}) is not None:
+                return _with_reasoning(kwargs)
         elif client is not None and router and metadata.get("model_group") == client.model:
             _note_deployment(client, router, metadata, kwargs.get("temperature"))
         return None
@@ -278,11 +280,15 @@ def _rewritten(data: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
     if prepared.route == "messages":
         prepared.body = {name: data[name] for name in CONVERTED if data.get(name) is not None}
     prepared.cache = data["cache"] if isinstance(data.get("cache"), dict) else {}
-    allowed = data.get("allowed_openai_params")
     return {
-        **without_nulls(data),
+        **_with_reasoning(without_nulls(data)),
         "model": prepared.deployment,
         "num_retries": 0,  # a retry would run, and pay, the whole plan again
         "cache": _UNCACHED,
-        "allowed_openai_params": [*(allowed or []), *_REASONING_FIELDS],
     }
+
+
+def _with_reasoning(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request for our provider in which fields of reasoning are allowed."""
+    allowed = request.get("allowed_openai_params") or []
+    return {**request, "allowed_openai_params": [*allowed, *_REASONING_FIELDS]}

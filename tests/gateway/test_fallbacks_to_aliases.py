@@ -41,7 +41,10 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
         [
             *(model_group(name, upstream.url) for name in (*BROKEN, "base", "other")),
             model_group("single", upstream.url, model="cerebras/single"),
+            model_group("thinker", upstream.url, model="openai/gpt-5"),
+            model_group("small_thinker", upstream.url, model="openai/gpt-5-mini"),
             unpriced,
+            alias("thoughtful", "re2", base="small_thinker"),
             alias("careful", "self_consistency(n=3)"),
             alias("again", "re2", base="looped"),
             alias("unknown", "re2", base="unpriced"),
@@ -63,6 +66,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
             {"hop_on": ["second"]},
             {"several": ["lent"]},
             {"shared": ["two"]},
+            {"thinker": ["thoughtful"]},
             {"one_at_a_time": ["one_by_one"]},
         ],
         "context_window_fallbacks": [{"long": ["careful"]}],
@@ -249,3 +253,15 @@ def test_fields_of_the_call_reach_the_base(proxy: Proxy, upstream: Upstream, str
     assert first.pop("model") == "solo"
     assert second.pop("model") == "base"
     assert first == second
+
+
+@STREAMED
+@pytest.mark.parametrize("field", [{"reasoning_effort": "low"}, {"verbosity": "low"}], ids=str)
+def test_fields_of_reasoning_reach_the_base(
+    proxy: Proxy, upstream: Upstream, field: dict[str, Any], stream: bool
+) -> None:
+    upstream.play(Script(fault=lambda c: Status(500) if c.body["model"] == "gpt-5" else None))
+    told(ask(proxy, "re2-thinker", stream=stream, **field))
+    [last] = answered(upstream)
+    assert last.body["model"] == "gpt-5-mini"
+    assert field.items() <= last.body.items()
