@@ -64,6 +64,11 @@ class Caller:
     tags: RequestTags = field(default_factory=RequestTags)
     """The tags by which LiteLLM's router chooses among deployments."""
 
+    @property
+    def share(self) -> str:
+        """Whose share of the proxy's time the calls take: the key's, or that of all without one."""
+        return str(self.metadata.get("user_api_key") or "")
+
     def new_call(self, model: str) -> InnerCall:
         """Return a new call of `model` for this caller."""
         tried = set[str]() if self.call is None else self.call.tried

@@ -40,6 +40,7 @@ from optillm_hooks.gateway.refusals import (
     refuses_n,
     refuses_whole,
 )
+from optillm_hooks.gateway.turns import wait_for_turn
 from optillm_hooks.trace import Trace
 from optillm_hooks.types import Chat, Completion, Delta, Message, Sampling, Usage
 
@@ -170,7 +171,7 @@ class RouterLLM:
     async def _on_account(
         self, chat: Chat, sampling: Sampling, choices: int, inner: InnerCall
     ) -> AsyncIterator[Counted]:
-        """Make one call under the caller's budgets and rate limits.
+        """Make one call in its turn, under the caller's budgets and rate limits.
 
         Raises:
             BudgetExceeded: one of the caller's budgets is used up.
@@ -183,6 +184,8 @@ class RouterLLM:
                 prompt_tokens=prompt, completion_tokens=choices * (sampling.max_tokens or 0)
             )
 
+        if self._router is not None:
+            await wait_for_turn(self._caller.share)
         async with AsyncExitStack() as stack:
             with as_sample_errors(), budgets_as_sample_errors():
                 await stack.enter_async_context(self._paying(chat, sampling, choices, inner))
