@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from optillm_hooks.answers.equivalence import classes
-from optillm_hooks.answers.extraction import extract
 from optillm_hooks.answers.values import Extracted
 from optillm_hooks.types import FinishReason, Json
 
@@ -64,14 +62,19 @@ class Choice:
 
 
 def read_path(
-    text: str, margins: Sequence[float], ends: Sequence[int], finish_reason: FinishReason
+    text: str,
+    margins: Sequence[float],
+    ends: Sequence[int],
+    finish_reason: FinishReason,
+    found: Extracted | None,
 ) -> Path:
     """Return a branch with its answer and confidence.
 
-    `ends[i]`: the length of the text up to and including token i. `margins[i]`: the difference
-    between the probabilities of the two likeliest tokens at this place.
+    `found`: its final answer; without one, the answer is the whole text. `ends[i]`: the length of
+    the text up to and including token i. `margins[i]`: the difference between the probabilities of
+    the two likeliest tokens at this place.
     """
-    found = extract(text, lenient=True) or Extracted(text, 0, len(text))
+    found = found or Extracted(text, 0, len(text))
     confidence = span_confidence(margins, ends, found.start, found.end)
     return Path(text, found.answer, confidence, finish_reason)
 
@@ -87,13 +90,12 @@ def span_confidence(margins: Sequence[float], ends: Sequence[int], start: int, e
     return sum(inside) / len(inside) if inside else 0.0
 
 
-def choose(paths: Sequence[Path], *, aggregate: bool) -> Choice:
+def choose(paths: Sequence[Path], same: Sequence[int | None], *, aggregate: bool) -> Choice:
     """Return the most confident path of the answer with the highest score; ties: the first.
 
-    Paths with text are preferred to empty ones, and finished paths to truncated ones. Equivalent
-    answers count as one.
+    Paths with text are preferred to empty ones, and finished paths to truncated ones. `same` has
+    the class of each path's answer; equivalent answers count as one.
     """
-    same = classes([path.answer for path in paths])
     able = [at for at, path in enumerate(paths) if path.text.strip()] or list(range(len(paths)))
     able = [at for at in able if paths[at].finish_reason != "length"] or able
     scores: dict[int | None, float] = {}

@@ -18,7 +18,6 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from optillm_hooks.answers.equivalence import AnswerClasses
-from optillm_hooks.answers.extraction import extract
 from optillm_hooks.decoding.outcome import Decoded
 from optillm_hooks.types import FinishReason, Json
 
@@ -188,6 +187,7 @@ class ConfidenceMonitor:
 class _Ended:
     confidences: Sequence[float]
     text: str
+    answer: str | None
     finish_reason: FinishReason
     stopped: bool
 
@@ -235,16 +235,34 @@ class Election:
         number: int,
         monitor: ConfidenceMonitor,
         text: str,
+        answer: str | None,
         finish_reason: FinishReason,
         *,
         stopped: bool,
     ) -> None:
-        """Record the end of a trace."""
-        self._close(number, _Ended(monitor.confidences, text, finish_reason, stopped))
+        """Record the end of a trace, whose final answer is `answer`; `count` then counts it."""
+        self._ended[number] = _Ended(monitor.confidences, text, answer, finish_reason, stopped)
 
     def fail(self, number: int) -> None:
         """Record that a trace failed."""
-        self._close(number, None)
+        self._ended[number] = None
+
+    def count(self) -> bool:
+        """Count the next trace, if it has ended; return whether there was one.
+
+        One at a time, so that an event loop can run in between.
+        """
+        warming = self._counted < self._warmup
+        if self.settled or self._counted not in self._ended:
+            return False
+        if warming and len(self._ended) < self._warmup:
+            return False
+        if not self._counted:
+            self._set_floor()
+        self._count()
+        if self._counted >= self._warmup:
+            self.settled = self._has_consensus()
+        return True
 
     def outcome(self) -> Decoded:
         """Return the most confident trace of the answer with the highest weight.
@@ -252,6 +270,8 @@ class Election:
         At least one trace must be complete. If none reached the floor, which only rounding or NaN
         confidences can cause, all of them vote.
         """
+        while self.count():
+            pass
         vote = self._vote if len(self._vote) else Vote(self._below)
         best = vote.winner()
         weights = sorted(vote.weights().values(), reverse=True)
@@ -262,19 +282,6 @@ class Election:
         }
         return Decoded(best.text, best.finish_reason, facts)
 
-    def _close(self, number: int, ended: _Ended | None) -> None:
-        self._ended[number] = ended
-        if self._floor is None:
-            if len(self._ended) < self._warmup:
-                return
-            self._set_floor()
-            for _ in range(self._warmup):
-                self._count()
-            self.settled = self._has_consensus()
-        while not self.settled and self._counted in self._ended:
-            self._count()
-            self.settled = self._has_consensus()
-
     def _count(self) -> None:
         """Count the next trace, which has ended."""
         ended = self._ended[self._counted]
@@ -284,10 +291,9 @@ class Election:
         if ended.stopped:
             self._stopped += 1
             return
-        found = extract(ended.text, lenient=True)
         trace = SampledTrace(
             ended.text,
-            found.answer if found else None,
+            ended.answer,
             trace_confidence(ended.confidences, self._window, self._settings.confidence_metric),
             ended.finish_reason,
         )

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
+from optillm_hooks.answers.extraction import excerpt, extract
 from optillm_hooks.context import Context
 from optillm_hooks.decoding.confidence import listed_margin
 from optillm_hooks.decoding.cot_decoding import CotSettings, Path, choose, read_path
@@ -25,11 +26,16 @@ from optillm_hooks.decoding.remote.calls import (
 )
 from optillm_hooks.errors import EmptyCompletion
 from optillm_hooks.fanout import finished
+from optillm_hooks.final_answer import groups
 from optillm_hooks.llm import LLM
+from optillm_hooks.reading import read_or
 from optillm_hooks.types import Answer, Chat, Completion, Sampling, TokenLogprob, Usage
 
 _NO_TEXT = re.compile(r"<[|\uff5c].*[|\uff5c]>|</?s>|<eos>|<end_of_turn>|\s*|.*\ufffd.*", re.DOTALL)
 """End tokens of common vocabularies, whitespace, and parts of a character."""
+
+_MAX_READ = 100_000
+"""Length of a branch that is searched for its answer."""
 
 _TOP = 3
 """Top log-probabilities to request for the two likeliest: vLLM lists the sampled token first."""
@@ -60,7 +66,9 @@ async def cot_decode(
     ctx.trace.count("branches", lost=len(calls) - len(found), of=len(calls))
     if found[0].reply.tool_calls:
         return _completion(found[0].reply)
-    choice = choose([branch.path for branch in found], aggregate=settings.aggregate_paths)
+    paths = [branch.path for branch in found]
+    same = await groups([excerpt(path.answer) for path in paths], ctx)
+    choice = choose(paths, same, aggregate=settings.aggregate_paths)
     ctx.trace.note("cot_decoding", **choice.facts())
     return _completion(next(branch.reply for branch in found if branch.path is choice.path))
 
@@ -116,7 +124,8 @@ async def _branch(
     text = start + rest.text
     margins = [listed_margin(top_logprobs(token)) for token in (first, *tokens)]
     ends = token_ends(text, [start, *(token.token for token in tokens)])
-    path = read_path(text, margins, ends, rest.finish_reason)
+    answer = await read_or(None, ctx, extract, text[:_MAX_READ], lenient=True)
+    path = read_path(text, margins, ends, rest.finish_reason, answer)
     return _Branch(path, replace(rest, text=text, logprobs=()))
 
 

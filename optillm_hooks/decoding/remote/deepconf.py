@@ -4,11 +4,13 @@ Confidence is the mean over the 20 top log-probabilities that a provider returns
 are limited to the number of warm-up samples, so that a consensus saves the rest.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
 from optillm_hooks.answers.deltas import DeltaAccumulator
+from optillm_hooks.answers.extraction import excerpt, extract
 from optillm_hooks.context import Context
 from optillm_hooks.decoding.confidence import listed_confidence
 from optillm_hooks.decoding.deepconf import ConfidenceMonitor, DeepConfSettings, Election
@@ -16,6 +18,7 @@ from optillm_hooks.decoding.remote.calls import MAX_ALTERNATIVES, token_logprobs
 from optillm_hooks.errors import SampleError
 from optillm_hooks.fanout import outcomes, sample_many
 from optillm_hooks.llm import LLM
+from optillm_hooks.reading import read_or
 from optillm_hooks.types import Chat, Completion, FinishReason, Sampling, Usage
 
 _OTHER_SEEDS = 2
@@ -49,16 +52,18 @@ async def deepconf_decode(
         number, monitor = election.open()
         for token in token_logprobs(trace):
             monitor.add(listed_confidence(top_logprobs(token)))
-        election.close(number, monitor, trace.text, trace.finish_reason, stopped=False)
+        answer = await _answer(trace.text, ctx)
+        election.close(number, monitor, trace.text, answer, trace.finish_reason, stopped=False)
     for _ in range(warmup - len(whole)):
         election.fail(election.open()[0])
+    await _count(election)
 
     async def work() -> None:
         while election.wanted > 0:
             number, monitor = election.open()
             seeded = replace(scored, sample=scored.sample + _OTHER_SEEDS * warmup + number)
             try:
-                await _trace(chat, seeded, llm, election, number, monitor)
+                await _trace(chat, seeded, llm, election, number, monitor, ctx)
             except SampleError:
                 ctx.trace.count("traces", lost=1, of=1)
                 raise
@@ -78,6 +83,7 @@ async def _trace(
     election: Election,
     number: int,
     monitor: ConfidenceMonitor,
+    ctx: Context,
 ) -> None:
     """Stream one trace until it ends or falls below the floor."""
     written, finish_reason, stopped = DeltaAccumulator(), "stop", False
@@ -92,6 +98,21 @@ async def _trace(
                     break
     except SampleError:
         election.fail(number)
+        await _count(election)
         raise
     reason: FinishReason = "length" if finish_reason == "length" else "stop"
-    election.close(number, monitor, written.answer(reason).text, reason, stopped=stopped)
+    text = written.answer(reason).text
+    answer = None if stopped else await _answer(text, ctx)
+    election.close(number, monitor, text, answer, reason, stopped=stopped)
+    await _count(election)
+
+
+async def _answer(text: str, ctx: Context) -> str | None:
+    found = await read_or(None, ctx, extract, excerpt(text), lenient=True)
+    return found.answer if found else None
+
+
+async def _count(election: Election) -> None:
+    """Count the traces that have ended; other requests run between them."""
+    while election.count():  # noqa: ASYNC110 (it waits for nothing)
+        await asyncio.sleep(0)

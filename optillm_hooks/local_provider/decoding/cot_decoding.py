@@ -6,6 +6,8 @@ Settings, confidence and the choice of a branch: `decoding.cot_decoding`.
 from collections.abc import Sequence
 from dataclasses import replace
 
+from optillm_hooks.answers.equivalence import classes
+from optillm_hooks.answers.extraction import extract
 from optillm_hooks.decoding.cot_decoding import CotSettings, Path, choose, read_path
 from optillm_hooks.decoding.outcome import Decoded
 from optillm_hooks.local_provider.decoding.base import (
@@ -59,13 +61,15 @@ class CotDecoding:
 
     def close(self, branch: Branch, output: BranchOutput) -> None:
         if isinstance(branch, _ForcedFirstToken):
+            found = extract(output.text, lenient=True)
             self._paths[branch] = read_path(
-                output.text, branch.margins, output.ends, output.finish_reason
+                output.text, branch.margins, output.ends, output.finish_reason, found
             )
 
     def outcome(self) -> Decoded:
         paths = [self._paths[branch] for branch in self._opened]
-        choice = choose(paths, aggregate=self._settings.aggregate_paths)
+        same = classes([path.answer for path in paths])
+        choice = choose(paths, same, aggregate=self._settings.aggregate_paths)
         return Decoded(choice.path.text, choice.path.finish_reason, choice.facts())
 
 

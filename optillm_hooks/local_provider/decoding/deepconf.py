@@ -5,6 +5,7 @@ Settings, confidence and the vote: `decoding.deepconf`.
 
 from collections.abc import Sequence
 
+from optillm_hooks.answers.extraction import extract
 from optillm_hooks.decoding.deepconf import ConfidenceMonitor, DeepConfSettings, Election
 from optillm_hooks.decoding.outcome import Decoded
 from optillm_hooks.local_provider.decoding.base import (
@@ -58,13 +59,17 @@ class DeepConf:
         if not isinstance(branch, _MonitoredTrace):
             return
         self._open.discard(branch)
+        found = extract(output.text, lenient=True)
         self._election.close(
             branch.number,
             branch.monitor,
             output.text,
+            found.answer if found else None,
             output.finish_reason,
             stopped=output.stopped,
         )
+        while self._election.count():
+            pass
         if self._election.settled:
             for other in self._open:
                 other.stopped = True

@@ -222,13 +222,15 @@ def test_the_vote_does_not_depend_on_the_order_in_which_traces_end(order: list[i
     for answer in ("1", "2"):
         number, monitor = election.open()
         monitor.add(10.0)
-        election.close(number, monitor, answer, "stop", stopped=False)
+        election.close(number, monitor, answer, answer, "stop", stopped=False)
+    while election.count():
+        pass
     running = [election.open() for _ in range(5)]
     answers = ("3", "1", "1", "2", "2")
     for at in order:
         number, monitor = running[at]
         monitor.add(20.0)
-        election.close(number, monitor, answers[at], "stop", stopped=False)
+        election.close(number, monitor, answers[at], answers[at], "stop", stopped=False)
     outcome = election.outcome()
     assert outcome.text == "1"
     assert outcome.facts == {"traces": 5, "stopped": 0, "votes": [50.0, 20.0, 10.0]}
