@@ -129,7 +129,8 @@ class Budget:
             return Reservation(sampling, 0, 0, Price(0.0, 0.0), choices)
         facts = llm.facts
         prompt = facts.count_tokens(chat, sampling)
-        room, limited_by = self._reply_room(facts.price, prompt, choices)
+        price = facts.price_of(sampling)
+        room, limited_by = self._reply_room(price, prompt, choices)
         thinking = facts.thinking_tokens(sampling)
         if room <= thinking:
             self.stop(limited_by)
@@ -148,7 +149,7 @@ class Budget:
             replace(sampling, max_tokens=max_tokens),
             prompt,
             reply,
-            facts.price or Price(0.0, 0.0),
+            price or Price(0.0, 0.0),
             choices,
         )
         self.calls_taken += 1

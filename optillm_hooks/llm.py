@@ -64,6 +64,10 @@ class ModelFacts:
     remember: Callable[[frozenset[str]], None] = _not_remembered
     """Remembers fields that the model has refused together, so that `takes` knows it."""
 
+    def price_of(self, _sampling: Sampling) -> Price | None:
+        """Return the price of a call with these fields, which may choose a dearer service."""
+        return self.price
+
     def supports(self, name: str) -> bool:
         """Return whether the model is known to accept the request field `name`."""
         return name in self.supported

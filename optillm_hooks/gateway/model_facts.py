@@ -27,7 +27,7 @@ from optillm_hooks.gateway.sampling_rules import (
 from optillm_hooks.llm import ModelFacts, Price
 from optillm_hooks.local_provider.thinking import template_reasons
 from optillm_hooks.settings import DeploymentSettings, explain
-from optillm_hooks.types import Sampling
+from optillm_hooks.types import Fields, Sampling
 
 LOCAL_PROVIDER = "optillm-local"
 
@@ -36,6 +36,9 @@ _LOCAL_FIELDS = (FIELD, "logprobs", "n", "response_format", "tools", "top_logpro
 
 _PREFIX_FIELDS = ("continue_final_message", "logprobs", "top_logprobs")
 """Fields that a deployment accepts if the operator has set its `continues_prefix`."""
+
+_DEARER = frozenset({"audio", "prediction", "service_tier"})
+"""Fields of a request with prices of their own."""
 
 _MAX_CHOICES = 128
 """The maximum `n` of OpenAI's API."""
@@ -54,6 +57,12 @@ class GroupFacts(ModelFacts):
         """Return the price of the deployment with that id; the group's for an unknown id."""
         return self.prices.get(deployment, self.price)
 
+    def price_of(self, sampling: Sampling) -> Price | None:
+        fields = sampling.fields
+        if self.price is None or _DEARER.isdisjoint(fields):
+            return self.price
+        return _highest([_price(each, fields) for each in self.deployments])
+
 
 FactsOf = Callable[[str], GroupFacts]
 
@@ -71,16 +80,13 @@ def model_facts(router: Router | None, model: str, key: UserAPIKeyAuth | None = 
     found = _found(router, model, key)
     lengths = [each.info.get("max_output_tokens") for each in found]
     prices = [_price(each) for each in found]
-    known = [price for price in prices if price is not None]
     fields = [each.supported for each in found]
     supported = frozenset.intersection(*fields) if fields else frozenset[str]()
     return GroupFacts(
         count_tokens=PromptTokens(model).count,
         max_n=_MAX_CHOICES if "n" in supported else 1,
         max_output_tokens=min((n for n in lengths if isinstance(n, int)), default=None),
-        price=Price(max(p.prompt for p in known), max(p.completion for p in known))
-        if known and len(known) == len(prices)
-        else None,
+        price=_highest(prices),
         reasoning=of_all([reasoning(each.name, each.info) for each in found]),
         supported=supported,
         takes=partial(
@@ -206,11 +212,31 @@ def _continues_prefix(info: dict[str, Any]) -> bool:
         ) from None
 
 
-def _price(deployment: Deployment) -> Price | None:
+def _highest(prices: Sequence[Price | None]) -> Price | None:
+    """Return the highest of `prices`; None if one of them is not known, or there are none."""
+    known = [price for price in prices if price is not None]
+    if not known or len(known) < len(prices):
+        return None
+    return Price(max(p.prompt for p in known), max(p.completion for p in known))
+
+
+def _price(deployment: Deployment, fields: Fields | None = None) -> Price | None:
+    """Return the price of a deployment, for a call with `fields` that may make it dearer."""
     if deployment.provider == LOCAL_PROVIDER:
         return Price(0.0, 0.0)
-    prompt = deployment.info.get("input_cost_per_token")
-    completion = deployment.info.get("output_cost_per_token")
-    if prompt is None or completion is None:
+    prompt, completion = ["input_cost_per_token"], ["output_cost_per_token"]
+    if any(deployment.info.get(name) is None for name in (*prompt, *completion)):
         return None
-    return Price(float(prompt), float(completion))
+    fields = fields or {}
+    tier = fields.get("service_tier")
+    prompt.append(f"{prompt[0]}_{tier}")
+    completion.append(f"{completion[0]}_{tier}")
+    if "audio" in fields:
+        completion.append("output_cost_per_audio_token")
+    if "prediction" in fields:  # what is wrong of it is billed as completion
+        prompt += completion
+    return Price(_max_price(deployment, prompt), _max_price(deployment, completion))
+
+
+def _max_price(deployment: Deployment, names: Sequence[str]) -> float:
+    return max(float(deployment.info.get(name) or 0.0) for name in names)

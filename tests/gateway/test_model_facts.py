@@ -10,6 +10,8 @@ from litellm import Router
 from litellm.utils import custom_llm_setup
 
 from optillm_hooks.gateway.model_facts import model_facts
+from optillm_hooks.llm import Price
+from optillm_hooks.types import Sampling
 
 
 @pytest.fixture(autouse=True)
@@ -112,3 +114,30 @@ def test_a_local_model_reasons_as_its_chat_template_shows(tmp_path: Path) -> Non
     ):
         found = model_facts(Router(model_list=[group(model, info)]), "x")
         assert found.reasoning == when, model
+
+
+@pytest.mark.parametrize(
+    ("fields", "price"),
+    [
+        ({}, Price(1e-6, 4e-6)),
+        ({"service_tier": "flex"}, Price(1e-6, 4e-6)),
+        ({"service_tier": "priority"}, Price(2e-6, 8e-6)),
+        ({"service_tier": [5]}, Price(1e-6, 4e-6)),
+        ({"prediction": {"content": "x"}}, Price(4e-6, 4e-6)),
+        ({"audio": {"voice": "a"}}, Price(1e-6, 9e-5)),
+    ],
+    ids=str,
+)
+def test_a_dearer_service_is_reserved_at_its_price(fields: dict[str, Any], price: Price) -> None:
+    prices = {
+        "input_cost_per_token": 1e-6,
+        "output_cost_per_token": 4e-6,
+        "input_cost_per_token_priority": 2e-6,
+        "output_cost_per_token_priority": 8e-6,
+        "output_cost_per_token_flex": 1e-6,
+        "output_cost_per_audio_token": 9e-5,
+    }
+    facts = model_facts(Router(model_list=[group("openai/mine", prices)]), "x")
+    assert facts.price_of(Sampling(fields=fields)) == price
+    unpriced = model_facts(Router(model_list=[group("openai/mine")]), "x")
+    assert unpriced.price_of(Sampling(fields=fields)) is None
