@@ -11,7 +11,8 @@ INSTALLED := $(VENV)/.installed
 # A second environment on top of the first, with the newest LiteLLM.
 NEWEST := .venv-newest
 NEWEST_TESTS := $(patsubst %,tests/gateway/test_%.py,callback provider clients sdks failures \
-	disconnect ways_around budgets rates stream_helpers wire_replies cooldowns)
+	disconnect ways_around budgets rates stream_helpers wire_replies cooldowns \
+	balanced_alias models_of_others)
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint unit newest benchmarks-check install

@@ -6,11 +6,25 @@ choose among deployments of a base model that know them, but do not exclude all 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from importlib.metadata import version
+from typing import Any, Final
 
-from litellm.constants import ROUTING_REQUEST_TAGS_METADATA_KEY
+from litellm import constants
 
 from optillm_hooks.gateway.deployments import proxy_router
+
+_KEY: Final[str | None] = getattr(constants, "ROUTING_REQUEST_TAGS_METADATA_KEY", None)
+"""The entry in a call's metadata by which LiteLLM routes it, if there are tags."""
+
+
+def problem() -> str | None:
+    """Return why tags cannot be read with this version of LiteLLM."""
+    if _KEY is not None:
+        return None
+    return (
+        f"LiteLLM {version('litellm')} has no ROUTING_REQUEST_TAGS_METADATA_KEY: the tags of a "
+        "request route the calls of its plan as well, to base models with these tags only"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +40,17 @@ class RequestTags:
 
         `deployments`: the `litellm_params` of those that the router chooses from.
         """
-        if not self.requested:
+        if _KEY is None or not self.requested:
             return {}
         known = {tag for params in deployments for tag in params.get("tags") or ()}
         left = tuple(tag for tag in self.requested if tag in known or tag not in self.spent)
-        return {ROUTING_REQUEST_TAGS_METADATA_KEY: left}
+        return {_KEY: left}
 
 
 def read_request_tags(metadata: Mapping[str, Any]) -> RequestTags:
     """Return the tags of a request from its metadata, once the router has chosen a deployment."""
     router, info = proxy_router(), metadata.get("model_info") or {}
-    requested = tuple(metadata.get(ROUTING_REQUEST_TAGS_METADATA_KEY) or ())
+    requested = tuple(metadata.get(_KEY or "") or ())
     if router is None or not requested:
         return RequestTags()
     deployment = router.get_deployment(model_id=str(info.get("id")))
