@@ -48,9 +48,9 @@ async def test_a_worker_reads_what_the_function_reads() -> None:
 
 
 async def test_the_time_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "LIMITS", replace(reading.LIMITS, seconds=0))
+    monkeypatch.setattr(reading, "LIMITS", replace(reading.LIMITS, seconds=0.01))
     with pytest.raises(NotRead):
-        await read(read_rating, f"{LONG}\nRATING: 7", 0, 10)
+        await read(majority, [f"x^2+{n}" for n in range(800)])  # takes about a second
 
 
 async def test_a_text_that_is_not_read_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,8 +116,8 @@ async def test_what_is_too_long_or_takes_too_long_is_not_read(
         await find_tests(long)
     with pytest.raises(UnusableReply):
         await find_program(long)
-    monkeypatch.setattr(testing, "LIMITS", replace(testing.LIMITS, seconds=0))
+    monkeypatch.setattr(testing, "LIMITS", replace(testing.LIMITS, seconds=0.001))
     with pytest.raises(WorkerFailed):
-        await find_tests(ASKED)
+        await find_tests("assert f(1) == 2\n" * 60_000)
     with pytest.raises(UnusableReply):
-        await find_program(PROGRAM)
+        await find_program(f"```\n[{'[1, 2, 3],' * 6_000}]\n```")
