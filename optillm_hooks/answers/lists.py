@@ -12,6 +12,8 @@ _MARK = re.compile(
     re.VERBOSE,
 )
 
+_MAX_LENGTH = 100_000
+
 
 def read_items(text: str) -> list[str]:
     """Return the items of the list in `text`, without their markers.
@@ -19,8 +21,9 @@ def read_items(text: str) -> list[str]:
     An item starts with a bullet, a number ("2.", "(2)", "Hint 2:") or a letter ("b)"), and includes
     the lines below it and nested lists. Text before the first item, and unindented text after a
     blank line, is not part of an item. In a text without list markers, each paragraph is an item.
+    Of a text longer than 100,000 characters, the beginning is read.
     """
-    text = text.expandtabs(4)
+    text = text[:_MAX_LENGTH].expandtabs(4)
     items: list[list[str]] = []
     outer = 0
     after_blank = outside = False

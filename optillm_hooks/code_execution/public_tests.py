@@ -6,9 +6,10 @@ with these names, but not examples in prose, such as "f(2) is 4".
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, DocTestParser, Example, OutputChecker
+from itertools import chain, islice
 from typing import Final
 
 from optillm_hooks.answers.code_blocks import CodeBlock, code_blocks
@@ -18,6 +19,9 @@ MAX_TESTS: Final = 16
 
 MAX_CHARACTERS: Final = 1 << 16
 """Maximum length of a reply that is searched for a program."""
+
+_MAX_PARSED: Final = 1 << 14
+"""Maximum length of a test or of a block without a language that is parsed."""
 
 _EXAMPLE: Final = re.compile(
     r"^([ \t]*)>>>.*\n?(?:\1(?![ \t]*(?:'{3}|\"{3}|`{3})).*\S.*\n?)*", re.MULTILINE
@@ -78,13 +82,17 @@ class PublicTests:
 
 
 def read_tests(request: str) -> PublicTests:
-    """Return the tests in a request's text in order, at most `MAX_TESTS` of each kind."""
-    calls = [*_interpreted(request), *_asserted(request)]
+    """Return the tests in a request's text in order, at most `MAX_TESTS` of each kind.
+
+    Of a request longer than `MAX_CHARACTERS`, the end is searched.
+    """
+    request = request[-MAX_CHARACTERS:]
+    calls = islice(chain(_interpreted(request), _asserted(request)), MAX_TESTS)
     inputs = [
         InputTest(_block(pair, "input"), _block(pair, "output").strip())
-        for pair in _PAIR.finditer(request)
+        for pair in islice(_PAIR.finditer(request), MAX_TESTS)
     ]
-    return PublicTests(calls[:MAX_TESTS], inputs[:MAX_TESTS])
+    return PublicTests([*calls], inputs)
 
 
 def _block(pair: re.Match[str], name: str) -> str:
@@ -105,16 +113,14 @@ def read_program(reply: str) -> str | None:
     return reply if "\n" in reply.strip() and _parses(reply) else None
 
 
-def _interpreted(request: str) -> list[CallTest]:
-    return [
-        CallTest(
-            _shown(example.source),
-            expected="" if example.exc_msg else example.want,
-            raises=(example.exc_msg or "").strip(),
-        )
-        for shown in _EXAMPLE.finditer(request)
-        for example in _examples(shown[0])
-    ]
+def _interpreted(request: str) -> Iterator[CallTest]:
+    for shown in _EXAMPLE.finditer(request):
+        for example in _examples(shown[0]):
+            yield CallTest(
+                _shown(example.source),
+                expected="" if example.exc_msg else example.want,
+                raises=(example.exc_msg or "").strip(),
+            )
 
 
 def _examples(shown: str) -> list[Example]:
@@ -133,8 +139,9 @@ def _shown(source: str) -> str:
     return f"_shown = ({source.strip()})\nif _shown is not None:\n    print(repr(_shown))"
 
 
-def _asserted(request: str) -> list[CallTest]:
-    return [CallTest(line.strip()) for line in _ASSERTION.findall(request) if _parses(line)]
+def _asserted(request: str) -> Iterator[CallTest]:
+    lines = (found[1] for found in _ASSERTION.finditer(request))
+    return (CallTest(line.strip()) for line in lines if _parses(line))
 
 
 def _is_python(block: CodeBlock) -> bool:
@@ -143,6 +150,8 @@ def _is_python(block: CodeBlock) -> bool:
 
 
 def _parses(text: str) -> bool:
+    if len(text) > _MAX_PARSED:
+        return False
     try:
         ast.parse(text.strip())
     except _NOT_PARSED:

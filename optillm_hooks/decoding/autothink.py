@@ -60,8 +60,13 @@ class AutoThinkSettings(BaseModel):
         return strengths
 
 
+_MAX_LENGTH = 20_000
+"""Characters of a question that count, from its end."""
+
+
 def complexity(question: str) -> float:
     """Return a complexity score from 0 to 1, from a question's length and signs of difficulty."""
+    question = question[-_MAX_LENGTH:]
     shown = sum(sign.search(question) is not None for sign in _SIGNS)
     length = min(len(question.split()) / _LONG_QUESTION, 1.0)
     return 0.75 * min(shown / 4, 1.0) + 0.25 * length

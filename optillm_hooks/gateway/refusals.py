@@ -43,6 +43,7 @@ _WHOLE = re.compile(
     re.IGNORECASE,
 )
 
+_MAX_CHARS = 10_000
 _MAX_MODELS = 1000
 _MAX_REFUSALS = 32
 
@@ -53,7 +54,7 @@ def refused_fields(error: ProviderFailed, sampling: Sampling) -> frozenset[str]:
     Empty if it is about something else. If only their values are refused, they are in the set too,
     as in `temperature=1.5`.
     """
-    text = f"{error} {error.__cause__ or ''}"
+    text = _said(error)
     if error.status not in _STATUSES or not _REFUSES.search(text):
         return frozenset()
     refused = {name: value for name, value in _sent(sampling).items() if _NAMES[name].search(text)}
@@ -72,7 +73,7 @@ def may_be_quoted(refused: Collection[str], request: Mapping[str, Json]) -> bool
 
 def refuses_n(error: ProviderFailed) -> bool:
     """Return whether `error` says that a model gives one choice per call only."""
-    text = f"{error} {error.__cause__ or ''}"
+    text = _said(error)
     return error.status in _STATUSES and bool(_N.search(text) and _REFUSES.search(text))
 
 
@@ -81,8 +82,13 @@ def refuses_whole(error: ProviderFailed, chat: Chat) -> bool:
 
     Not if it may quote the messages.
     """
-    told = _WHOLE.search(f"{error} {error.__cause__ or ''}")
+    told = _WHOLE.search(_said(error))
     return error.status in _STATUSES and told is not None and not _WHOLE.search(repr(chat))
+
+
+def _said(error: ProviderFailed) -> str:
+    """Return the beginning of what `error` and its cause say."""
+    return f"{error} {str(error.__cause__ or '')[:_MAX_CHARS]}"
 
 
 def _sent(sampling: Sampling) -> dict[str, object]:

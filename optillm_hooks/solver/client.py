@@ -13,6 +13,7 @@ from optillm_hooks.types import Json
 Kind = Literal["smtlib", "algebra"]
 
 MAX_CHARACTERS: Final = 1 << 16
+_MAX_SEARCHED: Final = 2 * MAX_CHARACTERS
 """Maximum length of a formalisation."""
 
 MAX_REPORTED: Final = 12_000
@@ -75,7 +76,9 @@ def find_formalisation(reply: str) -> Formalisation | None:
     """Return the last formalisation in a model's reply, or None if there is none.
 
     It is a fenced block with any label or the whole reply; its first character determines the kind.
+    Of a long reply, the end is searched.
     """
+    reply = reply[-_MAX_SEARCHED:]
     contents = [block.content for block in code_blocks(reply)]
     for content in [*reversed(contents), reply]:
         text = content.strip()
