@@ -29,6 +29,9 @@ CONTEXT_WINDOW_EXCEEDED: Final = "context_length_exceeded"
 CONTENT_POLICY_VIOLATION: Final = "content_policy_violation"
 """Codes of prompts that a model does not take."""
 
+RATE_LIMIT_EXCEEDED: Final = "rate_limit_exceeded"
+"""Code of a rate limit of the caller, as against a provider's."""
+
 _LONG_WORD: Final = re.compile(r"(\S{80})\S{120,}")
 _MAX_REJECTION: Final = 1500
 """Maximum characters of a message that may quote what the client sent."""

@@ -24,7 +24,13 @@ from litellm.types.utils import ModelResponse, ModelResponseStream
 from optillm_hooks.budget import Limits
 from optillm_hooks.caller_cache import CallerCache
 from optillm_hooks.code_execution.runner import code_runner
-from optillm_hooks.errors import OptiLLMError, RequestRejected
+from optillm_hooks.errors import (
+    RATE_LIMIT_EXCEEDED,
+    BudgetExceeded,
+    DeadlineExceeded,
+    OptiLLMError,
+    RequestRejected,
+)
 from optillm_hooks.gateway.admission import admit
 from optillm_hooks.gateway.caller import (
     Caller,
@@ -40,6 +46,7 @@ from optillm_hooks.gateway.convert import (
     write_response,
     write_usage,
 )
+from optillm_hooks.gateway.cooldowns import do_not_count
 from optillm_hooks.gateway.deployments import proxy_router
 from optillm_hooks.gateway.failures import as_sample_errors, budgets_as_sample_errors, to_litellm
 from optillm_hooks.gateway.host_limits import seconds_left
@@ -67,6 +74,9 @@ _log = logging.getLogger(__name__)
 _DEFAULT_TIMEOUT = 600.0
 """LiteLLM's timeout if none is configured: not a deadline that an operator chose."""
 
+
+_OWN_LIMITS = frozenset({BudgetExceeded.code, RATE_LIMIT_EXCEEDED})
+"""Errors by limits of one caller. They say nothing about the alias, which others use too."""
 
 _CACHE_KEY = "prompt_cache_key"
 
@@ -281,7 +291,17 @@ def _as_litellm_errors(
         # LiteLLM reports a bad request if the chain of exceptions contains an AttributeError.
         exc.__cause__ = exc.__context__ = None
         routed = before_stream() and "model_group" in metadata_of(call.get("litellm_params") or {})
-        raise to_litellm(exc, str(call["model"]), before_stream=routed) from None
+        raised = to_litellm(exc, str(call["model"]), before_stream=routed)
+        if exc.code in _OWN_LIMITS or (exc.code == DeadlineExceeded.code and _hurries(call)):
+            do_not_count(raised)
+        raise raised from None
+
+
+def _hurries(call: Mapping[str, Any]) -> bool:
+    """Return whether the client has set a deadline of its own."""
+    client = _client(call)
+    asked = client is not None and client.prepared is not None and client.prepared.asked.deadline_s
+    return bool(asked or (call.get("litellm_params") or {}).get("client_side_timeout"))
 
 
 @contextmanager

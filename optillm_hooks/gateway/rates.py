@@ -12,7 +12,7 @@ from typing import Any
 
 from litellm.proxy._types import UserAPIKeyAuth
 
-from optillm_hooks.errors import ProviderFailed, SampleError
+from optillm_hooks.errors import RATE_LIMIT_EXCEEDED, ProviderFailed, SampleError
 from optillm_hooks.gateway.deployments import proxy_module
 from optillm_hooks.types import Usage
 
@@ -112,7 +112,7 @@ class ModelRates:
             f"({over['descriptor_key']})",
             status=429,
             retry_after=str(self._limiter.window_size),
-            code="rate_limit_exceeded",
+            code=RATE_LIMIT_EXCEEDED,
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.proxy import Config, Proxy, hooked_config, model_group
+from tests.proxy import Config, Proxy, alias, hooked_config, model_group
 from tests.upstream import HANG, Fault, Script, Status, Upstream, always
 
 FAULTS: dict[str, Fault] = {"429": Status(429), "500": Status(500), "timeout": HANG}
@@ -45,13 +45,19 @@ def proxy(
         for (fault, deployments, model), kind in product(CASES, (*REQUESTS, "dead", "dead-plan"))
         for _ in range(deployments)
     ]
-    config = hooked_config(models)
+    aliases = [alias("hurried", "re2", "free") for _ in range(2)]
+    aliases += [alias("limited", "re2", "free") for _ in range(2)]
+    config = hooked_config([*models, model_group("free", upstream.url), *aliases])
     config["router_settings"] = {
         name: value
         for name, value in config["router_settings"].items()
         if name != "disable_cooldowns"
     } | request.param
-    keys: dict[str, dict[str, object]] = {"sk-first": {"models": []}, "sk-second": {"models": []}}
+    keys: dict[str, dict[str, object]] = {
+        "sk-first": {"models": []},
+        "sk-second": {"models": []},
+        "sk-limited": {"models": [], "metadata": {"model_tpm_limit": {"free": 1}}},
+    }
     folder = tmp_path_factory.mktemp("proxy")
     with Proxy(config, folder, keys=keys, ledger=False) as running:
         yield running
@@ -97,3 +103,26 @@ def test_dead_deployments_cool_down_after_failures_of_several_requests(
         assert ask(proxy, dead, "sk-first", **plan).status_code >= 400
     status, _ = neighbour(proxy, upstream, dead)
     assert status == (200 if "defaults" in request.node.name else 429)
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "asked", "status"),
+    [
+        ("hurried", "sk-first", {"optillm_limits": {"deadline_s": 0.001}}, 504),
+        ("limited", "sk-limited", {}, 429),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_limit_of_ones_own_cools_no_alias_down(
+    proxy: Proxy,
+    upstream: Upstream,
+    model: str,
+    key: str,
+    asked: dict[str, object],
+    status: int,
+    stream: bool,
+) -> None:
+    upstream.play(Script())
+    for _ in range(5):  # more than both deployments of the alias are allowed together
+        assert ask(proxy, model, key, **asked, stream=stream).status_code == status
+    assert neighbour(proxy, upstream, model) == (200, None)
