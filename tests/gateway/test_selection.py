@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import litellm
@@ -280,6 +281,34 @@ def test_the_operator_says_what_a_form_may_name(
 ) -> None:
     with pytest.raises(RequestRejected, match="may not name"):
         admitted(router, request_, Settings.model_validate({"forms": forms}))
+
+
+PARAMETERS, MODELS = "bon(n=2)", "bon(n=2;judge=base)"
+
+
+@pytest.mark.parametrize(
+    ("forms", "calls", "allowed"),
+    [
+        ({}, 8, {"moa", "re2&moa"}),
+        ({"tag_parameters": "values"}, 8, {"moa", "re2&moa", PARAMETERS}),
+        ({"tag_parameters": "models"}, 8, {"moa", "re2&moa", PARAMETERS, MODELS}),
+        ({"tag": "all"}, 10, {"moa", "re2&moa", "moa&moa", "plansearch", "mcts", "z3"}),
+        ({"tag": ("z3",)}, 8, {"z3"}),
+        ({"tag": "none"}, 256, set()),
+    ],
+    ids=str,
+)
+def test_the_operator_says_what_a_tag_may_do(
+    router: Router, forms: dict[str, Any], calls: int, allowed: set[str]
+) -> None:
+    settings = Settings.model_validate({"forms": forms, "plan_calls": {"tag": calls}})
+    tried = ("moa", "re2&moa", "moa&moa", "plansearch", "mcts", "z3", "moa|re2", PARAMETERS, MODELS)
+    found = set[str]()
+    for text in tried:
+        with suppress(RequestRejected):
+            assert admitted(router, ask("base", tagged(text)), settings).source == "tag"
+            found.add(text)
+    assert found == allowed
 
 
 def test_forms_do_not_bind_aliases_and_the_default(router: Router) -> None:
