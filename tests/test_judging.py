@@ -11,18 +11,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optillm_hooks import reading
 from optillm_hooks.answers.verdicts import read_choice, read_rating
 from optillm_hooks.budget import Limits
 from optillm_hooks.context import Context, MeteredLLM
 from optillm_hooks.errors import BudgetExceeded, ProviderFailed
+from optillm_hooks.final_answer import final_answers
 from optillm_hooks.judging import (
     MOST_CONSISTENT,
     Chosen,
     choose,
+    elected,
     rate_all,
+    vote,
 )
+from optillm_hooks.sandbox.client import WorkerFailed
 from optillm_hooks.testing import HANG, AnsweringLLM, Reply, ScriptedLLM, context
-from optillm_hooks.types import Chat, Completion, Message, Sampling
+from optillm_hooks.types import Chat, Completion, Json, Message, Sampling
 
 HERE = Path(__file__).parent / "golden"
 RATINGS: list[dict[str, Any]] = json.loads((HERE / "ratings.json").read_text(encoding="utf-8"))
@@ -329,3 +334,47 @@ def test_long_verdicts_are_read_in_milliseconds(piece: str) -> None:
     read_rating(piece * (200_000 // len(piece)))
     read_choice(piece * (200_000 // len(piece)), 5)
     assert time.process_time() - started < 0.5
+
+
+LONG = "Nothing is decided here. " * 400
+
+
+@pytest.fixture
+def no_time_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def out_of_time(*_: object) -> Json:
+        raise WorkerFailed("time")
+
+    monkeypatch.setattr(reading, "ask_worker", out_of_time)
+
+
+@pytest.mark.anyio
+async def test_long_answers_are_elected_by_what_stands_at_their_ends() -> None:
+    ctx = context()
+    candidates = [Completion(f"{LONG}\nANSWER: {answer}") for answer in ("1", "0.5", "1/2")]
+    assert await vote(candidates, CHAT, ScriptedLLM([]), ctx) is candidates[1]
+    assert await elected(candidates, CHAT, ctx) is candidates[1]
+    assert not ctx.trace.lost
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_time_to_read")
+async def test_a_vote_that_is_not_read_in_time_asks_the_model_and_is_counted() -> None:
+    ctx = context()
+    candidates = [Completion(f"{LONG}\nANSWER: {answer}") for answer in "123"]
+    llm = ScriptedLLM(["BEST: 2"])
+    assert await vote(candidates, CHAT, llm, ctx) in candidates
+    assert len(llm.calls) == 1
+    assert ctx.trace.lost == ("readings:2/2",)
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_time_to_read")
+async def test_what_is_not_read_in_time_is_no_rating_choice_or_answer() -> None:
+    ctx = context()
+    result, _ = await ratings([f"{LONG}\nRATING: 8"] * 2, ["a"], ctx)
+    assert result == [None]
+    choice, _ = await chosen([f"{LONG}\nBEST: 1"] * 2, ["a", "b"], ctx)
+    assert choice.winner is None
+    assert await final_answers([f"{LONG}\nANSWER: 8"], CHAT, ctx) == [None]
+    assert ctx.trace.losses["readings"] == (5, 5)
+    assert await elected([Completion(LONG), Completion("8")], CHAT, ctx) == Completion(LONG)

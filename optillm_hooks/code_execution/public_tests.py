@@ -20,9 +20,6 @@ MAX_TESTS: Final = 16
 MAX_CHARACTERS: Final = 1 << 16
 """Maximum length of a reply that is searched for a program."""
 
-_MAX_PARSED: Final = 1 << 14
-"""Maximum length of a test or of a block without a language that is parsed."""
-
 _EXAMPLE: Final = re.compile(
     r"^([ \t]*)>>>.*\n?(?:\1(?![ \t]*(?:'{3}|\"{3}|`{3})).*\S.*\n?)*", re.MULTILINE
 )
@@ -150,8 +147,6 @@ def _is_python(block: CodeBlock) -> bool:
 
 
 def _parses(text: str) -> bool:
-    if len(text) > _MAX_PARSED:
-        return False
     try:
         ast.parse(text.strip())
     except _NOT_PARSED:
