@@ -113,7 +113,7 @@ def read_caller(
         key if isinstance(key, UserAPIKeyAuth) else None,
         read_reservation(parent),
         needs_price,
-        Account(),
+        Account() if client is None else client.account,
         inner_call(parent),
         failures=CountedFailures() if client is None else client.failures,
         tags=read_request_tags(parent),

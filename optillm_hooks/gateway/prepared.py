@@ -16,6 +16,7 @@ from optillm_hooks.budget import Limits
 from optillm_hooks.errors import OptiLLMError
 from optillm_hooks.gateway.cooldowns import CountedFailures
 from optillm_hooks.gateway.model_facts import FactsOf
+from optillm_hooks.gateway.payments import Account
 from optillm_hooks.gateway.selection import Selection
 from optillm_hooks.pipeline.events import Outcome
 from optillm_hooks.pipeline.plan import Plan
@@ -124,6 +125,9 @@ class ClientRequest:
 
     failures: CountedFailures = field(default_factory=CountedFailures)
     """The failures of its inner calls."""
+
+    account: Account = field(default_factory=Account)
+    """What its inner calls cost."""
 
     @property
     def answering(self) -> Prepared | None:

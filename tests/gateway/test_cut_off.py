@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from optillm_hooks.gateway import cut_off
 from tests.gateway.shared import hang_up
 from tests.proxy import PRICE, Entry, Proxy, alias, hooked_config, model_group
 from tests.upstream import HANG, Call, Script, Status, Upstream, always
@@ -155,3 +156,11 @@ def test_only_the_attempt_under_way_is_booked_of_a_call_with_retries_and_fallbac
     assert last.model_group == model
     assert_prompt(last)
     assert proxy.charged("sk-again") - before == pytest.approx(last.cost)
+
+
+def test_a_version_without_what_booking_needs_is_named_at_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert cut_off.problem() is None
+    monkeypatch.setattr(cut_off, "_UNKNOWN", ["dispatch_success_handlers"])
+    assert "has no dispatch_success_handlers" in str(cut_off.problem())
