@@ -9,7 +9,7 @@ import pytest
 from optillm_hooks.gateway import cut_off
 from tests.gateway.shared import hang_up
 from tests.proxy import PRICE, Entry, Proxy, alias, hooked_config, model_group
-from tests.upstream import HANG, Call, Script, Status, Upstream, always
+from tests.upstream import HANG, Script, Status, Upstream, always
 
 OWNERS: dict[str, object] = {"user_id": "u", "team_id": "t", "org_id": "o", "end_user_id": "e"}
 KEYS: dict[str, dict[str, object]] = {
@@ -126,18 +126,15 @@ def test_a_call_that_ends_by_itself_is_booked_once(proxy: Proxy, upstream: Upstr
 def test_a_call_that_was_refused_or_never_sent_costs_nothing(
     proxy: Proxy, upstream: Upstream
 ) -> None:
-    """One call hangs and one is refused; those behind `max_parallel` were not sent."""
-
-    def first_only(call: Call) -> Any:
-        return HANG if call.index == 0 else Status(500)
-
-    upstream.play(Script(fault=first_only))
+    """Two calls hang and one is refused; those behind `max_parallel` were not sent."""
+    upstream.play(Script(fault=lambda call: Status(500) if call.index == 1 else HANG))
     limits = {"max_parallel": 2}
-    body = {"model": "voted", "optillm_limits": limits, **CHAT}
+    body = {"model": "self_consistency(n=5)-single", "optillm_limits": limits, **CHAT}
     hang_up(proxy, upstream, "/v1/chat/completions", body, done=2, key="sk-refused")
     upstream.wait_until(lambda u: not u.alive, within_s=1)
-    entries = booked(proxy, "refused", calls=2)
-    assert [entry.cost > 0 for entry in entries if entry.status == "success"] == [True]
+    entries = booked(proxy, "refused", calls=3)
+    assert sorted(entry.status for entry in entries) == ["failure", "success", "success"]
+    assert all((entry.cost > 0) == (entry.status == "success") for entry in entries)
     assert proxy.charged("sk-refused") == pytest.approx(sum(entry.cost for entry in entries))
 
 
