@@ -137,7 +137,10 @@ class Hold:
 
     ended: float
     cpu: float
-    """Seconds of CPU time."""
+    """Seconds of CPU time, without the garbage collector's."""
+
+    collecting: float
+    """The garbage collector's seconds of CPU time."""
 
 
 @dataclass(frozen=True, slots=True)

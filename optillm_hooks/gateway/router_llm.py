@@ -161,6 +161,7 @@ class RouterLLM:
                         if received.usage is not None and received.usage.total_tokens:
                             call.usage = received.usage
                         yield delta
+                        await asyncio.sleep(0)  # others get a turn even if the next piece is here
                     self._count_fallback(chunks, inner)
                     if received.usage is not None:
                         inner.payment.settle(received.usage.cost_usd)

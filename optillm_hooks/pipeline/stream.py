@@ -39,6 +39,7 @@ async def stream(
     async with speculating(to_the_end) as ended:
         while (event := await events.get()) is not None:
             yield event
+            await asyncio.sleep(0)  # others get a turn even if the next event is here
         yield await ended()
 
 
