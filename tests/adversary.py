@@ -112,7 +112,7 @@ REQUESTS: Final[dict[str, dict[str, Any]]] = {
 }
 """Fields of a request by what is many or long in them."""
 
-APPROACHES: Final[dict[str, str]] = {
+EXPRESSIONS: Final[dict[str, str]] = {
     "deep": "(" * 50_000,
     "long": "re2&" * 20_000 + "re2",
     "wide": "re2|" * 20_000 + "re2",
