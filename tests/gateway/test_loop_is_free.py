@@ -8,7 +8,7 @@ of the same shape shows it. The neighbour's waits, by the clock, are told if a t
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -92,16 +92,16 @@ class Neighbour(threading.Thread):
         headers = {"authorization": "Bearer sk-neighbour"}
         with httpx.Client(base_url=self._proxy.url, headers=headers, timeout=120) as http:
             while not self._stopping.wait(0.3):
-                for ask in (
-                    lambda: http.get("/health/liveliness"),
-                    lambda: http.post("/v1/chat/completions", json=body),
-                ):
-                    started = time.monotonic()
-                    response = ask()
-                    ended = time.monotonic()
-                    self.waits.append((ended, ended - started))
-                    if response.status_code != 200:
-                        self.failures.append(response.text)
+                self._ask(lambda: http.get("/health/liveliness"))
+                self._ask(lambda: http.post("/v1/chat/completions", json=body))
+
+    def _ask(self, send: Callable[[], httpx.Response]) -> None:
+        started = time.monotonic()
+        response = send()
+        ended = time.monotonic()
+        self.waits.append((ended, ended - started))
+        if response.status_code != 200:
+            self.failures.append(response.text)
 
     def stop(self) -> None:
         self._stopping.set()
