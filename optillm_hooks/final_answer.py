@@ -37,7 +37,7 @@ _MAX_VALUE = 600
 
 _MARKED_LINE = re.compile(
     r"(?:\A|\n|(?<=</think>)|(?<=</thinking>))[ \t>*_`#]*ANSWER[ \t*_`]*+:[ \t*_`]*+\n?"
-    r"(?P<value>[^\n]*\S)\s*\Z"
+    r"(?P<value>(?=.*\S)(?:[^\n<]++|<(?!/think))++)(?:\n\s*+)?\Z"
 )
 
 

@@ -198,7 +198,7 @@ _CONCLUDED = Pattern(rf"(?<!\w){words(lambda w: w.therefore)}(?!\w)", re.IGNOREC
 _COUNTS_ON = Pattern(
     r"(?<=[.!?]\s)(?:I|we|he|she|they|that|this|er|sie|ils?|elle|there)\s", re.IGNORECASE
 )
-_DISPLAY = Pattern(r"\\\[(?:[^\\]++|\\(?![\[\]])){0,200}+\\\]|\$\$(?:[^$]++|\$(?!\$)){0,200}+\$\$")
+_DISPLAY = Pattern(r"(?<!\\)\\\[(?:[^\\]++|\\[^\[\]])*+\\\]|\$\$(?:[^$]++|\$(?!\$))*+\$\$")
 _SENTENCE_END = Pattern(
     r"(?<=[.!?\u3002\uff01\uff1f])(?<!\d\.)(?<![^\w][A-Z]\.)(?<!^[A-Z]\.)(?<!approx\.)(?<!ca\.)(?<!No\.)(?<!St\.)(?<!Mr\.)(?<!Dr\.)(?:\s+|(?<=[\u3002\uff01\uff1f]))"
     r"(?=[^\Wa-z]|[$\\\"'(*\u00bf\u201c-])"

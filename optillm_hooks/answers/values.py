@@ -212,8 +212,9 @@ def _on_a_line(pattern: str) -> Pattern:
 
 _DELIMITED = Pattern(
     r"(?P<math>\$\$(?P<m1>[^$]+)\$\$|\$(?=[^\s$])(?P<m2>(?:\\\$|[^$\n])*+)(?<=\S)\$(?!\d)"
-    r"|\\\((?P<m3>.+?)\\\)|\\\[(?P<m4>.+?)\\\])|(?P<code>`+)(?P<inside>[^`\n]+)(?P=code)",
-    re.DOTALL,
+    r"|(?<!\\)\\\((?P<m3>(?:[^\\]++|\\[^()])++)\\\)"
+    r"|(?<!\\)\\\[(?P<m4>(?:[^\\]++|\\[^\[\]])++)\\\])"
+    r"|(?P<code>`++)(?P<inside>[^`\n]++)(?P=code)",
 )
 _DATES = _on_a_line(f"{_DATE}|{_TIME}")
 _WORDS = _on_a_line(f"{_PROPORTION}|{_COMPOUND}")
@@ -418,8 +419,8 @@ def values(text: str) -> Sequence[Value]:
 
 
 _LOCAL_NUMBER = Pattern(
-    r"(?<![\d.,])(?:(?P<whole>[1-9]\d{0,2}(?:[.\u00a0\u202f ]\d{3})+)(?:,(?P<part>\d+))?"
-    r"|(?P<units>\d+),(?P<decimals>\d+))(?![\d.,]*\d)"
+    r"(?<![\d.,])(?:(?P<whole>[1-9]\d{0,2}(?:[.\u00a0\u202f ]\d{3})++)(?:,(?P<part>\d++))?+"
+    r"|(?P<units>\d++),(?P<decimals>\d++))(?![.,]*+\d)"
 )
 
 

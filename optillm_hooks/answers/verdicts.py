@@ -38,12 +38,12 @@ _NUMBER_WORDS: Final[Mapping[str, int]] = {
 # Rating: labels in several languages
 
 _WORD = "|".join(_NUMBER_WORDS)
-_DECIMAL = r"\d+(?:\.\d+)?|\d+,\d{1,2}(?![\d,])|\.\d+"
+_DECIMAL = r"\d++(?:\.\d++)?|\d++,\d{1,2}(?![\d,])|\.\d++"
 _VALUE = (
     rf"(?P<number>[-+]?(?:{_DECIMAL})|nan|inf(?:inity)?|(?:{_WORD})\b)"
     rf"(?:[ \t]*+(?:-|\u2013|\bto\b|\bor\b|\bbis\b|\boder\b|\bou\b)[ \t]*+(?P<upper>{_DECIMAL}))?"
     r"(?:(?:\s++(?:stars?|points?))?\s*+\(?(?:/|\b(?:out of|of|von|sur|su|sobre|de|em)\b)"
-    r"\s*+(?P<scale>\d+(?:\.\d+)?)(?!\s*+/)"
+    r"\s*+(?P<scale>\d++(?:\.\d++)?)(?!\s*+/)"
     r"|\s*+(?P<percent>%))?"
     r"(?![A-Za-z\d])(?!\.\d)(?![,\u00b7]\d)(?!\s*+[/\u2044])(?!:\d)"
     r"(?!\s*+[+*=\u00d7]\s*+\d)(?!\s++(?:is|was) what\b)"
@@ -57,7 +57,7 @@ _LABEL = (
 _FOREIGN_NOTES = "note|nota|voto|punkte|points|puntos"
 """Labels that are also other words. They count only on a line with nothing but a value beside."""
 
-_SCALE_NOTE = r"(?:\s*+\([^()\n]{0,40}\)|\s++out\s++of\s++\d+)?"
+_SCALE_NOTE = r"(?:\s*+\([^()\n]{0,40}\)|\s++out\s++of\s++\d++)?"
 _IS = rf"{_SCALE_NOTE}(?:\s++(?:is|of|would\s++be)\b|\s*+[:=\u2013\u2014-])?\s*+(?:[:=]\s*+)?"
 _COPULA = rf"{_SCALE_NOTE}\s*+(?:\b(?:is|of|would\s++be)\b\s*+:?|[:=])\s*+"
 _REQUESTED_RATING = Pattern(r"\bRATING(?:\s*\([^()\n]{0,40}\)| OUT OF \d+)?\s*[:=]\s*")
