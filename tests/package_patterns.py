@@ -214,5 +214,13 @@ def _evaluated(node: ast.expr, module: ModuleType, where: str) -> Any:
 
 
 class _EscapedAsWord(ast.NodeTransformer):
+    def visit_GeneratorExp(self, node: ast.GeneratorExp) -> ast.expr:
+        node.elt = self.visit(node.elt)
+        is_word = isinstance(node.elt, ast.Constant)
+        return ast.Tuple([node.elt] * 2, ast.Load()) if is_word else node
+
     def visit_Call(self, node: ast.Call) -> ast.expr:
-        return ast.Constant("word") if ast.unparse(node.func) == "re.escape" else node
+        if ast.unparse(node.func) == "re.escape":
+            return ast.Constant("word")
+        self.generic_visit(node)
+        return node

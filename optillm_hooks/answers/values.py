@@ -419,7 +419,7 @@ def values(text: str) -> Sequence[Value]:
 
 
 _LOCAL_NUMBER = Pattern(
-    r"(?<![\d.,])(?:(?P<whole>[1-9]\d{0,2}(?:[.\u00a0\u202f ]\d{3})++)(?:,(?P<part>\d++))?+"
+    r"(?<![\d.,])(?:(?P<whole>[1-9]\d{0,2}(?:[.\u00a0\u202f ]\d{3}){1,6}+)(?:,(?P<part>\d++))?+"
     r"|(?P<units>\d++),(?P<decimals>\d++))(?![.,]*+\d)"
 )
 

@@ -123,8 +123,9 @@ def up_to_thought(text: str, words: tuple[str, ...], maximum: int) -> tuple[str,
     """
     if maximum <= 0:
         return "", 0
-    shortest_first = sorted(map(re.escape, words), key=len)
-    found = list(islice(re.finditer("|".join(shortest_first), text), maximum))
+    shortest_first = sorted(words, key=len)
+    starts = re.finditer("|".join(re.escape(word) for word in shortest_first), text)
+    found = list(islice(starts, maximum))
     return text[: found[-1].end()] if len(found) == maximum else text, len(found)
 
 
