@@ -36,7 +36,7 @@ FORMS = {
     "prefix without parameters": Form("re2-gpt-4o-mini", "re2", (1,)),
     "chain": Form("re2&moa-gpt-4o-mini", "re2&moa", (3, 1, 1)),
     "body field": Form("gpt-4o-mini", "bon", (3, 1, 1, 1), {"optillm_approach": "bon"}),
-    "tag": Form("gpt-4o-mini", "bon", (2, 1, 1), tag="bon(n=2)"),
+    "tag": Form("gpt-4o-mini", "bon", (3, 1, 1, 1), tag="bon"),
     "parameters": Form(
         "gpt-4o-mini",
         "bon",
@@ -45,7 +45,6 @@ FORMS = {
     ),
     "alias": Form("voted", "self_consistency", (3,)),
     "alias and body field": Form("voted", "bon", (3, 1, 1, 1), {"optillm_approach": "bon"}),
-    "alias and tag": Form("voted", "re2", (1,), tag="re2"),
     "alias and parameters": Form(
         "voted",
         "self_consistency",

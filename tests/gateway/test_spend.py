@@ -430,8 +430,6 @@ MOA_WITH_BASE = {"optillm_params": {"moa": {"models": ["base"]}}}
         ("sk-free-forms", "moa-other", "", MOA_WITH_BASE),
         ("sk-other-only", "other", "", {"optillm_approach": "moa", **MOA_WITH_BASE}),
         ("sk-other-only", "other", "", {"optillm_approach": "moa(aggregator=base)"}),
-        ("sk-other-only", "other", TAG.format("moa(models=[base])"), {}),
-        ("sk-other-only", "other", TAG.format("moa(aggregator=base)"), {}),
         ("sk-alias", "careful", "", {}),
     ],
 )
