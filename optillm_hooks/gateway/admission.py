@@ -18,6 +18,7 @@ apply are skipped:
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,7 @@ from litellm.proxy._types import ProxyException, UserAPIKeyAuth
 
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway.budgets import check_budgets
-from optillm_hooks.gateway.caller import check_access
+from optillm_hooks.gateway.caller import check_access, model_for_key
 from optillm_hooks.gateway.deployments import alias_model, deployments, is_configured
 from optillm_hooks.gateway.inner_call import InnerCall
 from optillm_hooks.gateway.model_facts import FactsOf, cached_model_facts
@@ -79,6 +80,7 @@ async def admit(
     _check_choices(selection, n, route, settings.max_choices)
     if router is not None and key is not None:
         await _check_access(selection, router, key)
+        selection = _as_called(selection, router, key)
     if router is not None:
         _check_base(selection, router, key)
         _check_named_models(selection, router, key)
@@ -101,27 +103,30 @@ async def admit(
 
 async def admit_base(
     selection: Selection, router: Router | None, key: UserAPIKeyAuth | None, call: InnerCall
-) -> None:
-    """Check whether an alias may run as its plain base model, to answer a call of another plan.
+) -> str:
+    """Return the plain base model of an alias, as which it answers a call of another plan.
 
     Raises:
         RequestRejected: the base is not a plain model, has failed already in this call, or has no
             known price under `max_cost_usd`.
         ProxyException: LiteLLM's own refusal of the key.
     """
-    base = selection.base
+    if router is not None and key is not None:
+        if not selection.inherits_access:
+            await check_access(selection.base, key, router)
+        selection = _as_called(selection, router, key)
+    base = selection.called_base
     if base in call.tried:
         raise RequestRejected(
             f"{selection.requested!r} is a fallback here, and its base model {base!r} has failed "
             "already",
             param="model",
         )
-    if router is not None and key is not None and not selection.inherits_access:
-        await check_access(base, key, router)
     if router is not None:
         _check_base(selection, router, key)
     if call.needs_price:
         _check_price(base, cached_model_facts(router, key))
+    return base
 
 
 def _check_forms(selection: Selection, settings: Settings) -> None:
@@ -174,9 +179,23 @@ async def _check_access(selection: Selection, router: Router, key: UserAPIKeyAut
         await check_access(model, key, router)
 
 
+def _as_called(selection: Selection, router: Router, key: UserAPIKeyAuth) -> Selection:
+    """Return `selection` with the models that are called for `key`, as LiteLLM would call them.
+
+    LiteLLM has done it for the model that the client requests. The base that an alias lends is the
+    operator's choice.
+    """
+    names = set(selection.plan.model_groups)
+    if not (selection.inherits_access or selection.base == selection.requested):
+        names.add(selection.base)
+    targets = {name: model_for_key(name, key, router) for name in names}
+    called = {name: target for name, target in targets.items() if target != name}
+    return replace(selection, called=called) if called else selection
+
+
 def _check_base(selection: Selection, router: Router, key: UserAPIKeyAuth | None) -> None:
     """Refuse a base model that is an alias, or that no deployment serves."""
-    base = selection.base
+    base = selection.called_base
     found = deployments(router, base, key)
     is_alias = any(alias_model(deployment) is not None for deployment in found)
     configured = is_configured(router, base, key)
@@ -198,7 +217,7 @@ def _check_base(selection: Selection, router: Router, key: UserAPIKeyAuth | None
 
 def _check_named_models(selection: Selection, router: Router, key: UserAPIKeyAuth | None) -> None:
     """Refuse parameters that name an unknown model, or an alias, which could recurse endlessly."""
-    for model in sorted(selection.plan.model_groups):
+    for model in selection.called_by_parameters:
         found = deployments(router, model, key)
         if any(alias_model(deployment) is not None for deployment in found):
             raise RequestRejected(
@@ -234,7 +253,8 @@ def _check_decoders(selection: Selection, facts_of: FactsOf) -> None:
     for chain in selection.plan.chains:
         for at, stage in enumerate(chain):
             named = [model for later in chain[at:] for model in later.params.generators()]
-            for model in dict.fromkeys((selection.base, *named)):
+            for name in dict.fromkeys((selection.base, *named)):
+                model = selection.called.get(name, name)
                 stage.params.check_model(model, partial(supports, model))
 
 
@@ -257,7 +277,7 @@ async def _count_request(
     """
     counted = set()
     if before is not None and before.is_final:
-        counted = {before.base, *before.plan.model_groups}
+        counted = set(before.selection.models)
     for model in selection.models:
         if model not in counted:
             await ModelRates(model, key).count_request()

@@ -138,6 +138,19 @@ def read_reservation(metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:
     )
 
 
+def model_for_key(model: str, key: UserAPIKeyAuth, router: Router) -> str:
+    """Return the model that LiteLLM calls if a client with `key` asks for `model`.
+
+    The aliases of the team and of the key replace the name of a client's model. LiteLLM checks
+    access to what they lead to, and ignores the alias of a team's deployment that is deleted.
+    """
+    target: str = (key.team_model_aliases or {}).get(model, model)
+    if target.startswith(f"model_name_{key.team_id}_") and target not in router.model_names:
+        target = model
+    called: str = (key.aliases or {}).get(target, target)
+    return called
+
+
 async def check_access(model: str, key: UserAPIKeyAuth, router: Router) -> None:
     """Raise LiteLLM's own error if the caller's key, team or project may not call `model`."""
     await can_key_call_resolved_model(

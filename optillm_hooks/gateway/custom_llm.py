@@ -324,7 +324,8 @@ def _logged(prepared: Prepared) -> Iterator[None]:
 
 def _models(router: Router | None, caller: Caller, prepared: Prepared) -> Models:
     def model(name: str) -> RouterLLM:
-        return RouterLLM(name, router, caller, prepared.facts_of, prepared.trace)
+        called = prepared.selection.called.get(name, name)
+        return RouterLLM(called, router, caller, prepared.facts_of, prepared.trace)
 
     return cache(model)
 

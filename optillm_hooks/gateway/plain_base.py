@@ -58,7 +58,7 @@ class PlainBase:
         try:
             selection = select_deployment(model, group, params, read_settings(), None)
             with as_sample_errors():
-                await admit_base(selection, router, key, inner)
+                base = await admit_base(selection, router, key, inner)
         except RequestRejected:
             inner.refused = True
             raise
@@ -66,7 +66,7 @@ class PlainBase:
         caller = read_caller(
             params, user if isinstance(user, str) else None, {}, needs_price=inner.needs_price
         )
-        llm = RouterLLM(selection.base, router, caller, cached_model_facts(router, key), Trace())
+        llm = RouterLLM(base, router, caller, cached_model_facts(router, key), Trace())
         return cls(group, llm, read_chat(call["messages"]), read_sampling(optional), inner)
 
     async def reply(self, response: ModelResponse, n: int) -> ModelResponse:

@@ -59,7 +59,7 @@ class Prepared:
 
     @property
     def base(self) -> str:
-        return self.selection.base
+        return self.selection.called_base
 
     @property
     def settings(self) -> RunSettings:

@@ -59,6 +59,8 @@ class Selection:
 
     plan: Plan
     base: str
+    """The base model by the name that the client or the operator has written."""
+
     source: Source
     settings: RunSettings
     limits: Limits
@@ -80,6 +82,18 @@ class Selection:
     """Parameters that the client gives, by approach."""
 
     inherits_access: bool = False
+    called: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The models that aliases of the key put in place of those that the plan names."""
+
+    @property
+    def called_base(self) -> str:
+        """The base model as it is called for the key."""
+        return self.called.get(self.base, self.base)
+
+    @property
+    def called_by_parameters(self) -> list[str]:
+        """The models that parameters name, as they are called for the key."""
+        return sorted({self.called.get(name, name) for name in self.plan.model_groups})
 
     @property
     def is_aliass_own(self) -> bool:
@@ -99,7 +113,8 @@ class Selection:
     @property
     def models(self) -> list[str]:
         """The model groups that the plan calls: the base, then those that parameters name."""
-        return [self.base, *sorted(self.plan.model_groups - {self.base})]
+        base = self.called_base
+        return [base, *(name for name in self.called_by_parameters if name != base)]
 
 
 class _OwnFields(NamedTuple):

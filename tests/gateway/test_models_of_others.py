@@ -18,6 +18,16 @@ KEYS: dict[str, dict[str, object]] = {
     "sk-blue": {"team_id": "blue", "models": []},
     "sk-no-team": {"models": []},
     "sk-group": {"models": ["beta", "optillm/*"]},
+    "sk-renamed": {
+        "models": ["base", "optillm/*", "re2-*", "unlent", "lent"],
+        "aliases": {"secret": "base", "nick": "base"},
+    },
+    "sk-renamed-team": {
+        "models": [],
+        "team_id": "green",
+        "team_models": ["base"],
+        "team_model_aliases": {"secret": "base", "nick": "base", "old": "model_name_green_gone"},
+    },
 }
 ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "What is 6 times 7?"}]}
 
@@ -190,3 +200,27 @@ def test_an_access_group_opens_its_models_with_approaches(proxy: Proxy, upstream
     assert ask(proxy, "sk-group", {"model": "open", "optillm_approach": "re2"}).status_code == 200
     assert ask(proxy, "sk-group", {"model": "optillm/re2/open"}).status_code == 200
     assert ask(proxy, "sk-group", {"model": "optillm/re2/base"}).status_code == 403
+
+
+@pytest.mark.parametrize("key", ["sk-renamed", "sk-renamed-team"])
+@pytest.mark.parametrize("name", ["secret", "nick"])
+@pytest.mark.parametrize("way", ["our form", "prefix", "none", "judge", "models", "limits"])
+def test_an_alias_of_a_key_or_team_replaces_the_models_of_a_plan(
+    proxy: Proxy, upstream: Upstream, key: str, name: str, way: str
+) -> None:
+    """LiteLLM checks access to what the alias leads to, so that is what must be called."""
+    upstream.play(Script())
+    answer = ask(proxy, key, WAYS[way](name))
+    assert answer.status_code == 200, answer.text
+    assert {call.body["model"] for call in upstream.calls} == {"base"}
+
+
+@pytest.mark.parametrize("model", ["unlent", "lent"])
+def test_an_alias_of_a_key_holds_for_the_base_that_an_alias_does_not_lend(
+    proxy: Proxy, upstream: Upstream, model: str
+) -> None:
+    upstream.play(Script())
+    answer = ask(proxy, "sk-renamed", {"model": model})
+    called = {"unlent": "base", "lent": "secret"}[model]
+    assert [call.body["model"] for call in upstream.calls] == [called]
+    assert answer.headers["x-optillm-base-model"] == called
