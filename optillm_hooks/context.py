@@ -435,6 +435,7 @@ class MeteredLLM:
                 budget.rejections[self.model] = exc
             if call.usage.calls:
                 budget.pauses.note(self.model, exc)
+            call.answered = isinstance(exc, ProviderFailed) and exc.answered
             call.refused = exc.status not in _UNANSWERED and not call.streamed
             raise
         finally:
@@ -468,7 +469,7 @@ class MeteredLLM:
         """
         if not reserved.tokens or call.usage.total_tokens:
             return call.usage
-        if call.outcome == "ok":
+        if call.outcome == "ok" or call.answered:
             return reserved.spent(reserved.reply)
         if call.refused or not call.usage.calls:
             return Usage()
@@ -502,6 +503,9 @@ class _Call:
     started: float
     usage: Usage = field(default=Usage())
     outcome: CallOutcome = "cancelled"
+    answered: bool = False
+    """Whether it failed because its reply is unreadable."""
+
     refused: bool = False
     """Whether it failed before the provider did any work."""
 

@@ -110,6 +110,9 @@ class ProviderFailed(SampleError):
         self.retry_after = retry_after
         self.refused: frozenset[str] = frozenset()
         """The sampling fields of the call that the provider says it refuses."""
+
+        self.answered = False
+        """Whether the provider has sent a whole reply, which it bills, but which is unreadable."""
         if code is not None:
             self.code = code
 

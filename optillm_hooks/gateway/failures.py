@@ -35,6 +35,9 @@ _MAX_CHARS = 500
 _READ_CHARS = 8192
 """How much of an error's message is looked at."""
 
+_UNREADABLE = "Invalid response object"
+"""What LiteLLM says of a reply that it cannot read."""
+
 _TRACEBACK = "Traceback (most recent call last)"
 _PREFIX = re.compile(r"^((litellm\.)?\w+(Error|Timeout): )+")
 _FAILURES = (
@@ -104,6 +107,7 @@ def as_sample_errors() -> Iterator[None]:
         failed = ProviderFailed(
             _message(exc), status=_status(exc), retry_after=_retry_after(exc), code=_kind(exc)
         )
+        failed.answered = _UNREADABLE in str(exc)
         if failed.is_overload:
             failed.wait_s = _wait_s(exc)
         raise failed from exc

@@ -37,9 +37,6 @@ _LOCAL_FIELDS = (FIELD, "logprobs", "n", "response_format", "tools", "top_logpro
 _PREFIX_FIELDS = ("continue_final_message", "logprobs", "top_logprobs")
 """Fields that a deployment accepts if the operator has set its `continues_prefix`."""
 
-_DEARER = frozenset({"audio", "prediction", "service_tier"})
-"""Fields of a request with prices of their own."""
-
 _MAX_CHOICES = 128
 """The maximum `n` of OpenAI's API."""
 
@@ -52,16 +49,19 @@ class GroupFacts(ModelFacts):
     """Prices by deployment id."""
 
     deployments: Sequence[Deployment]
+    fallbacks: Sequence[Deployment]
+    """Those that may answer in place of the group's own."""
 
     def price_at(self, deployment: object) -> Price | None:
         """Return the price of the deployment with that id; the group's for an unknown id."""
         return self.prices.get(deployment, self.price)
 
     def price_of(self, sampling: Sampling) -> Price | None:
-        fields = sampling.fields
-        if self.price is None or _DEARER.isdisjoint(fields):
-            return self.price
-        return _highest([_price(each, fields) for each in self.deployments])
+        """Return the highest price of a call, whichever deployment or fallback answers it."""
+        if self.price is None:
+            return None
+        prices = [_price(each, sampling.fields) for each in (*self.deployments, *self.fallbacks)]
+        return _highest([self.price, *filter(None, prices)])
 
 
 FactsOf = Callable[[str], GroupFacts]
@@ -82,6 +82,7 @@ def model_facts(router: Router | None, model: str, key: UserAPIKeyAuth | None = 
     prices = [_price(each) for each in found]
     fields = [each.supported for each in found]
     supported = frozenset.intersection(*fields) if fields else frozenset[str]()
+    fallbacks = _fallbacks(router, model, key)
     return GroupFacts(
         count_tokens=PromptTokens(model).count,
         max_n=_MAX_CHOICES if "n" in supported else 1,
@@ -89,12 +90,11 @@ def model_facts(router: Router | None, model: str, key: UserAPIKeyAuth | None = 
         price=_highest(prices),
         reasoning=of_all([reasoning(each.name, each.info) for each in found]),
         supported=supported,
-        takes=partial(
-            _takes, model, by_sampling(all_take([*found, *_fallbacks(router, model, key)]))
-        ),
+        takes=partial(_takes, model, by_sampling(all_take([*found, *fallbacks]))),
         thinking_tokens=by_sampling(max_thinking(found)),
         remember=partial(REFUSALS.add, model),
         deployments=tuple(found),
+        fallbacks=tuple(fallbacks),
         prices={each.info.get("id"): price for each, price in zip(found, prices, strict=True)},
     )
 
@@ -227,7 +227,9 @@ def _price(deployment: Deployment, fields: Fields | None = None) -> Price | None
     prompt, completion = ["input_cost_per_token"], ["output_cost_per_token"]
     if any(deployment.info.get(name) is None for name in (*prompt, *completion)):
         return None
-    fields = fields or {}
+    if fields is None:
+        return Price(_max_price(deployment, prompt), _max_price(deployment, completion))
+    completion.append("output_cost_per_reasoning_token")
     tier = fields.get("service_tier")
     prompt.append(f"{prompt[0]}_{tier}")
     completion.append(f"{completion[0]}_{tier}")
