@@ -35,6 +35,9 @@ _MAX_MARKED = 4000
 _MAX_VALUE = 600
 """Maximum length of a marked value that is looked for in the text before it."""
 
+_MAX_SEARCHED = 20_000
+"""Characters before the marked line in which its value is looked for."""
+
 _MARKED_LINE = re.compile(
     r"(?:\A|\n|(?<=</think>)|(?<=</thinking>))[ \t>*_`#]*ANSWER[ \t*_`]*+:[ \t*_`]*+\n?"
     r"(?P<value>(?=.*\S)(?:[^\n<]++|<(?!/think))++)(?:\n\s*+)?\Z"
@@ -102,7 +105,8 @@ def without_mark(answer: A) -> A:
 
 
 def _states(text: str, value: str) -> bool:
-    return re.search(rf"(?<![\w.,]){re.escape(value)}(?!\w|[.,]\d)", text) is not None
+    stated = re.compile(rf"(?<![\w.,]){re.escape(value)}(?!\w|[.,]\d)")
+    return stated.search(text, max(0, len(text) - _MAX_SEARCHED)) is not None
 
 
 def _without_emphasis(text: str) -> str:

@@ -90,6 +90,7 @@ _MANY_TOOLS: Final = [
 ]
 _MANY_TURNS: Final = [{"role": "user", "content": f"{n}"} for n in range(5_000)]
 _LIMITS: Final = {"max_tokens_total": 10**9}
+_MANY: Final = {f"k{n}": 1 for n in range(100_000)}
 _TAG: Final = "<optillm_approach>re2</optillm_approach> "
 
 
@@ -108,6 +109,9 @@ REQUESTS: Final[dict[str, dict[str, Any]]] = {
     "many tools": {"tools": _MANY_TOOLS, "optillm_limits": _LIMITS},
     "many tags": _asking(_TAG * 5_000),
     "open tags": _asking("<optillm_approach>" * 20_000),
+    "many limits": {"optillm_limits": _MANY},
+    "many parameters": {"optillm_params": {"bon": _MANY}},
+    "many values": {"optillm_params": {"bon": {"n": [{"a": 1}] * 100_000}}},
     "many stops": {"stop": [f"stop{n}" for n in range(20_000)]},
 }
 """Fields of a request by what is many or long in them."""
@@ -125,6 +129,7 @@ EXPRESSIONS: Final[dict[str, str]] = {
 LONG_REPLIES: Final[dict[str, Reply]] = {
     "text": Reply("A word of it. " * 350_000),
     "one word": Reply("a" * 5_000_000),
+    "a marked value": Reply(f"{'-' * 2_000_000}\nANSWER: {'-' * 590}b"),
     "reasoning": Reply("ANSWER: 42", reasoning="So it is. " * 100_000),
     "a tool call": Reply(tool_calls=[("f", json.dumps({"a": "b" * 1_000_000}))]),
 }

@@ -52,6 +52,9 @@ Source = Form | Literal["alias", "default"]
 
 _OPERATOR_SOURCES: frozenset[Source] = frozenset({"alias", "default"})
 
+_MAX_ENTRIES = 1000
+"""Maximum entries of a client's parameters or limits, on all levels together."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
@@ -366,6 +369,7 @@ def _take_own_fields(request: dict[str, Any]) -> _OwnFields:
     """
     unwrap_own_fields(request)
     check_own_fields(request)
+    _check_size(request.get("optillm_limits"), "optillm_limits")
     approach = request.pop("optillm_approach", None)
     return _OwnFields(
         approach=None if approach == AUTO else approach,
@@ -523,5 +527,25 @@ def _parameters(tree: Tree, params: object, request: dict[str, Any]) -> dict[str
     for approach in approaches:
         for sent in approach.params.request_fields():
             request.pop(sent, None)
+    _check_size(given, "optillm_params")
     check_foreign_fields(request, sorted(called))
     return given
+
+
+def _check_size(value: object, field: str) -> None:
+    """Refuse a value of many entries: each may be an error that the message would name.
+
+    Raises:
+        RequestRejected: the message names `field`.
+    """
+    left, found = _MAX_ENTRIES, [value]
+    while found:
+        at = found.pop()
+        if not isinstance(at, dict | list | tuple):
+            continue
+        left -= len(at)
+        if left < 0:
+            raise RequestRejected(
+                f"{field}: at most {_MAX_ENTRIES} entries are allowed", param=field
+            )
+        found += at.values() if isinstance(at, dict) else at
