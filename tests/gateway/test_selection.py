@@ -296,7 +296,7 @@ PARAMETERS, MODELS = "bon(n=2)", "bon(n=2;judge=base)"
         ({"tag": ("z3",)}, 8, {"z3"}),
         ({"tag": "none"}, 256, set()),
     ],
-    ids=str,
+    ids=["by default", "values", "models", "all", "one", "none"],
 )
 def test_the_operator_says_what_a_tag_may_do(
     router: Router, forms: dict[str, Any], calls: int, allowed: set[str]
