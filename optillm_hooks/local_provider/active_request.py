@@ -22,7 +22,7 @@ from optillm_hooks.local_provider.engine_request import (
     Submission,
     check_adapter,
 )
-from optillm_hooks.local_provider.grammar import Constraint
+from optillm_hooks.local_provider.grammar import Constraint, ReplyGrammar
 from optillm_hooks.local_provider.kv_cache import KVCache, Prefix, Row
 from optillm_hooks.local_provider.runner import Runner
 from optillm_hooks.local_provider.tool_calls import Tools
@@ -46,6 +46,9 @@ class ActiveRequest:
     """Whether the prompt ends inside a thinking block."""
 
     tools: Tools | None = None
+    grammar: ReplyGrammar | None = None
+    """The grammar of the reply, which may still be compiling; None: the reply is free."""
+
     constraint: Constraint | None = None
     """The grammar of the reply in its initial state; each sequence forks it."""
 
@@ -80,6 +83,18 @@ class ActiveRequest:
         if self.first_logits is None:
             return 0 if self.prefill else 1
         return self.decoding.wanted
+
+    def is_ready(self, wait_s: float = 0.0) -> bool:
+        """Return True if its grammar is compiled, or becomes so within `wait_s`.
+
+        Raises:
+            RequestRejected: the grammar cannot be enforced.
+            ProviderFailed: the grammar could not be compiled.
+        """
+        if self.grammar is None:
+            return True
+        self.constraint = self.grammar.constraint(wait_s)
+        return self.constraint is not None
 
     def deliver(self, event: Event) -> None:
         self.submission.deliver(event)
@@ -159,7 +174,9 @@ def prepare(
     reply_tokens: int,
     kv_bytes: int,
 ) -> ActiveRequest:
-    """Return the request with its prompt tokenized and its decoding method and grammar set up.
+    """Return the request with its prompt tokenized and its decoding method set up.
+
+    Its grammar, if it has one, is being compiled.
 
     `reply_tokens`: maximum length of a reply to a request that sets none. `kv_bytes`: maximum size
     of the KV cache.
@@ -179,11 +196,9 @@ def prepare(
     question = _question(request.messages)
     decoding = start_decoding(request, question, max_tokens, vocabulary, opened=thinking)
     thinks = isinstance(request.decoding, ThinkSettings | AutoThinkSettings)
-    constraint = chat_format.constraint(request, tools, opened=thinking, thinks=thinks)
+    grammar = chat_format.reply_grammar(request, tools, opened=thinking, thinks=thinks)
     seed = request.seed if request.seed is not None else int.from_bytes(os.urandom(8))
-    return ActiveRequest(
-        submission, prompt, max_tokens, seed, decoding, thinking, tools, constraint
-    )
+    return ActiveRequest(submission, prompt, max_tokens, seed, decoding, thinking, tools, grammar)
 
 
 def _check_names(request: EngineRequest, runner: Runner) -> None:

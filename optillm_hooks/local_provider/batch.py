@@ -40,6 +40,9 @@ _WORTH_WAITING = 32
 _SHARED_FROM = 64
 """Minimum prompt length, in tokens, for sharing the prefix: copying a shorter one is cheaper."""
 
+_COMPILE_WAIT_S = 0.005
+"""Time a step waits for a grammar if there is nothing else to do."""
+
 _FIRST_TOKENS = 256
 """Maximum number of likeliest first tokens passed to a decoding method."""
 
@@ -107,11 +110,14 @@ class Batch:
         self._capacity = capacity
         self._grammars = chat_format.grammars
         self._prefixes: PrefixCache[Prefix] = PrefixCache(capacity.prefix_bytes)
+        self._compiling: list[ActiveRequest] = []
+        """Requests whose grammar is being compiled; they join the batch when it is ready."""
+
         self._active: list[ActiveRequest] = []
 
     @property
     def idle(self) -> bool:
-        return not self._active
+        return not self._active and not self._compiling
 
     @property
     def weight_bytes(self) -> int:
@@ -129,7 +135,7 @@ class Batch:
         """Add a request to the batch; one that cannot be served gets an error instead."""
         limits = {"reply_tokens": self._capacity.reply_tokens, "kv_bytes": self._capacity.kv_bytes}
         try:
-            self._active.append(prepare(submission, self._runner, self._format, **limits))
+            self._join(prepare(submission, self._runner, self._format, **limits))
         except OptiLLMError as exc:
             submission.deliver(exc)
         except Exception as exc:  # chat templates, tokenizers and grammars are third-party code
@@ -138,14 +144,30 @@ class Batch:
             failure.__cause__ = exc
             submission.deliver(failure)
 
+    def _join(self, active: ActiveRequest, wait_s: float = 0.0) -> None:
+        """Add a prepared request to the active ones, or to those whose grammar is compiling."""
+        try:
+            ready = active.is_ready(wait_s)
+        except OptiLLMError as exc:
+            active.deliver(exc)
+        else:
+            (self._active if ready else self._compiling).append(active)
+
+    def _join_compiled(self) -> None:
+        """Add the requests whose grammar is ready; those whose grammar is refused end."""
+        compiling, self._compiling = self._compiling, []
+        for active in compiling:
+            self._join(active, wait_s=0.0 if self._active else _COMPILE_WAIT_S / len(compiling))
+
     def step(self) -> None:
         """Run one step of continuous batching, with at most one forward pass.
 
-        Requests that fit are admitted. Every running sequence feeds its last tokens and every
-        prefill its next chunk. Then sequences sample their next token, finished prefills begin
-        to decode, and finished requests leave.
+        Requests whose grammar is compiled join, and those that fit are admitted. Every running
+        sequence feeds its last tokens and every prefill its next chunk. Then sequences sample their
+        next token, finished prefills begin to decode, and finished requests leave.
         """
         self._drop_cancelled()
+        self._join_compiled()
         self._admit()
         chunks = self._next_chunks()
         if chunks:
@@ -157,11 +179,15 @@ class Batch:
 
     def fail(self, error: OptiLLMError) -> None:
         """End every request with `error`."""
+        for compiling in self._compiling:
+            compiling.deliver(error)
+        self._compiling.clear()
         for active in list(self._active):
             active.deliver(error)
             self._remove(active)
 
     def _drop_cancelled(self) -> None:
+        self._compiling = [a for a in self._compiling if not a.submission.cancelled]
         for active in [active for active in self._active if active.submission.cancelled]:
             self._remove(active)
 

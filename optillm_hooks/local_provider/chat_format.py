@@ -18,8 +18,8 @@ from optillm_hooks.local_provider.engine_request import (
     TokenLogprob,
 )
 from optillm_hooks.local_provider.grammar import (
-    Constraint,
     Grammars,
+    ReplyGrammar,
     Thinking,
     json_rule,
 )
@@ -96,16 +96,13 @@ class ChatFormat:
         }
         return Tools(form, schemas, request.parallel_tool_calls) if form else None
 
-    def constraint(
+    def reply_grammar(
         self, request: EngineRequest, tools: Tools | None, *, opened: bool, thinks: bool
-    ) -> Constraint | None:
-        """Return the grammar constraint for a reply to `request`, or None if there is none.
+    ) -> ReplyGrammar | None:
+        """Return the grammar of a reply to `request`, or None if it is free.
 
         `opened`: the reply starts inside a <think> block. `thinks`: it may open one, even if the
         chat template does not mention thinking.
-
-        Raises:
-            RequestRejected: llguidance cannot enforce the schema or the calls.
         """
         forms: dict[str, str] = {}
         if request.schema is not None and not request.must_call:
@@ -117,7 +114,7 @@ class ChatFormat:
             return None
         thinks = thinks or THINK_END in self._template(request.tools)
         thinking: Thinking = "opened" if opened else "possible" if thinks else "none"
-        param = "response_format" if "answer" in forms else "tool_choice"
+        param = "response_format" if "answer" in forms else "tools"
         return self.grammars.start(self.grammars.reply(forms, thinking), param)
 
     def opens_thinking(self, prompt: Sequence[int], marker: str = THINK_START) -> bool:

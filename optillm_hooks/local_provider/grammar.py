@@ -7,10 +7,15 @@ in llguidance's dialect of Lark.
 """
 
 import json
+import queue
 import re
+import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from functools import cache, partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from llguidance import LLExecutor, LLMatcher
@@ -26,6 +31,13 @@ Thinking = Literal["opened", "possible", "none"]
 
 _MAX_KEPT = 64
 """Number of compiled grammars that are cached."""
+
+_MAX_COMPILE_S = 5.0
+"""Time limit for compiling a grammar, and before that for waiting until a thread is free."""
+
+_COMPILER_THREADS = 2
+_MAX_QUEUED = 64
+"""Number of grammars that may wait for a compiler thread."""
 
 _STRICTLY = {
     # Without a limit, small models write whitespace up to the length limit.
@@ -66,18 +78,89 @@ class Constraint:
             raise ProviderFailed(f"constrained decoding failed: {reason}", status=500)
 
 
+class Compilation:
+    """A grammar that one of the compiler threads compiles, or has compiled.
+
+    Most grammars take milliseconds, but some take forever, and llguidance cannot be interrupted.
+    """
+
+    def __init__(self, compile_it: Callable[[], LLMatcher]) -> None:
+        self._compile = compile_it
+        self._matcher: Future[LLMatcher] = Future()
+        self._since = time.monotonic()
+        try:
+            _compiler_queue().put_nowait(self)
+        except queue.Full:
+            self._matcher.cancel()
+
+    @property
+    def dropped(self) -> bool:
+        """Whether it was given up before a thread was free."""
+        return self._matcher.cancelled()
+
+    @property
+    def _late(self) -> bool:
+        return time.monotonic() - self._since > _MAX_COMPILE_S
+
+    def run(self) -> None:
+        """Compile, in a compiler thread."""
+        self._since = time.monotonic()
+        if not self._matcher.set_running_or_notify_cancel():
+            return
+        try:
+            self._matcher.set_result(self._compile())
+        except BaseException as exc:  # a panic in Rust is no Exception
+            failure = ProviderFailed(f"compiling a grammar: {type(exc).__name__}", status=500)
+            failure.__cause__ = exc
+            self._matcher.set_exception(failure)
+
+    def constraint(self, param: str, wait_s: float = 0.0) -> Constraint | None:
+        """Return a constraint in the grammar's initial state; None: not ready after `wait_s`.
+
+        Raises:
+            RequestRejected: the grammar, requested by the field `param`, cannot be enforced, or
+                takes too long to compile.
+            ProviderFailed: no thread was free in time (503), or llguidance failed.
+        """
+        if wait_s:
+            wait([self._matcher], wait_s)
+        if self.dropped or (self._late and self._matcher.cancel()):
+            raise ProviderFailed("too many new grammars are being prepared; try later", status=503)
+        if self._matcher.done():
+            matcher = self._matcher.result()
+            if matcher.is_error():
+                reason = _first_lines(matcher.get_error())
+                raise RequestRejected(f"{param} cannot be enforced: {reason}", param=param)
+            return Constraint(matcher.deep_copy())
+        if self._late:
+            raise RequestRejected(
+                f"{param} cannot be enforced: it takes too long to prepare", param=param
+            )
+        return None
+
+
+class ReplyGrammar(NamedTuple):
+    """The grammar of a request's replies, and the field of the request that asks for it."""
+
+    compilation: Compilation
+    param: str
+
+    def constraint(self, wait_s: float = 0.0) -> Constraint | None:
+        """Return what `Compilation.constraint` returns, and raise what it raises."""
+        return self.compilation.constraint(self.param, wait_s)
+
+
 class Grammars:
     """The grammars for one tokenizer, compiled by llguidance.
 
-    Creating this takes about a second; compiling a grammar takes milliseconds, which llguidance
-    limits.
+    Creating this takes about a second.
     """
 
     def __init__(self, tokenizer: Any, end_ids: Iterable[int]) -> None:
         self._tokenizer = from_tokenizer(tokenizer, eos_token=sorted(end_ids))
         self._id_of = tokenizer.backend_tokenizer.token_to_id
         self._executor = LLExecutor()
-        self._compiled: OrderedDict[str, Constraint] = OrderedDict()
+        self._compiled: OrderedDict[str, Compilation] = OrderedDict()
 
     def symbol(self, marker: str) -> str:
         """Return `marker` as a grammar symbol: its token id if it is special, else its text."""
@@ -98,22 +181,16 @@ class Grammars:
         start = f"start: {beginnings[thinking]} ({' | '.join(forms)})"
         return "\n".join([start, *forms.values(), "" if thinking == "none" else self._thought()])
 
-    def start(self, grammar: str, param: str) -> Constraint:
-        """Return a constraint in the initial state of `grammar`; recent grammars stay compiled.
-
-        Raises:
-            RequestRejected: the grammar, requested by the field `param`, cannot be enforced.
-        """
-        if grammar not in self._compiled:
-            matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
-            if matcher.is_error():
-                reason = _first_lines(matcher.get_error())
-                raise RequestRejected(f"{param} cannot be enforced: {reason}", param=param)
-            self._compiled[grammar] = Constraint(matcher)
+    def start(self, grammar: str, param: str) -> ReplyGrammar:
+        """Return `grammar`, requested by the field `param`; recent ones stay compiled."""
+        known = self._compiled.get(grammar)
+        if known is None or known.dropped:
+            compile_it = partial(LLMatcher, self._tokenizer, grammar, log_level=0)
+            self._compiled[grammar] = Compilation(compile_it)
             if len(self._compiled) > _MAX_KEPT:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(grammar)
-        return self._compiled[grammar].fork()
+        return ReplyGrammar(self._compiled[grammar], param)
 
     def _thought(self) -> str:
         """Return the grammar rule `thought`: thinking, followed by the closing marker."""
@@ -143,6 +220,23 @@ class Grammars:
         width = min(allowed.shape[1], logits.shape[1])
         masked[:, :width] = logits[rows, :width].masked_fill(~allowed[:, :width], -torch.inf)
         return logits.index_put((torch.tensor(rows, device=logits.device),), masked)
+
+
+@cache
+def _compiler_queue() -> queue.Queue[Compilation]:
+    """Return the queue of the compiler threads, which all models of the process share.
+
+    They are daemons: an endless compilation must not keep the process from exiting.
+    """
+    waiting: queue.Queue[Compilation] = queue.Queue(_MAX_QUEUED)
+
+    def work() -> None:
+        while True:
+            waiting.get().run()
+
+    for number in range(_COMPILER_THREADS):
+        threading.Thread(target=work, name=f"grammar-{number}", daemon=True).start()
+    return waiting
 
 
 def _first_lines(error: str) -> str:

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import subprocess
+import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -19,7 +22,8 @@ from optillm_hooks.decoding.cot_decoding import CotSettings
 from optillm_hooks.decoding.deepconf import DeepConfSettings
 from optillm_hooks.decoding.entropy_decoding import EntropySettings
 from optillm_hooks.decoding.thinkdeeper import ThinkSettings
-from optillm_hooks.errors import ProviderFailed, RequestRejected
+from optillm_hooks.errors import OptiLLMError, ProviderFailed, RequestRejected
+from optillm_hooks.local_provider import grammar
 from optillm_hooks.local_provider.batch import Batch, Capacity
 from optillm_hooks.local_provider.engine import Engine
 from optillm_hooks.local_provider.engine_request import (
@@ -363,6 +367,104 @@ def test_a_grammar_is_compiled_once(engine: Engine, monkeypatch: pytest.MonkeyPa
     assert len(compiled) == 1
 
 
+HOSTILE = {"allOf": [{"type": "string", "pattern": f".*a{n}.*"} for n in range(14)]}
+"""Compiling this takes minutes."""
+
+
+class Compilers:
+    """Compiler threads that spend no CPU on `HOSTILE`: they wait until they are released."""
+
+    def __init__(self) -> None:
+        self.started, self.released = threading.Semaphore(0), threading.Event()
+
+    def compile(self, tokenizer: Any, text: str, **options: Any) -> Any:
+        if ".*a" in text:
+            self.started.release()
+            self.released.wait(60)
+            text = 'start: "late"'
+        return llguidance.LLMatcher(tokenizer, text, **options)
+
+
+@pytest.fixture
+def compilers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Compilers]:
+    compilers = Compilers()
+    monkeypatch.setattr(grammar, "LLMatcher", compilers.compile)
+    yield compilers
+    compilers.released.set()
+
+
+def hostile(number: int) -> EngineRequest:
+    return make_request({"description": str(number), **HOSTILE}, seed=1, max_tokens=20)
+
+
+async def refused(engine: Engine, request: EngineRequest) -> OptiLLMError:
+    with pytest.raises((RequestRejected, ProviderFailed)) as refusal:
+        await anext(engine.stream(request))
+    assert isinstance(refusal.value, OptiLLMError)
+    return refusal.value
+
+
+async def texts(engine: Engine, request: EngineRequest) -> str:
+    return "".join([e.text async for e in engine.stream(request) if isinstance(e, Piece)])
+
+
+def test_others_run_while_a_grammar_compiles_which_is_refused_in_time(
+    engine: Engine, compilers: Compilers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert replies(engine, make_request({"const": 1}, seed=1))[0].text == "1"
+
+    async def all_at_once() -> tuple[list[OptiLLMError], OptiLLMError, OptiLLMError]:
+        async with asyncio.TaskGroup() as group:
+            endless = [group.create_task(refused(engine, hostile(i))) for i in range(2)]
+            for _ in endless:
+                assert await asyncio.to_thread(compilers.started.acquire, timeout=60)
+            assert await texts(engine, EngineRequest(messages=HI, seed=2, max_tokens=20))
+            assert await texts(engine, make_request({"const": 1}, seed=1)) == "1"
+            assert not any(task.done() for task in endless)
+            monkeypatch.setattr(grammar, "_MAX_COMPILE_S", 0.0)
+        again = await refused(engine, hostile(0))
+        return [task.result() for task in endless], again, await refused(engine, hostile(2))
+
+    endless, again, queued = asyncio.run(all_at_once())
+    for refusal in [*endless, again]:
+        assert isinstance(refusal, RequestRejected)
+        assert refusal.param == "response_format"
+        assert "takes too long to prepare" in str(refusal)
+    assert isinstance(queued, ProviderFailed)
+    assert queued.status == 503
+    monkeypatch.setattr(grammar, "_MAX_COMPILE_S", 60.0)
+    compilers.released.set()
+    assert replies(engine, hostile(0))[0].text == "late"
+
+
+@pytest.mark.usefixtures("compilers")
+def test_a_cancelled_request_and_a_failed_batch_wait_for_no_grammar() -> None:
+    batch, events = Batch(tiny.runner(), FORMAT, Capacity()), list[Event]()
+    left, failed = (Submission(hostile(i), events.append) for i in (3, 4))
+    for submission in (left, failed):
+        batch.add(submission)
+    left.cancelled = True
+    batch.step()
+    assert not batch.idle
+    batch.fail(ProviderFailed("gone", status=500))
+    assert batch.idle
+    assert len(events) == 1
+
+
+def test_llguidance_compiles_without_the_lock_of_the_interpreter() -> None:
+    """In a process of its own, which ends although the compiler has not."""
+    code = (
+        "from optillm_hooks.local_provider.grammar import json_rule\n"
+        "from tests.local_provider import tiny\n"
+        "import json, sys\n"
+        "grammars = tiny.chat_format().grammars\n"
+        "rule = 'answer: ' + json_rule(json.loads(sys.argv[1]))\n"
+        "text = grammars.reply({'answer': rule}, 'none')\n"
+        "assert grammars.start(text, 'x').constraint(wait_s=0.5) is None\n"
+    )
+    subprocess.run([sys.executable, "-c", code, json.dumps(HOSTILE)], check=True, timeout=100)
+
+
 def test_a_constraint_that_cannot_be_kept_fails_only_its_request(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,9 +477,8 @@ def test_a_constraint_that_cannot_be_kept_fails_only_its_request(
             replies(engine, make_request(PERSON, n=3))
         batch, events = Batch(tiny.runner(), FORMAT, Capacity()), list[Event]()
         batch.add(Submission(make_request(PERSON, n=3), events.append))
-        for _ in range(4):
+        while not batch.idle:
             batch.step()
-        assert batch.idle
         assert isinstance(events[0], ProviderFailed)
     assert replies(engine, make_request({"const": 1}, seed=1))[0].text == "1"
 
@@ -432,7 +533,8 @@ def test_what_a_reply_with_thinking_may_be(
 ) -> None:
     chat_format = tiny.chat_format(words=words)
     grammar = chat_format.grammars.reply({"answer": 'answer: "\\"x\\""'}, thinking)
-    constraint = chat_format.grammars.start(grammar, "response_format")
+    constraint = chat_format.grammars.start(grammar, "response_format").constraint(wait_s=60)
+    assert constraint is not None
 
     def take_all() -> None:
         for token in [*chat_format.encode_text(reply), tiny.END]:

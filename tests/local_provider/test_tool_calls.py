@@ -365,7 +365,7 @@ def test_a_schema_of_a_tool_that_cannot_be_enforced_is_refused_where_it_would_ha
     engine: Engine,
 ) -> None:
     odd = {"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}
-    with pytest.raises(RequestRejected, match=r"tool_choice cannot be enforced: .*not"):
+    with pytest.raises(RequestRejected, match=r"tools cannot be enforced: .*not"):
         replies(engine, parse(tools=[odd], tool_choice="required"))
     assert replies(engine, parse(tools=[odd], max_tokens=2))[0].finish_reason == "length"
 
