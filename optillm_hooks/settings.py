@@ -72,7 +72,7 @@ class AliasSettings(RunSettings):
     """`model_info.optillm` of a deployment that is an alias."""
 
     locked: bool = Field(
-        default=False, description="Refuse a body field or tag that replaces the approach."
+        default=False, description="Refuse a body field that replaces the approach."
     )
     inherit_access: bool = Field(
         default=False,

@@ -27,7 +27,7 @@ from litellm.types.utils import Message as LiteLLMMessage
 from litellm.types.utils import Usage as LiteLLMUsage
 
 from optillm_hooks.answers.deltas import other_fields
-from optillm_hooks.errors import RequestRejected
+from optillm_hooks.errors import ProviderFailed, RequestRejected
 from optillm_hooks.gateway.call_fields import check_call_fields, counts_choices, limits_length
 from optillm_hooks.types import (
     Answer,
@@ -48,6 +48,7 @@ from optillm_hooks.types import (
 _ROLES = frozenset(get_args(Role))
 _FINISH_REASONS = frozenset(get_args(FinishReason))
 
+_TEXT_FIELDS = ("content", "reasoning_content", "reasoning")
 _ANSWER_FIELDS = frozenset({"role", "content", "tool_calls", "function_call", "reasoning_content"})
 """Fields of a reply's message that have their own attribute in `Answer`."""
 
@@ -255,7 +256,7 @@ def read_completions(response: ModelResponse, cost_usd: float) -> list[Completio
 
 
 def _read_choice(choice: Choices, usage: Usage) -> Completion:
-    message = choice.message.model_dump(exclude_none=True)
+    message = _of_known_types(choice.message.model_dump(exclude_none=True))
     return Completion(
         message.get("content") or "",
         read_finish_reason(choice.finish_reason),
@@ -266,6 +267,26 @@ def _read_choice(choice: Choices, usage: Usage) -> Completion:
         getattr(choice, "provider_specific_fields", None) or {},
         usage=usage,
     )
+
+
+def _of_known_types(message: dict[str, Any]) -> dict[str, Any]:
+    """Return `message`, with `?` for halves of surrogate pairs, which cannot be sent.
+
+    LiteLLM passes on most fields of a reply as they come.
+
+    Raises:
+        ProviderFailed: a field that is read here is not of its type.
+    """
+    texts = {name: message[name] for name in _TEXT_FIELDS if name in message}
+    malformed = [name for name, text in texts.items() if not isinstance(text, str)]
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        malformed.append("tool_calls")
+    if not isinstance(message.get("function_call") or {}, dict):
+        malformed.append("function_call")
+    if malformed:
+        raise ProviderFailed(f"the provider's reply is malformed: {', '.join(malformed)}")
+    return message | {name: text.encode(errors="replace").decode() for name, text in texts.items()}
 
 
 def _read_tool_calls(message: Mapping[str, Any]) -> tuple[ToolCall, ...]:
@@ -303,7 +324,7 @@ def read_delta(chunk: ModelResponseStream, cost_usd: float) -> Delta:
     if not chunk.choices:
         return Delta(usage=read, facts=facts)
     choice = chunk.choices[0]
-    delta = choice.delta.model_dump(exclude_none=True)
+    delta = _of_known_types(choice.delta.model_dump(exclude_none=True))
     reason = choice.finish_reason
     return Delta(
         text=delta.get("content") or "",

@@ -131,7 +131,7 @@ def _status(exc: Exception) -> int:
         return 429
     for name in ("status_code", "code"):
         value = getattr(exc, name, None)
-        if value is not None and str(value).isdigit() and 400 <= int(value) < 600:
+        if re.fullmatch("[45][0-9]{2}", str(value)):
             return int(value)
     return 502
 
@@ -150,6 +150,7 @@ def _message(exc: Exception) -> str:
     LiteLLM appends a traceback, which is all that there is if the error has no message.
     """
     text = str(getattr(exc, "message", "") or exc)[:_READ_CHARS].partition(_TRACEBACK)[0]
+    text = text.encode(errors="replace").decode()  # half a surrogate pair cannot be sent
     line = _PREFIX.sub("", text).strip().split("\n", 1)[0]
     line = line.partition(". Received Model Group=")[0].rstrip(" -:")
     return mask_credentials(line)[:_MAX_CHARS] or f"the call failed ({type(exc).__name__})"
@@ -178,9 +179,17 @@ def _wait_s(exc: Exception) -> float | None:
     try:
         seconds = float(told)
     except ValueError:
-        date = parsedate_tz(told)
-        seconds = 0.0 if date is None else mktime_tz(date) - time.time()
+        seconds = _until(told)
     return seconds if 0 < seconds < float("inf") else None
+
+
+def _until(date: str) -> float:
+    """Return the seconds until `date`; 0 if it is none, or one that no calendar has."""
+    try:
+        parsed = parsedate_tz(date)
+        return 0.0 if parsed is None else mktime_tz(parsed) - time.time()
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def is_of_whole_group(error: ProviderFailed) -> bool:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from litellm.types.utils import ModelResponse, ModelResponseStream
 
 from optillm_hooks.answers.deltas import DeltaAccumulator, as_delta
-from optillm_hooks.errors import RequestRejected
+from optillm_hooks.errors import ProviderFailed, RequestRejected
 from optillm_hooks.gateway.convert import (
     read_chat,
     read_completions,
@@ -476,3 +476,32 @@ def test_a_chunk_of_usage_alone_is_read() -> None:
 def test_the_text_of_a_message_is_that_of_its_text_parts() -> None:
     assert [message.text for message in read_chat(CHAT)][2:4] == ["What is it?", ""]
     assert Message("user", "x").text == "x"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("reasoning_content", 5),
+        ("reasoning_content", ["hm"]),
+        ("tool_calls", "x"),
+        ("tool_calls", {"a": 1}),
+        ("tool_calls", ["x"]),
+        ("function_call", "x"),
+    ],
+)
+def test_a_field_of_another_type_is_the_providers_failure(field: str, value: Json) -> None:
+    chunk = ModelResponseStream(
+        choices=[{"index": 0, "delta": {"content": "a"}, "finish_reason": None}]
+    )
+    setattr(chunk.choices[0].delta, field, value)
+    response = ModelResponse(choices=[{"message": {"role": "assistant", "content": "a"}}])
+    setattr(response.choices[0].message, field, value)
+    for read in (lambda: read_delta(chunk, 0.0), lambda: read_completions(response, 0.0)):
+        with pytest.raises(ProviderFailed, match=field):
+            read()
+
+
+def test_halves_of_surrogate_pairs_are_replaced_since_they_cannot_be_sent() -> None:
+    delta = {"content": "a\ud800", "reasoning_content": "\udfff"}
+    piece = read_delta(ModelResponseStream(choices=[{"index": 0, "delta": delta}]), 0.0)
+    assert (piece.text, piece.reasoning) == ("a?", "?")

@@ -114,6 +114,36 @@ def test_retry_after_of_litellms_own_headers_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
+    "told",
+    [
+        "-5",
+        "nan",
+        "1e400",
+        "\u00b2",
+        "Mon, 32 Jan 2026 07:28:00 GMT",
+        "Wed, 21 Oct 99999 07:28:00 GMT",
+        f"Wed, 21 Oct 1{'0' * 30} 07:28:00 GMT",
+        "x" * 5000,
+    ],
+    ids=lambda told: told[:20],
+)
+def test_a_pause_that_makes_no_sense_is_none(told: str) -> None:
+    response = httpx.Response(429, headers={b"retry-after": told.encode()}, request=REQUEST)
+    failed = read(litellm.RateLimitError("m", **ABOUT, response=response))
+    assert (failed.status, failed.wait_s) == (429, None)
+
+
+def test_an_error_of_half_a_surrogate_pair_can_be_sent() -> None:
+    assert str(read(litellm.APIError(500, "boom \ud800", **ABOUT))) == "boom ?"
+
+
+def test_a_status_that_only_looks_like_a_number_is_none() -> None:
+    error = openai.OpenAIError("m")
+    error.status_code = "\u0664\u00b2\u00b2"  # type: ignore[attr-defined]
+    assert read(error).status == 502
+
+
+@pytest.mark.parametrize(
     ("message", "shown"),
     [
         ("Incorrect API key provided: sk-proj-abcdefgh1.", "Incorrect API key provided: [key]."),
