@@ -132,7 +132,7 @@ def _status(exc: Exception) -> int:
     for name in ("status_code", "code"):
         value = getattr(exc, name, None)
         if re.fullmatch("[45][0-9]{2}", str(value)):
-            return int(value)
+            return int(str(value))
     return 502
 
 
