@@ -14,6 +14,17 @@ from optillm_hooks.gateway.payments import Payment
 INNER_CALL_KEY = "optillm_call"
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a request's `max_cost_usd` holds for one call."""
+
+    group: str
+    """The model group whose price it was reckoned at."""
+
+    usd: float
+    prompt_tokens: int
+
+
 @dataclass(slots=True, eq=False, repr=False)
 class InnerCall:
     tried: set[str] = field(default_factory=set[str])
@@ -21,6 +32,9 @@ class InnerCall:
 
     needs_price: bool = False
     """Whether the request limits its cost, so that a model without a known price is refused."""
+
+    held: Held | None = None
+    """What is held for it, if the request limits its cost."""
 
     payment: Payment = field(default_factory=Payment)
     log: Any = None

@@ -49,19 +49,14 @@ class GroupFacts(ModelFacts):
     """Prices by deployment id."""
 
     deployments: Sequence[Deployment]
-    fallbacks: Sequence[Deployment]
-    """Those that may answer in place of the group's own."""
 
     def price_at(self, deployment: object) -> Price | None:
         """Return the price of the deployment with that id; the group's for an unknown id."""
         return self.prices.get(deployment, self.price)
 
     def price_of(self, sampling: Sampling) -> Price | None:
-        """Return the highest price of a call, whichever deployment or fallback answers it."""
-        if self.price is None:
-            return None
-        prices = [_price(each, sampling.fields) for each in (*self.deployments, *self.fallbacks)]
-        return _highest([self.price, *filter(None, prices)])
+        """Return the highest price of a call, whichever deployment of the group answers it."""
+        return _highest([_price(each, sampling.fields) for each in self.deployments])
 
 
 FactsOf = Callable[[str], GroupFacts]
@@ -82,7 +77,6 @@ def model_facts(router: Router | None, model: str, key: UserAPIKeyAuth | None = 
     prices = [_price(each) for each in found]
     fields = [each.supported for each in found]
     supported = frozenset.intersection(*fields) if fields else frozenset[str]()
-    fallbacks = _fallbacks(router, model, key)
     return GroupFacts(
         count_tokens=PromptTokens(model).count,
         max_n=_MAX_CHOICES if "n" in supported else 1,
@@ -90,11 +84,12 @@ def model_facts(router: Router | None, model: str, key: UserAPIKeyAuth | None = 
         price=_highest(prices),
         reasoning=of_all([reasoning(each.name, each.info) for each in found]),
         supported=supported,
-        takes=partial(_takes, model, by_sampling(all_take([*found, *fallbacks]))),
+        takes=partial(
+            _takes, model, by_sampling(all_take([*found, *_fallbacks(router, model, key)]))
+        ),
         thinking_tokens=by_sampling(max_thinking(found)),
         remember=partial(REFUSALS.add, model),
         deployments=tuple(found),
-        fallbacks=tuple(fallbacks),
         prices={each.info.get("id"): price for each, price in zip(found, prices, strict=True)},
     )
 
@@ -218,6 +213,11 @@ def _highest(prices: Sequence[Price | None]) -> Price | None:
     if not known or len(known) < len(prices):
         return None
     return Price(max(p.prompt for p in known), max(p.completion for p in known))
+
+
+def price_of_deployment(params: Mapping[str, Any], info: Mapping[str, Any]) -> Price | None:
+    """Return the price of a call that LiteLLM makes with `params` to the deployment of `info`."""
+    return _price(_deployment(dict(params), dict(info)), params)
 
 
 def _price(deployment: Deployment, fields: Fields | None = None) -> Price | None:

@@ -28,7 +28,7 @@ from optillm_hooks.gateway.failures import (
     budgets_as_sample_errors,
     is_of_whole_group,
 )
-from optillm_hooks.gateway.inner_call import INNER_CALL_KEY, InnerCall
+from optillm_hooks.gateway.inner_call import INNER_CALL_KEY, Held, InnerCall
 from optillm_hooks.gateway.model_facts import FactsOf, GroupFacts
 from optillm_hooks.gateway.rates import Counted, ModelRates
 from optillm_hooks.gateway.refusals import (
@@ -122,8 +122,20 @@ class RouterLLM:
         given = {each.name: getattr(answer, each.name) for each in fields(answer)}
         return Completion(**given, usage=end.usage or Usage(calls=1), facts=end.facts)
 
-    async def _whole(self, chat: Chat, sampling: Sampling, n: int) -> Sequence[Completion]:
+    def _new_call(self, chat: Chat, sampling: Sampling, choices: int) -> InnerCall:
         inner = self._caller.new_call(self.model)
+        outer = self._caller.call
+        if outer is not None:
+            inner.held = outer.held
+        elif inner.needs_price and (price := self.facts.price_of(sampling)) is not None:
+            prompt = self.facts.count_tokens(chat, sampling)
+            reply = choices * (sampling.max_tokens or 0)
+            usd = prompt * price.prompt + reply * price.completion
+            inner.held = Held(self.model, usd, prompt)
+        return inner
+
+    async def _whole(self, chat: Chat, sampling: Sampling, n: int) -> Sequence[Completion]:
+        inner = self._new_call(chat, sampling, n)
         async with self._on_account(chat, sampling, n, inner) as call:
             request = self._request(chat, sampling, inner)
             with (
@@ -143,7 +155,7 @@ class RouterLLM:
             return completions
 
     async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
-        inner, received = self._caller.new_call(self.model), _Received()
+        inner, received = self._new_call(chat, sampling, 1), _Received()
         async with self._on_account(chat, sampling, 1, inner) as call:
             request = self._request(chat, sampling, inner)
             with (

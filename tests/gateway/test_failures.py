@@ -249,3 +249,9 @@ def test_a_refused_request_is_openais_error_object() -> None:
 def test_a_request_refused_for_now_says_when_to_try_again() -> None:
     refused = to_proxy(ProviderFailed("limit reached", status=429, retry_after="60"))
     assert (refused.headers, refused.type) == ({"retry-after": "60"}, "rate_limit_error")
+
+
+def test_an_unreadable_reply_has_been_answered() -> None:
+    with pytest.raises(ProviderFailed) as found, as_sample_errors():
+        raise ValueError("Invalid response object Traceback")
+    assert found.value.answered

@@ -23,7 +23,12 @@ BROKEN = (
     "one_at_a_time",
     "long",
     "barred",
+    "frugal",
+    "modest",
 )
+DEAR = 5
+"""How many times the price of the other models that of the model `dear` is."""
+
 KEYS: dict[str, dict[str, object]] = {
     "sk-all": {"models": [], "key_alias": "all"},
     "sk-solo": {"models": ["solo", "careful", "several", "lent"], "key_alias": "solo"},
@@ -44,6 +49,12 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
             model_group("thinker", upstream.url, model="openai/gpt-5"),
             model_group("small_thinker", upstream.url, model="openai/gpt-5-mini"),
             unpriced,
+            model_group(
+                "dear",
+                upstream.url,
+                input_cost_per_token=DEAR * PRICE.prompt,
+                output_cost_per_token=DEAR * PRICE.completion,
+            ),
             alias("thoughtful", "re2", base="small_thinker"),
             alias("careful", "self_consistency(n=3)"),
             alias("again", "re2", base="looped"),
@@ -62,6 +73,8 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
             {"solo": ["careful"]},
             {"looped": ["again"]},
             {"cheap": ["unknown"]},
+            {"frugal": ["dear"]},
+            {"modest": ["unpriced"]},
             {"hop": ["first"]},
             {"hop_on": ["second"]},
             {"several": ["lent"]},
@@ -265,3 +278,29 @@ def test_fields_of_reasoning_reach_the_base(
     [last] = answered(upstream)
     assert last.body["model"] == "gpt-5-mini"
     assert field.items() <= last.body.items()
+
+
+@STREAMED
+def test_a_dearer_fallback_keeps_to_what_is_held_for_the_call(
+    proxy: Proxy, upstream: Upstream, stream: bool
+) -> None:
+    upstream.play(Script(fault=broken))
+    limit = 0.01
+    asked = ask(proxy, "re2-frugal", stream=stream, optillm_limits={"max_cost_usd": limit})
+    assert told(asked).report["calls"] == 1
+    [tried, call] = upstream.calls
+    assert (tried.body["model"], call.body["model"]) == ("frugal", "dear")
+    assert tried.body["max_tokens"] > 1000
+    most = DEAR * (call.body["max_tokens"] * PRICE.completion)
+    assert 0.8 * limit < most < limit
+
+
+@STREAMED
+def test_a_fallback_without_a_price_does_not_answer_under_max_cost(
+    proxy: Proxy, upstream: Upstream, stream: bool
+) -> None:
+    upstream.play(Script(fault=broken))
+    asked = ask(proxy, "re2-modest", stream=stream, optillm_limits={"max_cost_usd": 0.01})
+    assert asked.status_code in (500, 503)
+    assert [call.body["model"] for call in upstream.calls] == ["modest"]
+    assert told(ask(proxy, "re2-modest", stream=stream)).report["calls"] == 1
