@@ -16,8 +16,8 @@ from optillm_hooks.gateway.budgets import RESERVATIONS
 from optillm_hooks.gateway.caller import metadata_of
 from optillm_hooks.gateway.convert import is_amount
 from optillm_hooks.gateway.cut_off import note_log
-from optillm_hooks.gateway.deployments import alias_model, proxy_router
 from optillm_hooks.gateway.dear_fallbacks import within_held_cost
+from optillm_hooks.gateway.deployments import alias_model, proxy_router
 from optillm_hooks.gateway.failures import over_budget, to_proxy
 from optillm_hooks.gateway.inner_call import inner_call
 from optillm_hooks.gateway.messages_route import CONVERTED
@@ -113,7 +113,7 @@ class Hook(CustomLogger):
             if alias_model({"litellm_params": kwargs}) is not None:
                 return _with_reasoning(kwargs)
             return within_held_cost(kwargs, inner, str(metadata.get("model_group")))
-        elif client is not None and router and metadata.get("model_group") == client.model:
+        if client is not None and router and metadata.get("model_group") == client.model:
             _note_deployment(client, router, metadata, kwargs.get("temperature"))
         return None
 
