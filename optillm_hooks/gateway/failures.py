@@ -107,7 +107,7 @@ def as_sample_errors() -> Iterator[None]:
         failed = ProviderFailed(
             _message(exc), status=_status(exc), retry_after=_retry_after(exc), code=_kind(exc)
         )
-        failed.answered = _UNREADABLE in str(exc)
+        failed.answered = _UNREADABLE in str(exc)[:_READ_CHARS]
         if failed.is_overload:
             failed.wait_s = _wait_s(exc)
         raise failed from exc
@@ -140,7 +140,8 @@ def _kind(exc: Exception) -> str | None:
     # A stream that fails at its start is raised as an error that contains the provider's.
     cause = getattr(exc, "original_exception", None) or exc
     known = (code for code, kind in _KINDS.items() if isinstance(cause, kind))
-    told = (code for code, text in _TEXTS.items() if _status(exc) == 400 and text.search(str(exc)))
+    said = str(exc)[:_READ_CHARS] if _status(exc) == 400 else ""
+    told = (code for code, text in _TEXTS.items() if text.search(said))
     return next(chain(known, told), None)
 
 

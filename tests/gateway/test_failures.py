@@ -255,3 +255,12 @@ def test_an_unreadable_reply_has_been_answered() -> None:
     with pytest.raises(ProviderFailed) as found, as_sample_errors():
         raise ValueError("Invalid response object Traceback")
     assert found.value.answered
+
+
+def test_of_a_long_error_only_the_beginning_is_read() -> None:
+    long = "x" * 10_000_000
+    for told, code in (("prompt is too long", "context_length_exceeded"), ("", "provider_failed")):
+        error = litellm.BadRequestError(f"{told} {long} prompt is too long", **ABOUT)
+        with pytest.raises(ProviderFailed) as found, as_sample_errors():
+            raise error
+        assert found.value.code == code
