@@ -8,7 +8,7 @@ from typing import Final
 
 MASK: Final = "[key]"
 
-_NAMED: Final = r"""["']?\s{0,4}[:=]\s{0,4}["']?"""
+_NAMED: Final = r"""["']?(?:\s{1,2}(?:provided|given|used))?\s{0,4}[:=]\s{0,4}["']?"""
 """What stands between the name of a credential and its value."""
 
 _VALUE: Final = r"(?:(?=[\w.*~+/=%-]{0,64}[\d*])[\w.*~+/=%-]{6,}|[\w.*~+/=%-]{20,})(?<!\.)"

@@ -294,9 +294,10 @@ class RouterLLM:
             if self._router.fallbacks:
                 request["include_fallback_errors"] = True
         if litellm.cache is not None:
-            request["cache"] = dict(self._caller.cache)
+            cache = request["cache"] = dict(self._caller.cache)
             if sampling.sample:
-                request["cache"]["namespace"] = f"optillm-sample-{sampling.sample}"
+                spaces = (cache.get("namespace") or litellm.cache.namespace, "optillm-sample")
+                cache["namespace"] = f"{':'.join(filter(None, spaces))}-{sampling.sample}"
         return request
 
     def _note_fallback(

@@ -39,6 +39,7 @@ CREDENTIALS = {
     "a bearer": "Bearer abcdefgh123",
     "a header": "Authorization: Bearer abc12345",
     "a header with a password": "Authorization: Basic dXNlcjpwYXNz",
+    "a key of the operator's own": "API key provided: other-host-key-SECRETB123456",
     "a header of Azure": "api-key: abcd1234",
     "a header of Anthropic": "x-api-key: abcdefgh12",
 }

@@ -259,6 +259,31 @@ async def test_an_error_that_quotes_a_tool_refuses_no_field(
     assert learnt.takes("base", Sampling(temperature=0.7)) is (tool == "temperature")
 
 
+@pytest.mark.parametrize(
+    ("asked", "namespace"),
+    [({}, "shared:optillm-sample-1"), ({"namespace": "mine"}, "mine:optillm-sample-1")],
+    ids=["the operator's", "the client's"],
+)
+async def test_samples_are_cached_in_the_namespace_of_their_request(
+    upstream: Upstream, monkeypatch: pytest.MonkeyPatch, asked: dict[str, str], namespace: str
+) -> None:
+    monkeypatch.setattr(litellm, "cache", litellm.Cache(namespace="shared"))
+    router = litellm.Router([model_group("base", upstream.url)], num_retries=0)
+    sent: list[object] = []
+    send = router.acompletion
+
+    async def note(**request: Any) -> Any:
+        sent.append(request["cache"])
+        return await send(**request)
+
+    monkeypatch.setattr(router, "acompletion", note)
+    upstream.play(Script())
+    llm = RouterLLM("base", router, Caller(cache=asked), cached_model_facts(router), Trace())
+    for sample in (0, 1):
+        await llm.complete(chat("6 * 7?"), Sampling(sample=sample))
+    assert sent == [asked, {"namespace": namespace}]
+
+
 async def test_a_router_streams(router: litellm.Router) -> None:
     chunks = await router.acompletion(model="careful", messages=ASKED, stream=True)
     texts = {0: "", 1: ""}
