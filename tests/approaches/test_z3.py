@@ -147,7 +147,9 @@ async def test_the_repair_of_algebra_sees_which_step_is_wrong() -> None:
         pytest.param([ProviderFailed("502")], "provider_failed", {}, id="the model fails"),
         pytest.param([BROKEN, ProviderFailed("502")], "provider_failed", {}, id="fails to repair"),
         pytest.param([""], "empty_completion", {}, id="the model is silent"),
-        pytest.param([NO_MODEL], "time", {"timeout_s": 0.2}, id="the solver hangs"),
+        pytest.param(
+            [NO_MODEL], "time", {"timeout_s": 0.2, "memory_mb": 8192}, id="the solver hangs"
+        ),
         pytest.param(["(assert true)" * 9000] * 2, "broken", {}, id="too much to read"),
     ],
 )

@@ -77,7 +77,7 @@ async def failure(text: str, given: WorkerLimits, module: str = SMTLIB) -> Failu
 
 async def test_a_worker_that_takes_too_long_is_killed() -> None:
     started = time.monotonic()
-    assert await failure(ENDLESS, limits(seconds=0.5)) == "time"
+    assert await failure(ENDLESS, limits(seconds=0.5, memory_mb=8192)) == "time"
     assert time.monotonic() - started < 30  # of the 60 that the solver was given
 
 
@@ -113,7 +113,7 @@ async def test_cancelling_the_caller_kills_the_worker() -> None:
 async def test_all_this_holds_on_the_loop_of_the_proxy() -> None:
     request: Json = {"text": "(check-sat)", "seconds": 5}
     assert isinstance(await ask_worker(SMTLIB, request, limits()), dict)
-    assert await failure(ENDLESS, limits(seconds=0.5)) == "time"
+    assert await failure(ENDLESS, limits(seconds=0.5, memory_mb=8192)) == "time"
     for moments in range(0, 30, 3):
         task = asyncio.create_task(ask_worker(SMTLIB, request, limits()))
         for _ in range(moments):
