@@ -8,7 +8,7 @@ from typing import Final
 
 MASK: Final = "[key]"
 
-_NAMED: Final = r"""["']?(?:\s{1,2}(?:provided|given|used))?\s{0,4}[:=]\s{0,4}["']?"""
+_NAMED: Final = r"""["']?\s{0,4}[:=]\s{0,4}["']?"""
 """What stands between the name of a credential and its value."""
 
 _VALUE: Final = r"(?:(?=[\w.*~+/=%-]{0,64}[\d*])[\w.*~+/=%-]{6,}|[\w.*~+/=%-]{20,})(?<!\.)"
@@ -37,6 +37,7 @@ _SCHEMES: Final = (
     rf"|secret[-_ ](?:access[-_ ])?key|(?:access|auth|session)[-_ ]token|password)"
     rf"{_NAMED}{_VALUE})",
     rf"key={_VALUE}",
+    rf"(?<=key provided: ){_VALUE}",
 )
 _IN_URLS: Final = (
     r"(?<=[?&])(?i:(?:api[-_]?|subscription-)?key|sig|token|auth|secret|password"

@@ -39,7 +39,6 @@ CREDENTIALS = {
     "a bearer": "Bearer abcdefgh123",
     "a header": "Authorization: Bearer abc12345",
     "a header with a password": "Authorization: Basic dXNlcjpwYXNz",
-    "a key of the operator's own": "API key provided: other-host-key-SECRETB123456",
     "a header of Azure": "api-key: abcd1234",
     "a header of Anthropic": "x-api-key: abcdefgh12",
 }
@@ -59,6 +58,10 @@ def test_a_credential_is_masked(credential: str, around: str) -> None:
         (
             "https://x.invalid/v1?key=AIzaSyabcd&alt=sse failed",
             "https://x.invalid/v1?[key]&alt=sse failed",
+        ),
+        (
+            "Incorrect API key provided: other-host-key-SECRETB123456. Look it up.",
+            "Incorrect API key provided: [key]. Look it up.",
         ),
         ("https://s.invalid/x?sv=1&sig=aB%2F3=&se=2", "https://s.invalid/x?sv=1&[key]&se=2"),
         ("https://h.invalid/?a=1&access_token=abcd", "https://h.invalid/?a=1&[key]"),
