@@ -6,6 +6,7 @@ from typing import Any
 
 import litellm
 import pytest
+from litellm.types.utils import LlmProviders
 
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway.call_fields import counts_choices, limits_length
@@ -160,8 +161,8 @@ def test_the_names_of_every_provider_that_litellm_knows_are_recognised() -> None
     """Or a client could send the provider's own name past the call's."""
     names = {
         (name, rule(name))
-        for provider in litellm.provider_list
-        for model in MODELS.get(str(provider.value), ("some-model",))
+        for provider in LlmProviders
+        for model in MODELS.get(provider.value, ("some-model",))
         for field, value, rule in FIELDS
         for name, found in leaves(made(model, provider.value, {field: value}))
         if found == value
