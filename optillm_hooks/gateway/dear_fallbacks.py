@@ -12,10 +12,10 @@ from optillm_hooks.gateway.model_facts import price_of_deployment
 def within_held_cost(
     kwargs: Mapping[str, Any], inner: InnerCall, group: str
 ) -> dict[str, Any] | None:
-    """Return the arguments of a fallback's call with as many tokens as is held for; None if all.
+    """Return a fallback's call with no more tokens than its reservation pays for.
 
     The budget reserves a call at the price of the model that the plan calls. `group` is the model
-    group that LiteLLM is about to call instead.
+    group that LiteLLM is about to call instead. None means that the call can be made as it is.
 
     Raises:
         BadRequestError: the fallback has no known price, or its prompt alone costs more.
