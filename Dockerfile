@@ -7,6 +7,8 @@ ENV LITELLM_LOCAL_MODEL_COST_MAP=True \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1
 # An init reaps processes whose parent has ended; litellm as process 1 would not.
+# Debian deletes a version when the next one is released, so a pinned one would stop the build.
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends tini \
     && rm -rf /var/lib/apt/lists/*
 COPY pyproject.toml constraints.txt README.md LICENSE ./
