@@ -17,6 +17,7 @@ from typing import Final
 
 from benchmarks.report import parser, publish, table
 from optillm_hooks.code_execution.runner import MontyRunner
+from optillm_hooks.services import Services
 from optillm_hooks.solver.client import Formalisation, solve
 from optillm_hooks.testing import AnsweringLLM, chat, context, run
 from tests.solver.processes import children, zygotes
@@ -30,7 +31,7 @@ _POWER: Final = '[{"operation": "evaluate", "expression": "sqrt(2)^(10^18)"}]'
 
 
 async def _plansearch() -> None:
-    ctx = replace(context(), code_runner=MontyRunner())
+    ctx = replace(context(), services=Services(code_runner=MontyRunner()))
     asked = chat("Write f, the square.\n\nassert f(2) == 4")
     await run("plansearch", asked, AnsweringLLM(lambda *_: _ENDLESS), ctx, leaves=2)
 

@@ -18,7 +18,6 @@ from typing import TypeVar
 
 from optillm_hooks.budget import Budget, Reservation
 from optillm_hooks.caller_cache import CallerCache
-from optillm_hooks.code_execution.runner import CodeRunner
 from optillm_hooks.errors import (
     BudgetExceeded,
     DeadlineExceeded,
@@ -28,6 +27,7 @@ from optillm_hooks.errors import (
 )
 from optillm_hooks.llm import LLM, ModelFacts, Price
 from optillm_hooks.own_fields import after_refusal, sendable, with_room
+from optillm_hooks.services import Services
 from optillm_hooks.trace import CallOutcome, CallRecord, Trace
 from optillm_hooks.types import (
     Answer,
@@ -89,8 +89,7 @@ class Context:
     models: Callable[[str], LLM] = _no_other_models
     """Returns the unmetered LLM of a model group that the request may use."""
 
-    code_runner: CodeRunner | None = None
-    """Runs programs that a model wrote; None if the operator does not allow it."""
+    services: Services = field(default_factory=Services)
 
     caller_cache: CallerCache = field(default_factory=CallerCache)
     """What approaches keep for later requests of the same caller."""

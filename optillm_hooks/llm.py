@@ -4,7 +4,15 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from optillm_hooks.types import Answer, Chat, Completion, Delta, Sampling, TextFilter
+from optillm_hooks.types import (
+    Answer,
+    Chat,
+    Completion,
+    Delta,
+    DeltaFilter,
+    Sampling,
+    TextFilter,
+)
 
 Reasoning = Literal["never", "on_request", "always"]
 """When a model reasons by itself before it answers; `always`: unless a request switches it off."""
@@ -107,6 +115,10 @@ class FinalCall:
     sampling: Sampling = field(default_factory=Sampling)
     text_filter: Callable[[], TextFilter] | None = None
     """Returns a new filter for one reply; None leaves the reply as it is."""
+
+    wrappers: tuple[Callable[[], DeltaFilter], ...] = ()
+    """Each returns a new filter for one reply, after `text_filter`; the innermost wrapper's first.
+    They see everything that the client gets, tool calls and reasoning too."""
 
     fallback: Answer | None = None
     """The answer if the call fails; with None the stage fails."""

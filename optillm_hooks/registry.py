@@ -3,7 +3,7 @@
 There are four kinds of stage:
 
 * rewriter: returns another conversation, which the stages after it answer (re2).
-* wrapper: runs the stages after it inside itself (no built-in one).
+* wrapper: runs the stages after it inside itself, on a conversation and models of its choice.
 * decoder: changes how the stages after it generate text (cot_decoding).
 * answerer: returns an answer, or the final call that will give it (bon, moa).
 """
@@ -13,13 +13,14 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from optillm_hooks.context import Context
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.llm import LLM, FinalCall
+from optillm_hooks.services import Services
 from optillm_hooks.types import Answer, Chat, Completion, Sampling
 
 ENTRY_POINT_GROUP = "optillm_hooks.approaches"
@@ -85,6 +86,13 @@ class Params(BaseModel):
             named += [value] if isinstance(value, str) else list(value or ())
         return tuple(named)
 
+    def check_services(self, services: Services) -> None:
+        """Raise `RequestRejected` if the stage needs a service that is missing.
+
+        It is called before any call is paid for. The message says what the operator has to set, or
+        which extra has to be installed.
+        """
+
     def check_model(self, model: str, supports: Callable[[str], bool]) -> None:
         """Raise `RequestRejected` if the stage cannot run on `model`.
 
@@ -124,12 +132,25 @@ class Cost:
 
 P = TypeVar("P", bound=Params)
 Result = Answer | FinalCall
-Rest = Callable[[Chat], Awaitable[Result]]
-"""Runs the stages after a wrapper on a conversation and returns their result.
+Through = Callable[[LLM], LLM]
+"""Returns a model that calls the given one, and changes what goes in or what comes out."""
 
-If a limit or a failure ends them, it returns their best answer so far. A wrapper that changes
-answers must change the fallback of a final call too.
-"""
+
+class Rest(Protocol):
+    """The stages after a wrapper."""
+
+    async def __call__(self, chat: Chat, /, *, through: Through | None = None) -> Result:
+        """Run the stages on `chat` and return their result.
+
+        If a limit or a failure ends them, it is their best answer so far. A wrapper that changes
+        answers must change the fallback of a final call too, and add its filter to `wrappers`.
+
+        Args:
+            chat: the conversation.
+            through: applied to every model that the stages call.
+        """
+        ...
+
 
 AnswererFn = Callable[[Chat, LLM, P, Context], Awaitable[Result]]
 RewriterFn = Callable[[Chat, LLM, P, Context], Awaitable[Chat]]

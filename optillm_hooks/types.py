@@ -202,6 +202,21 @@ class Delta:
         return not (self.text.strip() or self.tool_calls or _holds_content(self.fields))
 
 
+class DeltaFilter(Protocol):
+    """A filter that turns the pieces of a reply into those of the answer.
+
+    A whole reply is one piece.
+    """
+
+    def feed(self, piece: Delta, /) -> Delta:
+        """Return what can be shown now that `piece` has arrived; it may have no content yet."""
+        ...
+
+    def close(self) -> Delta:
+        """Return the rest, now that the reply has ended."""
+        ...
+
+
 class TextFilter(Protocol):
     """A streaming filter that turns the text of a reply into the text of the answer."""
 

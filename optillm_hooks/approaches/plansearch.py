@@ -133,7 +133,7 @@ async def _passed(answers: Sequence[Completion], chat: Chat, ctx: Context) -> li
 
     All are None if programs may not be run, or if no tests are found.
     """
-    if ctx.code_runner is None:
+    if ctx.services.code_runner is None:
         return [None] * len(answers)
     try:
         tests = await find_tests(question(chat))
@@ -143,7 +143,7 @@ async def _passed(answers: Sequence[Completion], chat: Chat, ctx: Context) -> li
     if not tests:
         return [None] * len(answers)
     ctx.progress(f"running {len(tests)} tests")
-    runs = [partial(_passed_by, answer.text, tests, ctx.code_runner) for answer in answers]
+    runs = [partial(_passed_by, answer.text, tests, ctx.services.code_runner) for answer in answers]
     ended = await outcomes(runs, until=ctx.deadline)
     lost = sum(isinstance(outcome, SampleError) for outcome in ended)
     ctx.trace.count("test_runs", lost=lost, of=len(ended))

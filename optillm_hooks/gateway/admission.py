@@ -27,7 +27,7 @@ from litellm.proxy._types import ProxyException, UserAPIKeyAuth
 
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway.budgets import check_budgets
-from optillm_hooks.gateway.caller import check_access, model_for_key
+from optillm_hooks.gateway.caller import Caller, check_access, model_for_key
 from optillm_hooks.gateway.deployments import alias_model, deployments, is_configured
 from optillm_hooks.gateway.inner_call import InnerCall
 from optillm_hooks.gateway.model_facts import FactsOf, cached_model_facts
@@ -35,6 +35,7 @@ from optillm_hooks.gateway.model_names import PROVIDER, Named, refuse_second_pre
 from optillm_hooks.gateway.prepared import Prepared, Route
 from optillm_hooks.gateway.rates import ModelRates
 from optillm_hooks.gateway.selection import Selection, unknown_prefix
+from optillm_hooks.gateway.services import services_for
 from optillm_hooks.settings import Settings, forbidden
 
 _SINGLE_ANSWER_ROUTES: frozenset[Route] = frozenset({"messages", "responses"})
@@ -87,6 +88,7 @@ async def admit(
     facts_of = cached_model_facts(router, key)
     _check_prices(selection, facts_of)
     _check_decoders(selection, facts_of)
+    _check_services(selection, settings, router, key)
     if router is not None and key is not None:
         for model in selection.models:
             await check_budgets(model, key, router, reservation)
@@ -256,6 +258,15 @@ def _check_decoders(selection: Selection, facts_of: FactsOf) -> None:
             for name in dict.fromkeys((selection.base, *named)):
                 model = selection.called.get(name, name)
                 stage.params.check_model(model, partial(supports, model))
+
+
+def _check_services(
+    selection: Selection, settings: Settings, router: Router | None, key: UserAPIKeyAuth | None
+) -> None:
+    """Refuse a stage that needs a service that the operator has not switched on."""
+    services = services_for(selection.settings, settings, router, Caller(key=key))
+    for stage in selection.plan.stages:
+        stage.params.check_services(services)
 
 
 def _check_wildcard(router: Router | None) -> None:

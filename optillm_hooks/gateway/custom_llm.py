@@ -23,7 +23,6 @@ from litellm.types.utils import ModelResponse, ModelResponseStream
 
 from optillm_hooks.budget import Limits
 from optillm_hooks.caller_cache import CallerCache
-from optillm_hooks.code_execution.runner import code_runner
 from optillm_hooks.errors import (
     RATE_LIMIT_EXCEEDED,
     BudgetExceeded,
@@ -64,6 +63,7 @@ from optillm_hooks.gateway.reports import log_line, report_object, word
 from optillm_hooks.gateway.router_llm import RouterLLM
 from optillm_hooks.gateway.sampling_rules import check_client
 from optillm_hooks.gateway.selection import on_deployment, select_deployment
+from optillm_hooks.gateway.services import services_for
 from optillm_hooks.pipeline.events import Models, Outcome, Piece, Progress, Report, Request
 from optillm_hooks.pipeline.run import run
 from optillm_hooks.pipeline.stream import stream
@@ -194,12 +194,13 @@ class Provider(CustomLLM):
         host = Limits(deadline_s=seconds_left(stream=stream))
         of_client = _client(call)
         limits = prepared.limits if of_client is None else of_client.begin(prepared)
+        settings = read_settings()
         caller = read_caller(
             litellm_params,
             prepared.user,
             prepared.cache,
             needs_price=prepared.limits.max_cost_usd is not None,
-            allow_no_log=read_settings().allow_no_log,
+            allow_no_log=settings.allow_no_log,
         )
         key = str(caller.metadata.get("user_api_key") or "")
         request = Request(
@@ -211,7 +212,7 @@ class Provider(CustomLLM):
             limits=limits.lowered(timeout).lowered(host),
             on_error=prepared.settings.on_error,
             progress=prepared.settings.progress,
-            code_runner=code_runner(prepared.settings.code_runner),
+            services=services_for(prepared.settings, settings, router, caller),
             caller=key,
             caller_cache=self._caller_cache.for_caller(key),
         )

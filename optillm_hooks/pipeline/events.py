@@ -6,9 +6,9 @@ from typing import Literal
 
 from optillm_hooks.budget import Limits
 from optillm_hooks.caller_cache import CallerCache
-from optillm_hooks.code_execution.runner import CodeRunner
 from optillm_hooks.llm import LLM
 from optillm_hooks.pipeline.plan import Plan
+from optillm_hooks.services import Services
 from optillm_hooks.trace import CallRecord
 from optillm_hooks.types import (
     Answer,
@@ -34,7 +34,7 @@ class Request:
     progress: bool = False
     """Whether a streaming client gets progress messages."""
 
-    code_runner: CodeRunner | None = None
+    services: Services = field(default_factory=Services)
     caller: str = ""
     """The key of the caller, who shares the places of workers with others; empty if unknown."""
 

@@ -24,10 +24,11 @@ from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.pipeline.answer_format import answers_fit
 from optillm_hooks.pipeline.decoded_llm import DecodedLLM
 from optillm_hooks.pipeline.events import Models, Outcome, Report, Request
+from optillm_hooks.pipeline.filters import Filters
 from optillm_hooks.pipeline.logs import format_traceback, logged_stage
 from optillm_hooks.pipeline.plan import PASS_THROUGH, Chain, Stage, chain_label
 from optillm_hooks.prompts import ask, data_notice, enclose, fence
-from optillm_hooks.registry import DraftingParams, Result
+from optillm_hooks.registry import DraftingParams, Rest, Result, Through
 from optillm_hooks.sandbox.places import tenant
 from optillm_hooks.trace import Trace
 from optillm_hooks.types import Answer, Chat
@@ -113,7 +114,7 @@ class PlanRun:
             client=self._request.client,
             trace=self._trace,
             models=self._models,
-            code_runner=self._request.code_runner,
+            services=self._request.services,
             caller_cache=self._request.caller_cache,
         )
 
@@ -211,12 +212,11 @@ class PlanRun:
                 chat = await run_stage(chat, llm)
                 return await self._run_chain(rest, chat, llm, ctx, grace_s)
             case "wrapper":
-                inside = partial(self._inside, rest, llm=llm, ctx=ctx, grace_s=grace_s / 2)
-                result: Result = await run_stage(chat, inside, llm)
+                result: Result = await run_stage(chat, self._rest(rest, llm, ctx, grace_s), llm)
                 return result
             case "decoder":
-                # For models that later stages look up. A wrapper may run this repeatedly.
-                ctx.decoded = lambda inner: DecodedLLM(inner, stage, ctx)
+                around = ctx.decoded
+                ctx.decoded = lambda inner: DecodedLLM(around(inner), stage, ctx)
                 decoded = DecodedLLM(llm, stage, ctx)
                 return await self._run_chain(rest, chat, decoded, ctx, grace_s)
             case "answerer":
@@ -234,14 +234,31 @@ class PlanRun:
                     chat = with_draft(chat, text)
                 return await self._run_chain(rest, chat, llm, ctx, grace_s)
 
+    def _rest(self, chain: Chain, llm: LLM, ctx: Context, grace_s: float) -> Rest:
+        """Return the function by which a wrapper runs the chain inside it.
+
+        The chain has less grace time than the wrapper, which has to run after it.
+        """
+
+        async def rest(chat: Chat, /, *, through: Through | None = None) -> Result:
+            around = ctx.decoded  # for models that stages look up
+            try:
+                if through is None:
+                    return await self._inside(chain, chat, llm, ctx, grace_s / 2)
+                ctx.decoded = lambda inner: through(around(inner))
+                return await self._inside(chain, chat, through(llm), ctx, grace_s / 2)
+            finally:
+                ctx.decoded = around
+
+        return rest
+
     async def _inside(
-        self, chain: Chain, chat: Chat, *, llm: LLM, ctx: Context, grace_s: float
+        self, chain: Chain, chat: Chat, llm: LLM, ctx: Context, grace_s: float
     ) -> Result:
         """Return the result of the chain inside a wrapper, or its best so far if it ends early.
 
         So every answer that the user may get passes through the wrapper. Answers from inside are
-        not kept as the best so far outside. The chain has less grace time than the wrapper, which
-        has to run after it.
+        not kept as the best so far outside.
         """
         before, ctx.best = ctx.best, None
         try:
@@ -306,10 +323,9 @@ async def call_final(final: FinalCall, llm: LLM, ctx: Context) -> Answer:
                 raise
             reply = exc.empty_reply
     shown = reply = _with_thinking(reply, final.thinking_tag)
-    if final.text_filter is not None:
+    if filters := Filters(final):
         ctx.best = best  # the unfiltered reply is not for the user
-        text_filter = final.text_filter()
-        shown = replace(reply, text=text_filter.feed(reply.text) + text_filter.close())
+        shown = filters.whole(reply)
     if shown.empty and (final.fallback or best) is not None:
         raise EmptyCompletion(shown)
     if shown.empty and not (reply.empty or reply.truncated):

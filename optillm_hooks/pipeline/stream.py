@@ -12,6 +12,7 @@ from optillm_hooks.fanout import speculating
 from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.pipeline.choices import Choices
 from optillm_hooks.pipeline.events import Event, Models, Outcome, Progress, Request
+from optillm_hooks.pipeline.filters import Filters
 from optillm_hooks.pipeline.logs import logged_stage
 from optillm_hooks.pipeline.plan import Chain
 from optillm_hooks.pipeline.run import PlanRun
@@ -102,16 +103,15 @@ class _StreamedRun(PlanRun):
         client has seen a part of it. A call that breaks off for another reason is a failure.
         Replies without content are as in `call_final`.
         """
-        shown, rest = DeltaAccumulator(), Delta()
+        shown, filters = DeltaAccumulator(), Filters(final)
+        rest: list[Delta] = []
         unfiltered_is_empty = False
-        text_filter = final.text_filter() if final.text_filter else None
         finish_reason: FinishReason = "stop"
         try:
             async with aclosing((final.llm or llm).stream(final.chat, final.sampling)) as pieces:
                 async for delta in pieces:
                     finish_reason = delta.finish_reason or finish_reason
-                    text = text_filter.feed(delta.text) if text_filter else delta.text
-                    piece = replace(delta, text=text, finish_reason=None, usage=None)
+                    piece = filters.feed(replace(delta, finish_reason=None, usage=None))
                     if piece != Delta():
                         shown.add(piece)
                         self._choices.add(number, piece)
@@ -120,17 +120,20 @@ class _StreamedRun(PlanRun):
                 raise
             unfiltered_is_empty, finish_reason = True, exc.empty_reply.finish_reason
             if shown.empty:
-                rest = as_delta(exc.empty_reply)
+                rest = [filters.feed(replace(as_delta(exc.empty_reply), finish_reason=None))]
         except SampleError:
             if shown.answer("length").empty or self._budget.stopped_by is None:
                 raise
             finish_reason = "length"
-        rest = replace(rest, text=text_filter.close() if text_filter else "")
-        shown.add(rest)
+        rest += filters.close()
+        for piece in rest:
+            shown.add(piece)
         answer = shown.answer(finish_reason)
         if answer.empty and (final.fallback or ctx.best) is not None:
             raise EmptyCompletion(answer)
         if answer.empty and not (unfiltered_is_empty or answer.truncated):
             raise EmptyCompletion
-        self._choices.add(number, replace(rest, finish_reason=finish_reason))
+        for piece in rest:
+            self._choices.add(number, piece)
+        self._choices.add(number, Delta(finish_reason=finish_reason))
         return answer

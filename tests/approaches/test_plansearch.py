@@ -17,6 +17,7 @@ from optillm_hooks.code_execution.testing import MAX_CHARACTERS
 from optillm_hooks.context import Context
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.registry import get_approach
+from optillm_hooks.services import Services
 from optillm_hooks.testing import AnsweringLLM, Reply, answer, chat, context, params, run
 from optillm_hooks.types import Answer, Chat, Completion, Message, Sampling, ToolCall
 from tests.simulated import RIGHT, Fallible, Unhurried, answer_in, kind, rating, solution
@@ -255,7 +256,9 @@ def programmer(*programs: str) -> AnsweringLLM:
 
 
 def with_runner(**limits: Any) -> Context:
-    return replace(context(limits=Limits(**limits)), code_runner=MontyRunner(seconds=1.0))
+    return replace(
+        context(limits=Limits(**limits)), services=Services(code_runner=MontyRunner(seconds=1.0))
+    )
 
 
 async def test_tests_of_the_request_decide_where_programs_may_run() -> None:

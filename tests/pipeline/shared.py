@@ -19,6 +19,7 @@ from optillm_hooks.testing import ScriptedLLM
 from optillm_hooks.types import (
     Answer,
     Chat,
+    Delta,
     Message,
     Sampling,
 )
@@ -81,17 +82,17 @@ DRAFT, FINAL = answerer(draft), answerer(final, "final")
 
 
 class Brackets:
-    """A text filter that puts a text between brackets."""
+    """A filter that puts a text between brackets."""
 
     def __init__(self) -> None:
         self._begun = False
 
-    def feed(self, piece: str, /) -> str:
-        begun, self._begun = self._begun, self._begun or bool(piece)
-        return piece if begun or not piece else f"<{piece}"
+    def feed(self, piece: Delta, /) -> Delta:
+        begun, self._begun = self._begun, self._begun or bool(piece.text)
+        return piece if begun or not piece.text else replace(piece, text=f"<{piece.text}")
 
-    def close(self) -> str:
-        return ">"
+    def close(self) -> Delta:
+        return Delta(text=">")
 
 
 async def rewriting(chat: Chat, _llm: LLM, _params: NoParams, _ctx: Context) -> Chat:
@@ -102,7 +103,7 @@ async def wrapping(chat: Chat, rest: Rest, _llm: LLM, _params: NoParams, _ctx: C
     result = await rest(edit_question(chat, lambda text: f"{text} wrapped"))
     if isinstance(result, FinalCall):
         fallback = result.fallback and bracketed(result.fallback)
-        return replace(result, text_filter=Brackets, fallback=fallback)
+        return replace(result, wrappers=(*result.wrappers, Brackets), fallback=fallback)
     return bracketed(result)
 
 

@@ -25,7 +25,7 @@ from optillm_hooks.pipeline.events import Outcome, Piece, Request
 from optillm_hooks.pipeline.plan import Stage
 from optillm_hooks.pipeline.run import run, with_draft
 from optillm_hooks.pipeline.stream import stream
-from optillm_hooks.prompts import question
+from optillm_hooks.prompts import edit_question, question
 from optillm_hooks.registry import Kind, NoParams, Rest, Result
 from optillm_hooks.sandbox.places import tenant
 from optillm_hooks.testing import HANG, ONE_CALL, AnsweringLLM, Reply, ScriptedLLM, chat
@@ -305,6 +305,57 @@ async def test_two_requests_of_one_task_have_depths_of_their_own() -> None:
 # -------------------------------------------------------------------------------------- failures
 
 
+class Shouting:
+    """A text filter that changes each line, and holds it back until it is complete."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def feed(self, piece: str, /) -> str:
+        *lines, self._held = f"{self._held}{piece}".split("\n")
+        return "".join(f"{line.upper()}\n" for line in lines)
+
+    def close(self) -> str:
+        return f"{self._held.upper()}!"
+
+
+class Renamed:
+    """A filter that changes the ids of tool calls."""
+
+    def feed(self, piece: Delta, /) -> Delta:
+        calls = tuple({**call, "id": f"{call['id']}!"} for call in piece.tool_calls)
+        return replace(piece, tool_calls=calls)
+
+    def close(self) -> Delta:
+        return Delta()
+
+
+class Marked:
+    """A model that is asked each question with a mark."""
+
+    def __init__(self, inner: LLM) -> None:
+        self._inner = inner
+        self.model, self.facts = inner.model, inner.facts
+
+    async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
+        return await self._inner.complete(_marked(chat), sampling)
+
+    async def complete_n(self, chat: Chat, sampling: Sampling, n: int, /) -> Sequence[Completion]:
+        return await self._inner.complete_n(_marked(chat), sampling, n)
+
+    def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
+        return self._inner.stream(_marked(chat), sampling)
+
+
+def _marked(chat: Chat) -> Chat:
+    return edit_question(chat, lambda text: f"{text} marked")
+
+
+def seen(call: tuple[Chat, Sampling]) -> tuple[str, float | None]:
+    asked, sampling = call
+    return question(asked), sampling.temperature
+
+
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 class TestFailures:
     """What is the same for a client that streams and one that does not."""
@@ -368,6 +419,45 @@ class TestFailures:
         asked = request([KINDS["wrapper"], answerer(fusing)])
         ended = await self.ended(streamed, asked, ScriptedLLM(["a", BUSY]))
         assert ended.answers[0].text == "<a proposal>"
+
+    async def test_wrappers_filter_what_the_approach_has_filtered(self, streamed: bool) -> None:
+        async def shouting(chat: Chat, *_: object) -> FinalCall:
+            return FinalCall(chat, text_filter=Shouting)
+
+        asked = request([KINDS["wrapper"], KINDS["wrapper"], answerer(shouting)])
+        ended = await self.ended(streamed, asked, ScriptedLLM(["a\nb\n"]))
+        assert ended.answers[0].text == "<<A\nB\n!>>"
+
+    async def test_a_wrapper_filters_tool_calls_too(self, streamed: bool) -> None:
+        async def around(chat: Chat, rest: Rest, *_: object) -> Result:
+            result = await rest(chat)
+            assert isinstance(result, FinalCall)
+            return replace(result, wrappers=(Renamed,))
+
+        call = ToolCall("1", "look", "{}")
+        asked = request([stage("around", "wrapper", around, 0)])
+        ended = await self.ended(streamed, asked, ScriptedLLM([Completion("", tool_calls=(call,))]))
+        assert ended.answers[0].tool_calls == (replace(call, id="1!"),)
+
+    async def test_a_wrapper_changes_every_model_inside_it(self, streamed: bool) -> None:
+        async def panel(chat: Chat, llm: LLM, _params: NoParams, ctx: Context) -> Answer:
+            await ctx.llm("other").complete(chat, Sampling())
+            return await llm.complete(chat, Sampling())
+
+        async def around(
+            chat: Chat, rest: Rest, _llm: LLM, _params: NoParams, ctx: Context
+        ) -> Result:
+            await rest(chat, through=Marked)
+            await ctx.llm("other").complete(chat, Sampling())
+            return await rest(chat, through=Marked)
+
+        base, other = ScriptedLLM(["a", "b"]), ScriptedLLM(["c", "d", "e"], model="other")
+        chain = [stage("around", "wrapper", around, 0), KINDS["decoder"], answerer(panel)]
+        ended = await self.ended(streamed, request(chain), base, other)
+        assert ended.answers[0].text == "b"
+        inside, outside = ("6 * 7? marked", 0.0), ("6 * 7?", None)
+        assert [seen(call) for call in base.calls] == [inside, inside]
+        assert [seen(call) for call in other.calls] == [inside, outside, inside]
 
     async def test_what_a_wrapper_has_not_seen_is_never_the_answer(self, streamed: bool) -> None:
         async def refusing(chat: Chat, rest: Rest, *_: object) -> Result:

@@ -1,0 +1,39 @@
+"""The services of a request: those that the operator has switched on, for its caller."""
+
+from litellm import Router
+
+from optillm_hooks.code_execution.runner import code_runner
+from optillm_hooks.gateway.caller import Caller
+from optillm_hooks.services import Owner, Services
+from optillm_hooks.settings import RunSettings, Settings
+
+
+def services_for(
+    run: RunSettings,
+    settings: Settings,  # noqa: ARG001
+    router: Router | None,  # noqa: ARG001
+    caller: Caller,
+) -> Services:
+    """Return the services of a request. It does no work: each service begins when it is used.
+
+    Args:
+        run: the settings of the alias, or those of all requests.
+        settings: the settings of all requests.
+        router: the router that has the models; None if only LiteLLM's SDK is used.
+        caller: on whose account the services are used.
+
+    Raises:
+        RequestRejected: a service needs an extra that is not installed.
+    """
+    return Services(owner=_owner(caller), code_runner=code_runner(run.code_runner))
+
+
+def _owner(caller: Caller) -> Owner:
+    def named(field: str) -> str:
+        return str(caller.metadata.get(field) or "")
+
+    return Owner(
+        key=named("user_api_key"),
+        team=named("user_api_key_team_id"),
+        user=named("user_api_key_user_id"),
+    )
