@@ -32,7 +32,7 @@ LAYERS = [
     {"types"},
     {"errors"},
     {"answers", "search", "sandbox", "llm", "prompts", "pauses"},
-    {"solver", "code_execution", "trace", "budget", "caller_cache", "own_fields"},
+    {"solver", "code_execution", "trace", "budget", "caller_cache", "own_fields", "retrieval"},
     {"services"},
     {"context"},
     {"reading"},

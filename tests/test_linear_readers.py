@@ -6,6 +6,7 @@ not take much more than four times what a quarter of the text takes. Times are C
 within one run, and the least of several before a test fails, so that a busy machine changes little.
 """
 
+import asyncio
 import gc
 import inspect
 import pkgutil
@@ -94,6 +95,7 @@ from optillm_hooks.local_provider.text import StopFinder, ThinkSplitter
 from optillm_hooks.local_provider.tool_calls import HERMES, LLAMA, MISTRAL, CallFinder, Tools
 from optillm_hooks.pipeline import expression
 from optillm_hooks.prompts import enclose
+from optillm_hooks.retrieval import bm25, chunks
 from optillm_hooks.solver.client import find_formalisation
 from optillm_hooks.types import Answer, Delta, Message, Sampling, TokenLogprob
 
@@ -323,6 +325,14 @@ def of_formalisation(text: str) -> None:
         z3.read_formalisation(text)
 
 
+def of_chunks(text: str) -> object:
+    return asyncio.run(chunks.split(text, lambda piece: len(piece.encode()) // 3, 100, 30))
+
+
+def of_relevance(text: str) -> object:
+    return asyncio.run(bm25.scores(text, [text, text[::2]]))
+
+
 OTHERS: Mapping[str, Reader] = {
     "marked": asked_as("marked"),
     "boxed": asked_as("boxed"),
@@ -350,6 +360,8 @@ OTHERS: Mapping[str, Reader] = {
     "an expression": Reader(of_expression),
     "an error's fields": Reader(of_error),
     "a failure": Reader(of_failure),
+    "chunks": Reader(of_chunks),
+    "relevance": Reader(of_relevance),
 }  # fmt: skip
 """Readers outside `answers`, and other ways to call those inside."""
 
