@@ -11,7 +11,7 @@ from typing import Final
 from optillm_hooks.llm import ModelFacts
 from optillm_hooks.types import Sampling
 
-OPTIONAL: Final = ("reasoning_effort", "temperature", "tool_choice", "top_p")
+OPTIONAL: Final = ("reasoning_effort", "temperature", "tool_choice", "response_format", "top_p")
 """Fields of an approach that a call can do without, the most wanted first."""
 
 Filled = Callable[[Sampling], Sampling]

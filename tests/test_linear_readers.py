@@ -40,7 +40,7 @@ from optillm_hooks.answers.extraction import (
     without_reasoning,
 )
 from optillm_hooks.answers.formulas.reading import parse, parse_unsolved, plain
-from optillm_hooks.answers.json_reply import read_object
+from optillm_hooks.answers.json_reply import read_objects
 from optillm_hooks.answers.lists import read_items
 from optillm_hooks.answers.phrases import has_decimal_comma
 from optillm_hooks.answers.quantities import numerals, read_quantity
@@ -220,7 +220,7 @@ READERS: Mapping[str, Reader] = {
     "equivalence.equivalent_pairs": Reader(lambda text: equivalent_pairs([text], [f"{text}1"])),
     "equivalence.form_of": Reader(form_of),
     "extraction.without_reasoning": Reader(without_reasoning),
-    "json_reply.read_object": Reader(read_object),
+    "json_reply.read_objects": Reader(read_objects),
     "extraction.excerpt": Reader(excerpt),
     "extraction.extract_answers": Reader(lambda text: extract_answers([text]), 2000),
     "extraction.extract_answer": reader(extract_answer, question=QUESTION),
@@ -298,7 +298,7 @@ def of_tags(text: str) -> object:
 
 def of_error(text: str) -> object:
     error = ProviderFailed(f"not supported {text}", status=400)
-    sampling = Sampling(temperature=1.0, fields={"thinking": {}})
+    sampling = Sampling(temperature=1.0, fields={"thinking": {}, "response_format": {}})
     return (
         refusals.refused_fields(error, sampling),
         refusals.refuses_n(error),

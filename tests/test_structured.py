@@ -1,14 +1,19 @@
 """A model fills in a form: with a schema that it is shown, and a second chance."""
 
+import json
+from dataclasses import replace
+
 import pytest
 from pydantic import BaseModel, Field
 
-from optillm_hooks.answers.json_reply import read_object
+from optillm_hooks.answers.json_reply import read_objects
 from optillm_hooks.budget import Limits
 from optillm_hooks.context import MeteredLLM
-from optillm_hooks.errors import UnusableReply
+from optillm_hooks.errors import ProviderFailed, UnusableReply
 from optillm_hooks.structured import fill
-from optillm_hooks.testing import ScriptedLLM, chat, context
+from optillm_hooks.gateway.refusals import Refusals, refused_fields
+from optillm_hooks.testing import Reply, ScriptedLLM, chat, context
+from optillm_hooks.types import Chat, Completion, Json, Sampling, ToolCall
 
 pytestmark = pytest.mark.anyio
 
@@ -21,7 +26,7 @@ class Note(BaseModel):
 GOOD = '{"relevant": true, "text": "Alice owns it."}'
 
 
-async def filled(*replies: str, fields: tuple[str, ...] = ()) -> tuple[Note, ScriptedLLM]:
+async def filled(*replies: Reply, fields: tuple[str, ...] = ()) -> tuple[Note, ScriptedLLM]:
     llm = ScriptedLLM(replies, fields=fields)
     ctx = context(limits=Limits())
     note = await fill(Note, chat("Who owns it?"), MeteredLLM(llm, ctx), ctx)
@@ -37,9 +42,18 @@ async def filled(*replies: str, fields: tuple[str, ...] = ()) -> tuple[Note, Scr
         f"Sure, here it is:\n\n{GOOD}\nAnything else?",
         f"<think>Maybe {{}}.</think>{GOOD}",
         f"First `{{}}`.\n```\n{GOOD}\n```",
+        f'I weighed {{"relevant": false}} and settled on {GOOD}',
+        "{'relevant': True, 'text': 'Alice owns it.',}",
+        f"Voici:\n```json\n{GOOD[:-1]}\n```",
+        '{"relevant": "yes", "text": "Alice owns it."',
+        json.dumps(GOOD),
+        f'{{"note": {GOOD}}}',
+        f'{{"properties": {GOOD}}}',
+        Completion("", tool_calls=(ToolCall("1", "json_tool_call", GOOD),)),
+        Completion(f"{GOOD} And then I", finish_reason="length"),
     ],
 )
-async def test_replies_as_models_write_them(reply: str) -> None:
+async def test_replies_as_models_write_them(reply: Reply) -> None:
     note, _ = await filled(reply)
     assert note == Note(relevant=True, text="Alice owns it.")
 
@@ -58,15 +72,153 @@ async def test_it_ends_after_its_attempts() -> None:
         await filled("no", "never")
 
 
-async def test_response_format_is_sent_where_it_is_known_to_be_accepted() -> None:
-    _, plain = await filled(GOOD)
-    assert "response_format" not in plain.calls[0][1].fields
-    _, formal = await filled(GOOD, fields=("response_format",))
-    sent = formal.calls[0][1].fields["response_format"]
-    assert isinstance(sent, dict)
-    assert sent["type"] == "json_schema"
+async def test_a_reply_that_was_cut_off_is_not_completed_by_guessing() -> None:
+    cut = Completion('{"relevant": true, "text": "Alice', finish_reason="length")
+    note, llm = await filled(cut, GOOD)
+    assert note.text == "Alice owns it."
+    assert "cut off" in llm.calls[1][0][-1].text
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "{", "{'a': 1}", "none", '{"a": ' * 2000])
+async def test_after_an_empty_reply_the_model_is_asked_the_same_again() -> None:
+    _, llm = await filled("", GOOD)
+    assert llm.calls[0][0] == llm.calls[1][0]
+    assert [sampling.sample for _, sampling in llm.calls] == [0, 1]
+    with pytest.raises(UnusableReply):
+        await filled("", "")
+
+
+async def test_the_models_reasoning_is_not_sent_back() -> None:
+    _, llm = await filled("<think>Hm.</think>perhaps", GOOD)
+    assert llm.calls[1][0][1].text == "perhaps"
+
+
+class Scores(BaseModel):
+    names: list[str]
+    score: int
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ('{"names": ["a", 7], "score": "3"}', Scores(names=["a", "7"], score=3)),
+        ('{"names": "[\\"a\\"]", "score": 3.0}', Scores(names=["a"], score=3)),
+    ],
+)
+async def test_values_of_the_wrong_type_that_mean_one_thing(reply: str, expected: Scores) -> None:
+    ctx = context(limits=Limits())
+    assert await fill(Scores, chat("Who?"), MeteredLLM(ScriptedLLM([reply]), ctx), ctx) == expected
+
+
+class Part(BaseModel):
+    """A part."""
+
+    name: str = Field(max_length=9)
+    weight: float | None = Field(default=None, ge=0, description="In kg.")
+
+
+class Whole(BaseModel):
+    parts: list[Part] = Field(max_length=3)
+    main: Part = Field(description="The heaviest.")
+
+
+class Open(BaseModel):
+    weights: dict[str, float]
+
+
+async def sent(form: type[BaseModel], reply: str) -> Json:
+    llm = ScriptedLLM([reply], fields=["response_format"])
+    ctx = context(limits=Limits())
+    await fill(form, chat("Weigh it."), MeteredLLM(llm, ctx), ctx)
+    return llm.calls[0][1].fields["response_format"]
+
+
+async def test_the_schema_sent_is_what_strict_structured_outputs_accept() -> None:
+    part: Json = {
+        "type": "object",
+        "description": "A part.",
+        "properties": {
+            "name": {"type": "string"},
+            "weight": {"anyOf": [{"type": "number"}, {"type": "null"}], "description": "In kg."},
+        },
+        "required": ["name", "weight"],
+        "additionalProperties": False,
+    }
+    reference: Json = {"$ref": "#/$defs/Part"}
+    schema: Json = {
+        "type": "object",
+        "properties": {"parts": {"type": "array", "items": reference}, "main": reference},
+        "required": ["parts", "main"],
+        "additionalProperties": False,
+        "$defs": {"Part": part},
+    }
+    wanted: Json = {"name": "Whole", "schema": schema, "strict": True}
+    reply = '{"parts": [], "main": {"name": "x"}}'
+    assert await sent(Whole, reply) == {"type": "json_schema", "json_schema": wanted}
+
+
+async def test_a_form_with_properties_of_any_name_is_not_strict() -> None:
+    wanted = await sent(Open, '{"weights": {"a": 1}}')
+    assert isinstance(wanted, dict)
+    assert wanted["json_schema"] == {
+        "name": "Open",
+        "schema": {
+            "type": "object",
+            "properties": {
+                "weights": {"type": "object", "additionalProperties": {"type": "number"}}
+            },
+            "required": ["weights"],
+            "additionalProperties": False,
+        },
+        "strict": False,
+    }
+
+
+async def test_the_schema_is_in_the_prompt_alone_where_no_format_is_known_to_be_accepted() -> None:
+    _, llm = await filled(GOOD)
+    assert "response_format" not in llm.calls[0][1].fields
+    assert '"relevant"' in llm.calls[0][0][-1].text
+
+
+class Host(ScriptedLLM):
+    """A model whose host refuses a kind of `response_format`, and remembers refusals."""
+
+    def __init__(self, replies: list[Reply], refuses: str) -> None:
+        known = Refusals()
+        super().__init__(replies, fields=["response_format"])
+        self.facts = replace(
+            self.facts,
+            takes=lambda sampling: known.takes("x", sampling),
+            remember=lambda refused: known.add("x", refused),
+        )
+        self._refuses = refuses
+
+    async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
+        given = sampling.fields.get("response_format")
+        if isinstance(given, dict) and given["type"] == self._refuses:
+            error = ProviderFailed("This response_format type is unavailable now", status=400)
+            error.refused = refused_fields(error, sampling)
+            self.calls.append((chat, sampling))
+            raise error
+        return await super().complete(chat, sampling)
+
+    @property
+    def kinds(self) -> list[Json]:
+        given = [sampling.fields.get("response_format") for _, sampling in self.calls]
+        return [each["type"] if isinstance(each, dict) else None for each in given]
+
+
+async def test_a_refused_format_is_left_out_and_not_tried_again() -> None:
+    llm, ctx = Host([GOOD, GOOD], "json_schema"), context(limits=Limits())
+    await fill(Note, chat("Who?"), MeteredLLM(llm, ctx), ctx)
+    await fill(Note, chat("Who?"), MeteredLLM(llm, ctx), ctx)
+    assert llm.kinds == ["json_schema", None, "json_object"]
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", "none", "I think {so} it is"])
 def test_texts_without_an_object(text: str) -> None:
-    assert read_object(text) is None
+    assert [each for each in read_objects(text) if each] == []
+
+
+@pytest.mark.parametrize("text", ['{"a": ' * 2000, "{" * 8000, "[" * 8000, '{"a"' * 4000])
+def test_a_hostile_text_is_read_in_time(text: str) -> None:
+    assert len(read_objects(text)) <= 1

@@ -2,37 +2,89 @@
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final
 
 from optillm_hooks.answers.code_blocks import code_blocks
 from optillm_hooks.answers.extraction import without_reasoning
 from optillm_hooks.types import Json
 
-_DECODER: Final = json.JSONDecoder()
+_MAX_REPAIRED: Final = 100_000
+"""Maximum length of a text that is repaired."""
+
+_MAX_OBJECTS: Final = 8
+"""Maximum objects that are read in a text."""
+
+_MAX_BRACES: Final = 32
+"""Maximum braces at which an object is looked for."""
 
 
-def read_object(text: str) -> dict[str, Json] | None:
-    """Return the JSON object in `text`, or None if there is none.
+def read_objects(text: str, *, repair: bool = True) -> list[dict[str, Json]]:
+    """Return the JSON objects that `text` may mean, the most likely first.
 
-    It is the whole text, or the last fenced block that is one, or else what begins at the first
-    brace. Reasoning before it is skipped.
+    First comes the whole text, then fenced blocks and objects amid prose, the last of them first:
+    models think before they answer. Reasoning before them is skipped, and JSON inside a string is
+    read too. With `repair`, the last is what is left after repairs: quotes, commas and brackets
+    that are missing or of the wrong kind, constants of Python, comments.
     """
     visible = without_reasoning(text).strip()
-    return next((found for found in _objects(visible) if found is not None), None)
+    found = (each for each in _objects(visible, repair=repair) if each is not None)
+    return list(islice(found, _MAX_OBJECTS))
 
 
-def _objects(text: str) -> Iterator[dict[str, Json] | None]:
-    yield _object_at_start(text)
-    for block in reversed(code_blocks(text)):
-        yield _object_at_start(block.content.strip())
-    yield _object_at_start(text[max(text.find("{"), 0) :])
+def _objects(text: str, *, repair: bool) -> Iterator[dict[str, Json] | None]:
+    yield _as_object(_loads(text))
+    blocks = [block.content.strip() for block in reversed(code_blocks(text))]
+    yield from (_as_object(_loads(block)) for block in blocks)
+    yield from reversed(list(_amid_prose(text)))
+    if repair:
+        broken = next((block for block in blocks if block.startswith("{")), text)
+        yield _repaired(broken[max(broken.find("{"), 0) :])
 
 
-def _object_at_start(text: str) -> dict[str, Json] | None:
-    if not text.startswith("{"):
-        return None
+def _as_object(value: Json) -> dict[str, Json] | None:
+    """Return `value` if it is an object, or the object that it is the text of."""
+    if isinstance(value, str):
+        value = _loads(value.strip())
+    return value if isinstance(value, dict) else None
+
+
+def _amid_prose(text: str) -> Iterator[dict[str, Json]]:
+    at = text.find("{")
+    for _ in range(_MAX_BRACES):
+        if at < 0:
+            return
+        try:
+            value, end = _DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            end = at + 1
+        else:
+            yield value
+        at = text.find("{", end)
+
+
+def _loads(text: str) -> Json:
     try:
-        value, _ = _DECODER.raw_decode(text)
+        value: Json = _DECODER.decode(text)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    return value
+
+
+def _repaired(text: str) -> dict[str, Json] | None:
+    if not text.startswith("{") or len(text) > _MAX_REPAIRED:
+        return None
+    import json_repair
+
+    try:
+        value = json_repair.loads(text, skip_json_loads=True)
+        return value if isinstance(value, dict) and json.dumps(value, allow_nan=False) else None
+    except (ValueError, RecursionError, TypeError):
+        return None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+_DECODER: Final = json.JSONDecoder(parse_constant=_refuse)

@@ -17,13 +17,19 @@ _NAMES: Final[Mapping[str, re.Pattern[str]]] = {
     "tool_choice": re.compile(r"\btool[_ ]?choice\b", re.IGNORECASE),
     "reasoning_effort": _REASONING,
     "thinking": _REASONING,
+    "response_format": re.compile(
+        r"response[_ ]?format|output[_ ]format|response[_ ]mime|\bjson\b|json_|\bschema\b"
+        r"|structured[_ ]output|\bgrammar\b",
+        re.IGNORECASE,
+    ),
 }
 """How providers name the fields."""
 
 _REFUSES = re.compile(
     r"support|deprecat|can ?not|can't|permitted|allowed|\bonly\b|\bmust\b|invalid|incompatible"
     r"|unrecognized|unknown|unexpected|available|removed|exclusive|range|less than|greater than"
-    r"|should be|enabled|reject|extra|参数|不支持|非法|无效",
+    r"|should be|enabled|reject|extra|failed to (?:generate|validate)"
+    r"|too (?:many|complex|large|deep)|参数|不支持|非法|无效",
     re.IGNORECASE,
 )
 _OF_VALUE = re.compile(r"\brange\b|between|(?:less|greater) than|at (?:most|least)", re.IGNORECASE)
@@ -52,14 +58,18 @@ def refused_fields(error: ProviderFailed, sampling: Sampling) -> frozenset[str]:
     """Return the fields of a call's `sampling` that `error` says are refused.
 
     Empty if it is about something else. If only their values are refused, they are in the set too,
-    as in `temperature=1.5`.
+    as in `temperature=1.5`; of a `response_format`, its type always is.
     """
     text = _said(error)
     if error.status not in _STATUSES or not _REFUSES.search(text):
         return frozenset()
     refused = {name: value for name, value in _sent(sampling).items() if _NAMES[name].search(text)}
-    values = refused.items() if _OF_VALUE.search(text) else ()
-    return frozenset(refused) | {f"{name}={value}" for name, value in values}
+    values = [
+        f"{name}={value}"
+        for name, value in refused.items()
+        if name == "response_format" or _OF_VALUE.search(text)
+    ]
+    return frozenset((*refused, *values))
 
 
 def may_be_quoted(refused: Collection[str], request: Mapping[str, Json]) -> bool:
@@ -93,6 +103,9 @@ def _said(error: ProviderFailed) -> str:
 
 def _sent(sampling: Sampling) -> dict[str, object]:
     sent = {"temperature": sampling.temperature, "top_p": sampling.top_p, **sampling.fields}
+    wanted = sampling.fields.get("response_format")
+    if isinstance(wanted, dict):  # a host may know JSON mode only
+        sent["response_format"] = wanted.get("type")
     return {name: sent[name] for name in _NAMES if sent.get(name) is not None}
 
 

@@ -8,6 +8,7 @@ from optillm_hooks.types import Sampling
 
 BOTH = Sampling(temperature=0.7, top_p=0.9)
 THINKS = Sampling(temperature=0.7, fields={"thinking": {"type": "enabled", "budget_tokens": 2048}})
+SCHEMA = Sampling(fields={"response_format": {"type": "json_schema", "json_schema": {}}})
 EFFORT = Sampling(temperature=0.7, fields={"reasoning_effort": "high"})
 
 
@@ -88,6 +89,28 @@ EFFORT = Sampling(temperature=0.7, fields={"reasoning_effort": "high"})
             "temperature: Input should be less than or equal to 1",
             {"temperature", "temperature=1.5"},
         ),
+        (
+            SCHEMA,
+            "DeepseekException - This response_format type is unavailable now",
+            {"response_format", "response_format=json_schema"},
+        ),
+        (
+            SCHEMA,
+            "OpenAIException - Invalid schema for response_format 'Note': 'required' is required",
+            {"response_format", "response_format=json_schema"},
+        ),
+        (
+            SCHEMA,
+            "GroqException - Failed to generate JSON. See 'failed_generation' for more details.",
+            {"response_format", "response_format=json_schema"},
+        ),
+        (
+            SCHEMA,
+            "VertexAIException - The specified schema produces a constraint that has too many "
+            "states for serving.",
+            {"response_format", "response_format=json_schema"},
+        ),
+        (SCHEMA, "This model's maximum context length is 8192 tokens", set()),
         (BOTH, "messages: text content blocks must be non-empty", set()),
         (BOTH, "This model's maximum context length is 8192 tokens", set()),
         (Sampling(), "`temperature` is deprecated for this model.", set()),
