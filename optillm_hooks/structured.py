@@ -16,7 +16,7 @@ from optillm_hooks.errors import EmptyCompletion, UnusableReply
 from optillm_hooks.llm import LLM, ModelFacts
 from optillm_hooks.prompts import ask, follow_up
 from optillm_hooks.reading import read_or
-from optillm_hooks.types import Answer, Chat, Fields, Json, Sampling
+from optillm_hooks.types import Answer, Chat, Json, Sampling
 
 F = TypeVar("F", bound=BaseModel)
 

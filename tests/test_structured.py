@@ -10,8 +10,8 @@ from optillm_hooks.answers.json_reply import read_objects
 from optillm_hooks.budget import Limits
 from optillm_hooks.context import MeteredLLM
 from optillm_hooks.errors import ProviderFailed, UnusableReply
-from optillm_hooks.structured import fill
 from optillm_hooks.gateway.refusals import Refusals, refused_fields
+from optillm_hooks.structured import fill
 from optillm_hooks.testing import Reply, ScriptedLLM, chat, context
 from optillm_hooks.types import Chat, Completion, Json, Sampling, ToolCall
 
