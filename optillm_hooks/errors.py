@@ -10,6 +10,7 @@
     + StageFailed        an approach has a bug; its traceback is in the log      -> 500
     + DeadlineExceeded   the request's deadline has passed                       -> 504
     + BudgetExceeded     the request's calls, tokens or money are used up        -> 400
+    + TooManyThreads     no thread is free for work that may block               -> 503
     + SamplesFailed      fewer samples than needed; carries the SampleErrors     -> the first's
 """
 
@@ -152,6 +153,16 @@ class StageFailed(SampleError):
 
     def __init__(self, stage: str) -> None:
         super().__init__(f"internal error in the approach {stage!r}; see the proxy's log")
+
+
+class TooManyThreads(SampleError):
+    """No thread is free for work that may block."""
+
+    status = 503
+    code = "too_many_threads"
+
+    def __init__(self, maximum: int) -> None:
+        super().__init__(f"all {maximum} threads for plugins are at work")
 
 
 class DeadlineExceeded(SampleError):

@@ -1,8 +1,11 @@
-"""Concurrent model calls: the only place that starts tasks."""
+"""Concurrent model calls: the only place that starts tasks and threads."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+import concurrent.futures
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
+from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from itertools import compress
@@ -13,11 +16,17 @@ from optillm_hooks.errors import (
     DeadlineExceeded,
     SampleError,
     SamplesFailed,
+    TooManyThreads,
 )
 from optillm_hooks.llm import LLM
 from optillm_hooks.types import Chat, Completion, Sampling
 
 T = TypeVar("T")
+
+_MAX_THREADS = 64
+"""Maximum threads at a time. One whose request was cancelled counts until its work returns."""
+
+_threads = threading.BoundedSemaphore(_MAX_THREADS)
 
 
 async def outcomes(
@@ -225,3 +234,156 @@ async def speculating(
     finally:
         task.cancel()
         await asyncio.wait([task])
+
+
+class RequestEnded(BaseException):
+    """The request that a thread works for has ended. No `except Exception` of its work stops it."""
+
+
+async def in_thread(work: Callable[["LoopOfThread"], T]) -> T:
+    """Return the result of `work`, which may block: it runs in a thread of its own.
+
+    Its calls on the loop run concurrently, and end with this function. If this is cancelled, the
+    next such call of `work` raises `RequestEnded`: a thread cannot be stopped from outside.
+
+    Raises:
+        TooManyThreads: as many threads as allowed are at work.
+        RuntimeError: `work` raised an exception that is none of `Exception`, such as `SystemExit`.
+    """
+    if not _threads.acquire(blocking=False):
+        raise TooManyThreads(_MAX_THREADS)
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[T] = loop.create_future()
+    calls = LoopOfThread(loop)
+
+    def settle(error: Exception | None, result: T | None = None) -> None:
+        if ended.done():
+            return
+        if error is None:
+            ended.set_result(result)  # type: ignore[arg-type] # what the work returned
+        else:
+            ended.set_exception(error)
+
+    def body() -> None:
+        try:
+            outcome: tuple[Exception | None, T | None] = None, work(calls)
+        except Exception as exc:
+            outcome = _as_runtime_error(exc) if isinstance(exc, StopIteration) else exc, None
+        except BaseException as exc:
+            outcome = _as_runtime_error(exc), None
+        finally:
+            _threads.release()
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(settle, *outcome)
+
+    name = "optillm-work"
+    threading.Thread(target=copy_context().run, args=(body,), daemon=True, name=name).start()
+    try:
+        return await ended
+    finally:
+        await calls.end()
+
+
+def _as_runtime_error(error: BaseException) -> RuntimeError:
+    wrapped = RuntimeError(f"the thread ended by {type(error).__name__}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+class LoopOfThread:
+    """The event loop as a thread's work sees it, which may have threads of its own."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._context = copy_context()
+        self._depth = depth_so_far.get()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ended = False
+        self._at_end: list[Callable[[], object]] = []
+
+    def run(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of `call`, which runs on the loop.
+
+        Raises:
+            RequestEnded: the request has ended.
+        """
+        return self.result(self.start(call))
+
+    def start(self, call: Callable[[], Awaitable[T]]) -> "concurrent.futures.Future[T]":
+        """Start `call` on the loop, and return its future. Cancelling that cancels the call."""
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        try:
+            self._loop.call_soon_threadsafe(self._begin, call, future)
+        except RuntimeError:  # the loop is closed
+            raise RequestEnded from None
+        return future
+
+    def result(self, future: "concurrent.futures.Future[T]") -> T:
+        """Wait for the result of a future of `start`. Raises as `run`."""
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise RequestEnded from None
+
+    def run_coroutine(self, work: Coroutine[None, None, T]) -> T:
+        """Return the result of `work` on a private loop of this thread, cancelled at the end."""
+
+        async def cancellable() -> T:
+            task, private = asyncio.current_task(), asyncio.get_running_loop()
+
+            def cancel() -> None:
+                with suppress(RuntimeError):  # it is closed
+                    private.call_soon_threadsafe(lambda: task and task.cancel())
+
+            self._at_end.append(cancel)
+            if self._ended:
+                cancel()
+            return await work
+
+        return asyncio.run(cancellable())
+
+    async def end(self) -> None:
+        """Cancel the calls that are still running, and refuse further ones."""
+        self._ended = True
+        for callback in self._at_end:
+            callback()
+        tasks = set(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        depth_so_far.set(max(self._depth, depth_so_far.get()))
+
+    def _begin(
+        self, call: Callable[[], Awaitable[T]], future: "concurrent.futures.Future[T]"
+    ) -> None:
+        if self._ended or future.cancelled():
+            future.cancel()
+            return
+        settled = self._settled(call, future)
+        task = self._loop.create_task(settled, context=self._context.copy())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        future.add_done_callback(partial(self._stop_cancelled, task))
+
+    def _stop_cancelled(
+        self, task: asyncio.Task[None], future: "concurrent.futures.Future[T]"
+    ) -> None:
+        if future.cancelled():
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(task.cancel)
+
+    async def _settled(
+        self, call: Callable[[], Awaitable[T]], future: "concurrent.futures.Future[T]"
+    ) -> None:
+        depth_so_far.set(self._depth)
+        with suppress(concurrent.futures.InvalidStateError):  # it is cancelled
+            try:
+                future.set_result(await call())
+            except Exception as exc:
+                future.set_exception(exc)
+            except BaseException:
+                future.cancel()
+                raise
+            finally:
+                self._depth = max(self._depth, depth_so_far.get())

@@ -57,6 +57,9 @@ class Params(BaseModel):
     judge_fields: ClassVar[tuple[str, ...]] = ()
     """The `model_group_fields` whose models only judge: a decoder does not change their calls."""
 
+    reads_any_field: ClassVar[bool] = False
+    """Whether it reads request fields that are not known here, as plugin files of OptiLLM do."""
+
     @classmethod
     def request_fields(cls) -> Mapping[str, str]:
         """Return the body fields of a request to read, to their names here."""
@@ -260,6 +263,11 @@ def get_approach(name: str) -> Approach:
     except KeyError:
         known = ", ".join(sorted(_approaches))
         raise RequestRejected(f"unknown approach {name!r}; known: {known}") from None
+
+
+def is_registered(name: str) -> bool:
+    """Return whether there is an approach `name`."""
+    return name in _approaches
 
 
 def all_approaches() -> list[Approach]:

@@ -1,6 +1,8 @@
 """The operator's settings in YAML, as frozen pydantic models. An unknown key is an error."""
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -128,11 +130,23 @@ class Settings(RunSettings):
         default_factory=PlanCalls, description="Maximum estimated model calls of a plan."
     )
     max_choices: int = Field(default=64, ge=1, description="Maximum choices (n) of one request.")
+    plugins_dir: str | None = Field(
+        default=None,
+        description="The absolute path of a directory with OptiLLM plugin files, which run with "
+        "all rights of the proxy. Read at start-up; unset: the environment variable "
+        "`OPTILLM_PLUGINS_DIR`.",
+    )
     allow_no_log: bool = Field(
         default=False,
         description="Let a request's `no-log: true` keep its inner calls out of LiteLLM's logs and "
         "spend.",
     )
+
+
+def plugins_directory(settings: Settings) -> Path | None:
+    """Return the operator's directory of plugin files, if there is one."""
+    given = settings.plugins_dir or os.environ.get("OPTILLM_PLUGINS_DIR")
+    return Path(given).expanduser() if given else None
 
 
 def forbidden(approaches: Iterable[Approach], allowed: NamedApproaches) -> list[str]:

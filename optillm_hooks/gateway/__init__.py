@@ -3,11 +3,17 @@
 import optillm_hooks.approaches  # noqa: F401 (registers them)
 from optillm_hooks.gateway.callback import Hook
 from optillm_hooks.gateway.custom_llm import Provider
-from optillm_hooks.gateway.startup import log_problems, spare_the_collector, use_litellm_logging
+from optillm_hooks.gateway.startup import (
+    load_plugin_files,
+    log_problems,
+    spare_the_collector,
+    use_litellm_logging,
+)
 from optillm_hooks.registry import load_entry_points
 
 use_litellm_logging()
 load_entry_points()
+load_plugin_files()
 log_problems()
 spare_the_collector()
 

@@ -228,7 +228,8 @@ def write_sampling(sampling: Sampling) -> dict[str, Any]:
     """Return the request fields of one call.
 
     The token limit is sent as `max_tokens`: LiteLLM renames it for models that accept only
-    `max_completion_tokens`. It replaces the client's "no limit".
+    `max_completion_tokens`. It replaces the client's "no limit". A field that would tell LiteLLM
+    how and where to make the call is left out, whoever has set it.
     """
     given = {
         "temperature": sampling.temperature,
@@ -240,7 +241,7 @@ def write_sampling(sampling: Sampling) -> dict[str, Any]:
     fields = {
         k: v
         for k, v in sampling.fields.items()
-        if sampling.max_tokens is None or not limits_length(k)
+        if is_forwarded(k) or (limits_length(k) and sampling.max_tokens is None)
     }
     return {**fields, **{k: v for k, v in given.items() if v is not None}}
 

@@ -6,7 +6,7 @@ name of a configured model is never read as a prefix. OptiLLM's body field `deco
 before the approach.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +16,7 @@ from litellm.proxy._types import UserAPIKeyAuth
 from optillm_hooks.budget import Limits
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway import model_names
+from optillm_hooks.gateway.call_fields import counts_choices
 from optillm_hooks.gateway.deployments import (
     alias_model,
     deployments,
@@ -36,6 +37,7 @@ from optillm_hooks.pipeline.optillm_names import (
     PLUGINS,
     check_foreign_fields,
     check_own_fields,
+    is_optillm_field,
     unknown_approach,
     unwrap_optillm_fields,
     unwrap_own_fields,
@@ -514,7 +516,8 @@ def _parameters(tree: Tree, params: object, request: dict[str, Any]) -> dict[str
     fields that OptiLLM does not know belong to the provider. `optillm_params` overrides them.
 
     Raises:
-        RequestRejected: a field of OptiLLM that no approach in `tree` reads.
+        RequestRejected: a field of OptiLLM that no approach in `tree` reads. A plugin file may
+            read any.
     """
     unwrap_optillm_fields(request)
     given = _given(params)
@@ -527,9 +530,27 @@ def _parameters(tree: Tree, params: object, request: dict[str, Any]) -> dict[str
     for approach in approaches:
         for sent in approach.params.request_fields():
             request.pop(sent, None)
+    plugins = [approach.name for approach in approaches if approach.params.reads_any_field]
+    if plugins:
+        _take_fields_of_plugins(request, plugins, given)
+    else:
+        check_foreign_fields(request, sorted(called))
     _check_size(given, "optillm_params")
-    check_foreign_fields(request, sorted(called))
     return given
+
+
+def _take_fields_of_plugins(
+    request: dict[str, Any], plugins: Sequence[str], given: dict[str, dict[str, Any]]
+) -> None:
+    """Move the fields that no provider may get to the parameters of plugin files.
+
+    Those are OptiLLM's own, and those that a provider would read as a number of choices. A plugin
+    finds all other fields among the client's.
+    """
+    for name in [name for name in request if is_optillm_field(name) or counts_choices(name)]:
+        if name != "n" and (value := request.pop(name)) is not None:
+            for plugin in plugins:
+                given.setdefault(plugin, {}).setdefault(name, value)
 
 
 def _check_size(value: object, field: str) -> None:

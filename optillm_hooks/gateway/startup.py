@@ -3,6 +3,7 @@
 import gc
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from litellm.router_utils.pattern_match_deployments import PatternMatchRouter
@@ -14,7 +15,8 @@ from optillm_hooks.gateway.deployments import alias_model, is_alias, proxy_modul
 from optillm_hooks.gateway.operator_settings import alias_settings, call_limit, valid_settings
 from optillm_hooks.pipeline.expression import parse
 from optillm_hooks.pipeline.plan import Plan, resolve
-from optillm_hooks.settings import Settings
+from optillm_hooks.plugin_files.loading import load_plugins
+from optillm_hooks.settings import Settings, plugins_directory
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +46,19 @@ def spare_the_collector() -> None:
     """
     if proxy_module() is not None:
         gc.freeze()
+
+
+def load_plugin_files() -> None:
+    """Register the plugins of the operator's directory and of installed packages.
+
+    What is wrong with one is logged, and the proxy starts without it.
+    """
+    config = getattr(getattr(proxy_module(), "proxy_config", None), "config", None) or {}
+    settings = Settings()
+    with suppress(RequestRejected):  # `log_problems` says so
+        settings = valid_settings((config.get("litellm_settings") or {}).get("optillm_settings"))
+    for problem in load_plugins(plugins_directory(settings)):
+        _log.error("optillm: %s", problem)
 
 
 def log_problems() -> None:

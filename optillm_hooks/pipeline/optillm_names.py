@@ -110,6 +110,11 @@ def unknown_approach(name: str) -> str:
     return f"unknown approach {name!r}{_meant(name, known)}; known: {', '.join(known)}"
 
 
+def is_optillm_field(name: str) -> bool:
+    """Return whether only OptiLLM's approaches read the request field `name`."""
+    return name in FIELDS or name in _readers() or name.startswith(_PREFIXES)
+
+
 def check_own_fields(request: Iterable[str]) -> None:
     """Refuse a misspelt field of ours, which would otherwise go to the provider.
 
