@@ -14,7 +14,7 @@ from tests.proxy import Proxy, alias, hooked_config, model_group
 from tests.upstream import HANG, Call, Reply, Script, Upstream, always
 
 ANSWERS = ("41", "42", "42", "43")
-MESSAGES = [{"role": "user", "content": "6 * 7?"}]
+MESSAGES: list[Any] = [{"role": "user", "content": "6 * 7?"}]
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +66,10 @@ def test_a_plugin_answers_by_alias_and_by_prefix(
         model=model,
         messages=MESSAGES,
         temperature=0.3,
-        extra_body=body,  # type: ignore[arg-type]
+        extra_body=body,
     )
     assert answer.choices[0].message.content == "42"
-    report = answer.model_extra["optillm"]  # type: ignore[index]
+    report = answer.model_extra["optillm"]
     assert (report["approach"], report["calls"]) == (
         "votes(k=3)" if model == "voted" else "votes", len(upstream.calls)
     )  # fmt: skip
@@ -89,7 +89,7 @@ def test_any_field_of_optillm_reaches_the_plugin_and_no_provider(
     )
     answer = client.chat.completions.create(
         model="selects-base",
-        messages=MESSAGES,  # type: ignore[arg-type]
+        messages=MESSAGES,
         extra_body={"num_candidates": 3, "comparison_mode": "batch", "spl_learning": True},
     )
     assert answer.choices[0].message.content == "x"
@@ -104,10 +104,10 @@ def test_a_stream_has_the_whole_answer(
     client: openai.OpenAI, upstream: Upstream, name: str
 ) -> None:
     upstream.play(Script(reply=lambda *_: "well\n42"))
-    chunks = client.chat.completions.create(
+    chunks: Any = client.chat.completions.create(
         model=f"{name}-base",
         messages=MESSAGES,
-        stream=True,  # type: ignore[arg-type]
+        stream=True,
     )
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == ("well\n42 / well\n42" if name == "in_its_own_loop" else "well\n42")
@@ -120,7 +120,7 @@ def test_a_plugin_over_claude_on_the_messages_route(proxy: Proxy, upstream: Upst
             model="votes-claude",
             max_tokens=99,
             messages=MESSAGES,
-            system="Be brief.",  # type: ignore[arg-type]
+            system="Be brief.",
         )
     assert [b.text for b in message.content if b.type == "text"] == ["well\n42"]
     assert all(c.to_anthropic and c.messages[0]["role"] == "system" for c in upstream.calls)
@@ -137,7 +137,7 @@ def test_parameters_cannot_send_a_call_elsewhere(client: openai.OpenAI, upstream
     upstream.play(Script(reply=lambda *_: "here"))
     answer = client.chat.completions.create(
         model="passes-base",
-        messages=MESSAGES,  # type: ignore[arg-type]
+        messages=MESSAGES,
         extra_body={
             "optillm_params": {
                 "passes": {
@@ -161,7 +161,7 @@ def test_a_client_that_goes_away_ends_a_plugin_that_catches_everything(
     body = {"model": "stubborn-base", "messages": MESSAGES}
     with httpx.Client(timeout=1) as hasty, pytest.raises(httpx.ReadTimeout):
         hasty.post(f"{proxy.url}/v1/chat/completions", json=body, headers=key(proxy))
-    upstream.wait_until(lambda u: u.calls and not u.alive, within_s=5)
+    upstream.wait_until(lambda u: bool(u.calls) and not u.alive, within_s=5)
     made = len(upstream.calls)
     upstream.play(Script(reply=in_turn))
     time.sleep(0.2)
