@@ -69,7 +69,7 @@ def test_a_plugin_answers_by_alias_and_by_prefix(
         extra_body=body,
     )
     assert answer.choices[0].message.content == "42"
-    report = answer.model_extra["optillm"]
+    report = (answer.model_extra or {})["optillm"]
     assert (report["approach"], report["calls"]) == (
         "votes(k=3)" if model == "voted" else "votes", len(upstream.calls)
     )  # fmt: skip
