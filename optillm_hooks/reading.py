@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Final, ParamSpec, TypeVar, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from optillm_hooks.answers import worker
 from optillm_hooks.context import Context
@@ -93,4 +93,5 @@ def _characters(value: object) -> int:
 
 @cache
 def _result(function: Callable[..., Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(get_type_hints(function)["return"])
+    # Pydantic cannot validate `Json`, whose alias has no name, but has the same type of its own.
+    return TypeAdapter(get_type_hints(function, localns={"Json": JsonValue})["return"])

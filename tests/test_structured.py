@@ -222,3 +222,10 @@ def test_texts_without_an_object(text: str) -> None:
 @pytest.mark.parametrize("text", ['{"a": ' * 2000, "{" * 8000, "[" * 8000, '{"a"' * 4000])
 def test_a_hostile_text_is_read_in_time(text: str) -> None:
     assert len(read_objects(text)) <= 1
+
+
+async def test_a_long_reply_is_read_too() -> None:
+    """It is read in a worker, whose result is validated."""
+    long = json.dumps({"relevant": True, "text": "word " * 1000})
+    note, _ = await filled(long)
+    assert note.text.startswith("word word")
