@@ -129,6 +129,12 @@ class Context:
         asked = _asked_reasoning({**(own or {}), **self.client.fields})
         return reasoning == "always" if asked is None else asked
 
+    def spend(self, usage: Usage) -> None:
+        """Count what a service has cost, towards the request's usage and its limits."""
+        self.budget.usage += usage
+        self.budget.tokens_taken += usage.total_tokens
+        self.budget.cost_taken += usage.cost_usd
+
     def offer(self, answer: Answer) -> None:
         """Make `answer` the best so far."""
         self.best = answer

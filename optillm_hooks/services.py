@@ -42,14 +42,26 @@ class SearchResult:
     date: str = ""
 
 
+def _not_counted(_: Usage) -> None:
+    return None
+
+
 class WebSearch(Protocol):
     """A search engine."""
 
-    async def __call__(self, query: str, /, *, max_results: int) -> Sequence[SearchResult]:
+    async def __call__(
+        self, query: str, /, *, max_results: int, spent: Callable[[Usage], None] = _not_counted
+    ) -> Sequence[SearchResult]:
         """Return at most `max_results` results, best first; none is not an error.
+
+        Args:
+            query: what to search for.
+            max_results: 1 to 20.
+            spent: called with what the search has cost; pass `Context.spend`.
 
         Raises:
             ServiceFailed: the search failed.
+            Refused: the caller may not use it.
         """
         ...
 

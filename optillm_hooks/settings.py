@@ -117,6 +117,39 @@ class PlanCalls(_Settings):
     tag: int = Field(default=8, ge=1, description="In a tag, for each choice (n).")
 
 
+class WebSettings(_Settings):
+    """How approaches reach the web."""
+
+    fetch: bool = Field(
+        default=True, description="Read public web pages, if the extra `web` is installed."
+    )
+    allowed_hosts: tuple[str, ...] | None = Field(
+        default=None,
+        description="The only hosts that are read, with their subdomains; unset: all public ones.",
+    )
+    denied_hosts: tuple[str, ...] = Field(
+        default=(), description="Hosts that are not read, with their subdomains."
+    )
+    timeout_s: float = Field(
+        default=20.0, gt=0, le=600, description="Seconds for one page, or for one search."
+    )
+    max_bytes: int = Field(
+        default=4 << 20,
+        ge=1024,
+        le=64 << 20,
+        description="Bytes that are read of one page; the rest is cut off.",
+    )
+    cache_s: float = Field(
+        default=300.0,
+        ge=0,
+        description="Seconds for which a page that a key has read is not read again.",
+    )
+    search_tool: str | None = Field(
+        default=None,
+        description="The `search_tool_name` of LiteLLM's search tool; unset: the first one.",
+    )
+
+
 class Settings(RunSettings):
     """`litellm_settings.optillm_settings`: the settings of requests that name no alias."""
 
@@ -135,6 +168,9 @@ class Settings(RunSettings):
         description="The absolute path of a directory with OptiLLM plugin files, which run with "
         "all rights of the proxy. Read at start-up; unset: the environment variable "
         "`OPTILLM_PLUGINS_DIR`.",
+    )
+    web: WebSettings = Field(
+        default_factory=WebSettings, description="How approaches reach the web."
     )
     allow_no_log: bool = Field(
         default=False,

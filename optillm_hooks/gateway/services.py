@@ -4,14 +4,15 @@ from litellm import Router
 
 from optillm_hooks.code_execution.runner import code_runner
 from optillm_hooks.gateway.caller import Caller
+from optillm_hooks.gateway.web_access import page_reader, router_search
 from optillm_hooks.services import Owner, Services
 from optillm_hooks.settings import RunSettings, Settings
 
 
 def services_for(
     run: RunSettings,
-    settings: Settings,  # noqa: ARG001
-    router: Router | None,  # noqa: ARG001
+    settings: Settings,
+    router: Router | None,
     caller: Caller,
 ) -> Services:
     """Return the services of a request. It does no work: each service begins when it is used.
@@ -25,7 +26,12 @@ def services_for(
     Raises:
         RequestRejected: a service needs an extra that is not installed.
     """
-    return Services(owner=_owner(caller), code_runner=code_runner(run.code_runner))
+    return Services(
+        owner=_owner(caller),
+        code_runner=code_runner(run.code_runner),
+        fetch=page_reader(settings.web, caller.share),
+        search=router_search(settings.web, router, caller),
+    )
 
 
 def _owner(caller: Caller) -> Owner:

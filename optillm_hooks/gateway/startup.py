@@ -10,7 +10,7 @@ from litellm.router_utils.pattern_match_deployments import PatternMatchRouter
 from litellm.secret_managers.main import get_secret_bool
 
 from optillm_hooks.errors import RequestRejected
-from optillm_hooks.gateway import cut_off, model_names, request_tags
+from optillm_hooks.gateway import cut_off, model_names, request_tags, web_access
 from optillm_hooks.gateway.deployments import alias_model, is_alias, proxy_module
 from optillm_hooks.gateway.operator_settings import alias_settings, call_limit, valid_settings
 from optillm_hooks.pipeline.expression import parse
@@ -68,7 +68,9 @@ def log_problems() -> None:
     for problem in problems(config, models_come_later=bool(get_secret_bool("STORE_MODEL_IN_DB"))):
         _log.log(problem.level, "optillm: %s", problem.text)
     if proxy_config is not None:
-        for lacking in filter(None, (cut_off.problem(), request_tags.problem())):
+        for lacking in filter(
+            None, (cut_off.problem(), request_tags.problem(), web_access.problem())
+        ):
             _log.error("optillm: %s", lacking)
 
 

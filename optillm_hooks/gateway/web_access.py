@@ -1,0 +1,188 @@
+"""The web by LiteLLM's means: its check of addresses, its TLS settings, its search tools."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from ipaddress import IPv6Network, ip_address
+from ssl import SSLContext
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from litellm import Router
+from litellm.llms.custom_httpx.http_handler import get_ssl_configuration
+from litellm.proxy._types import ProxyException
+
+from optillm_hooks.errors import ProviderFailed, Refused
+from optillm_hooks.gateway.caller import Caller
+from optillm_hooks.gateway.deployments import proxy_module
+from optillm_hooks.gateway.failures import as_sample_errors
+from optillm_hooks.services import SearchResult, ServiceFailed
+from optillm_hooks.settings import WebSettings
+from optillm_hooks.types import Usage
+from optillm_hooks.web.download import MAX_URL, DownloadLimits, Hosts
+from optillm_hooks.web.pages import PageCache, PageReader, can_read_pages
+
+try:
+    from litellm.litellm_core_utils.url_utils import SSRFError, validate_url
+    from litellm.proxy.auth.auth_checks import can_token_call_search_tool
+except ImportError:
+    SSRFError = ValueError
+    validate_url = can_token_call_search_tool = None
+
+_TUNNELS: Final = tuple(
+    map(
+        IPv6Network,
+        (
+            "::/96",  # IPv4-compatible
+            "64:ff9b::/96",  # NAT64
+            "64:ff9b:1::/48",
+            "2001::/32",  # Teredo
+            "2002::/16",  # 6to4
+            "fec0::/10",  # site-local
+        ),
+    )
+)
+"""IPv6 networks that LiteLLM takes for public, but that may lead to private addresses."""
+
+_MAX_QUERY: Final = 400
+"""Maximum characters of a query."""
+
+_MAX_TITLE: Final = 300
+_MAX_SNIPPET: Final = 20_000
+"""Maximum characters that are kept of a result."""
+
+_resolvers: Final = ThreadPoolExecutor(8, "optillm-dns")
+"""Threads of its own: names that never resolve must not take those of LiteLLM."""
+
+_cache: Final = PageCache()
+
+
+def problem() -> str | None:
+    """Return why this version of LiteLLM cannot be used to read the web."""
+    if validate_url is not None:
+        return None
+    return (
+        f"LiteLLM {version('litellm')} has no validate_url or no can_token_call_search_tool: "
+        "pages are not read, and the web is not searched"
+    )
+
+
+def page_reader(settings: WebSettings, caller: str) -> PageReader | None:
+    """Return the reader of pages for a caller, or None if pages cannot be read."""
+    if not settings.fetch or validate_url is None or not can_read_pages():
+        return None
+    return PageReader(
+        address_of=public_address,
+        tls=_tls,
+        caller=caller,
+        cache=_cache,
+        cache_s=settings.cache_s,
+        limits=DownloadLimits(seconds=settings.timeout_s, max_bytes=settings.max_bytes),
+        hosts=Hosts(allowed=settings.allowed_hosts, denied=settings.denied_hosts),
+    )
+
+
+async def public_address(host: str, port: int) -> str:
+    """Return the address of `host` to connect to.
+
+    All its addresses must be public, unless LiteLLM's `user_url_allowed_hosts` names it.
+
+    Raises:
+        ServiceFailed: it has none, or one that is not public. The message is the same, so that
+            nobody learns which names exist in the network of the proxy.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        address = await loop.run_in_executor(_resolvers, _validated, host, port)
+    except (SSRFError, OSError, ValueError):
+        raise ServiceFailed("the host is unknown, or its address is not public") from None
+    return address
+
+
+def _validated(host: str, port: int) -> str:
+    """Return the address to which LiteLLM rewrites a URL: for `http`, one that it has checked."""
+    name = f"[{host}]" if ":" in host else host
+    rewritten, _ = validate_url(f"http://{name}:{port}/")
+    found = ip_address(urlsplit(rewritten).hostname or "")
+    if found.version == 6 and not found.is_loopback and any(found in each for each in _TUNNELS):
+        raise SSRFError("an address within a tunnel")
+    return str(found)
+
+
+def _tls() -> SSLContext | bool | str:
+    configured: SSLContext | bool | str = get_ssl_configuration()
+    return configured
+
+
+def router_search(
+    settings: WebSettings, router: Router | None, caller: Caller
+) -> "RouterSearch | None":
+    """Return the search with one of LiteLLM's search tools, or None if there is none."""
+    tools = [
+        str(each.get("search_tool_name")) for each in getattr(router, "search_tools", None) or ()
+    ]
+    wanted = settings.search_tool or next(iter(tools), None)
+    if wanted not in tools or validate_url is None:
+        return None
+    return RouterSearch(router, wanted, caller, settings.timeout_s)
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSearch:
+    """A search tool of LiteLLM's, called on a caller's account: a `WebSearch`."""
+
+    router: Any
+    tool: str
+    caller: Caller
+    seconds: float
+
+    async def __call__(
+        self,
+        query: str,
+        /,
+        *,
+        max_results: int,
+        spent: Callable[[Usage], None] = lambda _: None,
+    ) -> Sequence[SearchResult]:
+        await self._check_access()
+        try:
+            async with asyncio.timeout(self.seconds):
+                with as_sample_errors():
+                    response = await self.router.asearch(
+                        search_tool_name=self.tool,
+                        query=query[:_MAX_QUERY],
+                        max_results=max_results,
+                        litellm_metadata=dict(self.caller.metadata),
+                    )
+        except TimeoutError:
+            raise ServiceFailed(f"the search took longer than {self.seconds:g} seconds") from None
+        except ProviderFailed as exc:
+            raise ServiceFailed(f"the search failed with status {exc.status}") from exc
+        hidden = getattr(response, "_hidden_params", None) or {}
+        spent(Usage(cost_usd=float(hidden.get("response_cost") or 0.0)))
+        return list(_results(response))[:max_results]
+
+    async def _check_access(self) -> None:
+        """Raise `Refused` if LiteLLM does not let the caller use the search tool."""
+        if self.caller.key is None or proxy_module() is None:
+            return
+        try:
+            await can_token_call_search_tool(
+                search_tool_name=self.tool, valid_token=self.caller.key
+            )
+        except ProxyException as exc:
+            raise Refused(f"this key may not use the search tool: {exc.message}") from None
+
+
+def _results(response: Any) -> Iterator[SearchResult]:
+    """Yield the results that have the address of a page."""
+    for each in response.results:
+        if str(each.url).startswith(("http://", "https://")) and len(each.url) <= MAX_URL:
+            yield SearchResult(
+                title=" ".join(str(each.title or "").split())[:_MAX_TITLE],
+                url=each.url,
+                snippet=str(each.snippet or "")[:_MAX_SNIPPET],
+                date=str(each.date or "")[:40],
+            )

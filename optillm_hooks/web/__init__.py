@@ -1,0 +1,1 @@
+"""Web pages: the links in a text, safe download, and the text of a page."""

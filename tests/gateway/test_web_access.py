@@ -1,0 +1,180 @@
+"""Which addresses pages are read from: LiteLLM's check, and what it lets through."""
+
+import socket
+from typing import Any
+
+import litellm
+import pytest
+
+from optillm_hooks.gateway.web_access import page_reader, problem, public_address
+from optillm_hooks.services import Page, ServiceFailed
+from optillm_hooks.settings import WebSettings
+from tests.web_world import WebWorld, redirect, site
+
+pytestmark = pytest.mark.anyio
+
+PUBLIC = "93.184.215.14"
+SPELLINGS = [
+    "127.0.0.1",
+    "2130706433",  # decimal
+    "0177.0.0.1",  # octal
+    "0x7f000001",  # hexadecimal
+    "0x7f.1",
+    "127.1",
+    "0",
+    "169.254.169.254",
+    "2852039166",  # the same in decimal
+    "10.0.0.1",
+    "192.168.1.1",
+    "100.64.0.1",
+    "168.63.129.16",  # Azure's fabric
+    "224.0.0.1",
+    "::1",
+    "::",
+    "::127.0.0.1",  # IPv4-compatible
+    "::ffff:127.0.0.1",  # IPv4-mapped
+    "::ffff:a9fe:a9fe",
+    "64:ff9b::7f00:1",  # NAT64
+    "64:ff9b::a9fe:a9fe",
+    "64:ff9b:1::a00:1",
+    "2002:7f00:1::",  # 6to4
+    "2002:a9fe:a9fe::1",
+    "2001:0:7f00:1::",  # Teredo
+    "fec0::1",
+    "fe80::1",
+    "fd00::1",
+    "ff02::1",
+]
+
+
+@pytest.mark.parametrize("host", SPELLINGS)
+async def test_an_address_that_is_not_public_is_refused(host: str) -> None:
+    with pytest.raises(ServiceFailed, match="not public"):
+        await public_address(host, 80)
+
+
+@pytest.mark.parametrize("host", ["93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"])
+async def test_a_public_address_is_not(host: str) -> None:
+    assert await public_address(host, 443) == host
+
+
+def resolving(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:
+    """Let names resolve to `answers`, one after the other; return the names asked for."""
+    asked: list[str] = []
+
+    def getaddrinfo(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
+        asked.append(host)
+        found = answers[min(len(asked), len(answers)) - 1]
+        return [
+            (
+                socket.AF_INET6 if ":" in each else socket.AF_INET,
+                socket.SOCK_STREAM,
+                socket.IPPROTO_TCP,
+                "",
+                (each, port),
+            )
+            for each in found
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return asked
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [["10.0.0.1"], [PUBLIC, "10.0.0.1"], ["64:ff9b::a00:1"]],
+    ids=["private", "one of two", "NAT64"],
+)
+async def test_a_name_of_an_address_that_is_not_public_is_refused(
+    monkeypatch: pytest.MonkeyPatch, addresses: list[str]
+) -> None:
+    resolving(monkeypatch, addresses)
+    with pytest.raises(ServiceFailed, match="not public"):
+        await public_address("inside.example", 443)
+
+
+async def test_nobody_learns_which_names_exist_within(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolving(monkeypatch, ["10.0.0.1"])
+    with pytest.raises(ServiceFailed) as known:
+        await public_address("db.internal", 80)
+    monkeypatch.setattr(socket, "getaddrinfo", _unknown)
+    with pytest.raises(ServiceFailed) as unknown:
+        await public_address("no-such.internal", 80)
+    assert str(known.value) == str(unknown.value)
+
+
+def _unknown(*_: Any, **__: Any) -> list[Any]:
+    raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+
+@pytest.fixture
+def world() -> Any:
+    pages = {
+        "/tides": site("Tides", "The moon pulls the sea, and so there are tides."),
+        "/inside": redirect("http://127.0.0.2:8080/secret"),
+        "/metadata": redirect("http://169.254.169.254/latest/meta-data/"),
+        "/file": redirect("file:///etc/passwd"),
+        "/moved": redirect("/tides"),
+    }
+    with WebWorld(pages) as running:
+        yield running
+
+
+def reader(monkeypatch: pytest.MonkeyPatch, world: WebWorld, **settings: Any) -> Any:
+    monkeypatch.setattr(litellm, "user_url_allowed_hosts", [world.host])
+    made = page_reader(WebSettings(**{"cache_s": 0, **settings}), "")
+    assert made is not None
+    return made
+
+
+async def read(made: Any, url: str) -> Page:
+    page: Page = await made(url)
+    return page
+
+
+async def test_a_host_that_litellm_allows_is_read(
+    monkeypatch: pytest.MonkeyPatch, world: WebWorld
+) -> None:
+    page = await read(reader(monkeypatch, world), world.address("/moved"))
+    assert page.title == "Tides"
+    assert "The moon pulls the sea" in page.text
+    assert page.url == world.address("/tides")
+
+
+@pytest.mark.parametrize("path", ["/inside", "/metadata", "/file"])
+async def test_a_redirect_is_checked_like_an_address(
+    monkeypatch: pytest.MonkeyPatch, world: WebWorld, path: str
+) -> None:
+    with pytest.raises(ServiceFailed, match=r"not public|only addresses with http"):
+        await read(reader(monkeypatch, world), world.address(path))
+
+
+async def test_the_connection_goes_to_the_address_that_was_checked(
+    monkeypatch: pytest.MonkeyPatch, world: WebWorld
+) -> None:
+    """DNS rebinding: the name is resolved once, so what it resolves to later is never used."""
+    port = int(world.host.rpartition(":")[2])
+    monkeypatch.setattr(litellm, "user_url_allowed_hosts", [f"rebinding.example:{port}"])
+    asked = resolving(monkeypatch, ["127.0.0.1"], ["127.0.0.2"])
+    made = page_reader(WebSettings(cache_s=0), "")
+    page = await read(made, f"http://rebinding.example:{port}/tides")
+    assert page.title == "Tides"
+    assert asked.count("rebinding.example") == 1
+    assert world.visits[0].headers["host"] == f"rebinding.example:{port}"
+
+
+async def test_hosts_of_the_operators_lists(
+    monkeypatch: pytest.MonkeyPatch, world: WebWorld
+) -> None:
+    for settings in ({"denied_hosts": ["127.0.0.1"]}, {"allowed_hosts": ["example.com"]}):
+        with pytest.raises(ServiceFailed, match="does not allow"):
+            await read(reader(monkeypatch, world, **settings), world.address("/tides"))
+    assert world.visits == []
+
+
+async def test_pages_are_off_if_the_operator_says_so() -> None:
+    assert page_reader(WebSettings(fetch=False), "") is None
+
+
+def test_this_litellm_has_what_is_needed() -> None:
+    assert problem() is None
