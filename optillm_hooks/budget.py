@@ -165,6 +165,19 @@ class Budget:
         if reserved.tokens and not spent.total_tokens:  # single calls may make up for it
             self.replies_taken -= reserved.choices - 1
 
+    def pay(self, usd: float) -> None:
+        """Count what a service costs, such as the call of a tool.
+
+        Raises:
+            BudgetExceeded: there is not that much money left.
+        """
+        most = self.limits.max_cost_usd
+        if most is not None and self.cost_taken + usd > most:
+            self.stop("max_cost_usd")
+            raise BudgetExceeded("no room left under max_cost_usd")
+        self.cost_taken += usd
+        self.usage += Usage(cost_usd=usd)
+
     def stop(self, by: StoppedBy) -> None:
         """Note which limit has cut the request short; the first one is reported."""
         self.stopped_by = self.stopped_by or by

@@ -60,6 +60,9 @@ class ModelFacts:
     reasoning: Reasoning = "never"
     """When the model reasons by itself before it answers, as far as is known."""
 
+    sees_images: bool = False
+    """Whether it is known to take images."""
+
     supported: frozenset[str] = frozenset()
     """The request fields that the model is known to accept."""
 

@@ -96,25 +96,74 @@ class Tool:
     """A tool that a server offers to models."""
 
     name: str
-    """Letters, digits, underscores and hyphens, at most 64 characters."""
+    """Its name at the server. Not every model's provider takes it (`tools.offer`)."""
 
     description: str
     parameters: Fields
-    """The JSON Schema of its arguments."""
+    """The JSON Schema of its arguments, as the server wrote it."""
+
+    server: str = ""
+    price_usd: float = 0.0
+    """What a call costs the caller."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolWish:
+    """The tools that a request asks for."""
+
+    servers: tuple[str, ...] | None = None
+    """Names of servers or of groups of them; None is all that the caller may use."""
+
+    tools: tuple[str, ...] | None = None
+    """Names of tools, with or without that of their server; None is all."""
+
+    resources: bool = False
+    """Whether tools that list and read the servers' resources are wanted."""
+
+    prompts: bool = False
+    """Whether tools that list and get the servers' prompts are wanted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolOffer:
+    """The tools that the caller may use, and how many of the servers have answered."""
+
+    tools: tuple[Tool, ...]
+    servers: int = 0
+    unreachable: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolResult:
+    """What a tool returned, as data of a stranger."""
+
+    text: str
+    images: tuple[str, ...] = ()
+    """Data URLs."""
+
+    is_error: bool = False
 
 
 class ToolBox(Protocol):
-    """The tools that the caller may use."""
+    """The tools of the operator's servers."""
 
-    async def tools(self) -> Sequence[Tool]:
-        """Return the tools. A server that cannot be reached has none."""
+    def check(self) -> None:
+        """Raise `RequestRejected` if there are no servers. The message says what to set."""
         ...
 
-    async def call(self, name: str, arguments: dict[str, Json], /) -> str:
-        """Return the result of a tool as text.
+    async def offer(self, wish: ToolWish, /) -> ToolOffer:
+        """Return the tools that the caller may use. A server that cannot be reached has none.
 
         Raises:
-            ServiceFailed: the tool failed, or may not be used.
+            Refused: the caller may use no server, or none of a name that the wish has.
+        """
+        ...
+
+    async def call(self, tool: Tool, arguments: dict[str, Json], /) -> ToolResult:
+        """Return the result of a tool. Cancelling it ends what it has started.
+
+        Raises:
+            ServiceFailed: the tool could not be called.
         """
         ...
 

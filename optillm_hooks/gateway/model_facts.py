@@ -83,6 +83,7 @@ def model_facts(router: Router | None, model: str, key: UserAPIKeyAuth | None = 
         max_output_tokens=min((n for n in lengths if isinstance(n, int)), default=None),
         price=_highest(prices),
         reasoning=of_all([reasoning(each.name, each.info) for each in found]),
+        sees_images=bool(found) and all(each.info.get("supports_vision") for each in found),
         supported=supported,
         takes=partial(
             _takes, model, by_sampling(all_take([*found, *_fallbacks(router, model, key)]))

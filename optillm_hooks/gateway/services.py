@@ -4,6 +4,7 @@ from litellm import Router
 
 from optillm_hooks.code_execution.runner import code_runner
 from optillm_hooks.gateway.caller import Caller
+from optillm_hooks.gateway.mcp_tools import GatewayTools
 from optillm_hooks.gateway.web_access import page_reader, router_search
 from optillm_hooks.services import Owner, Services
 from optillm_hooks.settings import RunSettings, Settings
@@ -31,6 +32,7 @@ def services_for(
         code_runner=code_runner(run.code_runner),
         fetch=page_reader(settings.web, caller.share),
         search=router_search(settings.web, router, caller),
+        toolbox=None if caller.key is None else GatewayTools(caller),
     )
 
 

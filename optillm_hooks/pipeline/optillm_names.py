@@ -14,6 +14,10 @@ from optillm_hooks.registry import all_approaches
 AUTO: Final = "auto"
 """OptiLLM's default approach: the one in the model name."""
 
+_WRAPPED: Final = (
+    "send its value as optillm_approach: every approach calls models through LiteLLM's router"
+)
+
 PLUGINS: Final[Mapping[str, str]] = {
     "coc": "use z3, or give the model a tool that runs code",
     "compact": "shorten the earlier messages in the client",
@@ -22,10 +26,10 @@ PLUGINS: Final[Mapping[str, str]] = {
     "executecode": "give the model a tool that runs code",
     "json": "send response_format, which every approach supports",
     "longcepo": "use cepo on a model with a context window for the whole text",
-    "mcp": "use LiteLLM's MCP gateway, or send the tools in the request",
     "memory": "use a model with a context window for the whole conversation",
     "privacy": "use one of LiteLLM's guardrails, such as Presidio",
-    "proxy": "give several deployments one model_name: LiteLLM balances the load between them",
+    "proxy": "give several deployments one model_name: LiteLLM balances the load between them "
+    "(`python -m optillm_hooks.converters proxy FILE` converts OptiLLM's configuration)",
     "readurls": "put the text of the pages into the message",
     "router": "name the approach, or have the operator set default_approach",
     "spl": "put your strategies into the system message",
@@ -46,11 +50,12 @@ FIELDS: Final[Mapping[str, str]] = {
     "comparison_temperature": "remove it: genselect's comparisons have a fixed temperature",
     "deepthink_samples": PLUGINS["deepthink"],
     "enable_self_discover": PLUGINS["deepthink"],
-    "proxy_wrap": PLUGINS["proxy"],
+    "proxy_wrap": _WRAPPED,
     "reasoning_modules_limit": PLUGINS["deepthink"],
     "selection_temperature": "remove it: judges have a fixed temperature",
     "spl_learning": PLUGINS["spl"],
-    "wrapped_approach": PLUGINS["proxy"],
+    "wrap": _WRAPPED,
+    "wrapped_approach": _WRAPPED,
 }
 """What to do instead of sending a field that only OptiLLM reads."""
 
