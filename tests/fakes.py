@@ -3,8 +3,9 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
+from optillm_hooks.services import Services, Tool, ToolOffer, ToolResult, ToolWish
 from optillm_hooks.testing import Hang, Reply, ScriptedLLM
-from optillm_hooks.types import Chat, Delta, Sampling
+from optillm_hooks.types import Chat, Delta, Json, Sampling
 
 
 class Pieces(ScriptedLLM):
@@ -35,3 +36,19 @@ class Pieces(ScriptedLLM):
         finally:
             await asyncio.sleep(0)  # as closing a connection does
             self.closed = True
+
+
+class EmptyToolBox:
+    """MCP servers that cannot be reached."""
+
+    def check(self) -> None: ...
+
+    async def offer(self, _: ToolWish, /) -> ToolOffer:
+        return ToolOffer(tools=())
+
+    async def call(self, tool: Tool, arguments: dict[str, Json], /) -> ToolResult:
+        raise AssertionError(f"{tool} is not offered, but called with {arguments}")
+
+
+SERVICES = Services(toolbox=EmptyToolBox())
+"""Every service that an approach may need, with nothing in it."""

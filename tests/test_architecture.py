@@ -37,13 +37,8 @@ LAYERS = [
     {"context", "web"},
     {"reading"},
     {"registry", "fanout", "final_answer"},
-<<<<<<< HEAD
-    {"decoding", "judging", "settings", "structured"},
-    {"approaches", "local_provider", "plugin_files"},
-=======
     {"decoding", "judging", "settings", "structured", "tools"},
-    {"approaches", "local_provider"},
->>>>>>> 3b68047 (mcp: models call tools of the operator's MCP servers, in rounds and at once)
+    {"approaches", "local_provider", "plugin_files"},
     {"pipeline", "testing"},
     {"gateway", "serve", "__init__"},
 ]

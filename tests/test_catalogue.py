@@ -34,6 +34,7 @@ from optillm_hooks.registry import Approach, Cost, DraftingParams, all_approache
 from optillm_hooks.testing import ONE_CALL, AnsweringLLM, Reply, chat
 from optillm_hooks.trace import Trace
 from optillm_hooks.types import Chat, Completion, Fields, Message, Sampling, Usage
+from tests.fakes import SERVICES
 
 pytestmark = pytest.mark.anyio
 EVERY = pytest.mark.parametrize("approach", all_approaches(), ids=lambda a: a.name)
@@ -114,6 +115,7 @@ async def ask(
     **how: Any,
 ) -> Outcome:
     how.setdefault("client", Sampling(seed=0))  # or each run searches in another order
+    how.setdefault("services", SERVICES)
     plan = resolve(parse(name), given={name: params or {}})
     request = Request(plan=plan, base="base", chat=asked or chat("6 * 7?"), **how)
     return await run(request, {"base": llm}.__getitem__, trace)

@@ -58,6 +58,7 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
         {"strategy_extraction_enabled": "perhaps"},
         {"answer_extraction_mode": "letters"},
     ],
+    "mcp": [{"rounds": 0}, {"calls": 0}, {"timeout_s": 0}, {"servers": "files"}, {"offered": 129}],
     "mcts": [
         {"simulations": 0},
         {"simulations": "two"},
