@@ -142,7 +142,11 @@ class Budget:
                 replies_left = min(replies_left, (limits.max_calls - self.calls_taken) * choices)
             replies_left = max(choices, replies_left)
             share = thinking + max(1, room * choices // replies_left)
-            ask = min(share, ask or share, facts.max_output_tokens or share)
+            longest = facts.max_output_tokens or share
+            if facts.max_input_tokens is not None:  # many hosts have one window for both
+                room_in_window = facts.max_input_tokens * 9 // 10 - prompt
+                longest = min(longest, max(thinking + 1, room_in_window))
+            ask = min(share, ask or share, longest)
         max_tokens = None if ask is None else min(ask, room)
         reply = choices * (max_tokens or 0)
         reserved = Reservation(

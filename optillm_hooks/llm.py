@@ -54,6 +54,9 @@ class ModelFacts:
     max_output_tokens: int | None = None
     """The maximum tokens of a reply, or None if unknown."""
 
+    max_input_tokens: int | None = None
+    """The maximum tokens of a prompt, or None if unknown."""
+
     price: Price | None = None
     """None if unknown."""
 

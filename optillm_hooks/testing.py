@@ -76,6 +76,7 @@ class ScriptedLLM:
         price: Price | None = None,
         fields: Sequence[str] = (),
         max_output_tokens: int | None = None,
+        max_input_tokens: int | None = None,
         reasoning: Literal["never", "on_request", "always"] = "never",
     ) -> None:
         self._replies = list(replies)
@@ -84,6 +85,7 @@ class ScriptedLLM:
             count_tokens=_count_words,
             max_n=max_n,
             max_output_tokens=max_output_tokens,
+            max_input_tokens=max_input_tokens,
             price=price,
             reasoning=reasoning,
             supported=frozenset(fields),

@@ -38,6 +38,7 @@ LAYERS = [
     {"reading"},
     {"registry", "fanout", "final_answer"},
     {"decoding", "judging", "settings", "structured", "tools"},
+    {"long_context"},
     {"approaches", "local_provider", "plugin_files"},
     {"pipeline", "testing"},
     {"gateway", "serve", "__init__"},

@@ -73,6 +73,7 @@ def model_facts(router: Router | None, model: str, key: UserAPIKeyAuth | None = 
     The price is the highest among its deployments, and None if one of them has no price.
     """
     found = _found(router, model, key)
+    windows = [each.info.get("max_input_tokens") for each in found]
     lengths = [each.info.get("max_output_tokens") for each in found]
     prices = [_price(each) for each in found]
     fields = [each.supported for each in found]
@@ -81,6 +82,7 @@ def model_facts(router: Router | None, model: str, key: UserAPIKeyAuth | None = 
         count_tokens=PromptTokens(model).count,
         max_n=_MAX_CHOICES if "n" in supported else 1,
         max_output_tokens=min((n for n in lengths if isinstance(n, int)), default=None),
+        max_input_tokens=min((n for n in windows if isinstance(n, int)), default=None),
         price=_highest(prices),
         reasoning=of_all([reasoning(each.name, each.info) for each in found]),
         sees_images=bool(found) and all(each.info.get("supports_vision") for each in found),

@@ -66,6 +66,7 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
         {"exploration": -1},
         {"temperature": 0},
     ],
+    "memory": [{"context_window": 100}, {"max_parts": 0}, {"overlap": -1}, {"max_notes": 0}],
     "moa": [{"proposers": 0}, {"layers": 5}, {"temperature": 2.1}, {"models": "one"}],
     "plansearch": [{"leaves": 0}, {"observations": 11}, {"subset_size": 0}],
     "pvg": [{"num_rounds": 0}, {"num_solutions": 17}, {"num_decoys": 0}, {"temperature": 0}],

@@ -1,0 +1,1 @@
+"""Conversations that are longer than a model's context window."""

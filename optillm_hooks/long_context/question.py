@@ -1,0 +1,82 @@
+"""Finds the question in a text that has a document in it too."""
+
+import re
+from typing import Final, NamedTuple
+
+from optillm_hooks.answers.patterns import Pattern
+from optillm_hooks.retrieval.chunks import CountTokens
+
+_DELIMITER: Final = "<CONTEXT_END>"
+"""OptiLLM's, between the document and the question."""
+
+_LABEL: Final = Pattern(r"^[ \t*#>]*Query[ \t*]*:", re.MULTILINE | re.IGNORECASE)
+_SENTENCE: Final = Pattern(r"(?<=[.!?])\s|(?<=[\u3002\uff01\uff1f])|\n")
+_MAX_CHARACTERS_PER_TOKEN: Final = 8
+
+
+class Asked(NamedTuple):
+    """A text in three parts. `document` is empty if all of it is the question."""
+
+    opening: str
+    """What stands before the document, such as "Summarise this contract:"."""
+
+    document: str
+    ending: str
+    """What stands after the document; the question if there is no document."""
+
+    @property
+    def question(self) -> str:
+        return "\n\n".join(filter(None, (self.opening, self.ending)))
+
+
+def find_question(text: str, count: CountTokens, limit: int) -> Asked:
+    """Return the question of at most about `limit` tokens in `text`, and the document.
+
+    The question is what follows OptiLLM's `<CONTEXT_END>` or the last line that begins with
+    `Query:`. Without those it is the whole text if that is short, or else its first and last
+    paragraphs, as far as they are short: a task may stand before a document or after it.
+    """
+    text = text.strip()
+    for before, after in _marked(text, limit * _MAX_CHARACTERS_PER_TOKEN):
+        if before and after and _fits(after, count, limit):
+            return Asked("", before, after)
+    if _fits(text, count, limit):
+        return Asked("", "", text)
+    rest, ending = _last(text, count, limit // 2)
+    opening, document = _first(rest, count, limit // 2)
+    return Asked(opening, document, ending)
+
+
+def _marked(text: str, end: int) -> list[tuple[str, str]]:
+    """Return what is before and after each mark; a label counts in the last `end` characters."""
+    before, delimiter, after = text.rpartition(_DELIMITER)
+    found = [(before.strip(), after.strip())] if delimiter else []
+    *_, last = [None, *_LABEL.finditer(text, max(0, len(text) - end))]
+    if last is not None:
+        found.append((text[: last.start()].strip(), text[last.end() :].strip()))
+    return found
+
+
+def _fits(text: str, count: CountTokens, limit: int) -> bool:
+    return len(text) <= limit * _MAX_CHARACTERS_PER_TOKEN and count(text) <= limit
+
+
+def _last(text: str, count: CountTokens, limit: int) -> tuple[str, str]:
+    """Return `text` without its last paragraph, line or sentences, and those."""
+    for mark in ("\n\n", "\n"):
+        before, found, after = text.rpartition(mark)
+        if found and _fits(after, count, limit):
+            return before.rstrip(), after.strip()
+    begin = max(0, len(text) - limit)
+    sentence = next(_SENTENCE.finditer(text, begin), None)
+    at = begin if sentence is None or sentence.end() >= len(text) else sentence.end()
+    return text[:at].rstrip(), text[at:].strip()
+
+
+def _first(text: str, count: CountTokens, limit: int) -> tuple[str, str]:
+    """Return the first paragraph or line of `text` if it is short, and the rest."""
+    for mark in ("\n\n", "\n"):
+        before, found, after = text.partition(mark)
+        if found and _fits(before, count, limit):
+            return before.strip(), after.lstrip()
+    return "", text
