@@ -498,7 +498,7 @@ def test_auto_stands_for_the_approach_in_the_model_name(router: Router, model: s
     assert request == ask(model)
 
 
-@pytest.mark.parametrize("text", ["memory", "re2&memory", "moa|memory", "(memory|moa)&re2"])
+@pytest.mark.parametrize("text", ["proxy", "re2&proxy", "moa|proxy", "(proxy|moa)&re2"])
 @pytest.mark.parametrize("form", ["body", "prefix", "our prefix"])
 def test_a_plugin_of_optillm_is_refused_with_what_to_use_instead(
     router: Router, text: str, form: str
@@ -508,7 +508,7 @@ def test_a_plugin_of_optillm_is_refused_with_what_to_use_instead(
         "prefix": ask(f"{text}-base"),
         "our prefix": ask(f"optillm/{text}/base"),
     }[form]
-    with pytest.raises(RequestRejected, match=r"'memory' is a plugin of OptiLLM .* use a model"):
+    with pytest.raises(RequestRejected, match=r"'proxy' is a plugin of OptiLLM .* model_name"):
         selected(router, request)
 
 

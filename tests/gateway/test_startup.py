@@ -31,7 +31,7 @@ def test_a_right_configuration_has_no_problems() -> None:
         (config(plan_calls={"client": 0}), "optillm_settings.plan_calls.client"),
         (config(default_approach="mao"), "unknown approach 'mao'"),
         (config(default_approach="auto"), "'auto' stands for the approach in the model's name"),
-        (config(alias("a", "re2&memory")), "model 'a': approach expression, column 5: 'memory' is"),
+        (config(alias("a", "re2&proxy")), "model 'a': approach expression, column 5: 'proxy' is"),
         (config(default_approach="bon(n=64;ratings=16)"), "1088 model calls"),
         (config(alias("a", "moa", max_call=9)), "model 'a': model_info.optillm.max_call"),
         (config(alias("a", "moa&")), "model 'a': approach expression"),
