@@ -26,11 +26,6 @@ PLUGINS: Final[Mapping[str, str]] = {
     "executecode": "give the model a tool that runs code",
     "json": "send response_format, which every approach supports",
     "longcepo": "use cepo on a model with a context window for the whole text",
-<<<<<<< HEAD
-    "memory": "use a model with a context window for the whole conversation",
-=======
-    "mcp": "use LiteLLM's MCP gateway, or send the tools in the request",
->>>>>>> 927dee3 (memory: conversations longer than the model's context window)
     "privacy": "use one of LiteLLM's guardrails, such as Presidio",
     "proxy": "give several deployments one model_name: LiteLLM balances the load between them "
     "(`python -m optillm_hooks.converters proxy FILE` converts OptiLLM's configuration)",
