@@ -6,10 +6,11 @@ WORKDIR /app
 ENV LITELLM_LOCAL_MODEL_COST_MAP=True \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1
-# An init reaps processes whose parent has ended; litellm as process 1 would not.
+# An init reaps processes whose parent has ended; litellm as process 1 would not. Bubblewrap is for
+# `code_runner: bubblewrap`, which is off by default.
 # Debian deletes a version when the next one is released, so a pinned one would stop the build.
 # hadolint ignore=DL3008
-RUN apt-get update && apt-get install --yes --no-install-recommends tini \
+RUN apt-get update && apt-get install --yes --no-install-recommends bubblewrap tini \
     && rm -rf /var/lib/apt/lists/*
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY optillm_hooks ./optillm_hooks

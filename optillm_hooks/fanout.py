@@ -387,3 +387,30 @@ class LoopOfThread:
                 raise
             finally:
                 self._depth = max(self._depth, depth_so_far.get())
+
+
+@asynccontextmanager
+async def opened(
+    open_it: Callable[[], Awaitable[T]], close_it: Callable[[T], Awaitable[None]]
+) -> AsyncIterator[T]:
+    """Yield what `open_it` returns, and close it when the block is left.
+
+    What costs money while it is open is closed even if the caller is cancelled while it is opened,
+    or again while it is closed. A `SampleError` of closing it is lost.
+    """
+    start = asyncio.get_running_loop().create_task
+    opening = start(_outcome(open_it))
+
+    async def close() -> None:
+        outcome, _ = await opening
+        if not isinstance(outcome, SampleError):
+            with suppress(SampleError):
+                await close_it(outcome)
+
+    try:
+        outcome, _ = await asyncio.shield(opening)
+        if isinstance(outcome, SampleError):
+            raise outcome
+        yield outcome
+    finally:
+        await asyncio.shield(start(close()))

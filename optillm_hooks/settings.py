@@ -66,7 +66,8 @@ class RunSettings(LimitSettings):
     # YAML reads a bare off as false.
     code_runner: Annotated[RunnerName, BeforeValidator(lambda v: v or "off")] = Field(
         default="off",
-        description="Where to run programs that a model wrote, for approaches that test them.",
+        description="Where to run programs that a model or a user wrote: nowhere, in Monty, in "
+        "Bubblewrap, or in a sandbox of LiteLLM's.",
     )
 
 
@@ -150,6 +151,54 @@ class WebSettings(_Settings):
     )
 
 
+class MontyOptions(_Settings):
+    """Limits of `code_runner: monty`."""
+
+    seconds: float = Field(default=4.0, gt=0, le=60, description="Seconds per snippet.")
+    memory_mb: int = Field(default=256, ge=16, le=16_384, description="Memory in MiB.")
+
+
+AbsolutePath = Annotated[str, Field(pattern=r"^/[^/\x00][^\x00]*$", max_length=4096)]
+
+
+class BubblewrapOptions(_Settings):
+    """Limits of `code_runner: bubblewrap`, and what its programs can read."""
+
+    seconds: float = Field(default=10.0, gt=0, le=600, description="Seconds per snippet.")
+    memory_mb: int = Field(default=1024, ge=64, le=65_536, description="Address space in MiB.")
+    python: AbsolutePath | None = Field(
+        default=None,
+        description="The interpreter, which brings its own packages; unset, the one below the "
+        "proxy's virtual environment.",
+    )
+    binds: tuple[AbsolutePath, ...] = Field(
+        default=(), max_length=32, description="Further paths that programs can read."
+    )
+
+
+class SandboxOptions(_Settings):
+    """Which sandbox `code_runner: litellm` uses."""
+
+    sandbox_tool: str = Field(
+        default="", description="`sandbox_tool_name` of an entry of LiteLLM's `sandbox_tools`."
+    )
+    template: str | None = Field(
+        default=None, description="The provider's template or image; unset, LiteLLM's default."
+    )
+    seconds: float = Field(
+        default=30.0, gt=0, le=600, description="Seconds per snippet, and for the start."
+    )
+
+
+class CodeRunnerOptions(_Settings):
+    """Options of the code runners. Only the operator's file sets them, never an alias: they decide
+    which files of the host a program can read."""
+
+    monty: MontyOptions = Field(default_factory=MontyOptions)
+    bubblewrap: BubblewrapOptions = Field(default_factory=BubblewrapOptions)
+    litellm: SandboxOptions = Field(default_factory=SandboxOptions)
+
+
 class Settings(RunSettings):
     """`litellm_settings.optillm_settings`: the settings of requests that name no alias."""
 
@@ -161,6 +210,9 @@ class Settings(RunSettings):
     )
     plan_calls: PlanCalls = Field(
         default_factory=PlanCalls, description="Maximum estimated model calls of a plan."
+    )
+    code_runner_options: CodeRunnerOptions = Field(
+        default_factory=CodeRunnerOptions, description="Options of the code runners, by name."
     )
     max_choices: int = Field(default=64, ge=1, description="Maximum choices (n) of one request.")
     plugins_dir: str | None = Field(

@@ -92,9 +92,12 @@ def test_an_approach_is_one_file(module: str) -> None:
     assert not others
 
 
+RUNNERS = ("runner", "monty", "bubblewrap_runner", "bubblewrap", "harness")
+
+
 def runs_programs(module: str) -> bool:
     """Return whether a module can run a program that a model wrote."""
-    of_runner = ("code_execution.runner", "code_execution.monty")
+    of_runner = [f"code_execution.{name}" for name in RUNNERS]
     return not imported_modules(module).isdisjoint(of_runner) or any(
         isinstance(node, ast.Attribute) and node.attr == "code_runner"
         for node in ast.walk(MODULES[module])
@@ -185,7 +188,9 @@ def test_only_the_fanout_starts_tasks(module: str) -> None:
 
 @EVERY
 def test_nothing_sleeps_or_evaluates(module: str) -> None:
-    """No code out of a model's mouth, and no blocking of the event loop."""
+    """No code out of a model's mouth but in the sandbox, and no blocking of the event loop."""
+    if module == "code_execution.harness":
+        return
     names = {
         node.func.id
         for node in ast.walk(MODULES[module])

@@ -123,6 +123,20 @@ def test_a_bare_off_of_yaml_is_off(model: type[RunSettings]) -> None:
         model.model_validate({"code_runner": True})
 
 
+@pytest.mark.parametrize("bad", [["/"], ["//etc"], ["etc"], [""], ["/a\0b"], ["/a"] * 33])
+def test_programs_cannot_read_the_whole_host(bad: list[str]) -> None:
+    with pytest.raises(ValidationError, match="binds"):
+        Settings.model_validate({"code_runner_options": {"bubblewrap": {"binds": bad}}})
+
+
+def test_an_alias_does_not_decide_what_programs_can_read() -> None:
+    """Aliases may come from a database, written by those whom LiteLLM lets add models."""
+    given = {"code_runner_options": {"bubblewrap": {"binds": ["/opt"]}}}
+    Settings.model_validate(given)
+    with pytest.raises(ValidationError, match="code_runner_options"):
+        AliasSettings.model_validate(given)
+
+
 @pytest.mark.parametrize("model", [LimitSettings, RunSettings, AliasSettings, Settings])
 def test_settings_cannot_be_changed(model: type[LimitSettings]) -> None:
     with pytest.raises(ValidationError, match="frozen"):

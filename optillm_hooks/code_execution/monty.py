@@ -4,13 +4,18 @@ It is called through `sandbox.ask_worker`. Monty runs in a separate process, so 
 program nor an interpreter crash affects the process that serves requests.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from optillm_hooks.types import Json
 
 MAX_PRINTED: Final = 1 << 16
 """Maximum output of a snippet, in bytes."""
+
+
+MAX_ERROR: Final = 500
+_SUCCESS: Final = ("SystemExit", "SystemExit: 0", "SystemExit: None")
+"""How a program ends itself, as an error of Monty."""
 
 
 def load() -> None:
@@ -25,7 +30,7 @@ def answer(request: Mapping[str, Any]) -> Json:
     `seconds` and `memory_mb` per snippet. A snippet that exceeds its time or crashes Monty ends the
     session. Sleeping takes no time, as the limit would not count it.
     """
-    from pydantic_monty import CollectString, Monty, MontyCrashedError, MontyError
+    from pydantic_monty import CollectStreams, Monty, MontyCrashedError, MontyError
 
     lines = iter(str(request["stdin"]).splitlines())
 
@@ -45,8 +50,8 @@ def answer(request: Mapping[str, Any]) -> Json:
         pool.checkout(limits=limits, os_policy={"sleep": "zero"}) as session,
     ):
         for snippet in request["snippets"]:
-            printed = CollectString(MAX_PRINTED)
-            error, ends = "", False
+            printed = CollectStreams(MAX_PRINTED)
+            error, timed_out, ends = "", False, False
             try:
                 session.feed_run(
                     f"{snippet}\nNone",  # or the value of a last expression would be sent back
@@ -54,13 +59,25 @@ def answer(request: Mapping[str, Any]) -> Json:
                     external_lookup={"input": read_line},
                 )
             except MontyCrashedError as exc:
-                error = f"TimeoutError: {exc}" if exc.timed_out else str(exc)
-                ends = True
+                timed_out, ends = exc.timed_out, True
+                error = f"TimeoutError: {exc}" if timed_out else str(exc)
             except MontyError as exc:
-                error = str(exc)
+                error = "" if str(exc) in _SUCCESS else str(exc)
+                timed_out = error.startswith("TimeoutError")
             except RuntimeError:  # memory ran out in the snippet before, which ended the session
                 break
-            ran.append({"output": printed.output, "error": error[:500]})
-            if ends or error.startswith("TimeoutError"):
+            ran.append(
+                {
+                    "output": _of(printed.output, "stdout"),
+                    "stderr": _of(printed.output, "stderr"),
+                    "error": error[:MAX_ERROR],
+                    "timed_out": timed_out,
+                }
+            )
+            if ends or timed_out:
                 break
     return ran
+
+
+def _of(output: Sequence[tuple[str, str]], stream: str) -> str:
+    return "".join(text for name, text in output if name == stream)

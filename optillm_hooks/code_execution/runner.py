@@ -11,7 +11,7 @@ from optillm_hooks.errors import RequestRejected
 from optillm_hooks.sandbox.client import WorkerFailed, WorkerLimits, ask_worker
 from optillm_hooks.types import Json
 
-RunnerName = Literal["off", "monty"]
+RunnerName = Literal["off", "monty", "bubblewrap", "litellm"]
 
 _STARTING_S: Final = 2.0
 """Startup time allowed for a worker and its interpreter, in seconds."""
@@ -26,14 +26,15 @@ class SnippetResult(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     output: str
-    """The standard output of the snippet."""
+    """The beginning of the snippet's standard output."""
+
+    stderr: str = ""
+    """The beginning of its standard error. A program that writes there has not failed."""
 
     error: str
     """The exception that ended it, as its type and message; empty if it succeeded."""
 
-    @property
-    def timed_out(self) -> bool:
-        return self.error.startswith("TimeoutError")
+    timed_out: bool = False
 
 
 _RESULTS: Final = TypeAdapter(list[SnippetResult])
@@ -47,8 +48,21 @@ class CodeRunner(Protocol):
 
         A snippet that fails does not end the session. If time or memory runs out, the results of
         the remaining snippets are missing.
+
+        Raises:
+            SampleError: the sandbox itself failed.
         """
         ...
+
+
+async def run_in_worker(
+    module: str, request: dict[str, Json], limits: WorkerLimits
+) -> Sequence[SnippetResult]:
+    """Return the results of the snippets that the worker `module` ran; none if it failed."""
+    try:
+        return _RESULTS.validate_python(await ask_worker(module, request, limits))
+    except (WorkerFailed, ValidationError):
+        return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,25 +86,18 @@ class MontyRunner:
             "seconds": self.seconds,
             "memory_mb": self.memory_mb,
         }
-        try:
-            return _RESULTS.validate_python(
-                await ask_worker("optillm_hooks.code_execution.monty", request, limits)
-            )
-        except (WorkerFailed, ValidationError):
-            return ()
+        return await run_in_worker("optillm_hooks.code_execution.monty", request, limits)
 
 
-def code_runner(name: RunnerName) -> CodeRunner | None:
-    """Return the runner that the operator chose, or None for off.
+def monty_runner(seconds: float, memory_mb: int) -> MontyRunner:
+    """Return Monty with these limits.
 
     Raises:
-        RequestRejected: the runner's package is not installed.
+        RequestRejected: its package is not installed.
     """
-    if name == "off":
-        return None
     if find_spec("pydantic_monty") is None:
         raise RequestRejected(
             'code_runner "monty" needs the extra "sandbox": pip install "optillm-hooks[sandbox]"',
             param="optillm_settings",
         )
-    return MontyRunner()
+    return MontyRunner(seconds, memory_mb)

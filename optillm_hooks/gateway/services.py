@@ -2,8 +2,8 @@
 
 from litellm import Router
 
-from optillm_hooks.code_execution.runner import code_runner
 from optillm_hooks.gateway.caller import Caller
+from optillm_hooks.gateway.code_runners import code_runner_for
 from optillm_hooks.gateway.mcp_tools import GatewayTools
 from optillm_hooks.gateway.web_access import page_reader, router_search
 from optillm_hooks.services import Owner, Services
@@ -29,10 +29,10 @@ def services_for(
     """
     return Services(
         owner=_owner(caller),
-        code_runner=code_runner(run.code_runner),
         fetch=page_reader(settings.web, caller.share),
         search=router_search(settings.web, router, caller),
         toolbox=None if caller.key is None else GatewayTools(caller),
+        code_runner=code_runner_for(run.code_runner, settings.code_runner_options, caller.metadata),
     )
 
 

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 from litellm.router_utils.pattern_match_deployments import PatternMatchRouter
 from litellm.secret_managers.main import get_secret_bool
 
+from optillm_hooks.code_execution.runner import RunnerName
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway import cut_off, model_names, request_tags, web_access
+from optillm_hooks.gateway.code_runners import code_runner_for
 from optillm_hooks.gateway.deployments import alias_model, is_alias, proxy_module
 from optillm_hooks.gateway.operator_settings import alias_settings, call_limit, valid_settings
 from optillm_hooks.pipeline.expression import parse
@@ -103,6 +105,7 @@ def _problems(config: Mapping[str, Any], models_come_later: bool) -> Iterator[Pr
             plan = _checked(settings.default_approach, settings)
             for said in names.missing(plan.model_groups):
                 yield Problem(f"litellm_settings: default_approach names {said}", level)
+        _check_runner(settings.code_runner, settings, config)
     except RequestRejected as exc:
         yield Problem(f"litellm_settings: {exc}; requests that name an approach are refused")
     for entry in config.get("model_list") or ():
@@ -110,7 +113,7 @@ def _problems(config: Mapping[str, Any], models_come_later: bool) -> Iterator[Pr
             continue
         where = f"model {entry.get('model_name')!r}"
         try:
-            alias_settings(entry)
+            _check_runner(alias_settings(entry).code_runner, settings, config)
             named = model_names.from_deployment(str(alias_model(entry)))
             plan = _checked(named.expression, settings)
         except RequestRejected as exc:
@@ -118,6 +121,17 @@ def _problems(config: Mapping[str, Any], models_come_later: bool) -> Iterator[Pr
             continue
         for said in names.missing({named.base, *plan.model_groups}):
             yield Problem(f"{where}: it calls {said}; requests for it are refused", level)
+
+
+def _check_runner(name: RunnerName, settings: Settings, config: Mapping[str, Any]) -> None:
+    """Refuse a code runner that does not run here. LiteLLM registers its sandboxes only later."""
+    if name != "litellm":
+        code_runner_for(name, settings.code_runner_options, {})
+        return
+    wanted = settings.code_runner_options.litellm.sandbox_tool
+    known = [entry.get("sandbox_tool_name") for entry in config.get("sandbox_tools") or ()]
+    if wanted not in known:
+        raise RequestRejected(f'code_runner "litellm": sandbox_tools has no entry {wanted!r}')
 
 
 def _checked(text: str, settings: Settings) -> Plan:

@@ -15,13 +15,17 @@ _REFUSED: Final = ("os.", "subprocess.", "socket.", "shutil.", "pty.", "urllib."
 
 
 def main(module: str, *, memory_mb: int, cpu_seconds: int) -> NoReturn:
-    """Read a request from standard input, write the reply of `module` to standard output, exit."""
+    """Read a request from standard input, write the reply of `module` to standard output, exit.
+
+    A module that starts a sandbox of its own has a `confine` of its own too.
+    """
     replies = os.dup(1)
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)  # solvers may print to standard output
-    confine(memory_mb=memory_mb, cpu_seconds=cpu_seconds)
+    worker = importlib.import_module(module)  # the zygote has loaded it
+    getattr(worker, "confine", confine)(memory_mb=memory_mb, cpu_seconds=cpu_seconds)
     try:
-        outcome = {"reply": importlib.import_module(module).answer(json.load(sys.stdin.buffer))}
+        outcome = {"reply": worker.answer(json.load(sys.stdin.buffer))}
     except MemoryError:
         outcome = {"failed": "memory"}
     text = memoryview(json.dumps(outcome).encode())

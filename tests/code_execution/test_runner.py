@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from optillm_hooks.code_execution.runner import MontyRunner, SnippetResult, code_runner
+from optillm_hooks.code_execution.runner import MontyRunner, SnippetResult, monty_runner
 from optillm_hooks.errors import RequestRejected
 from tests.solver.processes import children
 
@@ -140,9 +140,18 @@ async def test_cancelling_leaves_no_process() -> None:
     assert not children()
 
 
-def test_it_is_off_unless_switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert code_runner("off") is None
-    assert code_runner("monty") == MontyRunner()
+async def test_standard_error_is_no_failure_and_is_kept_apart() -> None:
+    (ran,) = await MontyRunner().run(["import sys\nprint('odd', file=sys.stderr)\nprint(1)"])
+    assert ran == SnippetResult(output="1\n", stderr="odd\n", error="")
+
+
+async def test_a_program_that_ends_itself_has_not_failed() -> None:
+    ran = await MontyRunner().run(["raise SystemExit", "print(1)"])
+    assert [r.error for r in ran] == ["", ""]
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert monty_runner(4.0, 256) == MontyRunner()
     monkeypatch.setattr("optillm_hooks.code_execution.runner.find_spec", lambda _: None)
     with pytest.raises(RequestRejected, match=r"optillm-hooks\[sandbox\]"):
-        code_runner("monty")
+        monty_runner(4.0, 256)

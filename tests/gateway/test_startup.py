@@ -36,6 +36,18 @@ def test_a_right_configuration_has_no_problems() -> None:
         (config(alias("a", "moa", max_call=9)), "model 'a': model_info.optillm.max_call"),
         (config(alias("a", "moa&")), "model 'a': approach expression"),
         (config(alias("a", "bon(n=8)"), plan_calls={"alias": 9}), "model 'a': this request"),
+        (config(alias("a", "re2", code_runner="litellm")), "sandbox_tools has no entry ''"),
+        (
+            config(
+                alias("a", "re2", code_runner="bubblewrap"),
+                code_runner_options={"bubblewrap": {"python": "/no/python"}},
+            ),
+            "/no/python is not a Python interpreter",
+        ),
+        (
+            config(code_runner_options={"bubblewrap": {"binds": ["/"]}}),
+            "optillm_settings.code_runner_options.bubblewrap.binds",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
