@@ -6,6 +6,7 @@ import time
 import venv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,8 +27,8 @@ def runner(
     return bubblewrap_runner.bubblewrap_runner(None, binds, seconds, memory_mb)
 
 
-async def run(*snippets: str, stdin: str = "", **limits: float) -> list[SnippetResult]:
-    return list(await runner(**limits).run(snippets, stdin=stdin))  # type: ignore[arg-type]
+async def run(*snippets: str, stdin: str = "", **limits: Any) -> list[SnippetResult]:
+    return list(await runner(**limits).run(snippets, stdin=stdin))
 
 
 @pytest.fixture(autouse=True)
