@@ -29,34 +29,16 @@ from optillm_hooks.long_context.conversation import (
     tokens_of,
     with_files_as_text,
 )
-from optillm_hooks.long_context.notes import Reader, fitting
+from optillm_hooks.long_context.notes import Reader, fitting, framed, passages
 from optillm_hooks.long_context.window import Window, affordable, settle_calls, window_of
-from optillm_hooks.prompts import data_notice, enclose, fence
 from optillm_hooks.registry import Cost, DraftingParams, rewriter
 from optillm_hooks.retrieval.bm25 import ranking
 from optillm_hooks.retrieval.chunks import split
 from optillm_hooks.types import Chat
 
 _NOTED: Final = """\
-{notice}
-
-{texts}
-
 What came before the latest messages is too long to show. The notes were taken from it, in its \
 order, with the question in mind. Answer from them."""
-
-_QUOTED: Final = """\
-{notice}
-
-{texts}
-
-What came before the latest messages is too long to show. The passages are those of it that are \
-closest to the question; the rest is not shown."""
-
-_OVERHEAD: Final = 200
-"""Tokens of such a text besides the notes or passages."""
-
-_LEAST_PASSAGES: Final = 4
 
 
 class MemoryParams(DraftingParams):
@@ -108,13 +90,12 @@ async def _reminder(
     by_part = dict(zip(chosen, read, strict=True))
     notes = [note for i in sorted(by_part) for note in by_part[i]]
     ctx.trace.note("memory", parts=len(parts), read=len(chosen), notes=len(notes))
-    shown = await tokens_of(long.answered_from(""), ctx.client, window)
-    room = window.prompt - shown - _OVERHEAD
+    room = window.prompt - await tokens_of(long.answered_from(""), ctx.client, window)
     if notes:
         lines = [f"- {note}" for note in notes]
         kept = await fitting(lines, reader.question, window, room, ctx, params.max_notes)
-        return _framed(_NOTED, "notes", "\n".join(lines[i] for i in kept))
-    return await _passages(parts, reader.question, window, room, ctx)
+        return framed("notes", "\n".join(lines[i] for i in kept), _NOTED)
+    return await passages(parts, reader.question, window, room, ctx)
 
 
 async def _chosen(
@@ -129,22 +110,3 @@ async def _chosen(
         ctx.trace.count("parts", lost=missed, of=missed)
     order = await ranking(reader.question, parts)
     return order[: min(most, able)], 2 if able >= 2 * most else 1
-
-
-async def _passages(
-    parts: list[str], question: str, window: Window, room: int, ctx: Context
-) -> str:
-    """Return the passages closest to the question, as far as they fit."""
-    best = (await ranking(question, parts))[:_LEAST_PASSAGES]
-    pieces = [
-        piece.text
-        for i in sorted(best)
-        for piece in await split(parts[i], window.count, max(1, room // (2 * _LEAST_PASSAGES)))
-    ]
-    kept = await fitting(pieces, question, window, room, ctx, len(pieces))
-    return _framed(_QUOTED, "passages", "\n\n[...]\n\n".join(pieces[i] for i in kept))
-
-
-def _framed(form: str, label: str, text: str) -> str:
-    mark = fence((), [text])
-    return form.format(notice=data_notice(label, mark), texts=enclose([text], label, mark))

@@ -14,6 +14,8 @@ from optillm_hooks.fanout import outcomes
 from optillm_hooks.long_context.relevance import most_relevant
 from optillm_hooks.long_context.window import Window
 from optillm_hooks.prompts import data_notice, enclose, fence
+from optillm_hooks.retrieval.bm25 import ranking
+from optillm_hooks.retrieval.chunks import split
 from optillm_hooks.structured import fill
 from optillm_hooks.types import Chat, Message
 
@@ -33,6 +35,16 @@ in the part helps, note nothing. Do not answer the question."""
 
 _OVERHEAD: Final = 400
 """Tokens of a reading prompt besides its question and its part, the schema included."""
+
+_QUOTED: Final = """\
+What came before the latest messages is too long to show. The passages are those of it that are \
+closest to the question; the rest is not shown."""
+
+_FRAME: Final = 200
+"""Tokens of a frame and a remark around texts."""
+
+_BEST_PARTS: Final = 4
+"""Parts in which passages are looked for."""
 
 _LEAST_PART: Final = 64
 _SYSTEM: Final = 8
@@ -112,13 +124,33 @@ class Reader:
         return await fill(Reading, asked, self.window.llm, self.ctx, attempts=attempts)
 
 
+def framed(label: str, text: str, remark: str) -> str:
+    """Return `text` as data, followed by a remark about it."""
+    mark = fence((), [text])
+    return "\n\n".join((data_notice(label, mark), enclose([text], label, mark), remark))
+
+
+async def passages(
+    parts: Sequence[str], question: str, window: Window, room: int, ctx: Context
+) -> str:
+    """Return the passages of `parts` closest to the question, as data, as far as they fit."""
+    best = (await ranking(question, parts))[:_BEST_PARTS]
+    size = max(1, room // (2 * _BEST_PARTS))
+    pieces = [
+        piece.text for i in sorted(best) for piece in await split(parts[i], window.count, size)
+    ]
+    kept = await fitting(pieces, question, window, room, ctx, len(pieces))
+    return framed("passages", "\n\n[...]\n\n".join(pieces[i] for i in kept), _QUOTED)
+
+
 async def fitting(
     texts: Sequence[str], question: str, window: Window, room: int, ctx: Context, most: int
 ) -> list[int]:
     """Return the indices of those of `texts` that matter most to `question` and fit into `room`.
 
-    They are in the order of `texts`, at most `most` of them.
+    They are in the order of `texts`, at most `most` of them. `framed` takes some of the room.
     """
+    room -= _FRAME
     tokens = [window.count(text) for text in texts]
     if len(texts) <= most and sum(tokens) <= room:
         return list(range(len(texts)))

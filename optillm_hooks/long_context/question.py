@@ -11,6 +11,8 @@ _DELIMITER: Final = "<CONTEXT_END>"
 
 _LABEL: Final = Pattern(r"^[ \t*#>]*Query[ \t*]*:", re.MULTILINE | re.IGNORECASE)
 _SENTENCE: Final = Pattern(r"(?<=[.!?])\s|(?<=[\u3002\uff01\uff1f])|\n")
+_QUESTION_MARKS: Final = ("?", "\uff1f", "\u061f")
+_COLONS: Final = (":", "\uff1a")
 _MAX_CHARACTERS_PER_TOKEN: Final = 8
 
 
@@ -33,8 +35,9 @@ def find_question(text: str, count: CountTokens, limit: int) -> Asked:
     """Return the question of at most about `limit` tokens in `text`, and the document.
 
     The question is what follows OptiLLM's `<CONTEXT_END>` or the last line that begins with
-    `Query:`. Without those it is the whole text if that is short, or else its first and last
-    paragraphs, as far as they are short: a task may stand before a document or after it.
+    `Query:`. Without those it is the whole text if that is short, or else its last paragraph. The
+    first one belongs to it too unless the last one is a question: a task may stand before a
+    document or after it.
     """
     text = text.strip()
     for before, after in _marked(text, limit * _MAX_CHARACTERS_PER_TOKEN):
@@ -44,6 +47,8 @@ def find_question(text: str, count: CountTokens, limit: int) -> Asked:
         return Asked("", "", text)
     rest, ending = _last(text, count, limit // 2)
     opening, document = _first(rest, count, limit // 2)
+    if ending.endswith(_QUESTION_MARKS) and not opening.endswith(_COLONS):
+        return Asked("", rest, ending)
     return Asked(opening, document, ending)
 
 

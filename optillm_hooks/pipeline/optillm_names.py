@@ -25,7 +25,6 @@ PLUGINS: Final[Mapping[str, str]] = {
     "deepthink": "use cepo or self_consistency",
     "executecode": "give the model a tool that runs code",
     "json": "send response_format, which every approach supports",
-    "longcepo": "use cepo on a model with a context window for the whole text",
     "privacy": "use one of LiteLLM's guardrails, such as Presidio",
     "proxy": "give several deployments one model_name: LiteLLM balances the load between them "
     "(`python -m optillm_hooks.converters proxy FILE` converts OptiLLM's configuration)",

@@ -66,6 +66,13 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
         {"exploration": -1},
         {"temperature": 0},
     ],
+    "longcepo": [
+        {"context_window": 100},
+        {"chunk_tokens": 1},
+        {"max_chunks": 0},
+        {"max_questions": -1},
+        {"neighbours": 17},
+    ],
     "memory": [{"context_window": 100}, {"max_parts": 0}, {"overlap": -1}, {"max_notes": 0}],
     "moa": [{"proposers": 0}, {"layers": 5}, {"temperature": 2.1}, {"models": "one"}],
     "plansearch": [{"leaves": 0}, {"observations": 11}, {"subset_size": 0}],
