@@ -193,6 +193,8 @@ async def test_extracts_that_do_not_fit_are_merged_in_pairs_as_a_tree() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 async def test_a_failed_call_of_any_stage_is_left_out_and_reported(stage: str) -> None:
+    failed = False
+
     def fails_once(text: str, _: Chat) -> Reply | None:
         nonlocal failed
         if failed or (stage == "extract" and NEEDLE in text):
@@ -202,7 +204,6 @@ async def test_a_failed_call_of_any_stage_is_left_out_and_reported(stage: str) -
 
     said = f"{NEEDLE} {'and so on ' * 400}"
     wordy = json.dumps({"relevant": True, "information": said, "confidence": 1})
-    failed = False
     replies: dict[str, Reply | Answering] = {stage: fails_once}
     if stage in ("merge", "reduce"):
         replies["extract"] = wordy
