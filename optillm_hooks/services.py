@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from optillm_hooks.code_execution.runner import CodeRunner
-from optillm_hooks.errors import SampleError
+from optillm_hooks.errors import RequestRejected, SampleError
+from optillm_hooks.store.records import Namespace, Scope
+from optillm_hooks.store.store import Store
 from optillm_hooks.types import Fields, Json, Usage
 
 
@@ -30,6 +32,20 @@ class Owner:
 
     team: str = ""
     user: str = ""
+
+    def namespace(self, scope: Scope) -> Namespace:
+        """Return the namespace of the request's key, team or user.
+
+        Raises:
+            RequestRejected: the request has none. Rows of nobody would be everybody's.
+        """
+        owner: str = getattr(self, scope)
+        if not owner:
+            raise RequestRejected(
+                f"this request has no {scope}, so nothing can be kept for it: "
+                f"call with a virtual key that has one, or choose another scope"
+            )
+        return Namespace(scope, owner)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,5 +212,8 @@ class Services:
     fetch: Fetch | None = None
     toolbox: ToolBox | None = None
     embed: Embed | None = None
+    store: Store | None = None
+    """Keeps rows of the owner's namespaces; opened when it is first used."""
+
     later: Callable[[Callable[[], Awaitable[None]]], bool] = _nothing_later
     """Runs work after the answer, which never waits for it; returns whether it was accepted."""

@@ -199,6 +199,20 @@ class CodeRunnerOptions(_Settings):
     litellm: SandboxOptions = Field(default_factory=SandboxOptions)
 
 
+class StoreSettings(_Settings):
+    """Where stages keep what outlasts a request."""
+
+    directory: str | None = Field(
+        default=None,
+        description="Folder of the SQLite file, on a local disk; unset, the user's data folder.",
+    )
+    url: str | None = Field(
+        default=None,
+        description="A PostgreSQL database instead (postgresql://user@host/name), for several "
+        "workers or hosts.",
+    )
+
+
 class Settings(RunSettings):
     """`litellm_settings.optillm_settings`: the settings of requests that name no alias."""
 
@@ -213,6 +227,9 @@ class Settings(RunSettings):
     )
     code_runner_options: CodeRunnerOptions = Field(
         default_factory=CodeRunnerOptions, description="Options of the code runners, by name."
+    )
+    store: StoreSettings = Field(
+        default_factory=StoreSettings, description="Where stages keep what outlasts a request."
     )
     max_choices: int = Field(default=64, ge=1, description="Maximum choices (n) of one request.")
     plugins_dir: str | None = Field(

@@ -32,7 +32,16 @@ LAYERS = [
     {"types"},
     {"errors"},
     {"answers", "search", "sandbox", "llm", "prompts", "pauses"},
-    {"solver", "code_execution", "trace", "budget", "caller_cache", "own_fields", "retrieval"},
+    {
+        "solver",
+        "code_execution",
+        "trace",
+        "budget",
+        "caller_cache",
+        "own_fields",
+        "retrieval",
+        "store",
+    },
     {"services"},
     {"context", "web"},
     {"reading"},
@@ -48,6 +57,7 @@ LAYERS = [
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 HEAVY = (
     "torch", "transformers", "z3", "sympy", "pydantic_monty", "trafilatura", "pypdf", "lxml",
+    "sqlalchemy", "psycopg",
 )  # fmt: skip
 
 
@@ -137,8 +147,8 @@ def test_only_the_local_provider_imports_torch(module: str) -> None:
 
 @EVERY
 def test_heavy_packages_are_imported_where_they_are_used(module: str) -> None:
-    """Of the solver and the local provider, the parts that a process or a first call loads."""
-    if top(module) in ("solver", "local_provider"):
+    """Of the solver, the store and the local provider, what a process or a first use loads."""
+    if top(module) in ("solver", "local_provider", "store"):
         return
     at_once = [n for n in MODULES[module].body if isinstance(n, ast.Import | ast.ImportFrom)]
     assert not {name.split(".")[0] for node in at_once for name in imports(node)} & set(HEAVY)
@@ -167,6 +177,7 @@ OF_ASYNCIO = {"gather", "run", "Runner", "wait_for", "as_completed"}
 ALLOWED = {
     "fanout": {"create_task", "TaskGroup", "run"},
     "gateway.web_access": {"run_in_executor"},  # the resolution of names blocks
+    "store.store": {"run_in_executor"},  # so do transactions
 }
 
 

@@ -1,13 +1,18 @@
 """The services of a request: those that the operator has switched on, for its caller."""
 
+from functools import cache
+from pathlib import Path
+
 from litellm import Router
+from litellm.proxy._types import UserAPIKeyAuth
 
 from optillm_hooks.gateway.caller import Caller
 from optillm_hooks.gateway.code_runners import code_runner_for
 from optillm_hooks.gateway.mcp_tools import GatewayTools
 from optillm_hooks.gateway.web_access import page_reader, router_search
 from optillm_hooks.services import Owner, Services
-from optillm_hooks.settings import RunSettings, Settings
+from optillm_hooks.settings import RunSettings, Settings, StoreSettings
+from optillm_hooks.store.store import Store
 
 
 def services_for(
@@ -28,7 +33,8 @@ def services_for(
         RequestRejected: a service needs an extra that is not installed.
     """
     return Services(
-        owner=_owner(caller),
+        owner=owner_of(caller.key),
+        store=store_of(settings.store),
         fetch=page_reader(settings.web, caller.share),
         search=router_search(settings.web, router, caller),
         toolbox=None if caller.key is None else GatewayTools(caller),
@@ -36,12 +42,20 @@ def services_for(
     )
 
 
-def _owner(caller: Caller) -> Owner:
-    def named(field: str) -> str:
-        return str(caller.metadata.get(field) or "")
+def owner_of(key: UserAPIKeyAuth | None) -> Owner:
+    """Return whose request it is. A Python program without a proxy has no key.
 
-    return Owner(
-        key=named("user_api_key"),
-        team=named("user_api_key_team_id"),
-        user=named("user_api_key_user_id"),
-    )
+    The ids in a request's metadata are not used: a client may send some.
+    """
+    if key is None:
+        return Owner()
+    return Owner(key=key.api_key or "", team=key.team_id or "", user=key.user_id or "")
+
+
+@cache
+def store_of(settings: StoreSettings) -> Store:
+    """Return the store of this process, which is opened when it is first used."""
+    from platformdirs import user_data_dir
+
+    directory = settings.directory or user_data_dir("optillm_hooks", appauthor=False)
+    return Store(directory=Path(directory), url=settings.url)

@@ -1,0 +1,125 @@
+"""The store as stages use it: asynchronous, and opened when it is first used."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from optillm_hooks.store.records import Namespace, NewNote, Note, StoreFailed, StoreUnusable
+
+if TYPE_CHECKING:  # loading SQLAlchemy takes a while: a thread does it when the store is opened
+    from sqlalchemy import Engine
+
+    from optillm_hooks.store.rows import Rows
+
+T = TypeVar("T")
+
+FILE: Final = "store.sqlite3"
+_THREADS: Final = 4
+_log = logging.getLogger(__name__)
+
+
+class Store:
+    """One store: a file of SQLite in `directory`, or the PostgreSQL database at `url`.
+
+    Each method is one transaction, which runs in a thread. A transaction that has begun is finished
+    even if its caller is cancelled. All methods raise `StoreFailed`.
+    """
+
+    def __init__(
+        self, *, directory: Path, url: str | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._directory = directory
+        self._url = url
+        self._clock = clock
+        self._threads = ThreadPoolExecutor(_THREADS, "optillm-store")
+        self._opening = threading.Lock()
+        self._engine: Engine | None = None
+
+    async def add_notes(
+        self, owner: Namespace, notes: Sequence[NewNote], *, ttl_s: float | None = None
+    ) -> int:
+        """Add notes and return how many are new; one that is there already becomes the newest.
+
+        Texts are cut to `MAX_NOTE_CHARS`. Beyond `MAX_NOTES`, the oldest notes are deleted.
+        """
+        return await self._write(lambda rows: rows.add_notes(owner, notes, ttl_s))
+
+    async def notes(
+        self, owner: Namespace, *, limit: int = 1000, after: str | None = None
+    ) -> list[Note]:
+        """Return the newest `limit` notes, newest first; with `after`, those next to that note."""
+        return await self._read(lambda rows: rows.notes(owner, limit, after))
+
+    async def delete_note(self, owner: Namespace, note_id: str) -> bool:
+        """Delete a note; return whether there was one."""
+        return await self._write(lambda rows: rows.delete_note(owner, note_id))
+
+    async def clear_notes(self, owner: Namespace) -> int:
+        """Delete all notes; return how many there were."""
+        return await self._write(lambda rows: rows.clear_notes(owner))
+
+    async def text(self, owner: Namespace, key: str) -> str | None:
+        """Return the text that is cached under `key`; None if there is none."""
+        return await self._read(lambda rows: rows.text(owner, key))
+
+    async def put_text(
+        self, owner: Namespace, key: str, text: str, *, ttl_s: float | None = None
+    ) -> None:
+        """Cache `text` under `key`, in the place of what was there.
+
+        It is cut to `MAX_TEXT_CHARS`. Beyond `MAX_TEXTS`, the oldest texts are deleted.
+        """
+        await self._write(lambda rows: rows.put_text(owner, key, text, ttl_s))
+
+    async def clear_texts(self, owner: Namespace) -> int:
+        """Delete all cached texts; return how many there were."""
+        return await self._write(lambda rows: rows.clear_texts(owner))
+
+    def close(self) -> None:
+        """Finish what is running, and close all connections. The next use opens it again."""
+        self._threads.shutdown()
+        self._threads = ThreadPoolExecutor(_THREADS, "optillm-store")
+        with self._opening:
+            if self._engine is not None:
+                self._engine.dispose()
+                self._engine = None
+
+    async def _read(self, work: "Callable[[Rows], T]") -> T:
+        return await self._in_thread(work, reads=True)
+
+    async def _write(self, work: "Callable[[Rows], T]") -> T:
+        return await self._in_thread(work, reads=False)
+
+    async def _in_thread(self, work: "Callable[[Rows], T]", *, reads: bool) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._transact, work, reads)
+
+    def _transact(self, work: "Callable[[Rows], T]", reads: bool) -> T:
+        from sqlalchemy.exc import SQLAlchemyError
+
+        from optillm_hooks.store.rows import Rows
+
+        try:
+            engine = self._opened().execution_options(reads=reads)
+            with engine.begin() as connection:
+                return work(Rows(connection, self._clock()))
+        except (SQLAlchemyError, StoreUnusable, OSError) as exc:
+            # The error of a statement has its parameters, which are texts of users.
+            said = getattr(exc, "orig", None) or exc
+            _log.error("the store cannot be used: %s", str(said)[:500])
+            raise StoreFailed from None
+
+    def _opened(self) -> "Engine":
+        from optillm_hooks.store.opening import open_file, open_url
+
+        with self._opening:
+            if self._engine is None:
+                self._engine = (
+                    open_file(self._directory / FILE) if self._url is None else open_url(self._url)
+                )
+            return self._engine
