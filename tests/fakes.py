@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
+from optillm_hooks.code_execution.runner import SnippetResult
 from optillm_hooks.services import Services, Tool, ToolOffer, ToolResult, ToolWish
 from optillm_hooks.testing import Hang, Reply, ScriptedLLM
 from optillm_hooks.types import Chat, Delta, Json, Sampling
@@ -50,5 +51,30 @@ class EmptyToolBox:
         raise AssertionError(f"{tool} is not offered, but called with {arguments}")
 
 
-SERVICES = Services(toolbox=EmptyToolBox())
-"""Every service that an approach may need, with nothing in it."""
+class ScriptedRunner:
+    """A sandbox that gives `results` in the order of the sessions; the last one repeats.
+
+    A result is that of the session's last snippet, or an error of the sandbox itself.
+    """
+
+    note = "It is small."
+
+    def __init__(self, *results: SnippetResult | Exception) -> None:
+        self._results = results
+        self.sessions: list[tuple[str, ...]] = []
+
+    async def run(self, snippets: Sequence[str], *, stdin: str = "") -> Sequence[SnippetResult]:
+        assert not stdin
+        self.sessions.append(tuple(snippets))
+        await asyncio.sleep(0)
+        result = self._results[min(len(self.sessions), len(self._results)) - 1]
+        if isinstance(result, Exception):
+            raise result
+        return [*[SnippetResult(output="", error="")] * (len(snippets) - 1), result]
+
+
+SERVICES = Services(
+    toolbox=EmptyToolBox(),
+    code_runner=ScriptedRunner(SnippetResult(output="42\n", error="")),
+)
+"""Every service that an approach may need. Its programs print 42, its tools cannot be reached."""

@@ -46,7 +46,7 @@ LAYERS = [
     {"context", "web"},
     {"reading"},
     {"registry", "fanout", "final_answer"},
-    {"decoding", "judging", "settings", "structured", "tools"},
+    {"decoding", "judging", "programs", "settings", "structured", "tools"},
     {"long_context"},
     {"approaches", "local_provider", "plugin_files"},
     {"pipeline", "testing"},
@@ -103,6 +103,7 @@ def test_an_approach_is_one_file(module: str) -> None:
 
 
 RUNNERS = ("runner", "monty", "bubblewrap_runner", "bubblewrap", "harness")
+PROGRAMMERS = ("executecode", "plansearch")
 
 
 def runs_programs(module: str) -> bool:
@@ -118,7 +119,7 @@ def test_an_approach_that_can_run_programs_declares_it() -> None:
     """Or `safe`, which operators trust with tags, would let a stranger's text start a program."""
     can_run = {f"optillm_hooks.{m}" for m in MODULES if top(m) == "approaches" and runs_programs(m)}
     declared = {a.run.__module__ for a in all_approaches() if "code" in a.needs}
-    assert can_run == {f"{PACKAGE.name}.approaches.plansearch"}
+    assert can_run == {f"{PACKAGE.name}.approaches.{name}" for name in PROGRAMMERS}
     assert can_run <= declared
 
 

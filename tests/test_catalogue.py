@@ -50,6 +50,7 @@ CONVERSATION: Chat = (
     Message("user", ({"type": "text", "text": "What is their product?"}, IMAGE), {"name": "u"}),
 )
 SCRIPT = "```smt2\n(declare-const x Int)\n(assert (= x 42))\n(check-sat)\n```"
+PROGRAM = "```python\nprint(6 * 7)\n```"
 VERDICT = "RATING: 1\nBEST: 1\nVERDICT: CORRECT"
 """A reply that every kind of judge can read, within every scale."""
 
@@ -87,6 +88,8 @@ class Lenient(AnsweringLLM):
             text = f"{VERDICT}\nANSWER: 0" if "ANSWER:" in request else VERDICT
         elif "SMT-LIB" in request:
             text = SCRIPT
+        elif "marked python" in request:
+            text = PROGRAM
         else:
             items = "\n".join(f"{item}. idea {number}.{item}" for item in (1, 2, 3))
             text = f"Way {number}.\n{items}\nANSWER: {number}"

@@ -41,6 +41,10 @@ class BubblewrapRunner:
 
     memory_mb: int
 
+    @property
+    def note(self) -> str:
+        return "It runs without network. It can write files in /tmp, but start no other processes."
+
     async def run(self, snippets: Sequence[str], *, stdin: str = "") -> Sequence[SnippetResult]:
         limits = WorkerLimits(
             seconds=bubblewrap.STARTING_S + self.seconds * len(snippets),

@@ -104,7 +104,7 @@ def read_program(reply: str) -> str | None:
     """
     if len(reply) > MAX_CHARACTERS:
         return None
-    programs = [block.content for block in code_blocks(reply) if _is_python(block)]
+    programs = [block.content for block in code_blocks(reply) if is_python(block)]
     if programs:
         return max(programs, key=len)
     return reply if "\n" in reply.strip() and _parses(reply) else None
@@ -141,7 +141,8 @@ def _asserted(request: str) -> Iterator[CallTest]:
     return (CallTest(line.strip()) for line in lines if _parses(line))
 
 
-def _is_python(block: CodeBlock) -> bool:
+def is_python(block: CodeBlock) -> bool:
+    """Return whether a block is marked as Python, or is Python without a mark."""
     named = block.language in ("python", "py", "python3")
     return named or (not block.language and _parses(block.content))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from optillm_hooks.answers.extraction import without_reasoning
 from optillm_hooks.code_execution.public_tests import read_program, read_tests
+from optillm_hooks.code_execution.wishes import read_programs
 from optillm_hooks.types import Json
 
 
@@ -18,7 +19,13 @@ def load() -> None:
 
 
 def answer(request: Mapping[str, Any]) -> Json:
-    """Return the tests in `tests_in`, a request's text, or the program in `program_in`, a reply."""
+    """Return what is looked for.
+
+    That is the tests in `tests_in` or the programs to run in `programs_in`, a request's text, or
+    the program in `program_in`, a reply.
+    """
     if "tests_in" in request:
         return asdict(read_tests(request["tests_in"]))
+    if "programs_in" in request:
+        return list(read_programs(request["programs_in"]))
     return read_program(without_reasoning(request["program_in"]))

@@ -20,6 +20,13 @@ _OWN_MEMORY_MB: Final = 2048
 """Address space, in MiB, that the two processes reserve in addition to the program's."""
 
 
+_MONTY: Final = (
+    "It runs in a small interpreter of Python: no classes that inherit, no generator functions, no "
+    "`del`, no files, no network, and no modules but math, re, json, random, datetime, itertools, "
+    "collections, functools, bisect, decimal, copy and dataclasses."
+)
+
+
 class SnippetResult(BaseModel):
     """The result of one snippet of a session."""
 
@@ -42,6 +49,11 @@ _RESULTS: Final = TypeAdapter(list[SnippetResult])
 
 class CodeRunner(Protocol):
     """Runs Python in a sandbox."""
+
+    @property
+    def note(self) -> str:
+        """What a model has to know to write programs for it."""
+        ...
 
     async def run(self, snippets: Sequence[str], *, stdin: str = "") -> Sequence[SnippetResult]:
         """Run `snippets` in order in one session; return their results.
@@ -73,6 +85,10 @@ class MontyRunner:
     """Time limit per snippet."""
 
     memory_mb: int = 256
+
+    @property
+    def note(self) -> str:
+        return _MONTY
 
     async def run(self, snippets: Sequence[str], *, stdin: str = "") -> Sequence[SnippetResult]:
         limits = WorkerLimits(

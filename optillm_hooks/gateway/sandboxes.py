@@ -49,6 +49,10 @@ class SandboxRunner:
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """The caller, for LiteLLM's log."""
 
+    @property
+    def note(self) -> str:
+        return "It runs without network."
+
     async def run(self, snippets: Sequence[str], *, stdin: str = "") -> Sequence[SnippetResult]:
         needed_s = self.seconds * (len(snippets) + 1) + _SPARE_S
         async with opened(lambda: self._create(needed_s), self._delete) as sandbox:

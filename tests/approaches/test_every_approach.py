@@ -40,6 +40,7 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
         {"print_output": True},
     ],
     "cot_reflection": [{"temperature": 2.1}, {"show_thinking": "perhaps"}],
+    "executecode": [{"repairs": -1}, {"repairs": 6}],
     "genselect": [{"n": 1}, {"temperature": 0}, {"group_size": 1}, {"orders": 0}],
     "leap": [
         {"examples": [{"question": "2 * 2?"}]},
@@ -185,6 +186,8 @@ FREE_TEXT = "As you like it."
         ("z3", {}, {0: "NONE"}, ()),
         ("z3", {}, {0: "```smt2\n(\n```", 2: SCRIPT}, ("solver_runs:1/2",)),
         ("rto", {}, {1: "<think>Hm."}, ("descriptions:1/1",)),
+        ("executecode", {}, {0: "Let me see."}, ("programs:1/1",)),
+        ("executecode", {}, {0: "NONE"}, ()),
     ],
 )
 async def test_losses_are_named_and_counted(

@@ -66,6 +66,7 @@ async def test_how_many_outputs_follow_from_their_inputs(program: str, passed: i
 
 async def test_after_running_out_of_time_no_other_input_is_tried() -> None:
     class Endless:
+        note = ""
         runs = 0
 
         async def run(self, snippets: Sequence[str], *, stdin: str = "") -> Sequence[SnippetResult]:

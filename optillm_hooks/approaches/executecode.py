@@ -1,0 +1,158 @@
+"""Executecode: run a program, of the request or of the model, and answer from its result.
+
+Source: OptiLLM's plugin of this name; the method is that of Chen et al. 2022, "Program of Thoughts
+Prompting", arXiv:2211.12588, with repairs from the error message as in Chen et al. 2023, "Teaching
+Large Language Models to Self-Debug", arXiv:2304.05128. If the last message has Python blocks and
+asks in words for them to be run, they are run in one session, as they are. Otherwise the model
+writes a program, or says that none helps. The result, also that of a program that failed, is data
+for the last call, which gives the answer. Programs run where the operator's `code_runner` says.
+On reasoning models: the same. The result is a check of what such a model has computed by itself.
+Cost: 2 calls, 2 deep: the program and the answer. 1 call if the request has the program; each
+repair adds one call, one deep.
+"""
+
+import re
+from typing import Final
+
+from pydantic import Field
+
+from optillm_hooks.answers.extraction import without_reasoning
+from optillm_hooks.code_execution.reading import programs_to_run
+from optillm_hooks.code_execution.runner import CodeRunner
+from optillm_hooks.code_execution.showing import Ran, ran_program, show
+from optillm_hooks.code_execution.testing import find_program
+from optillm_hooks.context import Context
+from optillm_hooks.errors import Refused, RequestRejected, SampleError, UnusableReply
+from optillm_hooks.llm import LLM, FinalCall
+from optillm_hooks.programs import run_snippets
+from optillm_hooks.prompts import ask, data_notice, enclose, fence, follow_up, question
+from optillm_hooks.registry import Cost, DraftingParams, approach
+from optillm_hooks.sandbox.client import WorkerFailed
+from optillm_hooks.services import Services
+from optillm_hooks.types import Answer, Chat, Sampling
+
+WRITE = """\
+Do not answer yet. First decide whether running a Python program would help: for a calculation, a \
+simulation, a check, or because the request asks for code to be run. If so, reply with the one \
+complete program to run, in a fenced block marked python. It gets no input, and has to print \
+everything that the answer needs. {note} If no program helps, reply with the single word NONE."""
+
+INTRODUCTION = "To help you, a Python program (part 1) was run, with the result in part 2."
+
+ANSWER = """\
+Rely on the result as far as the program does what it should; if it failed, say so where it \
+matters, and answer as well as you can without it. Now answer the request in the form that it \
+asks for."""
+
+MISSING = (
+    "{name} runs programs, which the operator has not allowed: set code_runner to monty, "
+    "bubblewrap or litellm"
+)
+
+_NONE: Final = re.compile(r"\bNONE\b")
+
+
+class ExecutecodeParams(DraftingParams):
+    repairs: int = Field(
+        default=1, ge=0, le=5, description="Maximum repairs of a failing program by the model."
+    )
+
+    def check_services(self, services: Services) -> None:
+        if services.code_runner is None:
+            raise RequestRejected(MISSING.format(name="executecode"))
+
+
+def repair_request(asked: Chat, reply: str, ran: Ran) -> Chat:
+    """Return the conversation that asks for a program in place of one that failed."""
+    told = ran.parts[1]
+    mark = fence(asked, [reply, told])
+    request = (
+        f"The program was run and failed. {data_notice('result', mark)}\n\n"
+        f"{enclose([told], 'result', mark)}\n\n"
+        "Reply with the whole corrected program in one fenced block marked python, or with NONE."
+    )
+    return follow_up(asked, reply, request)
+
+
+@approach("executecode", ExecutecodeParams, cost=lambda _: Cost(calls=2, depth=2), needs=["code"])
+async def executecode(chat: Chat, llm: LLM, params: ExecutecodeParams, ctx: Context) -> FinalCall:
+    """Return the call for the answer from a program's result, or without one if there is none.
+
+    There is none if the model sees no use for a program, or if its call or the sandbox fails. Of a
+    program that still fails after the repairs, the last call is told the error. If that call fails,
+    what the program printed is the answer.
+
+    Raises:
+        Refused: the operator does not allow programs to run.
+    """
+    runner = ctx.services.code_runner
+    if runner is None:
+        raise Refused(MISSING.format(name="executecode"))
+    try:
+        ran = await _ran(chat, llm, params, ctx, runner)
+    except SampleError as exc:
+        ctx.trace.note("program", outcome=exc.code)
+        ran = None
+    if ran is None:
+        return FinalCall(chat, fallback=ctx.best)
+    ctx.trace.count("outputs", lost=int(ran.cut), of=1)
+    if ran.output:
+        ctx.offer(ctx.bounded(Answer(ran.output.rstrip("\n")), llm.facts))
+    return FinalCall(show(chat, ran.parts, INTRODUCTION, ANSWER), fallback=ctx.best)
+
+
+async def _ran(
+    chat: Chat, llm: LLM, params: ExecutecodeParams, ctx: Context, runner: CodeRunner
+) -> Ran | None:
+    """Return what came of the program, or None if there is none."""
+    if given := await _given(chat, ctx):
+        ctx.progress("running the program of the request")
+        ran = ran_program(given, await run_snippets(runner, given, ctx))
+        ctx.trace.note("program", outcome=_outcome(ran), of="request", snippets=len(given))
+        return ran
+    asked = ask(chat, WRITE.format(note=runner.note))
+    sampling = Sampling(purpose="draft", fields=ctx.no_tool_calls)
+    ran = None
+    for repair in range(params.repairs + 1):
+        ctx.progress("repairing the program" if repair else "writing a program")
+        with ctx.trace.step("programs"):
+            reply = await llm.complete(asked, sampling)
+            program = await _program(reply.text)
+        if program is None:
+            ctx.trace.note("program", outcome="not applicable", repairs=repair)
+            return ran
+        ctx.progress("running the program")
+        ran = ran_program([program], await run_snippets(runner, [program], ctx))
+        ctx.trace.note("program", outcome=_outcome(ran), of="model", repairs=repair)
+        if not ran.error:
+            break
+        asked = repair_request(asked, reply.text, ran)
+    ctx.trace.count("program_runs", lost=int(ran is None or bool(ran.error)), of=1)
+    return ran
+
+
+def _outcome(ran: Ran) -> str:
+    return "failed" if ran.error else "ran"
+
+
+async def _given(chat: Chat, ctx: Context) -> list[str]:
+    """Return the programs in the last message, if its user asks for them to be run."""
+    if not chat or chat[-1].role != "user":
+        return []
+    try:
+        return await programs_to_run(question(chat))
+    except WorkerFailed:
+        ctx.trace.count("readings", lost=1, of=1)
+        return []
+
+
+async def _program(text: str) -> str | None:
+    """Return the program in a reply, or None if the reply says that none helps.
+
+    Raises:
+        UnusableReply: it is neither.
+    """
+    program = await find_program(text)
+    if program is None and not _NONE.search(without_reasoning(text)):
+        raise UnusableReply("the reply has no program")
+    return program
