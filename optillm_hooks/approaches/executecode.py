@@ -105,14 +105,14 @@ async def _ran(
     chat: Chat, llm: LLM, params: ExecutecodeParams, ctx: Context, runner: CodeRunner
 ) -> Ran | None:
     """Return what came of the program, or None if there is none."""
-    if given := await _given(chat, ctx):
+    if snippets := await _given(chat, ctx):
         ctx.progress("running the program of the request")
-        ran = ran_program(given, await run_snippets(runner, given, ctx))
-        ctx.trace.note("program", outcome=_outcome(ran), of="request", snippets=len(given))
-        return ran
+        given = ran_program(snippets, await run_snippets(runner, snippets, ctx))
+        ctx.trace.note("program", outcome=_outcome(given), of="request", snippets=len(snippets))
+        return given
+    ran: Ran | None = None
     asked = ask(chat, WRITE.format(note=runner.note))
     sampling = Sampling(purpose="draft", fields=ctx.no_tool_calls)
-    ran = None
     for repair in range(params.repairs + 1):
         ctx.progress("repairing the program" if repair else "writing a program")
         with ctx.trace.step("programs"):
