@@ -21,17 +21,26 @@ Filled = Callable[[Sampling], Sampling]
 def chosen(own: Sampling) -> tuple[str, ...]:
     """Return the names of the optional fields that `own` has."""
     return tuple(
-        name for name in OPTIONAL if name in own.fields or getattr(own, name, None) is not None
+        name
+        for name in OPTIONAL
+        if own.fields.get(name) is not None or getattr(own, name, None) is not None
     )
 
 
 def without(own: Sampling, names: Collection[str]) -> Sampling:
-    """Return `own` without its optional fields `names`."""
+    """Return `own` without its optional fields `names`.
+
+    A `response_format` becomes None: the client's, which is for another text, does not take its
+    place.
+    """
+    fields = {name: value for name, value in own.fields.items() if name not in names}
+    if "response_format" in names and "response_format" in own.fields:
+        fields["response_format"] = None
     return replace(
         own,
         temperature=None if "temperature" in names else own.temperature,
         top_p=None if "top_p" in names else own.top_p,
-        fields={name: value for name, value in own.fields.items() if name not in names},
+        fields=fields,
     )
 
 

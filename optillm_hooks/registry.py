@@ -154,6 +154,13 @@ class Rest(Protocol):
         """
         ...
 
+    async def whole(self, chat: Chat, /, *, through: Through | None = None) -> Answer:
+        """Run the stages on `chat` and return their answer: their final call is made too.
+
+        It is for a wrapper that must see the whole answer before the client sees any of it.
+        """
+        ...
+
 
 AnswererFn = Callable[[Chat, LLM, P, Context], Awaitable[Result]]
 RewriterFn = Callable[[Chat, LLM, P, Context], Awaitable[Chat]]

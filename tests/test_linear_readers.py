@@ -40,7 +40,7 @@ from optillm_hooks.answers.extraction import (
     without_reasoning,
 )
 from optillm_hooks.answers.formulas.reading import parse, parse_unsolved, plain
-from optillm_hooks.answers.json_reply import read_objects
+from optillm_hooks.answers.json_reply import read_objects, repaired, values_amid_prose
 from optillm_hooks.answers.lists import read_items
 from optillm_hooks.answers.phrases import has_decimal_comma
 from optillm_hooks.answers.quantities import numerals, read_quantity
@@ -221,6 +221,8 @@ READERS: Mapping[str, Reader] = {
     "equivalence.form_of": Reader(form_of),
     "extraction.without_reasoning": Reader(without_reasoning),
     "json_reply.read_objects": Reader(read_objects),
+    "json_reply.repaired": Reader(lambda text: [repaired(f"{{{text}"), repaired(f"[{text}")]),
+    "json_reply.values_amid_prose": Reader(lambda text: list(values_amid_prose(text))),
     "extraction.excerpt": Reader(excerpt),
     "extraction.extract_answers": Reader(lambda text: extract_answers([text]), 2000),
     "extraction.extract_answer": reader(extract_answer, question=QUESTION),
@@ -278,6 +280,10 @@ NOT_READERS = {
     "phrases.words": "takes a function",
     "response_format.is_json_mode": "looks at the type of a field",
     "response_format.fit": "checked in its own tests, as the schema counts too",
+    "response_format.fitted": "the same",
+    "response_format.fault_in_schema": "the same",
+    "response_format.schema_of": "looks at fields",
+    "json_reply.strict_loads": "is the standard library's",
     "response_format.answer": "the same, in a worker",
     "worker.answer": "calls the others",
 }

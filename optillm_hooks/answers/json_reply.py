@@ -1,6 +1,7 @@
 """Reads the JSON object in a reply that was asked for one."""
 
 import json
+import re
 from collections.abc import Iterator
 from itertools import islice
 from typing import Final
@@ -39,7 +40,7 @@ def _objects(text: str, *, repair: bool) -> Iterator[dict[str, Json] | None]:
     yield from reversed(list(_amid_prose(text)))
     if repair:
         broken = next((block for block in blocks if block.startswith("{")), text)
-        yield _repaired(broken[max(broken.find("{"), 0) :])
+        yield _as_object(repaired(broken[max(broken.find("{"), 0) :]))
 
 
 def _as_object(value: Json) -> dict[str, Json] | None:
@@ -63,28 +64,61 @@ def _amid_prose(text: str) -> Iterator[dict[str, Json]]:
         at = text.find("{", end)
 
 
+def values_amid_prose(text: str) -> Iterator[tuple[Json, str]]:
+    """Yield the JSON objects and arrays in `text` with their texts.
+
+    The first that is broken ends it: what follows may be a part of it.
+    """
+    at = _opening(text, 0)
+    for _ in range(_MAX_BRACES):
+        try:
+            value, end = _DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            return
+        yield value, text[at:end]
+        at = _opening(text, end)
+
+
+def _opening(text: str, start: int) -> int:
+    found = _OPENING.search(text, start)
+    return len(text) if found is None else found.start()
+
+
 def _loads(text: str) -> Json:
     try:
-        value: Json = _DECODER.decode(text)
+        return strict_loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def strict_loads(text: str) -> Json:
+    """Return the JSON value that `text` is. NaN and infinities are none.
+
+    Raises:
+        ValueError: it is none.
+        RecursionError: it is nested too deep.
+    """
+    value: Json = _DECODER.decode(text)
     return value
 
 
-def _repaired(text: str) -> dict[str, Json] | None:
-    if not text.startswith("{") or len(text) > _MAX_REPAIRED:
+def repaired(text: str) -> dict[str, Json] | list[Json] | None:
+    """Return the object or array that `text`, which begins with its bracket, is meant to be."""
+    if text[:1] not in ("{", "[") or len(text) > _MAX_REPAIRED:
         return None
     import json_repair
 
     try:
         value = json_repair.loads(text, skip_json_loads=True)
-        return value if isinstance(value, dict) and json.dumps(value, allow_nan=False) else None
+        json.dumps(value, allow_nan=False)
     except (ValueError, RecursionError, TypeError):
         return None
+    return value if type(value) is {"{": dict, "[": list}[text[0]] else None
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
+_OPENING: Final = re.compile(r"[{\[]")
 _DECODER: Final = json.JSONDecoder(parse_constant=_refuse)

@@ -23,7 +23,6 @@ PLUGINS: Final[Mapping[str, str]] = {
     "compact": "shorten the earlier messages in the client",
     "deep_research": "give the model a tool that searches the web, in an agent",
     "deepthink": "use cepo or self_consistency",
-    "json": "send response_format, which every approach supports",
     "privacy": "use one of LiteLLM's guardrails, such as Presidio",
     "proxy": "give several deployments one model_name: LiteLLM balances the load between them "
     "(`python -m optillm_hooks.converters proxy FILE` converts OptiLLM's configuration)",

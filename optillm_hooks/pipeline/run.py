@@ -4,10 +4,11 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
+from optillm_hooks.answer_format import answers_fit
 from optillm_hooks.answers.extraction import without_reasoning
 from optillm_hooks.budget import Budget
 from optillm_hooks.context import Context, MeteredLLM, depth_so_far
@@ -21,14 +22,13 @@ from optillm_hooks.errors import (
 )
 from optillm_hooks.fanout import outcomes
 from optillm_hooks.llm import LLM, FinalCall
-from optillm_hooks.pipeline.answer_format import answers_fit
 from optillm_hooks.pipeline.decoded_llm import DecodedLLM
 from optillm_hooks.pipeline.events import Models, Outcome, Report, Request
 from optillm_hooks.pipeline.filters import Filters
 from optillm_hooks.pipeline.logs import format_traceback, logged_stage
 from optillm_hooks.pipeline.plan import PASS_THROUGH, Chain, Stage, chain_label
 from optillm_hooks.prompts import ask, data_notice, enclose, fence
-from optillm_hooks.registry import DraftingParams, Rest, Result, Through
+from optillm_hooks.registry import DraftingParams, Result, Through
 from optillm_hooks.sandbox.places import tenant
 from optillm_hooks.trace import Trace
 from optillm_hooks.types import Answer, Chat
@@ -212,7 +212,8 @@ class PlanRun:
                 chat = await run_stage(chat, llm)
                 return await self._run_chain(rest, chat, llm, ctx, grace_s)
             case "wrapper":
-                result: Result = await run_stage(chat, self._rest(rest, llm, ctx, grace_s), llm)
+                inner = _Rest(self._inside, rest, llm, ctx, grace_s / 2)
+                result: Result = await run_stage(chat, inner, llm)
                 return result
             case "decoder":
                 around = ctx.decoded
@@ -234,37 +235,24 @@ class PlanRun:
                     chat = with_draft(chat, text)
                 return await self._run_chain(rest, chat, llm, ctx, grace_s)
 
-    def _rest(self, chain: Chain, llm: LLM, ctx: Context, grace_s: float) -> Rest:
-        """Return the function by which a wrapper runs the chain inside it.
-
-        The chain has less grace time than the wrapper, which has to run after it.
-        """
-
-        async def rest(chat: Chat, /, *, through: Through | None = None) -> Result:
-            around = ctx.decoded  # for models that stages look up
-            try:
-                if through is None:
-                    return await self._inside(chain, chat, llm, ctx, grace_s / 2)
-                ctx.decoded = lambda inner: through(around(inner))
-                return await self._inside(chain, chat, through(llm), ctx, grace_s / 2)
-            finally:
-                ctx.decoded = around
-
-        return rest
-
     async def _inside(
-        self, chain: Chain, chat: Chat, llm: LLM, ctx: Context, grace_s: float
+        self, chain: Chain, chat: Chat, llm: LLM, ctx: Context, grace_s: float, *, whole: bool
     ) -> Result:
         """Return the result of the chain inside a wrapper, or its best so far if it ends early.
 
         So every answer that the user may get passes through the wrapper. Answers from inside are
         not kept as the best so far outside.
         """
+
+        async def to_the_end() -> Result:
+            result = await self._run_chain(chain, chat, llm, ctx, grace_s)
+            if whole and isinstance(result, FinalCall):
+                return await self._whole(result, llm, ctx)
+            return result
+
         before, ctx.best = ctx.best, None
         try:
-            result = await self._in_time(
-                partial(self._run_chain, chain, chat, llm, ctx, grace_s), ctx, grace_s
-            )
+            result = await self._in_time(to_the_end, ctx, grace_s)
         except SampleError as exc:
             if ctx.best is None:
                 raise
@@ -276,6 +264,16 @@ class PlanRun:
             return result
         finally:
             ctx.best = before
+
+    async def _whole(self, final: FinalCall, llm: LLM, ctx: Context) -> Answer:
+        """Return the answer of a final call inside a wrapper, or its fallback."""
+        try:
+            return await call_final(final, llm, ctx)
+        except SampleError as exc:
+            if final.fallback is None:
+                raise
+            self._note_failure(exc)
+            return final.fallback
 
     def _report(self, labels: Sequence[str]) -> Report:
         usage = self._budget.usage
@@ -292,6 +290,36 @@ class PlanRun:
             notes=tuple(self._trace.events),
             trace=tuple(self._trace.calls),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    """The stages inside a wrapper. They have less grace time than it: it has to run after them."""
+
+    inside: Callable[..., Awaitable[Any]]
+    chain: Chain
+    llm: LLM
+    ctx: Context
+    grace_s: float
+
+    async def __call__(self, chat: Chat, /, *, through: Through | None = None) -> Result:
+        result: Result = await self._run(chat, through, whole=False)
+        return result
+
+    async def whole(self, chat: Chat, /, *, through: Through | None = None) -> Answer:
+        answer: Answer = await self._run(chat, through, whole=True)
+        return answer
+
+    async def _run(self, chat: Chat, through: Through | None, *, whole: bool) -> Any:
+        ctx, llm = self.ctx, self.llm
+        around = ctx.decoded  # for models that stages look up
+        try:
+            if through is not None:
+                ctx.decoded = lambda inner: through(around(inner))
+                llm = through(llm)
+            return await self.inside(self.chain, chat, llm, ctx, self.grace_s, whole=whole)
+        finally:
+            ctx.decoded = around
 
 
 async def _run_stage(stage: Stage, ctx: Context, *args: Any) -> Any:

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from optillm_hooks.pipeline import answer_format
-from optillm_hooks.pipeline.answer_format import answers_fit
+from optillm_hooks import answer_format
+from optillm_hooks.answer_format import answers_fit
 from optillm_hooks.types import Json
 
 pytestmark = pytest.mark.anyio
