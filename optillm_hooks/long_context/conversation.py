@@ -12,7 +12,7 @@ from optillm_hooks.long_context.question import Asked, find_question
 from optillm_hooks.long_context.window import Window
 from optillm_hooks.types import Chat, Fields, Json, Message, Sampling
 
-_SYSTEM: Final = ("system", "developer")
+SYSTEM_ROLES: Final = ("system", "developer")
 _TEXT_FILE: Final = "data:text/"
 _QUESTION: Final = 8
 _RECENT: Final = 4
@@ -84,8 +84,8 @@ async def tokens_of(chat: Chat, sampling: Sampling, window: Window) -> int:
 
 def take_apart(chat: Chat, window: Window) -> LongConversation | None:
     """Return `chat` in parts for a window, or None if it has no turn of the user."""
-    system = tuple(m for m in chat if m.role in _SYSTEM)
-    body = tuple(m for m in chat if m.role not in _SYSTEM)
+    system = tuple(m for m in chat if m.role in SYSTEM_ROLES)
+    body = tuple(m for m in chat if m.role not in SYSTEM_ROLES)
     at = next((i for i in range(len(body) - 1, -1, -1) if body[i].role == "user"), None)
     if at is None:
         return None
@@ -96,7 +96,7 @@ def take_apart(chat: Chat, window: Window) -> LongConversation | None:
     after, results = _shorten_results(body[at + 1 :], window, room // 2)
     earlier = [part for message in before for part in _read(message)[1]]
     carried = _latest(earlier, window, room // _IMAGES)
-    material = [*map(_as_text, before), asked.document, *results]
+    material = [*map(as_text, before), asked.document, *results]
     return LongConversation(
         system=system,
         material="\n\n".join(filter(None, material)),
@@ -135,7 +135,7 @@ def _shorten_results(after: Chat, window: Window, room: int) -> tuple[Chat, list
         text, parts = _read(message)
         if len(text) <= len(_SHORTENED):
             continue
-        taken.append(_as_text(message))
+        taken.append(as_text(message))
         content = (*parts, {"type": "text", "text": _SHORTENED}) if parts else _SHORTENED
         kept[at] = replace(message, content=content)
         tokens += _tokens((kept[at],), window) - _tokens((message,), window)
@@ -177,10 +177,12 @@ def _as_part(part: Fields) -> Fields:
     return {"type": "text", "text": text}
 
 
-def _as_text(message: Message) -> str:
+def as_text(message: Message) -> str:
     """Return a message as a reader of the conversation sees it."""
-    lines = [f"[{message.role}]", _read(message)[0], *_calls(message.fields.get("tool_calls"))]
-    return "\n".join(filter(None, lines))
+    text, parts = _read(message)
+    others = [f"[{part.get('type')}]" for part in parts]
+    calls = _calls(message.fields.get("tool_calls"))
+    return "\n".join(filter(None, (f"[{message.role}]", text, *others, *calls)))
 
 
 def _calls(calls: Json) -> Iterator[str]:

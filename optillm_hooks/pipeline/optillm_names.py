@@ -20,7 +20,6 @@ _WRAPPED: Final = (
 
 PLUGINS: Final[Mapping[str, str]] = {
     "coc": "use z3, or give the model a tool that runs code",
-    "compact": "shorten the earlier messages in the client",
     "deep_research": "give the model a tool that searches the web, in an agent",
     "deepthink": "use cepo or self_consistency",
     "privacy": "use one of LiteLLM's guardrails, such as Presidio",
@@ -39,9 +38,6 @@ FIELDS: Final[Mapping[str, str]] = {
     "cepo_config_file": "send cepo's parameter preset in optillm_params",
     "cepo_print_output": "have the operator switch on progress",
     "cepo_use_reasoning": "send reasoning_effort",
-    "compact_context_window": PLUGINS["compact"],
-    "compact_keep_recent": PLUGINS["compact"],
-    "compact_threshold": PLUGINS["compact"],
     "comparison_mode": "set genselect's group_size in optillm_params (2 compares pairs)",
     "comparison_temperature": "remove it: genselect's comparisons have a fixed temperature",
     "deepthink_samples": PLUGINS["deepthink"],

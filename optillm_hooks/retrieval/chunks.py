@@ -21,6 +21,9 @@ _ENDS: Final = (
 _CHARACTERS_PER_TOKEN: Final = 4.0
 """A first guess; each chunk corrects it for the next."""
 
+_MAX_PER_TOKEN: Final = 8
+"""A text with more characters for each token of a chunk is cut without being counted as a whole."""
+
 _FULL: Final = 0.9
 _LEAST: Final = 0.6
 """Shares of a chunk: how full it is aimed to be, and how full it must be if a better cut is near
@@ -56,6 +59,10 @@ async def split(text: str, count: CountTokens, size: int, overlap: int = 0) -> l
         overlap: about how many tokens at the end of a chunk are repeated in the next one; at most
             half of `size` are.
     """
+    if not text.strip():
+        return []
+    if len(text) <= _MAX_PER_TOKEN * size and count(text) <= size:
+        return [Chunk(text, 0)]
     found: list[Chunk] = []
     start, per_token = 0, _CHARACTERS_PER_TOKEN
     share = min(max(overlap, 0) / max(size, 1), 0.5)

@@ -39,6 +39,13 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
         {"planning_m": 2},  # below planning_n
         {"print_output": True},
     ],
+    "compact": [
+        {"context_window": 100},
+        {"threshold": 0},
+        {"threshold": 1.1},
+        {"keep_recent": 0},
+        {"max_parts": 0},
+    ],
     "cot_reflection": [{"temperature": 2.1}, {"show_thinking": "perhaps"}],
     "executecode": [{"repairs": -1}, {"repairs": 6}],
     "genselect": [{"n": 1}, {"temperature": 0}, {"group_size": 1}, {"orders": 0}],

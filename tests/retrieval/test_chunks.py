@@ -108,3 +108,8 @@ async def test_others_get_a_turn_between_chunks() -> None:
 @pytest.mark.parametrize("text", ["", " \n\t"])
 async def test_a_blank_text_has_no_chunks(text: str) -> None:
     assert await split(text, words, 10) == []
+
+
+async def test_a_text_that_fits_is_one_chunk() -> None:
+    text = "some words " * 490
+    assert len(await split(text, lambda t: len(t) // 4, len(text) // 4)) == 1
