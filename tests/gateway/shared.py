@@ -2,7 +2,7 @@
 
 import json
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from tests.proxy import Config, Proxy, alias, hooked_config, model_group
@@ -87,8 +87,12 @@ def hang_up(
     *,
     done: int,
     key: str | None = None,
+    until: Callable[[], None] = lambda: None,
 ) -> None:
-    """Send a request, and close the connection once a call beyond the first `done` hangs."""
+    """Send a request, and close the connection once a call beyond the first `done` hangs.
+
+    Before that, wait for `until` too.
+    """
     content = json.dumps(body)
     head = (
         f"POST {route} HTTP/1.1\r\nhost: proxy\r\n"
@@ -98,3 +102,4 @@ def hang_up(
     with socket.create_connection(("127.0.0.1", proxy.port)) as connection:
         connection.sendall(f"{head}{content}".encode())
         upstream.wait_until(lambda u: len(u.calls) > done, within_s=30)
+        until()
