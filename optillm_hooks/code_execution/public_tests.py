@@ -8,11 +8,13 @@ import ast
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, DocTestParser, Example, OutputChecker
 from itertools import chain, islice
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from optillm_hooks.answers.code_blocks import CodeBlock, code_blocks
+
+if TYPE_CHECKING:
+    from doctest import Example
 
 MAX_TESTS: Final = 16
 """Maximum number of tests of one kind per request."""
@@ -53,6 +55,8 @@ class CallTest:
     def passed(self, output: str, error: str) -> bool:
         if self.raises or error:
             return self.raises == error
+        from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, OutputChecker  # it loads unittest
+
         return OutputChecker().check_output(self.expected, output, NORMALIZE_WHITESPACE | ELLIPSIS)
 
 
@@ -120,7 +124,9 @@ def _interpreted(request: str) -> Iterator[CallTest]:
             )
 
 
-def _examples(shown: str) -> list[Example]:
+def _examples(shown: str) -> "list[Example]":
+    from doctest import DocTestParser  # it loads unittest
+
     try:
         return DocTestParser().get_examples(shown)
     except ValueError:  # for example a prompt that is not followed by a space

@@ -8,10 +8,9 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from litellm.proxy._types import UserAPIKeyAuth
 
@@ -35,8 +34,7 @@ _OUTCOMES: Final = "litellm.ai/server_outcomes"
 _IMAGES: Final = ("image/png", "image/jpeg", "image/gif", "image/webp")
 
 
-@dataclass(frozen=True, slots=True)
-class _Gateway:
+class _Gateway(NamedTuple):
     """What is used of LiteLLM."""
 
     manager: Any
@@ -195,8 +193,7 @@ _Read = Callable[[str, dict[str, Json]], Any]
 """Returns the protocol's request for a tool's name and arguments."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Reader:
+class _Reader(NamedTuple):
     name: str
     description: str
     parameters: Fields

@@ -5,9 +5,8 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from optillm_hooks.services import Tool
 from optillm_hooks.types import Fields, Json
@@ -22,8 +21,7 @@ _REFUSED_AT_THE_TOP: Final = ("allOf", "anyOf", "oneOf", "not", "enum", "const",
 """Keywords that providers refuse in the outermost schema. The server checks the arguments too."""
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(NamedTuple):
     """Tools by the names under which a model sees them."""
 
     tools: Mapping[str, Tool]
