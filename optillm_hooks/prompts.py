@@ -23,6 +23,12 @@ def question(chat: Chat) -> str:
     return "" if at is None else chat[at].text
 
 
+def up_to_question(chat: Chat) -> Chat:
+    """Return `chat` up to its last user turn: what stays the same while the model calls tools."""
+    at = _last_user(chat)
+    return chat if at is None else chat[: at + 1]
+
+
 def edit_question(chat: Chat, edit: Callable[[str], str]) -> Chat:
     """Return `chat` with `edit` applied to the text of its last user turn.
 

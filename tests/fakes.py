@@ -1,12 +1,23 @@
 """Fakes that only the tests of this repository need; see `optillm_hooks.testing` for the others."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+import json
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
 
 from optillm_hooks.code_execution.runner import SnippetResult
-from optillm_hooks.services import Services, Tool, ToolOffer, ToolResult, ToolWish
+from optillm_hooks.services import (
+    Page,
+    SearchResult,
+    ServiceFailed,
+    Services,
+    Tool,
+    ToolOffer,
+    ToolResult,
+    ToolWish,
+)
 from optillm_hooks.testing import Hang, Reply, ScriptedLLM
-from optillm_hooks.types import Chat, Delta, Json, Sampling
+from optillm_hooks.types import Chat, Delta, Json, Sampling, Usage
 
 
 class Pieces(ScriptedLLM):
@@ -73,8 +84,86 @@ class ScriptedRunner:
         return [*[SnippetResult(output="", error="")] * (len(snippets) - 1), result]
 
 
+class FakeSearch:
+    """Answers each query with the next of `replies`, or with one page about it."""
+
+    def __init__(
+        self, replies: Sequence[Sequence[SearchResult] | Exception | Hang] = (), cost: float = 0.0
+    ) -> None:
+        self._replies = list(replies)
+        self._cost = cost
+        self.queries: list[str] = []
+
+    async def __call__(
+        self, query: str, /, *, max_results: int, spent: Callable[[Usage], None] = lambda _: None
+    ) -> Sequence[SearchResult]:
+        self.queries.append(query)
+        page = SearchResult(title=query, url="https://example.com/page", snippet=f"On {query}.")
+        reply = self._replies.pop(0) if self._replies else [page]
+        if isinstance(reply, Hang):
+            await asyncio.Event().wait()
+        if isinstance(reply, Exception):
+            raise reply
+        assert not isinstance(reply, Hang)
+        spent(Usage(cost_usd=self._cost))
+        return reply[:max_results]
+
+
+class FakeFetch:
+    """Reads the pages of `web`, by their addresses; a reply may be a failure, or hang."""
+
+    def __init__(self, web: dict[str, Page | Exception | Hang]) -> None:
+        self._web = web
+        self.urls: list[str] = []
+
+    async def __call__(self, url: str, /) -> Page:
+        self.urls.append(url)
+        reply = self._web.get(url, ServiceFailed("the host answers with status 404"))
+        if isinstance(reply, Hang):
+            await asyncio.Event().wait()
+        if isinstance(reply, Exception):
+            raise reply
+        assert not isinstance(reply, Hang)
+        return reply
+
+
+def filled_form(request: str) -> str:
+    """Return a valid reply to a request for a form (`structured.fill`); "" if it is none."""
+    _, found, schema = request.rpartition("match this JSON Schema:\n")
+    if not found:
+        return ""
+    whole = json.loads(schema.split("\n", 1)[0])
+    return json.dumps(_example(whole, whole.get("$defs", {})))
+
+
+def _example(schema: dict[str, Any], defs: dict[str, Any]) -> Any:
+    if "$ref" in schema:
+        return _example(defs[schema["$ref"].rpartition("/")[2]], defs)
+    for choice in ("anyOf", "oneOf", "allOf"):
+        if choice in schema:
+            return _example(schema[choice][0], defs)
+    if "enum" in schema:
+        return schema["enum"][0]
+    if "const" in schema:
+        return schema["const"]
+    match schema.get("type"):
+        case "object":
+            fields = schema.get("properties", {})
+            return {name: _example(field, defs) for name, field in fields.items()}
+        case "array":
+            return [_example(schema["items"], defs)] * max(1, schema.get("minItems", 1))
+        case "integer" | "number":
+            return schema.get("minimum", schema.get("maximum", 1))
+        case "boolean":
+            return True
+        case _:
+            return "text"
+
+
 SERVICES = Services(
     toolbox=EmptyToolBox(),
+    search=FakeSearch(),
+    fetch=FakeFetch({}),
     code_runner=ScriptedRunner(SnippetResult(output="42\n", error="")),
 )
-"""Every service that an approach may need. Its programs print 42, its tools cannot be reached."""
+"""Every service that an approach may need. Its programs print 42, its tools and pages cannot be reached."""

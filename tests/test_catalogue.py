@@ -34,7 +34,7 @@ from optillm_hooks.registry import Approach, Cost, DraftingParams, all_approache
 from optillm_hooks.testing import ONE_CALL, AnsweringLLM, Reply, chat
 from optillm_hooks.trace import Trace
 from optillm_hooks.types import Chat, Completion, Fields, Message, Sampling, Usage
-from tests.fakes import SERVICES
+from tests.fakes import SERVICES, filled_form
 
 pytestmark = pytest.mark.anyio
 EVERY = pytest.mark.parametrize("approach", all_approaches(), ids=lambda a: a.name)
@@ -82,7 +82,9 @@ class Lenient(AnsweringLLM):
     def _reply(self, asked: Chat, sampling: Sampling) -> Reply:
         number = next(self._numbers)
         request = asked[-1].text
-        if sampling.purpose == "judge" and "JSON array" in request:
+        if sampling.purpose == "judge" and (form := filled_form(request)):
+            text = form
+        elif sampling.purpose == "judge" and "JSON array" in request:
             text = "[]"
         elif sampling.purpose == "judge":
             text = f"{VERDICT}\nANSWER: 0" if "ANSWER:" in request else VERDICT

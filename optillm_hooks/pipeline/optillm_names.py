@@ -25,10 +25,8 @@ PLUGINS: Final[Mapping[str, str]] = {
     "privacy": "use one of LiteLLM's guardrails, such as Presidio",
     "proxy": "give several deployments one model_name: LiteLLM balances the load between them "
     "(`python -m optillm_hooks.converters proxy FILE` converts OptiLLM's configuration)",
-    "readurls": "put the text of the pages into the message",
     "router": "name the approach, or have the operator set default_approach",
     "spl": "put your strategies into the system message",
-    "web_search": "send web_search_options if the model supports it, or a tool that searches",
 }
 """What to use instead of a plugin."""
 

@@ -33,7 +33,9 @@ _WIDER: Final = {
 """What browsers read in place of a charset: one that contains it, which many pages really have."""
 
 _SAMPLE: Final = "<html><body><main><h1>Title</h1><p>A text.</p></main></body></html>"
-_ESCAPED: Final = re.compile(r"\\([\[\]*_])")
+_ESCAPED: Final = re.compile(r"\\([][*_`~<])|(`[^`\n]{1,400}`|```[^`]{1,9999}```)")
+"""What trafilatura writes for a character that Markdown gives a meaning; and code, which it leaves
+as it is."""
 
 
 def load() -> None:
@@ -64,15 +66,21 @@ def answer(request: Mapping[str, Any]) -> Json:
 def _html(text: str) -> tuple[str, str]:
     """Return the title and the main text as Markdown; all text of a page without a main one."""
     import trafilatura
+    from lxml import etree, html
 
-    tree = trafilatura.load_html(text)
-    title = "" if tree is None else tree.findtext(".//title") or ""
+    if not text.strip():
+        return "", ""
+    # As bytes: lxml refuses a text that declares an encoding, as XHTML does.
+    content, parser = text.encode("utf-8", "replace"), html.HTMLParser(encoding="utf-8")
+    tree = html.document_fromstring(content, parser=parser)
+    title = tree.findtext(".//title") or ""
     found = trafilatura.extract(
         text, output_format="markdown", include_comments=False, favor_recall=True
     )
     if found:
-        return title, _ESCAPED.sub(r"\1", found)
-    return title, trafilatura.html2txt(text)
+        return title, _ESCAPED.sub(lambda each: each[1] or each[2], found)
+    etree.strip_elements(tree, "head", "script", "style", "noscript", "template", with_tail=False)
+    return title, "\n".join(filter(None, map(str.strip, tree.itertext())))
 
 
 def _pdf(body: bytes) -> tuple[str, str, bool]:
