@@ -41,9 +41,8 @@ async def ask(
     """Return the conversations that reach the model, and the outcome."""
     llm = ScriptedLLM(replies)
     llm.facts = replace(llm.facts, price=Price(prompt=1e-6, completion=1e-6))
-    given = {
-        name: how.pop(name) for name in ("queries", "num_results", "max_tokens") if name in how
-    }
+    names: list[str] = ["queries", "num_results", "max_tokens"]
+    given = {name: how.pop(name) for name in names if name in how}
     request = Request(
         plan=resolve(parse("web_search"), given={"web_search": given}),
         base="base",

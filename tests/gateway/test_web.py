@@ -205,7 +205,12 @@ def test_the_question_is_the_query_if_no_call_is_wanted(
 
 def test_optillms_fields(proxy: Proxy, upstream: Upstream) -> None:
     upstream.play(answering(["moon"]))
-    fields = {"num_results": 1, "headless": True, "delay_seconds": 4, "timeout": 30}
+    fields: dict[str, Any] = {
+        "num_results": 1,
+        "headless": True,
+        "delay_seconds": 4,
+        "timeout": 30,
+    }
     ask(proxy, "web_search-base", "What is the moon?", **fields)
     assert upstream.calls[-1].text.count("Address: ") == 1
     for call in upstream.calls:
