@@ -166,4 +166,4 @@ SERVICES = Services(
     fetch=FakeFetch({}),
     code_runner=ScriptedRunner(SnippetResult(output="42\n", error="")),
 )
-"""Every service that an approach may need. Its programs print 42, its tools and pages cannot be reached."""
+"""Every service that an approach may need. Programs print 42; tools and pages cannot be reached."""
