@@ -66,7 +66,7 @@ _NOTHING: Final = (
 class SearchFields(BaseModel):
     """Fields about OptiLLM's browser."""
 
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, defer_build=True)
 
     headless: bool | None = None
     delay_seconds: float | None = Field(default=None, ge=0)
@@ -101,6 +101,8 @@ class WebSearchParams(DraftingParams):
 
 class Queries(BaseModel):
     """Queries for a search engine."""
+
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     queries: list[str] = Field(description="The queries, the most important first.")
 

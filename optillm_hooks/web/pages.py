@@ -98,7 +98,7 @@ class PageReader:
 class _Text(BaseModel):
     """The worker's reply."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     title: str
     text: str
