@@ -188,12 +188,20 @@ class Embed(Protocol):
     """An embedding model."""
 
     async def __call__(self, texts: Sequence[str], /) -> tuple[Sequence[Sequence[float]], Usage]:
-        """Return the vector of each text, and the usage.
+        """Return the vector of each text, and the usage; pass that to `Context.spend`.
 
         Raises:
             ServiceFailed: the call failed.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoteKeeping:
+    """How notes of conversations are kept in the store."""
+
+    ttl_s: float | None = None
+    """Seconds after which a note is deleted; None keeps it."""
 
 
 def _nothing_later(_: Callable[[], Awaitable[None]]) -> bool:
@@ -214,6 +222,9 @@ class Services:
     embed: Embed | None = None
     store: Store | None = None
     """Keeps rows of the owner's namespaces; opened when it is first used."""
+
+    notes: NoteKeeping | None = None
+    """None if the operator has no notes of conversations kept."""
 
     later: Callable[[Callable[[], Awaitable[None]]], bool] = _nothing_later
     """Runs work after the answer, which never waits for it; returns whether it was accepted."""

@@ -199,6 +199,26 @@ class CodeRunnerOptions(_Settings):
     litellm: SandboxOptions = Field(default_factory=SandboxOptions)
 
 
+class MemorySettings(_Settings):
+    """What `memory` may use besides models."""
+
+    store: bool = Field(
+        default=False,
+        description="Keep the notes of what was read, for later requests of the same key, team or "
+        "user.",
+    )
+    ttl_s: float | None = Field(
+        default=30 * 86_400.0,
+        gt=0,
+        description="Seconds after which a note is deleted; null keeps it.",
+    )
+    embedding_model: str | None = Field(
+        default=None,
+        description="A model group of embeddings, which ranks notes beside their words. The caller "
+        "pays.",
+    )
+
+
 class StoreSettings(_Settings):
     """Where stages keep what outlasts a request."""
 
@@ -227,6 +247,9 @@ class Settings(RunSettings):
     )
     code_runner_options: CodeRunnerOptions = Field(
         default_factory=CodeRunnerOptions, description="Options of the code runners, by name."
+    )
+    memory: MemorySettings = Field(
+        default_factory=MemorySettings, description="What `memory` may use besides models."
     )
     store: StoreSettings = Field(
         default_factory=StoreSettings, description="Where stages keep what outlasts a request."

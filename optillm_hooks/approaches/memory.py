@@ -9,6 +9,9 @@ Retrieval", arXiv:2408.14906. The paper keeps the text in the context besides it
 the notes are kept, as the text does not fit. The latest turns, images, results of tools and the
 system message are kept as far as there is room.
 
+Where the operator has notes kept (`optillm_settings.memory.store`), they are used again in later
+requests of the same key, team or user, and shown with questions that they bear on.
+
 If the limits allow fewer calls than there are parts, the parts that share most words with the
 question are read (BM25), and `degraded` says how many are not. If the notes do not fit, the most
 relevant are kept. If nothing was noted, the most relevant passages are shown instead.
@@ -17,11 +20,14 @@ Cost: at most `max_parts` calls, one for each part, all concurrent; none if the 
 part whose notes cannot be read is asked for again where the limits allow it.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from pydantic import Field
 
 from optillm_hooks.context import Context
+from optillm_hooks.errors import RequestRejected
 from optillm_hooks.llm import LLM
 from optillm_hooks.long_context.conversation import (
     LongConversation,
@@ -30,11 +36,18 @@ from optillm_hooks.long_context.conversation import (
     with_files_as_text,
 )
 from optillm_hooks.long_context.notes import Reader, fitting, framed, passages
+from optillm_hooks.long_context.recall import keep, recalled
 from optillm_hooks.long_context.window import Window, affordable, settle_calls, window_of
+from optillm_hooks.prompts import edit_question, question
 from optillm_hooks.registry import Cost, DraftingParams, rewriter
 from optillm_hooks.retrieval.bm25 import ranking
 from optillm_hooks.retrieval.chunks import split
+from optillm_hooks.services import Services
+from optillm_hooks.store.records import Scope
 from optillm_hooks.types import Chat
+
+_MEMORIES: Final = 4
+"""The part of a prompt, as a divisor, that notes of earlier requests may take."""
 
 _NOTED: Final = """\
 What came before the latest messages is too long to show. The notes were taken from it, in its \
@@ -61,6 +74,23 @@ class MemoryParams(DraftingParams):
     max_notes: int = Field(
         default=64, ge=1, le=1024, description="Maximum notes that are shown with the question."
     )
+    scope: Scope = Field(
+        default="key",
+        description="Whose notes are kept and used again, where the operator has notes kept: those "
+        "of the key, its team or its user.",
+    )
+
+    def check_services(self, services: Services) -> None:
+        """Refuse a scope that is asked for where no notes are kept, or that the caller lacks."""
+        if "scope" not in self.model_fields_set:
+            return
+        if services.notes is None:
+            raise RequestRejected(
+                "memory: no notes are kept on this proxy: remove scope, or have the operator set "
+                "optillm_settings.memory.store",
+                param="scope",
+            )
+        services.owner.namespace(self.scope)
 
 
 @rewriter("memory", MemoryParams, cost=lambda p: Cost(p.max_parts, 1), needs=["memory"])
@@ -70,43 +100,62 @@ async def memory(chat: Chat, llm: LLM, params: MemoryParams, ctx: Context) -> Ch
     long, readable = None, with_files_as_text(chat)
     if await tokens_of(readable, ctx.client, window) > window.prompt:
         long = take_apart(readable, window)
+    asked = question(chat) if long is None else long.asked.question
+    memories, known = await recalled(asked, params.scope, window, window.prompt // _MEMORIES, ctx)
     if long is None or not long.material:
         settle_calls(ctx, params.max_parts, 0)
-        return chat
+        return edit_question(chat, lambda text: f"{memories}\n\n{text}") if memories else chat
     if long.lost_parts:
         ctx.trace.count("images", lost=long.lost_parts, of=long.lost_parts + len(long.parts))
-    return long.answered_from(await _reminder(long, window, params, ctx))
+    return await _Material(long, window, params, ctx).answered(memories, known)
 
 
-async def _reminder(
-    long: LongConversation, window: Window, params: MemoryParams, ctx: Context
-) -> str:
-    """Return what is shown in place of the material."""
-    reader = Reader(window, long.system, long.asked.question, ctx)
-    chunks = await split(long.material, window.count, reader.room, params.overlap)
-    parts = [chunk.text for chunk in chunks]
-    chosen, attempts = await _chosen(parts, reader, params, ctx)
-    read = await reader.read([parts[i] for i in chosen], attempts)
-    by_part = dict(zip(chosen, read, strict=True))
-    notes = [note for i in sorted(by_part) for note in by_part[i]]
-    ctx.trace.note("memory", parts=len(parts), read=len(chosen), notes=len(notes))
-    room = window.prompt - await tokens_of(long.answered_from(""), ctx.client, window)
-    if notes:
-        lines = [f"- {note}" for note in notes]
-        kept = await fitting(lines, reader.question, window, room, ctx, params.max_notes)
-        return framed("notes", "\n".join(lines[i] for i in kept), _NOTED)
-    return await passages(parts, reader.question, window, room, ctx)
+@dataclass(frozen=True, slots=True)
+class _Material:
+    """What does not fit into the window."""
 
+    long: LongConversation
+    window: Window
+    params: MemoryParams
+    ctx: Context
 
-async def _chosen(
-    parts: list[str], reader: Reader, params: MemoryParams, ctx: Context
-) -> tuple[list[int], int]:
-    """Return the parts to read, the most relevant first, and how often each may be asked for."""
-    window = reader.window
-    most = min(len(parts), params.max_parts)
-    able = affordable(ctx, window, 2 * most, window.prompt, params.max_parts)
-    settle_calls(ctx, params.max_parts, min(most, able))
-    if missed := len(parts) - min(most, able):
-        ctx.trace.count("parts", lost=missed, of=missed)
-    order = await ranking(reader.question, parts)
-    return order[: min(most, able)], 2 if able >= 2 * most else 1
+    async def answered(self, memories: str, known: Sequence[str]) -> Chat:
+        """Return the conversation with notes in place of the material."""
+        asked = self.long.asked.question
+        reader = Reader(self.window, self.long.system, asked, self.ctx)
+        chunks = await split(
+            self.long.material, self.window.count, reader.room, self.params.overlap
+        )
+        parts = [chunk.text for chunk in chunks]
+        notes = await self._notes(parts, reader)
+        await keep(notes, self.long.material, self.params.scope, self.ctx)
+        lines = [f"- {note}" for note in notes if note not in known]
+        around = self.long.answered_from(memories)
+        room = self.window.prompt - await tokens_of(around, self.ctx.client, self.window)
+        if lines:
+            most = self.params.max_notes
+            kept = await fitting(lines, asked, self.window, room, self.ctx, most)
+            shown = framed("notes", "\n".join(lines[i] for i in kept), _NOTED)
+        else:
+            shown = await passages(parts, asked, self.window, room, self.ctx)
+        return self.long.answered_from("\n\n".join(filter(None, (memories, shown))))
+
+    async def _notes(self, parts: Sequence[str], reader: Reader) -> list[str]:
+        """Return the notes of the parts that are read, in the order of the text."""
+        chosen, attempts = await self._chosen(parts, reader.question)
+        read = await reader.read([parts[i] for i in chosen], attempts)
+        by_part = dict(zip(chosen, read, strict=True))
+        notes = [note for i in sorted(by_part) for note in by_part[i]]
+        self.ctx.trace.note("memory", parts=len(parts), read=len(chosen), notes=len(notes))
+        return list(dict.fromkeys(notes))
+
+    async def _chosen(self, parts: Sequence[str], asked: str) -> tuple[list[int], int]:
+        """Return the parts to read, the most relevant first, and the attempts at each."""
+        own, ctx = self.params.max_parts, self.ctx
+        wanted = min(len(parts), own)
+        able = affordable(ctx, self.window, 2 * wanted, self.window.prompt, own)
+        most = min(wanted, able)
+        settle_calls(ctx, own, most)
+        if most < len(parts):
+            ctx.trace.count("parts", lost=len(parts) - most, of=len(parts) - most)
+        return (await ranking(asked, parts))[:most], 2 if able >= 2 * wanted else 1

@@ -8,9 +8,10 @@ from litellm.proxy._types import UserAPIKeyAuth
 
 from optillm_hooks.gateway.caller import Caller
 from optillm_hooks.gateway.code_runners import code_runner_for
+from optillm_hooks.gateway.embeddings import router_embed
 from optillm_hooks.gateway.mcp_tools import GatewayTools
 from optillm_hooks.gateway.web_access import page_reader, router_search
-from optillm_hooks.services import Owner, Services
+from optillm_hooks.services import NoteKeeping, Owner, Services
 from optillm_hooks.settings import RunSettings, Settings, StoreSettings
 from optillm_hooks.store.store import Store
 
@@ -35,6 +36,8 @@ def services_for(
     return Services(
         owner=owner_of(caller.key),
         store=store_of(settings.store),
+        notes=NoteKeeping(ttl_s=settings.memory.ttl_s) if settings.memory.store else None,
+        embed=router_embed(settings.memory, router, caller),
         fetch=page_reader(settings.web, caller.share),
         search=router_search(settings.web, router, caller),
         toolbox=None if caller.key is None else GatewayTools(caller),

@@ -9,7 +9,7 @@ from optillm_hooks.context import Context
 from optillm_hooks.errors import SampleError
 from optillm_hooks.retrieval.bm25 import ranking
 
-_MAX_EMBEDDED: Final = 512
+_MAX_EMBEDDED: Final = 128
 """Maximum texts that are embedded for one request: those that BM25 ranks first."""
 
 _MAX_CHARACTERS: Final = 8000
@@ -31,7 +31,8 @@ async def most_relevant(question: str, texts: Sequence[str], ctx: Context) -> li
     asked = [text[:_MAX_CHARACTERS] for text in (question, *(texts[i] for i in order))]
     try:
         with ctx.trace.step("embeddings"):
-            (wanted, *vectors), _ = await ctx.services.embed(asked)
+            (wanted, *vectors), usage = await ctx.services.embed(asked)
+            ctx.spend(usage)
     except SampleError:
         return by_words
     by_meaning = sorted(range(len(order)), key=lambda at: -cosine(wanted, vectors[at]))
