@@ -127,6 +127,11 @@ class FakeFetch:
         return reply
 
 
+PHRASE = "some text on the page"
+PAGE = Page(url="https://example.com/page", title="A page", text=f"There is {PHRASE}.")
+"""What every search finds, with what filled forms quote from it."""
+
+
 def filled_form(request: str) -> str:
     """Return a valid reply to a request for a form (`structured.fill`); "" if it is none."""
     _, found, schema = request.rpartition("match this JSON Schema:\n")
@@ -157,13 +162,13 @@ def _example(schema: dict[str, Any], defs: dict[str, Any]) -> Any:
         case "boolean":
             return True
         case _:
-            return "text"
+            return PHRASE
 
 
 SERVICES = Services(
     toolbox=EmptyToolBox(),
     search=FakeSearch(),
-    fetch=FakeFetch({}),
+    fetch=FakeFetch({PAGE.url: PAGE}),
     code_runner=ScriptedRunner(SnippetResult(output="42\n", error="")),
 )
-"""Every service that an approach may need. Programs print 42; tools and pages cannot be reached."""
+"""Every service that an approach may need. Programs print 42; tools cannot be reached."""

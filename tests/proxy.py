@@ -323,6 +323,7 @@ class Proxy:
             "PYTHONDONTWRITEBYTECODE": "1",
             "LITELLM_MASTER_KEY": self.master_key,
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
             "HF_HUB_OFFLINE": "1",
             "NO_COLOR": "1",
             "BLOCKED_LOG": str(self._folder / "blocked.log"),

@@ -49,6 +49,7 @@ LAYERS = [
     {"answer_format", "registry", "fanout", "final_answer"},
     {"decoding", "judging", "programs", "settings", "structured", "tools"},
     {"long_context"},
+    {"research"},
     {"approaches", "local_provider", "plugin_files"},
     {"pipeline", "testing"},
     {"gateway", "serve", "__init__"},

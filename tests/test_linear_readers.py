@@ -20,6 +20,13 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 import pytest
 
 from optillm_hooks import answers
+from optillm_hooks.answers.citations import (
+    CitationFilter,
+    Cited,
+    address_key,
+    addresses,
+    checked,
+)
 from optillm_hooks.answers.code_blocks import code_blocks
 from optillm_hooks.answers.dates import dates_in, time_of
 from optillm_hooks.answers.deltas import DeltaAccumulator, other_fields
@@ -52,7 +59,9 @@ from optillm_hooks.answers.questions import (
     repeats,
     suits,
 )
+from optillm_hooks.answers.quotes import quoted
 from optillm_hooks.answers.section_filter import SectionFilter, overlap
+from optillm_hooks.answers.sections import split_by_headings
 from optillm_hooks.answers.statements import (
     MAX_LENGTH,
     bare_name,
@@ -210,7 +219,12 @@ def both(function: Callable[..., object]) -> Callable[[str], object]:
     return lambda text: function([f"{text}1", f"{text}2"])
 
 
+SOURCES = {1: Cited("Tides", "https://sea.example/tides")}
+
 READERS: Mapping[str, Reader] = {
+    "citations.address_key": Reader(address_key, 2000),
+    "citations.addresses": Reader(addresses),
+    "citations.checked": Reader(lambda text: checked(text, SOURCES, "Sources")),
     "code_blocks.code_blocks": Reader(code_blocks),
     "dates.dates_in": Reader(dates_in, 500),
     "dates.time_of": Reader(time_of, 500),
@@ -240,6 +254,8 @@ READERS: Mapping[str, Reader] = {
     "questions.asks_for_a_fact": Reader(asks_for_a_fact),
     "questions.repeats": inner(repeats, question=QUESTION),
     "questions.suits": inner(suits, asked=Asked.NUMBER, question=QUESTION),
+    "quotes.quoted": Reader(lambda text: quoted([text], [(0, text), (0, "a " * 40)])),
+    "sections.split_by_headings": Reader(lambda text: split_by_headings(text, ["a", "b"])),
     "section_filter.overlap": Reader(lambda text: overlap(text, text[:1000])),
     "statements.choice": inner(choice),
     "statements.yes_or_no": inner(yes_or_no),
@@ -457,6 +473,14 @@ def filtered(text: str) -> None:
         inside.close()
 
 
+def cited(text: str) -> None:
+    for before in ("", "[x](", "https://sea.example/"):
+        shown = CitationFilter(SOURCES, "Sources")
+        shown.feed(before)
+        in_pieces(text, shown.feed)
+        shown.close()
+
+
 def accumulated(text: str) -> None:
     reply = DeltaAccumulator()
 
@@ -502,6 +526,7 @@ STREAMED = (
 
 STREAMS: Mapping[str, Callable[[str], None]] = {
     "a section": filtered,
+    "citations": cited,
     "deltas": accumulated,
     "calls": calls_found,
     "thinking and stops": split,

@@ -1,0 +1,298 @@
+"""Citations of a report: only numbers and addresses of sources that were read are shown."""
+
+import re
+import unicodedata
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from optillm_hooks.answers.patterns import Pattern
+
+_START = Pattern(r"!?\[|\u3010|`+|<?(?:(?:https?|ftp)://|www\.)", re.IGNORECASE)
+_NUMBERS = Pattern(
+    r"[\[\u3010][ \t]{0,3}\^?(?P<numbers>\d{1,3}"
+    r"(?:[ \t]{0,3}[,;\u3001\uff0c\u2013-][ \t]{0,3}\^?\d{1,3}){0,40})[ \t]{0,3}[\]\u3011]"
+)
+_NUMBER = Pattern(r"\d{1,3}|[\u2013-]")
+_ADDRESS = Pattern(
+    r"(?:(?:https?|ftp)://|www\.)[^\s<>\"'`\[\]\u3011\u3001\u3002\uff0c]{0,2000}", re.IGNORECASE
+)
+_MARKERS = ("http://", "https://", "ftp://", "www.", "<http://", "<https://", "<ftp://", "<www.")
+_LONGEST_MARKER = max(map(len, _MARKERS))
+_AFTER_ADDRESS = ".,;:!?*_)'\""
+_LABEL, _TARGET = 300, 2100
+"""Maximum characters of a link's text, and of its address."""
+
+_MAX_RANGE = 50
+_TRACKING = ("utm_", "fbclid", "gclid")
+_MARKUP = str.maketrans("", "", "[]()<>`*_|\\")
+
+
+class Cited(NamedTuple):
+    """A source as the list at the end of a report shows it."""
+
+    title: str
+    url: str
+
+
+def address_key(url: str) -> str:
+    """Return what all spellings of an address have in common; "" if it is none."""
+    if "://" not in url[:12]:
+        url = f"https://{url}"
+    try:
+        parts = urlsplit(url.strip())
+        host, port = (parts.hostname or "").removeprefix("www."), parts.port
+    except ValueError:
+        return ""
+    if not host or "@" in parts.netloc or parts.scheme.lower() not in ("http", "https"):
+        return ""
+    query = "&".join(p for p in parts.query.split("&") if p and not p.startswith(_TRACKING))
+    place = host if port in (None, 80, 443) else f"{host}:{port}"
+    return f"{place}{parts.path.rstrip('/')}{'?' if query else ''}{query}"
+
+
+def addresses(text: str) -> list[str]:
+    """Return the web addresses in `text`, in order."""
+    return [_trimmed(found) for found in _ADDRESS.findall(text)]
+
+
+def _trimmed(url: str) -> str:
+    """Return an address without the punctuation of the sentence around it."""
+    opened, closed = url.count("("), url.count(")")
+    end = len(url)
+    while end and url[end - 1] in _AFTER_ADDRESS:
+        if url[end - 1] == ")":
+            if closed <= opened:
+                break
+            closed -= 1
+        end -= 1
+    return url[:end]
+
+
+def _closing(text: str, start: int) -> int:
+    """Return the index of the parenthesis that closes the one before `start` in its line, or -1."""
+    depth = 1
+    for at in range(start, min(len(text), start + _TARGET)):
+        if text[at] == "\n":
+            break
+        depth += {"(": 1, ")": -1}.get(text[at], 0)
+        if depth == 0:
+            return at
+    return -1
+
+
+class CitationFilter:
+    """Shows a streamed report with its citations checked, and then the list of its sources.
+
+    A number that is no source's is removed, alone or in a group. The others are numbered anew, in
+    the order of their first appearance. Addresses are removed too, except those of the sources and
+    those in `known`; of a link, the text stays. Nothing in code is a number of a source.
+
+    Args:
+        sources: the sources that may be cited, by number.
+        heading: that of the list of sources.
+        known: other addresses that may be shown.
+    """
+
+    def __init__(
+        self, sources: Mapping[int, Cited], heading: str, known: Collection[str] = ()
+    ) -> None:
+        self._sources = sources
+        self._heading = heading
+        urls = [*(source.url for source in sources.values()), *known]
+        self._known = {key for url in urls if (key := address_key(url))}
+        self._shown: dict[int, int] = {}
+        self._held = ""
+        self._blanks = ""
+        """Blanks that are shown only if no removed citation follows them."""
+
+        self._at_line_start = True
+        self._fenced = False
+
+    @property
+    def cited(self) -> list[int]:
+        """The numbers of the sources cited so far, in the order of their new numbers."""
+        return list(self._shown)
+
+    def feed(self, piece: str, /) -> str:
+        self._held += piece
+        return self._advance(at_end=False)
+
+    def close(self) -> str:
+        rest = self._advance(at_end=True) + self._blanks
+        self._blanks = ""
+        return rest + self._list()
+
+    def _list(self) -> str:
+        lines = [
+            f"[{shown}] {_plain(self._sources[number].title)}: {self._sources[number].url}"
+            for number, shown in self._shown.items()
+        ]
+        return "\n\n## {}\n\n{}".format(self._heading, "  \n".join(lines)) if lines else ""
+
+    def _advance(self, *, at_end: bool) -> str:
+        text, at, out = self._held, 0, list[str]()
+        while at < len(text):
+            found = _START.search(text, at)
+            if found is None:
+                stop = len(text) if at_end else _safe_end(text, at)
+                out.append(self._plain_text(text[at:stop]))
+                at = stop
+                break
+            out.append(self._plain_text(text[at : found.start()]))
+            at = found.start()
+            taken = self._construct(text, at, found[0], at_end)
+            if taken is None:
+                break
+            shown, at = taken
+            if shown:
+                out.append(self._plain_text(shown))
+            else:
+                self._blanks = ""
+        self._held = text[at:]
+        return "".join(out)
+
+    def _plain_text(self, text: str) -> str:
+        """Return `text` after the blanks before it, without those at its end, which are held."""
+        if not text:
+            return ""
+        kept = text.rstrip(" \t")
+        if kept:
+            shown, self._blanks = self._blanks + kept, text[len(kept) :]
+            self._at_line_start = kept.endswith("\n")
+            return shown
+        self._blanks += text
+        return ""
+
+    def _construct(self, text: str, at: int, start: str, at_end: bool) -> tuple[str, int] | None:
+        """Return what is shown of the construct at `at`, and where it ends; None to wait for more.
+
+        What is shown is "" for something that is removed.
+        """
+        if start[0] == "`":
+            return self._code(text, at, start, at_end)
+        if start[-1] in "[\u3010":
+            return self._bracket(text, at, start, at_end)
+        return self._address(text, at, start, at_end)
+
+    def _code(self, text: str, at: int, run: str, at_end: bool) -> tuple[str, int] | None:
+        end = at + len(run)
+        if end == len(text) and not at_end:
+            return None
+        if len(run) >= 3 and (self._fenced or self._at_line_start):
+            self._fenced = not self._fenced
+            return run, end
+        if self._fenced:
+            return run, end
+        close = text.find(run, end, end + _LABEL)
+        line = text.find("\n", end, end + _LABEL)
+        if close < 0 or 0 <= line < close:
+            waits = line < 0 and len(text) < end + _LABEL and not at_end
+            return None if waits else (run, end)
+        return f"{run}{self._without_addresses(text[end:close])}{run}", close + len(run)
+
+    def _bracket(self, text: str, at: int, start: str, at_end: bool) -> tuple[str, int] | None:
+        if self._fenced:
+            return start, at + len(start)
+        opened = at + len(start) - 1
+        numbers = _NUMBERS.match(text, opened)
+        close = text.find("\u3011" if start == "\u3010" else "]", opened + 1, opened + _LABEL)
+        line = text.find("\n", opened, opened + _LABEL)
+        inner = text.find("[", opened + 1, opened + _LABEL)
+        if close < 0 or 0 <= line < close or 0 <= inner < close:
+            waits = line < 0 and inner < 0 and len(text) < opened + _LABEL and not at_end
+            return None if waits else (start, opened + 1)
+        after = close + 1
+        if after == len(text) and not at_end:
+            return None
+        if text[after : after + 1] == "(" and start != "\u3010":
+            return self._link(text, at, opened, close, at_end)
+        if numbers is None:
+            return start, opened + 1
+        return self._renumbered(numbers["numbers"]), numbers.end()
+
+    def _link(
+        self, text: str, at: int, opened: int, close: int, at_end: bool
+    ) -> tuple[str, int] | None:
+        label, target = self._without_addresses(text[opened + 1 : close]), close + 2
+        numbers = _NUMBERS.match(text, opened)
+        end = _closing(text, target)
+        if end < 0:
+            ends = text.find("\n", target, target + _TARGET) >= 0
+            waits = not (ends or at_end) and len(text) < target + _TARGET
+            if waits or numbers is None:
+                return None if waits else (text[at : opened + 1], opened + 1)
+            return self._renumbered(numbers["numbers"]), numbers.end()
+        address = text[target:end].strip().split(maxsplit=1)
+        url = address[0].strip("<>") if address else ""
+        if url.startswith("#") or self._allows(url):
+            return f"{text[at : opened + 1]}{label}{text[close : end + 1]}", end + 1
+        return self._renumbered(numbers["numbers"]) if numbers else label, end + 1
+
+    def _address(self, text: str, at: int, start: str, at_end: bool) -> tuple[str, int] | None:
+        first = at + start.startswith("<")
+        found = _ADDRESS.match(text, first)
+        if found is None:
+            return start, at + len(start)
+        end = found.end()
+        if end == len(text) and not at_end and len(found[0]) < _TARGET - 100:
+            return None
+        url = _trimmed(found[0])
+        closed = first > at and text[end : end + 1] == ">"
+        if self._allows(url):
+            return text[at : first + len(url)], first + len(url)
+        return "", end + 1 if closed else first + len(url)
+
+    def _without_addresses(self, text: str) -> str:
+        return _ADDRESS.sub(lambda found: found[0] if self._allows(found[0]) else "", text)
+
+    def _allows(self, url: str) -> bool:
+        return address_key(_trimmed(url)) in self._known
+
+    def _renumbered(self, numbers: str) -> str:
+        shown: list[int] = []
+        for number in _expanded(numbers):
+            if number in self._sources:
+                new = self._shown.setdefault(number, len(self._shown) + 1)
+                if new not in shown:
+                    shown.append(new)
+        return f"[{', '.join(map(str, shown))}]" if shown else ""
+
+
+def checked(
+    report: str, sources: Mapping[int, Cited], heading: str, known: Collection[str] = ()
+) -> str:
+    """Return a whole report as `CitationFilter` shows it."""
+    shown = CitationFilter(sources, heading, known)
+    return shown.feed(report) + shown.close()
+
+
+def _expanded(numbers: str) -> list[int]:
+    """Return the numbers in a group such as "1, 3-5"."""
+    found: list[int] = []
+    ranged = False
+    for token in _NUMBER.findall(numbers):
+        if not token.isdecimal():
+            ranged = bool(found)
+            continue
+        number = int(token)
+        if ranged and found[-1] < number <= found[-1] + _MAX_RANGE:
+            found += range(found[-1] + 1, number)
+        found.append(number)
+        ranged = False
+    return found
+
+
+def _safe_end(text: str, at: int) -> int:
+    """Return the end of what can be shown of a text that may go on: no beginning of an address."""
+    for length in range(min(_LONGEST_MARKER, len(text) - at), 0, -1):
+        end = text[-length:].lower()
+        if end == "!" or any(marker.startswith(end) for marker in _MARKERS):
+            return len(text) - length
+    return len(text)
+
+
+def _plain(title: str) -> str:
+    """Return a title in one line, without what would be markup."""
+    shown = "".join(c if unicodedata.category(c)[0] != "C" else " " for c in title[:300])
+    return _ADDRESS.sub("", " ".join(shown.translate(_MARKUP).split()))[:150].strip() or "-"

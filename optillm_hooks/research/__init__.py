@@ -1,0 +1,1 @@
+"""Research on the web: sources that were read, notes with quotations, a report with citations."""

@@ -1,0 +1,153 @@
+"""Citations: what of a report is shown, whole and in pieces cut anywhere."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optillm_hooks.answers.citations import (
+    CitationFilter,
+    Cited,
+    address_key,
+    addresses,
+    checked,
+)
+
+SOURCES = {
+    1: Cited("Tides", "https://sea.example/tides"),
+    2: Cited("The moon", "https://moon.example/a?b=1&utm_source=x"),
+    4: Cited("Evil [9] (x)\n# title <b>", "https://en.wiki.example/Tide_(sea)"),
+}
+TITLES = {1: "Tides", 2: "The moon", 4: "Evil 9 x # title b"}
+
+
+def shown(report: str) -> tuple[str, list[str]]:
+    """Return the report without its list of sources, and the lines of that."""
+    text, _, rest = checked(report, SOURCES, "Sources").partition("\n\n## Sources\n\n")
+    return text, [line.strip() for line in rest.split("\n")] if rest else []
+
+
+@pytest.mark.parametrize(
+    ("report", "text", "cited"),
+    [
+        ("The sea rises [2].", "The sea rises [1].", [2]),
+        ("A [4], B [1], C [4].", "A [1], B [2], C [1].", [4, 1]),
+        ("A [1, 2] and [2,1].", "A [1, 2] and [2, 1].", [1, 2]),
+        ("A [1-4].", "A [1, 2, 3].", [1, 2, 4]),
+        ("A [1; 4] B [1\u20132] C [^2].", "A [1, 2] B [1, 3] C [3].", [1, 4, 2]),
+        ("A [1][2].", "A [1][2].", [1, 2]),
+        ("\u6f6e\u6c50\u3010" "1\u3011\u3002\u6708[2\u30014]\u3002",
+         "\u6f6e\u6c50[1]\u3002\u6708[2, 3]\u3002", [1, 2, 4]),
+        ("A [3], B [99] and C [1, 3].", "A, B and C [1].", [1]),
+        ("In [2024] and [see below] [x] [].", "In [2024] and [see below] [x] [].", []),
+        ("`a[1]` is code, as is ``b[2]``.", "`a[1]` is code, as is ``b[2]``.", []),
+        ("```py\nx[1]\n```\nA [1].", "```py\nx[1]\n```\nA [1].", [1]),
+        ("An open ` and [1].", "An open ` and [1].", [1]),
+        ("[[1]]", "[[1]]", [1]),
+        ("[1", "[1", []),
+        ("", "", []),
+    ],
+)  # fmt: skip
+def test_numbers(report: str, text: str, cited: list[int]) -> None:
+    found, lines = shown(report)
+    assert found == text
+    assert lines == [
+        f"[{new}] {TITLES[number]}: {SOURCES[number].url}" for new, number in enumerate(cited, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("report", "text"),
+    [
+        ("See https://evil.example/x?q=1.", "See."),
+        ("See https://sea.example/tides.", "See https://sea.example/tides."),
+        ("See http://www.sea.example/tides/#top, ok", "See http://www.sea.example/tides/#top, ok"),
+        ("See <https://evil.example> now", "See now"),
+        ("See HTTPS://EVIL.example/[1]", "See[1]"),
+        ("Go to www.evil.example!", "Go to!"),
+        ("[read me](https://evil.example) now", "read me now"),
+        ("[read](https://sea.example/tides) now", "[read](https://sea.example/tides) now"),
+        ("[t](https://en.wiki.example/Tide_(sea)).", "[t](https://en.wiki.example/Tide_(sea))."),
+        ("(https://en.wiki.example/Tide_(sea))", "(https://en.wiki.example/Tide_(sea))"),
+        ("![pixel](https://evil.example/?leak=1)", "pixel"),
+        ("[run](javascript:alert(1)) [to](#part)", "run [to](#part)"),
+        ("[1](https://evil.example) x", "[1] x"),
+        ("[x][9]\n\n[9]: https://evil.example", "[x]\n\n:"),
+        ("[https://evil.example](https://evil.example)", ""),
+        ("[at www.evil.example](https://sea.example/tides)", "[at ](https://sea.example/tides)"),
+        ("[x](y\n\nNew line (z)", "[x](y\n\nNew line (z)"),
+        ("[1](y\n\nNew line", "[1](y\n\nNew line"),
+        ("```\nhttps://evil.example\n```", "```\n\n```"),
+        ("`https://evil.example`", "``"),
+        ("Or ftp://evil.example x", "Or x"),
+        ("[a [b](https://evil.example) c", "[a b c"),
+        ("a w. h ht htt http: w ww www !", "a w. h ht htt http: w ww www !"),
+    ],
+)
+def test_addresses(report: str, text: str) -> None:
+    assert shown(report)[0] == text
+
+
+def test_an_address_that_the_user_wrote_is_kept() -> None:
+    known = addresses("Is (https://mine.example/a) right, or www.mine.example/b?")
+    assert known == ["https://mine.example/a", "www.mine.example/b"]
+    report = "At https://mine.example/a and https://mine.example/b, not https://mine.example/c."
+    assert checked(report, {}, "", known) == (
+        "At https://mine.example/a and https://mine.example/b, not."
+    )
+
+
+def test_spellings_of_one_address_have_one_key() -> None:
+    keys = {
+        address_key(url)
+        for url in (
+            "http://A.example/x/", "https://www.a.example:443/x#y", "https://a.example/x?utm_id=1",
+            "a.example/x",
+        )
+    }  # fmt: skip
+    assert keys == {"a.example/x"}
+    assert len({address_key(f"https://a.example/{p}") for p in ("", "x", "X", "x?y=1")}) == 4
+    assert {address_key(bad) for bad in ("", "mailto:x@y", "http://[", "file:///etc", "//")} == {""}
+
+
+PIECES = st.lists(
+    st.sampled_from(
+        [
+            "[1]", "[", "]", "(", ")", "[2, 9]", "![", "](", "https://sea.example/tides", "http",
+            "://", "https://evil.example/", "www.", "`", "```", "\n", " ", "word", "[9]", "<", ">",
+            "\u3010", "1", "\u3011", "!", ".", "[x](https://evil.example)", "[https://evil.example](https://evil.example)",
+            "[x](https://sea.example/tides)",
+        ]
+    ),
+    max_size=14,
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(PIECES, st.randoms(use_true_random=False))
+def test_any_cut_of_a_stream_shows_the_same(parts: list[str], rng: object) -> None:
+    report = "".join(parts)
+    cut, at, text = CitationFilter(SOURCES, "Sources"), 0, ""
+    while at < len(report):
+        size = rng.randint(1, 6)  # type: ignore[attr-defined] # a Random
+        text += cut.feed(report[at : at + size])
+        at += size
+    assert text + cut.close() == checked(report, SOURCES, "Sources")
+
+
+@settings(max_examples=300, deadline=None)
+@given(PIECES)
+def test_no_address_and_no_number_of_another_source_is_shown(parts: list[str]) -> None:
+    text, lines = shown("".join(parts))
+    assert "https://evil.example" not in text
+    bare = re.sub(r"`[^`]*`?", "", text)
+    for number in re.findall(r"\[(\d)\]", bare):
+        assert int(number) <= len(lines)
+
+
+def test_a_stream_is_shown_as_it_comes() -> None:
+    shown_soon = CitationFilter(SOURCES, "Sources")
+    assert shown_soon.feed("The sea rises") == "The sea rises"
+    assert shown_soon.feed(" [") == ""
+    assert shown_soon.feed("2]. Then") == " [1]. Then"
