@@ -219,8 +219,9 @@ class _Research:
         report, first = self._report, self._rounds == 0
 
         async def look_up() -> list[int]:
+            reach, chat = self._reach, self._chat
             return report.add(
-                await gather(questions, report.sources, self._reach, self._llm, self._ctx)
+                await gather(questions, report.sources, reach, chat, self._llm, self._ctx)
             )
 
         drafts = first and self._room > 2 * len(questions)

@@ -22,7 +22,7 @@ from optillm_hooks.retrieval.bm25 import scores
 from optillm_hooks.retrieval.chunks import split
 from optillm_hooks.services import Page, SearchResult
 from optillm_hooks.structured import fill
-from optillm_hooks.types import Message, Sampling
+from optillm_hooks.types import Chat, Message, Sampling
 
 READ: Final = """\
 {notice}
@@ -74,11 +74,25 @@ class Reach:
 
 
 async def gather(
-    questions: Sequence[Question], sources: Sources, reach: Reach, llm: LLM, ctx: Context
+    questions: Sequence[Question],
+    sources: Sources,
+    reach: Reach,
+    chat: Chat,
+    llm: LLM,
+    ctx: Context,
 ) -> list[Finding]:
-    """Return what the web says about `questions`. New pages are added to `sources`.
+    """Return what the web says about `questions`.
 
     Searches, pages and questions that fail are left out, and counted in the trace.
+
+    Args:
+        questions: what to look up.
+        sources: gets the new pages.
+        reach: how much is read.
+        chat: the user's conversation. No prompt has any of it, but the marks around pages depend on
+            it, so that who writes a page cannot know them.
+        llm: the model that reads.
+        ctx: the run.
 
     Raises:
         Refused: the caller may not search.
@@ -88,7 +102,7 @@ async def gather(
     await _read(sources.choose(results), sources, ctx)
     pages = [sources.of(found) for found in results]
     reading = [
-        partial(_take_notes, question, found, reach, llm, ctx)
+        partial(_take_notes, question, found, reach, chat, llm, ctx)
         for question, found in zip(questions, pages, strict=True)
         if found
     ]
@@ -130,12 +144,17 @@ async def _read(urls: Sequence[str], sources: Sources, ctx: Context) -> None:
 
 
 async def _take_notes(
-    question: Question, pages: Sequence[Source], reach: Reach, llm: LLM, ctx: Context
+    question: Question,
+    pages: Sequence[Source],
+    reach: Reach,
+    chat: Chat,
+    llm: LLM,
+    ctx: Context,
 ) -> list[Finding]:
     """Return the notes on one question whose quotations are in their pages."""
     texts = await _passages(question.question, [page.text for page in pages], reach.tokens, llm)
     shown = [f"{line(p.title)}\n\n{text}" for p, text in zip(pages, texts, strict=True)]
-    mark = fence((), [*shown, question.question])
+    mark = fence(chat, [*shown, question.question])
     prompt = READ.format(
         notice=data_notice("page", mark),
         pages=enclose(shown, "page", mark),
