@@ -20,7 +20,6 @@ _WRAPPED: Final = (
 
 PLUGINS: Final[Mapping[str, str]] = {
     "coc": "use z3, or give the model a tool that runs code",
-    "deep_research": "give the model a tool that searches the web, in an agent",
     "deepthink": "use cepo or self_consistency",
     "privacy": "use one of LiteLLM's guardrails, such as Presidio",
     "proxy": "give several deployments one model_name: LiteLLM balances the load between them "
