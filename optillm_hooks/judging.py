@@ -59,7 +59,7 @@ async def vote(
     the first candidate is returned. The trace counts the votes that were lost.
     """
     as_json, calling = wants_json(ctx.client), bool(candidates[0].tool_calls)
-    tally = await _tally(candidates, chat, ctx, how)
+    tally = await count_votes(candidates, chat, ctx, how)
     votes = list(tally.votes.values())
     ctx.trace.note("vote", voters=len(candidates), votes=votes)
     if votes and not calling:
@@ -84,11 +84,11 @@ async def elected(
 
     They vote as in `vote`, but without votes the first candidate is returned.
     """
-    return candidates[(await _tally(candidates, chat, ctx, how)).winner]
+    return candidates[(await count_votes(candidates, chat, ctx, how)).winner]
 
 
-async def _tally(
-    candidates: Sequence[Answer], chat: Chat, ctx: Context, how: AnswerFormat
+async def count_votes(
+    candidates: Sequence[Answer], chat: Chat, ctx: Context, how: AnswerFormat = "auto"
 ) -> Tally:
     """Return the vote on tool calls, JSON or final answers; none if these are not read in time."""
     if candidates[0].tool_calls:

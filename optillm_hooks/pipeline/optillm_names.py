@@ -20,7 +20,6 @@ _WRAPPED: Final = (
 
 PLUGINS: Final[Mapping[str, str]] = {
     "coc": "use z3, or give the model a tool that runs code",
-    "deepthink": "use cepo or self_consistency",
     "privacy": "use one of LiteLLM's guardrails, such as Presidio",
     "proxy": "give several deployments one model_name: LiteLLM balances the load between them "
     "(`python -m optillm_hooks.converters proxy FILE` converts OptiLLM's configuration)",
@@ -37,10 +36,7 @@ FIELDS: Final[Mapping[str, str]] = {
     "cepo_use_reasoning": "send reasoning_effort",
     "comparison_mode": "set genselect's group_size in optillm_params (2 compares pairs)",
     "comparison_temperature": "remove it: genselect's comparisons have a fixed temperature",
-    "deepthink_samples": PLUGINS["deepthink"],
-    "enable_self_discover": PLUGINS["deepthink"],
     "proxy_wrap": _WRAPPED,
-    "reasoning_modules_limit": PLUGINS["deepthink"],
     "selection_temperature": "remove it: judges have a fixed temperature",
     "spl_learning": PLUGINS["spl"],
     "wrap": _WRAPPED,

@@ -47,6 +47,14 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
         {"max_parts": 0},
     ],
     "cot_reflection": [{"temperature": 2.1}, {"show_thinking": "perhaps"}],
+    "deepthink": [
+        {"samples": 0},
+        {"samples": 11},
+        {"confidence_threshold": 1.1},
+        {"temperature": 0},
+        {"self_discover": "perhaps"},
+        {"modules": 16},
+    ],
     "executecode": [{"repairs": -1}, {"repairs": 6}],
     "deep_research": [
         {"max_iterations": 0},
@@ -215,6 +223,7 @@ FREE_TEXT = "As you like it."
         ("z3", {}, {0: "NONE"}, ()),
         ("z3", {}, {0: "```smt2\n(\n```", 2: SCRIPT}, ("solver_runs:1/2",)),
         ("rto", {}, {1: "<think>Hm."}, ("descriptions:1/1",)),
+        ("deepthink", {}, {0: "No.", 1: "Never."}, ("plans:1/1",)),
         ("executecode", {}, {0: "Let me see."}, ("programs:1/1",)),
         ("executecode", {}, {0: "NONE"}, ()),
     ],
