@@ -60,6 +60,10 @@ class Params(BaseModel):
     reads_any_field: ClassVar[bool] = False
     """Whether it reads request fields that are not known here, as plugin files of OptiLLM do."""
 
+    confidential: ClassVar[bool] = False
+    """Whether the stage keeps from models what the client sends. It has to be the first of its
+    chain, and no fallback of the router may answer the request in its place."""
+
     @classmethod
     def request_fields(cls) -> Mapping[str, str]:
         """Return the body fields of a request to read, to their names here."""

@@ -5,9 +5,10 @@ What a service returns is data of strangers: web pages, tool results. Show it to
 such (`prompts.enclose`).
 """
 
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 from optillm_hooks.code_execution.runner import CodeRunner
 from optillm_hooks.errors import RequestRejected, SampleError
@@ -32,6 +33,8 @@ class Owner:
 
     team: str = ""
     user: str = ""
+    end_user: str = ""
+    """The id of the client's own user, which the request names (`user`)."""
 
     def namespace(self, scope: Scope) -> Namespace:
         """Return the namespace of the request's key, team or user.
@@ -204,6 +207,57 @@ class NoteKeeping:
     """Seconds after which a note is deleted; None keeps it."""
 
 
+class PrivateValue(NamedTuple):
+    """A private value that a detector has found in a text."""
+
+    start: int
+    end: int
+    entity: str
+    """Its kind, such as `PERSON`."""
+
+
+class Detector(Protocol):
+    """Finds private values that need more than their form to be recognised, such as names."""
+
+    async def __call__(self, texts: Sequence[str], /) -> Sequence[Sequence[PrivateValue]]:
+        """Return the private values in each text.
+
+        Raises:
+            ServiceFailed: the texts were not searched. They are not sent to a model then.
+        """
+        ...
+
+
+Attachments = Literal["refuse", "pass"]
+"""What happens to a message with an image, a sound or a file, in which nothing can be replaced."""
+
+
+_SECRET: Final = secrets.token_bytes(32)
+"""A secret of this process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Privacy:
+    """How private values are found, as the operator has set it."""
+
+    secret: bytes = field(default=_SECRET, repr=False)
+    """What pseudonyms are made from. The same in all workers of a proxy that share a key."""
+
+    detectors: tuple[Detector, ...] = ()
+    """Those besides the built-in ones."""
+
+    missing: str = ""
+    """What has to be installed or set before a request can be served; empty if nothing has."""
+
+    entities: tuple[str, ...] | None = None
+    """The kinds that are replaced; None are all."""
+
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
+    attachments: Attachments = "refuse"
+
+
 def _nothing_later(_: Callable[[], Awaitable[None]]) -> bool:
     return False
 
@@ -226,5 +280,6 @@ class Services:
     notes: NoteKeeping | None = None
     """None if the operator has no notes of conversations kept."""
 
+    privacy: Privacy = field(default_factory=Privacy)
     later: Callable[[Callable[[], Awaitable[None]]], bool] = _nothing_later
     """Runs work after the answer, which never waits for it; returns whether it was accepted."""

@@ -233,6 +233,64 @@ class StoreSettings(_Settings):
     )
 
 
+class PrivacySettings(_Settings):
+    """How the approach `privacy` finds private values."""
+
+    detectors: tuple[str, ...] | None = Field(
+        default=None,
+        max_length=8,
+        description="Detectors besides the built-in ones: `presidio_service` (a Presidio analyzer "
+        "over HTTP), `presidio` (the extra `privacy`, in the proxy's process), or names of the "
+        "entry point group `optillm_hooks.detectors`. Unset: `presidio_service` where "
+        "`PRESIDIO_ANALYZER_API_BASE` is set.",
+    )
+    presidio_url: str | None = Field(
+        default=None,
+        description="Address of the Presidio analyzer; unset: the environment variable "
+        "`PRESIDIO_ANALYZER_API_BASE`.",
+    )
+    presidio_entities: tuple[str, ...] = Field(
+        default=("PERSON", "LOCATION", "ORGANIZATION", "US_SSN", "US_PASSPORT", "UK_NHS", "CRYPTO"),
+        min_length=1,
+        max_length=64,
+        description="What Presidio looks for. Not dates and plain numbers: models need them.",
+    )
+    language: str = Field(
+        default="en", pattern="^[a-z]{2}$", description="Language that Presidio reads."
+    )
+    spacy_model: str = Field(
+        default="en_core_web_lg",
+        description="The installed spaCy model of `presidio`. It is never downloaded.",
+    )
+    score: float = Field(
+        default=0.5, ge=0, le=1, description="Presidio's lowest score that counts."
+    )
+    entities: tuple[str, ...] | None = Field(
+        default=None, max_length=64, description="Kinds of values to replace; unset: all."
+    )
+    allow: tuple[str, ...] = Field(
+        default=(), max_length=1000, description="Values that are not private, such as your own."
+    )
+    deny: tuple[str, ...] = Field(
+        default=(), max_length=1000, description="Words that are always replaced."
+    )
+    regions: tuple[str, ...] = Field(
+        default=("US", "GB", "DE", "FR", "ES", "IT", "BR", "IN", "JP", "CN"),
+        max_length=32,
+        description="Countries (two letters) whose telephone numbers are known without their code.",
+    )
+    attachments: Literal["refuse", "pass"] = Field(
+        default="refuse",
+        description="What happens to a request with images, sound or files, in which nothing can "
+        "be replaced.",
+    )
+
+
+def presidio_address(settings: PrivacySettings) -> str | None:
+    """Return the address of the operator's Presidio analyzer, if there is one."""
+    return settings.presidio_url or os.environ.get("PRESIDIO_ANALYZER_API_BASE") or None
+
+
 class Settings(RunSettings):
     """`litellm_settings.optillm_settings`: the settings of requests that name no alias."""
 
@@ -263,6 +321,9 @@ class Settings(RunSettings):
     )
     web: WebSettings = Field(
         default_factory=WebSettings, description="How approaches reach the web."
+    )
+    privacy: PrivacySettings = Field(
+        default_factory=PrivacySettings, description="How private values are found."
     )
     allow_no_log: bool = Field(
         default=False,

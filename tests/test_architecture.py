@@ -47,7 +47,7 @@ LAYERS = [
     {"context", "web"},
     {"reading"},
     {"answer_format", "registry", "fanout", "final_answer"},
-    {"decoding", "judging", "programs", "settings", "structured", "tools"},
+    {"decoding", "judging", "privacy", "programs", "settings", "structured", "tools"},
     {"long_context"},
     {"research"},
     {"approaches", "local_provider", "plugin_files"},
@@ -58,7 +58,8 @@ LAYERS = [
 
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 HEAVY = (
-    "torch", "transformers", "z3", "sympy", "pydantic_monty", "trafilatura", "pypdf", "lxml",
+    "torch", "transformers", "z3", "sympy", "phonenumbers", "stdnum", "spacy", "presidio_analyzer",
+    "pydantic_monty", "trafilatura", "pypdf", "lxml",
     "sqlalchemy", "psycopg",
 )  # fmt: skip
 

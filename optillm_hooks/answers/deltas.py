@@ -1,10 +1,10 @@
 """Deltas of streamed replies: making them of an answer, splitting and accumulating them."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from optillm_hooks.types import (
     Answer,
@@ -17,7 +17,9 @@ from optillm_hooks.types import (
     ToolCallType,
 )
 
-_IN_PIECES: Final = frozenset({"refusal", "reasoning", "data", "transcript"})
+A = TypeVar("A", bound=Answer)
+
+IN_PIECES: Final = frozenset({"refusal", "reasoning", "data", "transcript"})
 """Names of text fields that a stream gives in pieces. Of other fields, the last value counts."""
 
 _OF_TOOL_CALL: Final = frozenset({"index", "id", "type", "function", "custom"})
@@ -90,7 +92,8 @@ def _reasoning(reasoning: str, blocks: list[Json]) -> Iterator[Delta]:
             yield Delta(fields={"thinking_blocks": [block]})
             continue
         text = {**block, "signature": ""}
-        yield Delta(reasoning=str(block["thinking"]), fields={"thinking_blocks": [text]})
+        own = reasoning if len(thoughts) == 1 else str(block["thinking"])
+        yield Delta(reasoning=own, fields={"thinking_blocks": [text]})
         if block.get("signature"):
             yield Delta(fields={"thinking_blocks": [{**block, "thinking": ""}]})
 
@@ -121,7 +124,7 @@ def _begun(name: str, value: Json) -> Any:
         return {inner: _begun(inner, item) for inner, item in value.items()}
     if isinstance(value, list):
         return list(value)
-    return _Pieces([value]) if isinstance(value, str) and name in _IN_PIECES else value
+    return _Pieces([value]) if isinstance(value, str) and name in IN_PIECES else value
 
 
 def _whole(value: Any) -> Any:
@@ -168,6 +171,22 @@ def _text(value: Json) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def filtered(reply: A, pieces: Callable[[Delta], Iterable[Delta]]) -> A:
+    """Return a whole reply as a filter leaves it; `pieces` returns what it makes of one delta."""
+    shown = DeltaAccumulator()
+    for piece in pieces(as_delta(reply)):
+        shown.add(piece)
+    answer = shown.answer(reply.finish_reason)
+    return replace(
+        reply,
+        text=answer.text,
+        reasoning=answer.reasoning,
+        tool_calls=answer.tool_calls,
+        logprobs=answer.logprobs,
+        fields=answer.fields,
+    )
 
 
 @dataclass(slots=True)

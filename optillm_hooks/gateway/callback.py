@@ -287,6 +287,8 @@ def _rewritten(data: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
         "model": prepared.deployment,
         "num_retries": 0,  # a retry would run, and pay, the whole plan again
         "cache": _UNCACHED,
+        # A fallback would send a plain model what the plan keeps from models.
+        **({"disable_fallbacks": True} if prepared.plan.is_confidential else {}),
     }
 
 

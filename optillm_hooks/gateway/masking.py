@@ -6,6 +6,8 @@ LiteLLM's proxy masks some forms in what it sends; from Python it does not, and 
 import re
 from typing import Final
 
+from optillm_hooks.privacy.keys import PREFIXES
+
 MASK: Final = "[key]"
 
 _NAMED: Final = r"""["']?\s{0,4}[:=]\s{0,4}["']?"""
@@ -14,21 +16,6 @@ _NAMED: Final = r"""["']?\s{0,4}[:=]\s{0,4}["']?"""
 _VALUE: Final = r"(?:(?=[\w.*~+/=%-]{0,64}[\d*])[\w.*~+/=%-]{6,}|[\w.*~+/=%-]{20,})(?<!\.)"
 """A credential by its looks: with a digit or partly masked, or long. Words are neither."""
 
-_PREFIXES: Final = (
-    r"sk-(?=[\w.*-]{0,64}[\d*]|[\w.*-]{12})[\w.*-]{4,}(?<!\.)",  # OpenAI, Anthropic, LiteLLM, ...
-    r"(?:gsk_|hf_|xai-|pplx-|nvapi-|csk-|fw_|r8_|tgp_v1_|gh[oprsu]_)"
-    r"(?:[\w-]{20,}|\w{2,12}\*+\w*)",  # Groq, Hugging Face, xAI, Perplexity, GitHub, ...
-    r"github_pat_\w{20,}",
-    r"AIza[\w-]{20,}",  # Google
-    r"AQ\.[\w-]{20,}",
-    r"ya29\.[\w.-]{8,}(?<!\.)",
-    r"A(?:KIA|SIA)[A-Z0-9]{12,}",  # AWS
-    r"ABSK[\w+/=]{20,}",
-    r"eyJ[\w-]{8,}(?:\.[\w-]+){1,4}",  # a JSON web token
-    r"xox[a-z]-[\w-]{8,}",  # Slack
-    r"xapp-[\w-]{8,}",
-    r"dapi[0-9a-f]{32}",  # Databricks
-)
 _SCHEMES: Final = (
     rf"(?i:bearer\s{{1,4}}{_VALUE})",
     rf"(?i:authorization{_NAMED})(?:\w{{1,20}}\s{{1,4}})?{_VALUE}",
@@ -55,7 +42,7 @@ _CREDENTIAL: Final = re.compile(
     "|".join(
         [
             *_IN_URLS,
-            rf"(?<![\w-])(?:{'|'.join([*_PREFIXES, *_SCHEMES])})",
+            rf"(?<![\w-])(?:{'|'.join([*PREFIXES, *_SCHEMES])})",
             rf"(?<![A-Za-z0-9]){_IDENTIFIER}",
             rf"(?<![\w-]){_OPAQUE}",
         ]

@@ -279,8 +279,8 @@ class RouterLLM:
 
     def _request(self, chat: Chat, sampling: Sampling, inner: InnerCall) -> dict[str, Any]:
         request = {
-            **write_sampling(sampling),
             **self._caller.extra,
+            **write_sampling(sampling),
             "model": self.model,
             "messages": write_chat(chat),
             "metadata": {

@@ -1,5 +1,6 @@
 """The services of a request: those that the operator has switched on, for its caller."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from optillm_hooks.gateway.caller import Caller
 from optillm_hooks.gateway.code_runners import code_runner_for
 from optillm_hooks.gateway.embeddings import router_embed
 from optillm_hooks.gateway.mcp_tools import GatewayTools
+from optillm_hooks.gateway.private_values import privacy_of
 from optillm_hooks.gateway.web_access import page_reader, router_search
 from optillm_hooks.services import NoteKeeping, Owner, Services
 from optillm_hooks.settings import RunSettings, Settings, StoreSettings
@@ -34,10 +36,11 @@ def services_for(
         RequestRejected: a service needs an extra that is not installed.
     """
     return Services(
-        owner=owner_of(caller.key),
+        owner=replace(owner_of(caller.key), end_user=str(caller.extra.get("user") or "")),
         store=store_of(settings.store),
         notes=NoteKeeping(ttl_s=settings.memory.ttl_s) if settings.memory.store else None,
         embed=router_embed(settings.memory, router, caller),
+        privacy=privacy_of(settings.privacy),
         fetch=page_reader(settings.web, caller.share),
         search=router_search(settings.web, router, caller),
         toolbox=None if caller.key is None else GatewayTools(caller),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from optillm_hooks.answers.deltas import DeltaAccumulator, as_delta
+from optillm_hooks.answers.deltas import filtered
 from optillm_hooks.llm import FinalCall
 from optillm_hooks.types import Answer, Delta, DeltaFilter, TextFilter
 
@@ -49,15 +49,4 @@ class Filters:
 
     def whole(self, reply: A) -> A:
         """Return a whole reply as the client gets it."""
-        shown = DeltaAccumulator()
-        for piece in (self.feed(as_delta(reply)), *self.close()):
-            shown.add(piece)
-        answer = shown.answer(reply.finish_reason)
-        return replace(
-            reply,
-            text=answer.text,
-            reasoning=answer.reasoning,
-            tool_calls=answer.tool_calls,
-            logprobs=answer.logprobs,
-            fields=answer.fields,
-        )
+        return filtered(reply, lambda piece: (self.feed(piece), *self.close()))

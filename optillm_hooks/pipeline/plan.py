@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pydantic import ValidationError
 
@@ -59,6 +60,11 @@ class Plan:
     def model_groups(self) -> frozenset[str]:
         """The model groups that parameters name, besides the base."""
         return frozenset(group for stage in self.stages for group in stage.params.model_groups())
+
+    @property
+    def is_confidential(self) -> bool:
+        """Whether a stage keeps from models what the client sends."""
+        return any(stage.params.confidential for stage in self.stages)
 
     @property
     def passes_through(self) -> bool:
@@ -118,6 +124,7 @@ def resolve(
     for chain in chains:
         _check_repeated(chain)
         _check_one_decoder(chain)
+        _check_confidential(chain)
         if len(chain) > 1 and any(stage.approach.name == PASS_THROUGH for stage in chain):
             raise RequestRejected(
                 f"{PASS_THROUGH!r} makes a plain call and cannot be composed by '&': leave it out"
@@ -137,6 +144,20 @@ def _check_repeated(chain: Chain) -> None:
         raise RequestRejected(
             f"{repeated!r} appears more than {_MAX_REPEATS} times in one chain of '&'"
         )
+
+
+def _check_confidential(chain: Chain) -> None:
+    """Refuse a stage before one that keeps from models what the client sends.
+
+    Raises:
+        RequestRejected: the message names both.
+    """
+    for before, stage in pairwise(chain):
+        if stage.params.confidential:
+            raise RequestRejected(
+                f"{stage.approach.name!r} has to be the first of a chain of '&': "
+                f"{before.approach.name!r} would send what it hides"
+            )
 
 
 def _check_one_decoder(chain: Chain) -> None:

@@ -106,6 +106,7 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
     ],
     "moa": [{"proposers": 0}, {"layers": 5}, {"temperature": 2.1}, {"models": "one"}],
     "plansearch": [{"leaves": 0}, {"observations": 11}, {"subset_size": 0}],
+    "privacy": [{"attachments": "mask"}, {"entities": "PERSON"}, {"deny": ["x"] * 1001}],
     "pvg": [{"num_rounds": 0}, {"num_solutions": 17}, {"num_decoys": 0}, {"temperature": 0}],
     "re2": [{"think": "perhaps"}],
     "readurls": [{"max_urls": 0}, {"max_urls": 21}, {"max_tokens": 1}, {"history": "perhaps"}],

@@ -1,0 +1,1 @@
+"""Reversible pseudonyms of private values: what is found in texts, replaced, and put back."""
