@@ -23,7 +23,7 @@ from optillm_hooks.services import Owner, Privacy, PrivateValue, ServiceFailed, 
 from optillm_hooks.testing import HANG, ONE_CALL, AnsweringLLM, Reply, ScriptedLLM
 from optillm_hooks.trace import Trace
 from optillm_hooks.types import Chat, Completion, Fields, Json, Message, Sampling, ToolCall
-from tests.test_catalogue import SERVICES as STAND_INS
+from tests.fakes import SERVICES as STAND_INS
 from tests.test_catalogue import Lenient
 
 pytestmark = pytest.mark.anyio

@@ -176,7 +176,8 @@ def test_messages_with_tools_streamed_and_not(
         streamed = stream.get_final_message()
     for message in (whole, streamed):
         [block] = [each for each in message.content if each.type == "tool_use"]
-        assert block.input == {"to": MAIL, "cc": f"x {MAIL}"}
+        called: Any = block
+        assert called.input == {"to": MAIL, "cc": f"x {MAIL}"}
     assert "input_json" in pieces
     assert_private(upstream)
 
