@@ -12,12 +12,19 @@ import httpx
 import pytest
 
 from optillm_hooks.registry import Approach, all_approaches, get_approach
+from tests.fakes import filled_form
+from tests.gateway.services import PAGES, with_services
 from tests.gateway.test_max_tokens import NAMES, check_nothing_is_cut_off
 from tests.proxy import Proxy, hooked_config, model_group
-from tests.test_catalogue import cost, is_bound
+from tests.test_catalogue import PROGRAM, cost, is_bound
 from tests.upstream import Call, Reply, Script, Status, Upstream
+from tests.web_world import WebWorld
 
-APPROACHES = [found for found in all_approaches() if found.kind != "decoder"]
+APPROACHES = [
+    found
+    for found in all_approaches()
+    if found.kind != "decoder" and "tools" not in found.needs  # servers of tools have own tests
+]
 DECODERS = [found for found in all_approaches() if found.kind == "decoder"]
 VERDICT = "RATING: 1\nBEST: 1\nVERDICT: CORRECT"
 SMT = "(declare-const x Int)\n(assert (= x (* 6 7)))\n(check-sat)\n(get-value (x))"
@@ -56,12 +63,16 @@ MORE_KINDS = {
 
 def answering(call: Call, choice: int) -> Reply | str:
     """Reply so that every stage of every approach finds what it asks for."""
+    if form := filled_form(call.text):
+        return form
     asked = str(call.text).rsplit("\n\n", 3)
     request = "\n\n".join(asked[-3:])
     if "JSON array" in request:
         return "[]"
     if "SMT-LIB" in request:
         return f"```smt2\n{SMT}\n```"
+    if "marked python" in request:
+        return PROGRAM
     if re.search(r"^(RATING|BEST|VERDICT):", request, re.MULTILINE):
         return VERDICT
     items = "\n".join(f"{item}. idea {call.index}.{item}" for item in (1, 2, 3))
@@ -84,7 +95,8 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
     config["router_settings"]["fallbacks"] = [
         {f"falling-{how}": ["gpt-4o-mini"]} for how in ("whole", "streamed")
     ]
-    with Proxy(config, tmp_path_factory.mktemp("proxy")) as running:
+    folder = tmp_path_factory.mktemp("proxy")
+    with WebWorld(PAGES) as world, Proxy(with_services(config, world), folder) as running:
         yield running
 
 

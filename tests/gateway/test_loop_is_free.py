@@ -26,8 +26,10 @@ from tests.adversary import (
     REQUESTS,
     STREAM,
 )
+from tests.gateway.services import PAGES, with_services
 from tests.proxy import Proxy, alias, hooked_config, model_group
 from tests.upstream import Call, Reply, Script, Upstream
+from tests.web_world import WebWorld
 
 ALLOWED_S = 0.2
 """How much longer than with a harmless text the loop may be held, in seconds of CPU time."""
@@ -49,7 +51,7 @@ SMALL = {
 }
 """Expressions that run each stage of an approach with few calls; of others, the name."""
 
-EVERY = [found.name for found in all_approaches()]
+EVERY = [found.name for found in all_approaches() if "tools" not in found.needs]
 MOST_TOKENS = 500
 """Tokens of a reply with log-probabilities, of which LiteLLM makes an object each."""
 
@@ -71,7 +73,10 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
     config["litellm_settings"]["callbacks"] = callbacks
     keys: dict[str, dict[str, object]] = {"sk-adversary": {}, "sk-neighbour": {}}
     folder = tmp_path_factory.mktemp("proxy")
-    with Proxy(config, folder, keys=keys, ledger=False) as running:
+    with (
+        WebWorld(PAGES) as world,
+        Proxy(with_services(config, world), folder, keys=keys, ledger=False) as running,
+    ):
         yield running
 
 
