@@ -165,10 +165,20 @@ def _example(schema: dict[str, Any], defs: dict[str, Any]) -> Any:
             return PHRASE
 
 
+class Calculator(ScriptedRunner):
+    """A sandbox in which every program prints 42, or reports it if it is stepped."""
+
+    async def run(self, snippets: Sequence[str], *, stdin: str = "") -> Sequence[SnippetResult]:
+        stepped = len(snippets) == 3
+        report = '{"missing": null, "used": 0, "answer": "42"}' if stepped else "42"
+        self._results = (SnippetResult(output=f"{report}\n", error=""),)
+        return await super().run(snippets, stdin=stdin)
+
+
 SERVICES = Services(
     toolbox=EmptyToolBox(),
     search=FakeSearch(),
     fetch=FakeFetch({PAGE.url: PAGE}),
-    code_runner=ScriptedRunner(SnippetResult(output="42\n", error="")),
+    code_runner=Calculator(),
 )
 """Every service that an approach may need. Programs print 42; tools cannot be reached."""

@@ -11,21 +11,22 @@ Cost: 2 calls, 2 deep: the program and the answer. 1 call if the request has the
 repair adds one call, one deep.
 """
 
-import re
-from typing import Final
-
 from pydantic import Field
 
-from optillm_hooks.answers.extraction import without_reasoning
 from optillm_hooks.code_execution.reading import programs_to_run
 from optillm_hooks.code_execution.runner import CodeRunner
 from optillm_hooks.code_execution.showing import Ran, ran_program, show
-from optillm_hooks.code_execution.testing import find_program
 from optillm_hooks.context import Context
-from optillm_hooks.errors import Refused, RequestRejected, SampleError, UnusableReply
+from optillm_hooks.errors import SampleError
 from optillm_hooks.llm import LLM, FinalCall
-from optillm_hooks.programs import run_snippets
-from optillm_hooks.prompts import ask, data_notice, enclose, fence, follow_up, question
+from optillm_hooks.programs import (
+    check_runner,
+    repair_request,
+    run_snippets,
+    runner_of,
+    written_program,
+)
+from optillm_hooks.prompts import ask, question
 from optillm_hooks.registry import Cost, DraftingParams, approach
 from optillm_hooks.sandbox.client import WorkerFailed
 from optillm_hooks.services import Services
@@ -44,13 +45,6 @@ Rely on the result as far as the program does what it should; if it failed, say 
 matters, and answer as well as you can without it. Now answer the request in the form that it \
 asks for."""
 
-MISSING = (
-    "{name} runs programs, which the operator has not allowed: set code_runner to monty, "
-    "bubblewrap or litellm"
-)
-
-_NONE: Final = re.compile(r"\bNONE\b")
-
 
 class ExecutecodeParams(DraftingParams):
     repairs: int = Field(
@@ -58,20 +52,7 @@ class ExecutecodeParams(DraftingParams):
     )
 
     def check_services(self, services: Services) -> None:
-        if services.code_runner is None:
-            raise RequestRejected(MISSING.format(name="executecode"))
-
-
-def repair_request(asked: Chat, reply: str, ran: Ran) -> Chat:
-    """Return the conversation that asks for a program in place of one that failed."""
-    told = ran.parts[1]
-    mark = fence(asked, [reply, told])
-    request = (
-        f"The program was run and failed. {data_notice('result', mark)}\n\n"
-        f"{enclose([told], 'result', mark)}\n\n"
-        "Reply with the whole corrected program in one fenced block marked python, or with NONE."
-    )
-    return follow_up(asked, reply, request)
+        check_runner("executecode", services)
 
 
 @approach("executecode", ExecutecodeParams, cost=lambda _: Cost(calls=2, depth=2), needs=["code"])
@@ -85,9 +66,7 @@ async def executecode(chat: Chat, llm: LLM, params: ExecutecodeParams, ctx: Cont
     Raises:
         Refused: the operator does not allow programs to run.
     """
-    runner = ctx.services.code_runner
-    if runner is None:
-        raise Refused(MISSING.format(name="executecode"))
+    runner = runner_of("executecode", ctx)
     try:
         ran = await _ran(chat, llm, params, ctx, runner)
     except SampleError as exc:
@@ -117,7 +96,7 @@ async def _ran(
         ctx.progress("repairing the program" if repair else "writing a program")
         with ctx.trace.step("programs"):
             reply = await llm.complete(asked, sampling)
-            program = await _program(reply.text)
+            program = await written_program(reply.text)
         if program is None:
             ctx.trace.note("program", outcome="not applicable", repairs=repair)
             return ran
@@ -126,7 +105,7 @@ async def _ran(
         ctx.trace.note("program", outcome=_outcome(ran), of="model", repairs=repair)
         if not ran.error:
             break
-        asked = repair_request(asked, reply.text, ran)
+        asked = repair_request(asked, reply.text, ran.parts[1])
     ctx.trace.count("program_runs", lost=int(ran is None or bool(ran.error)), of=1)
     return ran
 
@@ -144,15 +123,3 @@ async def _given(chat: Chat, ctx: Context) -> list[str]:
     except WorkerFailed:
         ctx.trace.count("readings", lost=1, of=1)
         return []
-
-
-async def _program(text: str) -> str | None:
-    """Return the program in a reply, or None if the reply says that none helps.
-
-    Raises:
-        UnusableReply: it is neither.
-    """
-    program = await find_program(text)
-    if program is None and not _NONE.search(without_reasoning(text)):
-        raise UnusableReply("the reply has no program")
-    return program

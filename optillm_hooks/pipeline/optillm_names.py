@@ -19,7 +19,6 @@ _WRAPPED: Final = (
 )
 
 PLUGINS: Final[Mapping[str, str]] = {
-    "coc": "use z3, or give the model a tool that runs code",
     "proxy": "give several deployments one model_name: LiteLLM balances the load between them "
     "(`python -m optillm_hooks.converters proxy FILE` converts OptiLLM's configuration)",
     "router": "name the approach, or have the operator set default_approach",

@@ -46,6 +46,7 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
         {"keep_recent": 0},
         {"max_parts": 0},
     ],
+    "coc": [{"simulations": -1}, {"simulations": 65}, {"repairs": 6}],
     "cot_reflection": [{"temperature": 2.1}, {"show_thinking": "perhaps"}],
     "deepthink": [
         {"samples": 0},
@@ -225,6 +226,9 @@ FREE_TEXT = "As you like it."
         ("z3", {}, {0: "```smt2\n(\n```", 2: SCRIPT}, ("solver_runs:1/2",)),
         ("rto", {}, {1: "<think>Hm."}, ("descriptions:1/1",)),
         ("deepthink", {}, {0: "No.", 1: "Never."}, ("plans:1/1",)),
+        ("coc", {}, {0: "Let me see."}, ("programs:1/1",)),
+        ("coc", {}, {0: "NONE"}, ()),
+        ("coc", {}, {0: "```python\n(\n```", 1: "NONE"}, ("program_runs:1/1",)),
         ("executecode", {}, {0: "Let me see."}, ("programs:1/1",)),
         ("executecode", {}, {0: "NONE"}, ()),
     ],
