@@ -102,11 +102,15 @@ from optillm_hooks.gateway.convert import read_chat
 from optillm_hooks.gateway.tags import read_tags
 from optillm_hooks.local_provider.text import StopFinder, ThinkSplitter
 from optillm_hooks.local_provider.tool_calls import HERMES, LLAMA, MISTRAL, CallFinder, Tools
+from optillm_hooks.long_context.conversation import take_apart
+from optillm_hooks.long_context.question import find_question
+from optillm_hooks.long_context.window import window_of
 from optillm_hooks.pipeline import expression
 from optillm_hooks.prompts import enclose
 from optillm_hooks.retrieval import bm25, chunks
 from optillm_hooks.solver.client import find_formalisation
 from optillm_hooks.types import Answer, Delta, Message, Sampling, TokenLogprob
+from tests.long_context.fakes import SmallLLM
 
 FLOOR_S = 0.05
 """CPU time that a reader may take for any of the texts. Quadratic growth shows above it."""
@@ -355,6 +359,16 @@ def of_relevance(text: str) -> object:
     return asyncio.run(bm25.scores(text, [text, text[::2]]))
 
 
+def of_question(text: str) -> object:
+    return find_question(text, lambda piece: len(piece) // 3, 100)
+
+
+def of_long_conversation(text: str) -> object:
+    llm = SmallLLM(window=1024)
+    said = Message("user", text), Message("assistant", text), Message("user", text)
+    return take_apart(said, window_of(llm, None))
+
+
 OTHERS: Mapping[str, Reader] = {
     "marked": asked_as("marked"),
     "boxed": asked_as("boxed"),
@@ -384,6 +398,8 @@ OTHERS: Mapping[str, Reader] = {
     "a failure": Reader(of_failure),
     "chunks": Reader(of_chunks),
     "relevance": Reader(of_relevance),
+    "a question": Reader(of_question),
+    "a long conversation": Reader(of_long_conversation),
 }  # fmt: skip
 """Readers outside `answers`, and other ways to call those inside."""
 
