@@ -1,11 +1,13 @@
 """Searches texts for private values, in a worker if they are long."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Final, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from optillm_hooks.errors import RequestRejected
+from optillm_hooks.errors import RequestRejected, SampleError
+from optillm_hooks.fanout import outcomes
 from optillm_hooks.privacy import worker
 from optillm_hooks.privacy.detectors import scan_now
 from optillm_hooks.privacy.found import Found
@@ -18,7 +20,7 @@ T = TypeVar("T")
 MAX_INLINE: Final = 2048
 """Maximum characters of all texts together that are searched on the event loop."""
 
-MAX_BATCH: Final = 1 << 19
+MAX_BATCH: Final = 1 << 17
 """Characters of the texts that one worker gets, if no text is longer."""
 
 MAX_CHARACTERS: Final = 1 << 24
@@ -48,12 +50,9 @@ async def scan(
     if _is_short(texts):
         found, codes = scan_now(texts, entities, regions)
         return found, set(codes)
-    whole, all_codes = list[list[Found]](), set[str]()
-    for batch in _batches(texts):
-        found, codes = await _asked(_SCAN, "scan", batch, [*entities], [*regions])
-        whole += found
-        all_codes.update(codes)
-    return whole, all_codes
+    parts = await _asked(_SCAN, "scan", texts, [*entities], [*regions])
+    found = [each for part, _ in parts for each in part]
+    return found, {code for _, codes in parts for code in codes}
 
 
 async def occurrences(texts: Sequence[str], values: Sequence[Value]) -> list[list[Found]]:
@@ -62,11 +61,8 @@ async def occurrences(texts: Sequence[str], values: Sequence[Value]) -> list[lis
         return [[] for _ in texts]
     if _is_short(texts):
         return occurrences_now(texts, values)
-    found: list[list[Found]] = []
-    for batch in _batches(texts):
-        part = await _asked(_OCCURRENCES, "occurrences", batch, [*values])
-        found += part
-    return found
+    parts = await _asked(_OCCURRENCES, "occurrences", texts, [*values])
+    return [each for part in parts for each in part]
 
 
 def _is_short(texts: Sequence[str]) -> bool:
@@ -88,10 +84,22 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
         yield batch
 
 
-async def _asked(kind: TypeAdapter[T], function: str, *args: object) -> T:
-    request: dict[str, object] = {"function": function, "args": args}
-    try:
-        reply = await ask_worker(worker.__name__, request, _LIMITS)  # type: ignore[arg-type]
-        return kind.validate_python(reply)
-    except (WorkerFailed, ValidationError) as exc:
-        raise NotSearched("the conversation was not searched for private values in time") from exc
+async def _asked(
+    kind: TypeAdapter[T], function: str, texts: Sequence[str], *others: object
+) -> list[T]:
+    """Return what workers reply about the texts, batch by batch."""
+
+    async def ask(batch: Sequence[str]) -> T:
+        request: dict[str, object] = {"function": function, "args": [batch, *others]}
+        try:
+            reply = await ask_worker(worker.__name__, request, _LIMITS)  # type: ignore[arg-type]
+            return kind.validate_python(reply)
+        except (WorkerFailed, ValidationError) as exc:
+            raise NotSearched("the conversation could not be searched for private values") from exc
+
+    replies: list[T] = []
+    for reply in await outcomes([partial(ask, batch) for batch in _batches(texts)]):
+        if isinstance(reply, SampleError):
+            raise reply
+        replies.append(reply)
+    return replies
