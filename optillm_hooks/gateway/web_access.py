@@ -46,6 +46,7 @@ _TUNNELS: Final = tuple(
 )
 """IPv6 networks that LiteLLM takes for public, but that may lead to private addresses."""
 
+_FORBIDDEN: Final = 403
 _MAX_QUERY: Final = 400
 """Maximum characters of a query."""
 
@@ -173,7 +174,9 @@ class RouterSearch:
                 search_tool_name=self.tool, valid_token=self.caller.key
             )
         except ProxyException as exc:
-            raise Refused(f"this key may not use the search tool: {exc.message}") from None
+            refused = Refused(f"this key may not use the search tool: {exc.message}")
+            refused.status = _FORBIDDEN
+            raise refused from None
 
 
 def _results(response: Any) -> Iterator[SearchResult]:

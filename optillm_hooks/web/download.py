@@ -73,10 +73,10 @@ class Hosts:
 
     denied: Collection[str] = ()
 
-    def check(self, host: str) -> None:
-        """Raise `ServiceFailed` if `host` may not be reached."""
-        allowed = self.allowed is None or _is_among(host, self.allowed)
-        if not allowed or _is_among(host, self.denied):
+    def check(self, url: httpx.URL) -> None:
+        """Raise `ServiceFailed` if the host of `url` may not be reached."""
+        allowed = self.allowed is None or _is_among(url, self.allowed)
+        if not allowed or _is_among(url, self.denied):
             raise ServiceFailed("the operator does not allow this host")
 
 
@@ -125,7 +125,7 @@ async def _one(
     """Return what is at `url`, or where it redirects to."""
     host = url.raw_host.decode()
     port = _port(url)
-    hosts.check(host)
+    hosts.check(url)
     if port < _LEAST_PORT and port not in (80, 443):
         raise ServiceFailed(f"port {port} is not one of the web")
     address = await address_of(host, port)
@@ -259,9 +259,11 @@ class _Deflate:
             return self._inflate.decompress(chunk, most)
 
 
-def _is_among(host: str, names: Collection[str]) -> bool:
-    host = host.lower().rstrip(".")
+def _is_among(url: httpx.URL, names: Collection[str]) -> bool:
+    """Return whether the host of `url`, in Unicode or in ASCII, is one of `names` or below one."""
+    hosts = [each.lower().rstrip(".") for each in (url.host, url.raw_host.decode())]
     return any(
         host == name or host.endswith(f".{name}")
         for name in (each.lower().strip(".") for each in names)
+        for host in hosts
     )

@@ -1,14 +1,19 @@
 """Which addresses pages are read from: LiteLLM's check, and what it lets through."""
 
+import importlib.util
 import socket
 from typing import Any
 
 import litellm
 import pytest
 
-from optillm_hooks.gateway.web_access import page_reader, problem, public_address
+from optillm_hooks.errors import RequestRejected
+from optillm_hooks.gateway.caller import Caller
+from optillm_hooks.gateway.services import services_for
+from optillm_hooks.gateway.web_access import page_reader, problem, public_address, router_search
 from optillm_hooks.services import Page, ServiceFailed
-from optillm_hooks.settings import WebSettings
+from optillm_hooks.settings import RunSettings, Settings, WebSettings
+from optillm_hooks.testing import params
 from tests.web_world import WebWorld, redirect, site
 
 pytestmark = pytest.mark.anyio
@@ -174,6 +179,46 @@ async def test_hosts_of_the_operators_lists(
 
 async def test_pages_are_off_if_the_operator_says_so() -> None:
     assert page_reader(WebSettings(fetch=False), "") is None
+
+
+@pytest.mark.parametrize("missing", ["trafilatura", "pypdf"])
+def test_without_the_extra_pages_are_not_read(
+    monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "optillm_hooks.web.pages.find_spec", lambda name: None if name == missing else found(name)
+    )
+    services = services_for(RunSettings(), Settings(), None, Caller())
+    assert services.fetch is None
+    with pytest.raises(RequestRejected, match=r"pip install \"optillm-hooks\[web\]\""):
+        params("readurls").check_services(services)
+
+
+TOOL = {"search_tool_name": "web", "litellm_params": {"search_provider": "searxng"}}
+
+
+@pytest.mark.parametrize(
+    ("tools", "named", "found"),
+    [
+        ([], None, None),
+        ([], "web", None),
+        ([TOOL], None, "web"),
+        ([TOOL], "web", "web"),
+        ([TOOL], "other", None),
+        ([{**TOOL, "search_tool_name": "first"}, TOOL], None, "first"),
+    ],
+)
+def test_the_search_tool(tools: list[Any], named: str | None, found: str | None) -> None:
+    router = litellm.Router(model_list=[], search_tools=tools)
+    search = router_search(WebSettings(search_tool=named), router, Caller())
+    assert (search and search.tool) == found
+
+
+def test_without_a_search_tool_a_search_is_refused() -> None:
+    services = services_for(RunSettings(), Settings(), litellm.Router(model_list=[]), Caller())
+    with pytest.raises(RequestRejected, match="SearXNG needs no key"):
+        params("web_search").check_services(services)
 
 
 def test_this_litellm_has_what_is_needed() -> None:

@@ -2,12 +2,20 @@
 
 import asyncio
 import gzip
+import ssl
 import threading
 import zlib
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from optillm_hooks.services import ServiceFailed
 from optillm_hooks.web.download import Download, DownloadLimits, Hosts, download
@@ -199,18 +207,94 @@ async def test_a_host_that_is_down_is_a_failure_of_the_service() -> None:
         ("example.com.evil.net", False),
         ("private.example.com", False),
         ("a.private.example.com", False),
+        ("bücher.example.com", False),
+        ("xn--bcher-kva.example.com", False),
     ],
 )
 def test_lists_of_hosts_stand_for_subdomains(host: str, *, allowed: bool) -> None:
-    hosts = Hosts(allowed=["Example.com"], denied=[".private.example.com"])
+    hosts = Hosts(allowed=["Example.com"], denied=[".private.example.com", "bücher.example.com"])
+    url = httpx.URL(f"https://{host}/x")
     if allowed:
-        hosts.check(host)
+        hosts.check(url)
     else:
         with pytest.raises(ServiceFailed):
-            hosts.check(host)
+            hosts.check(url)
 
 
 async def test_a_download_can_be_cancelled(world: WebWorld) -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
             await get(world.address("/drip"))
+
+
+# ---------------------------------------------------------------------------------- with TLS
+
+NAME = "pages.example"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with the key and the certificate of `NAME`, which signs itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    file = tmp_path_factory.mktemp("tls") / "both.pem"
+    pem = serialization.Encoding.PEM
+    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    file.write_bytes(key.private_bytes(pem, *plain) + made.public_bytes(pem))
+    return file
+
+
+@pytest.fixture(scope="module")
+def secure_port(certificate: Path) -> Iterator[int]:
+    """The port of a host with that certificate, which says for which name it was asked."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-type", "text/plain")
+            self.end_headers()
+            self.wfile.write(self.headers["host"].encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    server.socket = tls.wrap_socket(server.socket, server_side=True)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign] # a refused handshake
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield server.server_port
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("name", "valid"), [(NAME, True), ("other.example", False), ("127.0.0.1", False)]
+)
+async def test_with_tls_the_checked_address_must_have_the_certificate_of_the_name(
+    certificate: Path, secure_port: int, name: str, *, valid: bool
+) -> None:
+    """The connection goes to the address that was checked, not to what the name resolves to."""
+    tls = ssl.create_default_context(cafile=certificate)
+    url = f"https://{name}:{secure_port}/"
+    reading = download(url, loopback, lambda: tls, LIMITS, Hosts())
+    if valid:
+        assert (await reading).body == f"{NAME}:{secure_port}".encode()
+    else:
+        with pytest.raises(ServiceFailed, match="does not answer properly"):
+            await reading
