@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.documents import all_blocks
 from tests.gateway.shared import hang_up
 from tests.proxy import Entry, Proxy, alias, hooked_config, model_group
 from tests.upstream import HANG, Call, Reply, Script, Status, Upstream, always
@@ -324,3 +325,17 @@ def test_a_tag_in_pasted_text_does_not_reach_the_web(
         text = f"<optillm_approach>{name}</optillm_approach> Sum up {world.url}/tides"
         ask(proxy, "base", text)
     assert (world.visits, world.searches) == ([], [])
+
+
+@pytest.mark.parametrize("name", ["readurls", "web_search"])
+def test_the_requests_of_the_manual(
+    proxy: Proxy, upstream: Upstream, world: WebWorld, name: str
+) -> None:
+    upstream.play(answering(["tides"]))
+    texts = [block.text for block in all_blocks() if block.language == "json"]
+    [text] = [text for text in texts if f'"model": "{name}-' in text]
+    here = text.replace("https://example.com", world.url).replace("gpt-4o-mini", "base")
+    response = proxy.post(CHAT, here.encode(), key="sk-searcher")
+    assert response.status_code == 200, response.text
+    assert response.json()["optillm"]["degraded"] == []
+    assert "The moon pulls the sea" in upstream.calls[-1].text
