@@ -11,7 +11,7 @@ from optillm_hooks.answers.extraction import excerpt, extract_answers, without_r
 from optillm_hooks.answers.voting import wants_json
 from optillm_hooks.context import Context
 from optillm_hooks.llm import LLM, FinalCall
-from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
+from optillm_hooks.prompts import ask, data_notice, enclose, fence, instruct, question
 from optillm_hooks.reading import read_or
 from optillm_hooks.types import Answer, Chat, Completion
 
@@ -23,6 +23,12 @@ for. Do not mention the solution."""
 
 MARK: Final = """\
 Put the final answer, if there is one, alone on the last line, as: ANSWER: <answer>"""
+
+MARK_IF_DEFINITE: Final = """\
+If the last message has one definite answer, put it alone on the last line, as:
+ANSWER: <answer>"""
+
+REASON: Final = "Reason step by step."
 
 _OWN_FORMAT = re.compile(
     r"\banswer\b[*_`\"]*\s*[:\uff1a]\s*\S|\\boxed|####|</?answer>", re.IGNORECASE
@@ -87,6 +93,17 @@ def needs_mark(chat: Chat, ctx: Context) -> bool:
         return False
     system = [m.text for m in chat if m.role in ("system", "developer")]
     return not any(_OWN_FORMAT.search(text) for text in (*system, question(chat)))
+
+
+def reasoning_aloud(chat: Chat, llm: LLM, ctx: Context, *, marked: bool) -> Chat:
+    """Return `chat` with the request to reason step by step, unless the model does so by itself.
+
+    If `marked`, also with the request to mark the answer. A client that wants JSON gets neither.
+    """
+    if wants_json(ctx.client):
+        return chat
+    wanted = [*([] if ctx.reasons(llm) else [REASON]), *([MARK_IF_DEFINITE] if marked else [])]
+    return instruct(chat, " ".join(wanted)) if wanted else chat
 
 
 def without_mark(answer: A) -> A:

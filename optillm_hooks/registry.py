@@ -165,6 +165,18 @@ class Rest(Protocol):
         """
         ...
 
+    def behind(self, name: str, /, **given: object) -> "Rest":
+        """Return the stages with the approach `name` in front of them.
+
+        Args:
+            name: of an approach that is no decoder.
+            given: its parameters; a temperature that is not given is the client's.
+
+        Raises:
+            RequestRejected: an unknown approach or parameter, or a value out of bounds.
+        """
+        ...
+
 
 AnswererFn = Callable[[Chat, LLM, P, Context], Awaitable[Result]]
 RewriterFn = Callable[[Chat, LLM, P, Context], Awaitable[Chat]]

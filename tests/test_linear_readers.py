@@ -77,6 +77,7 @@ from optillm_hooks.answers.statements import (
     verdict,
     yes_or_no,
 )
+from optillm_hooks.answers.tasks import task_of
 from optillm_hooks.answers.units import is_known, unit_of
 from optillm_hooks.answers.values import in_decimal_points, part, settled, value_at, values
 from optillm_hooks.answers.verdicts import last_part, read_choice, read_rating
@@ -273,6 +274,7 @@ READERS: Mapping[str, Reader] = {
     "statements.is_correct": inner(is_correct),
     "statements.counted": inner(counted, question=QUESTION),
     "statements.verdict": inner(verdict, question="Is it so?"),
+    "tasks.task_of": Reader(task_of),
     "units.is_known": Reader(is_known, 100),
     "units.unit_of": Reader(lambda text: unit_of(text.split()[:8]), 100),
     "values.part": Reader(lambda text: part(text, 0, len(text))),

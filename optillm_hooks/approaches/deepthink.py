@@ -31,10 +31,10 @@ from optillm_hooks.answers.voting import contenders, wants_json
 from optillm_hooks.context import Context
 from optillm_hooks.errors import SampleError, UnusableReply
 from optillm_hooks.fanout import sample_many
-from optillm_hooks.final_answer import needs_mark, without_mark
+from optillm_hooks.final_answer import needs_mark, reasoning_aloud, without_mark
 from optillm_hooks.judging import count_votes
 from optillm_hooks.llm import LLM, FinalCall
-from optillm_hooks.prompts import ask, data_notice, enclose, fence, instruct, question
+from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
 from optillm_hooks.registry import Cost, DraftingParams, Result, approach
 from optillm_hooks.structured import fill
 from optillm_hooks.types import Answer, Chat, Sampling
@@ -100,12 +100,6 @@ FOLLOW: Final = """\
 {steps}
 
 Answer the message above by these steps, in this order. Leave out a step that does not fit."""
-
-MARK: Final = """\
-If the message has one definite answer, put it alone on the last line, as:
-ANSWER: <answer>"""
-
-REASON: Final = "Reason step by step."
 
 _MAX_STEPS: Final = 12
 _NUMBERS: Final = re.compile(r"\d+")
@@ -190,7 +184,7 @@ async def deepthink(chat: Chat, llm: LLM, params: DeepthinkParams, ctx: Context)
     marked = needs_mark(chat, ctx)
     sampled = await sample_many(
         llm,
-        _instructed(planned, llm, ctx, marked=marked),
+        reasoning_aloud(planned, llm, ctx, marked=marked),
         Sampling(temperature=params.temperature),
         ctx,
         n=params.samples,
@@ -270,10 +264,3 @@ def _following(chat: Chat, steps: tuple[str, ...]) -> Chat:
     mark = fence(chat, steps)
     shown = enclose(steps, "step", mark)
     return ask(chat, FOLLOW.format(notice=data_notice("step", mark), steps=shown))
-
-
-def _instructed(chat: Chat, llm: LLM, ctx: Context, *, marked: bool) -> Chat:
-    if wants_json(ctx.client):
-        return chat
-    wanted = [*([] if ctx.reasons(llm) else [REASON]), *([MARK] if marked else [])]
-    return instruct(chat, " ".join(wanted)) if wanted else chat

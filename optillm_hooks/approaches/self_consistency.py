@@ -11,25 +11,17 @@ paths have a readable answer, as in free text, one more call asks which path agr
 others.
 """
 
-from typing import Final
-
 from pydantic import Field
 
 from optillm_hooks.answers.extraction import AnswerFormat
-from optillm_hooks.answers.voting import contenders, wants_json
+from optillm_hooks.answers.voting import contenders
 from optillm_hooks.context import Context
 from optillm_hooks.fanout import sample_many
-from optillm_hooks.final_answer import needs_mark, without_mark
+from optillm_hooks.final_answer import needs_mark, reasoning_aloud, without_mark
 from optillm_hooks.judging import vote
 from optillm_hooks.llm import LLM
-from optillm_hooks.prompts import instruct
 from optillm_hooks.registry import Cost, DraftingParams, approach
 from optillm_hooks.types import Answer, Chat, Sampling
-
-REASON: Final = "Reason step by step."
-MARK: Final = """\
-If the last message has one definite answer, put it alone on the last line, as:
-ANSWER: <answer>"""
 
 
 class SelfConsistencyParams(DraftingParams):
@@ -60,16 +52,9 @@ async def self_consistency(
         SamplesFailed: no path finished within the request's deadline and budget.
     """
     marked = params.answer_format in ("auto", "marked") and needs_mark(chat, ctx)
-    asked = _instructed(chat, llm, ctx, marked=marked)
+    asked = reasoning_aloud(chat, llm, ctx, marked=marked)
     sampling = Sampling(temperature=params.temperature)
     sampled = await sample_many(llm, asked, sampling, ctx, n=params.n)
     ctx.trace.note("samples", asked=params.n, finished=len(sampled))
     winner = await vote(contenders(sampled), chat, llm, ctx, params.answer_format)
     return without_mark(winner) if marked else winner
-
-
-def _instructed(chat: Chat, llm: LLM, ctx: Context, *, marked: bool) -> Chat:
-    if wants_json(ctx.client):
-        return chat
-    wanted = [*([] if ctx.reasons(llm) else [REASON]), *([MARK] if marked else [])]
-    return instruct(chat, " ".join(wanted)) if wanted else chat

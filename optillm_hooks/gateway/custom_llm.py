@@ -19,6 +19,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from litellm import Router
 from litellm.llms.custom_llm import CustomLLM
 from litellm.proxy._types import UserAPIKeyAuth
+from litellm.types.router import Deployment
 from litellm.types.utils import ModelResponse, ModelResponseStream
 
 from optillm_hooks.budget import Limits
@@ -389,7 +390,8 @@ def _check_hook(
     """Refuse a proxy's request without the plan that the hook has prepared for it.
 
     The plan in the deployment's name would ignore what the client asked for. It is used only where
-    another model of the request leads to it: by a fallback, or after a comma.
+    another model of the request leads to it: by a fallback, after a comma, or by one of LiteLLM's
+    routers over model groups.
 
     Raises:
         OptiLLMError: the hook did not run, or LiteLLM has not passed on what it prepared.
@@ -397,7 +399,7 @@ def _check_hook(
     if client is None:
         lost = bool(litellm_params.get("proxy_server_request"))
     elif client.prepared is None:
-        lost = client.model == group
+        lost = client.model == group and not _is_routed(group, litellm_params)
     else:
         lost = not metadata_of(litellm_params).get("attempted_fallbacks")
     if lost:
@@ -407,15 +409,25 @@ def _check_hook(
         )
 
 
+def _is_routed(group: str, litellm_params: Mapping[str, Any]) -> bool:
+    """Return whether LiteLLM has chosen the deployment of another group than the client's."""
+    deployment = _deployment(litellm_params)
+    return deployment is not None and deployment.model_name != group
+
+
+def _deployment(litellm_params: Mapping[str, Any]) -> Deployment | None:
+    router = proxy_router()
+    info = litellm_params.get("model_info") or {}
+    return None if router is None else router.get_deployment(model_id=str(info.get("id")))
+
+
 def _check_no_wildcard(litellm_params: Mapping[str, Any]) -> None:
     """Refuse a client's own plan that bypassed the hook: as a fallback, or after a comma.
 
     Raises:
         RequestRejected: the deployment is `optillm/*`, which matches any plan.
     """
-    router = proxy_router()
-    info = litellm_params.get("model_info") or {}
-    deployment = None if router is None else router.get_deployment(model_id=str(info.get("id")))
+    deployment = _deployment(litellm_params)
     if deployment is not None and "*" in deployment.litellm_params.model:
         raise RequestRejected(
             "a model name with an approach must be the only model of a request: it cannot be a "

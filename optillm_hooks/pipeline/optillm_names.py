@@ -21,7 +21,6 @@ _WRAPPED: Final = (
 PLUGINS: Final[Mapping[str, str]] = {
     "proxy": "give several deployments one model_name: LiteLLM balances the load between them "
     "(`python -m optillm_hooks.converters proxy FILE` converts OptiLLM's configuration)",
-    "router": "name the approach, or have the operator set default_approach",
     "spl": "put your strategies into the system message",
 }
 """What to use instead of a plugin."""

@@ -173,6 +173,15 @@ def _check_one_decoder(chain: Chain) -> None:
         )
 
 
+def stage_of(name: str, given: Mapping[str, object], temperature: float | None) -> Stage:
+    """Return a stage that is not in the expression; see `resolve`.
+
+    Raises:
+        RequestRejected: an unknown approach or parameter, or a value out of bounds.
+    """
+    return _stage(Call(name), given, temperature)
+
+
 def _stage(call: Call, given: Mapping[str, object], temperature: float | None) -> Stage:
     try:
         found = get_approach(call.name)

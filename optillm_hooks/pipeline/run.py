@@ -26,7 +26,7 @@ from optillm_hooks.pipeline.decoded_llm import DecodedLLM
 from optillm_hooks.pipeline.events import Models, Outcome, Report, Request
 from optillm_hooks.pipeline.filters import Filters
 from optillm_hooks.pipeline.logs import format_traceback, logged_stage
-from optillm_hooks.pipeline.plan import PASS_THROUGH, Chain, Stage, chain_label
+from optillm_hooks.pipeline.plan import PASS_THROUGH, Chain, Stage, chain_label, stage_of
 from optillm_hooks.prompts import ask, data_notice, enclose, fence
 from optillm_hooks.registry import DraftingParams, Result, Through
 from optillm_hooks.sandbox.places import tenant
@@ -309,6 +309,10 @@ class _Rest:
     async def whole(self, chat: Chat, /, *, through: Through | None = None) -> Answer:
         answer: Answer = await self._run(chat, through, whole=True)
         return answer
+
+    def behind(self, name: str, /, **given: object) -> "_Rest":
+        stage = stage_of(name, given, self.ctx.client.temperature)
+        return replace(self, chain=(stage, *self.chain))
 
     async def _run(self, chat: Chat, through: Through | None, *, whole: bool) -> Any:
         ctx, llm = self.ctx, self.llm

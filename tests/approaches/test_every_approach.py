@@ -111,6 +111,7 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
     "pvg": [{"num_rounds": 0}, {"num_solutions": 17}, {"num_decoys": 0}, {"temperature": 0}],
     "re2": [{"think": "perhaps"}],
     "readurls": [{"max_urls": 0}, {"max_urls": 21}, {"max_tokens": 1}, {"history": "perhaps"}],
+    "router": [{"approaches": ["mcts"]}, {"samples": 1}, {"temperature": 0}],
     "rstar": [{"max_depth": 1}, {"num_rollouts": 0}, {"c": -1}],
     "rto": [{"temperature": -1}],
     "self_consistency": [{"n": 0}, {"n": 65}, {"temperature": 0}, {"answer_format": "x"}],

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from optillm_hooks.approaches.self_consistency import MARK
 from optillm_hooks.budget import Limits
 from optillm_hooks.context import Context
 from optillm_hooks.errors import ProviderFailed, SamplesFailed
+from optillm_hooks.final_answer import MARK_IF_DEFINITE as MARK
 from optillm_hooks.judging import MOST_CONSISTENT
 from optillm_hooks.prompts import instruct
 from optillm_hooks.registry import get_approach
