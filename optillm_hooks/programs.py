@@ -10,19 +10,22 @@ from optillm_hooks.code_execution.runner import CodeRunner, SnippetResult
 from optillm_hooks.code_execution.testing import find_program
 from optillm_hooks.context import Context
 from optillm_hooks.errors import (
+    BudgetExceeded,
     DeadlineExceeded,
     Refused,
     RequestRejected,
     SampleError,
     UnusableReply,
 )
+from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import data_notice, enclose, fence, follow_up
 from optillm_hooks.services import Services
-from optillm_hooks.types import Chat
+from optillm_hooks.types import Chat, Sampling
 
 _SHARE: Final = 0.7
 """Share of the time left that a program may take; the rest is for the answer."""
 
+_UNLIMITED: Final = 1 << 20
 _NONE: Final = re.compile(r"\bNONE\b")
 _MISSING: Final = (
     "{name} runs programs, which the operator has not allowed: set code_runner to monty, "
@@ -51,6 +54,22 @@ def runner_of(name: str, ctx: Context) -> CodeRunner:
     return ctx.services.code_runner
 
 
+def spare_calls(ctx: Context) -> int:
+    """Return how many calls the request can make before the one for the answer.
+
+    Raises:
+        BudgetExceeded: none, because `max_calls` leaves only that one.
+    """
+    most = ctx.budget.limits.max_calls
+    if most is None:
+        return _UNLIMITED
+    spare = most - ctx.budget.calls_taken - 1
+    if spare < 1:
+        ctx.budget.stop("max_calls")
+        raise BudgetExceeded("the last call is left for the answer")
+    return spare
+
+
 async def run_snippets(
     runner: CodeRunner, snippets: Sequence[str], ctx: Context
 ) -> Sequence[SnippetResult]:
@@ -74,16 +93,22 @@ async def run_snippets(
         raise
 
 
-async def written_program(text: str) -> str | None:
-    """Return the program in a reply, or None if the reply says that none helps.
+async def write_program(asked: Chat, llm: LLM, ctx: Context) -> tuple[str, str | None]:
+    """Return the model's reply and the program in it; None if the reply says that none helps.
+
+    The trace counts a call that brings neither.
 
     Raises:
         UnusableReply: it is neither.
+        SampleError: the call failed, or it would be the request's last.
     """
-    program = await find_program(text)
-    if program is None and not _NONE.search(without_reasoning(text)):
-        raise UnusableReply("the reply has no program")
-    return program
+    with ctx.trace.step("programs"):
+        spare_calls(ctx)
+        reply = await llm.complete(asked, Sampling(purpose="draft", fields=ctx.no_tool_calls))
+        program = await find_program(reply.text)
+        if program is None and not _NONE.search(without_reasoning(reply.text)):
+            raise UnusableReply("the reply has no program")
+    return reply.text, program
 
 
 def repair_request(asked: Chat, reply: str, told: str) -> Chat:

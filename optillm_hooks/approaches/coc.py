@@ -41,13 +41,14 @@ from optillm_hooks.programs import (
     repair_request,
     run_snippets,
     runner_of,
-    written_program,
+    spare_calls,
+    write_program,
 )
 from optillm_hooks.prompts import ask
 from optillm_hooks.registry import Cost, DraftingParams, approach
 from optillm_hooks.services import Services
 from optillm_hooks.structured import fill
-from optillm_hooks.types import Answer, Chat, Json, Sampling
+from optillm_hooks.types import Answer, Chat, Json
 
 WRITE = """\
 Do not answer yet. Write a Python program that works out the answer and puts it into a variable \
@@ -162,23 +163,26 @@ async def _worked_out(
     chat: Chat, llm: LLM, params: CocParams, ctx: Context, runner: CodeRunner
 ) -> _Chain | None:
     """Return the last program that was written and what came of it, or None if there is none."""
-    asked = ask(chat, WRITE.format(simulations=params.simulations, note=runner.note))
-    sampling = Sampling(purpose="draft", fields=ctx.no_tool_calls)
     chain: _Chain | None = None
+    asked = ask(chat, WRITE.format(simulations=params.simulations, note=runner.note))
     for repair in range(params.repairs + 1):
         ctx.progress("repairing the program" if repair else "writing a program")
-        with ctx.trace.step("programs"):
-            reply = await llm.complete(asked, sampling)
-            program = await written_program(reply.text)
-        if program is None:
-            ctx.trace.note("chain", outcome="not applicable", repairs=repair)
+        try:
+            reply, program = await write_program(asked, llm, ctx)
+            if program is None:
+                ctx.trace.note("chain", outcome="not applicable", repairs=repair)
+                return chain
+            written = _Chain(program)
+            await _run(written, chat, llm, params, ctx, runner)
+        except SampleError:
+            if chain is None:
+                raise
             return chain
-        chain = _Chain(program)
-        await _run(chain, chat, llm, params, ctx, runner)
+        chain = written
         ctx.trace.note("chain", simulated=len(chain.effects), repairs=repair)
-        if chain.ran is None or not chain.ran.error:
-            break
-        asked = repair_request(asked, reply.text, chain.parts[1])
+        if not (chain.ran and chain.ran.error):
+            return chain
+        asked = repair_request(asked, reply, chain.parts[1])
     return chain
 
 
@@ -265,7 +269,7 @@ async def _simulated(
     where = f"{statement.text}\n\nPython says: {missing.error}"
     task = OF_VALUE if statement.is_value else OF_STATEMENT
     asked = show(chat, [program, where, state or "None."], SIMULATE, task)
-    filled = await fill(Changes, asked, llm, ctx)
+    filled = await fill(Changes, asked, llm, ctx, attempts=min(2, spare_calls(ctx)))
     values = {change.name: _value(change.value) for change in filled.changes}
     if statement.is_value:
         values = {VALUE: _only(values)}

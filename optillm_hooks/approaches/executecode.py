@@ -24,13 +24,13 @@ from optillm_hooks.programs import (
     repair_request,
     run_snippets,
     runner_of,
-    written_program,
+    write_program,
 )
 from optillm_hooks.prompts import ask, question
 from optillm_hooks.registry import Cost, DraftingParams, approach
 from optillm_hooks.sandbox.client import WorkerFailed
 from optillm_hooks.services import Services
-from optillm_hooks.types import Answer, Chat, Sampling
+from optillm_hooks.types import Answer, Chat
 
 WRITE = """\
 Do not answer yet. First decide whether running a Python program would help: for a calculation, a \
@@ -89,24 +89,39 @@ async def _ran(
         given = ran_program(snippets, await run_snippets(runner, snippets, ctx))
         ctx.trace.note("program", outcome=_outcome(given), of="request", snippets=len(snippets))
         return given
+    ran = await _own(chat, llm, params, ctx, runner)
+    if ran is not None:
+        ctx.trace.count("program_runs", lost=int(bool(ran.error)), of=1)
+    return ran
+
+
+async def _own(
+    chat: Chat, llm: LLM, params: ExecutecodeParams, ctx: Context, runner: CodeRunner
+) -> Ran | None:
+    """Return what came of the last program that the model wrote, or None if it wrote none.
+
+    Raises:
+        SampleError: there is none because a call or the sandbox failed.
+    """
     ran: Ran | None = None
     asked = ask(chat, WRITE.format(note=runner.note))
-    sampling = Sampling(purpose="draft", fields=ctx.no_tool_calls)
     for repair in range(params.repairs + 1):
         ctx.progress("repairing the program" if repair else "writing a program")
-        with ctx.trace.step("programs"):
-            reply = await llm.complete(asked, sampling)
-            program = await written_program(reply.text)
-        if program is None:
-            ctx.trace.note("program", outcome="not applicable", repairs=repair)
+        try:
+            reply, program = await write_program(asked, llm, ctx)
+            if program is None:
+                ctx.trace.note("program", outcome="not applicable", repairs=repair)
+                return ran
+            ctx.progress("running the program")
+            ran = ran_program([program], await run_snippets(runner, [program], ctx))
+        except SampleError:
+            if ran is None:
+                raise
             return ran
-        ctx.progress("running the program")
-        ran = ran_program([program], await run_snippets(runner, [program], ctx))
         ctx.trace.note("program", outcome=_outcome(ran), of="model", repairs=repair)
         if not ran.error:
-            break
-        asked = repair_request(asked, reply.text, ran.parts[1])
-    ctx.trace.count("program_runs", lost=int(ran is None or bool(ran.error)), of=1)
+            return ran
+        asked = repair_request(asked, reply, ran.parts[1])
     return ran
 
 

@@ -1,7 +1,7 @@
 """LiteLLM's sandboxes as a code runner: E2B, OpenSandbox, and what else its version supports.
 
-LiteLLM has no price for them: what they cost is on the provider's bill. Its log has an entry for
-each operation, under the caller's key.
+LiteLLM has no price for them: what they cost is on the provider's bill. Its callbacks see each
+operation, with the caller's key.
 """
 
 import asyncio

@@ -387,17 +387,22 @@ async def test_a_sandbox_that_fails_later_leaves_what_was_worked_out() -> None:
     assert 'guess()\n-> {"value": 1}' in result.chat[-1].text
 
 
-async def test_at_the_end_of_the_budget_the_value_is_the_answer() -> None:
-    ctx = with_runner(MontyRunner(), max_calls=2)
-    result, _ = await final([fenced("answer = guess() * 2"), value(4)], ctx)
-    assert result.fallback == Answer("8")
-
-
-async def test_without_a_budget_for_a_simulation_the_program_ends_there() -> None:
-    ctx = with_runner(MontyRunner(), max_calls=1)
-    result, _ = await final([fenced("x = 1\nanswer = guess()")], ctx)
-    assert "where the program stopped with\nx = 1" in result.chat[-1].text
+@pytest.mark.parametrize(("max_calls", "replies"), [(1, 0), (2, 1), (3, 2), (4, 3)])
+async def test_the_last_call_of_a_budget_is_left_for_the_answer(
+    max_calls: int, replies: int
+) -> None:
+    program = "x = 1\na = guess()\nb = guess()\nanswer = guess()"
+    said = [fenced(program), *[value(n) for n in range(9)]]
+    ctx = with_runner(MontyRunner(), max_calls=max_calls)
+    result, _ = await final(said[:replies], ctx)
     assert ctx.budget.stopped_by == "max_calls"
+    assert ("where the program stopped with\n" in result.chat[-1].text) == (replies > 0)
+
+
+async def test_a_simulation_is_not_asked_again_with_the_last_call() -> None:
+    ctx = with_runner(MontyRunner(), max_calls=3)
+    await final([fenced("x = 1\nanswer = guess()"), "I do not know."], ctx)
+    assert ctx.trace.lost == ("simulations:1/1",)
 
 
 async def test_a_simulation_that_hangs_ends_at_the_deadline() -> None:

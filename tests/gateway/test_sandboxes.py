@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import litellm
 import pytest
+from litellm.integrations.custom_logger import CustomLogger
+from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
 from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler
 from litellm.llms.e2b.sandbox.transformation import E2BSandboxConfig
 from litellm.sandbox import sandbox_tools
@@ -77,6 +80,37 @@ async def test_a_sandbox_that_nobody_closes_ends_by_itself(host: SandboxHost) ->
     await runner(seconds=20.0).run(["x = 1", "x = 2"])
     [sandbox] = host.sandboxes.values()
     assert 60 <= sandbox.asked["timeout"] <= 120
+
+
+class Seen(CustomLogger):  # type: ignore[misc] # the base is not typed
+    """Notes each operation that LiteLLM tells its callbacks of, and for whom."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[str, str]] = []
+
+    async def async_log_success_event(
+        self, kwargs: dict[str, Any], response_obj: object, start_time: object, end_time: object
+    ) -> None:
+        del response_obj, start_time, end_time
+        key = kwargs["litellm_params"]["metadata"]["user_api_key"]
+        self.operations.append((kwargs["call_type"], key))
+
+
+SEEN = Seen()
+"""LiteLLM keeps one callback of a class for the life of the process."""
+
+
+async def test_litellms_callbacks_see_each_operation_and_for_whom(
+    host: SandboxHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SEEN.operations.clear()
+    monkeypatch.setattr(litellm, "callbacks", [SEEN])
+    await runner().run(["x = 1"])
+    await GLOBAL_LOGGING_WORKER.flush()
+    kinds = ["acreate_sandbox", "arun_code", "adelete_sandbox"]
+    assert SEEN.operations == [(kind, "hash") for kind in kinds]
+    host.until_all_are_closed()
 
 
 async def test_output_is_cut(host: SandboxHost) -> None:
