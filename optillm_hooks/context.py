@@ -100,6 +100,12 @@ class Context:
     draft_tokens: int | None = None
     """Maximum tokens of each solution, draft and judgement that sets none itself."""
 
+    when_answered: list[Callable[[bool | None], None]] = field(
+        default_factory=list[Callable[[bool | None], None]]
+    )
+    """Called once the request has its answers, with whether a single one fits the request's
+    `response_format`; None if that was not checked."""
+
     progress: Callable[[str], None] = _ignore
     """Shows the client a progress message, if it asked for progress. Never text of a model."""
 

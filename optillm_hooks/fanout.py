@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -9,7 +10,7 @@ from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from itertools import compress
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from optillm_hooks.context import Context, depth_so_far
 from optillm_hooks.errors import (
@@ -22,6 +23,9 @@ from optillm_hooks.llm import LLM
 from optillm_hooks.types import Chat, Completion, Sampling
 
 T = TypeVar("T")
+
+_MAX_JOBS: Final = 1000
+_log = logging.getLogger(__name__)
 
 _MAX_THREADS = 64
 """Maximum threads at a time. One whose request was cancelled counts until its work returns."""
@@ -414,3 +418,58 @@ async def opened(
         yield outcome
     finally:
         await asyncio.shield(start(close()))
+
+
+class Background:
+    """Work after the answers, of which a caller may have some waiting, and none waits for any.
+
+    Args:
+        running: maximum of jobs that run at once.
+        waiting: maximum of jobs of one caller that have not ended.
+        seconds: after which a job is cancelled.
+        describe: returns what the log says of a bug in a job. A message may quote a prompt.
+    """
+
+    def __init__(
+        self,
+        *,
+        running: int = 4,
+        waiting: int = 16,
+        seconds: float = 300.0,
+        describe: Callable[[Exception], str] = lambda error: type(error).__name__,
+    ) -> None:
+        self._describe = describe
+        self._slots = asyncio.Semaphore(running)
+        self._waiting = waiting
+        self._seconds = seconds
+        self._tasks: dict[asyncio.Task[None], str] = {}
+
+    def accept(self, caller: str, job: Callable[[], Awaitable[None]]) -> bool:
+        """Run `job` later; return whether there is room for another job of `caller`."""
+        of_caller = sum(each == caller for each in self._tasks.values())
+        if of_caller >= self._waiting or len(self._tasks) >= _MAX_JOBS:
+            return False
+        task = asyncio.get_running_loop().create_task(self._run(job))
+        self._tasks[task] = caller
+        task.add_done_callback(self._tasks.pop)
+        return True
+
+    async def _run(self, job: Callable[[], Awaitable[None]]) -> None:
+        try:
+            async with self._slots, asyncio.timeout(self._seconds):
+                await job()
+        except (SampleError, TimeoutError) as exc:
+            _log.info("work after an answer ended early: %s", exc or type(exc).__name__)
+        except Exception as exc:
+            _log.error("work after an answer failed: %s", self._describe(exc))
+
+    async def ended(self) -> None:
+        """Wait until nothing is left."""
+        while self._tasks:
+            await asyncio.wait(list(self._tasks))
+
+    async def stop(self) -> None:
+        """Cancel what has not ended."""
+        for task in self._tasks:
+            task.cancel()
+        await self.ended()

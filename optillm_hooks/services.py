@@ -281,5 +281,8 @@ class Services:
     """None if the operator has no notes of conversations kept."""
 
     privacy: Privacy = field(default_factory=Privacy)
+    learns: bool = False
+    """Whether the operator lets stages learn from requests."""
+
     later: Callable[[Callable[[], Awaitable[None]]], bool] = _nothing_later
     """Runs work after the answer, which never waits for it; returns whether it was accepted."""

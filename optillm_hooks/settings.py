@@ -291,6 +291,14 @@ def presidio_address(settings: PrivacySettings) -> str | None:
     return settings.presidio_url or os.environ.get("PRESIDIO_ANALYZER_API_BASE") or None
 
 
+class SplSettings(_Settings):
+    """What the approach `spl` may do."""
+
+    learning: bool = Field(
+        default=False, description="Let requests and aliases that ask for it add strategies."
+    )
+
+
 class Settings(RunSettings):
     """`litellm_settings.optillm_settings`: the settings of requests that name no alias."""
 
@@ -311,6 +319,9 @@ class Settings(RunSettings):
     )
     store: StoreSettings = Field(
         default_factory=StoreSettings, description="Where stages keep what outlasts a request."
+    )
+    spl: SplSettings = Field(
+        default_factory=SplSettings, description="What the approach `spl` may do."
     )
     max_choices: int = Field(default=64, ge=1, description="Maximum choices (n) of one request.")
     plugins_dir: str | None = Field(

@@ -6,6 +6,7 @@ from optillm_hooks.gateway.custom_llm import Provider
 from optillm_hooks.gateway.startup import (
     load_plugin_files,
     log_problems,
+    mount_routes,
     spare_the_collector,
     use_litellm_logging,
 )
@@ -15,6 +16,7 @@ use_litellm_logging()
 load_entry_points()
 load_plugin_files()
 log_problems()
+mount_routes()
 spare_the_collector()
 
 hook = Hook()

@@ -1,21 +1,27 @@
 """The services of a request: those that the operator has switched on, for its caller."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Final
 
 from litellm import Router
 from litellm.proxy._types import UserAPIKeyAuth
 
+from optillm_hooks.fanout import Background
 from optillm_hooks.gateway.caller import Caller
 from optillm_hooks.gateway.code_runners import code_runner_for
 from optillm_hooks.gateway.embeddings import router_embed
 from optillm_hooks.gateway.mcp_tools import GatewayTools
 from optillm_hooks.gateway.private_values import privacy_of
 from optillm_hooks.gateway.web_access import page_reader, router_search
+from optillm_hooks.pipeline.logs import format_traceback
 from optillm_hooks.services import NoteKeeping, Owner, Services
 from optillm_hooks.settings import RunSettings, Settings, StoreSettings
 from optillm_hooks.store.store import Store
+
+BACKGROUND: Final = Background(describe=format_traceback)
+"""The work of this process after its answers."""
 
 
 def services_for(
@@ -41,6 +47,8 @@ def services_for(
         notes=NoteKeeping(ttl_s=settings.memory.ttl_s) if settings.memory.store else None,
         embed=router_embed(settings.memory, router, caller),
         privacy=privacy_of(settings.privacy),
+        learns=settings.spl.learning,
+        later=partial(BACKGROUND.accept, caller.share),
         fetch=page_reader(settings.web, caller.share),
         search=router_search(settings.web, router, caller),
         toolbox=None if caller.key is None else GatewayTools(caller),

@@ -63,6 +63,16 @@ def load_plugin_files() -> None:
         _log.error("optillm: %s", problem)
 
 
+def mount_routes() -> None:
+    """Add our own HTTP routes to the proxy's application, if this process runs the proxy."""
+    app = getattr(proxy_module(), "app", None)
+    if app is not None:
+        from optillm_hooks.gateway import http_routes  # loads LiteLLM's authentication
+
+        if (lacking := http_routes.mount(app)) is not None:
+            _log.error("optillm: %s", lacking)
+
+
 def log_problems() -> None:
     """Log each problem in the configuration of the proxy, if this process runs one."""
     proxy_config = getattr(proxy_module(), "proxy_config", None)

@@ -21,7 +21,6 @@ _WRAPPED: Final = (
 PLUGINS: Final[Mapping[str, str]] = {
     "proxy": "give several deployments one model_name: LiteLLM balances the load between them "
     "(`python -m optillm_hooks.converters proxy FILE` converts OptiLLM's configuration)",
-    "spl": "put your strategies into the system message",
 }
 """What to use instead of a plugin."""
 
@@ -35,7 +34,6 @@ FIELDS: Final[Mapping[str, str]] = {
     "comparison_temperature": "remove it: genselect's comparisons have a fixed temperature",
     "proxy_wrap": _WRAPPED,
     "selection_temperature": "remove it: judges have a fixed temperature",
-    "spl_learning": PLUGINS["spl"],
     "wrap": _WRAPPED,
     "wrapped_approach": _WRAPPED,
 }

@@ -18,6 +18,16 @@ MAX_TEXT_CHARS: Final = 200_000
 MAX_TEXTS: Final = 1000
 """Maximum cached texts of a namespace."""
 
+MAX_METHOD_CHARS: Final = 4000
+MAX_STRATEGIES: Final = 200
+"""Maximum strategies of a namespace: a new one takes the place of the least useful."""
+
+MAX_VERSIONS: Final = 20
+"""Versions of a strategy that are kept for a rollback."""
+
+MAX_USES: Final = 5000
+"""Uses of strategies that wait for a reward, per namespace: the oldest are forgotten."""
+
 
 class StoreFailed(SampleError):
     """The store cannot be read or written. The proxy's log says why."""
@@ -69,6 +79,42 @@ class Note:
 
     expires_at: float | None
     embedding: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """What a strategy says: data of a model."""
+
+    when: str
+    """The kind of task that it is for."""
+
+    keywords: str
+    steps: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strategy:
+    """The current version of a strategy, and how it has done."""
+
+    id: str
+    version: int
+    method: Method
+    uses: int
+    """How often this version was used."""
+
+    rewarded: int
+    """How many of the uses have got a reward."""
+
+    reward: float
+    """The sum of the rewards, each from 0 to 1."""
+
+    created_at: float
+    last_used: float | None
+
+    @property
+    def mean(self) -> float:
+        """The expected reward, by a uniform prior."""
+        return (1 + self.reward) / (2 + self.rewarded)
 
 
 def digest(*parts: str) -> str:

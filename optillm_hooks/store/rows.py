@@ -58,12 +58,12 @@ class Rows:
             )
             made += stored == uid
         self._expire(note)
-        self._evict(note, at, MAX_NOTES)
+        self.evict(note, at, MAX_NOTES)
         return made
 
     def notes(self, owner: Namespace, limit: int, after: str | None) -> list[Note]:
         """Return the newest notes, or those next to the note `after`."""
-        at = self._find(owner)
+        at = self.find(owner)
         if at is None:
             return []
         found = select(note).where(note.c.namespace_id == at, self._alive(note))
@@ -85,17 +85,17 @@ class Rows:
         return [_note(row) for row in self.connection.execute(newest)]
 
     def delete_note(self, owner: Namespace, uid: str) -> bool:
-        at = self._find(owner)
+        at = self.find(owner)
         gone = delete(note).where(note.c.namespace_id == at, note.c.uid == uid, self._alive(note))
         return self.connection.execute(gone).rowcount > 0
 
     def clear_notes(self, owner: Namespace) -> int:
-        gone = delete(note).where(note.c.namespace_id == self._find(owner))
+        gone = delete(note).where(note.c.namespace_id == self.find(owner))
         return self.connection.execute(gone).rowcount
 
     def text(self, owner: Namespace, key: str) -> str | None:
         found = select(cached_text.c.text).where(
-            cached_text.c.namespace_id == self._find(owner),
+            cached_text.c.namespace_id == self.find(owner),
             cached_text.c.digest == digest(key),
             self._alive(cached_text),
         )
@@ -117,10 +117,10 @@ class Rows:
             changed=("text", "created_at", "expires_at"),
         )
         self._expire(cached_text)
-        self._evict(cached_text, at, MAX_TEXTS)
+        self.evict(cached_text, at, MAX_TEXTS)
 
     def clear_texts(self, owner: Namespace) -> int:
-        gone = delete(cached_text).where(cached_text.c.namespace_id == self._find(owner))
+        gone = delete(cached_text).where(cached_text.c.namespace_id == self.find(owner))
         return self.connection.execute(gone).rowcount
 
     def namespace_id(self, owner: Namespace) -> int:
@@ -128,7 +128,7 @@ class Rows:
 
         Its row is locked: two that write rows in different orders would wait for each other.
         """
-        found = self._find(owner, lock=True)
+        found = self.find(owner, lock=True)
         if found is not None:
             return found
         fields = {"scope": owner.scope, "owner": owner.owner}
@@ -154,7 +154,8 @@ class Rows:
         )
         return self.connection.execute(row.returning(table.c[returning])).scalar_one()
 
-    def _find(self, owner: Namespace, *, lock: bool = False) -> int | None:
+    def find(self, owner: Namespace, *, lock: bool = False) -> int | None:
+        """Return the id of a namespace, or None if nothing was ever stored in it."""
         found = select(namespace.c.id).where(
             namespace.c.scope == owner.scope, namespace.c.owner == owner.owner
         )
@@ -172,7 +173,7 @@ class Rows:
         gone = expired.with_for_update(skip_locked=True).scalar_subquery()
         self.connection.execute(delete(table).where(table.c.id.in_(gone)))
 
-    def _evict(self, table: Table, at: int, most: int) -> None:
+    def evict(self, table: Table, at: int, most: int) -> None:
         """Delete the oldest rows of a namespace beyond the `most` newest."""
         mine = table.c.namespace_id == at
         count = self.connection.execute(select(func.count()).where(mine)).scalar_one()

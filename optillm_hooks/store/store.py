@@ -9,12 +9,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from optillm_hooks.store.records import Namespace, NewNote, Note, StoreFailed, StoreUnusable
+from optillm_hooks.store.records import (
+    Method,
+    Namespace,
+    NewNote,
+    Note,
+    StoreFailed,
+    StoreUnusable,
+    Strategy,
+)
 
 if TYPE_CHECKING:  # loading SQLAlchemy takes a while: a thread does it when the store is opened
     from sqlalchemy import Engine
 
-    from optillm_hooks.store.rows import Rows
+    from optillm_hooks.store.strategy_rows import AllRows
 
 T = TypeVar("T")
 
@@ -80,6 +88,43 @@ class Store:
         """Delete all cached texts; return how many there were."""
         return await self._write(lambda rows: rows.clear_texts(owner))
 
+    async def strategies(self, owner: Namespace) -> list[Strategy]:
+        """Return the current version of each strategy, oldest first."""
+        return await self._read(lambda rows: rows.strategies(owner))
+
+    async def add_strategy(self, owner: Namespace, method: Method) -> bool:
+        """Add a strategy; return whether it is new. Texts are cut to `MAX_METHOD_CHARS`.
+
+        Beyond `MAX_STRATEGIES`, the least useful one is deleted.
+        """
+        return await self._write(lambda rows: rows.add_strategy(owner, method))
+
+    async def revise_strategy(self, owner: Namespace, uid: str, seen: int, method: Method) -> bool:
+        """Make `method` the next version of a strategy, if version `seen` is still the current one.
+
+        Returns whether it was. The new version begins without uses and rewards.
+        """
+        return await self._write(lambda rows: rows.revise_strategy(owner, uid, seen, method))
+
+    async def roll_back_strategy(self, owner: Namespace, uid: str, version: int) -> bool:
+        """Make an earlier version the current one, with its own count; return whether it exists."""
+        return await self._write(lambda rows: rows.roll_back_strategy(owner, uid, version))
+
+    async def delete_strategy(self, owner: Namespace, uid: str) -> bool:
+        """Delete a strategy with all its versions; return whether there was one."""
+        return await self._write(lambda rows: rows.delete_strategy(owner, uid))
+
+    async def use_strategies(self, owner: Namespace, uids: Sequence[str], request: str) -> None:
+        """Count a use of the current version of each strategy, by the request with that id."""
+        await self._write(lambda rows: rows.use_strategies(owner, uids, request))
+
+    async def reward(self, owner: Namespace, request: str, reward: float) -> int:
+        """Give `reward`, from 0 to 1, to what a request used; return how many versions got it.
+
+        Only the first reward of a request counts.
+        """
+        return await self._write(lambda rows: rows.reward(owner, request, reward))
+
     def close(self) -> None:
         """Finish what is running, and close all connections. The next use opens it again."""
         self._threads.shutdown()
@@ -89,25 +134,25 @@ class Store:
                 self._engine.dispose()
                 self._engine = None
 
-    async def _read(self, work: "Callable[[Rows], T]") -> T:
+    async def _read(self, work: "Callable[[AllRows], T]") -> T:
         return await self._in_thread(work, reads=True)
 
-    async def _write(self, work: "Callable[[Rows], T]") -> T:
+    async def _write(self, work: "Callable[[AllRows], T]") -> T:
         return await self._in_thread(work, reads=False)
 
-    async def _in_thread(self, work: "Callable[[Rows], T]", *, reads: bool) -> T:
+    async def _in_thread(self, work: "Callable[[AllRows], T]", *, reads: bool) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._transact, work, reads)
 
-    def _transact(self, work: "Callable[[Rows], T]", reads: bool) -> T:
+    def _transact(self, work: "Callable[[AllRows], T]", reads: bool) -> T:
         from sqlalchemy.exc import SQLAlchemyError
 
-        from optillm_hooks.store.rows import Rows
+        from optillm_hooks.store.strategy_rows import AllRows
 
         try:
             engine = self._opened().execution_options(reads=reads)
             with engine.begin() as connection:
-                return work(Rows(connection, self._clock()))
+                return work(AllRows(connection, self._clock()))
         except (SQLAlchemyError, StoreUnusable, OSError) as exc:
             # The error of a statement has its parameters, which are texts of users.
             said = getattr(exc, "orig", None) or exc

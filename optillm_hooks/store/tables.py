@@ -68,3 +68,56 @@ cached_text: Final = Table(
     UniqueConstraint("namespace_id", "digest"),
     Index("optillm_cached_text_newest", "namespace_id", "created_at", "id"),
 )
+
+strategy: Final = Table(
+    "optillm_strategy",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("uid", String(32), nullable=False, unique=True),
+    _namespaced(),
+    Column("digest", String(64), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("created_at", Double, nullable=False),
+    UniqueConstraint("namespace_id", "digest"),
+)
+"""`version` is the number of the current version."""
+
+strategy_version: Final = Table(
+    "optillm_strategy_version",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column(
+        "strategy_id",
+        _Id,
+        ForeignKey("optillm_strategy.id", ondelete="CASCADE"),
+        nullable=False,
+    ),
+    Column("version", Integer, nullable=False),
+    Column("applies_to", Text, nullable=False),
+    Column("keywords", Text, nullable=False),
+    Column("steps", Text, nullable=False),
+    Column("uses", Integer, nullable=False),
+    Column("rewarded", Integer, nullable=False),
+    Column("reward", Double, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("last_used", Double),
+    UniqueConstraint("strategy_id", "version"),
+)
+
+strategy_use: Final = Table(
+    "optillm_strategy_use",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    _namespaced(),
+    Column(
+        "version_id",
+        _Id,
+        ForeignKey("optillm_strategy_version.id", ondelete="CASCADE"),
+        nullable=False,
+        index=True,
+    ),
+    Column("request", String(64), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Index("optillm_strategy_use_of_request", "namespace_id", "request"),
+)
+"""Uses that wait for a reward. A reward deletes them, so that each counts once."""

@@ -114,6 +114,7 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
     "router": [{"approaches": ["mcts"]}, {"samples": 1}, {"temperature": 0}],
     "rstar": [{"max_depth": 1}, {"num_rollouts": 0}, {"c": -1}],
     "rto": [{"temperature": -1}],
+    "spl": [{"learn": "perhaps"}, {"scope": "world"}, {"max_strategies": 0}],
     "self_consistency": [{"n": 0}, {"n": 65}, {"temperature": 0}, {"answer_format": "x"}],
     "web_search": [
         {"queries": 11},

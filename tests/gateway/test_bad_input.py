@@ -269,6 +269,14 @@ def test_what_litellm_itself_refuses_stays_refused(
     assert upstream.calls == []
 
 
+def test_nothing_is_learnt_unless_the_operator_says_so(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.play(Script())
+    answer = proxy.post(CHAT, request("spl-base", spl_learning=True))
+    assert answer.status_code == 400
+    assert "optillm_settings.spl.learning" in answer.json()["error"]["message"]
+    assert upstream.calls == []
+
+
 def test_a_prompt_of_a_megabyte_is_answered(proxy: Proxy, upstream: Upstream) -> None:
     upstream.play(Script())
     text = "word " * 200_000 + "end"

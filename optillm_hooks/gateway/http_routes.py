@@ -1,0 +1,247 @@
+"""Routes of our own on the proxy's application, behind LiteLLM's authentication.
+
+A caller reaches the rows of its own key, team and user. An admin of the proxy also reaches those of
+others, by `owner`.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any, Final, TypeVar
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from litellm.proxy._types import LiteLLMRoutes, LitellmUserRoles, ProxyException, UserAPIKeyAuth
+from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from optillm_hooks.errors import OptiLLMError, RequestRejected
+from optillm_hooks.gateway.failures import to_proxy
+from optillm_hooks.gateway.operator_settings import read_settings
+from optillm_hooks.gateway.services import owner_of, store_of
+from optillm_hooks.store.records import Namespace, Note, Scope, Strategy
+from optillm_hooks.store.store import Store
+
+M = TypeVar("M", bound=BaseModel)
+
+_PREFIX: Final = "/optillm"
+_MAX_BODY: Final = 10_000
+
+router: Final = APIRouter(prefix=_PREFIX, tags=["optillm"])
+Key = Annotated[UserAPIKeyAuth, Depends(user_api_key_auth)]
+
+
+class _Given(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Whose(_Given):
+    """Whose rows: `owner` is the id of a key (its hash), a team or a user."""
+
+    scope: Scope = "key"
+    owner: str | None = Field(default=None, min_length=1, max_length=500)
+
+
+class _Page(_Whose):
+    limit: int = Field(default=100, ge=1, le=1000)
+    after: str | None = Field(default=None, max_length=100)
+
+
+class _Feedback(_Whose):
+    request_id: str = Field(min_length=1, max_length=200)
+    reward: float = Field(ge=0, le=1, allow_inf_nan=False)
+
+
+class _Rollback(_Whose):
+    version: int = Field(ge=1)
+
+
+@router.get("/notes")
+async def list_notes(request: Request, key: Key) -> dict[str, Any]:
+    """Return a page of notes, newest first; `after` is the id of the last note of the page before.
+
+    Query: `scope` (key, team or user), `owner`, `limit`, `after`.
+    """
+    asked = _query(_Page, request)
+    with _refusals():
+        namespace = _namespace(asked, key)
+        notes = await _store().notes(namespace, limit=asked.limit + 1, after=asked.after)
+    page = notes[: asked.limit]
+    return {"object": "list", "data": [*map(_note, page)], "has_more": len(notes) > len(page)}
+
+
+@router.delete("/notes")
+async def delete_notes(request: Request, key: Key) -> dict[str, Any]:
+    """Delete all notes and cached texts. Query: `scope`, `owner`."""
+    asked = _query(_Whose, request)
+    with _refusals():
+        namespace = _namespace(asked, key)
+        notes = await _store().clear_notes(namespace)
+        texts = await _store().clear_texts(namespace)
+    return {"object": "optillm.notes.deleted", "notes": notes, "cached_texts": texts}
+
+
+@router.delete("/notes/{note_id}")
+async def delete_note(note_id: str, request: Request, key: Key) -> dict[str, Any]:
+    """Delete a note. Query: `scope`, `owner`."""
+    asked = _query(_Whose, request)
+    with _refusals():
+        found = await _store().delete_note(_namespace(asked, key), note_id)
+    return _deleted("optillm.note", note_id, found)
+
+
+@router.post("/feedback")
+async def give_feedback(request: Request, key: Key) -> dict[str, Any]:
+    """Reward the strategies that a request used. Only the first reward of a request counts.
+
+    Body: `request_id` (the response header `x-litellm-call-id`), `reward` (0 to 1), `scope`.
+    """
+    given = await _body(_Feedback, request)
+    with _refusals():
+        namespace = _namespace(given, key)
+        rewarded = await _store().reward(namespace, given.request_id, given.reward)
+    return {"object": "optillm.feedback", "request_id": given.request_id, "strategies": rewarded}
+
+
+@router.get("/strategies")
+async def list_strategies(request: Request, key: Key) -> dict[str, Any]:
+    """Return the strategies with their counts. Query: `scope`, `owner`."""
+    asked = _query(_Whose, request)
+    with _refusals():
+        found = await _store().strategies(_namespace(asked, key))
+    return {"object": "list", "data": [*map(_strategy, found)], "has_more": False}
+
+
+@router.delete("/strategies/{strategy_id}")
+async def delete_strategy(strategy_id: str, request: Request, key: Key) -> dict[str, Any]:
+    """Delete a strategy with all its versions. Query: `scope`, `owner`."""
+    asked = _query(_Whose, request)
+    with _refusals():
+        found = await _store().delete_strategy(_namespace(asked, key), strategy_id)
+    return _deleted("optillm.strategy", strategy_id, found)
+
+
+@router.post("/strategies/{strategy_id}/rollback")
+async def roll_back_strategy(strategy_id: str, request: Request, key: Key) -> dict[str, Any]:
+    """Make an earlier version the current one. Body: `version`, `scope`, `owner`."""
+    given = await _body(_Rollback, request)
+    with _refusals():
+        namespace = _namespace(given, key)
+        found = await _store().roll_back_strategy(namespace, strategy_id, given.version)
+    if not found:
+        raise _missing("strategy or version")
+    return {"object": "optillm.strategy", "id": strategy_id, "version": given.version}
+
+
+def mount(app: FastAPI) -> str | None:
+    """Add the routes to LiteLLM's application; return what it lacks for virtual keys to call them.
+
+    LiteLLM keeps routes that it does not know for admins. Its `self_managed_routes` are those that
+    check by themselves what a caller may do.
+    """
+    app.include_router(router)
+    managed = getattr(getattr(LiteLLMRoutes, "self_managed_routes", None), "value", None)
+    if not isinstance(managed, list):
+        return (
+            "this version of LiteLLM has no list of self-managed routes: only admins can call "
+            f"{_PREFIX}/..."
+        )
+    paths = [getattr(route, "path", "") for route in router.routes]
+    managed.extend(path for path in dict.fromkeys(paths) if path not in managed)
+    return None
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Raise our errors as the proxy's, which it answers in OpenAI's form."""
+    try:
+        yield
+    except OptiLLMError as exc:
+        raise to_proxy(exc) from None
+
+
+def _store() -> Store:
+    return store_of(read_settings().store)
+
+
+def _namespace(asked: _Whose, key: UserAPIKeyAuth) -> Namespace:
+    """Return the caller's namespace, or the one that an admin names.
+
+    Raises:
+        RequestRejected: the caller has no such namespace.
+        ProxyException: with status 403, it names another's and is no admin.
+    """
+    if asked.owner is None:
+        return owner_of(key).namespace(asked.scope)
+    if key.user_role != LitellmUserRoles.PROXY_ADMIN:
+        raise ProxyException(
+            message="only an admin of the proxy may name an owner",
+            type="permission_error",
+            param="owner",
+            code=403,
+        )
+    return Namespace(asked.scope, asked.owner)
+
+
+def _query(model: type[M], request: Request) -> M:
+    return _valid(model, dict(request.query_params))
+
+
+async def _body(model: type[M], request: Request) -> M:
+    body = await request.body()
+    if len(body) > _MAX_BODY:
+        raise to_proxy(RequestRejected(f"the body has more than {_MAX_BODY} bytes"))
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as exc:
+        raise to_proxy(_rejected(exc)) from None
+
+
+def _valid(model: type[M], given: Mapping[str, object]) -> M:
+    try:
+        return model.model_validate(given)
+    except ValidationError as exc:
+        raise to_proxy(_rejected(exc)) from None
+
+
+def _rejected(error: ValidationError) -> RequestRejected:
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"]))
+    return RequestRejected(f"{field or 'body'}: {first['msg']}", param=field or None)
+
+
+def _deleted(kind: str, row_id: str, found: bool) -> dict[str, Any]:
+    if not found:
+        raise _missing(kind.removeprefix("optillm."))
+    return {"object": kind, "id": row_id, "deleted": True}
+
+
+def _missing(what: str) -> ProxyException:
+    return ProxyException(
+        message=f"no such {what}", type="invalid_request_error", param=None, code=404
+    )
+
+
+def _note(note: Note) -> dict[str, Any]:
+    return {
+        "object": "optillm.note",
+        "id": note.id,
+        "text": note.text,
+        "source": note.source,
+        "created_at": int(note.created_at),
+        "expires_at": None if note.expires_at is None else int(note.expires_at),
+    }
+
+
+def _strategy(strategy: Strategy) -> dict[str, Any]:
+    return {
+        "object": "optillm.strategy",
+        "id": strategy.id,
+        "version": strategy.version,
+        "when": strategy.method.when,
+        "keywords": strategy.method.keywords,
+        "steps": strategy.method.steps,
+        "uses": strategy.uses,
+        "rewarded": strategy.rewarded,
+        "reward": strategy.reward,
+        "created_at": int(strategy.created_at),
+        "last_used": None if strategy.last_used is None else int(strategy.last_used),
+    }
