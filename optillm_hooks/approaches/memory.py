@@ -63,7 +63,7 @@ class MemoryParams(DraftingParams):
         "model_info has it, or else 8192.",
     )
     max_parts: int = Field(
-        default=32,
+        default=20,
         ge=1,
         le=1024,
         description="Maximum parts of the text that are read: those closest to the question.",

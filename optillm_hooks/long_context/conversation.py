@@ -8,16 +8,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from optillm_hooks.long_context.question import Asked, find_question
+from optillm_hooks.long_context.question import Asked, find_question, is_short
 from optillm_hooks.long_context.window import Window
 from optillm_hooks.types import Chat, Fields, Json, Message, Sampling
 
 SYSTEM_ROLES: Final = ("system", "developer")
 _TEXT_FILE: Final = "data:text/"
 _QUESTION: Final = 8
+_LAST_TURN: Final = 3
 _RECENT: Final = 4
 _IMAGES: Final = 4
-"""Parts of a prompt, as divisors: of the question, of the latest turns, of earlier images."""
+"""Parts of a prompt, as divisors, that may be taken by the question, by the whole turn that asks
+it, by the latest turns before that, and by earlier images."""
 
 _MAX_PARTS: Final = 16
 """Maximum images and files of earlier turns that are kept."""
@@ -40,6 +42,11 @@ class LongConversation:
     """The latest whole turns before the question, as they are."""
 
     asked: Asked
+    """The question, for who reads the material."""
+
+    shown: Asked
+    """What stays of the turn that asks it: all of its text if there is room."""
+
     turn: Message
     """The turn of the user that asks the question."""
 
@@ -54,7 +61,7 @@ class LongConversation:
 
     def answered_from(self, shown: str) -> Chat:
         """Return the conversation with `shown` in place of its material."""
-        texts = (self.asked.opening, shown, self.asked.ending)
+        texts = (self.shown.opening, shown, self.shown.ending)
         text = "\n\n".join(filter(None, texts))
         content = (*self.parts, {"type": "text", "text": text}) if self.parts else text
         return (*self.system, *self.recent, replace(self.turn, content=content), *self.after)
@@ -91,17 +98,20 @@ def take_apart(chat: Chat, window: Window) -> LongConversation | None:
         return None
     room, turn = window.prompt, body[at]
     text, parts = _read(turn)
-    asked = find_question(text, window.count, room // _QUESTION)
+    asked = stays = find_question(text, window.count, room // _QUESTION)
+    if asked.document and body[:at] and is_short(text, window.count, room // _LAST_TURN):
+        stays = Asked("", "", text)
     before, recent = _split_recent(body[:at], window, room // _RECENT)
     after, results = _shorten_results(body[at + 1 :], window, room // 2)
     earlier = [part for message in before for part in _read(message)[1]]
     carried = _latest(earlier, window, room // _IMAGES)
-    material = [*map(as_text, before), asked.document, *results]
+    material = [*map(as_text, before), stays.document, *results]
     return LongConversation(
         system=system,
         material="\n\n".join(filter(None, material)),
         recent=recent,
         asked=asked,
+        shown=stays,
         turn=turn,
         parts=(*carried, *parts),
         after=after,
