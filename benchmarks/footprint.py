@@ -1,15 +1,16 @@
 """What an installation takes: distributions, disk, and the time and memory of an import.
 
 The distributions are those that pip would install for the default dependencies, found in the
-environment that this runs in; extras, such as local models, are left out. CPU times are the median of
-several fresh processes, with compiled bytecode.
+environment that this runs in; extras, such as local models, are left out. CPU times are the median
+of several fresh processes, with compiled bytecode.
 """
 
 import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Iterable, Sequence
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -19,7 +20,7 @@ from packaging.utils import canonicalize_name
 
 from benchmarks.report import parser, table
 
-PACKAGE: Final = "optillm-hooks"
+ROOT: Final = Path(__file__).parent.parent
 RUNS: Final = 5
 
 IMPORTS: Final = {
@@ -55,11 +56,19 @@ class Imported(NamedTuple):
     """Memory of the process after it."""
 
 
-def needed(name: str) -> dict[str, Distribution]:
-    """Return the distributions that an installation of `name` consists of, by name."""
+def dependencies() -> list[str]:
+    """Return the requirements of a default installation of this package."""
+    found: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "dependencies"
+    ]
+    return found
+
+
+def needed(requirements: Iterable[str]) -> dict[str, Distribution]:
+    """Return the distributions that are installed for `requirements`, by name."""
     found: dict[str, Distribution] = {}
     seen: set[tuple[str, frozenset[str]]] = set()
-    left = [Requirement(name)]
+    left = list(map(Requirement, requirements))
     while left:
         wanted = left.pop()
         key, extras = canonicalize_name(wanted.name), frozenset(wanted.extras)
@@ -78,9 +87,9 @@ def needed(name: str) -> dict[str, Distribution]:
     return found
 
 
-def installed(name: str) -> Installed:
-    """Return how much an installation of `name` takes."""
-    found = needed(name)
+def installed(requirements: Iterable[str]) -> Installed:
+    """Return how much an installation of `requirements` takes."""
+    found = needed(requirements)
     files = {Path(str(file.locate())) for each in found.values() for file in each.files or ()}
     total = sum(file.stat().st_size for file in files if file.is_file())
     return Installed(len(found), total / 1e6)
@@ -96,7 +105,7 @@ def _measured(statement: str) -> Sequence[float]:
     ended = subprocess.run(
         [sys.executable, "-c", _MEASURE.format(statement=statement)],
         env={"PATH": "/usr/bin:/bin", "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
@@ -107,8 +116,10 @@ def _measured(statement: str) -> Sequence[float]:
 
 def main() -> None:
     parser(__doc__).parse_args()
-    size = installed(PACKAGE)
-    print(f"{size.distributions} distributions, {size.megabytes:,.0f} MB on disk\n")
+    theirs = [each for each in dependencies() if each.startswith("litellm")]
+    for what, requirements in {"in all": dependencies(), "LiteLLM's proxy": theirs}.items():
+        size = installed(requirements)
+        print(f"{what}: {size.distributions} distributions, {size.megabytes:,.0f} MB on disk\n")
     rows = [
         (what, f"{took.seconds:.2f} s", f"{took.megabytes:,.0f} MB")
         for what, statement in IMPORTS.items()
