@@ -125,7 +125,8 @@ async def web_search(chat: Chat, llm: LLM, params: WebSearchParams, ctx: Context
     key = hashlib.sha256(repr((begun, params)).encode()).hexdigest()
     known = ctx.caller_cache.get(key) if len(begun) < len(chat) else None
     [data] = known or [await _found(begun, llm, params, ctx)]
-    ctx.caller_cache.put(key, (data,))
+    if ctx.client.fields.get("tools"):
+        ctx.caller_cache.put(key, (data,))
     return edit_question(chat, lambda text: f"{text}\n\n{data}") if data else chat
 
 

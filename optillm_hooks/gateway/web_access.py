@@ -1,6 +1,7 @@
 """The web by LiteLLM's means: its check of addresses, its TLS settings, its search tools."""
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,16 +47,19 @@ _TUNNELS: Final = tuple(
 )
 """IPv6 networks that LiteLLM takes for public, but that may lead to private addresses."""
 
+_ADDRESS: Final = re.compile(r"https?://[^\s\ud800-\udfff]+")
 _FORBIDDEN: Final = 403
 _MAX_QUERY: Final = 400
 """Maximum characters of a query."""
 
 _MAX_TITLE: Final = 300
+_MAX_DATE: Final = 40
 _MAX_SNIPPET: Final = 20_000
 """Maximum characters that are kept of a result."""
 
-_resolvers: Final = ThreadPoolExecutor(8, "optillm-dns")
-"""Threads of its own: names that never resolve must not take those of LiteLLM."""
+_resolvers: Final = ThreadPoolExecutor(32, "optillm-dns")
+"""Threads of its own, twice as many as downloads: names that never resolve must not take those of
+LiteLLM, nor those of other keys."""
 
 _cache: Final = PageCache()
 
@@ -182,10 +186,16 @@ class RouterSearch:
 def _results(response: Any) -> Iterator[SearchResult]:
     """Yield the results that have the address of a page."""
     for each in response.results:
-        if str(each.url).startswith(("http://", "https://")) and len(each.url) <= MAX_URL:
+        url = str(each.url or "")
+        if len(url) <= MAX_URL and _ADDRESS.fullmatch(url):
             yield SearchResult(
-                title=" ".join(str(each.title or "").split())[:_MAX_TITLE],
-                url=each.url,
-                snippet=str(each.snippet or "")[:_MAX_SNIPPET],
-                date=str(each.date or "")[:40],
+                title=" ".join(_sendable(each.title, _MAX_TITLE).split()),
+                url=url,
+                snippet=_sendable(each.snippet, _MAX_SNIPPET),
+                date=_sendable(each.date, _MAX_DATE),
             )
+
+
+def _sendable(text: object, most: int) -> str:
+    """Return the beginning of `text` without what cannot be sent to a model: half characters."""
+    return str(text or "")[:most].encode(errors="replace").decode().replace("\0", "")

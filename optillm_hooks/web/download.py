@@ -157,9 +157,10 @@ def _parsed(url: str) -> httpx.URL:
         raise ServiceFailed(f"its address is longer than {MAX_URL} characters")
     try:
         parsed = httpx.URL(url).copy_with(fragment=None, username=None, password=None)
+        has_host = bool(parsed.host)  # raises for a malformed international name
     except (httpx.InvalidURL, ValueError):
         raise ServiceFailed("it is not a valid address") from None
-    if parsed.scheme not in ("http", "https") or not parsed.raw_host:
+    if parsed.scheme not in ("http", "https") or not has_host:
         raise ServiceFailed("only addresses with http and https can be read")
     if not 0 < _port(parsed) <= _MAX_PORT:
         raise ServiceFailed("it is not a valid address")

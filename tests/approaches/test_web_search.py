@@ -17,7 +17,7 @@ from optillm_hooks.pipeline.plan import resolve
 from optillm_hooks.pipeline.run import run
 from optillm_hooks.services import SearchResult, ServiceFailed, Services
 from optillm_hooks.testing import HANG, Reply, ScriptedLLM, params
-from optillm_hooks.types import Chat, Fields, Message
+from optillm_hooks.types import Chat, Fields, Json, Message, Sampling
 from tests.fakes import FakeSearch
 
 pytestmark = pytest.mark.anyio
@@ -152,18 +152,22 @@ async def test_long_results_share_the_tokens() -> None:
 
 async def test_while_tools_are_called_the_sources_stay_the_same() -> None:
     """A new search would change the numbers that the model has cited, and cost again."""
-    cache = CallerCache()
+    tool: Json = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    how: dict[str, Any] = {
+        "caller_cache": CallerCache(),
+        "client": Sampling(fields={"tools": [tool]}),
+    }
     search = FakeSearch([[result("a")], [result("b")]])
-    (_, begun), _ = await ask([queries("1"), "call"], search, caller_cache=cache)
+    (_, begun), _ = await ask([queries("1"), "call"], search, **how)
     later: Chat = (
         Message("user", QUESTION),
         Message("assistant", None, CALLING),
         Message("tool", "a result", {"tool_call_id": "1"}),
     )
-    (goes_on,), _ = await ask(["A."], search, later, caller_cache=cache)
+    (goes_on,), _ = await ask(["A."], search, later, **how)
     assert goes_on == (begun[0], *later[1:])
     assert search.queries == ["1"]
-    (_, again), _ = await ask([queries("2"), "A."], search, caller_cache=cache)
+    (_, again), _ = await ask([queries("2"), "A."], search, **how)
     assert "example.com/b" in again[0].text, "the same question later is searched for again"
 
 

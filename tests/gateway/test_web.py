@@ -238,6 +238,43 @@ def test_without_valid_queries_the_question_is_searched_for(
     assert response.json()["optillm"]["degraded"] == ["queries:1/1"]
 
 
+ODD = {
+    "odd": [
+        {
+            "title": "half a \ud800 character\x00",
+            "url": "https://a.example/",
+            "content": "\ud800 \x00",
+        },
+        {"title": "a script", "url": "javascript:alert(1)", "content": "x"},
+        {"title": "nowhere", "url": "", "content": "x"},
+        {"title": "too long", "url": f"https://a.example/{'x' * 9000}", "content": "x"},
+        {"title": "x" * 90_000, "url": "https://b.example/", "content": "y" * 900_000},
+        *({"title": "t", "url": f"https://c.example/{n}", "content": ""} for n in range(5000)),
+    ],
+    "broken": [{"title": None, "url": None, "content": None}],
+    "other": [{"name": "x"}],
+}
+
+
+@pytest.mark.parametrize(("query", "found"), [("odd", 4), ("broken", 0), ("other", 0)])
+def test_whatever_a_search_engine_sends_the_model_is_asked(
+    proxy: Proxy,
+    upstream: Upstream,
+    world: WebWorld,
+    monkeypatch: pytest.MonkeyPatch,
+    query: str,
+    found: int,
+) -> None:
+    monkeypatch.setattr(world, "results", ODD)
+    upstream.play(answering([query]))
+    response = ask(proxy, "web_search-base", "Why are there tides?", num_results=7)
+    assert response.json()["choices"][0]["message"]["content"] == "It is the moon [1]."
+    shown = upstream.calls[-1].text
+    assert shown.count("\nAddress: ") == found
+    assert "javascript:" not in shown
+    assert len(shown) < 40_000
+
+
 def test_a_search_that_fails_is_said_to_the_model_and_reported(
     proxy: Proxy, upstream: Upstream, world: WebWorld
 ) -> None:

@@ -178,6 +178,8 @@ async def test_what_cannot_be_read_is_refused(world: WebWorld, path: str, said: 
         ("ftp://127.0.0.1/x", "only addresses with http"),
         ("http://", "only addresses with http"),
         ("http://[::1", "not a valid address"),
+        ("http://xn--/", "not a valid address"),
+        ("http://\ud800.example/", "not a valid address"),
         ("http://127.0.0.1:99999/", "not a valid address"),
         ("http://127.0.0.1:22/", "port 22"),
         ("http://127.0.0.1:25/", "port 25"),
