@@ -42,6 +42,10 @@ from optillm_hooks.types import (
     Usage,
 )
 
+WhenAnswered = Callable[[str | None, bool | None], None]
+"""Gets the text of the answer, if there is only one, and whether it fits the request's
+`response_format`; None if that was not checked."""
+
 A = TypeVar("A", bound=Answer)
 T = TypeVar("T")
 
@@ -100,11 +104,8 @@ class Context:
     draft_tokens: int | None = None
     """Maximum tokens of each solution, draft and judgement that sets none itself."""
 
-    when_answered: list[Callable[[bool | None], None]] = field(
-        default_factory=list[Callable[[bool | None], None]]
-    )
-    """Called once the request has its answers, with whether a single one fits the request's
-    `response_format`; None if that was not checked."""
+    when_answered: list[WhenAnswered] = field(default_factory=list[WhenAnswered])
+    """Called once the request has its answers."""
 
     progress: Callable[[str], None] = _ignore
     """Shows the client a progress message, if it asked for progress. Never text of a model."""

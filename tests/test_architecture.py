@@ -106,7 +106,7 @@ def test_an_approach_is_one_file(module: str) -> None:
 
 
 RUNNERS = ("runner", "monty", "bubblewrap_runner", "bubblewrap", "harness")
-PROGRAMMERS = ("coc", "executecode", "plansearch")
+PROGRAMMERS = ("coc", "executecode", "plansearch", "spl")
 
 
 def runs_programs(module: str) -> bool:

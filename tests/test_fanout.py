@@ -1,7 +1,7 @@
 """Fan-out: degradation, top-up, stragglers and cancellation."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
@@ -14,7 +14,7 @@ from optillm_hooks.errors import (
     ProviderFailed,
     SamplesFailed,
 )
-from optillm_hooks.fanout import outcomes, sample_many, speculating
+from optillm_hooks.fanout import Background, outcomes, sample_many, speculating
 from optillm_hooks.pauses import LONGEST_S
 from optillm_hooks.testing import HANG, ONE_CALL, Reply, ScriptedLLM, chat, context
 from optillm_hooks.types import Chat, Completion, Sampling
@@ -363,3 +363,64 @@ async def test_calls_to_another_model_do_not_wait() -> None:
     with pytest.raises(ProviderFailed):
         await MeteredLLM(ScriptedLLM([busy(wait_s=60)]), ctx).complete(ASKED, Sampling())
     assert (await ctx.llm("other").complete(ASKED, Sampling())).text == "b"
+
+
+# ---------------------------------------------------------------------------- after the answer
+
+
+async def test_work_after_an_answer_has_room_for_each_caller() -> None:
+    background, open_gate, done = Background(running=2, waiting=3), asyncio.Event(), list[str]()
+
+    def job(name: str) -> Callable[[], Awaitable[None]]:
+        async def work() -> None:
+            await open_gate.wait()
+            done.append(name)
+
+        return work
+
+    taken = [background.accept("anna", job(f"a{n}")) for n in range(5)]
+    assert taken == [True] * 3 + [False] * 2
+    assert background.accept("ben", job("b"))
+    open_gate.set()
+    await background.ended()
+    assert sorted(done) == ["a0", "a1", "a2", "b"]
+    assert background.accept("anna", job("later"))
+    await background.ended()
+    assert done[-1] == "later"
+
+
+async def test_a_job_that_fails_or_hangs_ends_alone(caplog: pytest.LogCaptureFixture) -> None:
+    background, done = Background(running=1, seconds=0.01), list[str]()
+
+    async def hangs() -> None:
+        await asyncio.Event().wait()
+
+    async def fails() -> None:
+        raise ValueError("with a user's words")
+
+    async def works() -> None:
+        done.append("worked")
+
+    for each in (hangs, fails, works):
+        assert background.accept("anna", each)
+    await background.ended()
+    assert done == ["worked"]
+    assert "ValueError" in caplog.text
+    assert "user's words" not in caplog.text
+
+
+async def test_stopping_cancels_what_runs_and_what_waits() -> None:
+    background, ran, cancelled = Background(running=1), asyncio.Event(), list[str]()
+
+    async def hangs() -> None:
+        ran.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.append("one")
+
+    for _ in range(3):
+        background.accept("anna", hangs)
+    await ran.wait()
+    await background.stop()
+    assert cancelled == ["one"]

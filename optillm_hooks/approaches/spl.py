@@ -7,8 +7,9 @@ Thompson sampling: its reward is drawn from the Beta distribution of what it has
 strategy takes one of the places in its first uses. One that does badly is rewritten, and its
 earlier versions are kept. Without `learn`, nothing is written, and the expected reward decides.
 
-Rewards come from outside only: from the client (`POST /optillm/feedback`), and from the check of
-the answer against the `response_format`. A use without a reward says nothing about a strategy.
+Rewards come from outside only: from the client (`POST /optillm/feedback`), from the check of the
+answer against the `response_format`, and from the tests in the question, where a code runner is on.
+A use without a reward says nothing about a strategy.
 
 Source: Karpathy 2025, "System prompt learning"; Thompson 1933, "On the likelihood that one unknown
 probability exceeds another". The questions themselves are not stored, no call sorts them into
@@ -27,6 +28,7 @@ from typing import ClassVar, Final
 from pydantic import BaseModel, Field
 
 from optillm_hooks.budget import Budget, Limits
+from optillm_hooks.code_execution.testing import count_passed, find_program, find_tests
 from optillm_hooks.context import Context, MeteredLLM
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.llm import LLM
@@ -35,6 +37,7 @@ from optillm_hooks.privacy.scan import scan
 from optillm_hooks.prompts import data_notice, enclose, fence, instruct, question
 from optillm_hooks.registry import Cost, Params, rewriter
 from optillm_hooks.retrieval.bm25 import scores
+from optillm_hooks.sandbox.client import WorkerFailed
 from optillm_hooks.services import Owner, Services
 from optillm_hooks.store.records import Method, Namespace, Scope, StoreFailed, Strategy
 from optillm_hooks.store.store import Store
@@ -124,7 +127,7 @@ class Lesson(BaseModel):
     steps: str = Field(description="The steps, at most 200 words.", min_length=1, max_length=4000)
 
 
-@rewriter("spl", SplParams, cost=lambda _: Cost(0, 0), needs=["memory"])
+@rewriter("spl", SplParams, cost=lambda _: Cost(0, 0), needs=["code", "memory"])
 async def spl(chat: Chat, llm: LLM, params: SplParams, ctx: Context) -> Chat:
     """Return `chat` with the strategies for its question, and learn from it after the answer."""
     asked = question(chat)[-_MAX_QUESTION:]
@@ -145,7 +148,7 @@ async def spl(chat: Chat, llm: LLM, params: SplParams, ctx: Context) -> Chat:
     if params.learn:
         nearest = sorted(zip(relevance, known, strict=True), key=lambda pair: -pair[0])[:_KNOWN]
         learning = _Learning(store, owner, ctx, llm.model)
-        learning.count_uses(chosen)
+        learning.count_uses(asked, chosen)
         learning.learn(asked, [each for share, each in nearest if share >= MIN_RELEVANCE])
     return shown(chat, chosen)
 
@@ -218,8 +221,8 @@ class _Learning:
         self._ctx = ctx
         self._model = model
 
-    def count_uses(self, chosen: Sequence[Strategy]) -> None:
-        """Count that this request uses `chosen`, and reward them if its format is checked."""
+    def count_uses(self, asked: str, chosen: Sequence[Strategy]) -> None:
+        """Count that this request uses `chosen`, and reward them if its answer can be checked."""
         if not chosen:
             return
         request, ids = self._ctx.trace.call_id, [each.id for each in chosen]
@@ -231,13 +234,15 @@ class _Learning:
             finally:
                 counted.set()
 
-        async def reward(fits: bool) -> None:
+        async def reward(answer: str | None, fits: bool | None) -> None:
             await counted.wait()
-            await self._store.reward(self._owner, request, float(fits))
+            passed = await self._passes(asked, answer) if fits is None else fits
+            if passed is not None:
+                await self._store.reward(self._owner, request, float(passed))
 
-        def answered(fits: bool | None) -> None:
-            if fits is not None:
-                self._later("rewards", partial(reward, fits))
+        def answered(answer: str | None, fits: bool | None) -> None:
+            if fits is not None or self._ctx.services.code_runner is not None:
+                self._later("rewards", partial(reward, answer, fits))
 
         if self._later("uses", count):
             self._ctx.when_answered.append(answered)
@@ -246,7 +251,7 @@ class _Learning:
         """Have the model write a strategy for such questions, unless one of `known` covers them."""
         lesson = partial(self._learn, asked, known)
 
-        def answered(_: bool | None) -> None:
+        def answered(_: str | None, __: bool | None) -> None:
             self._later("lessons", lesson)
 
         self._ctx.when_answered.append(answered)
@@ -255,6 +260,20 @@ class _Learning:
         accepted = self._ctx.services.later(job)
         self._ctx.trace.count(kind, lost=not accepted, of=1)
         return accepted
+
+    async def _passes(self, asked: str, answer: str | None) -> bool | None:
+        """Return whether the program in `answer` passes the tests in `asked`, if there are any."""
+        runner = self._ctx.services.code_runner
+        if runner is None or answer is None:
+            return None
+        try:
+            tests = await find_tests(asked)
+        except WorkerFailed:
+            return None
+        if not tests:
+            return None
+        program = await find_program(answer)
+        return program is not None and await count_passed(program, tests, runner) == len(tests)
 
     async def _learn(self, asked: str, known: Sequence[Strategy]) -> None:
         ctx = Context(

@@ -12,7 +12,7 @@ from optillm_hooks.answer_format import answers_fit
 from optillm_hooks.answers.extraction import without_reasoning
 from optillm_hooks.answers.response_format import is_json_mode
 from optillm_hooks.budget import Budget
-from optillm_hooks.context import Context, MeteredLLM, depth_so_far
+from optillm_hooks.context import Context, MeteredLLM, WhenAnswered, depth_so_far
 from optillm_hooks.errors import (
     DeadlineExceeded,
     EmptyCompletion,
@@ -62,7 +62,7 @@ class PlanRun:
         self._models = models
         self._trace = trace
         self._degraded: list[str] = []
-        self._when_answered: list[Callable[[bool | None], None]] = []
+        self._when_answered: list[WhenAnswered] = []
         self._budget = Budget(
             limits=request.limits,
             started=asyncio.get_running_loop().time(),
@@ -108,9 +108,10 @@ class PlanRun:
         fit = await answers_fit(texts, wanted, self._budget.deadline + _GRACE_S)
         if not fit:
             self._degraded.append("response_format:unchecked" if fit is None else "response_format")
-        checked = len(texts) == 1 and is_json_mode(wanted)
+        only = texts[0] if len(texts) == len(answers) == 1 else None
+        checked = only is not None and is_json_mode(wanted)
         for tell in self._when_answered:
-            tell(fit if checked else None)
+            tell(only, fit if checked else None)
 
     def _context(self) -> Context:
         return Context(

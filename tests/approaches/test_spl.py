@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from optillm_hooks.approaches.spl import MIN_RELEVANCE, TRIALS, choose, relevances
+from optillm_hooks.code_execution.runner import MontyRunner
 from optillm_hooks.errors import ProviderFailed, RequestRejected
 from optillm_hooks.fanout import Background
 from optillm_hooks.pipeline.events import Outcome, Request
@@ -220,6 +221,35 @@ async def test_the_check_of_the_format_is_a_reward(fits: bool, store: Store) -> 
     await ask.background.ended()
     [used, *_] = await store.strategies(MINE)
     assert (used.uses, used.rewarded, used.reward) == (1, 1, float(fits))
+
+
+CODING = (
+    "Write a train schedule: a Python function `meet(a, b)` that adds speeds.\n>>> meet(2, 3)\n5"
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reward"),
+    [
+        ("```python\ndef meet(a, b):\n    return a + b\n```", 1.0),
+        ("```python\ndef meet(a, b):\n    return a * b\n```", 0.0),
+        ("I cannot.", 0.0),
+    ],
+)
+async def test_the_tests_in_a_question_are_a_reward(
+    answer: str, reward: float, store: Store
+) -> None:
+    await store.add_strategy(MINE, replace(WORDS, keywords="Python function train schedule"))
+    ask = Asked(store)
+    ask.services = replace(ask.services, code_runner=MontyRunner())
+    await ask(Model(answer=answer), CODING)
+    await ask.background.ended()
+    [used, *_] = await store.strategies(MINE)
+    assert (used.uses, used.rewarded, used.reward) == (1, 1, reward)
+    await ask(Model(answer=answer), f"{TRAINS} Python function")
+    await ask.background.ended()
+    [used, *_] = await store.strategies(MINE)
+    assert (used.uses, used.rewarded) == (2, 1), "no tests, no reward"
 
 
 async def test_an_answer_without_a_check_is_no_reward(store: Store) -> None:

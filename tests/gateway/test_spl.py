@@ -1,9 +1,11 @@
 """spl and the routes of our own, through the real proxy: two keys, a team, an admin."""
 
+import asyncio
 import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -14,6 +16,8 @@ from litellm.proxy._types import LiteLLMRoutes, LitellmUserRoles, UserAPIKeyAuth
 from litellm.proxy.auth.route_checks import RouteChecks
 
 from optillm_hooks.gateway import http_routes
+from optillm_hooks.store.records import Namespace, NewNote
+from optillm_hooks.store.store import Store
 from tests.proxy import PRICE, Proxy, alias, hooked_config, model_group
 from tests.upstream import Call, Script, Upstream
 
@@ -42,15 +46,21 @@ SCRIPT = Script(reply=reply)
 
 
 @pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("proxy")
+
+
+@pytest.fixture(scope="module")
+def proxy(folder: Path, upstream: Upstream) -> Iterator[Proxy]:
     models = [
         model_group("base", upstream.url),
         alias("learner", "spl(learn=true)"),
         alias("of-team", "spl(learn=true;scope=team)"),
         alias("keeps", "spl"),
     ]
-    config = hooked_config(models, optillm_settings={"spl": {"learning": True}})
-    with Proxy(config, tmp_path_factory.mktemp("proxy"), keys=KEYS) as running:
+    settings = {"spl": {"learning": True}, "store": {"directory": "os.environ/KEPT"}}
+    config = hooked_config(models, optillm_settings=settings)
+    with Proxy(config, folder, keys=KEYS, env={"KEPT": str(folder / "kept")}) as running:
         yield running
 
 
@@ -131,7 +141,7 @@ def test_a_team_shares_and_another_has_nothing(proxy: Proxy, upstream: Upstream)
 
 def test_only_an_admin_reaches_others(proxy: Proxy, upstream: Upstream) -> None:
     taught(proxy, upstream, "sk-taught")
-    owner = hashlib.sha256(b"sk-taught").hexdigest()
+    owner = owned_by("sk-taught").owner
     refused = call(proxy, "GET", "/strategies", "sk-ben", owner=owner)
     assert refused.status_code == 403
     assert refused.json()["error"]["message"] == "only an admin of the proxy may name an owner"
@@ -141,14 +151,42 @@ def test_only_an_admin_reaches_others(proxy: Proxy, upstream: Upstream) -> None:
     assert strategies(proxy, "sk-taught") == []
 
 
-def test_notes_of_two_keys(proxy: Proxy) -> None:
-    for key in ("sk-anna", "sk-ben"):
-        listed = call(proxy, "GET", "/notes", key)
-        assert listed.json() == {"object": "list", "data": [], "has_more": False}
-    gone = call(proxy, "DELETE", "/notes/0123", "sk-anna")
-    assert (gone.status_code, gone.json()["error"]["message"]) == (404, "no such note")
+def owned_by(key: str) -> Namespace:
+    return Namespace("key", hashlib.sha256(key.encode()).hexdigest())
+
+
+@pytest.fixture(scope="module")
+def kept(folder: Path) -> None:
+    """Notes of two keys, written by another process to the proxy's own file."""
+
+    async def write() -> None:
+        store = Store(directory=folder / "kept")
+        for name in ("anna", "ben"):
+            notes = [NewNote(text=f"{name} {number}", source="doc") for number in range(3)]
+            await store.add_notes(owned_by(f"sk-{name}"), notes, ttl_s=3600)
+        store.close()
+
+    asyncio.run(write())
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_key_lists_and_deletes_its_own_notes_only(proxy: Proxy) -> None:
+    first = call(proxy, "GET", "/notes", "sk-anna", limit=2).json()
+    rest = call(proxy, "GET", "/notes", "sk-anna", after=first["data"][-1]["id"]).json()
+    assert (first["has_more"], rest["has_more"]) == (True, False)
+    notes = [*first["data"], *rest["data"]]
+    assert sorted(note["text"] for note in notes) == ["anna 0", "anna 1", "anna 2"]
+    assert {(note["object"], note["source"]) for note in notes} == {("optillm.note", "doc")}
+    assert all(note["expires_at"] - note["created_at"] == 3600 for note in notes)
+    theirs = call(proxy, "GET", "/notes", "sk-ben", after=notes[0]["id"]).json()
+    assert theirs["data"] == []
+    for key, status in (("sk-ben", 404), ("sk-anna", 200), ("sk-anna", 404)):
+        gone = call(proxy, "DELETE", f"/notes/{notes[0]['id']}", key)
+        assert gone.status_code == status
+    assert gone.json()["error"]["message"] == "no such note"
     emptied = call(proxy, "DELETE", "/notes", "sk-anna")
-    assert emptied.json() == {"object": "optillm.notes.deleted", "notes": 0, "cached_texts": 0}
+    assert emptied.json() == {"object": "optillm.notes.deleted", "notes": 2, "cached_texts": 0}
+    assert len(call(proxy, "GET", "/notes", "sk-ben").json()["data"]) == 3
 
 
 @pytest.mark.parametrize(
