@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.report import parser, publish, table
-from optillm_hooks.code_execution.runner import MontyRunner
+from optillm_hooks.code_execution.bubblewrap_runner import bubblewrap_runner
+from optillm_hooks.code_execution.runner import CodeRunner, MontyRunner
 from optillm_hooks.services import Services
 from optillm_hooks.solver.client import Formalisation, solve
 from optillm_hooks.testing import AnsweringLLM, chat, context, run
@@ -26,12 +27,23 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _LATEST_S: Final = 0.1
 """The last moment of a cancellation; a worker runs after about 5 ms."""
 
+_STARTING_S: Final = 2.0
+"""In this time, the zygotes start, and Bubblewrap is tried, which may leave one zombie."""
+
 _ENDLESS: Final = "```python\ndef f(x):\n    while True:\n        pass\n```"
 _POWER: Final = '[{"operation": "evaluate", "expression": "sqrt(2)^(10^18)"}]'
 
 
 async def _plansearch() -> None:
-    ctx = replace(context(), services=Services(code_runner=MontyRunner()))
+    await _testing(MontyRunner())
+
+
+async def _bubblewrap() -> None:
+    await _testing(bubblewrap_runner(None, (), 60.0, 512))
+
+
+async def _testing(runner: CodeRunner) -> None:
+    ctx = replace(context(), services=Services(code_runner=runner))
     asked = chat("Write f, the square.\n\nassert f(2) == 4")
     await run("plansearch", asked, AnsweringLLM(lambda *_: _ENDLESS), ctx, leaves=2)
 
@@ -46,6 +58,7 @@ async def _sympy() -> None:
 
 REQUESTS: Final[Mapping[str, Callable[[], Awaitable[None]]]] = {
     "plansearch": _plansearch,
+    "plansearch, Bubblewrap": _bubblewrap,
     "z3": _z3,
     "SymPy": _sympy,
 }
@@ -67,14 +80,14 @@ async def cancelled(request: Callable[[], Awaitable[None]], count: int) -> Left:
     """Return what is left of `count` cancelled requests. The process should run nothing else."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     rng = random.Random(1)  # noqa: S311 (no secret)
-    await _cancel(request, 1.0)  # starts the zygotes
-    files = _files()
+    await _cancel(request, _STARTING_S)
+    files, before = _files(), _zombies()
     started = time.monotonic()
     for _ in range(count):
         await _cancel(request, rng.uniform(0, _LATEST_S))
     seconds = time.monotonic() - started
-    left = [_state(pid) for pid in children()]
-    return Left(len(left) - left.count("Z"), left.count("Z"), _files() - files, seconds)
+    zombies = _zombies()
+    return Left(len(children()) - zombies, zombies - before, _files() - files, seconds)
 
 
 async def _cancel(request: Callable[[], Awaitable[None]], after_s: float) -> None:
@@ -88,6 +101,10 @@ async def _cancel(request: Callable[[], Awaitable[None]], after_s: float) -> Non
 
 def _files() -> int:
     return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in (os.getpid(), *zygotes()))
+
+
+def _zombies() -> int:
+    return [_state(pid) for pid in children()].count("Z")
 
 
 def _state(pid: int) -> str:

@@ -60,20 +60,19 @@ def answer(request: Mapping[str, Any]) -> Json:
     `snippets`; `stdin`; and the limits `seconds` per snippet and `memory_mb`. A snippet that
     exceeds its time, or that ends its process, ends the session.
     """
-    process = started(request)
     ran: list[Json] = []
-    lines = _lines(_pipe(process.stdout), request["seconds"])
-    try:
-        next(lines)  # it is ready
-        while len(ran) < len(request["snippets"]):
-            ran.append(next(lines))
-    except TimeoutError:
-        error = f"TimeoutError: it ran for more than {request['seconds']:g} seconds"
-        ran.append({"output": "", "error": error, "timed_out": True})
-    except (StopIteration, ValueError, RecursionError):
-        ran.append({"output": "", "error": "the program ended its process"})
-    process.kill()
-    process.wait()
+    with started(request) as process:
+        lines = _lines(_pipe(process.stdout), request["seconds"])
+        try:
+            next(lines)  # it is ready
+            while len(ran) < len(request["snippets"]):
+                ran.append(next(lines))
+        except TimeoutError:
+            error = f"TimeoutError: it ran for more than {request['seconds']:g} seconds"
+            ran.append({"output": "", "error": error, "timed_out": True})
+        except (StopIteration, ValueError, RecursionError):
+            ran.append({"output": "", "error": "the program ended its process"})
+        process.kill()
     return ran
 
 

@@ -26,6 +26,7 @@ def main() -> None:
     """Run the snippets of the request."""
     request: dict[str, Any] = json.loads(sys.stdin.buffer.read().decode())
     replies = os.dup(1)
+    os.setpgid(0, 0)  # or a signal to the group would reach processes outside
     _read_from(request["stdin"])
     _limit(request)
     _reply(replies, "ready")

@@ -2,9 +2,12 @@
 
 import asyncio
 import os
+import socket
+import struct
 import time
 import venv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +174,12 @@ async def test_only_its_own_processes_exist_and_the_first_cannot_be_killed() -> 
     assert ran.output == "[1, 2]\n"
 
 
+async def test_a_signal_to_its_group_ends_the_program_alone() -> None:
+    """A group may reach across namespaces: that of the worker is none of the program's business."""
+    ran = await run("print(1)", "import os, signal\nos.kill(0, signal.SIGKILL)", "print(2)")
+    assert [result.error for result in ran] == ["", "the program ended its process"]
+
+
 @pytest.mark.parametrize(
     ("code", "error"),
     [
@@ -261,14 +270,98 @@ async def test_an_interpreter_of_the_operators_brings_its_packages(tmp_path: Pat
     assert ran[1].error.startswith("ModuleNotFoundError")
 
 
-async def test_cancelling_leaves_no_process() -> None:
-    task = asyncio.create_task(run("import time\ntime.sleep(100)", seconds=60.0))
+DAEMON = (
+    "import ctypes, os, signal, time\nctypes.CDLL(None).prctl(1, 0)\n"
+    "try:\n    os.setsid()\nexcept OSError: pass\n"
+    "signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\n"
+    "while True:\n    try:\n        time.sleep(100)\n    except BaseException: pass"
+)
+"""A program that does what it can to live on when its parent has ended."""
+
+
+@pytest.mark.parametrize("code", ["import time\ntime.sleep(100)", DAEMON], ids=["plain", "daemon"])
+async def test_cancelling_leaves_no_process(code: str) -> None:
+    task = asyncio.create_task(run(code, seconds=60.0))
     while len(children()) < 4:  # noqa: ASYNC110 (worker, bwrap, its process 1, the interpreter)
         await asyncio.sleep(0)
+    await asyncio.sleep(0.3)  # the program has begun
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not children()
+
+
+# ------------------------------------------------------- each layer, where the others do not help
+
+
+@pytest.fixture
+def unfiltered(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
+    """Run snippets in this process's own Bubblewrap, with a filter that allows all calls."""
+    allow_all = struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)
+    monkeypatch.setattr(bubblewrap, "filter_program", lambda **_: allow_all)
+    chosen = runner()
+
+    def answer(*snippets: str) -> list[dict[str, Any]]:
+        request = {**asdict(chosen), "snippets": list(snippets), "stdin": ""}
+        ran: Any = bubblewrap.answer(request)
+        return list(ran)
+
+    return answer
+
+
+def test_without_the_filter_the_network_is_still_empty(
+    unfiltered: Callable[..., list[dict[str, Any]]],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        connect = f"socket.create_connection(('127.0.0.1', {listening.getsockname()[1]}), 1)"
+        [named, connected] = unfiltered(
+            "import socket\nprint([name for _, name in socket.if_nameindex()])",
+            f"import socket\n{connect}",
+        )
+        assert named["output"] == "['lo']\n"
+        assert connected["error"].startswith(("OSError", "ConnectionRefusedError"))
+        with pytest.raises(BlockingIOError):
+            listening.accept()
+
+
+def test_without_the_filter_other_processes_are_still_out_of_reach(
+    unfiltered: Callable[..., list[dict[str, Any]]],
+) -> None:
+    code = f"import os\nos.kill({os.getpid()}, 0)"
+    [killed, forked] = unfiltered(
+        code, "import os\nif os.fork() == 0:\n    os.setsid()\n    while True: pass"
+    )
+    assert killed["error"].startswith("ProcessLookupError")
+    assert forked["error"] == ""  # and what it has left behind ends with the sandbox
+
+
+def test_without_the_filter_nothing_can_be_mounted_or_owned(
+    unfiltered: Callable[..., list[dict[str, Any]]],
+) -> None:
+    load = "import ctypes, os\nl = ctypes.CDLL(None, use_errno=True)\n"
+    ran = unfiltered(
+        load + "if l.mount(b'x', b'/tmp', b'tmpfs', 0, None): raise OSError(ctypes.get_errno())",
+        load + "if l.mount(None, b'/', None, 32, None): raise OSError(ctypes.get_errno())",
+        load + "if l.chroot(b'/tmp'): raise OSError(ctypes.get_errno())",
+        "import os\nos.setuid(0)",
+        "import os\nopen('/tmp/s', 'w')\nos.chown('/tmp/s', 0, 0)",
+        "import os, stat\nos.mknod('/tmp/d', stat.S_IFBLK | 0o600, os.makedev(8, 0))",
+    )
+    assert [bool(each["error"]) for each in ran] == [True] * 6
+
+
+def test_the_limits_of_a_program_cannot_be_raised_by_it() -> None:
+    code = (
+        "import resource as r\nraised = []\n"
+        "for name in ('AS', 'FSIZE', 'NOFILE', 'NPROC', 'CPU'):\n"
+        "    kind = getattr(r, 'RLIMIT_' + name)\n"
+        "    soft, hard = r.getrlimit(kind)\n    assert hard != r.RLIM_INFINITY, kind\n"
+        "    try:\n        r.setrlimit(kind, (hard + 1, hard + 1))\n        raised.append(kind)\n"
+        "    except ValueError:\n        pass\nprint(raised)"
+    )
+    [ran] = asyncio.run(run(code))
+    assert (ran.output, ran.error) == ("[]\n", "")
 
 
 # --------------------------------------------------------------------------- where it cannot run

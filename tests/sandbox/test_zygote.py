@@ -191,7 +191,7 @@ print(left.running, left.zombies, left.files)
 """
 
 
-@pytest.mark.parametrize("kind", ["plansearch", "z3"])
+@pytest.mark.parametrize("kind", ["plansearch", "plansearch, Bubblewrap", "z3"])
 def test_cancelled_requests_leave_no_process_no_zombie_and_no_file(kind: str) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", ADOPTING, kind],
