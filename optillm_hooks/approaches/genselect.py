@@ -12,20 +12,28 @@ round run concurrently. Up to `group_size` solutions need one round.
 
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import ClassVar
+from dataclasses import replace
+from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from optillm_hooks.answers.voting import contenders
 from optillm_hooks.context import Context
 from optillm_hooks.fanout import finished, sample_many
-from optillm_hooks.judging import Chosen, choose, vote
+from optillm_hooks.judging import JUDGING, Chosen, choose, vote
 from optillm_hooks.llm import LLM
 from optillm_hooks.registry import Cost, DraftingParams, approach
 from optillm_hooks.types import Answer, Chat, Sampling
 
 SAMPLING_SHARE = 0.6
 """Share of the remaining time after which missing solutions are no longer awaited."""
+
+
+class ComparisonFields(BaseModel):
+    """OptiLLM's fields of the comparison: both modes are one there, and reasons are not added."""
+
+    comparison_mode: Literal["batch", "tournament"] = "batch"
+    include_reasoning: Literal[False] = False
 
 
 class GenselectParams(DraftingParams):
@@ -43,7 +51,15 @@ class GenselectParams(DraftingParams):
         default=None, description="Model group that compares solutions; unset: the base model."
     )
 
-    body_fields: ClassVar[Mapping[str, str]] = {"num_candidates": "n"}
+    comparison_temperature: float = Field(
+        default=0.1, ge=0, le=2, description="Temperature of the comparisons."
+    )
+
+    body_fields: ClassVar[Mapping[str, str]] = {
+        "num_candidates": "n",
+        "comparison_temperature": "comparison_temperature",
+    }
+    ignored: ClassVar[type[BaseModel]] = ComparisonFields
     model_group_fields: ClassVar[tuple[str, ...]] = ("judge",)
     judge_fields: ClassVar[tuple[str, ...]] = ("judge",)
 
@@ -100,11 +116,12 @@ async def _round(
 ) -> tuple[list[int], int]:
     """Return the solutions that win a round, and the number of groups with a readable verdict."""
     groups = _groups(ctx.rng.sample(left, len(left)), params.group_size)
+    sampling = replace(JUDGING, temperature=params.comparison_temperature)
     compared = [group for group in groups if len(group) > 1]
 
     def comparing(group: Sequence[int]) -> Callable[[], Awaitable[Chosen]]:
         shown = [texts[at] for at in group]
-        return lambda: choose(shown, chat, judge, ctx, orders=params.orders)
+        return lambda: choose(shown, chat, judge, ctx, orders=params.orders, sampling=sampling)
 
     chosen = await finished([comparing(group) for group in compared], at_least=len(compared))
     ctx.trace.note("comparisons", votes=[choice.votes for choice in chosen])

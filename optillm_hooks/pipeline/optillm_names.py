@@ -30,8 +30,6 @@ FIELDS: Final[Mapping[str, str]] = {
     "cepo_config_file": "send cepo's parameter preset in optillm_params",
     "cepo_print_output": "have the operator switch on progress",
     "cepo_use_reasoning": "send reasoning_effort",
-    "comparison_mode": "set genselect's group_size in optillm_params (2 compares pairs)",
-    "comparison_temperature": "remove it: genselect's comparisons have a fixed temperature",
     "proxy_wrap": _WRAPPED,
     "selection_temperature": "remove it: judges have a fixed temperature",
     "wrap": _WRAPPED,
