@@ -63,12 +63,19 @@ def redirect(location: str, status: int = 302) -> Site:
     return Site(b"", status=status, headers={"location": location})
 
 
-def endless(piece: bytes, *, pause_s: float = 0.0, total: int | None = None) -> Site:
+def endless(
+    piece: bytes,
+    *,
+    pause_s: float = 0.0,
+    total: int | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Site:
     """Return an answer that repeats `piece`, for ever or up to `total` bytes."""
 
     def write(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
-        handler.send_header("content-type", "text/plain")
+        for name, value in {"content-type": "text/plain", **(headers or {})}.items():
+            handler.send_header(name, value)
         handler.end_headers()
         sent = 0
         try:

@@ -28,7 +28,7 @@ from optillm_hooks.prompts import (
     up_to_question,
 )
 from optillm_hooks.registry import Cost, Params, rewriter
-from optillm_hooks.services import Page, Services
+from optillm_hooks.services import Page, ServiceFailed, Services
 from optillm_hooks.types import Chat, Message, Sampling
 from optillm_hooks.web.excerpts import excerpts
 from optillm_hooks.web.links import find_urls
@@ -113,7 +113,8 @@ async def _shown(
     shown: list[str] = []
     for url, page, part in zip(urls, read, parts, strict=True):
         if isinstance(page, SampleError):
-            shown.append(f"Address: {url}\nThis page was not read: {page}")
+            reason = page if isinstance(page, ServiceFailed) else "there was no time for it"
+            shown.append(f"Address: {url}\nThis page was not read: {reason}")
         else:
             ctx.trace.count("page_texts", lost=int(page.truncated or not part.whole), of=1)
             shown.append(f"Address: {url}\nTitle: {page.title}\n\n{part.text}")

@@ -101,6 +101,12 @@ async def test_a_page_that_hangs_leaves_time_for_the_answer() -> None:
     assert ended.report.stopped_by is None
 
 
+async def test_the_only_page_that_hangs_leaves_time_too() -> None:
+    sent, ended = await ask(C, web(**{C: HANG}), Limits(deadline_s=0.4))
+    assert ended.answers[0].text == "answer"
+    assert "This page was not read: there was no time for it" in sent[0].text
+
+
 async def test_long_pages_share_the_tokens_and_keep_what_the_question_is_about() -> None:
     filler = "Nothing of interest is said in this sentence about the weather. " * 400
     long = f"The beginning.\n\n{filler}\n\nThe tungsten lamp was found in 1783.\n\n{filler}"

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import ssl
 import threading
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -25,6 +26,9 @@ pytestmark = pytest.mark.anyio
 
 LIMITS = DownloadLimits(seconds=5.0, max_bytes=100_000)
 ZEROS = bytes(30_000_000)
+EMPTY_BLOCK = b"\x00\x00\x00\xff\xff"
+"""A block of deflate that decompresses to nothing."""
+
 stopped = threading.Event()
 
 
@@ -77,6 +81,7 @@ PAGES = {
     "/loop": redirect("/loop"),
     "/nowhere": Site(b"", status=302),
     "/gopher": redirect("gopher://127.0.0.1:70/x"),
+    "/nothing": endless(EMPTY_BLOCK * 10_000, headers={"content-encoding": "deflate"}),
     "/cookie": Site(b"", status=302, headers={"location": "/page", "set-cookie": "id=1; path=/"}),
     "/error": Site(b"secret of the host", status=500),
 }
@@ -109,7 +114,8 @@ async def test_a_page_comes_with_its_kind_and_charset(world: WebWorld) -> None:
 async def test_nothing_of_the_caller_is_sent(world: WebWorld) -> None:
     """No cookies, also not those of an earlier redirect; no credentials; a name of our own."""
     before = len(world.visits)
-    await get(world.address("/cookie").replace("http://", "http://user:secret@"))
+    found = await get(world.address("/cookie").replace("http://", "http://user:secret@"))
+    assert found.url == world.address("/page")
     visits = world.visits[before:]
     assert [visit.path for visit in visits] == ["/cookie", "/page"]
     for visit in visits:
@@ -122,6 +128,21 @@ async def test_a_body_that_is_too_long_is_cut(world: WebWorld, path: str) -> Non
     found = await get(world.address(path))
     assert len(found.body) == LIMITS.max_bytes
     assert found.truncated
+
+
+async def test_a_body_that_decompresses_to_nothing_is_cut(world: WebWorld) -> None:
+    found = await get(world.address("/nothing"))
+    assert (found.body, found.truncated) == (b"", True)
+
+
+async def test_a_bomb_is_not_decompressed_beyond_what_is_read(world: WebWorld) -> None:
+    tracemalloc.start()
+    try:
+        await get(world.address("/bomb"))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * LIMITS.max_bytes < len(ZEROS)
 
 
 @pytest.mark.parametrize("path", ["/drip", "/slow"])
