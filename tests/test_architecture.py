@@ -52,7 +52,7 @@ LAYERS = [
     {"research"},
     {"approaches", "local_provider", "plugin_files"},
     {"pipeline", "testing"},
-    {"gateway", "serve", "__init__"},
+    {"gateway", "serve", "converters", "__init__"},
 ]
 """A module imports from layers before its own, and from its own package."""
 

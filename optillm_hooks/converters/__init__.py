@@ -1,0 +1,1 @@
+"""Converters of OptiLLM's configuration files into LiteLLM's YAML."""
