@@ -81,11 +81,14 @@ def public_names(config: dict[str, Any]) -> set[str]:
 
 
 LOAD = """\
-import asyncio, json, sys
+import asyncio, json, os, sys
 from litellm.proxy.proxy_server import ProxyConfig
-for path in sys.argv[1:]:
-    router, *_ = asyncio.run(ProxyConfig().load_config(router=None, config_file_path=path))
-    print(json.dumps(router.get_model_names()))
+async def load():
+    for path in sys.argv[1:]:
+        router, *_ = await ProxyConfig().load_config(router=None, config_file_path=path)
+        print(json.dumps(router.get_model_names()), flush=True)
+    os._exit(0)  # LiteLLM is still connecting to MCP servers, and does not stop when asked to
+asyncio.run(load())
 """
 
 

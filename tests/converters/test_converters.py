@@ -288,16 +288,22 @@ class TestProxy:
 
 
 LOAD = """\
-import asyncio, json, sys
+import asyncio, json, os, sys
 from litellm.proxy.proxy_server import ProxyConfig
 from litellm.proxy._experimental.mcp_server.mcp_server_manager import global_mcp_server_manager
-router, *_ = asyncio.run(ProxyConfig().load_config(router=None, config_file_path=sys.argv[1]))
-servers = global_mcp_server_manager.get_registry().values()
-print(json.dumps({
-    "models": sorted(set(router.get_model_names())),
-    "keys": sorted({d["litellm_params"]["api_key"] for d in router.get_model_list()}),
-    "servers": {s.name: [s.transport, s.url or None, s.command, s.env] for s in servers},
-}))
+async def load():
+    router, *_ = await ProxyConfig().load_config(router=None, config_file_path=sys.argv[1])
+    servers = {
+        s.name: [s.transport, s.url or None, s.command or None, s.env]
+        for s in global_mcp_server_manager.get_registry().values()
+    }
+    print(json.dumps({
+        "models": sorted(set(router.get_model_names())),
+        "keys": sorted({d["litellm_params"]["api_key"] for d in router.get_model_list()}),
+        "servers": servers,
+    }), flush=True)
+    os._exit(0)  # LiteLLM is still connecting to the servers, and does not stop when asked to
+asyncio.run(load())
 """
 
 
