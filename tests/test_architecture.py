@@ -32,7 +32,7 @@ EVERY = pytest.mark.parametrize("module", MODULES)
 LAYERS = [
     {"types"},
     {"errors"},
-    {"answers", "search", "sandbox", "llm", "prompts", "pauses"},
+    {"answers", "search", "sandbox", "llm", "prompts", "pauses", "converters"},
     {
         "solver",
         "code_execution",
@@ -52,7 +52,7 @@ LAYERS = [
     {"research"},
     {"approaches", "local_provider", "plugin_files"},
     {"pipeline", "testing"},
-    {"gateway", "serve", "converters", "__init__"},
+    {"gateway", "serve", "__init__"},
 ]
 """A module imports from layers before its own, and from its own package."""
 
