@@ -48,14 +48,22 @@ def sendable(own: Sampling, filled: Filled, facts: Callable[[], ModelFacts]) -> 
     """Return `own` without the optional fields that the model is known to refuse.
 
     It refuses some only in company: a temperature next to `top_p`, or while it reasons. Then the
-    most wanted that it takes, together with what the client sent, are kept.
+    most wanted that it takes, together with what the client sent, are kept. The client's own
+    `response_format` is no reason to leave any out: none of them takes its place.
     """
+
+    def taken(own: Sampling) -> bool:
+        sampling = filled(own)
+        fields = {k: v for k, v in sampling.fields.items() if k != "response_format"}
+        is_own = "response_format" in own.fields
+        return facts().takes(sampling if is_own else replace(sampling, fields=fields))
+
     names = chosen(own)
-    if not names or facts().takes(filled(own)):
+    if not names or taken(own):
         return own
     refused = set(names)
     for name in names:
-        if facts().takes(filled(without(own, refused - {name}))):
+        if taken(without(own, refused - {name})):
             refused.remove(name)
     return without(own, refused)
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from optillm_hooks.answers.extraction import without_reasoning
 from optillm_hooks.answers.json_reply import read_objects
 from optillm_hooks.context import Context
-from optillm_hooks.errors import EmptyCompletion, UnusableReply
+from optillm_hooks.errors import EmptyCompletion, ProviderFailed, UnusableReply
 from optillm_hooks.llm import LLM, ModelFacts
 from optillm_hooks.prompts import ask, follow_up
 from optillm_hooks.reading import read_or
@@ -73,6 +73,10 @@ async def fill(
         try:
             reply = await llm.complete(asked, sampling)
         except EmptyCompletion:
+            continue
+        except ProviderFailed as exc:
+            if not exc.answered:
+                raise
             continue
         said = _said(reply)
         found = await read_or([], ctx, read_objects, said, repair=not reply.truncated)

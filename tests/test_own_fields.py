@@ -187,3 +187,18 @@ async def test_a_limit_leaves_room_for_the_thinking_or_ends_the_request() -> Non
     with pytest.raises(BudgetExceeded):
         await llm.complete(ASKED, Sampling())
     assert ctx.budget.stopped_by == "max_tokens_total"
+
+
+async def test_a_format_of_the_clients_leaves_the_approachs_fields_as_they_are() -> None:
+    llm = Choosy(["top_p"], known=["response_format"])
+    ctx = context(limits=Limits(), client=Sampling(fields={"response_format": {"type": "text"}}))
+    await MeteredLLM(llm, ctx).complete(ASKED, Sampling(temperature=0.7))
+    assert llm.calls[0][1].temperature == 0.7
+
+
+async def test_a_format_that_is_refused_is_not_replaced_by_the_clients() -> None:
+    llm = Choosy(["response_format"])
+    ctx = context(limits=Limits(), client=Sampling(fields={"response_format": {"type": "text"}}))
+    own = Sampling(fields={"response_format": {"type": "json_object"}})
+    await MeteredLLM(llm, ctx).complete(ASKED, own)
+    assert [names(sampling) for _, sampling in llm.calls] == [{"response_format"}, set()]

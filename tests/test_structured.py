@@ -87,6 +87,15 @@ async def test_after_an_empty_reply_the_model_is_asked_the_same_again() -> None:
         await filled("", "")
 
 
+async def test_a_reply_that_litellm_has_refused_is_asked_for_again() -> None:
+    refused = ProviderFailed("an invalid response", status=500)
+    with pytest.raises(ProviderFailed):
+        await filled(refused)
+    refused.answered = True
+    note, _ = await filled(refused, GOOD)
+    assert note.relevant
+
+
 async def test_the_models_reasoning_is_not_sent_back() -> None:
     _, llm = await filled("<think>Hm.</think>perhaps", GOOD)
     assert llm.calls[1][0][1].text == "perhaps"

@@ -189,6 +189,11 @@ class _Formed:
                 if _refuses(exc.empty_reply):
                     raise
                 continue
+            except ProviderFailed as exc:
+                if not exc.answered:  # else LiteLLM may have validated the reply, and refused it
+                    raise
+                problems = ["it cannot be read"]
+                continue
             if reply.tool_calls:
                 return reply
             found = await self._checked(reply, sampling)

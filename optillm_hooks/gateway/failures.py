@@ -107,7 +107,8 @@ def as_sample_errors() -> Iterator[None]:
         failed = ProviderFailed(
             _message(exc), status=_status(exc), retry_after=_retry_after(exc), code=_kind(exc)
         )
-        failed.answered = _UNREADABLE in str(exc)[:_READ_CHARS]
+        is_invalid = isinstance(exc, litellm.JSONSchemaValidationError)
+        failed.answered = is_invalid or _UNREADABLE in str(exc)[:_READ_CHARS]
         if failed.is_overload:
             failed.wait_s = _wait_s(exc)
         raise failed from exc

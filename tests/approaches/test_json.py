@@ -273,6 +273,16 @@ async def test_other_failures_of_a_host_are_passed_on() -> None:
         await ended(llm)
 
 
+async def test_a_reply_that_litellm_has_refused_is_asked_for_again() -> None:
+    """As with its own setting `enable_json_schema_validation`."""
+    refused = ProviderFailed("an invalid response", status=500)
+    refused.answered = True
+    llm = ScriptedLLM([refused, GOOD], fields=NATIVE)
+    assert (await ended(llm)).answers[0].text == GOOD
+    with pytest.raises(UnusableReply, match="it cannot be read"):
+        await ended(ScriptedLLM([refused] * 3, fields=NATIVE))
+
+
 # -------------------------------------------------------------------------- what passes as it is
 
 

@@ -137,3 +137,17 @@ def test_a_host_that_refuses_schemas_is_asked_in_json_mode(
         last = upstream.calls[-1]
         assert last.body["response_format"] == {"type": "json_object"}
         assert json.dumps(Sum.model_json_schema()) in last.text
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_on_claude(client: openai.OpenAI, upstream: Upstream, stream: bool) -> None:
+    upstream.play(Script(reply=at_the_second_try))
+    found: Any = client.chat.completions.create(
+        model="json-claude", messages=QUESTION, response_format=SCHEMA, stream=stream
+    )
+    if stream:
+        text = "".join(c.choices[0].delta.content or "" for c in found if c.choices)
+    else:
+        text = found.choices[0].message.content
+    assert text == GOOD
+    assert len(upstream.calls) == 2

@@ -172,6 +172,25 @@ def test_a_seed_gives_the_same_answer_again(client: openai.OpenAI) -> None:
     assert ask() == ask()
 
 
+def test_json_has_the_grammar_of_a_local_model_for_its_support(client: openai.OpenAI) -> None:
+    """A model that is too small to follow a schema by itself needs no second attempt."""
+    schema: Any = {
+        "type": "object",
+        "properties": {"capital": {"enum": ["Paris", "Rome"]}, "in_europe": {"type": "boolean"}},
+        "required": ["capital", "in_europe"],
+        "additionalProperties": False,
+    }
+    answer: Any = client.chat.completions.create(
+        model="json-smollm2",
+        messages=QUESTION,
+        max_tokens=60,
+        seed=SEED,
+        response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+    )
+    assert set(json.loads(answer.choices[0].message.content)) == {"capital", "in_europe"}
+    assert answer.optillm["calls"] == 1
+
+
 @pytest.mark.parametrize("block", blocks("sh", "curl "))
 def test_a_request_is_answered_as_the_documentation_shows(
     block: Block, client: openai.OpenAI
