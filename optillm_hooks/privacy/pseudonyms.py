@@ -6,14 +6,18 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final
 
+from optillm_hooks.answers.patterns import Pattern
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.privacy.found import CARD, IBAN, PERSON, PHONE, Found
 from optillm_hooks.privacy.names import is_proper
 from optillm_hooks.privacy.occurrences import Value
-from optillm_hooks.privacy.tokens import ALPHABET, CODE, CODE_LENGTH
+from optillm_hooks.privacy.tokens import ALPHABET, CODE, CODE_LENGTH, NUMBER_LENGTH
 
-MAX_VALUES: Final = 10_000
+MAX_VALUES: Final = 9_999
 """Maximum private values of a conversation, each spelling counted."""
+
+_NUMBER_AHEAD: Final = Pattern(r"\\{0,2}_?\d")
+"""What would look like the number of a pseudonym before it."""
 
 MAX_LENGTH: Final = 10_000
 """Maximum length of a value that is looked for in other texts."""
@@ -29,6 +33,9 @@ class Pseudonyms:
 
     spellings: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     """The spellings of each value, by its code."""
+
+    in_full: set[str] = field(default_factory=set[str])
+    """The codes that have been written with all digits of a number."""
 
     _by_spelling: dict[str, str] = field(default_factory=dict[str, str])
     _by_key: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
@@ -124,6 +131,12 @@ class Pseudonyms:
             raise RequestRejected(f"privacy replaces at most {MAX_VALUES:,} values of a request")
         return made
 
+    def _in_full(self, pseudonym: str) -> str:
+        """Return a pseudonym with all digits of its number, so that it cannot take what follows."""
+        entity, code, *number = pseudonym.split("_")
+        self.in_full.add(code)
+        return f"{entity}_{code}_{int(number[0]) if number else 1:0{NUMBER_LENGTH}d}"
+
     def _code(self, entity: str, key: str) -> str:
         code = self._by_key.get((entity, key))
         attempt = 0
@@ -138,7 +151,10 @@ class Pseudonyms:
         end = 0
         for each in found:
             value = text[each.start : each.end]
-            pieces += [text[end : each.start], self.pseudonym(value, each.entity, each.key)]
+            made = self.pseudonym(value, each.entity, each.key)
+            if _NUMBER_AHEAD.match(text, each.end):
+                made = self._in_full(made)
+            pieces += [text[end : each.start], made]
             end = each.end
         return "".join((*pieces, text[end:]))
 

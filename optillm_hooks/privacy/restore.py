@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final, NamedTuple
 
 from optillm_hooks.privacy.pseudonyms import Pseudonyms
-from optillm_hooks.privacy.tokens import ALPHABET, CODE_LENGTH, labels
+from optillm_hooks.privacy.tokens import ALPHABET, CODE_LENGTH, NUMBER_LENGTH, labels
 from optillm_hooks.types import TokenLogprob
 
 _MARKS: Final = r"[*`~]{0,3}"
@@ -45,6 +45,7 @@ class _Grammar:
 
     def __init__(self, pseudonyms: Pseudonyms) -> None:
         self._spellings = pseudonyms.spellings
+        self._in_full = pseudonyms.in_full
         names = {name for entity in pseudonyms.entities for name in labels(entity)}
         self._labels = sorted(names, key=len, reverse=True)
         codes = [code.lower() for code in pseudonyms.spellings]
@@ -54,7 +55,7 @@ class _Grammar:
         letters = f"[{ALPHABET.lower()}]{{{CODE_LENGTH}}}"
         self._pattern = re.compile(
             rf"(?:(?P<label>{any_label}){_MARKED_SEPARATOR}(?P<code>{letters})"
-            rf"|(?<![a-z0-9])(?P<bare>{letters})(?![a-z]))(?:\\{{0,2}}_(?P<number>\d{{1,4}}))?"
+            rf"|(?<![a-z0-9])(?P<bare>{letters})(?![a-z]))(?:\\{{0,2}}_(?P<number>\d{{1,{NUMBER_LENGTH}}}))?"
         )
 
     def next(self, text: str, lowered: str, at: int) -> "_Match | None":
@@ -69,8 +70,10 @@ class _Grammar:
             sent = f"{(found['label'] or '').upper()}_{code.upper()}"
             if found["label"] and _is_within_word(text, start) and text[start:end] != sent:
                 continue
-            number = int(found["number"] or 0)
-            if 2 <= number <= len(spellings):
+            written = found["number"] or ""
+            number = int(written or 0)
+            least = 1 if len(written) == NUMBER_LENGTH else 2
+            if least <= number <= len(spellings):
                 value, end = spellings[number - 1], found.end()
             else:
                 value = spellings[0]
@@ -107,7 +110,8 @@ class _Grammar:
             return False
         if not rest and is_bare:
             return True
-        return len(spellings) > 1 and _GROWING_NUMBER.fullmatch(rest) is not None
+        is_numbered = len(spellings) > 1 or code.upper() in self._in_full
+        return is_numbered and _GROWING_NUMBER.fullmatch(rest) is not None
 
 
 class _Match(NamedTuple):

@@ -14,6 +14,9 @@ ALPHABET: Final = "BCDFGHJKLMNPQRSTVWXZ"
 
 CODE_LENGTH: Final = 6
 
+NUMBER_LENGTH: Final = 4
+"""Maximum digits of the number of a spelling."""
+
 _TRANSLATED: Final[Mapping[str, str]] = {
     "PERSON": "persona personne pessoa persoon osoba henkilö человек"
     " персона лицо 人物 人名 人 사람 شخص",

@@ -12,18 +12,22 @@ import pytest
 
 from optillm_hooks.approaches.privacy import NOTE
 from optillm_hooks.budget import Limits
+from optillm_hooks.context import Context
 from optillm_hooks.errors import ProviderFailed, Refused, RequestRejected, SampleError
+from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.pipeline.events import Event, Outcome, Piece, Request
 from optillm_hooks.pipeline.expression import parse
-from optillm_hooks.pipeline.plan import resolve
+from optillm_hooks.pipeline.plan import Plan, resolve
 from optillm_hooks.pipeline.run import run
 from optillm_hooks.pipeline.stream import stream
-from optillm_hooks.registry import all_approaches
+from optillm_hooks.prompts import ask
+from optillm_hooks.registry import Params, all_approaches
 from optillm_hooks.services import Owner, Privacy, PrivateValue, ServiceFailed, Services
 from optillm_hooks.testing import HANG, ONE_CALL, AnsweringLLM, Reply, ScriptedLLM
 from optillm_hooks.trace import Trace
 from optillm_hooks.types import Chat, Completion, Fields, Json, Message, Sampling, ToolCall
 from tests.fakes import SERVICES as STAND_INS
+from tests.pipeline.shared import answerer
 from tests.test_catalogue import Lenient
 
 pytestmark = pytest.mark.anyio
@@ -135,6 +139,30 @@ async def test_the_best_answer_at_a_limit_has_its_values(name: str, calls: int) 
         return
     assert_private(llm)
     assert "PERSON_" not in outcome.answers[0].text.upper()
+
+
+async def reading(chat: Chat, llm: LLM, _params: Params, ctx: Context) -> FinalCall:
+    """A stage that brings a page with private values, and asks two models about it."""
+    asked = ask(chat, f"A page: {MAIL}, eve@example.org")
+    drafts = [
+        await each.complete(asked, Sampling(purpose="draft")) for each in (llm, ctx.llm("other"))
+    ]
+    return FinalCall(ask(asked, f"{drafts[0].text} {drafts[1].text} Alice"))
+
+
+async def test_what_stages_inside_bring_is_replaced_too_for_every_model_that_they_call() -> None:
+    wrapper, chain = resolve(parse("privacy")).stages[0], answerer(reading)
+    asked = replace(request("privacy"), plan=Plan(((wrapper, chain),), "privacy&reading"))
+
+    def reply(sent: Chat, _: Sampling) -> Reply:
+        return sent[-1].text.split("A page: ")[-1]
+
+    llms = {name: AnsweringLLM(reply, model=name) for name in ("base", "other")}
+    shown = [event async for event in stream(asked, llms.__getitem__)]
+    assert text_of(shown).startswith(f"{MAIL}, eve@example.org")
+    for llm in llms.values():
+        assert_private(llm)
+        assert not [sent for sent, _ in llm.calls if "eve@" in repr(sent)]
 
 
 async def test_the_plain_call_has_a_note_and_its_answer_the_values() -> None:

@@ -169,6 +169,16 @@ async def test_a_literal_pseudonym_of_the_client_stays_what_it_is() -> None:
     assert Restorer(again.pseudonyms).whole(sent[0].text) == asked[0].text
 
 
+@pytest.mark.parametrize("after", ["7", "_2", "\\_2", "_2024", "22", "x", "_x", "_"])
+async def test_what_follows_a_value_is_not_taken_for_its_number(after: str) -> None:
+    chat = (
+        Message("user", f"{MAIL} {MAIL.upper()}; card 4111111111111111 and {MAIL.upper()}{after}"),
+    )
+    private = conversation(chat, deny=(MAIL.upper(), MAIL))
+    [sent], _ = await private.replaced(chat, Sampling())
+    assert Restorer(private.pseudonyms).whole(sent.text) == chat[0].text
+
+
 async def test_lists_and_kinds() -> None:
     asked = f"{MAIL} {PHONE} the Widget of bob@corp.example"
     assert await text(asked, entities=("PHONE",)) == asked.replace(
