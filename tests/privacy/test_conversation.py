@@ -217,6 +217,7 @@ async def test_signed_thoughts_are_sent_back_as_they_came() -> None:
         '{"a": "{\\"b\\": \\"alice\\\\u0040example.org\\"}"}',
         '[["alice@example.org"], 4155552671, true, null, 1.5]',
         '{"alice@example.org": 1}',
+        '{"alice\\u0040example.org": 1}',
         '{"a": "alice@example.org"',
         "[" * 500 + '"alice@example.org"' + "]" * 500,
         "[" * 3000 + '"alice@example.org"' + "]" * 3000,

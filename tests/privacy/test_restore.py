@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optillm_hooks.answers.deltas import DeltaAccumulator, as_delta
+from optillm_hooks.answers.deltas import DeltaAccumulator, as_delta, parts
 from optillm_hooks.privacy.answer_filter import AnswerFilter
 from optillm_hooks.privacy.pseudonyms import Pseudonyms
 from optillm_hooks.privacy.restore import Restorer, TokenRestorer, in_json
@@ -202,6 +202,21 @@ def test_what_is_held_of_one_call_comes_before_the_next_one() -> None:
     parts = each.feed(Delta(tool_calls=(second,))).tool_calls
     assert [part["index"] for part in parts] == [0, 1]
     assert parts[0]["function"] == {"arguments": "PERS"}
+
+
+def test_what_is_held_of_the_text_comes_before_a_tool_call() -> None:
+    each = AnswerFilter(MADE, is_json=False)
+    assert each.feed(Delta(reasoning="PERS")).reasoning == ""
+    assert each.feed(Delta(text="Wait, pers")) == Delta(reasoning="PERS", text="Wait, ")
+    call: Fields = {"index": 0, "id": "1", "function": {"name": "f", "arguments": "{}"}}
+    assert each.feed(Delta(tool_calls=(call,))).text == "pers"
+
+
+def test_a_piece_of_a_thought_shows_the_restored_reasoning_beside_the_signed_block() -> None:
+    blocks: Json = [{"type": "thinking", "thinking": f"ask {TOKEN},", "signature": ""}]
+    piece = Delta(reasoning=f"ask {TOKEN},", fields={"thinking_blocks": blocks})
+    [shown] = parts(AnswerFilter(MADE, is_json=False).feed(piece))
+    assert (shown.reasoning, shown.fields["thinking_blocks"]) == (f"ask {NAME},", blocks)
 
 
 def test_annotations_are_restored_and_signed_thoughts_are_not() -> None:
