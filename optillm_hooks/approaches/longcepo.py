@@ -261,7 +261,7 @@ class _LongText:
         longest = self.window.prompt * (_ASIDE - 2) // _ASIDE - taken
         material = self.long.material
         tokens = self.window.count(material)
-        even = tokens * 11 // (10 * self.params.max_chunks)  # a cut at a good place is early
+        even = tokens * 5 // (4 * self.params.max_chunks)  # chunks are not quite filled
         size = max(64, min(longest, max(self.params.chunk_tokens, even)))
         return [chunk.text for chunk in await split(material, self.window.count, size)]
 

@@ -116,6 +116,14 @@ async def test_a_call_of_a_tool_stays_with_its_result() -> None:
         assert QUESTION.text in kept[at - 1].text
 
 
+async def test_what_stays_does_not_begin_with_the_result_of_a_tool() -> None:
+    result = Message("tool", "Result.", {"tool_call_id": "1"})
+    asked = (*turns(10), Message("assistant", None, CALLING), result, QUESTION)
+    llm = Summarising()
+    await ask(asked, llm, "compact(threshold=0.6;keep_recent=2)")
+    assert sent(llm)[1:] == asked[-3:]
+
+
 async def test_the_last_turn_keeps_its_images() -> None:
     image: Fields = {"type": "image_url", "image_url": {"url": "data:,x"}}
     question = Message("user", ({"type": "text", "text": "And now?"}, image))

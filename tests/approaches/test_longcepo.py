@@ -228,6 +228,14 @@ async def test_more_text_than_chunks_is_cut_larger_and_then_chosen_by_relevance(
     assert ended.report.degraded[0].startswith("chunks:")
 
 
+async def test_chunks_grow_so_that_nothing_is_left_out() -> None:
+    llm = Staged()
+    ended = await ask(LONG, llm, "longcepo(chunk_tokens=500)")
+    assert ended.answers[0].text == "heliotrope-71"
+    assert ended.report.degraded == ()
+    assert len(llm.at("summary")) <= 8
+
+
 @pytest.mark.parametrize(
     "limits",
     [

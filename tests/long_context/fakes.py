@@ -8,7 +8,7 @@ from dataclasses import replace
 from optillm_hooks.errors import CONTEXT_WINDOW_EXCEEDED, ProviderFailed
 from optillm_hooks.llm import ModelFacts
 from optillm_hooks.testing import AnsweringLLM, Reply
-from optillm_hooks.types import Chat, Sampling
+from optillm_hooks.types import Chat, Completion, Sampling, Usage
 
 NEEDLE = "The password of the north gate is heliotrope-71."
 QUESTION = "What is the password of the north gate?"
@@ -61,12 +61,20 @@ class SmallLLM(AnsweringLLM):
         known: bool = True,
         fields: Sequence[str] = (),
     ) -> None:
-        super().__init__(self._reply, fields=fields)
+        super().__init__(self._billed, fields=fields)
         self.facts: ModelFacts = replace(
             self.facts, count_tokens=count, max_input_tokens=window if known else None
         )
         self._window = window
         self._reading = reading
+
+    def _billed(self, chat: Chat, sampling: Sampling) -> Reply:
+        reply = self._reply(chat, sampling)
+        if not isinstance(reply, str):
+            return reply
+        prompt, completion = count(chat, sampling), tokens(reply)
+        usage = Usage(calls=1, prompt_tokens=prompt, completion_tokens=completion)
+        return Completion(reply, usage=usage)
 
     def _reply(self, chat: Chat, sampling: Sampling) -> Reply:
         prompt = count(chat, sampling)
