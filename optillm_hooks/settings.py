@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from optillm_hooks.budget import Limits
 from optillm_hooks.code_execution.runner import RunnerName
@@ -231,6 +232,17 @@ class StoreSettings(_Settings):
         description="A PostgreSQL database instead (postgresql://user@host/name), for several "
         "workers or hosts.",
     )
+
+    @field_validator("url")
+    @classmethod
+    def _of_postgresql(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        if not url.startswith(("postgres://", "postgresql://", "postgresql+psycopg://")):
+            raise ValueError("must begin with postgresql://")  # without the URL: it has a password
+        if find_spec("psycopg") is None:
+            raise ValueError("needs the extra `postgres`: pip install 'optillm-hooks[postgres]'")
+        return url
 
 
 class PrivacySettings(_Settings):

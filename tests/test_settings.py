@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 import optillm_hooks.approaches  # noqa: F401 (registers `re2`)
+from optillm_hooks import settings
 from optillm_hooks.budget import Limits
 from optillm_hooks.registry import Approach, Cost, NoParams, Params, get_approach
 from optillm_hooks.settings import (
@@ -18,6 +19,7 @@ from optillm_hooks.settings import (
     PlanCalls,
     RunSettings,
     Settings,
+    StoreSettings,
     explain,
     forbidden,
 )
@@ -48,6 +50,21 @@ def test_a_mistake_is_told_with_what_to_write_instead(
     with pytest.raises(ValidationError) as caught:
         model.model_validate(given)
     assert words in explain(caught.value.errors()[0], model)
+
+
+def test_a_stores_url_is_of_postgresql_and_its_driver_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url = "postgresql://anna:geheim@host/name"
+    assert StoreSettings.model_validate({"url": url}).url == url
+    for wrong in ("mysql://anna:geheim@host/name", "geheim"):
+        with pytest.raises(ValidationError) as caught:
+            Settings.model_validate({"store": {"url": wrong}})
+        said = explain(caught.value.errors()[0], Settings)
+        assert said == "Value error, must begin with postgresql://"
+    monkeypatch.setattr(settings, "find_spec", lambda name: None if name == "psycopg" else name)
+    with pytest.raises(ValidationError, match=r"optillm-hooks\[postgres\]"):
+        StoreSettings.model_validate({"url": url})
 
 
 @given(SETTINGS, SETTINGS)
