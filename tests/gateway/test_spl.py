@@ -3,6 +3,8 @@
 import asyncio
 import hashlib
 import json
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +21,7 @@ from optillm_hooks.gateway import http_routes
 from optillm_hooks.store.records import Namespace, NewNote
 from optillm_hooks.store.store import Store
 from tests.proxy import PRICE, Proxy, alias, hooked_config, model_group
-from tests.upstream import Call, Script, Upstream
+from tests.upstream import HANG, Broken, Call, Script, Upstream
 
 KEYS: dict[str, dict[str, object]] = {
     "sk-anna": {"models": [], "team_id": "t1", "user_id": "anna", "user_role": "internal_user"},
@@ -297,3 +299,16 @@ def test_the_body_field_of_optillm_and_streams_and_other_routes(
     for each in answers:
         assert "Add the speeds." in each.text
         assert "spl_learning" not in each.body
+
+
+def test_a_lesson_does_not_keep_the_proxy_from_ending(proxy: Proxy, upstream: Upstream) -> None:
+    """The last test of this module: the proxy is gone after it."""
+
+    def hangs(call: Call) -> Broken | None:
+        return HANG if "best solved" in call.text else None
+
+    upstream.play(Script(reply=reply, fault=hangs))
+    ask(proxy, "sk-ben")
+    upstream.wait_until(lambda u: len(u.calls) == 2)
+    os.kill(proxy.pid, signal.SIGTERM)
+    upstream.wait_until(lambda u: not u.alive, within_s=10)
