@@ -87,6 +87,9 @@ NO_SOURCES: Final = """\
 No page could be read. Say at the beginning of the report that it is from your own knowledge, \
 without sources."""
 
+MAX_NOTES: Final = 60_000
+"""Characters of notes that the whole report is written from; fewer for a small context window."""
+
 _UNLIMITED: Final = 2**31
 _LEAST_ROUND: Final = 3
 """Calls of the shortest round: a plan or a list of gaps, notes, a revision."""
@@ -168,7 +171,9 @@ class _Research:
         self._params = params
         self._ctx = ctx
         self._until = ctx.within(TIME_FOR_RESEARCH)
-        self._reach = Reach(results=params.results, tokens=params.page_tokens)
+        window = llm.facts.max_input_tokens or _UNLIMITED
+        self._reach = Reach(results=params.results, tokens=min(params.page_tokens, window // 2))
+        self._note_characters = min(MAX_NOTES, window // 3)
         self._report = self._draft_of([Section(heading="Report")], "Sources")
         self._rounds = 0
 
@@ -187,6 +192,8 @@ class _Research:
         """Return the call that writes the report."""
         self._ctx.progress("writing the report")
         draft, report = self._draft_answer(), self._report
+        every, shown = report.all_notes(), report.all_notes(self._note_characters)
+        self._ctx.trace.count("notes", lost=len(every) - len(shown), of=0)
         chat = self._shown([WRITE] if report.notes else [NO_SOURCES, WRITE])
         sampling = Sampling(fields=self._ctx.no_tool_calls)
         if wants_json(self._ctx.client):  # brackets are JSON's, and a list would break it
@@ -300,7 +307,7 @@ class _Research:
         By default these are all notes.
         """
         drafts = self._report.drafts()
-        taken = self._report.all_notes() if notes is None else list(notes)
+        taken = self._report.all_notes(self._note_characters) if notes is None else list(notes)
         if wants_json(self._ctx.client):
             drafts, taken = ([checked(each, {}, "") for each in texts] for texts in (drafts, taken))
         mark = fence(self._chat, [*drafts, *taken])

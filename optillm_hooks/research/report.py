@@ -49,10 +49,16 @@ class ReportDraft:
         found = [str(note) for note in self.notes if note.section == section]
         return found[-_MAX_NOTES:]
 
-    def all_notes(self) -> list[str]:
-        """Return the notes of all sections, by section, with the numbers of their sources."""
-        numbers = range(1, len(self.sections) + 1)
-        return [note for number in numbers for note in self.notes_of(number)]
+    def all_notes(self, most: int | None = None) -> list[str]:
+        """Return the notes of all sections, by section, with the numbers of their sources.
+
+        `most`: the characters that they may have. Every section has its share of them.
+        """
+        of_each = [self.notes_of(number) for number in range(1, len(self.sections) + 1)]
+        if most is None:
+            return [note for notes in of_each for note in notes]
+        share = most // max(1, len([notes for notes in of_each if notes]))
+        return [note for notes in of_each for note in _within(notes, share)]
 
     def drafts(self) -> list[str]:
         """Return each section with its heading."""
@@ -74,3 +80,14 @@ class ReportDraft:
     def shown(self) -> str:
         """Return the draft as the user can get it."""
         return checked(self.text(), self.citable, self.sources_heading, self.known)
+
+
+def _within(notes: Sequence[str], most: int) -> list[str]:
+    """Return the last of `notes` that have at most `most` characters together, in their order."""
+    kept: list[str] = []
+    for note in reversed(notes):
+        most -= len(note)
+        if most < 0:
+            break
+        kept.append(note)
+    return kept[::-1]

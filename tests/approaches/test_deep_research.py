@@ -4,12 +4,13 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from optillm_hooks.budget import Limits
-from optillm_hooks.errors import ProviderFailed, Refused, RequestRejected
+from optillm_hooks.errors import ProviderFailed, Refused, RequestRejected, SampleError
 from optillm_hooks.pipeline.events import Outcome, Piece, Request
 from optillm_hooks.pipeline.expression import parse
 from optillm_hooks.pipeline.plan import resolve
@@ -332,6 +333,32 @@ async def test_long_pages_are_read_in_the_passages_that_matter() -> None:
     [(sent, _)] = llm.at("notes")
     assert "Spring tides come when sun and moon" in sent[-1].text
     assert len(sent[-1].text.split()) < 1400
+
+
+async def test_a_small_context_window_gets_less_to_read() -> None:
+    small = StagedLLM(STAGES, REPLIES)
+    small.facts = replace(small.facts, max_input_tokens=240)
+    outcome = await run(request(Web()), {"base": small}.__getitem__)
+    [(sent, _)] = small.at("write")
+    notes = re.findall(r"^\[\d\] .*$", sent[-1].text, re.MULTILINE)
+    assert 0 < len("".join(notes)) <= 80
+    assert "notes:1/2" in outcome.report.degraded
+
+
+@pytest.mark.parametrize("tokens", [60, 200, 400, 800, 1600])
+async def test_a_budget_of_tokens_ends_with_the_best_draft(tokens: int) -> None:
+    llm = StagedLLM(STAGES, REPLIES)
+    asked = request(Web(), limits=Limits(max_tokens_total=tokens))
+    try:
+        outcome = await run(asked, {"base": llm}.__getitem__)
+    except SampleError as exc:
+        assert exc.code == "budget_exceeded"  # noqa: PT017 (one of two ways to end)
+        assert not llm.counts.get("draft")
+        return
+    text = outcome.answers[0].text
+    assert text
+    assert outcome.report.usage.total_tokens <= tokens + 200  # the fake overruns its max_tokens
+    assert not llm.counts.get("revise") or sources(text)
 
 
 async def test_what_is_not_configured_is_said_before_anything_is_paid_for() -> None:

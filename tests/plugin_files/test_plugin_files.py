@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from optillm_hooks.errors import (
     UnusableReply,
 )
 from optillm_hooks.fanout import LoopOfThread, in_thread
+from optillm_hooks.plugin_files import loading
 from optillm_hooks.plugin_files.loading import load_plugins
 from optillm_hooks.plugin_files.running import flattened
 from optillm_hooks.registry import get_approach
@@ -82,6 +84,18 @@ def test_a_broken_file_is_reported_and_the_others_are_loaded(tmp_path: Path) -> 
     }.items():  # fmt: skip
         assert words in found[f"{name}.py"][0]
     assert not [name for name in sys.modules if name.startswith("optillm_plugin_file_b")]
+    assert get_approach("lists").kind == "answerer"
+
+
+def test_installed_packages_offer_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = "optillm_hooks.plugins"
+    package = write(tmp_path, {"their_plugin.py": GOOD["lists.py"]})
+    monkeypatch.syspath_prepend(str(package))
+    entries = [EntryPoint(name, name, group) for name in ("their_plugin", "not_there")]
+    found = {group: EntryPoints(entries)}
+    monkeypatch.setattr(loading, "entry_points", lambda group: found[group])
+    [problem] = load_plugins(None)
+    assert "not_there" in problem
     assert get_approach("lists").kind == "answerer"
 
 
