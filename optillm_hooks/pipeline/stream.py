@@ -105,13 +105,15 @@ class _StreamedRun(PlanRun):
         """
         shown, filters = DeltaAccumulator(), Filters(final)
         rest: list[Delta] = []
-        unfiltered_is_empty = False
+        unfiltered_is_empty = received = False
         finish_reason: FinishReason = "stop"
         try:
             async with aclosing((final.llm or llm).stream(final.chat, final.sampling)) as pieces:
                 async for delta in pieces:
                     finish_reason = delta.finish_reason or finish_reason
-                    piece = filters.feed(replace(delta, finish_reason=None, usage=None))
+                    content = replace(delta, finish_reason=None, usage=None)
+                    received = received or content != Delta()
+                    piece = filters.feed(content)
                     if piece != Delta():
                         shown.add(piece)
                         self._choices.add(number, piece)
@@ -119,7 +121,7 @@ class _StreamedRun(PlanRun):
             if exc.empty_reply is None:
                 raise
             unfiltered_is_empty, finish_reason = True, exc.empty_reply.finish_reason
-            if shown.empty:
+            if not received:  # a filter may hold what came
                 rest = [filters.feed(replace(as_delta(exc.empty_reply), finish_reason=None))]
         except SampleError:
             if shown.answer("length").empty or self._budget.stopped_by is None:

@@ -85,7 +85,8 @@ class AnswerFilter:
 
     def _with_calls(self, parts: tuple[Fields, ...]) -> Iterator[Fields]:
         for part in parts:
-            index = part.get("index", 0)
+            index = part.get("index")
+            index = index if isinstance(index, int) else 0
             for other, call in self._calls.items():
                 if other != index:
                     yield from call.rest(other)
@@ -104,8 +105,10 @@ class AnswerFilter:
         changed = dict(called)
         if isinstance(text := called.get(field), str):
             changed[field] = call.arguments.feed(text)
+        elif text is not None:  # some hosts give an object
+            changed[field] = _in_values(text, self._restored)
         if isinstance(tool := called.get("name"), str):
-            changed["name"] = Restorer(self._pseudonyms).whole(tool)
+            changed["name"] = self._restored(tool)
         return {**part, name: changed}
 
     def _with_fields(self, fields: Fields, path: tuple[str, ...]) -> Fields:
@@ -117,12 +120,15 @@ class AnswerFilter:
         if isinstance(value, dict):
             return dict(self._with_fields(value, path))
         if isinstance(value, list):
-            return _in_values(value, lambda text: Restorer(self._pseudonyms).whole(text))
+            return _in_values(value, self._restored)
         if not isinstance(value, str):
             return value
         if path[-1] in IN_PIECES:
             return self._fields.setdefault(path, Restorer(self._pseudonyms)).feed(value)
-        return Restorer(self._pseudonyms).whole(value)
+        return self._restored(value)
+
+    def _restored(self, text: str) -> str:
+        return Restorer(self._pseudonyms).whole(text)
 
 
 def _in_values(value: Json, restored: Callable[[str], str]) -> Json:

@@ -13,7 +13,13 @@ import pytest
 from optillm_hooks.approaches.privacy import NOTE
 from optillm_hooks.budget import Limits
 from optillm_hooks.context import Context
-from optillm_hooks.errors import ProviderFailed, Refused, RequestRejected, SampleError
+from optillm_hooks.errors import (
+    EmptyCompletion,
+    ProviderFailed,
+    Refused,
+    RequestRejected,
+    SampleError,
+)
 from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.pipeline.events import Event, Outcome, Piece, Request
 from optillm_hooks.pipeline.expression import parse
@@ -25,8 +31,19 @@ from optillm_hooks.registry import Params, all_approaches
 from optillm_hooks.services import Owner, Privacy, PrivateValue, ServiceFailed, Services
 from optillm_hooks.testing import HANG, ONE_CALL, AnsweringLLM, Reply, ScriptedLLM
 from optillm_hooks.trace import Trace
-from optillm_hooks.types import Chat, Completion, Fields, Json, Message, Sampling, ToolCall
+from optillm_hooks.types import (
+    Answer,
+    Chat,
+    Completion,
+    Delta,
+    Fields,
+    Json,
+    Message,
+    Sampling,
+    ToolCall,
+)
 from tests.fakes import SERVICES as STAND_INS
+from tests.fakes import Pieces
 from tests.pipeline.shared import answerer
 from tests.test_catalogue import Lenient
 
@@ -180,6 +197,22 @@ async def test_a_conversation_without_private_values_is_sent_as_it_is() -> None:
     llm = ScriptedLLM(["42"])
     await ended(request("privacy", asked=asked, client=Sampling(), services=Services()), llm)
     assert llm.calls[0][0] == asked
+
+
+async def test_reasoning_that_is_held_is_shown_once_if_there_is_no_answer() -> None:
+    """The reply of which only reasoning came is told at its end, when the filter still holds it."""
+    empty = EmptyCompletion(Answer("", "length", reasoning="pers"))
+    shown = await events(request("privacy"), Pieces([Delta(reasoning="pers"), empty]))
+    thoughts = [event.delta.reasoning for event in shown if isinstance(event, Piece)]
+    assert "".join(thoughts) == "pers"
+
+
+async def test_a_limit_in_the_middle_of_a_pseudonym_shows_what_came() -> None:
+    asked = request("privacy", limits=Limits(deadline_s=0.5))
+    shown = await events(asked, Pieces([Delta(text="Dear PERSON_"), HANG]))
+    assert text_of(shown) == "Dear PERSON_"
+    assert isinstance(shown[-1], Outcome)
+    assert shown[-1].report.stopped_by == "deadline"
 
 
 async def test_tool_calls_get_their_values_back_and_may_call_by_any_spelling() -> None:

@@ -219,6 +219,28 @@ def test_a_piece_of_a_thought_shows_the_restored_reasoning_beside_the_signed_blo
     assert (shown.reasoning, shown.fields["thinking_blocks"]) == (f"ask {NAME},", blocks)
 
 
+HOSTILE: list[Fields] = [
+    {"index": None, "function": {"name": "f", "arguments": TOKEN}},
+    {"index": [1], "function": {"name": "f", "arguments": TOKEN}},
+    {"index": -3, "function": {"name": None, "arguments": TOKEN}},
+    {"function": {"arguments": {"a": [TOKEN, 1]}}},
+    {"index": 1, "custom": {"input": TOKEN}},
+]
+
+
+@pytest.mark.parametrize("part", HOSTILE, ids=str)
+def test_pieces_of_calls_that_no_api_describes_are_restored_too(part: Fields) -> None:
+    each = AnswerFilter(MADE, is_json=False)
+    shown = repr((each.feed(Delta(tool_calls=(part,))), each.close()))
+    assert "O'Neill" in shown
+    assert TOKEN not in shown
+
+
+@pytest.mark.parametrize("part", [{"index": 0}, {"index": 0, "function": None}, {"function": "x"}])
+def test_pieces_of_calls_without_content_pass(part: Fields) -> None:
+    assert AnswerFilter(MADE, is_json=False).feed(Delta(tool_calls=(part,))).tool_calls == (part,)
+
+
 def test_annotations_are_restored_and_signed_thoughts_are_not() -> None:
     blocks: Json = [{"type": "thinking", "thinking": f"It is {TOKEN}", "signature": "s"}]
     notes: Json = [{"type": "url_citation", "url_citation": {"title": TOKEN, "url": "u"}}]
