@@ -178,6 +178,21 @@ def test_search_results_are_numbered_sources(
     assert world.visits == [], "snippets are enough"
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("route", [CHAT, MESSAGES, RESPONSES])
+def test_a_search_on_every_route(
+    proxy: Proxy, upstream: Upstream, world: WebWorld, route: str, stream: bool
+) -> None:
+    upstream.play(answering(["tides"]))
+    response = ask(proxy, "web_search-base", "Why are there tides?", route, stream=stream)
+    assert "It is the moon [1]." in _text(response)
+    assert world.searches == ["tides"]
+    deriving, answer = upstream.calls
+    assert not deriving.streamed
+    assert answer.streamed == stream
+    assert "The moon pulls the sea" in answer.text
+
+
 def test_searches_are_billed_to_the_key(proxy: Proxy, upstream: Upstream) -> None:
     upstream.play(answering(["tides", "moon"]))
     proxy.settle()
