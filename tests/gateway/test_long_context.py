@@ -13,6 +13,7 @@ import openai
 import pytest
 from litellm import token_counter
 
+from tests.documents import all_blocks
 from tests.long_context.fakes import NEEDLE, QUESTION, haystack
 from tests.proxy import PRICE, Proxy, alias, hooked_config, model_group
 from tests.upstream import Call, Script, Status, Upstream
@@ -116,6 +117,7 @@ def proxy(
     config = hooked_config(
         [
             small,
+            model_group("gpt-4o-mini", upstream.url),
             embedding,
             *(alias(f"{name}-alias", name, "small") for name in STAGES),
             alias("unbounded", "memory(max_parts=200)", "small", max_calls=420),
@@ -272,6 +274,14 @@ def test_a_tag_may_not_name_what_keeps_notes(proxy: Proxy, upstream: Upstream) -
     answer = ask(proxy, {"model": "small", "messages": [{"role": "user", "content": text}]})
     assert "optillm" not in answer
     assert len(upstream.calls) == 1
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_request_of_the_documentation(proxy: Proxy, upstream: Upstream, name: str) -> None:
+    upstream.play(HONEST)
+    shown = [b.text for b in all_blocks() if b.language == "json" and f'"model": "{name}' in b.text]
+    [body] = map(json.loads, shown)
+    assert ask(proxy, body)["choices"][0]["message"]["content"]
 
 
 def turns(count: int, name: str) -> list[dict[str, Any]]:
