@@ -27,6 +27,7 @@ _LOCK: Final = 0x4F4C484B
 """PostgreSQL's advisory lock that one process holds while it migrates."""
 
 _CONNECTIONS: Final = 4
+_CONNECT_S: Final = 3
 _HEADER_BYTES: Final = 100
 _AT_APPLICATION_ID: Final = 68
 
@@ -76,7 +77,7 @@ def open_url(url: str, migrations: Sequence[Migration] = MIGRATIONS) -> Engine:
             max_overflow=0,
             pool_pre_ping=True,
             # A pooler between may give each transaction another connection.
-            connect_args={"connect_timeout": int(WAIT_S), "prepare_threshold": None},
+            connect_args={"connect_timeout": _CONNECT_S, "prepare_threshold": None},
         )
     except ModuleNotFoundError:
         raise StoreUnusable(

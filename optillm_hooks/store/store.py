@@ -28,6 +28,9 @@ T = TypeVar("T")
 
 FILE: Final = "store.sqlite3"
 _THREADS: Final = 4
+_RETRY_S: Final = 5.0
+"""Seconds in which a database that could not be reached is not asked again."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -47,6 +50,8 @@ class Store:
         self._threads = ThreadPoolExecutor(_THREADS, "optillm-store")
         self._opening = threading.Lock()
         self._engine: Engine | None = None
+        self._retry_at = 0.0
+        """Instant on `time.monotonic`."""
 
     async def add_notes(
         self, owner: Namespace, notes: Sequence[NewNote], *, ttl_s: float | None = None
@@ -145,25 +150,34 @@ class Store:
         return await loop.run_in_executor(self._threads, self._transact, work, reads)
 
     def _transact(self, work: "Callable[[AllRows], T]", reads: bool) -> T:
-        from sqlalchemy.exc import SQLAlchemyError
+        from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
         from optillm_hooks.store.strategy_rows import AllRows
 
         try:
+            self._check_reachable()
             engine = self._opened().execution_options(reads=reads)
             with engine.begin() as connection:
                 return work(AllRows(connection, self._clock()))
         except (SQLAlchemyError, StoreUnusable, OSError) as exc:
             # The error of a statement has its parameters, which are texts of users.
             said = getattr(exc, "orig", None) or exc
+            if isinstance(exc, OperationalError) and not getattr(exc.orig, "sqlstate", None):
+                self._retry_at = time.monotonic() + _RETRY_S
             _log.error("the store cannot be used: %s", str(said)[:500])
             raise StoreFailed from None
+
+    def _check_reachable(self) -> None:
+        """Fail at once while the database is known to be away: many requests may be waiting."""
+        if self._url is not None and time.monotonic() < self._retry_at:
+            raise StoreUnusable("its database could not be reached a moment ago")
 
     def _opened(self) -> "Engine":
         from optillm_hooks.store.opening import open_file, open_url
 
         with self._opening:
             if self._engine is None:
+                self._check_reachable()
                 self._engine = (
                     open_file(self._directory / FILE) if self._url is None else open_url(self._url)
                 )

@@ -222,6 +222,24 @@ async def test_a_database_that_cannot_be_reached_is_an_error_without_its_passwor
     assert str(tmp_path) not in str(caught.value)
 
 
+async def test_a_database_that_is_away_is_not_asked_by_every_request() -> None:
+    """Each attempt may take seconds, and they would wait for each other."""
+    attempts = []
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        attempts.append(1)
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        store = Store(directory=Path("unused"), url=f"postgresql://x@127.0.0.1:{port}/x")
+        asked = (store.notes(ANNA) for _ in range(20))
+        ended = await asyncio.gather(*asked, return_exceptions=True)
+    assert {type(error) for error in ended} == {StoreFailed}
+    assert len(attempts) <= 2, "psycopg tries again without TLS"
+    store.close()
+
+
 async def test_a_store_goes_on_after_its_connections_were_cut(database: str) -> None:
     store = Store(directory=Path("unused"), url=database)
     await store.add_notes(ANNA, [NewNote(text="before")])
