@@ -67,6 +67,10 @@ def _undecoded(llm: LLM) -> LLM:
     return llm
 
 
+def _as_it_is(text: str) -> str:
+    return text
+
+
 def _no_other_models(model: str) -> LLM:
     raise LookupError(f"no model {model!r} in this context")
 
@@ -100,6 +104,9 @@ class Context:
 
     decoded: Callable[[LLM], LLM] = _undecoded
     """Applies the decoder of the chain to an LLM."""
+
+    as_shown: Callable[[str], str] = _as_it_is
+    """Returns a text of an answer as the client gets it, after the wrappers around."""
 
     draft_tokens: int | None = None
     """Maximum tokens of each solution, draft and judgement that sets none itself."""

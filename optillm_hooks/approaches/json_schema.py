@@ -86,6 +86,7 @@ async def json_schema(chat: Chat, rest: Rest, llm: LLM, params: JsonParams, ctx:
     if not is_json_mode(wanted):
         return await rest(chat)
     await _check_schema(wanted, ctx)
+    wanted = json.loads(ctx.as_shown(json.dumps(wanted)))
     counts, before = _Counts(), ctx.best
     try:
         answer = await rest.whole(
@@ -123,8 +124,10 @@ async def _check_schema(wanted: Json, ctx: Context) -> None:
 
 
 async def _fitted(answer: Answer, wanted: Json, ctx: Context) -> Fitted:
-    until = ctx.deadline + _GRACE_S
-    return await fitted(answer.text, wanted, until, whole=not answer.truncated)
+    """Return the JSON of an answer, which is checked as the client gets it."""
+    shown, until = ctx.as_shown(answer.text), ctx.deadline + _GRACE_S
+    found = await fitted(shown, wanted, until, whole=not answer.truncated)
+    return Fitted(answer.text, []) if found.text == shown else found
 
 
 def _with_text(answer: A, text: str) -> A:

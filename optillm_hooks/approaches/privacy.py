@@ -27,7 +27,7 @@ from optillm_hooks.privacy.private_llm import PrivateConversation, PrivateLLM
 from optillm_hooks.prompts import instruct
 from optillm_hooks.registry import Cost, Params, Rest, Result, wrapper
 from optillm_hooks.services import Privacy, Services
-from optillm_hooks.types import Chat, Sampling
+from optillm_hooks.types import Answer, Chat, Sampling
 
 NOTE: Final = """\
 Words such as {example} stand for values that are not shown to you. Use them as they are wherever \
@@ -77,7 +77,8 @@ class PrivacyParams(Params):
 async def privacy(chat: Chat, rest: Rest, _llm: LLM, params: PrivacyParams, ctx: Context) -> Result:
     """Return the result of the stages inside, which see pseudonyms, with the values.
 
-    From here on the client's own fields have pseudonyms too: the final call is made outside.
+    From here on the client's own fields have pseudonyms too: the final call is made outside. A
+    stage that checks an answer checks it as the client gets it.
 
     Raises:
         RequestRejected: the conversation has attachments, which are refused, or is too long.
@@ -100,6 +101,11 @@ async def privacy(chat: Chat, rest: Rest, _llm: LLM, params: PrivacyParams, ctx:
 
     def restoring() -> AnswerFilter:
         return AnswerFilter(pseudonyms, is_json=is_json)
+
+    def restored(text: str) -> str:
+        return around(restoring().whole(Answer(text)).text)
+
+    around, ctx.as_shown = ctx.as_shown, restored
 
     result = await rest(chat, through=partial(PrivateLLM, conversation=conversation))
     if not isinstance(result, FinalCall):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from optillm_hooks.pipeline.run import run
 from optillm_hooks.pipeline.stream import stream
 from optillm_hooks.testing import HANG, AnsweringLLM, Reply, ScriptedLLM, chat
 from optillm_hooks.types import Chat, Completion, Fields, Json, Sampling, ToolCall
+from tests.fakes import SERVICES
 
 pytestmark = pytest.mark.anyio
 
@@ -366,3 +368,31 @@ async def test_the_report_says_what_became_of_the_replies() -> None:
     outcome = await ended(ScriptedLLM([BAD, f"```\n{GOOD}\n```"]))
     counts = {"matched": 1, "repaired": 1, "asked_again": 1, "given_up": 0}
     assert ("json", counts) in outcome.report.notes
+
+
+def _extracting(chat: Chat, _: Sampling) -> Reply:
+    """Reply with the address in the question, in a fence, as a model does that sees a pseudonym."""
+    address = re.search(r"(?:EMAIL_\w+|[\w.]+@[\w.]+)", chat[-1].text)
+    assert address is not None
+    return f'```json\n{{"mail": "{address[0]}", "known": "{address[0]}"}}\n```'
+
+
+async def test_under_privacy_an_answer_is_checked_as_the_client_gets_it() -> None:
+    """A pseudonym is no e-mail address, nor one of the addresses in the schema."""
+    mail: Json = {"type": "string", "format": "email"}
+    properties: Json = {"mail": mail, "known": {"enum": ["a@corp.example", "b@corp.example"]}}
+    llm = AnsweringLLM(_extracting, fields=NATIVE)
+    asked = Request(
+        plan=resolve(parse("privacy&json&bon(n=2)")),
+        base="base",
+        chat=chat("Which address is it: b@corp.example?"),
+        client=Sampling(fields={"response_format": schema({"properties": properties})}),
+        services=SERVICES,
+    )
+    outcome = await run(asked, {"base": llm}.__getitem__)
+    expected = {"mail": "b@corp.example", "known": "b@corp.example"}
+    assert json.loads(outcome.answers[0].text) == expected
+    sent = repr(llm.calls)
+    assert "b@corp.example" not in sent
+    assert "a@corp.example" not in sent
+    assert outcome.report.degraded == ()
