@@ -138,7 +138,8 @@ def _lines(replies: IO[bytes], seconds: float) -> Iterator[Json]:
             continue
         if len(received) > MAX_LINE:
             raise ValueError("the line is too long")
-        if not select.select([replies], [], [], max(0.0, until - time.monotonic()))[0]:
+        left = until - time.monotonic()
+        if left < 0 or not select.select([replies], [], [], left)[0]:
             raise TimeoutError
         piece = os.read(replies.fileno(), 1 << 16)
         if not piece:

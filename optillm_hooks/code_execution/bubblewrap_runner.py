@@ -60,11 +60,10 @@ class BubblewrapRunner:
         return await run_in_worker(bubblewrap.__name__, request, limits)
 
 
-@lru_cache(maxsize=16)
 def bubblewrap_runner(
     python: str | None, binds: tuple[str, ...], seconds: float, memory_mb: int
 ) -> BubblewrapRunner:
-    """Return the runner, which has run an empty program once.
+    """Return the runner, which has run an empty program once in this process.
 
     Args:
         python: the interpreter; None is the one below the proxy's virtual environment.
@@ -75,26 +74,35 @@ def bubblewrap_runner(
     Raises:
         RequestRejected: it does not run here. It is never replaced by a weaker sandbox.
     """
+    tried = _tried(python, binds, seconds, memory_mb)
+    if isinstance(tried, str):
+        raise RequestRejected(f'code_runner "bubblewrap": {tried}', param="optillm_settings")
+    return tried
+
+
+@lru_cache(maxsize=16)
+def _tried(
+    python: str | None, binds: tuple[str, ...], seconds: float, memory_mb: int
+) -> BubblewrapRunner | str:
+    """Return the runner, or why it does not run. It is tried once: no later request waits."""
     bwrap = _bwrap()
     if bwrap is None:
-        raise _rejected(_MISSING)
+        return _MISSING
     if not seccomp.supported():
-        raise _rejected("there is no filter of system calls for this machine's processor")
+        return "there is no filter of system calls for this machine's processor"
     interpreter = python or str(Path(sys.executable).resolve())
+    prefixes = _prefixes(interpreter)
+    if prefixes is None:
+        return f"{interpreter} is not a Python interpreter that runs"
     runner = BubblewrapRunner(
         bwrap=bwrap,
         python=interpreter,
-        binds=tuple(dict.fromkeys((*_prefixes(interpreter), *binds))),
+        binds=tuple(dict.fromkeys((*prefixes, *binds))),
         seconds=seconds,
         memory_mb=memory_mb,
     )
-    if problem := _problem(runner):
-        raise _rejected(f"it does not run on this machine: {problem}")
-    return runner
-
-
-def _rejected(reason: str) -> RequestRejected:
-    return RequestRejected(f'code_runner "bubblewrap": {reason}', param="optillm_settings")
+    problem = _problem(runner)
+    return f"it does not run on this machine: {problem}" if problem else runner
 
 
 def _bwrap() -> str | None:
@@ -111,8 +119,8 @@ def _bwrap() -> str | None:
         return None
 
 
-def _prefixes(python: str) -> list[str]:
-    """Return the folders of an interpreter and its packages."""
+def _prefixes(python: str) -> list[str] | None:
+    """Return the folders of an interpreter and its packages, or None if it does not run."""
     try:
         said = subprocess.run(  # noqa: S603 (the operator's interpreter)
             [python, "-I", "-c", _PREFIXES],
@@ -122,8 +130,8 @@ def _prefixes(python: str) -> list[str]:
             timeout=_PROBE_S,
         )
         return [str(path) for path in json.loads(said.stdout)]
-    except (OSError, subprocess.SubprocessError, ValueError) as exc:
-        raise _rejected(f"{python} is not a Python interpreter that runs") from exc
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
 
 
 def _problem(runner: BubblewrapRunner) -> str:

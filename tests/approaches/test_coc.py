@@ -223,11 +223,11 @@ async def test_random_numbers_are_the_same_in_each_run() -> None:
         "name = luck(rolls)\nagain = [random.randint(1, 6) for _ in range(50)]\n"
         "answer = check(name, again)"
     )
-    ctx = with_runner(MontyRunner(seconds=5.0))
+    ctx = with_runner(bubblewrap_runner(None, (), 5.0, 512))
     result, llm = await final([fenced(program), value("ok"), value("fine")], ctx)
     assert result.fallback == Answer("fine")
     first, second = (asked[-1].text for asked, _ in llm.calls[1:])
-    assert first.partition("rolls = ")[2][:50] == second.partition("rolls = ")[2][:50]
+    assert first.rpartition("rolls = [")[2][:50] == second.rpartition("rolls = [")[2][:50]
 
 
 # --------------------------------------------------------------------------- what the model is told
