@@ -18,6 +18,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from typing import Final
 
 from pydantic import Field
@@ -190,10 +191,11 @@ def _start_of_recent(body: Chat, keep: int, window: Window, room: int) -> int:
     if not users:
         return 0
     counts = [window.llm.facts.count_tokens((message,), Sampling()) for message in body]
+    tokens_from = [*accumulate(reversed(counts))][::-1]
     start = min(max(0, len(body) - keep), users[-1])
     while start and body[start].role == "tool":
         start -= 1
-    while sum(counts[start:]) > room and start < users[-1]:
+    while tokens_from[start] > room and start < users[-1]:
         start = next(at for at in range(start + 1, len(body)) if body[at].role != "tool")
     return start
 

@@ -1,9 +1,9 @@
 """Notes of a long text: a model reads it part by part, and the notes that matter are shown."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from typing import Any, Final
 
 from pydantic import BaseModel, Field, field_validator
@@ -151,9 +151,24 @@ async def fitting(
     They are in the order of `texts`, at most `most` of them. `framed` takes some of the room.
     """
     room -= _FRAME
-    tokens = [window.count(text) for text in texts]
-    if len(texts) <= most and sum(tokens) <= room:
-        return list(range(len(texts)))
-    order = (await most_relevant(question, texts, ctx))[:most]
-    sums = accumulate(tokens[i] for i in order)
-    return sorted(i for i, total in zip(order, sums, strict=True) if total <= room)
+    order = list(range(len(texts)))
+    tokens = await _counted(texts, window) if len(texts) <= most else []
+    if not tokens or sum(tokens) > room:
+        order = (await most_relevant(question, texts, ctx))[:most]
+        tokens = await _counted([texts[i] for i in order], window)
+    kept = list[int]()
+    for i, size in zip(order, tokens, strict=True):
+        if size <= room:
+            kept.append(i)
+            room -= size
+    return sorted(kept)
+
+
+async def _counted(texts: Sequence[str], window: Window) -> list[int]:
+    """Return the tokens of each text. Many do not hold the event loop."""
+    tokens = list[int]()
+    for text in texts:
+        tokens.append(window.count(text))
+        if len(tokens) % 16 == 0:
+            await asyncio.sleep(0)
+    return tokens

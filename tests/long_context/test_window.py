@@ -1,9 +1,12 @@
 """How many calls a request can afford, beside what has to follow them."""
 
+import asyncio
+
 import pytest
 
 from optillm_hooks.budget import Limits
 from optillm_hooks.llm import Price
+from optillm_hooks.long_context.notes import fitting
 from optillm_hooks.long_context.window import affordable, settle_calls, window_of
 from optillm_hooks.testing import ScriptedLLM, context
 from optillm_hooks.types import Sampling
@@ -37,6 +40,32 @@ async def test_calls_that_are_not_made_are_left_to_others() -> None:
     ctx.budget.expected_calls = 13
     settle_calls(ctx, declared=10, made=2)
     assert ctx.budget.expected_calls == 5
+
+
+async def test_a_note_that_is_too_long_leaves_its_room_to_others() -> None:
+    window = window_of(ScriptedLLM([], max_input_tokens=8000), None)
+    notes = ["gate " * 400, "the gate is open", "the weather is fine"]
+    assert await fitting(notes, "Which gate?", window, 300, context(), 2) == [1]
+    assert await fitting(notes, "Which gate?", window, 300, context(), 3) == [1, 2]
+
+
+@pytest.mark.parametrize("most", [10_000, 100])
+async def test_many_notes_do_not_hold_the_loop(most: int) -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    beside = asyncio.create_task(other())
+    window = window_of(ScriptedLLM([], max_input_tokens=10**6), None)
+    notes = [f"Note {number} of the gate" for number in range(2000)]
+    found = await fitting(notes, "Which gate?", window, 500_000, context(), most)
+    beside.cancel()
+    assert len(found) == min(most, 2000)
+    assert turns >= min(most, 2000) // 16
 
 
 @pytest.mark.parametrize(
