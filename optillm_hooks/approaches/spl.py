@@ -144,12 +144,14 @@ async def spl(chat: Chat, llm: LLM, params: SplParams, ctx: Context) -> Chat:
         return chat
     relevance = await relevances(asked, known)
     chosen = choose(known, relevance, params.max_strategies, ctx.rng if params.learn else None)
+    is_first = all(name != "spl" for name, _ in ctx.trace.events)  # of several choices
     ctx.trace.note("spl", known=len(known), used=len(chosen), learning=params.learn)
     if params.learn:
         nearest = sorted(zip(relevance, known, strict=True), key=lambda pair: -pair[0])[:_KNOWN]
         learning = _Learning(store, owner, ctx, llm.model)
         learning.count_uses(asked, chosen)
-        learning.learn(asked, [each for share, each in nearest if share >= MIN_RELEVANCE])
+        if is_first:
+            learning.learn(asked, [each for share, each in nearest if share >= MIN_RELEVANCE])
     return shown(chat, chosen)
 
 

@@ -127,6 +127,39 @@ async def test_private_values_are_neither_shown_to_the_learner_nor_stored(store:
     )
 
 
+@pytest.mark.parametrize("expression", ["spl(learn=true)&moa", "bon(n=2)|spl(learn=true)"])
+async def test_it_composes(expression: str, store: Store) -> None:
+    await store.add_strategy(MINE, WORDS)
+    ask, llm = Asked(store), Model()
+    await ask(llm, expression=expression)
+    await ask.background.ended()
+    assert len(llm.lessons) == 1
+    told = [WORDS.steps in asked[0].text for asked in llm.answers]
+    assert any(told)
+    assert all(told) == ("|" not in expression)
+
+
+async def test_a_request_for_several_choices_teaches_once(store: Store) -> None:
+    await store.add_strategy(MINE, WORDS)
+    ask, llm = Asked(store), Model()
+    ended = await ask(llm, n=3)
+    await ask.background.ended()
+    assert (len(ended.answers), len(llm.lessons)) == (3, 1)
+    assert await store.reward(MINE, "r1", 1) == 1
+    [used, *_] = await store.strategies(MINE)
+    assert (used.uses, used.rewarded, used.reward) == (3, 1, 1.0)
+
+
+async def test_inside_privacy_no_call_and_no_row_has_an_original(store: Store) -> None:
+    ask, llm = Asked(store), Model()
+    await ask(llm, f"My name is Alice Johnson. {TRAINS}", "privacy&spl(learn=true)")
+    await ask.background.ended()
+    assert len(llm.lessons) == len(llm.answers) == 1
+    texts = [message.text for asked in (*llm.lessons, *llm.answers) for message in asked]
+    assert not any("Alice" in text or "Johnson" in text for text in texts)
+    assert len(await store.strategies(MINE)) == 1
+
+
 async def test_the_lesson_waits_for_the_answer(store: Store) -> None:
     ask, llm = Asked(store), Model(answer=HANG)
     asking = asyncio.create_task(ask(llm))

@@ -288,6 +288,7 @@ def test_the_body_field_of_optillm_and_streams_and_other_routes(
     )
     text = "".join(c.choices[0].delta.content or "" for c in stream if c.choices)
     assert text == "42"
+    soon(lambda: sum("best solved" in each.text for each in upstream.calls) == 1)
     assert client.responses.create(model="keeps", input=TRAINS).output_text == "42"
     claude = anthropic.Anthropic(base_url=proxy.url, api_key="sk-carl", max_retries=0)
     with claude:
