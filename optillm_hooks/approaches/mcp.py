@@ -68,6 +68,12 @@ class McpParams(Params):
         le=400_000,
         description="Characters of a tool's result that the model sees.",
     )
+    answer_characters: int = Field(
+        default=160_000,
+        ge=100,
+        le=4_000_000,
+        description="Characters of all results that the model sees before one answer.",
+    )
     offered: int = Field(
         default=64, ge=1, le=128, description="Tools that the model is offered, at most."
     )
@@ -115,6 +121,7 @@ async def mcp(chat: Chat, rest: Rest, _llm: LLM, params: McpParams, ctx: Context
         calls=params.calls,
         timeout_s=params.timeout_s,
         result_characters=params.result_characters,
+        answer_characters=params.answer_characters,
         slots=asyncio.Semaphore(params.parallel),
     )
     return await rest(

@@ -51,6 +51,11 @@ class LoopLimits:
 
     timeout_s: float
     result_characters: int
+    """Of one result."""
+
+    answer_characters: int
+    """Of all results that lead to one answer."""
+
     slots: asyncio.Semaphore
 
     def take(self) -> bool:
@@ -81,6 +86,9 @@ class _Turn:
 
     is_last: bool = False
     """Whether the next call is the last."""
+
+    room: int = 0
+    """Characters of results that are left."""
 
     shown: list[str] = field(default_factory=list[str])
     """Texts of the rounds that are part of the answer."""
@@ -190,6 +198,7 @@ class ToolLoopLLM:
             given, fields["tool_choice"] = [], "auto"
         fields["tools"] = [*given, *self._offer.definitions]
         turn = _Turn(chat, replace(sampling, fields=fields), frozenset(map(tool_name, given)))
+        turn.room = self._limits.answer_characters
         self._prepare(turn)
         return turn
 
@@ -321,7 +330,13 @@ class ToolLoopLLM:
     def _messages(
         self, turn: _Turn, calls: Sequence[ToolCall], results: Sequence[ToolResult]
     ) -> list[Message]:
-        sees, most = self._sees_images(turn), self._limits.result_characters
+        """Return results as messages, within the characters that are left for them."""
+        most = min(self._limits.result_characters, turn.room // max(1, len(calls)))
+        lengths = [len(result.text) for result in results]
+        cut = sum(length > most for length in lengths)
+        self._ctx.trace.count("tool_results", lost=cut, of=len(results))
+        turn.room -= sum(min(length, most) for length in lengths)
+        sees = self._sees_images(turn)
         return [
             as_message(call, result, at_most=most, sees_images=sees)
             for call, result in zip(calls, results, strict=True)

@@ -244,6 +244,18 @@ class TestTheLoop:
         assert text.rstrip().endswith(">")  # the frame closes after the hostile text
 
     @WAYS
+    async def test_all_results_of_an_answer_have_one_limit(self, way: Way) -> None:
+        """Or many results of a usual length would not fit the model's window."""
+        box = Box(read=lambda _: ToolResult(text="x" * 900))
+        two = calls(("read", "{}"), ("read", "{}"))
+        llm = ScriptedLLM([two, two, "ok"])
+        given = "mcp(result_characters=1000; answer_characters=2000)"
+        outcome = await ask(llm, box, way, text=given)
+        shown = [told(m).count("x" * 90) for m in llm.calls[2][0] if m.role == "tool"]
+        assert shown == [10, 10, 1, 1]
+        assert outcome.report.degraded == ("tool_results:2/4",)
+
+    @WAYS
     async def test_half_characters_in_results_are_replaced(self, way: Way) -> None:
         llm = ScriptedLLM([calls(("read", "{}")), "ok"])
         await ask(llm, Box(read=lambda _: ToolResult(text="a\ud83db")), way)

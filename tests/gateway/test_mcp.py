@@ -225,6 +225,24 @@ def test_responses(proxy: Proxy, upstream: Upstream, streamed: bool) -> None:
     check_calls_and_usage(upstream, answer.usage.total_tokens)
 
 
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+def test_thoughts_go_back_to_claude_with_the_results(
+    proxy: Proxy, upstream: Upstream, streamed: bool
+) -> None:
+    """As its API requires: signed, and before the calls of the same turn."""
+    upstream.play(Script(reply=calling(DOUBLE, rounds=2)))
+    thinking = {"type": "enabled", "budget_tokens": 1024}
+    answer = ask(proxy, "claude-files", thinking=thinking, max_tokens=3000, stream=streamed)
+    assert answer.status_code == 200
+    assert "42" in answer.text
+    turns = [turn for turn in upstream.calls[2].messages if turn["role"] == "assistant"]
+    assert [[block["type"] for block in turn["content"]] for turn in turns] == [
+        ["thinking", "tool_use"]
+    ] * 2
+    assert all(turn["content"][0]["signature"] for turn in turns)
+    assert all(call.body["thinking"] == thinking for call in upstream.calls)
+
+
 def check_calls_and_usage(upstream: Upstream, total_tokens: int) -> None:
     """Check three calls with the results of two rounds, and that each is in the usage."""
     assert [len(results(call)) for call in upstream.calls] == [0, 1, 2]
@@ -399,7 +417,7 @@ def test_a_hostile_server_is_shown_as_data(proxy: Proxy, upstream: Upstream) -> 
     upstream.play(Script(reply=calling(("hostile-order", "{}"), ("hostile-flood", "{}"))))
     answer = ask(proxy, "hostile")
     assert text_of(answer) == "It is 42."
-    assert degraded(answer) == ["tools:2/6"]  # those without a usable schema
+    assert degraded(answer) == ["tools:2/6", "tool_results:1/2"]  # unusable schemas, and the flood
     tools = [tool["function"] for tool in upstream.calls[0].body["tools"]]
     assert max(len(tool["name"]) for tool in tools) == 64
     assert max(len(tool["description"]) for tool in tools) <= 1024
