@@ -1,6 +1,7 @@
 """mcp: the loop of tool calls, by a scripted model and a box of tools in the test's own process."""
 
 import asyncio
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -400,16 +401,22 @@ class TestWhatTheClientGets:
 
 class TestAroundOtherApproaches:
     async def test_each_sample_calls_tools_and_judges_do_not(self) -> None:
+        judged: list[list[Json]] = []
+        numbers = itertools.count()
+
         def reply(asked: Chat, sampling: Sampling) -> Reply:
             if sampling.purpose == "judge":
-                assert "tools" not in sampling.fields
+                judged.append(tools_of(sampling))
                 return "RATING: 7"
-            return "ANSWER: 42" if asked[-1].role == "tool" else DOUBLE
+            return f"It is {next(numbers)}." if asked[-1].role == "tool" else DOUBLE
 
         box = Box()
         outcome = await ask(AnsweringLLM(reply), box, text="mcp&bon(n=3)")
         assert len(box.calls) == 3
-        assert outcome.answers[0].text == "ANSWER: 42"
+        assert judged
+        assert not any(judged)
+        assert outcome.answers[0].text in {"It is 0.", "It is 1.", "It is 2."}
+        assert outcome.report.degraded == ()
 
     async def test_votes_are_on_answers_after_tools(self) -> None:
         box = Box()
