@@ -235,7 +235,7 @@ class _Research:
         work = [look_up, *([self._write_first] if drafts else [])]
         looked_up, *_ = await outcomes(work, until=self._ctx.within(TIME_FOR_A_ROUND))
         if isinstance(looked_up, SampleError):
-            if isinstance(looked_up, Refused):
+            if isinstance(looked_up, Refused) and first:
                 self._ctx.best = None  # the draft has no source
                 raise looked_up
             return False

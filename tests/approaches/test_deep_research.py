@@ -254,6 +254,13 @@ async def test_a_caller_who_may_not_search_gets_that_error() -> None:
         await research(web=Web(failing=dict.fromkeys(RESULTS, Refused("you may not"))))
 
 
+async def test_a_search_that_is_refused_later_only_ends_the_research() -> None:
+    gaps = form(questions=[asking("When are spring tides?", "spring tides", 2)])
+    web = Web(failing={"spring tides": Refused("no more today")})
+    outcome, _ = await research({"gaps": gaps}, web)
+    assert len(sources(outcome.answers[0].text)) == 2
+
+
 @pytest.mark.parametrize("calls", range(1, 10))
 async def test_every_budget_ends_with_a_report(calls: int) -> None:
     outcome, llm = await research(limits=Limits(max_calls=calls))
