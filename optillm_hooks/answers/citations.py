@@ -24,6 +24,13 @@ _LABEL, _TARGET = 300, 2100
 """Maximum characters of a link's text, and of its address."""
 
 _MAX_RANGE = 50
+_MAX_LINE = 400
+"""Maximum characters of a heading, or of an entry in a list of sources."""
+
+_MARKER = 10
+"""Characters in which the number of an entry begins, after a bullet or a number."""
+
+_ENTRY = Pattern(r"(?:(?:[-+*]|\d{1,3}[.)])[ \t]{1,4})?\[\d{1,3}\]")
 _TRACKING = ("utm_", "fbclid", "gclid")
 _MARKUP = str.maketrans("", "", "[]()<>`*_|\\")
 
@@ -86,7 +93,8 @@ class CitationFilter:
 
     A number that is no source's is removed, alone or in a group. The others are numbered anew, in
     the order of their first appearance. Addresses are removed too, except those of the sources and
-    those in `known`; of a link, the text stays. Nothing in code is a number of a source.
+    those in `known`; of a link, the text stays. Nothing in code is a number of a source. A list of
+    sources that the report itself ends with is left out.
 
     Args:
         sources: the sources that may be cited, by number.
@@ -108,6 +116,8 @@ class CitationFilter:
 
         self._at_line_start = True
         self._fenced = False
+        self._in_brackets = False
+        self._end = _WithoutList()
 
     @property
     def cited(self) -> list[int]:
@@ -116,12 +126,12 @@ class CitationFilter:
 
     def feed(self, piece: str, /) -> str:
         self._held += piece
-        return self._advance(at_end=False)
+        return self._end.feed(self._advance(at_end=False))
 
     def close(self) -> str:
         rest = self._advance(at_end=True) + self._blanks
         self._blanks = ""
-        return rest + self._list()
+        return self._end.feed(rest) + self._end.close() + self._list()
 
     def _list(self) -> str:
         lines = [
@@ -145,17 +155,18 @@ class CitationFilter:
             if taken is None:
                 break
             shown, at = taken
-            if shown:
-                out.append(self._plain_text(shown))
-            else:
+            if not shown:
                 self._blanks = ""
+                # What is around it in brackets must not become a number.
+                shown = "?" if self._in_brackets else ""
+            out.append(self._plain_text(shown))
         self._held = text[at:]
         return "".join(out)
 
     def _plain_text(self, text: str) -> str:
         """Return `text` after the blanks before it, without those at its end, which are held."""
-        if not text:
-            return ""
+        if "]" in text or "\n" in text:
+            self._in_brackets = False
         kept = text.rstrip(" \t")
         if kept:
             shown, self._blanks = self._blanks + kept, text[len(kept) :]
@@ -201,15 +212,20 @@ class CitationFilter:
         inner = text.find("[", opened + 1, opened + _LABEL)
         if close < 0 or 0 <= line < close or 0 <= inner < close:
             waits = line < 0 and inner < 0 and len(text) < opened + _LABEL and not at_end
-            return None if waits else (start, opened + 1)
+            return None if waits else self._literal(start, opened)
         after = close + 1
         if after == len(text) and not at_end:
             return None
         if text[after : after + 1] == "(" and start != "\u3010":
             return self._link(text, at, opened, close, at_end)
         if numbers is None:
-            return start, opened + 1
+            return self._literal(start, opened)
         return self._renumbered(numbers["numbers"]), numbers.end()
+
+    def _literal(self, start: str, opened: int) -> tuple[str, int]:
+        """Return a bracket that begins neither numbers nor a link."""
+        self._in_brackets = True
+        return start, opened + 1
 
     def _link(
         self, text: str, at: int, opened: int, close: int, at_end: bool
@@ -221,7 +237,7 @@ class CitationFilter:
             ends = text.find("\n", target, target + _TARGET) >= 0
             waits = not (ends or at_end) and len(text) < target + _TARGET
             if waits or numbers is None:
-                return None if waits else (text[at : opened + 1], opened + 1)
+                return None if waits else self._literal(text[at : opened + 1], opened)
             return self._renumbered(numbers["numbers"]), numbers.end()
         address = text[target:end].strip().split(maxsplit=1)
         url = address[0].strip("<>") if address else ""
@@ -257,6 +273,82 @@ class CitationFilter:
                 if new not in shown:
                     shown.append(new)
         return f"[{', '.join(map(str, shown))}]" if shown else ""
+
+
+class _WithoutList:
+    """Shows a streamed text without the heading and the numbered list of sources at its end."""
+
+    def __init__(self) -> None:
+        self._line = ""
+        """The beginning of a line that may be a heading or an entry of the list."""
+
+        self._in_text = False
+        """Whether the line has begun, and is neither."""
+
+        self._held: list[str] = []
+        """Whole lines that may belong to the list: blank ones, headings, and entries."""
+
+        self._has_entry = False
+
+    def feed(self, piece: str) -> str:
+        """Return what can be shown now that `piece` has arrived."""
+        out: list[str] = []
+        for part in _lines(piece):
+            if self._in_text:
+                out.append(part)
+                self._in_text = not part.endswith("\n")
+                continue
+            self._line += part
+            ended = part.endswith("\n")
+            if not ended and _may_be_listed(self._line):
+                continue
+            line, self._line = self._line, ""
+            if ended and self._belongs(line):
+                self._held.append(line)
+            else:
+                out += [*self._held, line]
+                self._held, self._has_entry, self._in_text = [], False, not ended
+        return "".join(out)
+
+    def close(self) -> str:
+        """Return the rest, unless it is a list."""
+        if self._line.strip() and not self._belongs(self._line):
+            self._has_entry = False
+        kept = "" if self._has_entry else "".join([*self._held, self._line])
+        self._held, self._line = [], ""
+        return kept
+
+    def _belongs(self, line: str) -> bool:
+        """Return whether `line` may belong to a list; an entry does, below a heading."""
+        shown = line.strip()
+        if _is_entry(shown) and any(map(str.strip, self._held)):
+            self._has_entry = True
+            return True
+        return not shown or _is_heading(shown)
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines of `text` with their ends; only a line feed ends one."""
+    lines = [f"{line}\n" for line in text.split("\n")]
+    lines[-1] = lines[-1][:-1]
+    return lines if lines[-1] else lines[:-1]
+
+
+def _may_be_listed(begun: str) -> bool:
+    """Return whether a line that has begun so may be blank, a heading or an entry."""
+    shown = begun.lstrip()
+    if not shown or shown[0] in "#[" or shown.startswith("**"):
+        return len(shown) <= _MAX_LINE
+    return shown[0] in "-+*0123456789" and (len(shown) < _MARKER or "[" in shown[:_MARKER])
+
+
+def _is_heading(line: str) -> bool:
+    is_bold = line.startswith("**") and line.rstrip(":").endswith("**")
+    return len(line) <= _MAX_LINE and (line.startswith("#") or is_bold)
+
+
+def _is_entry(line: str) -> bool:
+    return len(line) <= _MAX_LINE and _ENTRY.match(line) is not None
 
 
 def checked(

@@ -45,6 +45,7 @@ def shown(report: str) -> tuple[str, list[str]]:
         ("```py\nx[1]\n```\nA [1].", "```py\nx[1]\n```\nA [1].", [1]),
         ("An open ` and [1].", "An open ` and [1].", [1]),
         ("[[1]]", "[[1]]", [1]),
+        ("[[9]1] [1, [9]2] [https://evil.example 1]", "[?1] [1,?2] [? 1]", []),
         ("[1", "[1", []),
         ("", "", []),
     ],
@@ -111,12 +112,31 @@ def test_spellings_of_one_address_have_one_key() -> None:
     assert {address_key(bad) for bad in ("", "mailto:x@y", "http://[", "file:///etc", "//")} == {""}
 
 
+@pytest.mark.parametrize(
+    ("report", "text"),
+    [
+        ("A [1].\n\n## Sources\n\n[1] Tides\n[2] Moon", "A [1].\n"),
+        ("A [1].\n**References:**\n- [1] x https://sea.example/tides\n", "A [1].\n"),
+        ("A [1].\n\n## Quellen\n1. [1] x\n\n", "A [1].\n"),
+        ("A [1].\n\n## End\n\nB.", "A [1].\n\n## End\n\nB."),
+        ("## Sources\n[1] says so.\nBut not all.", "## Sources\n[1] says so.\nBut not all."),
+        ("A.\n## Open", "A.\n## Open"),
+        ("A.\n\n[1] says so.", "A.\n\n[1] says so."),
+        ("- one\n- two [1]\n12 [1]", "- one\n- two [1]\n12 [1]"),
+        ("**Bold** text [1]\n", "**Bold** text [1]\n"),
+    ],
+)
+def test_a_list_of_sources_that_a_model_writes_is_left_out(report: str, text: str) -> None:
+    assert shown(report)[0].rstrip("\n") == text.rstrip("\n")
+
+
 PIECES = st.lists(
     st.sampled_from(
         [
             "[1]", "[", "]", "(", ")", "[2, 9]", "![", "](", "https://sea.example/tides", "http",
             "://", "https://evil.example/", "www.", "`", "```", "\n", " ", "word", "[9]", "<", ">",
             "\u3010", "1", "\u3011", "!", ".", "[x](https://evil.example)", "[https://evil.example](https://evil.example)",
+            "\n## ", "\n**", "**", "\n- [1]", "\n1. [2] ", "\n[1] ", "\n",
             "[x](https://sea.example/tides)",
         ]
     ),
@@ -141,7 +161,7 @@ def test_any_cut_of_a_stream_shows_the_same(parts: list[str], rng: object) -> No
 def test_no_address_and_no_number_of_another_source_is_shown(parts: list[str]) -> None:
     text, lines = shown("".join(parts))
     assert "https://evil.example" not in text
-    bare = re.sub(r"`[^`]*`?", "", text)
+    bare = re.sub(r"`{3,}.*|`[^`]*`?", "", text, flags=re.DOTALL)  # nothing in code is a number
     for number in re.findall(r"\[(\d)\]", bare):
         assert int(number) <= len(lines)
 
