@@ -244,6 +244,53 @@ async def test_an_answer_in_json_stays_json() -> None:
     assert outcome.report.degraded == ()
 
 
+SCHEMA: Json = {
+    "type": "object",
+    "properties": {
+        "to": {
+            "type": "string",
+            "format": "email",
+            "pattern": "@",
+            "maxLength": 40,
+            "minLength": 5,
+        },
+        "format": {"type": "string", "enum": ["a", MAIL]},
+    },
+    "required": ["to", "format"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("expression", ["privacy", "privacy&json", "privacy&json&bon"])
+async def test_a_pseudonym_may_stand_where_a_schema_wants_an_address(expression: str) -> None:
+    form: Fields = {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}},
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}],
+    }
+
+    def reply(asked: Chat, sampling: Sampling) -> Reply:
+        if sampling.purpose == "judge":
+            return "RATING: 7"
+        mail = asked[1].text.split("Write to ")[1][:12]
+        return json.dumps({"to": mail, "format": mail})
+
+    llm = AnsweringLLM(reply, fields=["response_format"])
+    outcome = await ended(request(expression, client=Sampling(fields=form)), llm)
+    assert json.loads(outcome.answers[0].text) == {"to": MAIL, "format": MAIL}
+    assert outcome.report.degraded == ()
+    assert_private(llm)
+
+
+async def test_a_schema_keeps_its_forms_if_nothing_is_replaced() -> None:
+    form: Fields = {"tools": [{"function": {"name": "f", "parameters": {"pattern": "x"}}}]}
+    llm = ScriptedLLM(["42"])
+    asked = (Message("user", "6 * 7?"),)
+    await ended(
+        request("privacy", None, asked, client=Sampling(fields=form), services=Services()), llm
+    )
+    assert llm.calls[0][1].fields == form
+
+
 async def test_it_is_the_first_of_its_chain() -> None:
     for wrong in ("bon&privacy", "re2&privacy&bon", "privacy&privacy"):
         with pytest.raises(RequestRejected, match="first"):
