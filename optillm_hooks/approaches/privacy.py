@@ -24,7 +24,6 @@ from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.privacy.answer_filter import AnswerFilter
 from optillm_hooks.privacy.conversation import attachments
 from optillm_hooks.privacy.private_llm import PrivateConversation, PrivateLLM
-from optillm_hooks.privacy.schemas import without_forms
 from optillm_hooks.prompts import instruct
 from optillm_hooks.registry import Cost, Params, Rest, Result, wrapper
 from optillm_hooks.services import Privacy, Services
@@ -97,7 +96,6 @@ async def privacy(chat: Chat, rest: Rest, _llm: LLM, params: PrivacyParams, ctx:
     is_json = wants_json(ctx.client)
     chat, ctx.client = await conversation.replaced(chat, _with_end_user(ctx))
     if pseudonyms:
-        ctx.client = replace(ctx.client, fields=without_forms(ctx.client.fields))
         chat = instruct(chat, NOTE.format(example=pseudonyms.example))
         ctx.trace.note("privacy", values=len(pseudonyms))
 
@@ -109,7 +107,7 @@ async def privacy(chat: Chat, rest: Rest, _llm: LLM, params: PrivacyParams, ctx:
 
     around, ctx.as_shown = ctx.as_shown, restored
 
-    result = await rest(chat, through=partial(PrivateLLM, conversation=conversation))
+    result = await rest(chat, through=partial(PrivateLLM, conversation=conversation, ctx=ctx))
     if not isinstance(result, FinalCall):
         return restoring().whole(result)
     fallback = result.fallback and restoring().whole(result.fallback)

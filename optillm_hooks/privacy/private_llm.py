@@ -4,16 +4,18 @@ import asyncio
 import hmac
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Final, Self
 
+from optillm_hooks.context import Context
 from optillm_hooks.llm import LLM, ModelFacts
 from optillm_hooks.privacy.conversation import visit_chat, visit_sampling
 from optillm_hooks.privacy.found import BUILT_IN, CUSTOM, PERSON, Found, without_overlaps
 from optillm_hooks.privacy.names import is_proper, person
 from optillm_hooks.privacy.pseudonyms import Pseudonyms
 from optillm_hooks.privacy.scan import occurrences, scan
+from optillm_hooks.privacy.schemas import without_forms
 from optillm_hooks.services import Detector, Owner, Privacy
 from optillm_hooks.types import Chat, Completion, Delta, Sampling
 
@@ -176,25 +178,38 @@ def _entity(name: str) -> str:
 
 
 class PrivateLLM:
-    """An `LLM` that gets pseudonyms, whatever its caller sends. Its replies have them too."""
+    """An `LLM` that gets pseudonyms, whatever its caller sends. Its replies have them too.
 
-    def __init__(self, inner: LLM, conversation: PrivateConversation) -> None:
+    Schemas are sent without what a pseudonym does not match. Stages check answers by the client's.
+    """
+
+    def __init__(self, inner: LLM, conversation: PrivateConversation, ctx: Context) -> None:
         self.model = inner.model
         self._inner = inner
         self._conversation = conversation
+        self._ctx = ctx
 
     @property
     def facts(self) -> ModelFacts:
         return self._inner.facts
 
     async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
-        return await self._inner.complete(*await self._conversation.replaced(chat, sampling))
+        return await self._inner.complete(*await self._call(chat, sampling))
 
     async def complete_n(self, chat: Chat, sampling: Sampling, n: int, /) -> Sequence[Completion]:
-        return await self._inner.complete_n(*await self._conversation.replaced(chat, sampling), n)
+        return await self._inner.complete_n(*await self._call(chat, sampling), n)
 
     async def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
-        call = await self._conversation.replaced(chat, sampling)
+        call = await self._call(chat, sampling)
         async with aclosing(self._inner.stream(*call)) as pieces:
             async for delta in pieces:
                 yield delta
+
+    async def _call(self, chat: Chat, sampling: Sampling) -> tuple[Chat, Sampling]:
+        chat, sampling = await self._conversation.replaced(chat, sampling)
+        if not self._conversation.pseudonyms:
+            return chat, sampling
+        sent = self._ctx.filled(sampling).fields
+        opened = without_forms(sent)
+        changed = {name: opened[name] for name in sent if opened[name] != sent[name]}
+        return chat, replace(sampling, fields={**sampling.fields, **changed})

@@ -274,11 +274,27 @@ async def test_a_pseudonym_may_stand_where_a_schema_wants_an_address(expression:
         mail = asked[1].text.split("Write to ")[1][:12]
         return json.dumps({"to": mail, "format": mail})
 
-    llm = AnsweringLLM(reply, fields=["response_format"])
+    llm = AnsweringLLM(reply, fields=["response_format", "tools"])
     outcome = await ended(request(expression, client=Sampling(fields=form)), llm)
     assert json.loads(outcome.answers[0].text) == {"to": MAIL, "format": MAIL}
     assert outcome.report.degraded == ()
     assert_private(llm)
+    for _, sampling in llm.calls:
+        sent = json.dumps([sampling.fields.get(name) for name in ("tools", "response_format")])
+        assert "pattern" not in sent
+        assert "maxLength" not in sent
+        assert ('"format": {"type": "string"' in sent) is (sampling.purpose != "judge")
+
+
+async def test_an_answer_that_the_clients_own_schema_refuses_is_asked_for_again() -> None:
+    form: Fields = {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    }
+    replies = [json.dumps({"to": to, "format": "a"}) for to in ("nobody", "x@example.org")]
+    llm = ScriptedLLM(replies, fields=["response_format"])
+    outcome = await ended(request("privacy&json", client=Sampling(fields=form)), llm)
+    assert json.loads(outcome.answers[0].text)["to"] == "x@example.org"
+    llm.assert_used_up()
 
 
 async def test_a_schema_keeps_its_forms_if_nothing_is_replaced() -> None:
