@@ -16,6 +16,7 @@ Models that reason: their reasoning is not touched, and is not checked.
 Cost: no call if replies match.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,13 @@ from optillm_hooks.answers.deltas import as_delta
 from optillm_hooks.answers.extraction import without_reasoning
 from optillm_hooks.answers.response_format import Fitted, is_json_mode, schema_of
 from optillm_hooks.context import Context
-from optillm_hooks.errors import EmptyCompletion, ProviderFailed, RequestRejected, UnusableReply
+from optillm_hooks.errors import (
+    DeadlineExceeded,
+    EmptyCompletion,
+    ProviderFailed,
+    RequestRejected,
+    UnusableReply,
+)
 from optillm_hooks.final_answer import FINAL, with_solutions
 from optillm_hooks.llm import LLM, ModelFacts
 from optillm_hooks.prompts import follow_up, instruct
@@ -113,11 +120,13 @@ async def _check_schema(wanted: Json, ctx: Context) -> None:
         fault = (
             f"it is longer than {_MAX_SCHEMA} characters"
             if len(json.dumps(schema)) > _MAX_SCHEMA
-            else await fault_in_schema(wanted, ctx.deadline)
+            else await fault_in_schema(wanted, ctx.deadline + _GRACE_S)
         )
     except RecursionError:
         fault = "it is nested too deep"
     if fault is not None:
+        if asyncio.get_running_loop().time() >= ctx.deadline:
+            raise DeadlineExceeded("the deadline passed before response_format was checked")
         raise RequestRejected(
             f"the schema of response_format cannot be used: {fault}", param="response_format"
         )

@@ -48,6 +48,7 @@ async def ended(
     )
     outcome = await run(request, {"base": llm}.__getitem__)
     llm.assert_used_up()
+    assert "stage_failed" not in outcome.report.degraded, "a call was not in the script"
     return outcome, llm
 
 
@@ -64,6 +65,7 @@ async def test_samples_that_agree_are_the_answer_however_they_are_worded() -> No
     ("threshold", "answers", "agreed"),
     [
         (0.6, (41, 42, 42), True),
+        (1.0, (42, 42, 42), True),
         (0.7, (41, 42, 42), False),
         (0.0, (40, 41, 42), True),
         (0.6, (40, 41, 42), False),

@@ -9,16 +9,30 @@ from typing import Any
 
 import pytest
 
+from optillm_hooks import answer_format
+from optillm_hooks.answers.response_format import Fitted
+from optillm_hooks.approaches import json_schema
 from optillm_hooks.budget import Limits
-from optillm_hooks.errors import ProviderFailed, Refused, SampleError, UnusableReply
+from optillm_hooks.context import Context
+from optillm_hooks.errors import (
+    DeadlineExceeded,
+    ProviderFailed,
+    Refused,
+    SampleError,
+    UnusableReply,
+)
+from optillm_hooks.llm import LLM
 from optillm_hooks.pipeline.events import Outcome, Piece, Request
 from optillm_hooks.pipeline.expression import parse
 from optillm_hooks.pipeline.plan import resolve
 from optillm_hooks.pipeline.run import run
 from optillm_hooks.pipeline.stream import stream
+from optillm_hooks.registry import NoParams
 from optillm_hooks.testing import HANG, AnsweringLLM, Reply, ScriptedLLM, chat
-from optillm_hooks.types import Chat, Completion, Fields, Json, Sampling, ToolCall
+from optillm_hooks.types import Answer, Chat, Completion, Fields, Json, Sampling, ToolCall
 from tests.fakes import SERVICES
+from tests.pipeline.shared import answerer
+from tests.pipeline.shared import request as stages_request
 
 pytestmark = pytest.mark.anyio
 
@@ -57,7 +71,9 @@ async def ended(
     llm: ScriptedLLM, expression: str = "json", wanted: Json = None, **how: Any
 ) -> Outcome:
     asked = request(expression, schema(COLOUR) if wanted is None else wanted, **how)
-    return await run(asked, {"base": llm}.__getitem__)
+    outcome = await run(asked, {"base": llm}.__getitem__)
+    assert "stage_failed" not in outcome.report.degraded, "a call was not in the script"
+    return outcome
 
 
 NATIVE = ["response_format"]
@@ -191,6 +207,7 @@ def _deep(levels: int) -> Json:
         "text",
         {"type": "nonsense"},
         {"$ref": "#/$defs/missing"},
+        {"properties": {"a": {"items": {"$ref": "#/$defs/missing"}}}},
         {"$ref": "http://127.0.0.1:9/schema.json"},
         {"$ref": "file:///etc/passwd"},
         {"$ref": "#"},
@@ -207,7 +224,8 @@ async def test_a_schema_that_cannot_be_used_is_refused_before_any_call(inner: Js
         await ended(llm, wanted=schema(inner))
 
 
-async def test_a_check_that_takes_too_long_is_no_match() -> None:
+async def test_a_check_that_takes_too_long_is_no_match(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_format, "LIMITS", replace(answer_format.LIMITS, seconds=0.5))
     llm = ScriptedLLM([f'"{"a" * 40}!"', '"aaa"'])
     outcome = await ended(llm, wanted=schema({"pattern": "^(a+)+$"}))
     assert outcome.answers[0].text == '"aaa"'
@@ -396,3 +414,38 @@ async def test_under_privacy_an_answer_is_checked_as_the_client_gets_it() -> Non
     assert "b@corp.example" not in sent
     assert "a@corp.example" not in sent
     assert outcome.report.degraded == ()
+
+
+async def composing(_chat: Chat, _llm: LLM, _params: NoParams, _ctx: Context) -> Answer:
+    return Answer("It is red.")
+
+
+def composed(**how: Any) -> Request:
+    """Return a request whose answer a stage writes itself."""
+    [(around,)] = resolve(parse("json")).chains
+    client = Sampling(fields={"response_format": schema(COLOUR)})
+    return stages_request([around, answerer(composing)], client=client, **how)
+
+
+async def test_an_answer_that_a_stage_has_written_itself_is_put_into_the_form() -> None:
+    llm = ScriptedLLM([BAD, GOOD])
+    assert (await run(composed(), {"base": llm}.__getitem__)).answers[0].text == GOOD
+    llm.assert_used_up()
+    assert "It is red." in llm.calls[0][0][-1].text
+
+
+async def test_a_reply_whose_check_does_not_end_is_never_the_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def checked(text: str, *_: object, **__: object) -> Fitted:
+        if text == BAD:
+            await asyncio.Event().wait()
+        return Fitted(None, ["it is not JSON"])
+
+    async def no_fault(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(json_schema, "fitted", checked)
+    monkeypatch.setattr(json_schema, "fault_in_schema", no_fault)
+    with pytest.raises(DeadlineExceeded):
+        await run(composed(limits=Limits(deadline_s=0.0)), {"base": ScriptedLLM([BAD])}.__getitem__)

@@ -74,7 +74,9 @@ async def ended(
         chat=chat(asked) if isinstance(asked, str) else asked,
         **how,
     )
-    return await run(request, {"base": llm}.__getitem__)
+    outcome = await run(request, {"base": llm}.__getitem__)
+    assert "stage_failed" not in outcome.report.degraded, "a call was not in the script"
+    return outcome
 
 
 def note(outcome: Outcome) -> Mapping[str, object]:
