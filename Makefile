@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 NEWEST := .venv-newest
 NEWEST_TESTS := $(patsubst %,tests/gateway/test_%.py,callback provider clients sdks failures \
 	disconnect ways_around budgets rates stream_helpers wire_replies cooldowns \
-	balanced_alias models_of_others)
+	balanced_alias models_of_others sandboxes)
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint unit newest benchmarks-check install
