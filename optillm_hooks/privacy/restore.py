@@ -16,6 +16,9 @@ _SEPARATOR: Final = re.compile(rf"{_MARKS}{_JOIN}{_MARKS}")
 _MARKED_SEPARATOR: Final = rf"(?P<closed>{_MARKS}){_JOIN}(?P<opened>{_MARKS})"
 _GROWING_NUMBER: Final = re.compile(r"\\{0,2}(?:_\d{0,3})?")
 
+MAX_ADDED: Final = 1 << 22
+"""Maximum characters of all values in one text: a model could repeat a long one endlessly."""
+
 _LONGEST: Final = 64
 """Characters of the longest pseudonym, however a model writes it."""
 
@@ -146,7 +149,7 @@ class Restorer:
         self._before = ""
         """The last character before what is held."""
 
-        self._known = 0
+        self._known = self._added = 0
         self._grammar: _Grammar | None = None
 
     def feed(self, piece: str) -> str:
@@ -188,12 +191,19 @@ class Restorer:
             if found.start > at:
                 yield Segment(text[at : found.start], text[at : found.start])
             at = found.end
-            value = f"{found.opened}{self._written(found.value)}{found.closed}"
-            yield Segment(text[found.start : at], value)
+            yield Segment(text[found.start : at], self._value(found, text[found.start : at]))
         if end > at:
             yield Segment(text[at:end], text[at:end])
             at = end
         self._held, self._before = text[at:], text[max(0, at - 1) : at]
+
+    def _value(self, found: _Match, written: str) -> str:
+        """Return what a pseudonym stands for; once values have added too much, what is written."""
+        value = self._written(found.value)
+        self._added += len(value)
+        if self._added > MAX_ADDED:
+            return written
+        return f"{found.opened}{value}{found.closed}"
 
     def _end(self, text: str, lowered: str, grammar: _Grammar) -> int:
         """Return up to where a text can be shown, whatever follows it."""

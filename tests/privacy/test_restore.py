@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optillm_hooks.answers.deltas import DeltaAccumulator, as_delta, parts
+from optillm_hooks.privacy import restore
 from optillm_hooks.privacy.answer_filter import AnswerFilter
 from optillm_hooks.privacy.pseudonyms import Pseudonyms
 from optillm_hooks.privacy.restore import Restorer, TokenRestorer, in_json
 from optillm_hooks.types import Answer, Delta, Fields, Json, TokenLogprob, ToolCall
+from tests.growth import growth
 
 NAME, SHORT, MAIL, KEY = "Zoé O'Neill", "Zoé", "zoe@example.org", 'a"b\nc\\d'
 
@@ -135,6 +137,20 @@ def test_tokens_of_a_pseudonym_become_one_with_their_joint_probability(size: int
     assert "".join(token.token for token in shown) == f"Hi {NAME}, {SHORT} ok"
     assert sum(token.logprob for token in shown) == sum(token.logprob for token in tokens)
     assert all(token.top == () for token in shown if NAME in token.token)
+
+
+def test_a_long_value_cannot_be_repeated_endlessly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restore, "MAX_ADDED", 3 * len(MAIL))
+    text = f"EMAIL_{EMAIL} " * 5
+    assert restored(text) == f"{MAIL} " * 3 + f"EMAIL_{EMAIL} " * 2
+    assert in_pieces(text, range(len(text))) == restored(text)
+
+
+@pytest.mark.parametrize(
+    "unit", ["PERSON_", TOKEN, f"{TOKEN}_2 ", f"{PERSON[:5]} ", "e-mail ", "**"]
+)
+def test_values_are_put_back_in_linear_time(unit: str) -> None:
+    assert growth(restored, lambda length: (unit * length)[:length]).is_linear
 
 
 # ------------------------------------------------------------------------------ whole answers
