@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
-from ipaddress import IPv6Network, ip_address
+from ipaddress import IPv6Address, IPv6Network, ip_address
 from ssl import SSLContext
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -32,20 +32,13 @@ except ImportError:
     SSRFError = ValueError
     validate_url = can_token_call_search_tool = None
 
-_TUNNELS: Final = tuple(
-    map(
-        IPv6Network,
-        (
-            "::/96",  # IPv4-compatible
-            "64:ff9b::/96",  # NAT64
-            "64:ff9b:1::/48",
-            "2001::/32",  # Teredo
-            "2002::/16",  # 6to4
-            "fec0::/10",  # site-local
-        ),
-    )
-)
-"""IPv6 networks that LiteLLM takes for public, but that may lead to private addresses."""
+_PUBLIC: Final = IPv6Network("2000::/3")
+"""The IPv6 network whose addresses are assigned to hosts of the internet. Python, and so LiteLLM,
+takes others for public too, which may be translated to private ones: NAT64, SIIT, IPv4-compatible.
+"""
+
+_TUNNELS: Final = (IPv6Network("2001::/32"), IPv6Network("2002::/16"))
+"""The parts of it that may lead to private addresses: Teredo and 6to4."""
 
 _ADDRESS: Final = re.compile(r"https?://[^\s\ud800-\udfff]+")
 _FORBIDDEN: Final = 403
@@ -111,9 +104,16 @@ def _validated(host: str, port: int) -> str:
     name = f"[{host}]" if ":" in host else host
     rewritten, _ = validate_url(f"http://{name}:{port}/")
     found = ip_address(urlsplit(rewritten).hostname or "")
-    if found.version == 6 and not found.is_loopback and any(found in each for each in _TUNNELS):
-        raise SSRFError("an address within a tunnel")
+    # An address that is not global has passed only because the operator allows its host.
+    if isinstance(found, IPv6Address) and found.is_global and not _is_public(found):
+        raise SSRFError("an address that may be translated to a private one")
     return str(found)
+
+
+def _is_public(found: IPv6Address) -> bool:
+    if found.ipv4_mapped is not None:
+        return True  # LiteLLM has checked the address that it stands for
+    return found in _PUBLIC and not any(found in each for each in _TUNNELS)
 
 
 def _tls() -> SSLContext | bool | str:

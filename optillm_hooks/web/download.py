@@ -34,6 +34,9 @@ _LEAST_PORT: Final = 1024
 _MAX_PORT: Final = 65_535
 """Below it, only the ports of the web are reached: the others belong to mail, shells and such."""
 
+_LEAST_PIECE: Final = 512
+"""Bytes that each piece of a body counts at least: a piece takes time, however short it is."""
+
 _HEADERS: Final = {
     "user-agent": "optillm-hooks (+https://pypi.org/project/optillm-hooks/)",
     "accept": "text/html,application/xhtml+xml,text/*;q=0.9,application/pdf,application/json",
@@ -221,7 +224,7 @@ async def _body(response: httpx.Response, max_bytes: int) -> tuple[bytes, bool]:
     decode = _decoder(response.headers.get("content-encoding", "").strip().lower())
     body, received = bytearray(), 0
     async for chunk in response.aiter_raw():
-        received += len(chunk)
+        received += max(len(chunk), _LEAST_PIECE)
         body += decode(chunk, max_bytes + 1 - len(body))
         if len(body) > max_bytes or received > max_bytes:
             return bytes(body[:max_bytes]), True

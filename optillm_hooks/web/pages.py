@@ -19,7 +19,9 @@ from optillm_hooks.types import Json
 from optillm_hooks.web.download import AddressOf, Download, DownloadLimits, Hosts, Tls, download
 
 _WORKER: Final = "optillm_hooks.web.text"
-_LIMITS: Final = WorkerLimits(seconds=10.0, memory_mb=1024, reply_bytes=1 << 22)
+_LIMITS: Final = WorkerLimits(seconds=10.0, memory_mb=1024, reply_bytes=5_000_000)
+"""The reply is JSON, in which a character takes up to 12 bytes."""
+
 _MAX_DOWNLOADS: Final = 16
 """Concurrent downloads of a process; further ones wait."""
 

@@ -55,12 +55,20 @@ def answer(request: Mapping[str, Any]) -> Json:
         text, title, truncated = _decoded(body, request["charset"]), "", False
         if request["kind"] == "html":
             title, text = _html(text)
-    text = text.replace("\0", "").strip()
+    text = _sendable(text).strip()
     return {
-        "title": " ".join(title[: 2 * _MAX_TITLE].split())[:_MAX_TITLE],
+        "title": _sendable(" ".join(title[: 2 * _MAX_TITLE].split())[:_MAX_TITLE]),
         "text": text[:MAX_TEXT],
         "truncated": truncated or len(text) > MAX_TEXT,
     }
+
+
+def _sendable(text: str) -> str:
+    """Return `text` without what no request can carry: halves of characters, and NUL.
+
+    Some charsets and PDF files yield halves.
+    """
+    return text.encode("utf-8", "replace").decode().replace("\0", "")
 
 
 def _html(text: str) -> tuple[str, str]:

@@ -45,6 +45,10 @@ SPELLINGS = [
     "2002:7f00:1::",  # 6to4
     "2002:a9fe:a9fe::1",
     "2001:0:7f00:1::",  # Teredo
+    "::ffff:0:127.0.0.1",  # SIIT
+    "::ffff:0:a9fe:a9fe",
+    "5f00::1",  # segment routing
+    "4000::1",  # not assigned
     "fec0::1",
     "fe80::1",
     "fd00::1",

@@ -7,6 +7,7 @@ import threading
 import tracemalloc
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -39,6 +40,13 @@ def gzipped(text: bytes) -> Site:
 def raw_deflated(text: bytes) -> bytes:
     made = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     return made.compress(text) + made.flush()
+
+
+def tiny_chunks(handler: BaseHTTPRequestHandler) -> None:
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n")
+    handler.wfile.write(b"transfer-encoding: chunked\r\n\r\n")
+    with suppress(OSError):  # the client hangs up
+        handler.wfile.write(b"1\r\nx\r\n" * 100_000 + b"0\r\n\r\n")
 
 
 def slow_headers(handler: BaseHTTPRequestHandler) -> None:
@@ -81,6 +89,7 @@ PAGES = {
     "/loop": redirect("/loop"),
     "/nowhere": Site(b"", status=302),
     "/gopher": redirect("gopher://127.0.0.1:70/x"),
+    "/tiny": Site(tiny_chunks),
     "/nothing": endless(EMPTY_BLOCK * 10_000, headers={"content-encoding": "deflate"}),
     "/cookie": Site(b"", status=302, headers={"location": "/page", "set-cookie": "id=1; path=/"}),
     "/error": Site(b"secret of the host", status=500),
@@ -133,6 +142,12 @@ async def test_a_body_that_is_too_long_is_cut(world: WebWorld, path: str) -> Non
 async def test_a_body_that_decompresses_to_nothing_is_cut(world: WebWorld) -> None:
     found = await get(world.address("/nothing"))
     assert (found.body, found.truncated) == (b"", True)
+
+
+async def test_a_body_in_tiny_pieces_is_cut(world: WebWorld) -> None:
+    """Each piece takes time, so a page of a megabyte in bytes would hold the loop for long."""
+    found = await get(world.address("/tiny"))
+    assert (len(found.body) < 1000, found.truncated) == (True, True)
 
 
 async def test_a_bomb_is_not_decompressed_beyond_what_is_read(world: WebWorld) -> None:

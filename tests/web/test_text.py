@@ -1,7 +1,9 @@
 """The text of pages, as the worker reads it."""
 
 import io
+import json
 from base64 import b64encode
+from collections.abc import Mapping
 from typing import Any
 
 import pypdf
@@ -103,6 +105,22 @@ def test_a_charset_that_is_none_is_ignored(charset: str) -> None:
     assert read("Grüße", kind="text", charset=charset)["text"] == "Grüße"
 
 
+@pytest.mark.parametrize(
+    ("body", "charset"), [(rb"a \ud800 b", "unicode_escape"), (b"a +2AA- b", "utf-7")]
+)
+def test_half_characters_do_not_reach_a_request(body: bytes, charset: str) -> None:
+    html = b"<title>" + body + b"</title><p>" + body
+    for found in (read(body, "text", charset), read(html, charset=charset)):
+        assert json.loads(json.dumps(found).encode()) == found
+        assert f"{found['title']}{found['text']}".encode()
+        assert "a ? b" in found["text"]
+
+
+def test_half_characters_of_a_pdf_do_not_reach_a_request() -> None:
+    found = read(pdf("ABBA", means={"A": "<D800>"}), kind="pdf")
+    assert found["text"] == "?BB?"
+
+
 def test_a_character_that_is_cut_in_half_is_left_out() -> None:
     assert read("Grüße 世界".encode()[:-1], kind="text")["text"] == "Grüße 世"
 
@@ -117,7 +135,7 @@ def test_text_that_is_no_page_stays_as_it_is() -> None:
     assert read(text, kind="text")["text"] == text
 
 
-def pdf(*texts: str) -> bytes:
+def pdf(*texts: str, means: Mapping[str, str] | None = None) -> bytes:
     writer = pypdf.PdfWriter()
     font = DictionaryObject(
         {
@@ -126,6 +144,11 @@ def pdf(*texts: str) -> bytes:
             NameObject("/BaseFont"): NameObject("/Helvetica"),
         }
     )
+    if means:
+        codes = "".join(f"<{ord(letter):02x}> {code}\n" for letter, code in means.items())
+        to_unicode = StreamObject()
+        to_unicode.set_data(f"begincmap\n1 beginbfchar\n{codes}endbfchar\nendcmap".encode())
+        font[NameObject("/ToUnicode")] = to_unicode
     for text in texts:
         made = writer.add_blank_page(300, 300)
         stream = StreamObject()
@@ -211,6 +234,21 @@ async def test_pages_are_cached_for_a_caller_and_a_time(monkeypatch: pytest.Monk
         with pytest.raises(ServiceFailed):
             await one("http://bad/")
     assert len(downloads) == 5, "a failure is not kept"
+
+
+async def test_a_page_of_the_longest_characters_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "\U0001f600" * MAX_TEXT
+
+    async def download(url: str, *_: object) -> Download:
+        content = body.encode()
+        return Download(url=url, kind="text", charset="", body=content, truncated=False)
+
+    async def address(_host: str, _port: int) -> str:
+        raise AssertionError
+
+    monkeypatch.setattr("optillm_hooks.web.pages.download", download)
+    page = await PageReader(address_of=address, tls=lambda: True)("http://a/")
+    assert page.text == body
 
 
 def test_a_full_cache_drops_what_was_not_used_for_the_longest_time() -> None:
