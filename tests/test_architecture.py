@@ -246,13 +246,14 @@ def test_importing_the_package_loads_no_heavy_one_and_not_litellm() -> None:
 
 
 def test_the_proxys_entries_load_no_heavy_package_and_little_time_beyond_litellm() -> None:
-    """CPU time as a share of LiteLLM's own: a slow or a busy machine slows down both.
+    """CPU time as a share of the proxy's own: a slow or a busy machine slows down both.
 
-    Both are compiled before, as what pip installs is.
+    Both are compiled before, as what pip installs is. The share is about 0.04.
     """
     compileall.compile_dir(PACKAGE, quiet=1)
     theirs = sorted(
-        {
+        {"litellm.proxy.proxy_server"}
+        | {
             node.module
             for tree in MODULES.values()
             for node in ast.walk(tree)
@@ -271,7 +272,7 @@ def test_the_proxys_entries_load_no_heavy_package_and_little_time_beyond_litellm
     )
     assert found["heavy"] == []
     assert isinstance(found["share"], float)
-    assert found["share"] < 0.3
+    assert found["share"] < 0.08
 
 
 def names_in_the_config() -> list[str]:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from optillm_hooks.answers.patterns import Pattern
 
+_BACKTICKS = Pattern(r"`+")
 _START = Pattern(r"!?\[|\u3010|`+|<?(?:(?:https?|ftp)://|www\.)", re.IGNORECASE)
 _NUMBERS = Pattern(
     r"[\[\u3010][ \t]{0,3}\^?(?P<numbers>\d{1,3}"
@@ -195,7 +196,10 @@ class CitationFilter:
             return run, end
         if self._fenced:
             return run, end
-        close = text.find(run, end, end + _LABEL)
+        runs = _BACKTICKS.finditer(text, end, end + _LABEL)
+        close = next((found.start() for found in runs if len(found[0]) == len(run)), -1)
+        if close >= 0 and close + len(run) == len(text) and not at_end:
+            return None  # more backticks may follow: then it closes nothing
         line = text.find("\n", end, end + _LABEL)
         if close < 0 or 0 <= line < close:
             waits = line < 0 and len(text) < end + _LABEL and not at_end

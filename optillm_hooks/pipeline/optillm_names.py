@@ -47,8 +47,8 @@ OWN_FIELDS: Final = (
 
 _SHARED: Final = frozenset(
     {
-        "early_stopping", "k", "length_penalty", "no_repeat_ngram_size", "num_beams", "prefill",
-        "reasoning_effort", "variant", "window_size",
+        "early_stopping", "include_reasoning", "k", "length_penalty", "no_repeat_ngram_size",
+        "num_beams", "prefill", "reasoning_effort", "variant", "window_size",
     }
 )  # fmt: skip
 """Fields of an approach that a provider may read too: without the approach, they are its own."""

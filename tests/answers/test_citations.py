@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from optillm_hooks.answers.citations import (
@@ -157,6 +157,7 @@ def test_any_cut_of_a_stream_shows_the_same(parts: list[str], rng: object) -> No
 
 
 @settings(max_examples=300, deadline=None)
+@example(["`", "`", "[1]", "```"])  # runs of backticks of two lengths are no code
 @given(PIECES)
 def test_no_address_and_no_number_of_another_source_is_shown(parts: list[str]) -> None:
     text, lines = shown("".join(parts))
