@@ -148,6 +148,9 @@ class ToolOffer:
     """The tools that the caller may use, and how many of the servers have answered."""
 
     tools: tuple[Tool, ...]
+    missing: int = 0
+    """Names that were wished for, and that no tool has."""
+
     servers: int = 0
     unreachable: int = 0
 

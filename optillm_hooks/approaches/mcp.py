@@ -114,7 +114,9 @@ async def mcp(chat: Chat, rest: Rest, _llm: LLM, params: McpParams, ctx: Context
     client = ctx.client.fields.get("tools")
     taken = {tool_name(tool) for tool in client} if isinstance(client, list) else set[str]()
     offer = await make_offer(found.tools, taken, at_most=params.offered)
-    ctx.trace.count("tools", lost=offer.left_out, of=len(found.tools))
+    ctx.trace.count(
+        "tools", lost=offer.left_out + found.missing, of=len(found.tools) + found.missing
+    )
     ctx.trace.note("mcp", servers=found.servers, tools=len(offer.tools))
     limits = LoopLimits(
         rounds=params.rounds,

@@ -84,6 +84,7 @@ class GatewayTools:
         trace = caller.extra.get("litellm_trace_id") or caller.extra.get("litellm_session_id")
         self._headers = {"x-litellm-trace-id": str(trace)} if trace else {}
         self._readers: dict[str, _Read] = {}
+        self._names = set[str]()
 
     def check(self) -> None:
         if not _Gateway.load().manager.get_registry():
@@ -101,7 +102,15 @@ class GatewayTools:
             for tool in () if isinstance(of_server, SampleError) else of_server:
                 tools.setdefault(tool.name, tool)
         lost = sum(isinstance(of_server, SampleError) for of_server in found)
-        return ToolOffer(tools=tuple(tools.values()), servers=len(servers), unreachable=lost)
+        missing = [name for name in wish.tools or () if name not in self._names]
+        if missing and not lost and len(missing) == len(wish.tools or ()):
+            raise Refused(f"no MCP server that this key may use has a tool {missing[0][:100]!r}")
+        return ToolOffer(
+            tools=tuple(tools.values()),
+            missing=len(missing),
+            servers=len(servers),
+            unreachable=lost,
+        )
 
     async def call(self, tool: Tool, arguments: dict[str, Json], /) -> ToolResult:
         read = self._readers.get(tool.name, _call)
@@ -143,6 +152,7 @@ class GatewayTools:
         for each in listed:
             bare = gateway.bare_name(each.name, server)
             if wish.tools is None or not {each.name, bare}.isdisjoint(wish.tools):
+                self._names.update((each.name, bare))
                 tools.append(_tool(each, bare, server, costs))
         return tools + self._of_readers(server, wish)
 

@@ -19,7 +19,7 @@ _WRAPPED: Final = (
 )
 
 PLUGINS: Final[Mapping[str, str]] = {
-    "proxy": "give several deployments one model_name: LiteLLM balances the load between them "
+    "proxy": "leave it out. LiteLLM balances the load between deployments of one model_name "
     "(`python -m optillm_hooks.converters proxy FILE` converts OptiLLM's configuration)",
 }
 """What to use instead of a plugin."""

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from platformdirs import user_data_dir
+from sqlalchemy.exc import DBAPIError
 
 from optillm_hooks.store.opening import open_file, open_url
-from optillm_hooks.store.records import Method, Namespace, Scope
+from optillm_hooks.store.records import Method, Namespace, Scope, StoreUnusable
 from optillm_hooks.store.store import FILE
 from optillm_hooks.store.strategy_rows import AllRows
 
@@ -66,11 +67,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, RecursionError) as exc:
         parser.error(f"{given.file}: {exc}")
     directory = given.directory or Path(user_data_dir("optillm_hooks", appauthor=False))
-    engine = open_file(directory / FILE) if given.url is None else open_url(given.url)
     owner = Namespace(given.scope, given.owner)
-    with engine.begin() as connection:
-        rows = AllRows(connection, time.time())
-        added = sum(rows.add_strategy(owner, method) for method in found)
+    try:
+        engine = open_file(directory / FILE) if given.url is None else open_url(given.url)
+        with engine.begin() as connection:
+            rows = AllRows(connection, time.time())
+            added = sum(rows.add_strategy(owner, method) for method in found)
+    except (OSError, StoreUnusable) as exc:
+        parser.error(str(exc))
+    except DBAPIError as exc:
+        parser.error(f"the store does not answer: {exc.orig}")
     engine.dispose()
     sys.stdout.write(f"{added} strategies added, {len(found) - added} were there already\n")
     return 0

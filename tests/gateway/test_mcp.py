@@ -475,10 +475,11 @@ def test_no_process_is_left_when_the_client_goes(proxy: Proxy, upstream: Upstrea
     [
         ({"functions": [{"name": "f", "parameters": {"type": "object"}}]}, "send tools instead"),
         ({"optillm_params": {"mcp": {"servers": ["no-such"]}}}, "may not use an MCP server"),
+        ({"optillm_params": {"mcp": {"tools": ["no-such"]}}}, "has a tool 'no-such'"),
         ({"optillm_params": {"mcp": {"rounds": 99}}}, "rounds"),
         ({"proxy_wrap": "mcp"}, "send its value as optillm_approach"),
     ],
-    ids=["functions", "unknown server", "rounds", "proxy_wrap"],
+    ids=["functions", "unknown server", "unknown tool", "rounds", "proxy_wrap"],
 )
 def test_it_is_refused_before_any_call(
     proxy: Proxy, upstream: Upstream, fields: dict[str, Any], said: str
@@ -487,6 +488,12 @@ def test_it_is_refused_before_any_call(
     refused = ask(proxy, "files", **fields)
     assert (refused.status_code, said in refused.text) == (400, True), refused.text
     assert not upstream.calls
+
+
+def test_a_name_that_no_tool_has_is_told(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.play(Script())
+    answer = ask(proxy, "files", optillm_params={"mcp": {"tools": ["double", "no-such"]}})
+    assert degraded(answer) == ["tools:1/2"]
 
 
 def test_without_servers_the_operator_is_told_what_to_set() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from optillm_hooks.store.import_strategies import main
 from optillm_hooks.store.records import Method, Namespace
-from optillm_hooks.store.store import Store
+from optillm_hooks.store.store import FILE, Store
 
 pytestmark = pytest.mark.anyio
 
@@ -57,3 +57,26 @@ def test_another_file_is_refused_before_the_store_is_made(text: str, tmp_path: P
     with pytest.raises(SystemExit):
         main([str(file), "--scope", "key", "--owner", "x", "--directory", str(tmp_path)])
     assert [path.name for path in tmp_path.iterdir()] == ["strategies.json"]
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (["--directory", "{tmp}/damaged"], "damaged or not a store"),
+        (["--directory", "{tmp}/strategies.json"], "strategies.json"),
+        (["--url", "nonsense"], "not a URL"),
+        (["--url", "postgresql://nobody@127.0.0.1:1/none"], "the store does not answer"),
+    ],
+    ids=["damaged", "no directory", "no URL", "no server"],
+)
+def test_a_store_that_cannot_be_opened_is_a_message(
+    place: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "strategies.json"
+    file.write_text(json.dumps(OPTILLMS))
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / FILE).write_text("no database" * 100)
+    where = [part.replace("{tmp}", str(tmp_path)) for part in place]
+    with pytest.raises(SystemExit):
+        main([str(file), "--scope", "team", "--owner", "t1", *where])
+    assert said in capsys.readouterr().err
