@@ -120,8 +120,18 @@ class _Chain:
     simulated: list[str] = field(default_factory=list[str])
     """What the model was asked and has given."""
 
+    stopped: bool = False
+    """Whether it could not be run to its end: its variables have values that are not final."""
+
     ran: Ran | None = None
     answer: str | None = None
+
+    @property
+    def result(self) -> str:
+        """What a program that was run to its end has put into `answer`, or else printed."""
+        if self.ran is None or self.stopped:
+            return ""
+        return self.answer or ("" if self.ran.error else self.ran.output.rstrip("\n"))
 
     @property
     def parts(self) -> list[str]:
@@ -139,7 +149,7 @@ async def coc(chat: Chat, llm: LLM, params: CocParams, ctx: Context) -> FinalCal
 
     There is none if the model sees no use for a program, or if its call or the sandbox fails. If a
     statement cannot be simulated, the last call is told how far the program has come. If that call
-    fails, the value of the variable `answer` is the answer.
+    fails, the value of the variable `answer` is the answer, or what the program printed without it.
 
     Raises:
         Refused: the operator does not allow programs to run.
@@ -154,8 +164,8 @@ async def coc(chat: Chat, llm: LLM, params: CocParams, ctx: Context) -> FinalCal
         return FinalCall(chat, fallback=ctx.best)
     ctx.trace.count("program_runs", lost=int(bool(chain.ran.error)), of=1)
     ctx.trace.count("outputs", lost=int(chain.ran.cut), of=1)
-    if chain.answer:
-        ctx.offer(ctx.bounded(Answer(chain.answer), llm.facts))
+    if result := chain.result:
+        ctx.offer(ctx.bounded(Answer(result), llm.facts))
     return FinalCall(show(chat, chain.parts, INTRODUCTION, FINISH), fallback=ctx.best)
 
 
@@ -202,6 +212,7 @@ async def _run(
         except SampleError:
             if chain.ran is None:
                 raise
+            chain.stopped = True
             return
         if missing is None:
             return
@@ -250,6 +261,7 @@ def _report(output: str, stepped: Stepped) -> Report | None:
 
 def _stop(chain: _Chain, statement: Statement, missing: Missing) -> None:
     """Note that the program ends before its end, at a statement that was not simulated."""
+    chain.stopped = True
     values = "\n".join(f"{name} = {value}" for name, value in missing.state.items())
     chain.simulated.append(
         f"Nothing could be put in for {statement.text}, where the program stopped with\n{values}"

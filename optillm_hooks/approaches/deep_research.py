@@ -179,7 +179,9 @@ class _Research:
 
     async def run(self) -> None:
         """Research round by round, until nothing is missing or something has run out."""
-        questions = await self._plan() if self._room >= _LEAST_ROUND else []
+        begins = self._room >= _LEAST_ROUND
+        self._ctx.trace.count("rounds", lost=int(not begins), of=1)
+        questions = await self._plan() if begins else []
         while questions and self._room >= _LEAST_ROUND - 1:
             # Each question takes a call for notes, and one that revises a section.
             found = await self._round(questions[: self._room // 2])

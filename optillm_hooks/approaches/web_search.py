@@ -21,6 +21,7 @@ from optillm_hooks.context import Context
 from optillm_hooks.errors import BudgetExceeded, Refused, RequestRejected, SampleError
 from optillm_hooks.fanout import outcomes
 from optillm_hooks.llm import LLM
+from optillm_hooks.programs import spare_calls
 from optillm_hooks.prompts import (
     ask,
     data_notice,
@@ -144,7 +145,7 @@ async def _found(chat: Chat, llm: LLM, params: WebSearchParams, ctx: Context) ->
 async def _queries(chat: Chat, llm: LLM, params: WebSearchParams, ctx: Context) -> list[str]:
     """Return the queries, each once; the question itself if the model's reply is not valid."""
     found = [question(chat)]
-    if params.queries:
+    if params.queries and _has_spare_call(ctx):
         request = ask(chat, _DERIVE.format(number=params.queries))
         try:
             with ctx.trace.step("queries"):
@@ -156,6 +157,16 @@ async def _queries(chat: Chat, llm: LLM, params: WebSearchParams, ctx: Context) 
                 raise
     cleaned = (" ".join(query[: 4 * _MAX_QUERY].split())[:_MAX_QUERY] for query in found)
     return list(dict.fromkeys(filter(None, cleaned)))[: max(1, params.queries)]
+
+
+def _has_spare_call(ctx: Context) -> bool:
+    """Return whether `max_calls` leaves a call besides that for the answer; note if it does not."""
+    try:
+        spare_calls(ctx)
+    except BudgetExceeded:
+        ctx.trace.count("queries", lost=1, of=1)
+        return False
+    return True
 
 
 async def _search(queries: Sequence[str], num_results: int, ctx: Context) -> list[SearchResult]:

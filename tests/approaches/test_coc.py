@@ -312,6 +312,20 @@ async def test_a_simulation_that_fails_ends_the_program_where_it_is(replies: lis
     assert "where the program stopped with\nx = 5" in result.chat[-1].text
 
 
+async def test_of_a_program_that_stops_on_its_way_no_value_is_the_answer() -> None:
+    ctx = with_runner(MontyRunner())
+    program = "answer = 0\nprint(answer)\nfor word in ['a', 'b']:\n    answer += weight(word)"
+    failed = ProviderFailed("busy", status=500)
+    result, _ = await final([fenced(program), value(20), failed], ctx)
+    assert "answer = 20" in result.chat[-1].text
+    assert result.fallback is None
+
+
+async def test_what_a_program_prints_is_the_answer_if_it_names_none() -> None:
+    result, _ = await final([fenced("print(6 * 7)")], with_runner(MontyRunner()))
+    assert result.fallback == Answer("42")
+
+
 async def test_a_program_that_cannot_be_parsed_is_repaired() -> None:
     ctx = with_runner(MontyRunner())
     result, llm = await final([fenced("answer = ("), fenced("answer = 1")], ctx)

@@ -267,6 +267,7 @@ async def test_every_budget_ends_with_a_report(calls: int) -> None:
     assert len(llm.calls) <= calls
     assert llm.counts["write"] == 1  # the last call is kept for it
     assert outcome.report.stopped_by is None
+    assert ("rounds:1/1" in outcome.report.degraded) == (calls < 4)
     if calls >= 4:
         assert sources(outcome.answers[0].text)
 

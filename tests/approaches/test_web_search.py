@@ -196,3 +196,12 @@ async def test_a_model_that_reasons() -> None:
 def test_without_a_search_tool_the_request_is_refused() -> None:
     with pytest.raises(RequestRejected, match="`search_tools` in LiteLLM's configuration"):
         params("web_search").check_services(Services())
+
+
+async def test_the_only_call_is_left_for_the_answer() -> None:
+    search = FakeSearch()
+    (sent,), ended = await ask(["A."], search, limits=Limits(max_calls=1))
+    assert search.queries == [QUESTION]
+    assert "Title:" in sent[0].text
+    assert ended.answers[0].text == "A."
+    assert (ended.report.stopped_by, ended.report.degraded) == ("max_calls", ("queries:1/1",))
