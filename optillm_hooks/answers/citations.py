@@ -3,13 +3,41 @@
 import re
 import unicodedata
 from collections.abc import Collection, Mapping
+from html import unescape
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from optillm_hooks.answers.patterns import Pattern
 
 _BACKTICKS = Pattern(r"`+")
-_START = Pattern(r"!?\[|\u3010|`+|<?(?:(?:https?|ftp)://|www\.)", re.IGNORECASE)
+_SLASHES = r"[/\\][\t\r\n]{0,9}[/\\]"
+_HEAD = r"(?:https?|ftp):[/\\]|(?<![a-z])(?:t?tps?|ps?|s)?:[\t\r\n]{0,9}//|www\."
+"""How an address begins, also one whose first letters stand in the line before it."""
+
+_BEFORE = r"(?:[,\"'=(<]|:[ \t\r\n>])[ \t\r\n>]{0,9}"
+_AFTER_BEFORE = rf"(?:https?|ftp):|{_SLASHES}"
+"""In attributes and targets of links, browsers need no slashes, or no scheme."""
+
+_REST = r"[^\s<>\"'`\[\]\u3011\u3001\u3002\uff0c]{0,2000}"
+_START = Pattern(
+    rf"!?\[|\u3010|`+|&|<?(?:{_HEAD})|(?P<before>{_BEFORE})(?:{_AFTER_BEFORE})(?=[^\s>)])",
+    re.IGNORECASE,
+)
+_MAY_START = Pattern(
+    r"(?:!|<?(?:h(?:t(?:t(?:ps?)?)?)?:?|f(?:tp?)?:?|w{1,3})|<?(?<![a-z])t{0,2}p?s?:?[\t\r\n]{0,9}/?"
+    r"|(?:[,\"'=(<]|:[ \t\r\n>])[ \t\r\n>]{0,9}"
+    r"(?:(?:h(?:t(?:t(?:ps?)?)?)?|f(?:tp?)?):?|[/\\][\t\r\n]{0,9}[/\\]?)?)$",
+    re.IGNORECASE,
+)
+_ENTITY = Pattern(
+    r"&(?:#(?:x[0-9a-f]{1,8}|[0-9]{1,9});?|(?:sol|bsol|colon|tab|newline|period);)", re.IGNORECASE
+)
+_OPEN_ENTITY = Pattern(r"&[#a-z0-9]{0,12}", re.IGNORECASE)
+_LINK = Pattern(rf"(?:(?:https?|ftp):[/\\]{{0,9}}|{_SLASHES}|{_HEAD}){_REST}", re.IGNORECASE)
+_LINKS = Pattern(
+    rf"(?P<before>{_BEFORE})(?P<target>(?:{_AFTER_BEFORE})(?=[^\s>)]){_REST})|(?:{_HEAD}){_REST}",
+    re.IGNORECASE,
+)
 _NUMBERS = Pattern(
     r"[\[\u3010][ \t]{0,3}\^?(?P<numbers>\d{1,3}"
     r"(?:[ \t]{0,3}[,;\u3001\uff0c\u2013-][ \t]{0,3}\^?\d{1,3}){0,40})[ \t]{0,3}[\]\u3011]"
@@ -18,9 +46,8 @@ _NUMBER = Pattern(r"\d{1,3}|[\u2013-]")
 _ADDRESS = Pattern(
     r"(?:(?:https?|ftp)://|www\.)[^\s<>\"'`\[\]\u3011\u3001\u3002\uff0c]{0,2000}", re.IGNORECASE
 )
-_MARKERS = ("http://", "https://", "ftp://", "www.", "<http://", "<https://", "<ftp://", "<www.")
-_LONGEST_MARKER = max(map(len, _MARKERS))
 _AFTER_ADDRESS = ".,;:!?*_)'\""
+_LONGEST_START = 40
 _LABEL, _TARGET = 300, 2100
 """Maximum characters of a link's text, and of its address."""
 
@@ -34,6 +61,7 @@ _MARKER = 10
 _ENTRY = Pattern(r"(?:(?:[-+*]|\d{1,3}[.)])[ \t]{1,4})?\[\d{1,3}\]")
 _TRACKING = ("utm_", "fbclid", "gclid")
 _MARKUP = str.maketrans("", "", "[]()<>`*_|\\")
+_OF_ADDRESSES = frozenset("/\\:.@?&=%#-")
 
 
 class Cited(NamedTuple):
@@ -108,10 +136,13 @@ class CitationFilter:
     ) -> None:
         self._sources = sources
         self._heading = heading
-        urls = [*(source.url for source in sources.values()), *known]
-        self._known = {key for url in urls if (key := address_key(url))}
+        urls = [*known, *(source.url for source in sources.values())]
+        self._known = {key: url for url in urls if (key := address_key(url))}
         self._shown: dict[int, int] = {}
         self._held = ""
+        self._last = ""
+        """The character before what is held."""
+
         self._blanks = ""
         """Blanks that are shown only if no removed citation follows them."""
 
@@ -139,10 +170,11 @@ class CitationFilter:
             f"[{shown}] {_plain(self._sources[number].title)}: {self._sources[number].url}"
             for number, shown in self._shown.items()
         ]
-        return "\n\n## {}\n\n{}".format(self._heading, "  \n".join(lines)) if lines else ""
+        heading = self._without_addresses(self._heading)
+        return "\n\n## {}\n\n{}".format(heading, "  \n".join(lines)) if lines else ""
 
     def _advance(self, *, at_end: bool) -> str:
-        text, at, out = self._held, 0, list[str]()
+        text, at, out = self._last + self._held, len(self._last), list[str]()
         while at < len(text):
             found = _START.search(text, at)
             if found is None:
@@ -152,7 +184,7 @@ class CitationFilter:
                 break
             out.append(self._plain_text(text[at : found.start()]))
             at = found.start()
-            taken = self._construct(text, at, found[0], at_end)
+            taken = self._construct(text, at, found, at_end)
             if taken is None:
                 break
             shown, at = taken
@@ -161,7 +193,7 @@ class CitationFilter:
                 # What is around it in brackets must not become a number.
                 shown = "?" if self._in_brackets else ""
             out.append(self._plain_text(shown))
-        self._held = text[at:]
+        self._held, self._last = text[at:], text[max(0, at - 1) : at]
         return "".join(out)
 
     def _plain_text(self, text: str) -> str:
@@ -176,16 +208,21 @@ class CitationFilter:
         self._blanks += text
         return ""
 
-    def _construct(self, text: str, at: int, start: str, at_end: bool) -> tuple[str, int] | None:
+    def _construct(
+        self, text: str, at: int, found: re.Match[str], at_end: bool
+    ) -> tuple[str, int] | None:
         """Return what is shown of the construct at `at`, and where it ends; None to wait for more.
 
         What is shown is "" for something that is removed.
         """
+        start = found[0]
         if start[0] == "`":
             return self._code(text, at, start, at_end)
         if start[-1] in "[\u3010":
             return self._bracket(text, at, start, at_end)
-        return self._address(text, at, start, at_end)
+        if start[0] == "&":
+            return _entity(text, at, at_end)
+        return self._address(text, at, found["before"] or "", at_end)
 
     def _code(self, text: str, at: int, run: str, at_end: bool) -> tuple[str, int] | None:
         end = at + len(run)
@@ -245,29 +282,39 @@ class CitationFilter:
             return self._renumbered(numbers["numbers"]), numbers.end()
         address = text[target:end].strip().split(maxsplit=1)
         url = address[0].strip("<>") if address else ""
-        if url.startswith("#") or self._allows(url):
-            return f"{text[at : opened + 1]}{label}{text[close : end + 1]}", end + 1
+        shown = url if url.startswith("#") else self._shown_as(url)
+        if shown:
+            return f"{text[at : opened + 1]}{label}]({shown})", end + 1
         return self._renumbered(numbers["numbers"]) if numbers else label, end + 1
 
-    def _address(self, text: str, at: int, start: str, at_end: bool) -> tuple[str, int] | None:
-        first = at + start.startswith("<")
-        found = _ADDRESS.match(text, first)
+    def _address(self, text: str, at: int, before: str, at_end: bool) -> tuple[str, int] | None:
+        """Return the address after `before`, which leads to it in HTML or Markdown."""
+        in_angles = not before and text[at] == "<"
+        first = at + len(before) + in_angles
+        found = _LINK.match(text, first)
         if found is None:
-            return start, at + len(start)
+            return text[at : first + 1], first + 1
         end = found.end()
         if end == len(text) and not at_end and len(found[0]) < _TARGET - 100:
             return None
         url = _trimmed(found[0])
-        closed = first > at and text[end : end + 1] == ">"
-        if self._allows(url):
-            return text[at : first + len(url)], first + len(url)
-        return "", end + 1 if closed else first + len(url)
+        shown = self._shown_as(url)
+        if shown:
+            return f"{text[at:first]}{shown}", first + len(url)
+        closed = in_angles and text[end : end + 1] == ">"
+        return before.rstrip(" \t"), end + 1 if closed else first + len(url)
 
     def _without_addresses(self, text: str) -> str:
-        return _ADDRESS.sub(lambda found: found[0] if self._allows(found[0]) else "", text)
+        def shown(found: re.Match[str]) -> str:
+            before = found["before"] or ""
+            return before + self._shown_as(_trimmed(found["target"] or found[0]))
 
-    def _allows(self, url: str) -> bool:
-        return address_key(_trimmed(url)) in self._known
+        return _ENTITY.sub(_harmless, _LINKS.sub(shown, text))
+
+    def _shown_as(self, url: str) -> str:
+        """Return the address as it is shown; "" if it is not."""
+        known = self._known.get(address_key(_trimmed(url)), "")
+        return known if "://" in known or not known else f"https://{known}"
 
     def _renumbered(self, numbers: str) -> str:
         shown: list[int] = []
@@ -381,11 +428,26 @@ def _expanded(numbers: str) -> list[int]:
 
 def _safe_end(text: str, at: int) -> int:
     """Return the end of what can be shown of a text that may go on: no beginning of an address."""
-    for length in range(min(_LONGEST_MARKER, len(text) - at), 0, -1):
-        end = text[-length:].lower()
-        if end == "!" or any(marker.startswith(end) for marker in _MARKERS):
-            return len(text) - length
-    return len(text)
+    found = _MAY_START.search(text, max(at, len(text) - _LONGEST_START))
+    return len(text) if found is None else found.start()
+
+
+def _entity(text: str, at: int, at_end: bool) -> tuple[str, int] | None:
+    """Return what is shown of a character that is written as an entity, which may hide one of an
+    address; None to wait for more."""
+    found = _ENTITY.match(text, at)
+    end = at + 1 if found is None else found.end()
+    waits = end == len(text) if found else _OPEN_ENTITY.fullmatch(text, at)
+    if waits and not at_end:
+        return None
+    return ("&" if found is None else _harmless(found)), end
+
+
+def _harmless(entity: re.Match[str]) -> str:
+    """Return an entity that is no character of an address; "" for another."""
+    character = unescape(entity[0])
+    hides = character.isalnum() or character.isspace() or character in _OF_ADDRESSES
+    return "" if hides else entity[0]
 
 
 def _plain(title: str) -> str:

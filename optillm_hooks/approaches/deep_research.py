@@ -31,6 +31,7 @@ from optillm_hooks.errors import (
 )
 from optillm_hooks.fanout import outcomes
 from optillm_hooks.llm import LLM, FinalCall
+from optillm_hooks.long_context.question import around_frames
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
 from optillm_hooks.reading import read_or
 from optillm_hooks.registry import Cost, DraftingParams, approach
@@ -48,7 +49,7 @@ from optillm_hooks.research.report import ReportDraft
 from optillm_hooks.research.sources import Sources
 from optillm_hooks.services import Services
 from optillm_hooks.structured import fill
-from optillm_hooks.types import Answer, Chat, Sampling
+from optillm_hooks.types import Answer, Chat, Message, Sampling
 
 PLAN: Final = """\
 Do not answer yet. A report that answers this conversation will be researched on the web. Choose \
@@ -164,6 +165,14 @@ async def deep_research(
     return research.final_call()
 
 
+def _own_words(message: Message) -> str:
+    """Return what a message says, without pages and other material that stages or tools added."""
+    if message.role in ("tool", "function"):
+        return ""
+    framed = around_frames(message.text)
+    return (message.text if framed is None else framed.question)[:100_000]
+
+
 class _Research:
     def __init__(self, chat: Chat, llm: LLM, params: DeepResearchParams, ctx: Context) -> None:
         self._chat = chat
@@ -203,7 +212,7 @@ class _Research:
         return FinalCall(chat, sampling, text_filter=report.filter, fallback=draft)
 
     def _draft_of(self, sections: Sequence[Section], heading: str) -> ReportDraft:
-        told = "\n".join(message.text[:100_000] for message in self._chat[-20:])
+        told = "\n".join(map(_own_words, self._chat[-20:]))
         return ReportDraft(sections, Sources(self._params.max_sources), heading, addresses(told))
 
     async def _plan(self) -> list[Question]:

