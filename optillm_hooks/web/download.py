@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from email.message import Message
 from typing import Final, Literal
 
+import httpcore
 import httpx
 
 from optillm_hooks.services import ServiceFailed
+from optillm_hooks.web.connection import Connection
 
 AddressOf = Callable[[str, int], Awaitable[str]]
 """Returns the address of a host and port to connect to, or raises `ServiceFailed`."""
@@ -24,6 +26,9 @@ Tls = Callable[[], ssl.SSLContext | bool | str]
 """Returns how certificates are checked, in the form of `httpx`."""
 
 Kind = Literal["html", "text", "pdf"]
+
+Decode = Callable[[bytes, int], bytes]
+"""Returns what a piece of a body decompresses to, up to a number of bytes above 0."""
 
 MAX_URL: Final = 2048
 """Maximum length of an address."""
@@ -53,6 +58,11 @@ _KINDS: Final[Mapping[str, Kind]] = {
     "application/x-yaml": "text",
     "application/javascript": "text",
 }
+_HTTP_ERRORS: Final = (
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.TimeoutException,
+)
 _UNTOLD: Final = frozenset({"", "application/octet-stream", "binary/octet-stream"})
 
 
@@ -118,7 +128,7 @@ async def download(
             raise ServiceFailed("it redirects too often")
     except TimeoutError:
         raise ServiceFailed(f"it took longer than {limits.seconds:g} seconds") from None
-    except (httpx.TransportError, httpx.StreamError, OSError, zlib.error):
+    except (*_HTTP_ERRORS, OSError, zlib.error):
         raise ServiceFailed("the host does not answer properly") from None
 
 
@@ -131,25 +141,27 @@ async def _one(
     hosts.check(url)
     if port < _LEAST_PORT and port not in (80, 443):
         raise ServiceFailed(f"port {port} is not one of the web")
-    address = await address_of(host, port)
-    request = httpx.Request(
+    request = httpcore.Request(
         "GET",
-        url.copy_with(host=address),
+        httpcore.URL(
+            scheme=url.raw_scheme,
+            host=await address_of(host, port),
+            port=port,
+            target=url.raw_path,
+        ),
         headers={"host": url.netloc.decode(), **_HEADERS},
         extensions={
             "sni_hostname": host,  # the certificate must be that of the host
             "timeout": httpx.Timeout(limits.seconds).as_dict(),
         },
     )
-    one_each = httpx.Limits(max_connections=1, max_keepalive_connections=0)
-    async with httpx.AsyncHTTPTransport(
-        verify=tls(), trust_env=False, limits=one_each
-    ) as transport:
-        response = await transport.handle_async_request(request)
+    async with Connection(httpx.create_ssl_context(tls(), trust_env=False)) as connection:
+        response = await connection.send(request)
         try:
-            if response.status_code in _REDIRECTS:
-                return _joined(url, response.headers.get("location", ""))
-            return await _read(url, response, limits)
+            headers = httpx.Headers(response.headers)
+            if response.status in _REDIRECTS:
+                return _joined(url, headers.get("location", ""))
+            return await _read(url, response, headers, limits)
         finally:
             await response.aclose()
 
@@ -184,14 +196,17 @@ def _joined(url: httpx.URL, location: str) -> httpx.URL:
         raise ServiceFailed("it redirects nowhere") from None
 
 
-async def _read(url: httpx.URL, response: httpx.Response, limits: DownloadLimits) -> Download:
-    if response.status_code != httpx.codes.OK:
-        raise ServiceFailed(f"the host answers with status {response.status_code}")
+async def _read(
+    url: httpx.URL, response: httpcore.Response, headers: httpx.Headers, limits: DownloadLimits
+) -> Download:
+    if response.status != httpx.codes.OK:
+        raise ServiceFailed(f"the host answers with status {response.status}")
     told = Message()
-    told["content-type"] = response.headers.get("content-type", "")
+    told["content-type"] = headers.get("content-type", "")
     name = told.get_content_type() if told["content-type"] else ""
     kind = _kind(name)
-    body, truncated = await _body(response, limits.max_bytes)
+    decode = _decoder(headers.get("content-encoding", "").strip().lower())
+    body, truncated = await _body(response, decode, limits.max_bytes)
     if kind is None:
         kind = _guessed(body, name)
     charset = str(told.get_param("charset") or "")
@@ -219,20 +234,15 @@ def _guessed(body: bytes, name: str) -> Kind:
     return "html" if start.startswith(b"<") else "text"
 
 
-async def _body(response: httpx.Response, max_bytes: int) -> tuple[bytes, bool]:
+async def _body(response: httpcore.Response, decode: Decode, max_bytes: int) -> tuple[bytes, bool]:
     """Return the decompressed body, and whether it was cut."""
-    decode = _decoder(response.headers.get("content-encoding", "").strip().lower())
     body, received = bytearray(), 0
-    async for chunk in response.aiter_raw():
+    async for chunk in response.aiter_stream():
         received += max(len(chunk), _LEAST_PIECE)
         body += decode(chunk, max_bytes + 1 - len(body))
         if len(body) > max_bytes or received > max_bytes:
             return bytes(body[:max_bytes]), True
     return bytes(body), False
-
-
-Decode = Callable[[bytes, int], bytes]
-"""Returns what a piece of a body decompresses to, up to a number of bytes above 0."""
 
 
 def _decoder(encoding: str) -> Decode:

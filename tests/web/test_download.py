@@ -49,6 +49,17 @@ def tiny_chunks(handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(b"1\r\nx\r\n" * 100_000 + b"0\r\n\r\n")
 
 
+def interim_responses(handler: BaseHTTPRequestHandler) -> None:
+    with suppress(OSError):  # the client hangs up
+        while not stopped.is_set():
+            handler.wfile.write(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000)
+
+
+def hinted(handler: BaseHTTPRequestHandler) -> None:
+    handler.wfile.write(b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" * 20)
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\n" + b"x" * 300_000)
+
+
 def slow_headers(handler: BaseHTTPRequestHandler) -> None:
     try:
         while not stopped.wait(0.05):
@@ -89,6 +100,8 @@ PAGES = {
     "/loop": redirect("/loop"),
     "/nowhere": Site(b"", status=302),
     "/gopher": redirect("gopher://127.0.0.1:70/x"),
+    "/interim": Site(interim_responses),
+    "/hinted": Site(hinted),
     "/tiny": Site(tiny_chunks),
     "/nothing": endless(EMPTY_BLOCK * 10_000, headers={"content-encoding": "deflate"}),
     "/cookie": Site(b"", status=302, headers={"location": "/page", "set-cookie": "id=1; path=/"}),
@@ -150,6 +163,13 @@ async def test_a_body_in_tiny_pieces_is_cut(world: WebWorld) -> None:
     assert (len(found.body) < 1000, found.truncated) == (True, True)
 
 
+async def test_interim_responses_are_skipped_and_bodies_longer_than_a_head_read(
+    world: WebWorld,
+) -> None:
+    found = await get(world.address("/hinted"), DownloadLimits(max_bytes=300_000))
+    assert (len(found.body), found.truncated) == (300_000, False)
+
+
 async def test_a_bomb_is_not_decompressed_beyond_what_is_read(world: WebWorld) -> None:
     tracemalloc.start()
     try:
@@ -191,6 +211,7 @@ async def test_kinds(world: WebWorld, path: str, kind: str) -> None:
         ("/twice", "not asked for"),
         ("/broken", "does not answer properly"),
         ("/flood", "does not answer properly"),
+        ("/interim", "does not answer properly"),
         ("/image", "neither text nor PDF"),
         ("/zip", "neither text nor PDF"),
         ("/loop", "too often"),
