@@ -2,12 +2,14 @@
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from ssl import SSLContext
+from threading import Lock
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -20,6 +22,7 @@ from optillm_hooks.errors import ProviderFailed, Refused
 from optillm_hooks.gateway.caller import Caller
 from optillm_hooks.gateway.deployments import proxy_module
 from optillm_hooks.gateway.failures import as_sample_errors
+from optillm_hooks.sandbox.places import tenant
 from optillm_hooks.services import SearchResult, ServiceFailed
 from optillm_hooks.settings import WebSettings
 from optillm_hooks.types import Usage
@@ -51,9 +54,41 @@ _MAX_DATE: Final = 40
 _MAX_SNIPPET: Final = 20_000
 """Maximum characters that are kept of a result."""
 
-_resolvers: Final = ThreadPoolExecutor(32, "optillm-dns")
-"""Threads of its own, twice as many as downloads: names that never resolve must not take those of
-LiteLLM, nor those of other keys."""
+
+class _Resolvers:
+    """Threads that look names up, of which one tenant gets half.
+
+    They are none of LiteLLM's, and twice as many as downloads. A lookup cannot be stopped: it keeps
+    its thread when nobody waits for it any more, which counts as its tenant's.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._threads = ThreadPoolExecutor(count, "optillm-dns")
+        self._share = count // 2
+        self._held: Counter[object] = Counter()
+        self._counting = Lock()
+
+    async def run(self, look_up: Callable[[str, int], str], host: str, port: int) -> str:
+        """Return what `look_up` returns.
+
+        Raises:
+            ServiceFailed: the tenant has too many lookups that have not ended.
+        """
+        holder = tenant.get() or object()
+        with self._counting:
+            if self._held[holder] >= self._share:
+                raise ServiceFailed("too many other hosts are still being looked up")
+            self._held[holder] += 1
+        work = self._threads.submit(look_up, host, port)
+        work.add_done_callback(lambda _: self._release(holder))
+        return await asyncio.wrap_future(work)
+
+    def _release(self, holder: object) -> None:
+        with self._counting:
+            self._held -= Counter([holder])
+
+
+_resolvers: Final = _Resolvers(32)
 
 _cache: Final = PageCache()
 
@@ -92,12 +127,10 @@ async def public_address(host: str, port: int) -> str:
         ServiceFailed: it has none, or one that is not public. The message is the same, so that
             nobody learns which names exist in the network of the proxy.
     """
-    loop = asyncio.get_running_loop()
     try:
-        address = await loop.run_in_executor(_resolvers, _validated, host, port)
+        return await _resolvers.run(_validated, host, port)
     except (SSRFError, OSError, ValueError):
         raise ServiceFailed("the host is unknown, or its address is not public") from None
-    return address
 
 
 def _validated(host: str, port: int) -> str:

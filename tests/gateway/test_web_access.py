@@ -1,7 +1,9 @@
 """Which addresses pages are read from: LiteLLM's check, and what it lets through."""
 
+import asyncio
 import importlib.util
 import socket
+import threading
 from typing import Any
 
 import litellm
@@ -11,6 +13,7 @@ from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway.caller import Caller
 from optillm_hooks.gateway.services import services_for
 from optillm_hooks.gateway.web_access import page_reader, problem, public_address, router_search
+from optillm_hooks.sandbox.places import tenant
 from optillm_hooks.services import Page, ServiceFailed
 from optillm_hooks.settings import RunSettings, Settings, WebSettings
 from optillm_hooks.testing import params
@@ -114,6 +117,34 @@ async def test_nobody_learns_which_names_exist_within(monkeypatch: pytest.Monkey
 
 def _unknown(*_: Any, **__: Any) -> list[Any]:
     raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+
+async def test_names_that_never_resolve_do_not_take_the_threads_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their requests end, or their clients hang up, but a lookup cannot be stopped."""
+    ended = threading.Event()
+
+    def getaddrinfo(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
+        if host.startswith("slow"):
+            ended.wait(20)
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (PUBLIC, port))]
+
+    async def one(key: str, host: str) -> str:
+        tenant.set(key)
+        async with asyncio.timeout(5 if key == "other" else 0.01):
+            return await public_address(host, 80)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    try:
+        for _ in range(3):
+            slow = [one("hostile", f"slow{n}.example") for n in range(15)]
+            await asyncio.gather(*slow, return_exceptions=True)
+        with pytest.raises(ServiceFailed, match="too many"):
+            await one("hostile", "slow.example")
+        assert await one("other", "quick.example") == PUBLIC
+    finally:
+        ended.set()
 
 
 @pytest.fixture
