@@ -149,7 +149,7 @@ async def _one(
             port=port,
             target=url.raw_path,
         ),
-        headers={"host": url.netloc.decode(), **_HEADERS},
+        headers=[("host", url.netloc.decode()), *_HEADERS.items()],
         extensions={
             "sni_hostname": host,  # the certificate must be that of the host
             "timeout": httpx.Timeout(limits.seconds).as_dict(),
