@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
+from optillm_hooks.answers.patterns import Pattern
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.types import Chat, Fields, Json, Message, Sampling
 
@@ -26,6 +27,23 @@ _OPAQUE: Final = frozenset(
     }
 )  # fmt: skip
 """Fields that say what something is, or that only a provider can read."""
+
+_OF_NAMES: Final = frozenset(
+    {
+        "$defs", "definitions", "dependencies", "dependentRequired", "dependentSchemas",
+        "patternProperties", "properties",
+    }
+)  # fmt: skip
+"""Objects in a schema whose keys are names of the client's own."""
+
+_DATA: Final = frozenset(
+    {"arguments", "const", "default", "enum", "example", "examples", "input", "metadata"}
+)
+"""Fields that have data of the client's own, whatever it is called in there."""
+
+_DATA_URL: Final = Pattern(
+    r"data:[\w.+-]{1,100}/[\w.+-]{1,100}(?:;[\w.+-]{1,100}=[\w.+-]{1,100}){0,4};base64,[\w+/=-]*"
+)
 
 _PLAIN_PARTS: Final = frozenset({"text", "input_text", "output_text", "refusal", "thinking"})
 _PEOPLE: Final = frozenset({"user", "assistant", "system", "developer"})
@@ -126,12 +144,14 @@ def _protocol(value: Json, visitor: Visitor, level: int, name: str) -> Json:
         raise _TooDeep
     if name in _OPAQUE and not isinstance(value, dict | list):
         return value
+    if name in _DATA:
+        return _data(value, visitor, level)
     if isinstance(value, str):
-        return value if value.startswith("data:") else _text(value, visitor, level)
+        return value if _DATA_URL.fullmatch(value) else _text(value, visitor, level)
     if isinstance(value, list):
         return [_protocol(item, visitor, level + 1, "") for item in value]
     if isinstance(value, Mapping):
-        keys = name in ("properties", "patternProperties", "$defs", "definitions")
+        keys = name in _OF_NAMES
         return {
             visitor.text(key) if keys else key: _protocol(
                 item, visitor, level + 1, "" if keys else key

@@ -230,6 +230,46 @@ async def test_json_hides_nothing(written: str) -> None:
     assert "4155552671" not in sent[1].text
 
 
+def schema(**fields: Json) -> Json:
+    function: Json = {"name": "f", "parameters": {"type": "object", **fields}}
+    return {"tools": [{"type": "function", "function": function}]}
+
+
+@pytest.mark.parametrize(
+    "client",
+    [
+        pytest.param(schema(description=f"data: {MAIL}"), id="a description"),
+        pytest.param(schema(properties={"a": {"default": {"id": MAIL}}}), id="a default"),
+        pytest.param(schema(properties={"a": {"const": {"data": MAIL}}}), id="a constant"),
+        pytest.param(schema(properties={"a": {"examples": [{MAIL: 1}]}}), id="a key of an example"),
+        pytest.param(schema(dependentRequired={MAIL: ["a"]}), id="a dependency"),
+        pytest.param(schema(dependentSchemas={MAIL: {}}), id="a dependent schema"),
+        pytest.param({"metadata": {"id": MAIL, MAIL: "x"}}, id="metadata"),
+    ],
+)
+async def test_no_place_of_a_field_hides_a_value(client: Fields) -> None:
+    _, fields = await replaced((Message("user", "Hello."),), client)
+    assert "EMAIL_" in repr(fields)
+    assert_private(fields)
+
+
+async def test_a_text_that_begins_as_a_data_url_is_searched() -> None:
+    """Clients of /v1/messages and /v1/responses send every text as a part."""
+    texts = (f"data: {MAIL}", f"data:,{MAIL}", f"data:text/plain;base64,QUJD {MAIL}")
+    sent, _ = await replaced(
+        tuple(Message("user", ({"type": "text", "text": text},)) for text in texts)
+    )
+    assert repr(sent).count("EMAIL_") == len(texts)
+    assert_private(sent)
+
+
+async def test_arguments_that_a_client_sends_as_an_object_are_searched() -> None:
+    function: Json = {"name": "mail", "arguments": {"id": MAIL, MAIL: "x"}}
+    calls: list[Json] = [{"id": "call_1", "type": "function", "function": function}]
+    sent, _ = await replaced((Message("assistant", None, {"tool_calls": calls}),))
+    assert_private(sent)
+
+
 async def test_json_without_private_values_stays_as_it_is_written() -> None:
     written = '{ "a":1.0,\n "b": "\\u00e9" }'
     assert await text(written) == written
