@@ -205,8 +205,9 @@ def _data(value: Any, visitor: Visitor, level: int) -> Any:
         return [_data(item, visitor, level + 1) for item in value]
     if isinstance(value, dict):
         return {visitor.text(k): _data(item, visitor, level + 1) for k, item in value.items()}
-    if type(value) is int and value >= _LONG_NUMBER:
-        written = str(value) if value < 10**40 else ""
+    is_whole = type(value) is int or (isinstance(value, float) and value.is_integer())
+    if is_whole and value >= _LONG_NUMBER:
+        written = str(int(value)) if value < 10**40 else ""
         replaced = visitor.text(written)
         return value if replaced == written else replaced
     return value

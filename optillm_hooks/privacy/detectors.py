@@ -24,6 +24,7 @@ from optillm_hooks.privacy.found import (
 )
 from optillm_hooks.privacy.keys import PREFIXES
 from optillm_hooks.privacy.names import names
+from optillm_hooks.privacy.plain import PlainText
 from optillm_hooks.privacy.tokens import CODE
 
 Finder = Callable[[str], Iterator[Found]]
@@ -36,19 +37,23 @@ _EMAIL = Pattern(
     rf"[{_WORD}][{_WORD}_.+%&'-]{{0,63}}(?:@|%40)"
     rf"(?:[{_WORD}](?:[{_WORD}_-]{{0,61}}[{_WORD}])?\.){{1,6}}[{_LETTERS}]{{2,24}}"
 )
-_CARD = Pattern(rf"(?<![{_WORD}.,+-])[2-6]\d(?:[ \u00a0-]?\d){{10,16}}\d(?![{_WORD}]|[.,-]\d)")
+_CARD = Pattern(
+    rf"(?<![{_WORD}.,+-])(?:[2-6]\d(?:(?:[ ]{{1,2}}|-)?\d){{10,16}}\d"
+    rf"|[2-6]\d{{3}}(?P<between>[._+/*]|\*\*[ ]\*\*)\d{{4}}(?:(?P=between)\d{{4}}){{2}})"
+    rf"(?![{_WORD}]|[.,-]\d)"
+)
 _CARD_ISSUERS = Pattern(
     r"4(?:\d{12}|\d{15}|\d{18})|(?:5[1-5]|2[2-7])\d{14}|3[47]\d{13}|3(?:0[0-5]|[68]\d)\d{11}"
     r"|35\d{14}|6(?:011|4[4-9]\d|5\d\d)\d{12}|62\d{14,17}"
 )
-_IBAN = Pattern(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?:[ \u00a0-]?[A-Za-z0-9]){11,30}")
+_IBAN = Pattern(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?:[ ._/-]?[A-Za-z0-9]){11,30}")
 _IP4 = Pattern(rf"(?<![{_WORD}.])(?<![vV] )\d{{1,3}}(?:\.\d{{1,3}}){{3}}(?![{_WORD}]|[.-]\d)")
 _IP6 = Pattern(
     rf"(?<![{_WORD}:.])(?=[0-9A-Fa-f:]{{0,38}}:)[0-9A-Fa-f:]{{3,39}}(?:%\w{{1,15}})?(?![{_WORD}:])"
 )
 _MAC = Pattern(
-    rf"(?<![{_WORD}:-])(?:[0-9A-Fa-f]{{2}}(?:(?::[0-9A-Fa-f]{{2}}){{5}}|(?:-[0-9A-Fa-f]{{2}}){{5}})"
-    rf"|[0-9A-Fa-f]{{4}}(?:\.[0-9A-Fa-f]{{4}}){{2}})(?![{_WORD}:-])"
+    rf"(?<![{_WORD}:.-])(?:[0-9A-Fa-f]{{2}}(?:(?::[0-9A-Fa-f]{{2}}){{5}}|(?:-[0-9A-Fa-f]{{2}}){{5}})"
+    rf"|[0-9A-Fa-f]{{4}}(?:\.[0-9A-Fa-f]{{4}}){{2}})(?![{_WORD}:-]|\.[0-9A-Fa-f])"
 )
 _NO_ADDRESSES: Final = frozenset({"127.0.0.1", "0.0.0.0", "255.255.255.255", "::1", "::"})  # noqa: S104
 """Addresses that say nothing about anybody."""
@@ -106,7 +111,13 @@ def find(text: str, entities: Sequence[str], regions: Sequence[str]) -> list[Fou
         PHONE: lambda text: _phones(text, regions),
         PERSON: names,
     }
-    return [found for name in entities if name in finders for found in finders[name](text)]
+    plain = PlainText.of(text)
+    return [
+        plain.in_original(found)
+        for name in entities
+        if name in finders
+        for found in finders[name](plain.text)
+    ]
 
 
 def _emails(text: str) -> Iterator[Found]:

@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 
 from optillm_hooks.answers.patterns import Pattern
 from optillm_hooks.privacy.found import CUSTOM, Found, without_overlaps
+from optillm_hooks.privacy.plain import PlainText
 
 _SCRIPTS: Final = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff"
 _WORD: Final = Pattern(rf"[^\W{_SCRIPTS}]+")
@@ -39,14 +40,25 @@ def occurrences_now(
     """Return where each text has one of `values` (`Value`), in order and without overlaps."""
     index: dict[str, list[_Indexed]] = defaultdict(list)
     unspaced: list[Value] = []
-    for value in (Value(*each) for each in values):
+    for value in (Value(PlainText.of(text).text, *kind) for text, *kind in values):
         word = _WORD.search(value.text)
         if word is None or _UNSPACED.search(value.text):
             unspaced.append(value)
             continue
         folded = value.text.casefold() if _in_any_case(value) else ""
         index[word[0].casefold()].append(_Indexed(value, word.start(), folded))
-    return [without_overlaps([*_spaced(text, index), *_anywhere(text, unspaced)]) for text in texts]
+    plain = [PlainText.of(text) for text in texts]
+    return [
+        without_overlaps([each.in_original(found) for found in _found(each.text, index, unspaced)])
+        for each in plain
+    ]
+
+
+def _found(
+    text: str, index: Mapping[str, Sequence[_Indexed]], unspaced: Sequence[Value]
+) -> Iterator[Found]:
+    yield from _spaced(text, index)
+    yield from _anywhere(text, unspaced)
 
 
 def _in_any_case(value: Value) -> bool:

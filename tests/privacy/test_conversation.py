@@ -216,7 +216,7 @@ async def test_signed_thoughts_are_sent_back_as_they_came() -> None:
         '{"a": "alice\\u0040example.org", "a": "x"}',  # the first one is lost when it is parsed
         '{"a": "{\\"b\\": \\"alice\\\\u0040example.org\\"}"}',
         '[["alice@example.org"], 4155552671, true, null, 1.5]',
-        '{"alice@example.org": 1}',
+        '{"alice@example.org": 1, "n": 4155552671.0, "m": 4.155552671e9}',
         '{"alice\\u0040example.org": 1}',
         '{"a": "alice@example.org"',
         "[" * 500 + '"alice@example.org"' + "]" * 500,

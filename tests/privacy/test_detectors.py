@@ -38,14 +38,39 @@ def test_only_the_chosen_kinds_are_found() -> None:
     ("entity", "spellings"),
     [
         (PHONE, ["+1 415-555-2671", "(415) 555-2671", "415.555.2671", "+14155552671"]),
+        (PHONE, ["+1 415-555-2671", "+1\u202f415\u202f555\u202f2671", "%2B14155552671"]),
+        (PHONE, ["+1 415-555-2671", "+١ ٤١٥ ٥٥٥ ٢٦٧١", "+1 415\u2011555\u20112671"]),
         (CARD, ["4111 1111 1111 1111", "4111111111111111", "4111-1111-1111-1111"]),
+        (CARD, ["4111.1111.1111.1111", "4111_1111_1111_1111", "4111/1111/1111/1111"]),
+        (CARD, ["4111+1111+1111+1111", "4111%201111%201111%201111", "4111  1111  1111  1111"]),
+        (CARD, ["4111&nbsp;1111&nbsp;1111&nbsp;1111", "4111\u200b1111\u200b1111\u200b1111"]),
+        (CARD, ["４１１１ １１１１ １１１１ １１１１", "4111\u202f1111\u202f1111\u202f1111"]),
+        (CARD, ["𝟒𝟏𝟏𝟏 𝟏𝟏𝟏𝟏 𝟏𝟏𝟏𝟏 𝟏𝟏𝟏𝟏", "4111** **1111** **1111** **1111"]),
         (IBAN, ["DE89370400440532013000", "de89 3704 0044 0532 0130 00"]),
+        (
+            IBAN,
+            ["DE89\u202f3704\u202f0044\u202f0532\u202f0130\u202f00", "DE89.3704.0044.0532.0130.00"],
+        ),
         (EMAIL, ["Bob@Example.org", "bob@example.org", "bob%40example.org"]),
+        (EMAIL, ["bob＠example.org", "ｂｏｂ@example.org", "bob%40example%2Eorg"]),
+        (EMAIL, ["bob&#64;example.org", "bob&commat;example.org", "bob&#x40;example.org"]),
+        (EMAIL, ["bob\\u0040example.org", "bo\u00adb@exam\u00adple.org", "bob@example.org\u200b"]),
     ],
 )
 def test_spellings_of_a_value_have_one_key(entity: str, spellings: list[str]) -> None:
-    keys = {each.key for text in spellings for each in find(text, [entity], REGIONS)}
-    assert len(keys) == 1
+    """And each is found as a whole, with nothing of it left and nothing around it taken."""
+    found = {f"é %20 {text}, é": find(f"é %20 {text}, é", [entity], REGIONS) for text in spellings}
+    assert [[text[each.start : each.end] for each in values] for text, values in found.items()] == [
+        [text.strip("\u200b")] for text in spellings
+    ]
+    assert len({each.key for values in found.values() for each in values}) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["4111.1111.1111.1112", "4111.1111.1111.1111.2", "aabb.ccdd.eeff.0011"]
+)
+def test_a_part_of_a_dotted_number_is_no_address(text: str) -> None:
+    assert not find(text, BUILT_IN, REGIONS)
 
 
 @pytest.mark.parametrize("number", ["4111111111111112", "5000000000000000", "1234567812345670"])
@@ -93,6 +118,24 @@ VALUES = [
 def test_known_values_are_found_as_whole_words(text: str, shown: list[str]) -> None:
     [found] = occurrences_now([text], VALUES)
     assert [text[each.start : each.end] for each in found] == shown
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "Zoë Stone",
+        "Zoe\u0308 Stone",
+        "Zoë\u202fStone",
+        "ＺＯË ＳＴＯＮＥ",
+        "Zo\u200bë Stone",
+        "Zo%C3%AB%20Stone",
+    ],
+)
+def test_known_values_are_found_however_they_are_written(written: str) -> None:
+    text = f"%41 é {written}."
+    for value in ("Zoë Stone", "Zoe\u0308 Stone"):
+        [[found]] = occurrences_now([text], [Value(value, "PERSON", "zoë stone")])
+        assert text[found.start : found.end] == written
 
 
 @pytest.mark.parametrize("name", SOME)
