@@ -145,7 +145,8 @@ def _protocol(value: Json, visitor: Visitor, level: int, name: str) -> Json:
     if name in _OPAQUE and not isinstance(value, dict | list):
         return value
     if name in _DATA:
-        return _data(value, visitor, level)
+        data: Json = _data(value, visitor, level)
+        return data
     if isinstance(value, str):
         return value if _DATA_URL.fullmatch(value) else _text(value, visitor, level)
     if isinstance(value, list):
