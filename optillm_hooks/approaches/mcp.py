@@ -36,7 +36,7 @@ from optillm_hooks.registry import Cost, Params, Rest, Result, wrapper
 from optillm_hooks.services import Services, ToolWish
 from optillm_hooks.tools.loop import LoopLimits, ToolLoopLLM, tool_name
 from optillm_hooks.tools.offer import make_offer
-from optillm_hooks.tools.rounds import restored
+from optillm_hooks.tools.rounds import Rounds
 from optillm_hooks.types import Chat
 
 
@@ -126,7 +126,8 @@ async def mcp(chat: Chat, rest: Rest, _llm: LLM, params: McpParams, ctx: Context
         answer_characters=params.answer_characters,
         slots=asyncio.Semaphore(params.parallel),
     )
+    rounds = Rounds(ctx.caller_cache, chat)
     return await rest(
-        restored(ctx.caller_cache, chat),
-        through=lambda llm: ToolLoopLLM(llm, offer, box, limits, ctx),
+        rounds.restored,
+        through=lambda llm: ToolLoopLLM(llm, offer, box, limits, rounds, ctx),
     )

@@ -15,7 +15,7 @@ from optillm_hooks.llm import LLM, ModelFacts
 from optillm_hooks.services import Tool, ToolBox, ToolResult
 from optillm_hooks.tools.offer import Offer
 from optillm_hooks.tools.results import as_message, images_message, read_arguments
-from optillm_hooks.tools.rounds import keep
+from optillm_hooks.tools.rounds import Rounds
 from optillm_hooks.types import (
     Answer,
     Chat,
@@ -109,13 +109,20 @@ class ToolLoopLLM:
     """
 
     def __init__(
-        self, inner: LLM, offer: Offer, box: ToolBox, limits: LoopLimits, ctx: Context
+        self,
+        inner: LLM,
+        offer: Offer,
+        box: ToolBox,
+        limits: LoopLimits,
+        rounds: Rounds,
+        ctx: Context,
     ) -> None:
         self.model = inner.model
         self._inner = inner
         self._offer = offer
         self._box = box
         self._limits = limits
+        self._rounds = rounds
         self._ctx = ctx
 
     @property
@@ -287,7 +294,7 @@ class ToolLoopLLM:
         results = await self._results(ours)
         turn.add([_assistant(reply), *self._messages(turn, ours, results)])
         if turn.done or ours:
-            keep(self._ctx.caller_cache, theirs, turn.rounds)
+            self._rounds.keep(theirs, turn.rounds)
         return replace(reply, tool_calls=theirs)
 
     async def _results(self, calls: Sequence[ToolCall]) -> list[ToolResult]:

@@ -365,6 +365,45 @@ class TestWhatTheClientGets:
         assert other.calls[0][0] == back
 
     @WAYS
+    async def test_the_rounds_of_another_conversation_are_not_taken_for_its_own(
+        self, way: Way
+    ) -> None:
+        """Hosts that number their calls give them the same ids, in each conversation and turn."""
+        cache, client = CallerCache(), Sampling(fields={"tools": [CLIENT_TOOL]})
+        save = ToolCall("functions.save:0", "save", "{}")
+        written: Json = {
+            "id": save.id,
+            "type": "function",
+            "function": {"name": "save", "arguments": "{}"},
+        }
+        called = Message("assistant", None, {"tool_calls": [written]})
+        saved = Message("tool", "saved", {"tool_call_id": save.id})
+
+        async def hidden(asked: Chat, secret: str) -> None:
+            mine = replace(calls(("read", "{}")), text="")
+            box = Box(read=lambda _: ToolResult(text=secret))
+            saving = replace(DOUBLE, tool_calls=(save,))
+            await ask(
+                ScriptedLLM([mine, saving]), box, way, asked=asked, client=client, cache=cache
+            )
+
+        async def shown(asked: Chat) -> str:
+            llm = ScriptedLLM(["All done."])
+            await ask(llm, Box(), way, asked=asked, client=client, cache=cache)
+            return repr(llm.calls[0][0])
+
+        ann, ben = chat("I am Ann."), chat("I am Ben.")
+        await hidden(ann, "secret of Ann")
+        await hidden(ben, "secret of Ben")
+        assert "secret of Ann" in await shown((*ann, called, saved))
+        assert "secret of Ben" not in await shown((*ann, called, saved))
+        assert "secret" not in await shown((*chat("I am Eve."), called, saved))
+        turn = (*ann, called, saved)
+        await hidden(turn, "second secret")
+        both = await shown((*turn, called, saved))
+        assert both.index("secret of Ann") < both.index("second secret")
+
+    @WAYS
     async def test_a_forced_choice_is_met_by_the_first_round(self, way: Way) -> None:
         client = Sampling(fields={"tools": [CLIENT_TOOL], "tool_choice": "required"})
         llm = ScriptedLLM([DOUBLE, "42"])
