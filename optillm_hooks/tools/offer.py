@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -16,6 +17,9 @@ _HASH: Final = 8
 _MAX_DESCRIPTION: Final = 1024
 _MAX_SCHEMA: Final = 16_384
 """Characters of a schema as JSON, which is sent with every call."""
+
+_EXAMINED: Final = 4
+"""Tools whose schemas are read, for each that is offered: a server may list thousands."""
 
 _REFUSED_AT_THE_TOP: Final = ("allOf", "anyOf", "oneOf", "not", "enum", "const", "$schema")
 """Keywords that providers refuse in the outermost schema. The server checks the arguments too."""
@@ -33,20 +37,25 @@ class Offer(NamedTuple):
 
 
 async def make_offer(tools: Sequence[Tool], taken: Collection[str], *, at_most: int) -> Offer:
-    """Return an offer of at most `at_most` of `tools`, the first ones.
+    """Return an offer of at most `at_most` of `tools`: the first ones of each server, in turn.
 
     Args:
         tools: as their servers describe them.
         taken: the names of the client's own tools.
         at_most: the maximum number of tools.
     """
+    usable = dict[int, Fields]()
+    for at in _in_turn(tools)[: at_most * _EXAMINED]:
+        if len(usable) == at_most:
+            break
+        await asyncio.sleep(0)  # a schema that is new takes milliseconds
+        schema = usable_schema(tools[at].parameters)
+        if schema is not None:
+            usable[at] = schema
     offered: dict[str, Tool] = {}
     definitions: list[Json] = []
-    for tool in tools:
-        await asyncio.sleep(0)  # a schema that is new takes milliseconds
-        schema = usable_schema(tool.parameters)
-        if schema is None or len(offered) >= at_most:
-            continue
+    for at, schema in sorted(usable.items()):
+        tool = tools[at]
         name = usable_name(tool.name, {*taken, *offered})
         offered[name] = tool
         function: Json = {
@@ -56,6 +65,16 @@ async def make_offer(tools: Sequence[Tool], taken: Collection[str], *, at_most: 
         }
         definitions.append({"type": "function", "function": function})
     return Offer(offered, tuple(definitions), len(tools) - len(offered))
+
+
+def _in_turn(tools: Sequence[Tool]) -> list[int]:
+    """Return the indices of `tools`, so that one server with many does not displace the others."""
+    servers = Counter[str]()
+    turns = list[int]()
+    for tool in tools:
+        turns.append(servers[tool.server])
+        servers[tool.server] += 1
+    return sorted(range(len(tools)), key=turns.__getitem__)
 
 
 def usable_name(name: str, taken: Collection[str]) -> str:

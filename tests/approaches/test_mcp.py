@@ -581,6 +581,25 @@ class TestWhatIsOffered:
         offer = await make_offer([bad, *tools], (), at_most=3)
         assert (list(offer.tools), offer.left_out) == (["t0", "t1", "t2"], 3)
 
+    async def test_a_server_with_thousands_of_tools_neither_displaces_others_nor_takes_time(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read = list[Fields]()
+
+        def usable(schema: Fields) -> Fields | None:
+            read.append(schema)
+            return usable_schema(schema)
+
+        monkeypatch.setattr("optillm_hooks.tools.offer.usable_schema", usable)
+        invalid: Fields = {"type": "?"}
+        flood = [replace(tool(f"f{n}"), parameters=invalid) for n in range(5000)]
+        many = [replace(tool(f"m{n}"), server="many") for n in range(5000)]
+        few = [replace(tool(name), server="few") for name in ("one", "two")]
+        offer = await make_offer([*flood, *many, *few], (), at_most=8)
+        assert list(offer.tools) == [*(f"m{n}" for n in range(6)), "one", "two"]
+        assert offer.left_out == 10_002 - 8
+        assert len(read) <= 4 * 8
+
     async def test_the_wish_is_the_requests(self) -> None:
         box = Box()
         text = "mcp(servers=[files], tools=[read], resources=true, prompts=true)"
