@@ -1,5 +1,6 @@
 """Rules that every registered approach obeys, and that a new one is tested by as it is added."""
 
+import asyncio
 import inspect
 import itertools
 import random
@@ -31,7 +32,7 @@ from optillm_hooks.pipeline.expression import parse
 from optillm_hooks.pipeline.plan import resolve
 from optillm_hooks.pipeline.run import run
 from optillm_hooks.registry import Approach, Cost, DraftingParams, all_approaches
-from optillm_hooks.testing import ONE_CALL, AnsweringLLM, Reply, chat
+from optillm_hooks.testing import HANG, ONE_CALL, AnsweringLLM, Reply, chat
 from optillm_hooks.trace import Trace
 from optillm_hooks.types import Chat, Completion, Fields, Message, Sampling, Usage
 from tests.fakes import SERVICES, filled_form
@@ -391,6 +392,39 @@ async def test_every_number_of_calls_is_a_budget(approach: Approach) -> None:
             assert ended.answers[0].text.strip()
             assert "stage_failed" not in ended.report.degraded
         assert len(llm.calls) <= calls
+
+
+@EVERY
+async def test_a_deadline_at_any_call_leaves_an_answer_or_is_504(approach: Approach) -> None:
+    for slow in await some_calls(approach):
+
+        def change(number: int, text: str, slow: int = slow) -> Reply:
+            return HANG if number >= slow else text
+
+        llm, before = Lenient(change), asyncio.all_tasks()
+        try:
+            ended = await ask(approach.name, llm, limits=Limits(deadline_s=0.1))
+        except SampleError as exc:
+            assert exc.status == 504  # noqa: PT017 (one of two ways to end)
+        else:
+            assert ended.answers[0].text.strip()
+            assert "stage_failed" not in ended.report.degraded
+        assert llm.inside == 0
+        assert asyncio.all_tasks() == before
+
+
+DIALOGUE = "User: Is it 41?\nAssistant: No.\nSystem: Go on."
+
+
+@EVERY
+async def test_an_answer_with_names_of_roles_comes_whole(approach: Approach) -> None:
+    """OptiLLM cuts an answer down to what follows the last of them."""
+
+    def change(_: int, text: str) -> Reply:
+        return f"{DIALOGUE}\n{text}" if text.startswith("Way") else text
+
+    ended = await ask(approach.name, Lenient(change))
+    assert DIALOGUE in ended.answers[0].text
 
 
 HOSTILE = [

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import anthropic
 import openai
 import pytest
 
@@ -50,6 +51,32 @@ def test_fields_of_optillm(
         assert answer.usage.total_tokens == upstream.bill.total_tokens
     assert text.endswith("42")
     assert [call.body.get("n") for call in upstream.calls] == [*[None] * 3 * planned, 4]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_the_messages_route(claude: anthropic.Anthropic, upstream: Upstream, stream: bool) -> None:
+    upstream.play(Script(reply=reply))
+    asked: Any = {"model": "deepthink-base", "max_tokens": 500, "messages": QUESTION}
+    if stream:
+        with claude.messages.stream(**asked) as events:
+            text = "".join(events.text_stream)
+    else:
+        text = claude.messages.create(**asked).content[0].text
+    assert text.endswith("42")
+    assert upstream.calls[-1].body["n"] == 3
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_the_responses_route(client: openai.OpenAI, upstream: Upstream, stream: bool) -> None:
+    upstream.play(Script(reply=reply))
+    asked: Any = {"model": "deepthink-base", "input": "How many are 6 * 7?"}
+    if stream:
+        with client.responses.stream(**asked) as events:
+            text = "".join(e.delta for e in events if e.type == "response.output_text.delta")
+    else:
+        text = client.responses.create(**asked).output_text
+    assert text.endswith("42")
+    assert upstream.calls[-1].body["n"] == 3
 
 
 @pytest.mark.parametrize("bad", [{"deepthink_samples": 0}, {"reasoning_modules_limit": 99}])
