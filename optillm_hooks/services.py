@@ -8,7 +8,7 @@ such (`prompts.enclose`).
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol, get_args
 
 from optillm_hooks.code_execution.runner import CodeRunner
 from optillm_hooks.errors import RequestRejected, SampleError
@@ -49,6 +49,11 @@ class Owner:
                 f"call with a virtual key that has one, or choose another scope"
             )
         return Namespace(scope, owner)
+
+    def namespaces(self) -> list[Namespace]:
+        """Return the namespaces that the request has, of its key, team and user."""
+        owners = ((scope, getattr(self, scope)) for scope in get_args(Scope))
+        return [Namespace(scope, owner) for scope, owner in owners if owner]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

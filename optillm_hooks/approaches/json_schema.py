@@ -57,6 +57,8 @@ SHORTER: Final = """\
 That was cut off at the limit of its length. Give your whole answer again, as one JSON value that \
 matches the JSON Schema, but much shorter."""
 
+CUT_OFF: Final = "it was cut off at the limit of its length; raise it (max_tokens)"
+
 _FORMED: Final = frozenset({"answer", "solution"})
 """Purposes of the calls whose replies may be the answer."""
 
@@ -211,7 +213,7 @@ class _Formed:
             found = await self._checked(reply, sampling)
             if isinstance(found, Completion):
                 return found
-            problems = found
+            problems = [CUT_OFF] if reply.truncated else found
             said = without_reasoning(reply.text)
             plea = SHORTER if reply.truncated else AGAIN.format(problems=_listed(problems))
             asked = follow_up(chat, said, plea) if said.strip() else chat

@@ -45,9 +45,11 @@ class _Page(_Whose):
     after: str | None = Field(default=None, max_length=100)
 
 
-class _Feedback(_Whose):
+class _Feedback(_Given):
     request_id: str = Field(min_length=1, max_length=200)
     reward: float = Field(ge=0, le=1, allow_inf_nan=False)
+    scope: Scope | None = None
+    owner: str | None = Field(default=None, min_length=1, max_length=500)
 
 
 class _Rollback(_Whose):
@@ -92,12 +94,20 @@ async def delete_note(note_id: str, request: Request, key: Key) -> dict[str, Any
 async def give_feedback(request: Request, key: Key) -> dict[str, Any]:
     """Reward the strategies that a request used. Only the first reward of a request counts.
 
-    Body: `request_id` (the response header `x-litellm-call-id`), `reward` (0 to 1), `scope`.
+    Body: `request_id` (the response header `x-litellm-call-id`), `reward` (0 to 1), and `scope` and
+    `owner`. Without these two, the strategies of the caller's key, team and user are rewarded: who
+    rates an answer need not know which of them the request has learnt for.
     """
     given = await _body(_Feedback, request)
     with _refusals():
-        namespace = _namespace(given, key)
-        rewarded = await _store().reward(namespace, given.request_id, given.reward)
+        if given.scope is None and given.owner is None:
+            namespaces = owner_of(key).namespaces()
+        else:
+            whose = _Whose(scope=given.scope or "key", owner=given.owner)
+            namespaces = [_namespace(whose, key)]
+        rewarded = sum(
+            [await _store().reward(each, given.request_id, given.reward) for each in namespaces]
+        )
     return {"object": "optillm.feedback", "request_id": given.request_id, "strategies": rewarded}
 
 
@@ -186,6 +196,9 @@ def _query(model: type[M], request: Request) -> M:
 
 
 async def _body(model: type[M], request: Request) -> M:
+    if request.query_params:
+        field = next(iter(request.query_params))
+        raise to_proxy(RequestRejected(f"send {field!r} in the body", param=field))
     body = await request.body()
     if len(body) > _MAX_BODY:
         raise to_proxy(RequestRejected(f"the body has more than {_MAX_BODY} bytes"))

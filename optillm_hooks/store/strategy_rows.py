@@ -107,7 +107,9 @@ class AllRows(Rows):
         self.evict(strategy_use, at, MAX_USES)
 
     def reward(self, owner: Namespace, request: str, reward: float) -> int:
-        at = self.namespace_id(owner)
+        at = self.find(owner, lock=True)
+        if at is None:
+            return 0
         waiting = delete(strategy_use).where(
             strategy_use.c.namespace_id == at, strategy_use.c.request == request[:64]
         )

@@ -165,6 +165,12 @@ async def test_the_attempts_are_bounded(attempts: int) -> None:
     llm.assert_used_up()
 
 
+async def test_a_reply_that_is_always_cut_off_says_what_to_raise() -> None:
+    llm = ScriptedLLM([Completion('{"colour": "r', finish_reason="length")] * 3)
+    with pytest.raises(UnusableReply, match=r"cut off.*max_tokens"):
+        await ended(llm)
+
+
 async def test_without_a_format_nothing_changes() -> None:
     formats: list[Json] = [{"type": "text"}, {}]
     for wanted in formats:

@@ -131,6 +131,11 @@ def test_a_team_shares_and_another_has_nothing(proxy: Proxy, upstream: Upstream)
     taught(proxy, upstream, "sk-anna", "of-team")
     [shared] = strategies(proxy, "sk-ben", scope="team")
     assert strategies(proxy, "sk-carl", scope="team") == []
+    answer = ask(proxy, "sk-ben", "of-team")
+    soon(lambda: strategies(proxy, "sk-ben", scope="team")[0]["uses"] == 1)
+    given = {"request_id": answer.headers["x-litellm-call-id"], "reward": 1}
+    for key, counted in (("sk-carl", 0), ("sk-ben", 1), ("sk-ben", 0)):
+        assert call(proxy, "POST", "/feedback", key, given).json()["strategies"] == counted
     path = f"/strategies/{shared['id']}"
     refused = call(proxy, "DELETE", path, "sk-carl", scope="team")
     assert (refused.status_code, refused.json()["error"]["message"]) == (404, "no such strategy")
@@ -201,6 +206,8 @@ def test_a_key_lists_and_deletes_its_own_notes_only(proxy: Proxy) -> None:
         ("POST", "/feedback", {"request_id": "r"}, {}, "reward"),
         ("POST", "/feedback", {"request_id": "r", "reward": 1.5}, {}, "reward"),
         ("POST", "/feedback", {"request_id": "r", "reward": 1, "x": 1}, {}, "x"),
+        ("POST", "/feedback", {"request_id": "r", "reward": 1}, {"scope": "team"}, "scope"),
+        ("POST", "/strategies/x/rollback", {"version": 1}, {"owner": "t1"}, "owner"),
     ],
 )
 def test_bad_input_is_refused_in_openais_form(
