@@ -36,6 +36,11 @@ _OF_NAMES: Final = frozenset(
 )  # fmt: skip
 """Objects in a schema whose keys are names of the client's own."""
 
+_DEFINED: Final = frozenset(
+    {"function_call", "functions", "response_format", "tool_choice", "tools"}
+)
+"""Fields of a request whose form is known. Others, such as a host's own, are data."""
+
 _DATA: Final = frozenset(
     {"arguments", "const", "default", "enum", "example", "examples", "input", "metadata"}
 )
@@ -106,7 +111,8 @@ def visit_sampling(sampling: Sampling, visitor: Visitor) -> Sampling:
 def _field(name: str, value: Json, visitor: Visitor) -> Json:
     if name in _IDS and isinstance(value, str):
         return visitor.name(value, "USER")
-    return _protocol(value, visitor, 0, name)
+    read = _protocol if name in _DEFINED else _as_data
+    return read(value, visitor, 0, name)
 
 
 def _message(message: Message, visitor: Visitor) -> Message:
@@ -145,8 +151,7 @@ def _protocol(value: Json, visitor: Visitor, level: int, name: str) -> Json:
     if name in _OPAQUE and not isinstance(value, dict | list):
         return value
     if name in _DATA:
-        data: Json = _data(value, visitor, level)
-        return data
+        return _as_data(value, visitor, level, name)
     if isinstance(value, str):
         return value if _DATA_URL.fullmatch(value) else _text(value, visitor, level)
     if isinstance(value, list):
@@ -160,6 +165,12 @@ def _protocol(value: Json, visitor: Visitor, level: int, name: str) -> Json:
             for key, item in value.items()
         }
     return value
+
+
+def _as_data(value: Json, visitor: Visitor, level: int, _name: str) -> Json:
+    """Return a value of the client's own, of which nothing is known: its names are texts too."""
+    data: Json = _data(value, visitor, level)
+    return data
 
 
 def _text(text: str, visitor: Visitor, level: int) -> str:

@@ -245,6 +245,9 @@ def schema(**fields: Json) -> Json:
         pytest.param(schema(dependentRequired={MAIL: ["a"]}), id="a dependency"),
         pytest.param(schema(dependentSchemas={MAIL: {}}), id="a dependent schema"),
         pytest.param({"metadata": {"id": MAIL, MAIL: "x"}}, id="metadata"),
+        pytest.param(
+            {"of_a_host": {"a": [{"id": MAIL, "data": MAIL, MAIL: 1}]}}, id="a host's own"
+        ),
     ],
 )
 async def test_no_place_of_a_field_hides_a_value(client: Fields) -> None:
