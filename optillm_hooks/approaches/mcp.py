@@ -72,7 +72,8 @@ class McpParams(Params):
         default=160_000,
         ge=100,
         le=4_000_000,
-        description="Characters of all results that the model sees before one answer.",
+        description="Characters of all results that the model sees before one answer, besides at "
+        "most 16 images.",
     )
     offered: int = Field(
         default=64, ge=1, le=128, description="Tools that the model is offered, at most."

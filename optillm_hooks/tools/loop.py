@@ -14,7 +14,13 @@ from optillm_hooks.fanout import outcomes
 from optillm_hooks.llm import LLM, ModelFacts
 from optillm_hooks.services import Tool, ToolBox, ToolResult
 from optillm_hooks.tools.offer import Offer
-from optillm_hooks.tools.results import as_message, images_message, read_arguments
+from optillm_hooks.tools.results import (
+    MAX_IMAGES,
+    as_message,
+    images_message,
+    images_of,
+    read_arguments,
+)
 from optillm_hooks.tools.rounds import Rounds
 from optillm_hooks.types import (
     Answer,
@@ -89,6 +95,9 @@ class _Turn:
 
     room: int = 0
     """Characters of results that are left."""
+
+    images: int = MAX_IMAGES
+    """Images of results that are left."""
 
     shown: list[str] = field(default_factory=list[str])
     """Texts of the rounds that are part of the answer."""
@@ -247,9 +256,7 @@ class ToolLoopLLM:
             self._ctx.keep_reply(shown, turn.asked.purpose, self._inner.facts)
         turn.done += 1
         results = await self._results(ours)
-        turn.add([_assistant(reply), *self._messages(turn, ours, results)])
-        if self._sees_images(turn):
-            turn.add(images_message(results))
+        turn.add([_assistant(reply), *self._messages(turn, ours, results, last=False)])
         self._prepare(turn)
 
     def _prepare(self, turn: _Turn) -> None:
@@ -292,7 +299,7 @@ class ToolLoopLLM:
         if not theirs:
             return reply
         results = await self._results(ours)
-        turn.add([_assistant(reply), *self._messages(turn, ours, results)])
+        turn.add([_assistant(reply), *self._messages(turn, ours, results, last=True)])
         if turn.done or ours:
             self._rounds.keep(theirs, turn.rounds)
         return replace(reply, tool_calls=theirs)
@@ -335,19 +342,23 @@ class ToolLoopLLM:
                 return _error(f"The tool has not answered within {seconds:.0f} seconds.")
 
     def _messages(
-        self, turn: _Turn, calls: Sequence[ToolCall], results: Sequence[ToolResult]
+        self, turn: _Turn, calls: Sequence[ToolCall], results: Sequence[ToolResult], *, last: bool
     ) -> list[Message]:
-        """Return results as messages, within the characters that are left for them."""
+        """Return results as messages, within the characters and images left for them.
+
+        Images are a turn of the user's, which cannot stand before the results of a client's tools.
+        """
+        sees = self._sees_images(turn) and not last
         most = min(self._limits.result_characters, turn.room // max(1, len(calls)))
-        lengths = [len(result.text) for result in results]
-        cut = sum(length > most for length in lengths)
+        images = images_of(results, turn.images if sees else 0)
+        messages, cut = list[Message](), 0
+        for call, result, shown in zip(calls, results, images, strict=True):
+            cut += len(result.text) > most or (sees and len(shown) < len(result.images))
+            turn.room -= min(len(result.text), most)
+            turn.images -= len(shown)
+            messages.append(as_message(call, result, at_most=most, images=len(shown)))
         self._ctx.trace.count("tool_results", lost=cut, of=len(results))
-        turn.room -= sum(min(length, most) for length in lengths)
-        sees = self._sees_images(turn)
-        return [
-            as_message(call, result, at_most=most, sees_images=sees)
-            for call, result in zip(calls, results, strict=True)
-        ]
+        return [*messages, *images_message(images)]
 
 
 class _Held:

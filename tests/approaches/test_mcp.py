@@ -300,6 +300,18 @@ class TestTheLoop:
             assert (last.role, url in repr(last.content)) == (("user" if sees else "tool"), sees)
             assert "images: 1" in repr(llm.calls[1][0])
 
+    @WAYS
+    async def test_images_of_all_results_have_one_limit(self, way: Way) -> None:
+        """A server could send images in each of many results, which go with every later call."""
+        url = "data:image/png;base64,AAAA"
+        look = calls(*[("look", f'{{"n": {n}}}') for n in range(3)])
+        llm = ScriptedLLM([look, look, "a cat"])
+        llm.facts = replace(llm.facts, sees_images=True)
+        box = Box(look=lambda _: ToolResult(text="", images=(url,) * 9))
+        outcome = await ask(llm, box, way)
+        assert repr(llm.calls[2][0]).count(url) == 16
+        assert outcome.report.degraded == ("tool_results:6/6",)
+
 
 class TestWhatTheClientGets:
     @WAYS
@@ -363,6 +375,31 @@ class TestWhatTheClientGets:
         other = ScriptedLLM(["All done."])  # another caller, worker or time
         await ask(other, Box(), way, asked=back, client=client)
         assert other.calls[0][0] == back
+
+    @WAYS
+    async def test_no_image_stands_before_the_result_of_the_clients_tool(self, way: Way) -> None:
+        """Providers refuse a user's turn between a call and its result."""
+        cache, client = CallerCache(), Sampling(fields={"tools": [CLIENT_TOOL]})
+        box = Box(look=lambda _: ToolResult(text="", images=("data:image/png;base64,AAAA",)))
+        llm = ScriptedLLM([calls(("look", "{}"), ("save", "{}"))])
+        llm.facts = replace(llm.facts, sees_images=True)
+        outcome = await ask(llm, box, way, client=client, cache=cache)
+        [call] = outcome.answers[0].tool_calls
+        function: Json = {"name": "save", "arguments": "{}"}
+        back = (
+            *chat("What is twice 21?"),
+            Message(
+                "assistant",
+                None,
+                {"tool_calls": [{"id": call.id, "type": "function", "function": function}]},
+            ),
+            Message("tool", "saved", {"tool_call_id": call.id}),
+        )
+        again = ScriptedLLM(["done"])
+        await ask(again, box, way, asked=back, client=client, cache=cache)
+        sent = again.calls[0][0]
+        assert [message.role for message in sent] == ["user", "assistant", "tool", "tool"]
+        assert "of which 0 follow" in told(sent[2])
 
     @WAYS
     async def test_the_rounds_of_another_conversation_are_not_taken_for_its_own(
