@@ -24,6 +24,9 @@ M = TypeVar("M", bound=BaseModel)
 
 _PREFIX: Final = "/optillm"
 _MAX_BODY: Final = 10_000
+_MAX_VERSION: Final = 1_000_000
+_NO_NUL: Final = r"^[^\x00]*$"
+"""PostgreSQL takes no text with that character."""
 
 router: Final = APIRouter(prefix=_PREFIX, tags=["optillm"])
 Key = Annotated[UserAPIKeyAuth, Depends(user_api_key_auth)]
@@ -37,7 +40,7 @@ class _Whose(_Given):
     """Whose rows: `owner` is the id of a key (its hash), a team or a user."""
 
     scope: Scope = "key"
-    owner: str | None = Field(default=None, min_length=1, max_length=500)
+    owner: str | None = Field(default=None, min_length=1, max_length=500, pattern=_NO_NUL)
 
 
 class _Page(_Whose):
@@ -53,7 +56,7 @@ class _Feedback(_Given):
 
 
 class _Rollback(_Whose):
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, le=_MAX_VERSION)
 
 
 @router.get("/notes")

@@ -29,6 +29,9 @@ MAX_USES: Final = 5000
 """Uses of strategies that wait for a reward, per namespace: the oldest are forgotten."""
 
 
+_MAX_ID: Final = 64
+
+
 class StoreFailed(SampleError):
     """The store cannot be read or written. The proxy's log says why."""
 
@@ -131,3 +134,8 @@ def storable(text: str, max_chars: int) -> str:
     """Return `text` as every database takes it: without NUL and surrogates, and not too long."""
     kept = text[:max_chars].replace("\0", "")
     return kept.encode("utf-8", "replace").decode("utf-8")
+
+
+def as_id(text: str) -> str:
+    """Return an id of a client's as every database takes it."""
+    return storable(text, _MAX_ID)

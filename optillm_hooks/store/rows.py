@@ -18,6 +18,7 @@ from optillm_hooks.store.records import (
     Namespace,
     NewNote,
     Note,
+    as_id,
     digest,
     storable,
 )
@@ -70,7 +71,7 @@ class Rows:
         if after is not None:
             anchor = self.connection.execute(
                 select(note.c.created_at, note.c.id).where(
-                    note.c.namespace_id == at, note.c.uid == after
+                    note.c.namespace_id == at, note.c.uid == as_id(after)
                 )
             ).first()
             if anchor is None:
@@ -86,7 +87,9 @@ class Rows:
 
     def delete_note(self, owner: Namespace, uid: str) -> bool:
         at = self.find(owner)
-        gone = delete(note).where(note.c.namespace_id == at, note.c.uid == uid, self._alive(note))
+        gone = delete(note).where(
+            note.c.namespace_id == at, note.c.uid == as_id(uid), self._alive(note)
+        )
         return self.connection.execute(gone).rowcount > 0
 
     def clear_notes(self, owner: Namespace) -> int:

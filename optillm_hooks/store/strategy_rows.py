@@ -15,6 +15,7 @@ from optillm_hooks.store.records import (
     Method,
     Namespace,
     Strategy,
+    as_id,
     digest,
     storable,
 )
@@ -100,7 +101,7 @@ class AllRows(Rows):
             .where(strategy_version.c.id.in_(used))
             .values(uses=strategy_version.c.uses + 1, last_used=now)
         )
-        fields = {"namespace_id": at, "request": request[:64], "created_at": now}
+        fields = {"namespace_id": at, "request": as_id(request), "created_at": now}
         self.connection.execute(
             insert(strategy_use), [{**fields, "version_id": version} for version in used]
         )
@@ -111,7 +112,7 @@ class AllRows(Rows):
         if at is None:
             return 0
         waiting = delete(strategy_use).where(
-            strategy_use.c.namespace_id == at, strategy_use.c.request == request[:64]
+            strategy_use.c.namespace_id == at, strategy_use.c.request == as_id(request)
         )
         used = self.connection.execute(waiting.returning(strategy_use.c.version_id)).scalars()
         versions = sorted(set(used))
@@ -140,7 +141,7 @@ class AllRows(Rows):
 
     def _id(self, owner: Namespace, uid: str) -> Any:
         found = select(strategy.c.id).where(
-            strategy.c.namespace_id == self.find(owner), strategy.c.uid == uid
+            strategy.c.namespace_id == self.find(owner), strategy.c.uid == as_id(uid)
         )
         return self.connection.execute(found).scalar()
 

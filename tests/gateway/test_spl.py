@@ -140,6 +140,8 @@ def test_a_team_shares_and_another_has_nothing(proxy: Proxy, upstream: Upstream)
     refused = call(proxy, "DELETE", path, "sk-carl", scope="team")
     assert (refused.status_code, refused.json()["error"]["message"]) == (404, "no such strategy")
     assert call(proxy, "POST", f"{path}/rollback", "sk-ben", {"version": 1}).status_code == 404
+    far = {"version": 10**30, "scope": "team"}
+    assert call(proxy, "POST", f"{path}/rollback", "sk-ben", far).status_code == 400
     back = call(proxy, "POST", f"{path}/rollback", "sk-ben", {"version": 1, "scope": "team"})
     assert back.json() == {"object": "optillm.strategy", "id": shared["id"], "version": 1}
     assert call(proxy, "DELETE", path, "sk-ben", scope="team").json()["deleted"] is True

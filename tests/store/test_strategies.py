@@ -63,6 +63,19 @@ async def test_others_strategies_cannot_be_used_changed_or_deleted(store: Store)
     assert await store.strategies(BEN) == []
 
 
+async def test_ids_that_a_database_refuses_are_unknown(store: Store) -> None:
+    odd = "a\0\ud800" * 50
+    await store.add_strategy(ANNA, method("one"))
+    mine = await only(store)
+    await store.use_strategies(ANNA, [mine.id], odd)
+    assert await store.reward(ANNA, "a\0", 1) == 0
+    assert await store.reward(ANNA, odd, 1) == 1
+    assert await store.notes(ANNA, after=odd) == []
+    assert not await store.delete_note(ANNA, odd)
+    assert not await store.roll_back_strategy(ANNA, odd, 1)
+    assert not await store.delete_strategy(ANNA, odd)
+
+
 async def test_a_new_version_starts_anew_and_a_rollback_brings_the_old_one_back(
     store: Store,
 ) -> None:
