@@ -10,11 +10,13 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from optillm_hooks.settings import AliasSettings, DeploymentSettings, Settings
 from scripts.catalogue import reference, with_settings, with_table
@@ -126,6 +128,19 @@ def test_settings_are_those_that_exist(block: Block) -> None:
     text = re.sub(r"os\.environ/\w+_URL", "postgresql://host/name", block.text)  # as LiteLLM does
     shown = yaml.safe_load(text)["litellm_settings"]["optillm_settings"]
     assert Settings.model_validate(shown).model_fields_set == set(shown)
+
+
+def _names(model: type[BaseModel]) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _names(field.annotation)
+
+
+def test_every_setting_is_documented() -> None:
+    text = "\n".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
+    names = {*_names(Settings), *_names(AliasSettings), *_names(DeploymentSettings)}
+    assert not [name for name in sorted(names) if not re.search(rf"\b{name}\b", text)]
 
 
 @pytest.mark.parametrize("block", blocks("sh", "make "))
