@@ -30,6 +30,7 @@ from optillm_hooks.answers.extraction import without_reasoning
 from optillm_hooks.answers.response_format import Fitted, is_json_mode, schema_of
 from optillm_hooks.context import Context
 from optillm_hooks.errors import (
+    BudgetExceeded,
     DeadlineExceeded,
     EmptyCompletion,
     ProviderFailed,
@@ -108,7 +109,10 @@ async def json_schema(chat: Chat, rest: Rest, llm: LLM, params: JsonParams, ctx:
             return _with_text(answer, found.text)
         if not answer.empty:  # a stage has written it otherwise than the model
             chat = with_solutions(chat, [Completion(answer.text)], FINAL, ctx.rng)
-        return await _Formed(llm, wanted, params, ctx, counts).complete(chat, Sampling())
+        try:
+            return await _Formed(llm, wanted, params, ctx, counts).complete(chat, Sampling())
+        except BudgetExceeded as exc:
+            raise _stopped(exc, found.problems) from exc
     except BaseException:
         ctx.best = before  # what was kept may not match
         raise
@@ -208,6 +212,10 @@ class _Formed:
                     raise
                 problems = ["it cannot be read"]
                 continue
+            except BudgetExceeded as exc:
+                if attempt == 0:
+                    raise
+                raise _stopped(exc, problems) from exc
             if reply.tool_calls:
                 return reply
             found = await self._checked(reply, sampling)
@@ -312,6 +320,15 @@ def _refuses(reply: Answer | None) -> bool:
     specific = reply.fields.get("provider_specific_fields")
     told = specific.get("refusal") if isinstance(specific, dict) else None
     return bool(told or reply.fields.get("refusal")) or reply.finish_reason == "content_filter"
+
+
+def _stopped(exc: BudgetExceeded, problems: Sequence[str]) -> BudgetExceeded:
+    """Return the error of a limit that leaves no further attempt, with what is wrong in the last.
+
+    One that tells that already is returned as it is.
+    """
+    told = "the model's reply does not match response_format"
+    return exc if told in str(exc) else BudgetExceeded(f"{exc}, and {told}: {'; '.join(problems)}")
 
 
 def _listed(problems: Sequence[str]) -> str:

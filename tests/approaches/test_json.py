@@ -15,6 +15,7 @@ from optillm_hooks.approaches import json_schema
 from optillm_hooks.budget import Limits
 from optillm_hooks.context import Context
 from optillm_hooks.errors import (
+    BudgetExceeded,
     DeadlineExceeded,
     ProviderFailed,
     Refused,
@@ -374,7 +375,9 @@ async def test_a_limit_never_lets_an_invalid_answer_out() -> None:
     llm = AnsweringLLM(lambda _, s: BAD if s.sample < 300 else HANG, fields=NATIVE)
     with pytest.raises(SampleError):
         await ended(llm, "json&bon(n=2)", limits=Limits(deadline_s=0.3))
-    with pytest.raises(SampleError):
+    with pytest.raises(
+        BudgetExceeded, match=r"no calls left of 1, and .* not match response_format"
+    ):
         await ended(ScriptedLLM([BAD]), "json", limits=Limits(max_calls=1))
 
 
