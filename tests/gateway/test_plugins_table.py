@@ -164,7 +164,8 @@ def test_a_stream_tells_and_books_what_is_billed(
 ) -> None:
     upstream.play(Script(reply=reply))
     before = len(proxy.entries)
-    options = {"stream_options": {"include_usage": True}} if route == "chat" else {}
+    counted = {"stream_options": {"include_usage": True}}
+    options: dict[str, Any] = counted if route == "chat" else {}
     answer = proxy.post(ROUTES[route], body_of(route, name, stream=True, **options))
     assert answer.status_code == 200, answer.text
     assert "42" in answer.text
