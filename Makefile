@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 NEWEST := .venv-newest
 NEWEST_TESTS := $(patsubst %,tests/gateway/test_%.py,callback provider clients sdks failures \
 	disconnect ways_around budgets rates stream_helpers wire_replies cooldowns \
-	balanced_alias models_of_others sandboxes)
+	balanced_alias models_of_others sandboxes mcp web_access spl)
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint unit newest benchmarks-check install
@@ -40,7 +40,7 @@ unit: $(INSTALLED)
 	$(RUN) -m pytest $(or $(T),$(IN_PARALLEL))
 
 newest: $(NEWEST)/.installed
-	$(NEWEST)/bin/python -m pytest $(or $(T),$(IN_PARALLEL) $(NEWEST_TESTS))
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(NEWEST)/bin/python -m pytest $(or $(T),$(IN_PARALLEL) $(NEWEST_TESTS))
 
 benchmarks-check: $(INSTALLED)
 	$(RUN) -m pytest -m benchmark tests/test_benchmarks.py

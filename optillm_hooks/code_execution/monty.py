@@ -26,9 +26,10 @@ def load() -> None:
 def answer(request: Mapping[str, Any]) -> Json:
     """Return the output and error of each snippet; all run in one session.
 
-    Fields of the request: `snippets`; `stdin`, which `input()` reads line by line; and the limits
-    `seconds` and `memory_mb` per snippet. A snippet that exceeds its time or crashes Monty ends the
-    session. Sleeping takes no time, as the limit would not count it.
+    Fields of the request: `snippets`; `stdin`, which `input()` reads line by line; the limits
+    `seconds` and `memory_mb` per snippet; and `program`, the path of Monty's own, or None. A
+    snippet that exceeds its time or crashes Monty ends the session. Sleeping takes no time, as the
+    limit would not count it.
     """
     from pydantic_monty import CollectStreams, Monty, MontyCrashedError, MontyError
 
@@ -46,7 +47,7 @@ def answer(request: Mapping[str, Any]) -> Json:
     }
     ran: list[Json] = []
     with (
-        Monty(max_processes=1) as pool,
+        Monty(max_processes=1, binary_path=request["program"]) as pool,
         pool.checkout(limits=limits, os_policy={"sleep": "zero"}) as session,
     ):
         for snippet in request["snippets"]:

@@ -1,5 +1,7 @@
 """Code runners: run model-written programs, if the operator allows it."""
 
+import shutil
+import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -85,6 +87,8 @@ class MontyRunner:
     """Time limit per snippet."""
 
     memory_mb: int = 256
+    program: str | None = None
+    """Path of Monty's program; None: next to Python."""
 
     @property
     def note(self) -> str:
@@ -101,6 +105,7 @@ class MontyRunner:
             "stdin": stdin,
             "seconds": self.seconds,
             "memory_mb": self.memory_mb,
+            "program": self.program,
         }
         return await run_in_worker("optillm_hooks.code_execution.monty", request, limits)
 
@@ -108,12 +113,21 @@ class MontyRunner:
 def monty_runner(seconds: float, memory_mb: int) -> MontyRunner:
     """Return Monty with these limits.
 
+    Its program is looked up here: the worker has no PATH.
+
     Raises:
-        RequestRejected: its package is not installed.
+        RequestRejected: its package is not installed, or its program is not found.
     """
     if find_spec("pydantic_monty") is None:
         raise RequestRejected(
             'code_runner "monty" needs the extra "sandbox": pip install "optillm-hooks[sandbox]"',
             param="optillm_settings",
         )
-    return MontyRunner(seconds, memory_mb)
+    scripts = sysconfig.get_path("scripts")
+    program = shutil.which("monty", path=scripts) or shutil.which("monty")
+    if program is None:
+        raise RequestRejected(
+            f'code_runner "monty": its program "monty" is neither in {scripts} nor on the PATH',
+            param="optillm_settings",
+        )
+    return MontyRunner(seconds, memory_mb, program)

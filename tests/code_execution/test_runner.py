@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,8 +151,30 @@ async def test_a_program_that_ends_itself_has_not_failed() -> None:
     assert [r.error for r in ran] == ["", ""]
 
 
+async def test_the_program_of_monty_may_be_anywhere_on_the_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = monty_runner(4.0, 256).program
+    assert program is not None
+    there, empty = tmp_path / "there", tmp_path / "empty"
+    there.mkdir()
+    found = there / "monty"
+    found.write_text("#!/bin/sh\nexit 1\n")
+    found.chmod(0o755)
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(empty))
+    monkeypatch.setenv("PATH", str(there))
+    printed = [SnippetResult(output="1\n", error="")]
+    assert await monty_runner(4.0, 256).run(["print(1)"]) != printed, "another monty was run"
+    found.unlink()
+    found.symlink_to(program)
+    assert await monty_runner(4.0, 256).run(["print(1)"]) == printed
+    monkeypatch.setenv("PATH", str(empty))
+    with pytest.raises(RequestRejected, match="nor on the PATH"):
+        monty_runner(4.0, 256)
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert monty_runner(4.0, 256) == MontyRunner()
+    assert replace(monty_runner(4.0, 256), program=None) == MontyRunner()
     monkeypatch.setattr("optillm_hooks.code_execution.runner.find_spec", lambda _: None)
     with pytest.raises(RequestRejected, match=r"optillm-hooks\[sandbox\]"):
         monty_runner(4.0, 256)
