@@ -35,7 +35,13 @@ from optillm_hooks.long_context.conversation import (
     with_files_as_text,
 )
 from optillm_hooks.long_context.notes import framed
-from optillm_hooks.long_context.window import Window, affordable, settle_calls, window_of
+from optillm_hooks.long_context.window import (
+    ContextWindow,
+    Window,
+    affordable,
+    settle_calls,
+    window_of,
+)
 from optillm_hooks.prompts import data_notice, enclose, fence
 from optillm_hooks.reading import read_or
 from optillm_hooks.registry import Cost, DraftingParams, rewriter
@@ -67,13 +73,7 @@ class CompactParams(DraftingParams):
         "compact_keep_recent": "keep_recent",
     }
 
-    context_window: int | None = Field(
-        default=None,
-        ge=1024,
-        le=100_000_000,
-        description="Tokens of the model's context window; unset: as LiteLLM or the deployment's "
-        "model_info has it, or else 8192.",
-    )
+    context_window: ContextWindow = None
     threshold: float = Field(
         default=0.75, gt=0, le=1, description="Share of the window above which is summarised."
     )

@@ -40,7 +40,13 @@ from optillm_hooks.long_context.conversation import (
     with_files_as_text,
 )
 from optillm_hooks.long_context.notes import framed, passages
-from optillm_hooks.long_context.window import Window, affordable, settle_calls, window_of
+from optillm_hooks.long_context.window import (
+    ContextWindow,
+    Window,
+    affordable,
+    settle_calls,
+    window_of,
+)
 from optillm_hooks.prompts import data_notice, enclose, fence
 from optillm_hooks.registry import Cost, DraftingParams, approach
 from optillm_hooks.retrieval.bm25 import ranking
@@ -94,13 +100,7 @@ T = TypeVar("T")
 
 
 class LongCepoParams(DraftingParams):
-    context_window: int | None = Field(
-        default=None,
-        ge=1024,
-        le=100_000_000,
-        description="Tokens of the model's context window; unset: as LiteLLM or the deployment's "
-        "model_info has it, or else 8192.",
-    )
+    context_window: ContextWindow = None
     chunk_tokens: int = Field(
         default=4096, ge=256, le=1_000_000, description="Tokens of a chunk, if the window allows."
     )

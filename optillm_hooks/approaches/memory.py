@@ -37,7 +37,13 @@ from optillm_hooks.long_context.conversation import (
 )
 from optillm_hooks.long_context.notes import Reader, fitting, framed, passages
 from optillm_hooks.long_context.recall import keep, recalled
-from optillm_hooks.long_context.window import Window, affordable, settle_calls, window_of
+from optillm_hooks.long_context.window import (
+    ContextWindow,
+    Window,
+    affordable,
+    settle_calls,
+    window_of,
+)
 from optillm_hooks.prompts import edit_question, question
 from optillm_hooks.registry import Cost, DraftingParams, rewriter
 from optillm_hooks.retrieval.bm25 import ranking
@@ -55,13 +61,7 @@ order, with the question in mind. Answer from them."""
 
 
 class MemoryParams(DraftingParams):
-    context_window: int | None = Field(
-        default=None,
-        ge=1024,
-        le=100_000_000,
-        description="Tokens of the model's context window; unset: as LiteLLM or the deployment's "
-        "model_info has it, or else 8192.",
-    )
+    context_window: ContextWindow = None
     max_parts: int = Field(
         default=20,
         ge=1,

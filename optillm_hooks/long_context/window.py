@@ -1,7 +1,9 @@
 """How much a model can read at once, and how many calls of a kind a request can afford."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
+
+from pydantic import Field
 
 from optillm_hooks.context import Context
 from optillm_hooks.llm import LLM
@@ -9,6 +11,17 @@ from optillm_hooks.types import Message, Sampling
 
 DEFAULT_WINDOW: Final = 8192
 """Tokens of a context window that is not known."""
+
+ContextWindow = Annotated[
+    int | None,
+    Field(
+        ge=1024,
+        le=100_000_000,
+        description="Tokens of the model's context window; unset: as LiteLLM or the deployment's "
+        "model_info has it, or else 8192.",
+    ),
+]
+"""The parameter `context_window` of an approach."""
 
 _MARGIN: Final = 0.1
 """Share of a window that is left free: tokenizers differ, and templates add to a prompt."""

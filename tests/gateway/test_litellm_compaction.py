@@ -1,13 +1,11 @@
 """LiteLLM's own compaction runs once for a request, not for each call of an approach."""
 
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
+from tests.json_host import json_host
 from tests.proxy import Proxy, alias, hooked_config, model_group
 from tests.upstream import Call, Script, Upstream
 
@@ -16,41 +14,25 @@ COMPACTED: list[dict[str, Any]] = []
 """The requests that the compactor got."""
 
 
-class Compactor(BaseHTTPRequestHandler):
-    """Claude, asked to compact a conversation."""
-
-    def do_POST(self) -> None:
-        COMPACTED.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-        block = {"type": "compaction", "content": SUMMARY, "signature": "signed"}
-        content = json.dumps(
-            {
-                "id": "msg_1",
-                "type": "message",
-                "role": "assistant",
-                "model": "claude-opus-4-6",
-                "content": [block],
-                "stop_reason": "compaction",
-                "usage": {"input_tokens": 900, "output_tokens": 20},
-            }
-        ).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        return
+def compact(_path: str, body: Any) -> tuple[int, Any]:
+    """Answer as Claude does that is asked to compact a conversation."""
+    COMPACTED.append(body)
+    block = {"type": "compaction", "content": SUMMARY, "signature": "signed"}
+    return 200, {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "claude-opus-4-6",
+        "content": [block],
+        "stop_reason": "compaction",
+        "usage": {"input_tokens": 900, "output_tokens": 20},
+    }
 
 
 @pytest.fixture(scope="module")
 def compactor() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Compactor) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with json_host(compact) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,8 @@
 """memory, longcepo and compact over HTTP, on a model that refuses prompts beyond 8192 tokens."""
 
 import json
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import anthropic
@@ -14,6 +12,7 @@ import pytest
 from litellm import token_counter
 
 from tests.documents import all_blocks
+from tests.json_host import json_host
 from tests.long_context.fakes import NEEDLE, QUESTION, haystack
 from tests.proxy import PRICE, Proxy, alias, hooked_config, model_group
 from tests.upstream import Call, Script, Status, Upstream
@@ -65,37 +64,21 @@ def reply(call: Call, _: int = 0) -> str:
 HONEST = Script(reply=reply, fault=too_long)
 
 
-class Embeddings(BaseHTTPRequestHandler):
-    """Returns a vector for each text; two texts are alike if they have gates or not."""
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
-        data = [
-            {"object": "embedding", "index": n, "embedding": [1.0, float("gate" in text)]}
-            for n, text in enumerate(texts)
-        ]
-        usage = {"prompt_tokens": 7 * len(texts), "total_tokens": 7 * len(texts)}
-        made = {"object": "list", "model": "embedding", "data": data, "usage": usage}
-        content = json.dumps(made).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        return
+def embed(_path: str, body: Any) -> tuple[int, Any]:
+    """Return a vector for each text; two texts are alike if they have gates or not."""
+    texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
+    data = [
+        {"object": "embedding", "index": n, "embedding": [1.0, float("gate" in text)]}
+        for n, text in enumerate(texts)
+    ]
+    usage = {"prompt_tokens": 7 * len(texts), "total_tokens": 7 * len(texts)}
+    return 200, {"object": "list", "model": "embedding", "data": data, "usage": usage}
 
 
 @pytest.fixture(scope="module")
 def embeddings() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Embeddings) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-        server.shutdown()
-        thread.join()
+    with json_host(embed) as url:
+        yield f"{url}/v1"
 
 
 @pytest.fixture(scope="module")

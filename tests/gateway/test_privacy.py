@@ -1,9 +1,7 @@
 """privacy through the real proxy: three routes, streams, tools, fallbacks, Presidio's service."""
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import anthropic
@@ -12,6 +10,7 @@ import pytest
 
 import optillm_hooks.approaches  # noqa: F401 (registers them)
 from optillm_hooks.registry import all_approaches
+from tests.json_host import json_host
 from tests.proxy import Proxy, alias, hooked_config, model_group
 from tests.upstream import Call, Reply, Script, Status, Upstream, always
 
@@ -25,37 +24,26 @@ TOOL: Any = {
 }
 
 
-class Analyzer(BaseHTTPRequestHandler):
+class Analyzer:
     """Presidio's analyzer, which knows one city. It refuses what the real one refuses."""
 
-    texts: list[str] = []  # noqa: RUF012 (the server makes an instance for each request)
     is_down = False
 
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        good = self.path == "/analyze" and asked["text"] and asked["language"] == "en"
-        assert "DATE_TIME" not in asked["entities"]
-        self.texts.append(asked["text"])
+    def answer(self, path: str, asked: Any) -> tuple[int, Any]:
+        good = path == "/analyze" and asked["text"] and asked["language"] == "en"
+        good = good and "DATE_TIME" not in asked["entities"]
         at = asked["text"].find("Oslo")
         found = [{"start": at, "end": at + 4, "entity_type": "LOCATION", "score": 0.85}]
-        body = json.dumps(found if at >= 0 else []).encode()
-        self.send_response(500 if self.is_down or not good else 200)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        return 500 if self.is_down or not good else 200, found if at >= 0 else []
 
-    def log_message(self, *_: object) -> None:
-        return None
+
+ANALYZER = Analyzer()
 
 
 @pytest.fixture(scope="module")
 def analyzer() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Analyzer) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with json_host(ANALYZER.answer) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +201,7 @@ def test_no_fallback_of_the_router_gets_what_is_hidden(proxy: Proxy, upstream: U
 def test_if_the_analyzer_is_down_nothing_is_sent(
     proxy: Proxy, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Analyzer, "is_down", True)
+    monkeypatch.setattr(ANALYZER, "is_down", True)
     upstream.play(Script(reply=echo))
     for stream in (False, True):
         body = {"model": "private", "messages": MESSAGES, "stream": stream}
