@@ -71,14 +71,28 @@ def test_what_was_chosen_is_in_the_report(
     assert report["calls"] == len(upstream.calls)
 
 
-def test_the_other_routes(client: openai.OpenAI, documented: Proxy, upstream: Upstream) -> None:
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_the_other_routes(
+    client: openai.OpenAI, documented: Proxy, upstream: Upstream, stream: bool
+) -> None:
     upstream.play(Script(reply=reply))
-    assert client.responses.create(model="as-needed", input=HARD).output_text
+    if stream:
+        with client.responses.stream(model="as-needed", input=EASY) as events:
+            said = "".join(e.delta for e in events if e.type == "response.output_text.delta")
+    else:
+        said = client.responses.create(model="as-needed", input=EASY).output_text
+    assert "42" in said
+    asked: Any = {
+        "model": "as-needed", "max_tokens": 99, "messages": [{"role": "user", "content": EASY}],
+    }  # fmt: skip
     with anthropic.Anthropic(base_url=documented.url, api_key=documented.master_key) as claude:
-        message: Any = claude.messages.create(
-            model="as-needed", max_tokens=99, messages=[{"role": "user", "content": EASY}]
-        )
-    assert "42" in message.content[0].text
+        if stream:
+            with claude.messages.stream(**asked) as pieces:
+                said = "".join(pieces.text_stream)
+        else:
+            message: Any = claude.messages.create(**asked)
+            said = message.content[0].text
+    assert "42" in said
 
 
 COMPLEX = (
