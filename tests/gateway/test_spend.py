@@ -39,6 +39,14 @@ MODELS = (
     "re2&moa-base",
     "careful",
 )
+PLUGINS = (
+    "deepthink-base",
+    "genselect-base",
+    "json&bon-base",
+    "majority_voting-base",
+    "privacy&moa-base",
+    "router(approaches=[self_consistency])-base",
+)
 BUDGETED = [(model,) for model in MODELS] + [("base", "re2"), ("base", "moa"), ("base", "moa|bon")]
 """A model, and an approach in the body if any: only there does LiteLLM know a price beforehand."""
 
@@ -163,7 +171,7 @@ def ask(
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [*MODELS, *PLUGINS])
 def test_the_key_is_charged_what_the_provider_bills(
     proxy: Proxy, upstream: Upstream, spending: Spending, model: str, stream: bool
 ) -> None:
