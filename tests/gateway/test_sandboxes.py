@@ -101,10 +101,18 @@ SEEN = Seen()
 """LiteLLM keeps one callback of a class for the life of the process."""
 
 
+CALLBACKS = (
+    "input_callback", "success_callback", "failure_callback", "_async_input_callback",
+    "_async_success_callback", "_async_failure_callback",
+)  # fmt: skip
+
+
 async def test_litellms_callbacks_see_each_operation_and_for_whom(
     host: SandboxHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     SEEN.operations.clear()
+    for kept in CALLBACKS:  # LiteLLM keeps at most 100, and each router of other tests adds some
+        monkeypatch.setattr(litellm, kept, [])
     monkeypatch.setattr(litellm, "callbacks", [SEEN])
     await runner().run(["x = 1"])
     await GLOBAL_LOGGING_WORKER.flush()
