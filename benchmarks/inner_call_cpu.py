@@ -127,8 +127,9 @@ async def _measured(
 
 
 def differing(call: Call, choice: int) -> str:
-    """Reply so that candidates differ, and raters and voters can read it."""
-    return f"By way {call.index}.{choice}: 6 * 7 = 42.\nRating: {1 + choice}\nANSWER: 42"
+    """Reply so that no two answers are the same, and raters and voters can read it."""
+    answer = f"42{call.index:02}{choice}"
+    return f"By way {call.index}.{choice}: {answer}.\nRating: {1 + choice}\nANSWER: {answer}"
 
 
 def measure(upstream: Upstream, *, plans: tuple[str, ...], requests: int) -> list[Row]:

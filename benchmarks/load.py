@@ -40,9 +40,10 @@ def markers(text: str) -> set[str]:
 
 
 def marked(call: Call, choice: int) -> str:
-    """Reply with the marker of the prompt, each time in other words, for voters and raters too."""
+    """Reply with the marker of the prompt, each time in another answer, for raters too."""
     seen = ", ".join(sorted(markers(call.text)))
-    return f"Seen by {call.index}.{choice}: {seen}.\nRating: {1 + choice}\nANSWER: {seen}"
+    way = f"{call.index}.{choice}"
+    return f"Seen by {way}: {seen}.\nRating: {1 + choice}\nANSWER: {seen} by {way}"
 
 
 SCRIPT: Final = Script(reply=marked, latency_s=LATENCY_S)

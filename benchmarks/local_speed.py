@@ -1,6 +1,7 @@
 """How fast the local engine is: against the plain way, the machine's limits, and llama.cpp.
 
     python -m benchmarks.local_speed [--tokens 128] [--threads 2] [--only CASE] [--write]
+    python -m benchmarks.local_speed --device cuda [--path FOLDER | --shape NAME] [--write]
 
 Each case runs the engine's batch and its baseline one after the other, with transformers' own
 `generate` and the same weights as the baseline; the ratio of their seconds is what counts. Times on
@@ -8,47 +9,66 @@ a machine that does other work swing; the ratio swings less, as both sides share
 
 The least a step can take is the larger of two times: to read all weights once at the bandwidth at
 which this machine sums a large array, and to multiply them with every token fed at the rate at
-which it multiplies two matrices of 1024 x 1024; attention counts for nothing. A case is held
-against the sum over the steps that it cannot do without. llama.cpp is the prebuilt wheel
-`xllamacpp`, if installed, with the 4-bit weights of the file; what it saves in bandwidth is not
-open to the others.
+which it multiplies two matrices of 1024 x 1024 (of int8 for weights in int8); attention counts for
+nothing. A case is held against the sum over the steps that it cannot do without.
+
+The speeds of all types of weights, and of the engines of `benchmarks.other_engines` that are
+installed, are measured in turns; each is the best of two.
 """
 
 import argparse
-import importlib.util
-import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from functools import cache, partial
+from itertools import pairwise
 from typing import Any, Final
+from unittest.mock import patch
 
 import torch
 
+from benchmarks import gpu_speed
+from benchmarks.other_engines import Speed, other_engines
 from benchmarks.report import parser, publish, table
 from optillm_hooks.decoding.cot_decoding import CotSettings
 from optillm_hooks.decoding.deepconf import DeepConfSettings
+from optillm_hooks.errors import ProviderFailed
+from optillm_hooks.local_provider import batch as batching
 from optillm_hooks.local_provider import models
 from optillm_hooks.local_provider.batch import Batch, Capacity
 from optillm_hooks.local_provider.chat_format import ChatFormat
+from optillm_hooks.local_provider.engine import Engine
 from optillm_hooks.local_provider.engine_request import (
     EngineRequest,
     Event,
     Finished,
     Piece,
+    PromptTooLong,
     SamplingParams,
     Submission,
 )
-from optillm_hooks.local_provider.models import LoadedModel
+from optillm_hooks.local_provider.gguf_blocks import BlockWeight
+from optillm_hooks.local_provider.loading import LoadedModel
 from optillm_hooks.local_provider.runner import Runner
+from optillm_hooks.machine import cpus
 
 QUESTION: Final = "Explain how a river shapes the land around it."
 DTYPES: Final = ("float32", "bfloat16")
+WEIGHTS: Final[Mapping[str, Mapping[str, str]]] = {
+    "float32": {"dtype": "float32"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "int8": {"dtype": "float32", "weights": "int8"},
+    "Q4_1 blocks": {"dtype": "auto"},
+}
+"""The settings of the model, by the type of its weights."""
+
 BUSY: Final = 31
 ROWS: Final = (1, 8, 32)
+TEXTS: Final = [f"{number}. {QUESTION}" for number in range(max(ROWS))]
+MOST_TOKENS: Final = 64
+"""Of a sequence in the table of speeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +90,11 @@ class Timing:
 class Bench:
     """The engine's batch and transformers' own model, with the same weights."""
 
-    def __init__(self, dtype: str, tokens: int) -> None:
-        spec = models.find("smollm2").model_copy(update={"dtype": dtype, "device": "cpu"})
+    def __init__(self, weights: str, tokens: int) -> None:
+        spec = models.find("smollm2").model_copy(update={**WEIGHTS[weights], "device": "cpu"})
         self.loaded: LoadedModel = models.load(spec)
+        self.numbers = _numbers(self.loaded.model)
+        self._rate_of = torch.int8 if weights == "int8" else self.loaded.model.dtype
         self.format = ChatFormat(self.loaded.tokenizer, models.end_ids(self.loaded))
         self.runner = Runner(models.load(spec).model)
         self.tokens = tokens
@@ -122,10 +144,10 @@ class Bench:
 
     def step(self, fed: int) -> float:
         """Return the minimum seconds of a step with `fed` tokens."""
-        weights = list(self.loaded.model.parameters())
-        size = sum(p.numel() * p.element_size() for p in weights)
-        work = 2 * sum(p.numel() for p in weights) * fed
-        seconds: float = max(size / bandwidth(), work / matrix_rate(weights[0].dtype))
+        work = 2 * self.numbers * fed
+        seconds: float = max(
+            self.runner.weight_bytes / bandwidth(), work / matrix_rate(self._rate_of)
+        )
         return seconds
 
     def single(self) -> Timing:
@@ -218,12 +240,62 @@ class Bench:
 
         return Timing(timed(until_answered), 3 * step, self.step(BUSY + len(self.encoded("Hi"))))
 
+    def behind(self) -> Timing:
+        """First token of a short prompt behind one of 3,000 tokens, compared with first come."""
+        ours = timed(self._answer_behind)
+        with patch.object(batching, "chunk_prefills", first_come):
+            plain = timed(self._answer_behind)
+        return Timing(ours, plain, self.step(256))
+
+    def _answer_behind(self) -> None:
+        """Serve a short request until its first token, after one step of a long prompt."""
+        batch, events = self.batch(), list[Event]()
+        batch.add(Submission(self.make_request(QUESTION * 300, max_tokens=1), lambda _event: None))
+        batch.step()
+        batch.add(Submission(self.make_request(f"Say: {QUESTION}", max_tokens=1), events.append))
+        while not events:
+            batch.step()
+        batch.fail(ProviderFailed("the measurement has ended"))
+        assert isinstance(events[0], Piece)
+
+    def refused(self) -> Timing:
+        """Longest gap of a stream beside a refused prompt of 2 MB, compared with tokenizing it."""
+        text = "The river shapes the land. " * 75_000
+        engine, times, refusals = Engine("speed", self.batch), list[float](), list[str]()
+
+        def ask() -> None:
+            try:
+                list(engine.stream_sync(self.make_request(text)))
+            except PromptTooLong as exc:
+                refusals.append(str(exc))
+
+        asking = threading.Thread(target=ask)
+        for event in engine.stream_sync(self.make_request(QUESTION)):
+            times.append(time.perf_counter())
+            if len(times) == 8:
+                asking.start()
+            assert isinstance(event, Piece | Finished)
+        asking.join()
+        engine.close()
+        assert refusals
+        gaps = [after - before for before, after in pairwise(times[7:])]
+        return Timing(max(gaps), timed(lambda: self.encoded(text)), self.step(1))
+
     def _branches(self, text: str) -> Timing:
         request = self.make_request(text, decoding=CotSettings(k=10))
         ours, plain = paired(
             lambda: self.run(self.batch(), request), lambda: self.generate(text), rounds=2
         )
         return Timing(ours, plain * 10, self.read(text) + self.write(10))
+
+
+def first_come(waiting: Sequence[int], chunk: int) -> list[int]:
+    """Return what each row feeds in a step if prompts are read one after the other."""
+    sizes = list[int]()
+    for count in waiting:
+        sizes.append(count if count <= 1 else min(count, chunk))
+        chunk -= sizes[-1] if count > 1 else 0
+    return sizes
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -249,55 +321,40 @@ LEAST: Final[Mapping[str, str]] = {
     "reuse": "4",
     "stall": "",
     "beside": "1",
+    "behind": "3",
+    "refused": "2",
 }
 """Of each case the ratio below which something is wrong: of both types, or float32 / bfloat16."""
 
 
+@cache
 def bandwidth() -> float:
     """Return the bytes per second at which a large array is read."""
     array = torch.ones(1 << 26)
     return array.numel() * array.element_size() / min(timed(array.sum) for _ in range(5))
 
 
+@cache
 def matrix_rate(dtype: torch.dtype) -> float:
-    """Return the floating-point operations per second of a large product."""
+    """Return the operations per second of a large product."""
     a = torch.ones(1024, 1024, dtype=dtype)
-    a @ a
-    return 2 * 1024**3 / min(timed(lambda: a @ a) for _ in range(5))
+    multiply = torch._int_mm if dtype == torch.int8 else torch.mm
+    multiply(a, a)
+    return 2 * 1024**3 / min(timed(lambda: multiply(a, a)) for _ in range(5))
 
 
-def llama_cpp(threads: int, tokens: int) -> dict[int, float]:
-    """Return llama.cpp's tokens per second by batch size; empty if it is not installed."""
-    if importlib.util.find_spec("xllamacpp") is None:
-        return {}
-    import xllamacpp
-
-    spec = models.find("smollm2")
-    speeds: dict[int, float] = {}
-    for rows in ROWS:
-        given = xllamacpp.CommonParams()
-        given.model.path = str(Path(spec.path) / str(spec.gguf_file))
-        given.n_parallel, given.n_ctx, given.verbosity = rows, 512 * rows, -1
-        given.cpuparams.n_threads = given.cpuparams_batch.n_threads = threads
-        server = xllamacpp.Server(given)
-
-        def complete(number: int, of: Any = server) -> None:
-            body = {"prompt": f"{number}. {QUESTION}", "n_predict": tokens}
-            of.handle_completions({**body, "temperature": 0, "ignore_eos": True})
-
-        complete(0)
-        with ThreadPoolExecutor(rows) as threads_of_callers:
-            begun = time.perf_counter()
-            list(threads_of_callers.map(complete, range(rows)))
-            seconds = time.perf_counter() - begun
-        speeds[rows] = rows * tokens / seconds
-    return speeds
+def _numbers(model: Any) -> int:
+    """Return the number of weights of a model, those in blocks included."""
+    blocks = [part.shape.numel() for part in model.modules() if isinstance(part, BlockWeight)]
+    plain: list[int] = [weight.numel() for weight in model.parameters()]
+    return sum(blocks) + sum(plain)
 
 
 def speed(bench: Bench, rows: int) -> float:
     """Return the engine's tokens per second with `rows` concurrent requests."""
-    requests = [bench.make_request(f"{number}. {QUESTION}") for number in range(rows)]
-    return rows * bench.tokens / timed(lambda: bench.run(bench.batch(), *requests))
+    few = min(bench.tokens, MOST_TOKENS)
+    requests = [bench.make_request(text, max_tokens=few) for text in TEXTS[:rows]]
+    return rows * few / timed(lambda: bench.run(bench.batch(), *requests))
 
 
 def compare(benches: Sequence[Bench], names: Sequence[str]) -> str:
@@ -312,37 +369,62 @@ def compare(benches: Sequence[Bench], names: Sequence[str]) -> str:
     return table(("case", *DTYPES, "minimum"), lines)
 
 
-def against_limits(benches: Sequence[Bench], threads: int, tokens: int) -> str:
-    """Return the table of speeds against the machine's limits and llama.cpp."""
-    others = llama_cpp(threads, tokens)
+def speeds(benches: Mapping[str, Bench], threads: int, tokens: int) -> str:
+    """Return the table of speeds, ours with the share of the machine's limit."""
+    named = {
+        f"{name}, {bench.runner.weight_bytes / bench.numbers:.2f}": bench
+        for name, bench in benches.items()
+    }
+    ours: dict[str, Speed] = {name: partial(speed, bench) for name, bench in named.items()}
+    tokenizer = next(iter(benches.values())).loaded.tokenizer
+    prompts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+        )
+        for text in TEXTS
+    ]
     lines = []
-    for rows in ROWS:
-        cells = []
-        for bench in benches:
-            reached, limit = speed(bench, rows), rows / bench.step(rows)
-            cells.append(f"{reached:.0f} ({100 * reached / limit:.0f} % of {limit:.0f})")
-        lines.append((str(rows), *cells, f"{others[rows]:.0f}" if rows in others else "-"))
-    return table(("concurrent rows", *DTYPES, "llama.cpp, Q4_1"), lines)
+    with other_engines(threads, min(tokens, MOST_TOKENS), prompts) as others:
+        engines = {**ours, **others}
+        for rows in ROWS:
+            best = dict.fromkeys(engines, 0.0)
+            for _ in range(2):
+                for name, measure in engines.items():
+                    best[name] = max(best[name], measure(rows))
+            cells = [f"{reached:.0f}" for reached in best.values()]
+            for i, (name, bench) in enumerate(named.items()):
+                limit = rows / bench.step(rows)
+                cells[i] += f" ({100 * best[name] / limit:.0f} % of {limit:.0f})"
+            print(f"{rows} rows: {', '.join(cells)}", file=sys.stderr, flush=True)
+            lines.append((str(rows), *cells))
+        return table(("concurrent rows", *engines), lines)
 
 
 def main() -> None:
     options: argparse.ArgumentParser = parser(__doc__)
     options.add_argument("--tokens", type=int, default=128)
-    options.add_argument("--threads", type=int, default=os.cpu_count())
+    options.add_argument("--threads", type=int, default=cpus())
     options.add_argument("--only", choices=LEAST, action="append")
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options.add_argument("--path", help="with cuda: the folder of a model")
+    options.add_argument("--shape", choices=gpu_speed.SHAPES, default="llama-8b")
     given = options.parse_args()
+    if given.device == "cuda":
+        gpu_speed.measure(given.path, given.shape, write=given.write)
+        return
     torch.set_num_threads(given.threads)
-    benches = [Bench(dtype, given.tokens) for dtype in DTYPES]
-    for bench in benches:
+    benches = {weights: Bench(weights, given.tokens) for weights in WEIGHTS}
+    for bench in benches.values():
         bench.run(bench.batch(), bench.make_request("Hi", max_tokens=4))
         bench.generate("Hi", 4)
     body = (
         f"SmolLM2-135M, {given.tokens} tokens, {given.threads} threads, torch {torch.__version__}."
         f"\n\nSpeedup over the baseline, and the share of the machine's limit that is reached:"
         f"\n\n"
-        f"{compare(benches, given.only or list(LEAST))}\n\n"
-        f"Tokens per second, and the share of the machine's limit:\n\n"
-        f"{against_limits(benches, given.threads, given.tokens)}"
+        f"{compare([benches[dtype] for dtype in DTYPES], given.only or list(LEAST))}\n\n"
+        f"Tokens per second, and the share of the machine's limit. Beside each type of weights: "
+        f"the bytes of a weight.\n\n"
+        f"{speeds(benches, given.threads, given.tokens)}"
     )
     publish("The local engine", "benchmarks.local_speed", body, write=given.write)
 

@@ -7,7 +7,7 @@ import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
@@ -50,9 +50,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def machine() -> str:
     """Return a line on the machine and versions that a benchmark ran with."""
+    try:
+        litellm = f", LiteLLM {version('litellm')}"
+    except PackageNotFoundError:  # benchmarks of the engine itself run without it
+        litellm = ""
     return (
         f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, "
-        f"Python {platform.python_version()}, LiteLLM {version('litellm')}"
+        f"Python {platform.python_version()}{litellm}"
     )
 
 

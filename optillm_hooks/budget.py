@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from optillm_hooks.errors import BudgetExceeded, SampleError
-from optillm_hooks.llm import LLM, Price
+from optillm_hooks.llm import LLM, Price, Scorer
 from optillm_hooks.pauses import Pauses
 from optillm_hooks.types import Chat, Purpose, Sampling, StoppedBy, Usage
 
@@ -109,7 +109,9 @@ class Budget:
             self._slots = asyncio.Semaphore(self.limits.max_parallel or _UNBOUNDED)
         return self._slots
 
-    def take(self, llm: LLM, chat: Chat, sampling: Sampling, choices: int) -> "Reservation":
+    def take(
+        self, llm: LLM | Scorer, chat: Chat, sampling: Sampling, choices: int
+    ) -> "Reservation":
         """Reserve one call, its prompt, and `choices` replies of their maximum length.
 
         If tokens or money are limited, a call without `max_tokens` gets its share of what is left,

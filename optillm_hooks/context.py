@@ -1,4 +1,4 @@
-"""The context of a run, and the metered LLM that spends its budget."""
+"""The context of a run, and the metered models that spend its budget."""
 
 import asyncio
 import random
@@ -25,7 +25,7 @@ from optillm_hooks.errors import (
     ProviderFailed,
     SampleError,
 )
-from optillm_hooks.llm import LLM, ModelFacts, Price
+from optillm_hooks.llm import LLM, ModelFacts, Price, Scorer, Scores
 from optillm_hooks.own_fields import after_refusal, sendable, with_room
 from optillm_hooks.services import Services
 from optillm_hooks.trace import CallOutcome, CallRecord, Trace
@@ -75,6 +75,10 @@ def _no_other_models(model: str) -> LLM:
     raise LookupError(f"no model {model!r} in this context")
 
 
+def _no_scorers(_: str) -> None:
+    return None
+
+
 @dataclass(slots=True, kw_only=True)
 class Context:
     """One run of one request, which an approach gets and passes on to helpers."""
@@ -83,6 +87,9 @@ class Context:
     rng: random.Random
     client: Sampling = field(default_factory=Sampling)
     """The fields of the client's request, which apply where an approach sets none."""
+
+    asked: Chat = ()
+    """The conversation as the client sent it, whatever stages have made of it."""
 
     trace: Trace = field(default_factory=Trace)
     stage: str = ""
@@ -96,6 +103,12 @@ class Context:
 
     models: Callable[[str], LLM] = _no_other_models
     """Returns the unmetered LLM of a model group that the request may use."""
+
+    scorers: Callable[[str], Scorer | None] = _no_scorers
+    """Returns the unmetered scorer that a model group is, or None if its models write."""
+
+    origins: dict[str, float] = field(default_factory=dict[str, float])
+    """The score that counts as average in this request, by scorer (`judging.scoring`)."""
 
     services: Services = field(default_factory=Services)
 
@@ -217,9 +230,23 @@ class Context:
             best=None,
         )
 
+    def aside(self, max_tokens: int | None) -> "Context":
+        """Return the context of a run beside this one, whose answer is no answer to the client.
+
+        It has the client's sampling, but none of its tools, formats and stops, and `max_tokens`.
+        """
+        kept = {k: v for k, v in self.client.fields.items() if k not in _OF_ITS_ANSWER}
+        client = replace(self.client, max_tokens=max_tokens, stop=None, fields=kept)
+        return replace(self.child(self.run), client=client, when_answered=[])
+
     def llm(self, model: str) -> LLM:
         """Return the metered LLM of another model group that the request may use."""
         return self.decoded(MeteredLLM(self.models(model), self))
+
+    def scorer(self, model: str) -> "MeteredScorer | None":
+        """Return the metered scorer that a model group is, or None if its models write."""
+        found = self.scorers(model)
+        return None if found is None else MeteredScorer(found, self)
 
     def with_tools(self, chat: Chat, sampling: Sampling) -> Sampling:
         """Return a judge's `sampling` with the client's tools, if the conversation has tool calls.
@@ -261,6 +288,17 @@ class Context:
 
 _FORM_FIELDS = frozenset({"response_format", "logprobs", "top_logprobs", "modalities", "audio"})
 
+_OF_ITS_ANSWER = _FORM_FIELDS | {
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "functions",
+    "function_call",
+    "prediction",
+    "web_search_options",
+}
+"""Fields of the client's that only a reply to its own conversation can serve."""
+
 
 def _asked_reasoning(fields: Fields) -> bool | None:
     """Return whether the client switches reasoning on or off, or None if it says neither."""
@@ -283,17 +321,123 @@ def _lower(own: int | None, client: int | None) -> int | None:
     return min(given) if given else None
 
 
-class MeteredLLM:
-    """An `LLM` whose calls are paid for from a context's budget. Approaches get only this one."""
+class _Metered:
+    """A model whose calls are paid for from a context's budget."""
 
-    def __init__(self, inner: LLM, ctx: Context) -> None:
+    def __init__(self, inner: LLM | Scorer, ctx: Context) -> None:
         self.model = inner.model
-        self._inner = inner
+        self._priced = inner
         self._ctx = ctx
 
     @property
     def facts(self) -> ModelFacts:
-        return self._inner.facts
+        return self._priced.facts
+
+    def _streamed(self, call: "_Call") -> int:
+        """Return the tokens received: those with log-probabilities, or else an estimate."""
+        text = "".join(call.streamed)
+        tokens = call.scored
+        if text and not tokens:
+            tokens = self.facts.count_tokens((Message("assistant", text),), Sampling())
+        max_tokens = call.sampling.max_tokens
+        return tokens if max_tokens is None else min(tokens, max_tokens)
+
+    @asynccontextmanager
+    async def _paying(self, chat: Chat, sampling: Sampling, choices: int) -> AsyncIterator["_Call"]:
+        """Reserve one call, and when it has ended pay for it and record it.
+
+        Once the model has rejected a prompt of this request, and taken none, it is not asked again.
+        """
+        if (rejection := self._ctx.budget.rejections.get(self.model)) is not None:
+            raise rejection
+        # Reserved before the first await, so two tasks of a fan-out cannot both take the last call.
+        ctx, budget = self._ctx, self._ctx.budget
+
+        def filled(own: Sampling) -> Sampling:
+            return with_room(own, ctx.filled(own), lambda: self.facts)
+
+        own = sendable(ctx.with_tools(chat, sampling), filled, lambda: self.facts)
+        reserved = budget.take(self._priced, chat, filled(own), choices)
+        call = _Call(
+            reserved.sampling,
+            own=own,
+            filled=filled,
+            depth=depth_so_far.get() + 1,
+            started=asyncio.get_running_loop().time(),
+            choices=choices,
+        )
+        scope = asyncio.timeout_at(ctx.deadline)
+        try:
+            async with scope, budget.slots:
+                await budget.pauses.over(self.model, ctx.deadline)
+                call.usage = Usage(calls=1)  # from here on it may have been sent
+                yield call
+            call.outcome = "ok"
+            budget.pauses.answered(self.model)
+        except TimeoutError as exc:
+            call.outcome = "failed"
+            if not scope.expired():
+                raise
+            budget.stop("deadline")
+            raise DeadlineExceeded("deadline passed while waiting for the model") from exc
+        except BudgetExceeded:
+            call.outcome, call.refused = "failed", True
+            budget.stop("caller_budget")
+            raise
+        except SampleError as exc:
+            call.outcome = "failed"
+            if exc.rejects_prompt and not self._answered():
+                budget.rejections[self.model] = exc
+            if call.usage.calls:
+                budget.pauses.note(self.model, exc)
+            call.answered = isinstance(exc, ProviderFailed) and exc.answered
+            call.refused = exc.status not in _UNANSWERED and not call.streamed
+            raise
+        finally:
+            depth_so_far.set(call.depth)
+            budget.usage += call.usage + Usage(calls=call.tries)
+            budget.settle(reserved, self._spent(reserved, call))
+            ctx.trace.record(self._record(call))
+
+    def _answered(self) -> bool:
+        """Return whether the model has answered a call of this request."""
+        return any(c.model == self.model and c.outcome == "ok" for c in self._ctx.trace.calls)
+
+    def _record(self, call: "_Call") -> CallRecord:
+        return CallRecord(
+            stage=self._ctx.stage,
+            run=self._ctx.run,
+            model=self.model,
+            purpose=call.sampling.purpose,
+            depth=call.depth,
+            started_s=call.started - self._ctx.budget.started,
+            seconds=asyncio.get_running_loop().time() - call.started,
+            outcome=call.outcome,
+            usage=call.usage + Usage(calls=call.tries),
+            choices=call.choices,
+        )
+
+    def _spent(self, reserved: Reservation, call: "_Call") -> Usage:
+        """Return the usage that counts towards the limits: the provider's, if it reports any.
+
+        Otherwise a complete reply counts with its whole reservation, one that was cut off with its
+        prompt and the tokens received, and one that was refused or never sent with nothing.
+        """
+        if not reserved.tokens or call.usage.total_tokens:
+            return call.usage
+        if call.outcome == "ok" or call.answered:
+            return reserved.spent(reserved.reply)
+        if call.refused or not call.usage.calls:
+            return Usage()
+        return reserved.spent(self._streamed(call))
+
+
+class MeteredLLM(_Metered):
+    """An `LLM` whose calls are paid for from a context's budget. Approaches get only this one."""
+
+    def __init__(self, inner: LLM, ctx: Context) -> None:
+        super().__init__(inner, ctx)
+        self._inner = inner
 
     async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
         """Return one completion that is not empty, and pay for it.
@@ -398,102 +542,6 @@ class MeteredLLM:
         whole = Reservation(call.sampling, prompt, tokens, self.facts.price or Price(0.0, 0.0))
         return replace(whole.spent(tokens), calls=1)
 
-    def _streamed(self, call: "_Call") -> int:
-        """Return the tokens received: those with log-probabilities, or else an estimate."""
-        text = "".join(call.streamed)
-        tokens = call.scored
-        if text and not tokens:
-            tokens = self.facts.count_tokens((Message("assistant", text),), Sampling())
-        max_tokens = call.sampling.max_tokens
-        return tokens if max_tokens is None else min(tokens, max_tokens)
-
-    @asynccontextmanager
-    async def _paying(self, chat: Chat, sampling: Sampling, choices: int) -> AsyncIterator["_Call"]:
-        """Reserve one call, and when it has ended pay for it and record it.
-
-        Once the model has rejected a prompt of this request, and taken none, it is not asked again.
-        """
-        if (rejection := self._ctx.budget.rejections.get(self.model)) is not None:
-            raise rejection
-        # Reserved before the first await, so two tasks of a fan-out cannot both take the last call.
-        ctx, budget = self._ctx, self._ctx.budget
-
-        def filled(own: Sampling) -> Sampling:
-            return with_room(own, ctx.filled(own), lambda: self.facts)
-
-        own = sendable(ctx.with_tools(chat, sampling), filled, lambda: self.facts)
-        reserved = budget.take(self._inner, chat, filled(own), choices)
-        call = _Call(
-            reserved.sampling,
-            own=own,
-            filled=filled,
-            depth=depth_so_far.get() + 1,
-            started=asyncio.get_running_loop().time(),
-        )
-        scope = asyncio.timeout_at(ctx.deadline)
-        try:
-            async with scope, budget.slots:
-                await budget.pauses.over(self.model, ctx.deadline)
-                call.usage = Usage(calls=1)  # from here on it may have been sent
-                yield call
-            call.outcome = "ok"
-            budget.pauses.answered(self.model)
-        except TimeoutError as exc:
-            call.outcome = "failed"
-            if not scope.expired():
-                raise
-            budget.stop("deadline")
-            raise DeadlineExceeded("deadline passed while waiting for the model") from exc
-        except BudgetExceeded:
-            call.outcome, call.refused = "failed", True
-            budget.stop("caller_budget")
-            raise
-        except SampleError as exc:
-            call.outcome = "failed"
-            if exc.rejects_prompt and not self._answered():
-                budget.rejections[self.model] = exc
-            if call.usage.calls:
-                budget.pauses.note(self.model, exc)
-            call.answered = isinstance(exc, ProviderFailed) and exc.answered
-            call.refused = exc.status not in _UNANSWERED and not call.streamed
-            raise
-        finally:
-            depth_so_far.set(call.depth)
-            budget.usage += call.usage + Usage(calls=call.tries)
-            budget.settle(reserved, self._spent(reserved, call))
-            ctx.trace.record(self._record(call))
-
-    def _answered(self) -> bool:
-        """Return whether the model has answered a call of this request."""
-        return any(c.model == self.model and c.outcome == "ok" for c in self._ctx.trace.calls)
-
-    def _record(self, call: "_Call") -> CallRecord:
-        return CallRecord(
-            stage=self._ctx.stage,
-            run=self._ctx.run,
-            model=self.model,
-            purpose=call.sampling.purpose,
-            depth=call.depth,
-            started_s=call.started - self._ctx.budget.started,
-            seconds=asyncio.get_running_loop().time() - call.started,
-            outcome=call.outcome,
-            usage=call.usage + Usage(calls=call.tries),
-        )
-
-    def _spent(self, reserved: Reservation, call: "_Call") -> Usage:
-        """Return the usage that counts towards the limits: the provider's, if it reports any.
-
-        Otherwise a complete reply counts with its whole reservation, one that was cut off with its
-        prompt and the tokens received, and one that was refused or never sent with nothing.
-        """
-        if not reserved.tokens or call.usage.total_tokens:
-            return call.usage
-        if call.outcome == "ok" or call.answered:
-            return reserved.spent(reserved.reply)
-        if call.refused or not call.usage.calls:
-            return Usage()
-        return reserved.spent(self._streamed(call))
-
     def _kept(self, completions: Sequence[Completion], purpose: Purpose) -> Sequence[Completion]:
         """Return the completions that have content, and keep an answer as the best so far.
 
@@ -508,6 +556,27 @@ class MeteredLLM:
         return kept
 
 
+class MeteredScorer(_Metered):
+    """A `Scorer` whose calls are paid for from a context's budget, as judgements."""
+
+    def __init__(self, inner: Scorer, ctx: Context) -> None:
+        super().__init__(inner, ctx)
+        self._inner = inner
+
+    async def score(self, chat: Chat, texts: Sequence[str], /) -> Scores:
+        """Return the scores of `texts`, and pay for them. Errors as in `MeteredLLM.complete`."""
+        question = Message("user", "\n\n".join(message.text for message in chat))
+        seen = [each for text in texts for each in (question, Message("assistant", text))]
+        async with self._paying(tuple(seen), _SCORING, 1) as call:
+            scores = await self._inner.score(chat, texts)
+            call.usage = scores.usage
+            return scores
+
+
+_SCORING = Sampling(purpose="judge", max_tokens=1)
+"""The sampling of a scorer's call, of which the budget takes the reply to be one token."""
+
+
 @dataclass(slots=True)
 class _Call:
     """One call under way."""
@@ -520,6 +589,7 @@ class _Call:
     filled: Callable[[Sampling], Sampling]
     depth: int
     started: float
+    choices: int
     usage: Usage = field(default=Usage())
     outcome: CallOutcome = "cancelled"
     answered: bool = False

@@ -59,7 +59,11 @@ class RequestRejected(OptiLLMError):
 
 
 def _shortened(text: str) -> str:
-    """Return `text` with its long words cut, so that what it says around them stays readable."""
+    """Return `text` with its long words cut, so that what it says around them stays readable.
+
+    Half of a surrogate pair, which JSON can have and UTF-8 cannot, is written as its escape.
+    """
+    text = text.encode(errors="backslashreplace").decode()
     text = _LONG_WORD.sub(r"\1…", text)
     return text if len(text) <= _MAX_REJECTION else f"{text[:_MAX_REJECTION]}…"
 

@@ -4,13 +4,14 @@ import asyncio
 import concurrent.futures
 import logging
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import compress
-from typing import Final, TypeVar
+from itertools import accumulate, compress
+from typing import Final, Literal, TypeVar
 
 from optillm_hooks.context import Context, depth_so_far
 from optillm_hooks.errors import (
@@ -117,8 +118,27 @@ async def finished(
     return results
 
 
+Decision = Literal["wait", "more", "stop"]
+"""What further samples are: not decided yet, needed, or not needed any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waves:
+    """Two waves of samples, of which the second may not be needed."""
+
+    first: int
+    """Samples in the first wave; if it is all of them, there is no second."""
+
+    decide: Callable[[Sequence[Completion]], Awaitable[Decision]]
+    """Gets the samples of each call that ends. On "more" the second wave begins; on "stop" all
+    calls that are still running are cancelled."""
+
+    patience: float | None = None
+    """The instant at which the second wave begins at the latest."""
+
+
 async def sample_many(
-    llm: LLM,
+    llm: LLM | Sequence[LLM],
     chat: Chat,
     sampling: Sampling,
     ctx: Context,
@@ -127,74 +147,235 @@ async def sample_many(
     min_finished: int = 1,
     until: float | None = None,
     kind: str = "samples",
+    waves: Waves | None = None,
 ) -> list[Completion]:
     """Return the completions of `n` samples of one prompt that finished, in the order of asking.
 
-    Where the model honours `n`, each call asks for as many choices as allowed, so that the prompt
+    Where a model honours `n`, each call asks for as many choices as allowed, so that the prompt
     is billed once; single calls make up for missing choices, unless the provider is overloaded.
     Otherwise every sample is a call of its own. All calls run concurrently. A sample that fails is
     left out; if the model does not take the prompt, the others are cancelled. The trace counts a
     sample that is left out as lost, and a truncated one too if another is complete.
 
     Args:
-        llm: the model.
+        llm: the model, or several, which are sampled in turn. Their samples are returned in the
+            order of the models.
         chat: the prompt of all samples.
-        sampling: `sample` is the number of the first; the others follow it.
+        sampling: `sample` is the number of the first; the others follow it. Samples of the same
+            prompt that are asked for later must come after its `numbers`.
         ctx: its trace counts the samples.
         n: the number of samples.
         min_finished: how many of them the caller needs.
         until: from this instant on, stragglers are cancelled once `min_finished` have finished.
         kind: what the trace calls the samples.
+        waves: whether all samples are needed; None asks for all at the same time.
 
     Raises:
         SamplesFailed: fewer than `min_finished` samples finished.
     """
+    sampler = _Sampler(chat, sampling, waves or Waves(first=n, decide=_all_are_needed))
     found: list[Completion] = []
     try:
-        ended = await _batches(llm, chat, sampling, n, min_finished, until)
-        found = _samples(ended)
+        seats = _seats(list(llm) if isinstance(llm, Sequence) else [llm], n, sampler.waves.first)
+        ended = await sampler.all(seats, until, min_finished)
+        if not sampler.settled and len(sampler.samples) < n:
+            ended += await sampler.missing(seats, n, ended, until, min_finished)
+        found = sampler.samples
     finally:
+        of = sampler.begun if sampler.settled else n
         whole = [sample for sample in found if not sample.truncated] or found
-        ctx.trace.count(kind, lost=n - len(whole), of=n)
+        lost = sampler.failed + len(found) - len(whole) if sampler.settled else n - len(whole)
+        ctx.trace.count(kind, lost=lost, of=of)
+        ctx.trace.save(max(0, n - of))
     if len(found) < min_finished:
         raise SamplesFailed(_errors(ended))
     return found
 
 
-async def _batches(
-    llm: LLM, chat: Chat, sampling: Sampling, n: int, min_finished: int, until: float | None
-) -> list[Sequence[Completion] | SampleError]:
-    """Return the results of the calls for `n` samples, and of those that make up for missing ones.
+def numbers(n: int) -> int:
+    """Return how many sample numbers `n` samples may use: those that are missing get new ones."""
+    return 2 * n
 
-    See `sample_many`. An overloaded provider does not get single calls in place of one that failed.
-    If it has said how long to wait, it gets the same call once more after that time.
-    """
-    rejected = False
 
-    async def ask(number: int, size: int) -> Sequence[Completion]:
-        nonlocal rejected
+async def _all_are_needed(_: Sequence[Completion]) -> Decision:
+    return "wait"
+
+
+@dataclass(frozen=True, slots=True)
+class _Seat:
+    """A model of a panel, and its samples: the number of the first, and how many in each wave."""
+
+    llm: LLM
+    start: int
+    first: int
+    second: int
+    size: int
+    """Maximum samples of a call. What is known of a model may change while it is called."""
+
+    @property
+    def count(self) -> int:
+        return self.first + self.second
+
+    @property
+    def calls(self) -> list[tuple[int, int]]:
+        """The calls for its samples: the number of the first sample, and how many."""
+        second = self.start + self.first
+        waves = ((self.start, second), (second, second + self.second))
+        return [
+            (at, min(self.size, end - at))
+            for begin, end in waves
+            for at in range(begin, end, self.size)
+        ]
+
+
+def _seats(panel: Sequence[LLM], n: int, first: int) -> list[_Seat]:
+    llms = {llm.model: llm for llm in panel}
+    in_turn = [panel[number % len(panel)].model for number in range(n)]
+    firsts, counts = Counter(in_turn[:first]), Counter(in_turn)
+    starts = accumulate(counts.values(), initial=0)
+    return [
+        _Seat(llm, start, firsts[model], counts[model] - firsts[model], llm.facts.max_n)
+        for (model, llm), start in zip(llms.items(), starts, strict=False)
+    ]
+
+
+Ended = list[int | SampleError]
+"""How many samples each call gave, or its error."""
+
+
+@dataclass(slots=True)
+class _Sampler:
+    """The samples of one prompt."""
+
+    chat: Chat
+    sampling: Sampling
+    waves: Waves
+    settled: bool = False
+    """Whether no further samples are needed."""
+
+    begun: int = 0
+    failed: int = 0
+    """Samples of the calls that failed, other than by being cancelled."""
+
+    _found: dict[int, Sequence[Completion]] = field(default_factory=dict[int, Sequence[Completion]])
+    """The samples of each call, by the number of its first."""
+
+    _taking: set[str] = field(default_factory=set[str])
+    """The models that have not rejected the prompt."""
+
+    _one_at_a_time: set[str] = field(default_factory=set[str])
+    """The models of which a call for several samples has failed."""
+
+    _more: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the second wave is needed."""
+
+    _firsts: int = 0
+    """Calls of the first wave that have not ended."""
+
+    _curable: bool = False
+    """Whether a call has failed that might succeed if it were made again."""
+
+    _depth: int = 0
+    """The chain of calls that the second wave has waited for."""
+
+    @property
+    def samples(self) -> list[Completion]:
+        return [sample for number in sorted(self._found) for sample in self._found[number]]
+
+    async def all(self, seats: Sequence[_Seat], until: float | None, enough: int) -> Ended:
+        """Make the calls of all seats, and return how they ended."""
+        self._taking = {seat.llm.model for seat in seats}
+        calls = [(seat, *call) for seat in seats for call in seat.calls]
+        is_first = [number < seat.start + seat.first for seat, number, _ in calls]
+        self._firsts = sum(is_first)
+        asks = [
+            partial(self._in_first if first else self._in_second, *call)
+            for call, first in zip(calls, is_first, strict=True)
+        ]
+        return await outcomes(asks, until=until, enough=enough, settled=self._stopped)
+
+    async def missing(
+        self, seats: Sequence[_Seat], n: int, ended: Ended, until: float | None, enough: int
+    ) -> Ended:
+        """Make calls for the samples that are missing, if calls for several gave too few.
+
+        An overloaded provider does not get single calls in place of one that failed. If it has said
+        how long to wait, it gets the same call once more after that time.
+        """
+        calls: list[Callable[[], Awaitable[int]]] = []
+        left = iter(ended)
+        for seat in seats:
+            of_seat = [next(left) for _ in seat.calls]
+            found, errors = sum(e for e in of_seat if isinstance(e, int)), _errors(of_seat)
+            if min(seat.size, seat.count) == 1:
+                continue
+            if any(error.is_overload for error in errors):
+                told = [isinstance(e, SampleError) and e.wait_s is not None for e in of_seat]
+                # Each waits as it was told, or fails at once.
+                again = list(compress(seat.calls, told))
+                calls += [partial(self._ask, seat, *call) for call in again]
+                self._replace(begun=sum(size for _, size in again), failed=again)
+            elif not any(error.is_permanent for error in errors):
+                # New numbers: a seed that a call has used would repeat that call's first sample.
+                numbers = range(n + seat.start, n + seat.start + seat.count - found)
+                calls += [partial(self._ask, seat, number, 1) for number in numbers]
+                failed = [isinstance(e, SampleError) for e in of_seat]
+                asked = sum(size for (_, size), e in zip(seat.calls, of_seat, strict=True) if e)
+                self._replace(begun=asked - found, failed=list(compress(seat.calls, failed)))
+        lacking = max(0, enough - len(self.samples))
+        return await outcomes(calls, until=until, enough=lacking, settled=self._stopped)
+
+    def _replace(self, *, begun: int, failed: Sequence[tuple[int, int]]) -> None:
+        """Do not count samples, nor failed calls, that others make up for."""
+        self.begun -= begun
+        self.failed -= sum(size for _, size in failed)
+
+    async def _in_first(self, seat: _Seat, number: int, size: int) -> int:
         try:
-            return await _ask(llm, chat, sampling, number, size)
-        except SampleError as exc:
-            rejected = rejected or exc.rejects_prompt
-            raise
+            return await self._ask(seat, number, size)
+        finally:
+            self._firsts -= 1
+            if not self._firsts and not self.settled:
+                self._begin_second()
 
-    size = min(n, llm.facts.max_n)
-    batches = [partial(ask, start, min(size, n - start)) for start in range(0, n, size)]
-    ended = await outcomes(batches, until=until, enough=min_finished, settled=lambda: rejected)
-    found = _samples(ended)
-    if size == 1 or len(found) >= n:
-        return ended
-    enough = max(0, min_finished - len(found))
-    if any(error.is_overload for error in _errors(ended)):
-        told = [isinstance(each, SampleError) and each.wait_s is not None for each in ended]
-        again = list(compress(batches, told))  # each waits as it was told, or fails at once
-        return ended + await outcomes(again, until=until, enough=enough)
-    if not any(error.is_permanent for error in _errors(ended)):
-        # New sample numbers: a seed that a batch has used would repeat the batch's first sample.
-        missing = [partial(ask, number, 1) for number in range(n, 2 * n - len(found))]
-        ended += await outcomes(missing, until=until, enough=enough)
-    return ended
+    async def _in_second(self, seat: _Seat, number: int, size: int) -> int:
+        """Make a call of the second wave; not where the first has shown that it would fail too."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self.waves.patience):
+                await self._more.wait()
+        if self.failed and not (self._found or self._curable):
+            return 0
+        depth_so_far.set(max(self._depth, depth_so_far.get()))
+        if size > 1 and seat.llm.model in self._one_at_a_time:
+            return 0  # `missing` makes up for it
+        return await self._ask(seat, number, size)
+
+    async def _ask(self, seat: _Seat, number: int, size: int) -> int:
+        self.begun += size
+        try:
+            samples = await _ask(seat.llm, self.chat, self.sampling, number, size)
+        except SampleError as exc:
+            if exc.rejects_prompt:
+                self._taking.discard(seat.llm.model)
+            if size > 1 and not exc.is_overload:
+                self._one_at_a_time.add(seat.llm.model)
+            self._curable = self._curable or not (exc.is_overload or exc.is_permanent)
+            self.failed += size
+            raise
+        self._found[number] = samples
+        decision = await self.waves.decide(samples)
+        self.settled = self.settled or decision == "stop"
+        if decision == "more":
+            self._begin_second()
+        return len(samples)
+
+    def _begin_second(self) -> None:
+        if not self._more.is_set():
+            self._depth = depth_so_far.get()
+            self._more.set()
+
+    def _stopped(self) -> bool:
+        return self.settled or not self._taking
 
 
 async def _ask(
@@ -205,10 +386,6 @@ async def _ask(
     if size == 1:
         return [await llm.complete(chat, numbered)]
     return (await llm.complete_n(chat, numbered, size))[:size]
-
-
-def _samples(ended: Sequence[Sequence[Completion] | SampleError]) -> list[Completion]:
-    return [c for outcome in ended if not isinstance(outcome, SampleError) for c in outcome]
 
 
 def _errors(ended: Sequence[T | SampleError]) -> list[SampleError]:

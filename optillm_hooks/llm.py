@@ -1,4 +1,4 @@
-"""The protocol of a model: `LLM`, what is known about it, and the final call of an approach."""
+"""The protocols of models, `LLM` and `Scorer`, what is known of one, and the final call."""
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ from optillm_hooks.types import (
     DeltaFilter,
     Sampling,
     TextFilter,
+    Usage,
 )
 
 Reasoning = Literal["never", "on_request", "always"]
@@ -66,6 +67,9 @@ class ModelFacts:
     sees_images: bool = False
     """Whether it is known to take images."""
 
+    max_scored: int = 0
+    """The maximum number of texts that a `Scorer` scores in one call; 0 for a model that writes."""
+
     supported: frozenset[str] = frozenset()
     """The request fields that the model is known to accept."""
 
@@ -110,6 +114,36 @@ class LLM(Protocol):
 
     def stream(self, chat: Chat, sampling: Sampling, /) -> AsyncGenerator[Delta, None]:
         """Yield the pieces of one completion. A `SampleError` may come before or between them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The scores of one call of a `Scorer`."""
+
+    values: Sequence[float]
+    """One for each text: from 0 to 1 or on a scale of the model's own, higher is better."""
+
+    usage: Usage
+    cut: int = 0
+    """How many of the texts were too long for the model, which has seen them in part."""
+
+
+class Scorer(Protocol):
+    """A reward model or a reranker: it scores answers, and writes nothing."""
+
+    @property
+    def model(self) -> str:
+        """The name under which it is configured."""
+        ...
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What is known about it. The reply to a call counts as one token."""
+        ...
+
+    async def score(self, chat: Chat, texts: Sequence[str], /) -> Scores:
+        """Return the scores of 1 to `facts.max_scored` answers, or raise a `SampleError`."""
         ...
 
 

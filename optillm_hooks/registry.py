@@ -10,18 +10,18 @@ There are four kinds of stage:
 
 import inspect
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from optillm_hooks.context import Context
 from optillm_hooks.errors import RequestRejected
-from optillm_hooks.llm import LLM, FinalCall
+from optillm_hooks.llm import LLM, FinalCall, Scorer
 from optillm_hooks.services import Services
-from optillm_hooks.types import Answer, Chat, Completion, Sampling
+from optillm_hooks.types import Answer, Chat, Completion, Delta, Sampling
 
 ENTRY_POINT_GROUP = "optillm_hooks.approaches"
 """Other packages name a module under it; loading the module registers its approaches."""
@@ -33,6 +33,21 @@ Need = Literal["code", "solver", "network", "tools", "memory"]
 
 class NoFields(BaseModel):
     """A pydantic model without fields."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aside:
+    """An approach expression that a stage may run beside its own work (`Rest.aside`)."""
+
+    expression: str
+    parameter: str
+    """The parameter that holds the expression, for error messages."""
+
+    times: int
+    """How often it may run at most."""
+
+    model: str | None = None
+    """The model group it runs on; None is the base model."""
 
 
 class Params(BaseModel):
@@ -56,6 +71,9 @@ class Params(BaseModel):
 
     judge_fields: ClassVar[tuple[str, ...]] = ()
     """The `model_group_fields` whose models only judge: a decoder does not change their calls."""
+
+    scorer_fields: ClassVar[tuple[str, ...]] = ()
+    """The `judge_fields` whose models only rate or choose: they can name a `Scorer` too."""
 
     reads_any_field: ClassVar[bool] = False
     """Whether it reads request fields that are not known here, as plugin files of OptiLLM do."""
@@ -86,12 +104,24 @@ class Params(BaseModel):
         """Return the model groups that write answers, in order: those that do not only judge."""
         return self._groups([f for f in self.model_group_fields if f not in self.judge_fields])
 
+    def writers(self) -> tuple[str, ...]:
+        """Return the model groups that must write text, in order: a scorer cannot stand there."""
+        return self._groups([f for f in self.model_group_fields if f not in self.scorer_fields])
+
     def _groups(self, fields: Iterable[str]) -> tuple[str, ...]:
         named: list[str] = []
         for name in fields:
             value = getattr(self, name)
             named += [value] if isinstance(value, str) else list(value or ())
         return tuple(named)
+
+    def runs_of_rest(self) -> int:
+        """Return how often a wrapper may run the stages inside it at most."""
+        return 1
+
+    def aside(self) -> Aside | None:
+        """Return the approach expression that the stage may run beside its own work, if any."""
+        return None
 
     def check_services(self, services: Services) -> None:
         """Raise `RequestRejected` if the stage needs a service that is missing.
@@ -124,6 +154,79 @@ class DraftingParams(Params):
     )
 
 
+class SettlingParams(Params):
+    """Base class of the parameters of an approach that stops when its answers agree."""
+
+    models: tuple[str, ...] = Field(
+        default=(),
+        max_length=16,
+        description="Model groups that are sampled, in turn; empty: the base model alone.",
+    )
+    confidence: float = Field(
+        default=0.9,
+        ge=0.5,
+        le=1,
+        description="Sampling stops when the leading answer is the most frequent one with at least "
+        "this probability; 1: only when further samples cannot change that.",
+    )
+    model_group_fields: ClassVar[tuple[str, ...]] = ("models",)
+
+
+class SamplerParams(SettlingParams):
+    """Base class of the parameters of an approach that samples answers and compares them."""
+
+    first_m: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Number of samples to wait for: all are begun at the same time, and the others "
+        "are cancelled; unset: samples are taken in up to two waves.",
+    )
+
+    samples_field: ClassVar[str] = "n"
+    """The parameter that says how many samples there are."""
+
+    @model_validator(mode="after")
+    def _first_m_of_them(self) -> Self:
+        samples = getattr(self, self.samples_field, None)
+        if self.first_m is not None and samples is not None and self.first_m > samples:
+            raise ValueError(
+                f"first_m must be at most {self.samples_field} ({samples}), got {self.first_m}"
+            )
+        return self
+
+
+ChooseBy = Literal["auto", "agreement", "rating"]
+
+
+class ChoosingParams(Params):
+    """Base class of the parameters of an approach that chooses by ratings."""
+
+    choose_by: ChooseBy = Field(
+        default="auto",
+        description="rating: the candidate rated highest; agreement: the answer with the highest "
+        "sum of ratings, which a weak judge spoils less; auto: agreement, or rating once decoys "
+        "have shown that the judge is nearly always right.",
+    )
+
+
+class MeasuredParams(Params):
+    """Base class of the parameters of an approach whose judge can be measured."""
+
+    decoys: int = Field(
+        default=0,
+        ge=0,
+        le=16,
+        description="Wrong solutions that are written and judged among the candidates, to measure "
+        "the judge; one that is no better than chance is put aside for a vote. Each costs a call "
+        "and its judgements; 0: not measured.",
+    )
+
+
+class JudgedParams(ChoosingParams, MeasuredParams):
+    """Base class of the parameters of an approach whose candidates a judge rates."""
+
+
 class NoParams(Params):
     """Parameters of an approach that has none."""
 
@@ -136,17 +239,26 @@ class Cost:
     depth: int
     """Calls on the critical path."""
 
+    remote_calls: int | None = None
+    """Calls for each decoded reply of a model that does not run the method itself, at most; None:
+    as many as `calls`. Only for decoders."""
+
 
 P = TypeVar("P", bound=Params)
 Result = Answer | FinalCall
 Through = Callable[[LLM], LLM]
 """Returns a model that calls the given one, and changes what goes in or what comes out."""
 
+Scoring = Callable[[Scorer], Scorer]
+"""The same for a scorer."""
+
 
 class Rest(Protocol):
     """The stages after a wrapper."""
 
-    async def __call__(self, chat: Chat, /, *, through: Through | None = None) -> Result:
+    async def __call__(
+        self, chat: Chat, /, *, through: Through | None = None, scoring: Scoring | None = None
+    ) -> Result:
         """Run the stages on `chat` and return their result.
 
         If a limit or a failure ends them, it is their best answer so far. A wrapper that changes
@@ -155,6 +267,7 @@ class Rest(Protocol):
         Args:
             chat: the conversation.
             through: applied to every model that the stages call.
+            scoring: applied to every scorer.
         """
         ...
 
@@ -162,6 +275,26 @@ class Rest(Protocol):
         """Run the stages on `chat` and return their answer: their final call is made too.
 
         It is for a wrapper that must see the whole answer before the client sees any of it.
+        """
+        ...
+
+    def pieces(self, chat: Chat, /) -> AsyncGenerator[Delta, None]:
+        """Run the stages on `chat` and yield their answer piece by piece, as the client gets it.
+
+        It is for a wrapper that returns a final call of its own, whose model calls this later. A
+        `SampleError` may come before or between the pieces.
+        """
+        ...
+
+    async def aside(self, chat: Chat, /, *, until: float) -> Answer:
+        """Return the answer to `chat` of the expression that the wrapper has (`Params.aside`).
+
+        It is a run of its own: it has the request's budget, but none of the client's tools and
+        formats. The budget's last call is not for it. At the instant `until`, or if it fails, its
+        best answer so far is returned.
+
+        Raises:
+            SampleError: there is no answer.
         """
         ...
 

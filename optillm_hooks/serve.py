@@ -63,7 +63,7 @@ def ensure_key(path: Path) -> None:
     """Give the file `path` a random master key, readable by its owner only, if it has none.
 
     Raises:
-        CannotServe: the file names the key and leaves it empty.
+        CannotServe: the file names the key and leaves it empty, or it cannot be written.
     """
     key = read_env(path).get(KEY)
     if key == "":
@@ -72,9 +72,15 @@ def ensure_key(path: Path) -> None:
         return
     before = path.read_text() if path.exists() else ""
     line_break = "\n" if before and not before.endswith("\n") else ""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(f"{line_break}{KEY}=sk-{secrets.token_urlsafe(32)}\n")
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(f"{line_break}{KEY}=sk-{secrets.token_urlsafe(32)}\n")
+    except OSError as exc:
+        raise CannotServe(
+            f"a master key cannot be written to {path}: {exc.strerror}; set {KEY} in the "
+            "environment instead"
+        ) from exc
 
 
 def check_key(key: str) -> None:
@@ -139,12 +145,16 @@ def check_free(host: str, port: int) -> None:
 def welcome(url: str, env_file: Path, key_from_env: bool, models: list[str], free: bool) -> str:
     """Return the text printed once the proxy answers: URL, key, models and an example request."""
     names = [name for name in models if name != WILDCARD]
-    example = f"bon-{names[0]}" if free and names else next(iter(names), "MODEL")
+    example = f"re2-{names[0]}" if free and names else next(iter(names), "MODEL")
     place = f"{KEY}, from your environment" if key_from_env else f"{KEY} in {env_file}"
     dotenv = shlex.join([sys.executable, "-m", "dotenv", "-f", str(env_file), "get", KEY])
     key = f"${KEY}" if key_from_env else f"$({dotenv})"
     body = json.dumps(
-        {"model": example, "messages": [{"role": "user", "content": "What is 6 times 7?"}]}
+        {
+            "model": example,
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "stream": True,
+        }
     )
     forms = f", and an approach before any of them: {example}" if free and names else ""
     return "\n".join(
@@ -153,7 +163,7 @@ def welcome(url: str, env_file: Path, key_from_env: bool, models: list[str], fre
             f"  URL     {url}/v1",
             f"  key     {place}",
             f"  models  {', '.join(names)}{forms}",
-            f'  try     curl -s {url}/v1/chat/completions -H "Authorization: Bearer {key}"'
+            f'  try     curl -sN {url}/v1/chat/completions -H "Authorization: Bearer {key}"'
             f" -H 'Content-Type: application/json' -d {shlex.quote(body)}",
             "",
         )

@@ -36,6 +36,9 @@ class Owner:
     end_user: str = ""
     """The id of the client's own user, which the request names (`user`)."""
 
+    session: str = ""
+    """The session that the client names."""
+
     def namespace(self, scope: Scope) -> Namespace:
         """Return the namespace of the request's key, team or user.
 
@@ -207,6 +210,18 @@ class Embed(Protocol):
         ...
 
 
+class AnswerCheck(Protocol):
+    """The operator's own check of answers."""
+
+    async def __call__(self, question: str, answer: str, /) -> tuple[bool | None, float | None]:
+        """Return whether an answer passes and its score from 0 to 1, each if it is known.
+
+        Raises:
+            ServiceFailed: the check could not be made.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoteKeeping:
     """How notes of conversations are kept in the store."""
@@ -282,6 +297,7 @@ class Services:
     fetch: Fetch | None = None
     toolbox: ToolBox | None = None
     embed: Embed | None = None
+    answer_check: AnswerCheck | None = None
     store: Store | None = None
     """Keeps rows of the owner's namespaces; opened when it is first used."""
 

@@ -1,10 +1,10 @@
 """The operator's settings in YAML, as frozen pydantic models. An unknown key is an error."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
@@ -25,11 +25,16 @@ def explain(error: "ErrorDetails", model: type[BaseModel]) -> str:
     if error["type"] == "tuple_type":
         return "must be a list, such as [a, b]"
     if error["type"] != "extra_forbidden":
-        return error["msg"]
+        return error["msg"].removeprefix("Value error, ").replace("Tuple should", "List should")
     owner: Any = model
     for part in error["loc"][:-1]:
-        owner = owner.model_fields[part].annotation
+        of_named = get_origin(owner) is dict
+        owner = get_args(owner)[1] if of_named else owner.model_fields[part].annotation
     return f"unknown setting (known: {', '.join(owner.model_fields)})"
+
+
+Presets = Mapping[str, Mapping[str, Mapping[str, object]]]
+"""Parameters by approach, and by the name of a preset of the operator's."""
 
 
 class LimitSettings(_Settings):
@@ -116,7 +121,7 @@ class PlanCalls(_Settings):
 
     alias: int = Field(default=256, ge=1, description="In an alias, or the default approach.")
     client: int = Field(default=64, ge=1, description="In a request: prefix, tag or body field.")
-    tag: int = Field(default=8, ge=1, description="In a tag, for each choice (n).")
+    tag: int = Field(default=10, ge=1, description="In a tag, for each choice (n).")
 
 
 class WebSettings(_Settings):
@@ -303,11 +308,51 @@ def presidio_address(settings: PrivacySettings) -> str | None:
     return settings.presidio_url or os.environ.get("PRESIDIO_ANALYZER_API_BASE") or None
 
 
+class AnswerCheckSettings(_Settings):
+    """The operator's own check of answers, for the verifier `http`."""
+
+    url: str | None = Field(
+        default=None,
+        pattern="^https?://",
+        description="Where answers are posted as JSON (`question`, `answer`). The reply is JSON: "
+        "`pass` (true, false or null) and `score` (0 to 1), one or both.",
+    )
+    token: str | None = Field(
+        default=None, repr=False, description="Sent as a bearer token, such as os.environ/NAME."
+    )
+    timeout_s: float = Field(default=10.0, gt=0, le=300, description="Seconds for one answer.")
+
+
 class SplSettings(_Settings):
     """What the approach `spl` may do."""
 
     learning: bool = Field(
         default=False, description="Let requests and aliases that ask for it add strategies."
+    )
+
+
+class FusionPreset(_Settings):
+    """A panel of `fusion`. What it does not set is as in a request without it."""
+
+    models: tuple[str, ...] = Field(
+        min_length=1, max_length=16, description="Model groups that respond, in turn."
+    )
+    judge: str | None = Field(default=None, description="Model group that compares responses.")
+    synthesiser: str | None = Field(default=None, description="Model group that writes the answer.")
+    n: int | None = Field(default=None, ge=1, le=16, description="Responses.")
+    first_m: int | None = Field(default=None, ge=1, le=64, description="Responses to wait for.")
+    agreement: Literal["majority", "all"] = Field(
+        default="majority", description="Responses that make an answer without a judgement."
+    )
+
+
+class FusionSettings(_Settings):
+    """The panels that `fusion` has by name."""
+
+    presets: dict[str, FusionPreset] = Field(
+        default_factory=dict[str, FusionPreset],
+        max_length=64,
+        description="Panels, which a request names as `fusion(preset=NAME)`.",
     )
 
 
@@ -335,6 +380,12 @@ class Settings(RunSettings):
     spl: SplSettings = Field(
         default_factory=SplSettings, description="What the approach `spl` may do."
     )
+    answer_check: AnswerCheckSettings = Field(
+        default_factory=AnswerCheckSettings, description="Your own check of answers."
+    )
+    fusion: FusionSettings = Field(
+        default_factory=FusionSettings, description="The panels that `fusion` has by name."
+    )
     max_choices: int = Field(default=64, ge=1, description="Maximum choices (n) of one request.")
     plugins_dir: str | None = Field(
         default=None,
@@ -353,6 +404,12 @@ class Settings(RunSettings):
         description="Let a request's `no-log: true` keep its inner calls out of LiteLLM's logs and "
         "spend.",
     )
+
+    @property
+    def presets(self) -> Presets:
+        """The parameters of the operator's presets."""
+        panels = self.fusion.presets
+        return {"fusion": {name: panels[name].model_dump(exclude_unset=True) for name in panels}}
 
 
 def plugins_directory(settings: Settings) -> Path | None:

@@ -121,7 +121,8 @@ def _only_value(value: dict[str, Json]) -> dict[str, Json] | None:
 def _validated(form: type[F], value: dict[str, Json]) -> F:
     """Return `value` as a `form`, if need be with values in the type that the form wants.
 
-    Models write numbers where a text is wanted, and JSON as a text where a list is wanted.
+    Models write numbers where a text is wanted, JSON as a text where a list is wanted, null for
+    what they leave out, and names in capitals.
     """
     try:
         return form.model_validate(value)
@@ -134,11 +135,15 @@ def _validated(form: type[F], value: dict[str, Json]) -> F:
 
 def _retype(value: Any, place: Sequence[int | str], wrong: str) -> None:
     """Change the type of what is at `place` in `value`, as far as the error `wrong` says how."""
-    with suppress(LookupError, TypeError, ValueError, RecursionError):
+    with suppress(AttributeError, LookupError, TypeError, ValueError, RecursionError):
         for key in place[:-1]:
             value = value[key]
         given = value[place[-1]]
-        if wrong == "string_type" and type(given) in (int, float):
+        if given is None and isinstance(value, dict):
+            del value[place[-1]]
+        elif wrong == "literal_error":
+            value[place[-1]] = given.strip().lower()
+        elif wrong == "string_type" and type(given) in (int, float):
             value[place[-1]] = json.dumps(given)
         elif wrong in _CONTAINERS and isinstance(given, str):
             value[place[-1]] = json.loads(given)

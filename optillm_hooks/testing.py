@@ -22,7 +22,7 @@ import optillm_hooks.approaches  # noqa: F401 (registers the built-in ones)
 from optillm_hooks.answers.deltas import as_delta, parts
 from optillm_hooks.budget import Budget, Limits
 from optillm_hooks.context import Context, MeteredLLM
-from optillm_hooks.llm import ModelFacts, Price
+from optillm_hooks.llm import ModelFacts, Price, Scores
 from optillm_hooks.registry import DraftingParams, Params, Result, get_approach
 from optillm_hooks.types import Answer, Chat, Completion, Delta, Message, Sampling, Usage
 
@@ -217,12 +217,58 @@ class StagedLLM(AnsweringLLM):
         return reply(number, asked) if callable(reply) else reply
 
 
+class AnsweringScorer:
+    """A scorer whose scores are a function of conversation and text.
+
+    With an exception the call fails, and with `HANG` it never returns.
+
+    Args:
+        score: returns the score of a text.
+        model: the name of the model.
+        max_scored: the texts that one call takes.
+        price: of a token, and of a call.
+        cut: how many texts of each call are too long.
+    """
+
+    def __init__(
+        self,
+        score: Callable[[Chat, str], float | Exception | Hang],
+        *,
+        model: str = "scorer",
+        max_scored: int = 32,
+        price: Price | None = None,
+        cut: int = 0,
+    ) -> None:
+        self._score = score
+        self._cut = cut
+        self.model = model
+        self.facts = ModelFacts(count_tokens=_count_words, max_scored=max_scored, price=price)
+        self.calls: list[tuple[Chat, Sequence[str]]] = []
+        """The conversation and the texts of each call, in order."""
+
+    async def score(self, chat: Chat, texts: Sequence[str], /) -> Scores:
+        if not 1 <= len(texts) <= self.facts.max_scored:
+            raise AssertionError(f"a call takes 1 to {self.facts.max_scored} texts")
+        self.calls.append((chat, tuple(texts)))
+        found: list[float] = []
+        for text in texts:
+            score = self._score(chat, text)
+            if isinstance(score, Exception):
+                raise score
+            if isinstance(score, Hang):
+                await asyncio.Event().wait()
+            else:
+                found.append(score)
+        return Scores(found, Usage(calls=1, prompt_tokens=10 * len(texts)), self._cut)
+
+
 def context(
     *,
     limits: Limits | None = None,
     seed: int = 0,
     client: Sampling | None = None,
     models: Sequence[ScriptedLLM] = (),
+    scorers: Sequence[AnsweringScorer] = (),
 ) -> Context:
     """Return the context of a request, for an approach under test.
 
@@ -234,6 +280,7 @@ def context(
         seed: seeds `rng`.
         client: the fields of the client's request.
         models: the other model groups that the approach may look up by name.
+        scorers: the model groups that score.
     """
     groups = {llm.model: llm for llm in models}
     return Context(
@@ -243,6 +290,7 @@ def context(
         rng=random.Random(seed),  # noqa: S311 (no secret)
         client=client or Sampling(),
         models=groups.__getitem__,
+        scorers={scorer.model: scorer for scorer in scorers}.get,
     )
 
 
@@ -279,7 +327,8 @@ async def answer(
     result = await run(name, asked, llm, ctx, **given)
     if isinstance(result, Answer):
         return result
-    whole = await MeteredLLM(llm, ctx).complete(result.chat, result.sampling)
+    final = result.llm or MeteredLLM(llm, ctx)
+    whole = await final.complete(result.chat, result.sampling)
     if result.text_filter is None:
         return whole
     shown = result.text_filter()

@@ -1,7 +1,7 @@
 """The trace of one request: a record of each model call, and facts noted by the approaches."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -31,6 +31,38 @@ class CallRecord:
     seconds: float
     outcome: CallOutcome
     usage: Usage
+    choices: int = 1
+    """How many replies it asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageRun:
+    """One stage of one run of a request."""
+
+    name: str
+    """The approach, or "final_call"."""
+
+    chain: str
+    """Label of the chain that it is a stage of."""
+
+    run: int
+
+
+class Watcher:
+    """Is told what happens while a request runs. Each method does nothing unless overridden.
+
+    A watcher gets no text of the user or of a model, and must not raise.
+    """
+
+    def stage(self, _stage: StageRun, /) -> AbstractContextManager[object]:
+        """Return the context in which a stage runs, in the stage's own task."""
+        return nullcontext()
+
+    def call_ended(self, call: CallRecord, /) -> None:
+        """Hear of a model call that has ended."""
+
+    def first_piece(self) -> None:
+        """Hear that the client gets the first piece of a streamed answer."""
 
 
 @dataclass(slots=True)
@@ -50,8 +82,14 @@ class Trace:
     losses: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
     """How many of each kind of step were lost, and out of how many: {"ratings": (2, 6)}."""
 
-    listener: Callable[[CallRecord], None] | None = None
-    """Called with the record of each call when it ends."""
+    doubts: list[str] = field(default_factory=list[str])
+    """What was put aside because it could not be trusted, for the report."""
+
+    calls_saved: int = 0
+    """Planned calls that were not needed, choices of a call for several counted one by one."""
+
+    watchers: list[Watcher] = field(default_factory=list[Watcher])
+    """Those that are told what happens, while it happens."""
 
     def note(self, name: str, /, **facts: object) -> None:
         """Record `facts` under `name`: numbers and short labels, no text of users or models."""
@@ -66,6 +104,15 @@ class Trace:
         before = self.losses.get(kind, (0, 0))
         self.losses[kind] = (before[0] + lost, before[1] + of)
 
+    def doubt(self, what: str) -> None:
+        """Report that `what` was put aside."""
+        if what not in self.doubts:
+            self.doubts.append(what)
+
+    def save(self, calls: int) -> None:
+        """Count planned calls that turned out not to be needed."""
+        self.calls_saved += calls
+
     @contextmanager
     def step(self, kind: str) -> Iterator[None]:
         """Count the block as one step of a kind, which is lost if it raises."""
@@ -79,8 +126,21 @@ class Trace:
     def record(self, call: CallRecord) -> None:
         """Add the record of a call that has ended."""
         self.calls.append(call)
-        if self.listener is not None:
-            self.listener(call)
+        for watcher in self.watchers:
+            watcher.call_ended(call)
+
+    def first_piece(self) -> None:
+        """Tell that the client gets the first piece of a streamed answer."""
+        for watcher in self.watchers:
+            watcher.first_piece()
+
+    @contextmanager
+    def stage(self, stage: StageRun) -> Iterator[None]:
+        """Run the block as a stage, within the context of each watcher."""
+        with ExitStack() as contexts:
+            for watcher in self.watchers:
+                contexts.enter_context(watcher.stage(stage))
+            yield
 
     @property
     def usage(self) -> Usage:
@@ -89,8 +149,9 @@ class Trace:
 
     @property
     def lost(self) -> tuple[str, ...]:
-        """The kinds of which any step was lost, with counts: "ratings:2/6"."""
-        return tuple(f"{kind}:{lost}/{of}" for kind, (lost, of) in self.losses.items() if lost)
+        """The kinds of which any step was lost, with counts ("ratings:2/6"), and the doubts."""
+        counted = [f"{kind}:{lost}/{of}" for kind, (lost, of) in self.losses.items() if lost]
+        return (*counted, *self.doubts)
 
     @property
     def depth(self) -> int:

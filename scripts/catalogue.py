@@ -1,7 +1,7 @@
 """Generates the parts of the documentation that follow from the code: tables and lists.
 
 `python -m scripts.catalogue` writes the table of approaches into README.md, their parameters into
-docs/approaches.md, the settings of local models into docs/operating.md, and the import graph and
+docs/approaches.md, the settings of local models into docs/local_models.md, and the import graph and
 the list of modules into docs/architecture.md. With `--check` it only says whether they are current.
 """
 
@@ -15,7 +15,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 import optillm_hooks.approaches  # noqa: F401 (registers them)
-from optillm_hooks.local_provider.models import ModelSpec
+from optillm_hooks.local_provider.model_spec import ModelSpec
+from optillm_hooks.pipeline.plan import cost_of, stage_of
 from optillm_hooks.registry import Approach, all_approaches
 from scripts.imports import MODULES, PACKAGE, import_graph
 
@@ -31,6 +32,7 @@ END_MODULES = "<!-- end of modules -->"
 EVERYWHERE = {"types", "errors"}
 """Modules that everything may import, which the picture leaves out."""
 
+_WORTH = re.compile(r"^Worth it when: (.+?)\.$", re.MULTILINE | re.DOTALL)
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
 
@@ -38,6 +40,12 @@ def summary(approach: Approach) -> str:
     """Return the summary of an approach: the first paragraph of its docstring, without its name."""
     first = approach.doc.split("\n\n", 1)[0].replace("\n", " ")
     return first.split(": ", 1)[-1]
+
+
+def worth(approach: Approach) -> str:
+    """Return when an approach is worth its cost, as its docstring says; "" if it does not."""
+    said = _WORTH.search(approach.doc)
+    return " ".join(said[1].split()) if said else ""
 
 
 def sources(approach: Approach) -> str:
@@ -48,14 +56,15 @@ def sources(approach: Approach) -> str:
 
 def table() -> str:
     """Return the Markdown table of all approaches with their cost at default parameters."""
-    rows = ["| approach | kind | what it does | source | calls | critical path |"]
-    rows.append("|---|---|---|---|---|---|")
+    rows = ["| approach | kind | what it does | worth it when | source | calls | critical path |"]
+    rows.append("|---|---|---|---|---|---|---|")
     for approach in all_approaches():
-        cost = approach.cost(approach.params())
-        last = approach.kind in ("rewriter", "wrapper")  # alone, a plain call ends it
+        chain = (stage_of(approach.name, {}, None),)
+        cost, remote = cost_of(chain), chain[0].cost.remote_calls
+        calls = f"{cost.calls} (remote: {remote})" if remote else cost.calls
         rows.append(
-            f"| `{approach.name}` | {approach.kind} | {summary(approach)} | {sources(approach)} "
-            f"| {cost.calls + last} | {cost.depth + last} |"
+            f"| `{approach.name}` | {approach.kind} | {summary(approach)} | {worth(approach)} "
+            f"| {sources(approach)} | {calls} | {cost.depth} |"
         )
     return "\n".join(rows)
 
@@ -157,9 +166,9 @@ def with_table(readme: str) -> str:
     return _between(BEGIN, END, readme, table())
 
 
-def with_settings(operating: str) -> str:
-    """Return docs/operating.md with the table of a local model's settings regenerated."""
-    return _between(BEGIN_SETTINGS, END_SETTINGS, operating, settings())
+def with_settings(local_models: str) -> str:
+    """Return docs/local_models.md with the table of a local model's settings regenerated."""
+    return _between(BEGIN_SETTINGS, END_SETTINGS, local_models, settings())
 
 
 def with_code(architecture: str) -> str:
@@ -177,11 +186,11 @@ def _between(begin: str, end: str, document: str, made: str) -> str:
 def main(arguments: list[str]) -> int:
     """Write the generated parts, or with `--check` only compare; 1 if they are not current."""
     readme, docs = Path("README.md"), Path("docs/approaches.md")
-    operating, architecture = Path("docs/operating.md"), Path("docs/architecture.md")
+    local_models, architecture = Path("docs/local_models.md"), Path("docs/architecture.md")
     made = {
         readme: with_table(readme.read_text()),
         docs: reference(),
-        operating: with_settings(operating.read_text()),
+        local_models: with_settings(local_models.read_text()),
         architecture: with_code(architecture.read_text()),
     }
     stale = [path for path, text in made.items() if not path.exists() or path.read_text() != text]

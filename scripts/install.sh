@@ -5,7 +5,7 @@ set -eu
 cd "$(dirname "$0")/.."
 case "${1:-}" in
   slim) extras=solver,sandbox,web ;;
-  local) extras=local,solver,sandbox,web ;;
+  local) extras=local,int8,solver,sandbox,web ;;
   *) echo "usage: $0 slim|local" >&2; exit 2 ;;
 esac
 python -m pip install --quiet -c constraints.txt ".[$extras]"

@@ -2,29 +2,34 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Answer = Callable[[str, Any], tuple[int, Any]]
 """Returns the status and the value for a path and a body."""
 
+NO_HEADERS: Mapping[str, str] = {}
+
 
 @contextmanager
-def json_host(answer: Answer) -> Iterator[str]:
-    """Yield the address of a host that serves `answer`."""
+def json_host(answer: Answer, headers: Mapping[str, str] = NO_HEADERS) -> Iterator[str]:
+    """Yield the address of a host that serves `answer`, each with `headers`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            status, value = answer(self.path, body)
-            content = json.dumps(value).encode()
+            status, document = answer(self.path, body)
+            content = json.dumps(document).encode()
             self.send_response(status)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(content)))
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(content)
+            with suppress(BrokenPipeError):  # the client did not wait
+                self.wfile.write(content)
 
         def log_message(self, *_: object) -> None:
             return

@@ -19,6 +19,12 @@ _METHODS: Final = frozenset(
 _FLAGS_AT: Final = {"sub": 4, "subn": 4, "split": 3}
 _ANCHORED: Final = frozenset(("match", "fullmatch"))
 
+_WITHOUT_PATTERNS: Final = frozenset(("optillm_hooks.local_provider.gpu_kernels",))
+"""Modules that import what only machines with a GPU have."""
+
+_OF_THE_OPERATOR: Final = frozenset(("optillm_hooks.local_provider.adapters",))
+"""Modules that use patterns in files of the operator's."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -64,7 +70,7 @@ def package_patterns() -> list[Found]:
 
 def _modules() -> Iterator[ModuleType]:
     for info in pkgutil.walk_packages(optillm_hooks.__path__, "optillm_hooks."):
-        if not info.name.endswith("__main__"):
+        if not info.name.endswith("__main__") and info.name not in _WITHOUT_PATTERNS:
             yield importlib.import_module(info.name)
 
 
@@ -194,6 +200,8 @@ def _in_calls(module: ModuleType, tree: ast.Module) -> Iterator[Found]:
             and node.func.value.id == "re"
             and node.func.attr in _METHODS
         ):
+            continue
+        if module.__name__ in _OF_THE_OPERATOR and isinstance(node.args[0], ast.Name):
             continue
         where = f"{module.__name__}:{node.lineno}"
         pattern = _evaluated(node.args[0], module, where)

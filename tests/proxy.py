@@ -237,17 +237,28 @@ class Proxy:
     def post(
         self, path: str, body: object, *, key: str | None = None, timeout_s: float = 60
     ) -> httpx.Response:
-        """Send `body` as JSON; bytes are sent unchanged."""
+        """Send `body` as JSON; bytes are sent unchanged.
+
+        Raises:
+            AssertionError: the proxy has ended; with its exit status and the end of its log.
+        """
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return self.http.post(
-            f"{self.url}{path}",
-            content=content,
-            headers={
-                "authorization": f"Bearer {key or self.master_key}",
-                "content-type": "application/json",
-            },
-            timeout=timeout_s,
-        )
+        try:
+            return self.http.post(
+                f"{self.url}{path}",
+                content=content,
+                headers={
+                    "authorization": f"Bearer {key or self.master_key}",
+                    "content-type": "application/json",
+                },
+                timeout=timeout_s,
+            )
+        except httpx.ConnectError:
+            assert self._process is not None
+            code = self._process.poll()
+            if code is None:
+                raise
+            raise AssertionError(f"the proxy ended with {code}:\n{self.log[-4000:]}") from None
 
     def wait_until(self, holds: Callable[["Proxy"], bool], *, within_s: float = 10.0) -> None:
         """Wait until `holds`.

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 from optillm_hooks.approaches import leap, mcts, plansearch, pvg, rstar, rto
+from optillm_hooks.judging import decoys
 from optillm_hooks.testing import AnsweringLLM
 from optillm_hooks.types import Chat, Completion, Sampling
 
@@ -46,7 +47,7 @@ def kind(chat: Chat, sampling: Sampling) -> str:
         "plan": plansearch.PLAN[:60],
         "plan freely": plansearch.PLAN_FREELY,
         "answer by plan": plansearch.ANSWER,
-        "sneaky": pvg.SNEAKY,
+        "sneaky": decoys.SNEAKY,
         "helpful": pvg.HELPFUL,
         "review": pvg.REVIEW,
         "complete": rstar.COMPLETE,

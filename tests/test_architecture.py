@@ -31,7 +31,7 @@ EVERY = pytest.mark.parametrize("module", MODULES)
 
 LAYERS = [
     {"types"},
-    {"errors"},
+    {"errors", "machine"},
     {"answers", "search", "sandbox", "llm", "prompts", "pauses", "converters"},
     {
         "solver",
@@ -46,10 +46,10 @@ LAYERS = [
     {"services"},
     {"context", "web"},
     {"reading"},
-    {"answer_format", "registry", "fanout", "final_answer"},
+    {"answer_format", "registry", "fanout", "final_answer", "merging"},
     {"decoding", "judging", "privacy", "programs", "settings", "structured", "tools"},
-    {"long_context"},
-    {"research"},
+    {"long_context", "waves"},
+    {"research", "verifiers"},
     {"approaches", "local_provider", "plugin_files"},
     {"pipeline", "testing"},
     {"gateway", "serve", "__init__"},
@@ -106,12 +106,12 @@ def test_an_approach_is_one_file(module: str) -> None:
 
 
 RUNNERS = ("runner", "monty", "bubblewrap_runner", "bubblewrap", "harness")
-PROGRAMMERS = ("coc", "executecode", "plansearch", "spl")
+PROGRAMMERS = ("abmcts", "coc", "executecode", "plansearch", "spl", "verified")
 
 
 def runs_programs(module: str) -> bool:
     """Return whether a module can run a program that a model wrote."""
-    of_runner = [f"code_execution.{name}" for name in RUNNERS]
+    of_runner = [*(f"code_execution.{name}" for name in RUNNERS), "verifiers.panel"]
     return not imported_modules(module).isdisjoint(of_runner) or any(
         isinstance(node, ast.Attribute) and node.attr == "code_runner"
         for node in ast.walk(MODULES[module])
@@ -126,7 +126,7 @@ def test_an_approach_that_can_run_programs_declares_it() -> None:
     assert can_run <= declared
 
 
-LOCAL = {"types", "errors", "answers", "decoding", "local_provider"}
+LOCAL = {"types", "errors", "machine", "answers", "decoding", "local_provider"}
 
 
 def test_the_grammar_knows_no_approach_and_the_local_provider_no_pipeline() -> None:
@@ -285,6 +285,7 @@ def test_the_names_of_the_config_are_the_imported_objects() -> None:
     expected = {
         "optillm_hooks.gateway.hook": gateway.hook,
         "optillm_hooks.gateway.provider": gateway.provider,
+        "optillm_hooks.gateway.scorer": gateway.scorer,
         "optillm_hooks.local_provider.provider": local_provider.provider,
     }
     assert set(names_in_the_config()) == set(expected)

@@ -8,7 +8,7 @@ import litellm
 import pytest
 import torch
 
-from benchmarks import accuracy, inner_call_cpu, load, local_speed
+from benchmarks import accuracy, inner_call_cpu, load, local_speed, perplexity
 from benchmarks.report import Interval, interval, table, with_section
 from optillm_hooks.local_provider import provider as local
 from tests.upstream import Call
@@ -101,6 +101,14 @@ def test_the_statistics_of_the_table() -> None:
     )
 
 
+def test_perplexities_are_compared_window_by_window() -> None:
+    base = [1.0, 3.0, 2.0]
+    assert perplexity.change([loss + math.log(1.01) for loss in base], base) == (
+        "+1.00 % [+1.00, +1.00]"
+    )
+    assert perplexity.change([1.0, 3.0, 2.3], base) == "+10.52 % [-9.15, +34.45]"
+
+
 @pytest.mark.benchmark
 @pytest.mark.anyio
 @pytest.mark.usefixtures("litellm_in_this_loop")
@@ -135,3 +143,13 @@ def test_the_engine_is_measured_against_generate() -> None:
     bench = local_speed.Bench("float32", 3)
     (line,) = local_speed.compare([bench], ["single"]).splitlines()[2:]
     assert re.sub(r"[\d.]+", "#", line.split("|")[2]) == " # (# s : # s), # % "
+
+
+@pytest.mark.benchmark
+def test_all_types_of_weights_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setattr(local_speed, "ROWS", (2,))
+    benches = {weights: local_speed.Bench(weights, 2) for weights in ("float32", "int8")}
+    head, _, line = local_speed.speeds(benches, 1, 2).splitlines()
+    assert head.startswith("| concurrent rows | float32, 4.00 | int8, 1.0")
+    assert re.sub(r"[\d.]+", "#", line).startswith("| # | # (# % of #) | # (# % of #) |")

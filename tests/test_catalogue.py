@@ -29,12 +29,13 @@ from optillm_hooks.errors import (
 from optillm_hooks.llm import Reasoning
 from optillm_hooks.pipeline.events import Outcome, Request
 from optillm_hooks.pipeline.expression import parse
-from optillm_hooks.pipeline.plan import resolve
+from optillm_hooks.pipeline.plan import cost_of, resolve, stage_of
 from optillm_hooks.pipeline.run import run
 from optillm_hooks.registry import Approach, Cost, DraftingParams, all_approaches
 from optillm_hooks.testing import HANG, ONE_CALL, AnsweringLLM, Reply, chat
 from optillm_hooks.trace import Trace
 from optillm_hooks.types import Chat, Completion, Fields, Message, Sampling, Usage
+from scripts.catalogue import worth
 from tests.fakes import SERVICES, filled_form
 
 pytestmark = pytest.mark.anyio
@@ -63,6 +64,9 @@ BLIND_READERS = {"deep_research"}
 
 WITH_IMAGES: Mapping[str, Mapping[str, object]] = {"privacy": {"attachments": "pass"}}
 """Parameters of approaches that refuse images otherwise."""
+
+QUESTIONS: Mapping[str, str] = dict.fromkeys(("abmcts", "verified"), "Which way is best?")
+"""What approaches are asked that could tell that no answer of `Lenient` to 6 * 7 is right."""
 
 Change = Callable[[int, str], Reply]
 
@@ -107,9 +111,7 @@ class Lenient(AnsweringLLM):
 
 def cost(approach: Approach) -> Cost:
     """Return the declared cost of a request for this approach alone."""
-    own: Cost = approach.cost(approach.params())
-    last = approach.kind in ("rewriter", "wrapper")  # a plain call ends those
-    return Cost(own.calls + last, own.depth + last)
+    return cost_of((stage_of(approach.name, {}, None),))
 
 
 def is_bound(approach: Approach) -> bool:
@@ -129,7 +131,8 @@ async def ask(
     how.setdefault("client", Sampling(seed=0))  # or each run searches in another order
     how.setdefault("services", SERVICES)
     plan = resolve(parse(name), given={name: params or {}})
-    request = Request(plan=plan, base="base", chat=asked or chat("6 * 7?"), **how)
+    asked = asked or chat(QUESTIONS.get(name, "6 * 7?"))
+    request = Request(plan=plan, base="base", chat=asked, **how)
     return await run(request, {"base": llm}.__getitem__, trace)
 
 
@@ -148,6 +151,14 @@ def test_the_docstring_says_what_it_does_its_source_and_its_cost(approach: Appro
     assert re.match(r"^\w[\w *²-]*: \S.*\.$", what.replace("\n", " ")), what
     for paragraph in ("Source:", "Cost:"):
         assert re.search(rf"^{paragraph} \S", approach.doc, re.MULTILINE), paragraph
+
+
+@EVERY
+def test_the_docstring_says_when_it_is_worth_its_cost(approach: Approach) -> None:
+    said = worth(approach)
+    assert said, "add a line `Worth it when: ....` before `Source:`; README's table shows it"
+    assert said[0].islower(), said
+    assert len(said.split()) <= 20, said
 
 
 def _numbers(annotation: object) -> Iterator[object]:

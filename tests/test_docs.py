@@ -18,10 +18,14 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from optillm_hooks.registry import all_approaches
 from optillm_hooks.settings import AliasSettings, DeploymentSettings, Settings
 from scripts.catalogue import reference, with_settings, with_table
 from tests.documents import Block, all_blocks, blocks
 from tests.proxy import ROOT, Proxy
+
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)")
+"""A link to a page of ours: its path, and the heading."""
 
 
 def test_every_block_is_of_a_kind_that_a_test_below_runs() -> None:
@@ -29,7 +33,7 @@ def test_every_block_is_of_a_kind_that_a_test_below_runs() -> None:
     assert {block.language for block in all_blocks() if not block.path} <= kinds
     for block in all_blocks():
         if block.language == "sh":
-            assert block.text.startswith(("make ", "curl "))
+            assert block.text.startswith(("make ", "curl ", ". ./.env"))
         if block.language == "yaml":
             wanted = ("model_list:", "optillm_settings:", "loggers:")
             assert any(key in block.text for key in wanted)
@@ -130,6 +134,14 @@ def test_settings_are_those_that_exist(block: Block) -> None:
     assert Settings.model_validate(shown).model_fields_set == set(shown)
 
 
+def test_the_parameters_that_take_a_scorer_are_documented() -> None:
+    page = (ROOT / "docs/operating.md").read_text()
+    section = page.partition("\n## Judges that score\n")[2].partition("\n```")[0]
+    takers = [approach for approach in all_approaches() if approach.params.scorer_fields]
+    named = {name for a in takers for name in (a.name, *a.params.scorer_fields)}
+    assert set(re.findall(r"`(\w+)`", section)) == named
+
+
 def _names(model: type[BaseModel]) -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield name
@@ -151,9 +163,31 @@ def test_make_knows_the_commands(block: Block) -> None:
         assert known.returncode == 0, known.stderr
 
 
+def _anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", _without_blocks(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def _without_blocks(page: Path) -> str:
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def test_every_link_leads_to_a_file_and_to_a_heading() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    links = [(page, *link) for page in pages for link in LINK.findall(_without_blocks(page))]
+    dead = list[str]()
+    for page, path, anchor in links:
+        target = page.parent / path if path else page
+        if not target.exists() or (anchor and anchor not in _anchors(target)):
+            dead.append(f"{page.name}: {path}#{anchor}")
+    assert links
+    assert dead == []
+
+
 def test_the_generated_parts_are_current() -> None:
     readme = (ROOT / "README.md").read_text()
     assert readme == with_table(readme)
-    operating = (ROOT / "docs/operating.md").read_text()
-    assert operating == with_settings(operating)
+    local_models = (ROOT / "docs/local_models.md").read_text()
+    assert local_models == with_settings(local_models)
     assert (ROOT / "docs/approaches.md").read_text() == reference()

@@ -266,7 +266,8 @@ async def test_a_prompt_that_the_model_does_not_take_is_not_sent_again(
     replies: list[Reply] = [rejected] if max_n == 3 else [HANG, rejected]
     llm = ScriptedLLM(replies, max_n=max_n)
     with pytest.raises(SamplesFailed) as caught:
-        await sample(llm, 3)
+        async with asyncio.timeout(20):
+            await sample(llm, 3, limits=Limits(deadline_s=40))
     assert (caught.value.status, caught.value.code) == (400, code)
     assert (len(llm.calls), llm.inside) == (len(replies), 0)
 

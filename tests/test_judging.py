@@ -17,14 +17,9 @@ from optillm_hooks.budget import Limits
 from optillm_hooks.context import Context, MeteredLLM
 from optillm_hooks.errors import BudgetExceeded, ProviderFailed
 from optillm_hooks.final_answer import final_answers
-from optillm_hooks.judging import (
-    MOST_CONSISTENT,
-    Chosen,
-    choose,
-    elected,
-    rate_all,
-    vote,
-)
+from optillm_hooks.judging.choosing import MOST_CONSISTENT, Chosen, choose
+from optillm_hooks.judging.rating import rate_all
+from optillm_hooks.judging.voting import ballots, elected, vote
 from optillm_hooks.sandbox.client import WorkerFailed
 from optillm_hooks.testing import HANG, AnsweringLLM, Reply, ScriptedLLM, context
 from optillm_hooks.types import Chat, Completion, Json, Message, Sampling
@@ -271,6 +266,33 @@ async def test_a_choice_that_cannot_be_read(replies: list[Reply], readable: bool
     result, _ = await chosen(replies, ["a", "b"])
     assert (result.winner is not None) == readable
     assert sum(result.votes) == readable
+
+
+@pytest.mark.anyio
+async def test_no_two_orders_are_asked_for_as_the_same_sample() -> None:
+    """The orders of two candidates repeat, and a cache would give one verdict for several."""
+    llm = AnsweringLLM(lambda _, __: "BEST: 1")
+    await choose(["a", "b"], CHAT, llm, context(), orders=6)
+    assert sorted(sampling.sample for _, sampling in llm.calls) == list(range(6))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("asked", "equal"),
+    [
+        ("Is it 42?", [0, 0, 0]),
+        ("Write a program that says whether it is 42.", [0, None, 0]),
+        ("Warum ist es 42?", [0, None, 0]),
+    ],
+)
+async def test_texts_that_the_user_wants_are_equal_only_as_a_whole(
+    asked: str, equal: list[int | None]
+) -> None:
+    texts = [f"{said}\n\nANSWER: yes" for said in ("One.", "Two.", "One.")]
+    found = await ballots(
+        [Completion(text) for text in texts], (Message("user", asked),), context()
+    )
+    assert found == equal
 
 
 @pytest.mark.anyio

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 import pytest
 
 from optillm_hooks import answers
+from optillm_hooks.answers.arithmetic import checked_claims
 from optillm_hooks.answers.citations import (
     CitationFilter,
     Cited,
@@ -27,9 +28,10 @@ from optillm_hooks.answers.citations import (
     addresses,
     checked,
 )
-from optillm_hooks.answers.code_blocks import code_blocks
+from optillm_hooks.answers.code_blocks import code_blocks, holds_code
 from optillm_hooks.answers.dates import dates_in, time_of
 from optillm_hooks.answers.deltas import DeltaAccumulator, other_fields
+from optillm_hooks.answers.equations import count_solved, read_posed
 from optillm_hooks.answers.equivalence import (
     AnswerClasses,
     classes,
@@ -81,7 +83,13 @@ from optillm_hooks.answers.tasks import task_of
 from optillm_hooks.answers.units import is_known, unit_of
 from optillm_hooks.answers.values import in_decimal_points, part, settled, value_at, values
 from optillm_hooks.answers.verdicts import last_part, read_choice, read_rating
-from optillm_hooks.answers.voting import elect, majority, majority_call, majority_object
+from optillm_hooks.answers.voting import (
+    elect,
+    equal_answers,
+    majority,
+    majority_call,
+    majority_object,
+)
 from optillm_hooks.answers.words import (
     as_formula,
     is_nonexistent,
@@ -101,8 +109,18 @@ from optillm_hooks.final_answer import without_mark
 from optillm_hooks.gateway import failures, refusals
 from optillm_hooks.gateway.convert import read_chat
 from optillm_hooks.gateway.tags import read_tags
+from optillm_hooks.judging.verdicts import says
+from optillm_hooks.local_provider.harmony import HarmonyReader
+from optillm_hooks.local_provider.reasoning import reasoning_of
 from optillm_hooks.local_provider.text import StopFinder, ThinkSplitter
-from optillm_hooks.local_provider.tool_calls import HERMES, LLAMA, MISTRAL, CallFinder, Tools
+from optillm_hooks.local_provider.tool_calls.base import CallFormat
+from optillm_hooks.local_provider.tool_calls.finder import CallFinder
+from optillm_hooks.local_provider.tool_calls.harmony_calls import HARMONY_CALLS
+from optillm_hooks.local_provider.tool_calls.json_calls import HERMES, LLAMA, MISTRAL
+from optillm_hooks.local_provider.tool_calls.named_calls import KIMI
+from optillm_hooks.local_provider.tool_calls.python_calls import GEMMA_4, LLAMA_4
+from optillm_hooks.local_provider.tool_calls.tagged_calls import GLM, QWEN_CODER
+from optillm_hooks.local_provider.tool_calls.tools import Tools
 from optillm_hooks.long_context.conversation import take_apart
 from optillm_hooks.long_context.question import find_question
 from optillm_hooks.long_context.window import window_of
@@ -227,13 +245,17 @@ def both(function: Callable[..., object]) -> Callable[[str], object]:
 SOURCES = {1: Cited("Tides", "https://sea.example/tides")}
 
 READERS: Mapping[str, Reader] = {
+    "arithmetic.checked_claims": Reader(checked_claims),
     "citations.address_key": Reader(address_key, 2000),
     "citations.addresses": Reader(addresses),
     "citations.checked": Reader(lambda text: checked(text, SOURCES, "Sources")),
     "code_blocks.code_blocks": Reader(code_blocks),
+    "code_blocks.holds_code": Reader(holds_code),
     "dates.dates_in": Reader(dates_in, 500),
     "dates.time_of": Reader(time_of, 500),
     "deltas.other_fields": Reader(lambda text: other_fields({"id": text, "x": text})),
+    "equations.count_solved": Reader(lambda text: count_solved(text, ["x"], [{"x": "2"}]), 2000),
+    "equations.read_posed": Reader(read_posed),
     "equivalence.classes": Reader(both(classes)),
     "equivalence.equivalent": Reader(lambda text: equivalent(f"{text}1", f"{text}2")),
     "equivalence.equivalent_pairs": Reader(lambda text: equivalent_pairs([text], [f"{text}1"])),
@@ -286,6 +308,7 @@ READERS: Mapping[str, Reader] = {
     "verdicts.read_choice": reader(read_choice, count=5),
     "verdicts.last_part": Reader(last_part),
     "voting.majority": Reader(both(majority)),
+    "voting.equal_answers": Reader(both(lambda texts: equal_answers(texts, as_json=True))),
     "voting.elect": Reader(lambda text: elect([text], as_json=True)),
     "voting.majority_call": Reader(lambda text: majority_call([[("f", text)]])),
     "voting.majority_object": Reader(both(majority_object)),
@@ -299,6 +322,7 @@ READERS: Mapping[str, Reader] = {
 """The public functions of `answers` that take text, by module and name."""
 
 NOT_READERS = {
+    "matching.matches": "runs in a worker only, as the pattern is a stranger's",
     "phrases.words": "takes a function",
     "response_format.is_json_mode": "looks at the type of a field",
     "response_format.fit": "checked in its own tests, as the schema counts too",
@@ -349,6 +373,7 @@ def of_first_token(text: str) -> object:
 
 
 def of_formalisation(text: str) -> None:
+    z3.read_formalisation(text, may_be_answer=True)
     with suppress(UnusableReply):
         z3.read_formalisation(text)
 
@@ -384,9 +409,10 @@ OTHERS: Mapping[str, Reader] = {
     "a formalisation": Reader(find_formalisation),
     "z3's reply": Reader(of_formalisation),
     "leap's examples": Reader(leap.read_examples),
+    "leap's question": Reader(lambda text: leap.may_hold_examples((Message("user", text),))),
     "a verdict of mars": Reader(mars.read_verdict),
     "rto's code": Reader(rto.code_of),
-    "rto's verdict": Reader(rto.says_same),
+    "a word": Reader(lambda text: says("EQUIVALENT", text)),
     "the complexity": Reader(autothink.complexity),
     "thoughts": Reader(lambda text: up_to_thought(text, ("wait", "but", "so"), 10_000)),
     "tokens": Reader(lambda text: token_ends(text, list(text))),
@@ -516,9 +542,23 @@ def accumulated(text: str) -> None:
     assert answer.text == answer.tool_calls[0].arguments == answer.fields["refusal"] == text
 
 
+CALL_FORMATS: Mapping[str, CallFormat] = {
+    '{"name": "': HERMES,
+    '[{"name": "f", "arguments": {': MISTRAL,
+    "{": LLAMA,
+    "<function=f><parameter=a>": QWEN_CODER,
+    "f<arg_key>a</arg_key><arg_value>": GLM,
+    "<|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>": KIMI,
+    "[f(a='": LLAMA_4,
+    'call:f{a:<|"|>': GEMMA_4,
+}
+"""Tool-call formats by the beginning of a call."""
+
+
 def calls_found(text: str) -> None:
-    for form in (HERMES, MISTRAL, LLAMA):
-        for before in ("", form.opening, '{"name": "'):
+    for begun, form in CALL_FORMATS.items():
+        opening = form.spans[0].opening
+        for before in ("", opening + begun):
             finder = CallFinder(Tools(form, {"f": {}}))
             finder.feed(before)
             in_pieces(text, finder.feed)
@@ -530,15 +570,29 @@ def split(text: str) -> None:
         splitter = ThinkSplitter(opened=opened)
         in_pieces(text, splitter.feed)
         splitter.close()
+    for before in ("", "<|channel|>", "<|channel|>final<|message|>", HARMONY_CALL):
+        harmony = HarmonyReader(tools=Tools(HARMONY_CALLS, {"f": {}}))
+        harmony.feed(before)
+        in_pieces(text, harmony.feed)
+        harmony.close()
+    wrapped = reasoning_of("<think></think><response></response>")
+    for before in ("", "<think></think>", "<think></think><response>"):
+        splitter = ThinkSplitter(reasoning=wrapped)
+        splitter.feed(before)
+        in_pieces(text, splitter.feed)
+        splitter.close()
     finder = StopFinder(("</", "word word", "\n\n\n"))
     in_pieces(text, finder.feed)
     finder.close()
 
 
+HARMONY_CALL = "<|channel|>commentary to=functions.f<|message|>"
+
 STREAMED = (
     " ", "\n", "a", "word ", "<think>", "</think>", "<", "</", ">", "<output>",
     "<thinking><output></thinking>", '"', "{", '{"a":', "<tool_call>",
-    '<tool_call>{"a": "</tool_call>', "[TOOL_CALLS]",
+    '<tool_call>{"a": "</tool_call>', "[TOOL_CALLS]", "</parameter>", "[f(a='", "'", "<|end|>",
+    "<|start|>", "<|channel|>",
 )  # fmt: skip
 """Texts of which the parts of a stream look for the beginning or the end."""
 

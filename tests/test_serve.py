@@ -1,6 +1,7 @@
 """`make serve`: what it checks, what it writes, and what it says when the proxy answers."""
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -183,10 +184,39 @@ def test_a_busy_port_is_refused_and_another_proposed() -> None:
             check_free("127.0.0.1", port)
 
 
+def test_a_key_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may write everywhere, so a read-only folder is acted."""
+
+    def read_only(path: object, *_: object) -> int:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(CannotServe, match=r"written to .*\.env: Read-only file system; set"):
+        ensure_key(tmp_path / ".env")
+
+
+def test_make_says_that_a_python_is_not_found(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    env = {"PATH": os.environ["PATH"], "PYTHON": "nosuchpython"}
+    ended = subprocess.run(
+        [shutil.which("make") or "make", "install"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode != 0
+    assert ended.stderr.splitlines()[0].startswith("nosuchpython is not found: PYTHON=")
+
+
 @pytest.mark.parametrize(
     ("key_from_env", "free", "shown"),
     [
-        (False, True, ["in /x y/.env", "'/x y/.env'", '"model": "bon-a"', "a, b, and"]),
+        (False, True, ["in /x y/.env", "'/x y/.env'", '"model": "re2-a"', "a, b, and"]),
         (True, False, ["from your environment", f"Bearer ${KEY}", '"model": "a"', "a, b\n"]),
     ],
     ids=["key in the file, free forms open", "key given, aliases only"],
@@ -237,7 +267,11 @@ def test_the_line_to_paste_is_answered_as_soon_as_it_is_shown(
         pasted = subprocess.run(  # noqa: S602 (the very line that we print)
             curl, shell=True, capture_output=True, text=True, check=True
         )
-        assert "ANSWER: 42" in pasted.stdout
+        lines = pasted.stdout.splitlines()
+        chunks = [json.loads(x.removeprefix("data: ")) for x in lines if x.startswith("data: {")]
+        pieces = [chunk["choices"][0]["delta"].get("content") for chunk in chunks]
+        assert "ANSWER: 42" in "".join(filter(None, pieces))
+        assert "data: [DONE]" in lines
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate()

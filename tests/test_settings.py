@@ -41,6 +41,7 @@ SETTINGS = st.builds(
         (LimitSettings, {"max_cost": 1}, "max_tokens_total, max_cost_usd, max_parallel)"),
         (Settings, {"forms": {"header": "all"}}, "unknown setting (known: body, tag, prefix, "),
         (get_approach("moa").params, {"models": "a+b"}, "must be a list, such as [a, b]"),
+        (get_approach("verified").params, {"verifiers": []}, "List should have at least 1 item"),
         (Settings, {"max_choices": 0}, "Input should be greater than or equal to 1"),
     ],
 )
@@ -61,7 +62,7 @@ def test_a_stores_url_is_of_postgresql_and_its_driver_is_installed(
         with pytest.raises(ValidationError) as caught:
             Settings.model_validate({"store": {"url": wrong}})
         said = explain(caught.value.errors()[0], Settings)
-        assert said == "Value error, must begin with postgresql://"
+        assert said == "must begin with postgresql://"
     monkeypatch.setattr(settings, "find_spec", lambda name: None if name == "psycopg" else name)
     with pytest.raises(ValidationError, match=r"optillm-hooks\[postgres\]"):
         StoreSettings.model_validate({"url": url})

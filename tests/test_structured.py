@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 from pydantic import BaseModel, Field
@@ -238,3 +239,29 @@ async def test_a_long_reply_is_read_too() -> None:
     long = json.dumps({"relevant": True, "text": "word " * 1000})
     note, _ = await filled(long)
     assert note.text.startswith("word word")
+
+
+class Verdict(BaseModel):
+    verdict: Literal["approve", "redo"]
+    advice: str = ""
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        '{"verdict": "approve", "advice": null}',
+        '{"verdict": "APPROVE"}',
+        '{"verdict": "Approve ", "advice": ""}',
+    ],
+)
+async def test_null_and_capitals_as_models_write_them(reply: str) -> None:
+    ctx, llm = context(limits=Limits()), ScriptedLLM([reply])
+    verdict = await fill(Verdict, chat("Does it stand?"), MeteredLLM(llm, ctx), ctx)
+    assert verdict == Verdict(verdict="approve")
+
+
+@pytest.mark.parametrize("reply", ['{"verdict": null}', '{"verdict": 7}', '{"verdict": "maybe"}'])
+async def test_a_verdict_that_is_none_is_asked_for_again(reply: str) -> None:
+    ctx, llm = context(limits=Limits()), ScriptedLLM([reply, '{"verdict": "redo"}'])
+    verdict = await fill(Verdict, chat("Does it stand?"), MeteredLLM(llm, ctx), ctx)
+    assert verdict == Verdict(verdict="redo")

@@ -221,6 +221,12 @@ def answer_42(_call: Call, _choice: int) -> Reply | str:
     return "6 * 7 is 42.\nANSWER: 42"
 
 
+def differing(call: Call, choice: int) -> str:
+    """Reply so that no two answers are the same, and raters and voters can read it."""
+    answer = f"42{call.index:02}{choice}"
+    return f"By way {call.index}.{choice}: {answer}.\nRating: {1 + choice}\nANSWER: {answer}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Script:
     """How the provider behaves."""

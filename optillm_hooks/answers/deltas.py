@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from operator import itemgetter
 from typing import Any, Final, TypeVar
 
 from optillm_hooks.types import (
@@ -157,6 +156,12 @@ class _Call:
         self.name = _extended(self.name, pieces.get("name"))
         self.arguments.append(_text(pieces.get("arguments", pieces.get("input"))))
 
+    def is_other(self, part: Fields) -> bool:
+        """Return whether `part` begins another call: it has a name, and an id of its own."""
+        called = part.get("custom") or part.get("function")
+        named = bool(called.get("name")) if isinstance(called, dict) else False
+        return named and bool(self.id and self.name) and part.get("id") not in (None, "", self.id)
+
     def whole(self) -> ToolCall:
         fields = _whole(self.fields)
         return ToolCall(self.id, self.name, "".join(self.arguments), self.type, fields)
@@ -195,7 +200,9 @@ class DeltaAccumulator:
 
     _text: list[str] = field(default_factory=list[str])
     _reasoning: list[str] = field(default_factory=list[str])
-    _calls: dict[int, _Call] = field(default_factory=dict[int, _Call])
+    _calls: dict[int, list[_Call]] = field(default_factory=dict[int, list[_Call]])
+    """By their index. Some providers give several calls of one reply the same index."""
+
     _logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     _fields: dict[str, Any] = field(default_factory=dict[str, Any])
     empty: bool = True
@@ -209,7 +216,10 @@ class DeltaAccumulator:
         _add(self._fields, piece.fields)
         for part in piece.tool_calls:
             index = part.get("index")
-            self._calls.setdefault(index if isinstance(index, int) else 0, _Call()).add(part)
+            calls = self._calls.setdefault(index if isinstance(index, int) else 0, [])
+            if not calls or calls[-1].is_other(part):
+                calls.append(_Call())
+            calls[-1].add(part)
 
     def answer(self, finish_reason: FinishReason) -> Answer:
         """Return the accumulated deltas as one answer."""
@@ -217,7 +227,7 @@ class DeltaAccumulator:
             "".join(self._text),
             finish_reason,
             "".join(self._reasoning),
-            tuple(call.whole() for _, call in sorted(self._calls.items(), key=itemgetter(0))),
+            tuple(call.whole() for _, calls in sorted(self._calls.items()) for call in calls),
             tuple(self._logprobs),
             _whole(self._fields),
         )

@@ -4,7 +4,7 @@ These answers are equivalent:
 
 * numbers with the same value: 1,000 = 1000 = 1e3, 0.5 = 1/2, "seven" = 7, "3 million" = 3000000,
   1.234,56 = 1,234.56; a decimal is also the fraction that it rounds: 0.67 = 2/3. "1,5" may be a
-  decimal or a pair: it is what another answer says it is;
+  decimal or a pair: it is what another answer says it is. The digits of all scripts are the same;
 * formulas that are equal according to `answers.formulas`: \\frac{1}{2} = 0.5, (x+1)^2 = x^2+2x+1,
   x <= 2 = (-\\infty, 2];
 * an answer with and without its variable: x = 5 is 5, but not y = 5, and 5 is neither if both are
@@ -75,6 +75,7 @@ _UMLAUTS = frozenset("\u00e4\u00f6\u00fc\u00c4\u00d6\u00dc")
 _LETTERS_AND_HYPHEN = Pattern(r"(?<=[^\W\d_])-(?=[^\W\d_])")
 _ENDS = " *`\"'\u201c\u201d"
 _DECORATION = dict.fromkeys(map(ord, "*`\"'\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"))
+_ARABIC_SEPARATORS = {0x066B: ".", 0x066C: ","}
 _LEADING_ZERO = Pattern(r"(?<!\d)(?=\d++[/:])0+(?=\d)|(?<=[/])0+(?=\d)")
 _SEVERAL_LETTERS = Pattern(r"[A-H]{2,6}")
 
@@ -288,7 +289,7 @@ def equivalent_pairs(ones: Sequence[str | None], others: Sequence[str | None]) -
 
 def form_of(answer: str) -> Form:
     """Return `answer` in the normalised forms in which it is compared."""
-    answer = answer.strip()
+    answer = _in_ascii_digits(answer.strip())
     if len(answer) > _MAX_PARSED_LENGTH:
         return _long_form(answer)
     text = plain(numerals(_MATH.sub(_inside, _STRONG.sub(_inside, answer))))
@@ -455,6 +456,13 @@ def json_key(value: object, depth: int = 0) -> Hashable:
             return "number", value
         case _:
             return "string", value.strip() if isinstance(value, str) else value
+
+
+def _in_ascii_digits(text: str) -> str:
+    """Return `text` with the digits of other scripts in those of ASCII."""
+    if text.isascii():
+        return text
+    return "".join(str(unicodedata.decimal(c, c)) for c in text.translate(_ARABIC_SEPARATORS))
 
 
 def _plain_text(text: str) -> str:

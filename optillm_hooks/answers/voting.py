@@ -55,6 +55,23 @@ def elect(
     return majority(answers)
 
 
+def equal_answers(
+    texts: Sequence[str], how: AnswerFormat = "auto", *, question: str = "", as_json: bool = False
+) -> list[int | None]:
+    """Return for each text the index of the first with the same answer; None if it has none.
+
+    Answers are those of `extract_answers`, or the texts as JSON.
+    """
+    if not as_json:
+        return classes(extract_answers(texts, how, question=question))
+    values = [read_json(text) for text in texts]
+    first: dict[Hashable, int] = {}
+    for at, value in enumerate(values):
+        if value is not None:
+            first.setdefault(json_key(value), at)
+    return [None if value is None else first[json_key(value)] for value in values]
+
+
 Calls = Sequence[tuple[str, str]]
 """The tool calls of a candidate: the name and the arguments of each."""
 

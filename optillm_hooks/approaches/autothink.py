@@ -1,10 +1,13 @@
 """AutoThink: the thinking budget of a reply grows with the estimated difficulty of its question.
 
+Worth it when: a reasoning model spends many tokens on easy questions, and cost matters.
 Source: Sharma 2025, "AutoThink: efficient inference for reasoning LLMs", SSRN 5253327.
-Deviations: there a trained classifier chooses between two budgets; here a heuristic without a model
-scores the question, and the share of the reply for thinking grows with the score. `thinkdeeper`
-enforces it. Steering vectors are made by the operator, and selected with their strengths by the
-request instead of a classifier.
+Deviations: there a trained classifier chooses between two budgets; here the question's own words
+are scored, and the share of the reply for thinking grows with the score. The score counts words of
+tasks that take several steps, in eight languages, and notation, numbers and length in any. It tells
+exercises from greetings and plain questions; a short riddle looks easy to it. `thinkdeeper`
+enforces the budget. Steering vectors are made by the operator, and selected with their strengths by
+the request instead of a classifier.
 Cost: one call on a local model. On a remote model as `thinkdeeper`, without steering vectors.
 """
 
@@ -56,7 +59,7 @@ class AutoThinkParams(AutoThinkSettings, Params):
             )
 
 
-@decoder("autothink", AutoThinkParams, cost=lambda _: Cost(calls=1, depth=1))
+@decoder("autothink", AutoThinkParams, cost=lambda _: Cost(calls=1, depth=1, remote_calls=2))
 async def autothink(
     chat: Chat, sampling: Sampling, llm: LLM, params: AutoThinkParams, ctx: Context
 ) -> Completion | Sampling:

@@ -1,5 +1,6 @@
 """CePO: best of n answers, each made from several plans that are carried out and compared.
 
+Worth it when: a judge is right in 70 % or more; with one that is mostly wrong, one call is better.
 Source: Cerebras 2024, "CePO: Empowering Llama with Reasoning using Test-Time Compute",
 cerebras.ai/blog/cepo (no paper). Each candidate writes plans with a confidence for each step,
 carries out each plan in the same conversation, compares the solutions for inconsistencies, and
@@ -9,27 +10,33 @@ makes only the plans that are missing, up to `planning_m` in all; prompts contai
 switches; candidates are rated from 0 to 10, not as right or wrong; by default, stages before the
 last have no length limits. The stages report to the client's progress and to the trace instead of
 printing.
+Solutions with the same final answer are not compared, and if those of the first candidate agree, it
+is the only one (Aggarwal et al. 2023, arXiv:2305.11860). A model that judges badly spoils good
+solutions when it compares them. So the sum of ratings of an answer (Li et al. 2023,
+arXiv:2206.02336, section 2.2) also counts the solutions behind the candidates, until `decoys` have
+shown that the judge is better than chance; `choose_by: agreement` counts ratings alone.
 On reasoning models: an attempt is the plain request. The plan, the request to go step by step and
 the second reading are left out, because the model does all three by itself.
-Cost: per candidate `2 * planning_n + 2` calls, 4 deep; then one judge call per candidate
-(absolute), one per ordered pair (pairwise) or none (majority), all concurrent. By default 27
-calls, 5 deep.
+Cost: at most `2 * planning_n + 2` calls per candidate, 4 deep; then one judge call per candidate
+(absolute), one per ordered pair (pairwise) or none (majority), all concurrent. By default at most
+27 calls, 7 deep, because the other candidates wait for the plans of the first; 7 calls, 3 deep, if
+its solutions agree. Each of `decoys` adds a call beside the plans and a rating.
 """
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib.resources import files
 from itertools import combinations
 from random import Random
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Final, Literal, get_args
 
 import yaml
 from pydantic import Field, model_validator
 
 from optillm_hooks.answers.extraction import read_json, without_reasoning
-from optillm_hooks.answers.voting import contenders, leaders
+from optillm_hooks.answers.voting import contenders
 from optillm_hooks.context import Context
 from optillm_hooks.errors import (
     BudgetExceeded,
@@ -39,8 +46,13 @@ from optillm_hooks.errors import (
     SampleError,
 )
 from optillm_hooks.fanout import finished, outcomes
-from optillm_hooks.final_answer import FINAL, with_solutions
-from optillm_hooks.judging import Chosen, choose, elected, rate_all, vote
+from optillm_hooks.final_answer import FINAL, final_answers, groups, with_solutions
+from optillm_hooks.judging.choosing import Chosen, choose
+from optillm_hooks.judging.decoys import UNTRUSTED, Decoys, Trust, compare, decoys_beside, trust_in
+from optillm_hooks.judging.rating import rate_all
+from optillm_hooks.judging.selection import agree, alike, by_agreement, rated_best
+from optillm_hooks.judging.verdicts import Judge, judge_of
+from optillm_hooks.judging.voting import ballots, vote, wants_text
 from optillm_hooks.llm import LLM, Effort
 from optillm_hooks.prompts import (
     ask,
@@ -50,8 +62,9 @@ from optillm_hooks.prompts import (
     fence,
     follow_up,
 )
-from optillm_hooks.registry import Cost, DraftingParams, approach
+from optillm_hooks.registry import Cost, DraftingParams, JudgedParams, SettlingParams, approach
 from optillm_hooks.types import Answer, Chat, Completion, Json, Sampling
+from optillm_hooks.waves import panel_of, sureness
 
 PLAN = """\
 Do not solve this yet. Write a short plan: numbered steps that lead to the answer, without working \
@@ -76,6 +89,16 @@ with all its steps, that you stand behind. Do not refer to the attempts."""
 RatingType = Literal["absolute", "pairwise", "majority"]
 Preset = Literal["default", "gptoss", "qwen3"]
 
+SUPPORT: Final = 2.0
+"""What a solution behind the candidates adds to the sum of ratings of its answer.
+
+By simulation: with less, a judge that is wrong six times in ten makes the answers worse than those
+of a single call; with more, a good judge is worth less.
+"""
+
+FIRST_SHARE: Final = 0.3
+"""Share of the remaining time in which the solutions of the first wave are written."""
+
 _EFFORTS: tuple[Effort, ...] = ("xhigh", "high", "medium", "low")
 """From the most reasoning to the least."""
 
@@ -99,11 +122,12 @@ def _length(of: str, zero: str | None = None, unset: str = "draft_tokens") -> An
     return Field(default=None, ge=minimum, le=1_000_000, description=description)
 
 
-class CepoParams(DraftingParams):
+class CepoParams(SettlingParams, JudgedParams, DraftingParams):
     """Parameters that are not given take the preset's values."""
 
-    model_group_fields: ClassVar[tuple[str, ...]] = ("rating_model",)
+    model_group_fields: ClassVar[tuple[str, ...]] = ("models", "rating_model")
     judge_fields: ClassVar[tuple[str, ...]] = ("rating_model",)
+    scorer_fields: ClassVar[tuple[str, ...]] = ("rating_model",)
 
     preset: Preset = Field(default="default", description="Defaults of the other parameters.")
     bestofn_n: int = Field(default=3, ge=1, le=16, description="Number of candidates.")
@@ -175,6 +199,29 @@ class CepoParams(DraftingParams):
         name = given.get("preset", "default")
         return {**preset(name), **given} if name in get_args(Preset) else given
 
+    @property
+    def first_wave(self) -> int:
+        """The candidates whose solutions settle the answer if all of them agree, or all."""
+        settling = (
+            number
+            for number in range(1, self.bestofn_n)
+            if sureness(number * self.planning_n, 0) >= self.confidence
+        )
+        return next(settling, self.bestofn_n)
+
+    @property
+    def judgements(self) -> int:
+        """The calls of the judge."""
+        n = self.bestofn_n
+        of_type = {"absolute": n + self.decoys, "pairwise": n * (n - 1), "majority": 0}
+        return of_type[self.bestofn_rating_type] if n > 1 else 0
+
+    @model_validator(mode="after")
+    def _decoys_are_rated(self) -> "CepoParams":
+        if self.decoys and self.bestofn_rating_type != "absolute":
+            raise ValueError("decoys need bestofn_rating_type absolute")
+        return self
+
     @model_validator(mode="after")
     def _enough_attempts(self) -> "CepoParams":
         if self.planning_m < self.planning_n:
@@ -188,14 +235,16 @@ class CepoParams(DraftingParams):
 def _cost(params: CepoParams) -> Cost:
     plans = params.planning_max_tokens_step1 != 0
     answers = params.planning_max_tokens_step4 != 0
-    n = params.bestofn_n
-    judged = {"absolute": n, "pairwise": n * (n - 1), "majority": 0}[params.bestofn_rating_type]
-    judged = judged if n > 1 else 0
     candidate = params.planning_n * (1 + plans) + 1 + answers
-    diverse = params.use_plan_diversity
+    decoys = params.decoys if params.bestofn_n > 1 else 0
+    waits = params.first_wave < params.bestofn_n
     return Cost(
-        calls=diverse + n * candidate + judged,
-        depth=diverse + 2 + plans + answers + (judged > 0),
+        calls=params.use_plan_diversity + params.bestofn_n * candidate + decoys + params.judgements,
+        depth=params.use_plan_diversity
+        + (1 + waits) * (1 + plans)
+        + 1
+        + answers
+        + (params.judgements > 0),
     )
 
 
@@ -212,9 +261,8 @@ class CutOff(SampleError):
 
 @approach("cepo", CepoParams, cost=_cost)
 async def cepo(chat: Chat, llm: LLM, params: CepoParams, ctx: Context) -> Answer:
-    """Return the candidate that the judge or the vote prefers.
+    """Return the candidate that the judge or the vote prefers; see `_best`.
 
-    Candidates that the judge prefers equally vote by their final answers; ties go to the earlier.
     Complete candidates come before truncated ones. The first candidate that calls tools is
     returned unchanged. Within a candidate, attempts that fail or are truncated are repeated, up to
     `planning_m` in all. If every attempt fails, the candidate answers directly; if the comparison
@@ -224,39 +272,74 @@ async def cepo(chat: Chat, llm: LLM, params: CepoParams, ctx: Context) -> Answer
     Raises:
         SamplesFailed: every candidate failed.
     """
-    models = _Models(llm, params, ctx)
+    models = _Models(llm, llm, params, ctx)
     approaches = await _approaches(chat, models) if params.use_plan_diversity else []
     ctx.progress(f"working out {params.bestofn_n} candidates")
+    panel = panel_of(params.models, llm, ctx)
     makers = [
-        _Candidate(chat, models, number, ctx.child(number).rng, approaches[number : number + 1])
+        _Candidate(
+            chat,
+            replace(models, llm=panel[number % len(panel)]),
+            number,
+            ctx.child(number).rng,
+            approaches[number : number + 1],
+        )
         for number in range(params.bestofn_n)
     ]
-    candidates = await finished([maker.answer for maker in makers], until=ctx.within(0.8))
-    whole = [candidate for candidate in candidates if not candidate.truncated] or candidates
-    ctx.trace.count("candidates", lost=len(makers) - len(whole), of=len(makers))
-    calling = [candidate for candidate in candidates if candidate.tool_calls]
+    sneaky = params.decoys if params.bestofn_n > 1 else 0
+    async with decoys_beside(chat, llm, ctx, sneaky, until=ctx.within(0.6)) as decoys:
+        if params.first_wave < len(makers) and (sole := await _settled(makers, models)):
+            return sole
+        candidates = await finished([maker.answer for maker in makers], until=ctx.within(0.8))
+        whole = [candidate for candidate in candidates if not candidate.truncated] or candidates
+        ctx.trace.count("candidates", lost=len(makers) - len(whole), of=len(makers))
+        calling = [candidate for candidate in candidates if candidate.tool_calls]
+        if calling:
+            return calling[0]
+        candidates = contenders(candidates)
+        ctx.offer(candidates[0])
+        if len(candidates) == 1:
+            return candidates[0]
+        solutions = [solution for maker in makers for solution in maker.solutions]
+        return await _best(candidates, solutions, chat, models, decoys)
+
+
+async def _settled(makers: Sequence["_Candidate"], models: "_Models") -> Answer | None:
+    """Return the answer of the first candidate, if the solutions of the first wave settle it.
+
+    They do if all of them have the same final answer, or if one calls tools.
+    """
+    params, ctx = models.params, models.ctx
+    first = makers[: params.first_wave]
+    await outcomes([partial(maker.solve, share=FIRST_SHARE) for maker in first])
+    found = [solution for maker in first for solution in maker.solutions]
+    calling = [solution for solution in found if solution.tool_calls]
+    whole = len(found) == params.first_wave * params.planning_n
+    if not calling and not (whole and await _agree(found, first[0].chat, ctx)):
+        return None
+    solving = params.planning_n * (1 + first[0].plans)
+    later = len(makers) * (1 + first[0].answers) - (not calling)
+    ctx.trace.save((len(makers) - len(first)) * solving + later + params.judgements)
     if calling:
         return calling[0]
-    candidates = contenders(candidates)
-    ctx.offer(candidates[0])
-    if len(candidates) == 1:
-        return candidates[0]
-    ctx.progress("picking the best candidate")
-    return await _best(candidates, chat, models)
+    lead = first[0]
+    return await (lead.conclude(lead.solutions[0]) if lead.answers else lead.answer())
 
 
 @dataclass(frozen=True, slots=True)
 class _Models:
     """The request's models, called with the retries and reasoning effort of the parameters."""
 
+    base: LLM
     llm: LLM
+    """The model of a candidate."""
+
     params: CepoParams
     ctx: Context
 
     @property
-    def judge(self) -> LLM:
-        named = self.params.rating_model
-        return self.llm if named is None else self.ctx.llm(named)
+    def judge(self) -> Judge:
+        return judge_of(self.params.rating_model, self.base, self.ctx)
 
     @property
     def reason(self) -> bool:
@@ -325,7 +408,7 @@ async def _approaches(chat: Chat, models: _Models) -> list[str]:
     return texts[:count]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Candidate:
     """The stages of one candidate."""
 
@@ -336,51 +419,83 @@ class _Candidate:
     approach: Sequence[str]
     """The approach to follow, if any."""
 
+    solutions: list[Completion] = field(default_factory=list[Completion])
+    """Up to `planning_n` complete solutions, or only the first that calls tools."""
+
+    tried: bool = False
+    """Whether solutions have been asked for."""
+
+    @property
+    def plans(self) -> bool:
+        """Whether a plan is written before each solution."""
+        return not self.models.reason and self.models.params.planning_max_tokens_step1 != 0
+
+    @property
+    def answers(self) -> bool:
+        """Whether a last call writes the answer."""
+        return self.models.params.planning_max_tokens_step4 != 0
+
     async def answer(self) -> Completion:
         """Return one answer, made from plans, their execution and a comparison."""
-        params = self.models.params
-        solutions = await self._solutions()
+        await self.solve()
+        solutions = self.solutions
         if not solutions:
             return await self._direct()
         if solutions[0].tool_calls:
             return solutions[0]
-        solution = await self._compared(solutions)
-        if params.planning_max_tokens_step4 == 0 or solution.tool_calls:
+        if (
+            self.answers
+            and len(solutions) > 1
+            and await _agree(solutions, self.chat, self.models.ctx)
+        ):
+            self.models.ctx.trace.save(1)
+            solution = solutions[0]
+        else:
+            solution = await self._compared(solutions)
+        if not self.answers or solution.tool_calls:
             return solution
+        return await self.conclude(solution)
+
+    async def conclude(self, solution: Completion) -> Completion:
+        """Return the answer that is written from a solution, or its beginning if that fails."""
+        params, ctx = self.models.params, self.models.ctx
         sampling = Sampling(
             temperature=params.planning_temperature_step4,
             max_tokens=params.planning_max_tokens_step4,
             sample=self.number,
         )
         try:
-            with self.models.ctx.trace.step("answers"):
+            with ctx.trace.step("answers"):
                 return await self.models.generate(self._shown([solution], FINAL), sampling)
         except SampleError:
-            return self.models.ctx.bounded(solution, self.models.llm.facts)
+            return ctx.bounded(solution, self.models.llm.facts)
 
-    async def _solutions(self) -> list[Completion]:
-        """Return up to `planning_n` complete solutions, or only the first that calls tools."""
+    async def solve(self, share: float = 0.6) -> None:
+        """Write the solutions, once, in that share of the remaining time."""
+        if self.tried:
+            return
+        self.tried = True
         params, ctx = self.models.params, self.models.ctx
         asked = self._asked()
-        found: list[Completion] = []
+        found = self.solutions
         made = 0
         while len(found) < params.planning_n and made < params.planning_m:
             count = min(params.planning_n - len(found), params.planning_m - made)
             first = self.number * params.planning_m + made
             ended = await outcomes(
                 [partial(self._attempt, asked, first + k) for k in range(count)],
-                until=ctx.within(0.6),
+                until=ctx.within(share),
             )
             made += count
             found += [outcome for outcome in ended if not isinstance(outcome, SampleError)]
             if calling := [solution for solution in found if solution.tool_calls]:
-                return calling[:1]
+                found[:] = calling[:1]
+                return
             if any(
                 isinstance(outcome, SampleError) and _is_permanent(outcome) for outcome in ended
             ):
                 break
         ctx.trace.note("solutions", candidate=self.number, attempts=made, finished=len(found))
-        return found
 
     def _asked(self) -> Chat:
         """Return the conversation with its question stated twice, and the approach to follow."""
@@ -404,7 +519,7 @@ class _Candidate:
             purpose="draft",
             sample=sample,
         )
-        if self.models.reason or params.planning_max_tokens_step1 == 0:
+        if not self.plans:
             solving = asked if self.models.reason else ask(asked, SOLVE)
             with trace.step("solutions"):
                 return await self.models.generate(solving, executing)
@@ -462,19 +577,55 @@ def _is_permanent(error: SampleError) -> bool:
     return isinstance(error, BudgetExceeded | DeadlineExceeded) or error.is_permanent
 
 
-async def _best(candidates: Sequence[Completion], chat: Chat, models: _Models) -> Completion:
-    """Return the candidate with the highest score; those that share it, or have none, vote."""
-    ctx = models.ctx
-    scores = await _scores([without_reasoning(c.text) for c in candidates], chat, models)
-    known = [score for score in scores if score is not None]
-    if known:
-        best = [candidates[at] for at in leaders(scores)]
-        winner = await elected(best, chat, ctx)
+async def _agree(solutions: Sequence[Completion], chat: Chat, ctx: Context) -> bool:
+    """Return whether all solutions have the same final answer."""
+    if wants_text(chat, ctx):
+        return False
+    texts = [solution.text for solution in solutions]
+    return agree(await groups(await final_answers(texts, chat, ctx), ctx))
+
+
+async def _best(
+    candidates: Sequence[Completion],
+    solutions: Sequence[Completion],
+    chat: Chat,
+    models: _Models,
+    decoys: Decoys,
+) -> Completion:
+    """Return the candidate that the judge prefers, or the vote if there is no judge to believe.
+
+    The scores of equal answers add up, and so do the `solutions` behind the candidates as long as
+    the judge has not been shown to be better than chance; see `rated_best`. Ties go to the more
+    frequent answer, then to the earlier.
+    """
+    params, ctx = models.params, models.ctx
+    equal = await ballots(candidates, chat, ctx)
+    if agree(equal):
+        ctx.trace.save(params.judgements)
+        return candidates[0]
+    ctx.progress("picking the best candidate")
+    scores, trust = await _scores(candidates, equal, chat, models, decoys)
+    support = await _support(candidates, solutions, chat, ctx)
+    judged = trust != "chance" and any(score is not None for score in scores)
+    if judged:
+        believed = params.choose_by == "agreement" or trust in ("better", "reliable")
+        winner = await rated_best(
+            candidates,
+            scores,
+            equal,
+            chat,
+            ctx,
+            choose_by=params.choose_by,
+            trust=trust,
+            support=() if believed else support,
+        )
+    elif 2 * equal.count(None) > len(equal):
+        winner = await vote(candidates, chat, models.base, ctx)
     else:
-        winner = await vote(candidates, chat, models.llm, ctx)
+        winner = candidates[by_agreement(equal, [SUPPORT] * len(candidates), support)]
     ctx.trace.note(
         "best",
-        by=models.params.bestofn_rating_type if known else "majority",
+        by=params.bestofn_rating_type if judged else "majority",
         candidates=len(candidates),
         scores=scores,
         winner=candidates.index(winner),
@@ -482,9 +633,26 @@ async def _best(candidates: Sequence[Completion], chat: Chat, models: _Models) -
     return winner
 
 
-async def _scores(texts: Sequence[str], chat: Chat, models: _Models) -> list[float | None]:
-    """Return each candidate's rating or number of wins; None where there is none."""
-    params = models.params
+async def _support(
+    candidates: Sequence[Completion], solutions: Sequence[Completion], chat: Chat, ctx: Context
+) -> list[float]:
+    """Return what the solutions that share its final answer add to the scores of each candidate."""
+    texts = [reply.text for reply in (*candidates, *solutions)]
+    same = await groups(await final_answers(texts, chat, ctx), ctx)
+    of_solutions = Counter(same[len(candidates) :])
+    return [0.0 if at is None else SUPPORT * of_solutions[at] for at in same[: len(candidates)]]
+
+
+async def _scores(
+    candidates: Sequence[Completion],
+    equal: Sequence[int | None],
+    chat: Chat,
+    models: _Models,
+    decoys: Decoys,
+) -> tuple[list[float | None], Trust]:
+    """Return each candidate's score from 0 to 10, None if there is none, and its worth."""
+    params, ctx = models.params, models.ctx
+    texts = [without_reasoning(candidate.text) for candidate in candidates]
     sampling = Sampling(
         temperature=params.bestofn_temperature,
         max_tokens=params.bestofn_max_tokens,
@@ -492,28 +660,38 @@ async def _scores(texts: Sequence[str], chat: Chat, models: _Models) -> list[flo
     )
     match params.bestofn_rating_type:
         case "absolute":
-            return await rate_all(texts, chat, models.judge, models.ctx, sampling=sampling)
+            sneaky = await alike(await decoys.written(), equal, chat, ctx)
+            rated = await rate_all([*texts, *sneaky], chat, models.judge, ctx, sampling=sampling)
+            ratings, of_decoys = rated[: len(texts)], rated[len(texts) :]
+            record = compare(ratings, of_decoys)
+            trust = trust_in(models.judge.model, models.base.model, record, ctx)
+            if trust == "chance":
+                ctx.trace.doubt(UNTRUSTED)
+            return ratings, trust
         case "pairwise":
-            return await _wins(texts, chat, models, sampling)
+            return await _wins(texts, chat, models, sampling), "unmeasured"
         case "majority":
-            return [None] * len(texts)
+            return [None] * len(texts), "unmeasured"
 
 
 async def _wins(
     texts: Sequence[str], chat: Chat, models: _Models, sampling: Sampling
 ) -> list[float | None]:
-    """Return each candidate's number of won comparisons; all None without a readable verdict.
+    """Return each candidate's share of won comparisons, in tenths; all None without a verdict.
 
     Every pair is compared in both orders.
     """
     pairs = list(combinations(range(len(texts)), 2))
 
-    def compare(pair: tuple[int, int]) -> Callable[[], Awaitable[Chosen]]:
+    def compare_pair(pair: tuple[int, int]) -> Callable[[], Awaitable[Chosen]]:
         both = [texts[at] for at in pair]
         return lambda: choose(both, chat, models.judge, models.ctx, orders=2, sampling=sampling)
 
-    verdicts = await finished([compare(pair) for pair in pairs], at_least=len(pairs))
+    verdicts = await finished([compare_pair(pair) for pair in pairs], at_least=len(pairs))
     wins = Counter[int]()
     for pair, verdict in zip(pairs, verdicts, strict=True):
         wins.update(dict(zip(pair, verdict.votes, strict=True)))
-    return [float(wins[at]) for at in range(len(texts))] if wins.total() else [None] * len(texts)
+    most = 2 * (len(texts) - 1)
+    return (
+        [10 * wins[at] / most for at in range(len(texts))] if wins.total() else [None] * len(texts)
+    )

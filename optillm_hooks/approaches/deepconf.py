@@ -1,11 +1,15 @@
 """DeepConf: low-confidence traces are stopped early; the others vote, weighted by confidence.
 
+Worth it when: the model's confidence tells right from wrong; otherwise a plain vote is as good.
 Source: Fu et al. 2025, "Deep Think with Confidence", arXiv:2508.15260, sections 3.1 to 3.3: online,
 and offline with as many traces as warm-up samples.
 Deviations: the paper's window of 2,048 tokens shrinks to a quarter of the median warm-up trace,
 with at least 16 tokens, so that short traces fill one. Answers that are equivalent (1/2 and 0.5)
-are one answer. On a remote model confidence covers the 20 alternatives that the provider returns,
-and at most as many streams are open concurrently as there were warm-up samples.
+are one answer. A consensus needs at least 5 votes, or as many as half of the warm-up. By default
+nine tenths of the warm-up traces vote (`high`): with one tenth (`low`) the method loses to a plain
+vote where confidence tells nothing. On a remote model confidence covers the 20 alternatives that
+the provider returns, and at most as many streams are open concurrently as there were warm-up
+samples.
 Cost: one call on a local model, which decodes its traces in one batch after one prefill of the
 prompt. On a remote model one call per trace, at most `max_traces`; the model must return
 `top_logprobs`.
@@ -59,7 +63,11 @@ class DeepConfParams(DeepConfSettings, Params):
         check_top_logprobs("deepconf", model, supports, "confidence is computed from them")
 
 
-@decoder("deepconf", DeepConfParams, cost=lambda _: Cost(calls=1, depth=1))
+def _cost(params: DeepConfParams) -> Cost:
+    return Cost(calls=1, depth=1, remote_calls=params.max_traces)
+
+
+@decoder("deepconf", DeepConfParams, cost=_cost)
 async def deepconf(
     chat: Chat, sampling: Sampling, llm: LLM, params: DeepConfParams, ctx: Context
 ) -> Completion | Sampling:

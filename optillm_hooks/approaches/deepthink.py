@@ -5,6 +5,7 @@ task and lays them out as steps. Then it answers `samples` times by these steps.
 samples with the most frequent answer reaches `confidence_threshold`, the first of them is the
 answer. Otherwise one more call, without randomness, gives it.
 
+Worth it when: questions of the same kind come again, so that their plan is paid for once.
 Source: Zhou et al. 2024, "Self-Discover: Large Language Models Self-Compose Reasoning Structures",
 arXiv:2402.03620, section 2; Gemini Team 2023, "Gemini: A Family of Highly Capable Multimodal
 Models", arXiv:2312.11805, section 9.2 (uncertainty-routed chain of thought).
@@ -32,7 +33,7 @@ from optillm_hooks.context import Context
 from optillm_hooks.errors import SampleError, UnusableReply
 from optillm_hooks.fanout import sample_many
 from optillm_hooks.final_answer import needs_mark, reasoning_aloud, without_mark
-from optillm_hooks.judging import count_votes
+from optillm_hooks.judging.voting import count_votes
 from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
 from optillm_hooks.registry import Cost, DraftingParams, Result, approach

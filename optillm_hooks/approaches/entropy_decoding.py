@@ -1,11 +1,15 @@
-"""Entropy decoding: sampling parameters that follow the model's uncertainty, token by token.
+"""Entropy decoding: sampling parameters that follow the model's uncertainty; no known gain.
 
+Worth it when: variety matters and accuracy does not: 37 % of our problems right, greedy decoding 58
+%.
 Source: the sampler of entropix (xjdr, 2024; no paper), in its form on logits alone: entropy and
 varentropy of the next token's distribution choose among five ways to sample it.
 Deviations: statistics of attention weights are not used, because kernels with a KV cache do not
 return them; top-p keeps the likeliest tokens; no fixed token is inserted when the model is
 uncertain; and where the distribution is ordinary the request's own parameters apply, with a lower
 `min_p` if it is flat.
+There is no public evaluation of it. In our own measurement (docs/performance.md) it was right in 32
+to 37 % of questions where greedy decoding was right in 57 to 58 %: use it to experiment.
 Cost: one call on a local model. Remote models cannot be used: they return the probabilities of at
 most 20 tokens, and entropy needs all of them.
 """

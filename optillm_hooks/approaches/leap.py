@@ -1,19 +1,26 @@
 """LEAP: learn principles from the model's own mistakes on examples, then answer with them.
 
+Worth it when: the prompt has worked examples that the model itself gets wrong.
 Source: Zhang et al. 2024, "In-Context Principle Learning from Mistakes", arXiv:2402.05403. Mistakes
 come from ordinary step-by-step answers to the examples, sampled at a temperature, never from asking
 for a mistake; the examples stay in the final prompt. Deviations: the model finds the examples in
 the conversation unless the request lists them; `samples` is 1 by default where the paper draws 15;
 a mistake counts once per example. Principles are cached in memory, separately for each key, so that
 later requests with the same examples pay only for their answer.
+Where no examples are listed, the first call either copies those of the conversation or answers: its
+answer comes in one piece, also in a stream. A single short question, which has no room for an
+example, is answered by the plain call. Where the client wants a form that a list of examples would
+not fit (JSON, `stop`, log-probabilities), looking for them is a call of its own.
 On reasoning models: the attempts are not told to go step by step. Such a model makes few mistakes
 on worked examples, and without a mistake there is nothing to learn.
-Cost: 2 calls, 2 deep, without examples; `3 + 2 E` calls, 5 deep, with E examples that are all
-answered wrongly; one call if the principles are cached and the examples are listed.
+Cost: 1 call without examples; `3 + 2 E` calls, 5 deep, with E examples in the conversation that are
+all answered wrongly, one less of each if they are listed; one call if the principles are cached and
+the examples are listed. Looking for examples as a call of its own adds one call, one deep.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from decimal import Decimal
 from functools import partial
@@ -31,14 +38,18 @@ from optillm_hooks.final_answer import final_answers
 from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.prompts import ask, data_notice, edit_question, enclose, fence
 from optillm_hooks.reading import read_or
-from optillm_hooks.registry import Cost, DraftingParams, approach
-from optillm_hooks.types import Chat, Message, Sampling
+from optillm_hooks.registry import Cost, DraftingParams, Result, approach
+from optillm_hooks.types import Chat, Completion, Message, Sampling
 
 FIND = """\
-Do not answer the request above. Does it, or the conversation before it, hold worked examples: \
-questions of the same kind together with their right answers? Reply with a JSON array of objects \
-with the fields "question" and "answer", copied as they stand, or with [] if there are none. What \
-is being asked now is not an example."""
+Does this request, or the conversation before it, hold worked examples: questions of the same kind \
+together with their right answers? What is being asked now is not an example. If there are any, do \
+not answer yet. Reply only with a JSON object with the field "worked_examples": a list of objects \
+with the fields "question" and "answer", copied as they stand."""
+
+OR_ANSWER = "If there are none, answer the request, as if nothing had been said of examples."
+
+OR_NONE = 'If there are none, reply with {"worked_examples": []}.'
 
 MARK = "Put the final answer alone on the last line, as: ANSWER: <answer>"
 SOLVE = f"Reason step by step.\n{MARK}"
@@ -62,6 +73,19 @@ above."""
 WORKED = "These are worked examples of the kind of question that follows them."
 
 _MAX_EXAMPLES: Final = 32
+
+_FIELD: Final = "worked_examples"
+
+_LEAD: Final = 50
+"""Characters of a list of examples in which its field is named."""
+
+_PARTS: Final = re.compile(
+    r"[\n=:;|\u3000-\u303f\uff01-\uff0f\uff1a-\uff20]|(?<!\w)[^\w\s]|[^\w\s](?!\w)"
+)
+"""What can stand between a question and its answer, in any language: no sign within a word."""
+
+_FEWEST_PARTS: Final = 3
+"""A question, its answer, and the question that is asked."""
 
 
 class Example(BaseModel):
@@ -96,18 +120,25 @@ def _cost(params: LeapParams) -> Cost:
     """Return the cost with the listed examples: those in the conversation are not known yet."""
     count = len(params.examples)
     if not count:
-        return Cost(calls=2, depth=2)
+        return Cost(calls=1, depth=1)
     return Cost(calls=count * (params.samples + 1) + params.condense + 1, depth=3 + params.condense)
 
 
 @approach("leap", LeapParams, cost=_cost)
-async def leap(chat: Chat, llm: LLM, params: LeapParams, ctx: Context) -> FinalCall:
+async def leap(chat: Chat, llm: LLM, params: LeapParams, ctx: Context) -> Result:
     """Return the call that answers with the principles, with the examples still in the prompt.
 
-    Without examples, or without a mistake on any of them, it is the plain call. If an earlier call
-    fails, only its own part of the principles is missing.
+    Without examples it is the answer that the model gave instead of looking further, or the plain
+    call; without a mistake on any of them, the plain call. If an earlier call fails, only its own
+    part of the principles is missing.
     """
-    examples = params.examples or await _found(chat, llm, ctx)
+    examples = params.examples
+    if not examples and may_hold_examples(chat):
+        found = await _found(chat, llm, ctx)
+        if isinstance(found, Completion):
+            ctx.trace.note("leap", examples=0, principles=0)
+            return ctx.bounded(found, llm.facts)
+        examples = found
     principles: tuple[str, ...] = ()
     if examples:
         principles = await _principles(chat, examples, llm, params, ctx)
@@ -115,18 +146,51 @@ async def leap(chat: Chat, llm: LLM, params: LeapParams, ctx: Context) -> FinalC
     return FinalCall(_advised(chat, params.examples, principles))
 
 
-async def _found(chat: Chat, llm: LLM, ctx: Context) -> tuple[Example, ...]:
-    """Return the examples in the conversation; none if the call fails or cannot be read."""
+def may_hold_examples(chat: Chat) -> bool:
+    """Return False if `chat` is a question that is too short to hold an example beside it.
+
+    An example and the question after it have at least three parts: lines, sentences, or what stands
+    on both sides of a sign such as ":" or "=".
+    """
+    if any(message.role not in ("system", "developer", "user") for message in chat):
+        return True
+    texts = (message.text for message in chat)
+    parts = [part for text in texts for part in _PARTS.split(text) if part.strip()]
+    return len(parts) >= _FEWEST_PARTS
+
+
+async def _found(chat: Chat, llm: LLM, ctx: Context) -> tuple[Example, ...] | Completion:
+    """Return the examples in the conversation, or the model's answer if it has found none.
+
+    There are no examples if the call fails or cannot be read.
+    """
+    prompt, sampling = ask(chat, f"{FIND} {OR_ANSWER}"), Sampling(purpose="draft")
+    if ctx.forms_answers:
+        prompt, sampling = ask(chat, f"{FIND} {OR_NONE}"), Sampling(purpose="judge")
+    text = ""
     try:
-        text = (await llm.complete(ask(chat, FIND), Sampling(purpose="judge"))).text
+        reply = await llm.complete(prompt, sampling)
     except SampleError:
-        text = ""
+        pass
+    else:
+        text = reply.text
+        if not (ctx.forms_answers or _lists(text)):
+            ctx.trace.count("examples", lost=0, of=1)
+            return reply
     ctx.trace.count("examples", lost=int(read_json(text) is None), of=1)
     return read_examples(text)
 
 
+def _lists(text: str) -> bool:
+    """Return whether a reply is a list of examples, in the form asked for or bare."""
+    said = without_reasoning(text)
+    if _FIELD in said[:_LEAD]:
+        return True
+    return said[:1] in ("[", "`") and bool(read_examples(said))
+
+
 def read_examples(text: str) -> tuple[Example, ...]:
-    """Return the examples in the JSON array that `text` contains, at most 32.
+    """Return the examples in the JSON list that `text` contains, at most 32.
 
     Entries other than objects with a question and an answer are left out.
     """

@@ -1,5 +1,7 @@
 """MARS: agents explore, merge solutions, exchange strategies, and verify each other's solutions.
 
+Worth it when: a judge is right in 70 % or more; one that is mostly wrong makes it worse than one
+call.
 Source: Venkatraman et al. 2025, "Recursive Self-Aggregation Unlocks Deep Thinking in Large
 Language Models", arXiv:2509.26626, section 3 (each of T loops writes a population of N solutions
 anew, each from a random subset of K), and Huang and Yang 2025, "Gemini 2.5 Pro Capable of Winning
@@ -8,13 +10,19 @@ after consecutive passes). In addition, agents exchange strategies, and a soluti
 by its author. Deviations: aggregation and the exchange of strategies run concurrently, since
 neither needs the other; solutions with the most frequent final answers are verified first, and only
 until enough are confirmed; agents differ in temperature and, if `models` is set, in model. The
-first paper ends with a vote; here the vote decides only if verification does not. Unlike in
-OptiLLM, a small `max_tokens` of the client does not make the search smaller: `lightweight` does.
+first paper ends with a vote; here the vote decides only if verification does not. Merging stops
+when all solutions of a loop have the same final answer; if the explorations have, they are only
+verified (Aggarwal et al. 2023, arXiv:2305.11860). Unlike in OptiLLM, a small `max_tokens` of the
+client does not make the search smaller: `lightweight` does.
+Merging and verification follow the judgement of a model: a good one makes the answers much better,
+and one that is more often wrong than right makes them worse than those of a single call. `decoys`
+measure it; if the verifier is no better than chance, the explorations vote.
 On reasoning models: explorations are not told how to work, and strategies are not exchanged, which
 saves their calls. Aggregation and verification were made for such models.
-Cost: at best `num_agents` explorations, `aggregation_loops * population_size` aggregations and
-concurrently `2 * num_agents` calls for strategies, then
-`consensus_threshold * verification_passes_required` verifications: 31 calls, 5 deep. Each round of
+Cost: if all goes well, `num_agents` explorations, `aggregation_loops * population_size`
+aggregations and concurrently `2 * num_agents` calls for strategies, then
+`consensus_threshold * verification_passes_required` verifications: 31 calls, 5 deep; 7 calls, 2
+deep, if the explorations agree. Each of `decoys` adds a call and a verification. Each round of
 improvement adds up to `num_agents * (1 + max_verification_attempts)` calls, 2 or more deep. A
 solution that is longer than the client's `max_tokens` adds one.
 """
@@ -31,7 +39,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from optillm_hooks.answers.extraction import without_reasoning
 from optillm_hooks.answers.verdicts import last_part
-from optillm_hooks.answers.voting import wants_json
+from optillm_hooks.answers.voting import contenders, wants_json
 from optillm_hooks.context import Context
 from optillm_hooks.errors import SampleError
 from optillm_hooks.fanout import finished, outcomes
@@ -43,10 +51,29 @@ from optillm_hooks.final_answer import (
     needs_mark,
     without_mark,
 )
+from optillm_hooks.judging.decoys import (
+    UNTRUSTED,
+    Decoys,
+    Trust,
+    compare,
+    decoys_beside,
+    trust_in,
+)
+from optillm_hooks.judging.selection import alike
+from optillm_hooks.judging.voting import vote, wants_text
 from optillm_hooks.llm import LLM, Effort, FinalCall
+from optillm_hooks.merging import merge_requests
 from optillm_hooks.prompts import ask, data_notice, enclose, fence
-from optillm_hooks.registry import Cost, DraftingParams, Result, approach
+from optillm_hooks.registry import (
+    Cost,
+    DraftingParams,
+    MeasuredParams,
+    Result,
+    SettlingParams,
+    approach,
+)
 from optillm_hooks.types import Answer, Chat, Completion, Json, Sampling
+from optillm_hooks.waves import sureness
 
 EXPLORE = """\
 Work this out carefully: say what is asked and what is given, go step by step, name every \
@@ -54,12 +81,6 @@ assumption, and check the result before you stop. Answer completely and in the f
 for."""
 
 ANSWER = "Answer completely and in the form that is asked for."
-
-AGGREGATE = """\
-Above are {count} attempts at the request before them. Any of them may be wrong, and all may be. \
-Decide where they disagree by working it out, keep what is right and useful in each, or start anew \
-if none holds. Write one complete answer that is better than each of them, with all its steps, and \
-without referring to them."""
 
 EXTRACT = """\
 Above is an attempt at the request before it. Do not judge it and do not repeat its result. In at \
@@ -107,6 +128,12 @@ _VERDICT: Final = re.compile(
 _MAX_SYNTHESISED: Final = 3
 
 Verdict = Literal["correct", "incorrect", "incomplete"]
+RATINGS: Final[Mapping[Verdict, float]] = {"correct": 10.0, "incorrect": 0.0, "incomplete": 0.0}
+"""Verdicts as ratings, by which decoys measure the verifier."""
+
+
+WITHOUT_EFFECT: Final = "use_reasoning_api"
+"""An entry of OptiLLM's `mars_config` that is accepted: LiteLLM sends each model what it takes."""
 
 
 class StrategySwitches(BaseModel):
@@ -117,10 +144,11 @@ class StrategySwitches(BaseModel):
     cross_agent_enhancement: bool = True
 
 
-class MarsParams(DraftingParams):
+class MarsParams(SettlingParams, MeasuredParams, DraftingParams):
     """OptiLLM's parameters, which may also come in one object, `mars_config`."""
 
-    model_group_fields: ClassVar[tuple[str, ...]] = ("models",)
+    model_group_fields: ClassVar[tuple[str, ...]] = ("models", "judge")
+    judge_fields: ClassVar[tuple[str, ...]] = ("judge",)
     body_fields = {"mars_config": "mars_config"}  # noqa: RUF012 (ClassVar of the base)
 
     num_agents: int = Field(default=3, ge=1, le=16, description="Number of agents.")
@@ -128,6 +156,10 @@ class MarsParams(DraftingParams):
         default=(),
         max_length=16,
         description="Model groups of the agents, in turn; empty: the base model.",
+    )
+    judge: str | None = Field(
+        default=None,
+        description="Model group that verifies solutions; unset: the agents verify each other's.",
     )
     max_iterations: int = Field(
         default=5, ge=0, le=16, description="Maximum rounds of improvement."
@@ -197,7 +229,8 @@ class MarsParams(DraftingParams):
             return given
         config = given.get("mars_config")
         if isinstance(config, dict):
-            given = {**config, **{name: v for name, v in given.items() if name != "mars_config"}}
+            own = {name: v for name, v in config.items() if name != WITHOUT_EFFECT}
+            given = {**own, **{name: v for name, v in given.items() if name != "mars_config"}}
         switches = StrategySwitches.model_validate(given).model_dump()
         values = {name: v for name, v in given.items() if name not in switches}
         if "enable_strategy_network" in given or not all(switches.values()):
@@ -248,7 +281,8 @@ def _cost(params: MarsParams) -> Cost:
     return Cost(
         calls=params.num_agents * (1 + 2 * exchange)
         + loops * params.population_size
-        + checked * params.verification_passes_required,
+        + checked * params.verification_passes_required
+        + 2 * params.decoys,
         depth=2 + max(loops, 2 * exchange),
     )
 
@@ -313,18 +347,24 @@ async def mars(chat: Chat, llm: LLM, params: MarsParams, ctx: Context) -> Result
     if params.lightweight:
         params = params.lighter()
     team = _Team(chat, llm, params, ctx)
-    explored = await team.explore()
-    calling = [solution for solution in explored if solution.reply.tool_calls]
-    if calling:
-        return calling[0].reply
-    pool = await team.develop(explored)
-    ctx.offer(team.shown((await team.ranked(pool))[0]))
-    await team.check_best(pool)
+    async with decoys_beside(
+        chat, llm, ctx, params.decoys, form=team.form, until=ctx.within(0.3)
+    ) as decoys:
+        explored = await team.explore()
+        calling = [solution for solution in explored if solution.reply.tool_calls]
+        if calling:
+            return calling[0].reply
+        pool = await team.develop(explored)
+        ctx.offer(team.shown((await team.ranked(pool))[0]))
+        trust = await team.check_best(pool, decoys)
+    if trust == "chance":
+        ctx.trace.doubt(UNTRUSTED)
+        return await team.vote(pool if params.judge else explored)
     for number in range(1, params.max_iterations + 1):
         if team.count_confirmed(pool) >= params.min_verified_solutions:
             break
         ctx.progress(f"improving, round {number} of up to {params.max_iterations}")
-        improved = await team.improve(pool)
+        improved = await team.improve(pool, number * params.num_agents)
         if not improved:
             break
         pool = [improved.get(at, solution) for at, solution in enumerate(pool)]
@@ -362,7 +402,16 @@ class _Team:
         return found
 
     async def develop(self, explored: Sequence[Solution]) -> list[Solution]:
-        """Return the last population, followed by the solutions improved by strategies."""
+        """Return the last population, followed by the solutions improved by strategies.
+
+        Explorations that agree are developed no further, if that settles the answer.
+        """
+        settled = sureness(len(explored), 0) >= self.params.confidence
+        if settled and len(explored) == self.params.num_agents and await self._agree(explored):
+            loops = self.params.aggregation_loops if self.params.enable_aggregation else 0
+            exchanged = 2 * len(explored) * self._exchanges_strategies()
+            self.ctx.trace.save(loops * self.params.population_size + exchanged)
+            return list(explored)
         branches: list[Callable[[], Awaitable[list[Solution]]]] = []
         # Each branch has its own rng, because they run concurrently.
         if self.params.enable_aggregation:
@@ -381,18 +430,30 @@ class _Team:
         for loop in range(params.aggregation_loops):
             left = params.aggregation_loops - loop
             self.ctx.progress(f"merging solutions, loop {loop + 1} of {params.aggregation_loops}")
-            size = min(params.aggregation_size, len(population))
-            calls = []
-            for number in range(params.population_size):
-                subset = [solution.text for solution in rng.sample(population, size)]
-                request = self._framed(subset, "attempt", AGGREGATE.format(count=size))
-                agent = number % params.num_agents
-                calls.append(self._writing(agent, request, params.aggregation_temperature, number))
+            requests = merge_requests(
+                self.chat,
+                [solution.text for solution in population],
+                rng,
+                count=params.population_size,
+                size=params.aggregation_size,
+            )
+            calls = [
+                self._writing(
+                    number % params.num_agents,
+                    request,
+                    params.aggregation_temperature,
+                    loop * params.population_size + number,
+                )
+                for number, request in enumerate(requests)
+            ]
             merged = await self._written(calls, "merges", until=self.ctx.within(0.7 / left))
             if not merged:
                 break
             population = merged
             loops += 1
+            if len(merged) == params.population_size > 1 and await self._agree(merged):
+                self.ctx.trace.save((left - 1) * params.population_size)
+                break
         self.ctx.trace.note("merged", loops=loops, population=len(population))
         return population
 
@@ -428,14 +489,55 @@ class _Team:
         self.ctx.trace.note("strategies", extracted=len(strategies), enhanced=len(enhanced))
         return enhanced
 
-    async def check_best(self, pool: Sequence[Solution]) -> None:
-        """Verify the best supported solutions, then the others if too few are confirmed."""
+    async def check_best(self, pool: Sequence[Solution], decoys: Decoys) -> Trust:
+        """Verify the best supported solutions, then the others if too few are confirmed.
+
+        Decoys are verified beside the first; what they show of the verifier is returned.
+        """
         ranked = await self.ranked(pool)
         first = self.params.consensus_threshold if self.params.early_termination else len(ranked)
-        await self.check(ranked[:first])
-        if self.count_confirmed(pool) < self.params.min_verified_solutions:
+        shown = list[float | None]()
+
+        async def measure() -> None:
+            shown.extend(await self._verified(decoys, pool))
+
+        beside: list[Callable[[], Awaitable[None]]] = [partial(self.check, ranked[:first]), measure]
+        await outcomes(beside)
+        trust = self._trust(ranked[:first], shown)
+        if trust != "chance" and self.count_confirmed(pool) < self.params.min_verified_solutions:
             await self.check(ranked[first:])
         self.ctx.trace.note("checked", solutions=len(pool), confirmed=self.count_confirmed(pool))
+        return trust
+
+    async def _verified(self, decoys: Decoys, pool: Sequence[Solution]) -> list[float | None]:
+        """Return one verdict on each decoy, as a rating; None where there is none."""
+        texts = [solution.reply.text for solution in pool]
+        same = await groups(await final_answers(texts, self.chat, self.ctx), self.ctx)
+        wrong = await alike(await decoys.written(), same, self.chat, self.ctx)
+        ended = await outcomes(
+            [self._examination(text, number, 0) for number, text in enumerate(wrong)],
+            until=self.ctx.within(0.5),
+        )
+        verdicts = [None if isinstance(e, SampleError) else read_verdict(e.text) for e in ended]
+        self.ctx.trace.count("verdicts", lost=verdicts.count(None), of=len(verdicts))
+        return [None if verdict is None else RATINGS[verdict] for verdict in verdicts]
+
+    def _trust(self, checked: Sequence[Solution], decoys: Sequence[float | None]) -> Trust:
+        """Return what first verdicts on solutions, and verdicts on decoys, show of the verifier."""
+        verdicts = [RATINGS[solution.verdicts[0]] for solution in checked if solution.verdicts]
+        verifier = self.params.judge or self._agent(0).model
+        record = compare(verdicts, decoys)
+        return trust_in(f"{verifier} verdicts", self.llm.model, record, self.ctx)
+
+    def _examination(
+        self, text: str, verifier: int, sample: int
+    ) -> Callable[[], Awaitable[Completion]]:
+        """Return the call in which the judge, or else the agent `verifier`, examines a solution."""
+        judge = self.params.judge
+        llm = self._agent(verifier) if judge is None else self.ctx.llm(judge)
+        asked = ask(self.chat, self._framed([text], "answer", VERIFY))
+        sampling = Sampling(temperature=0.1, purpose="judge", sample=sample)
+        return partial(llm.complete, asked, sampling)
 
     async def check(self, solutions: Sequence[Solution]) -> None:
         """Verify each of `solutions` until it is confirmed or no longer can be."""
@@ -451,18 +553,13 @@ class _Team:
         """
         params = self.params
         others = [a for a in range(params.num_agents) if a != solution.author] or [solution.author]
-        asked = ask(self.chat, self._framed([solution.text], "answer", VERIFY))
         made = 0
         while (missing := params.verification_passes_required - solution.passes) > 0:
             if made + missing > params.max_verification_attempts:
                 return
             ended = await outcomes(
                 [
-                    partial(
-                        self._agent(others[number % len(others)]).complete,
-                        asked,
-                        Sampling(temperature=0.1, purpose="judge", sample=number),
-                    )
+                    self._examination(solution.text, others[number % len(others)], number)
                     for number in range(made, made + missing)
                 ],
                 until=self.ctx.within(0.5),
@@ -471,10 +568,11 @@ class _Team:
             read = [not isinstance(said, SampleError) and solution.add(said.text) for said in ended]
             self.ctx.trace.count("verdicts", lost=read.count(False), of=len(read))
 
-    async def improve(self, pool: Sequence[Solution]) -> dict[int, Solution]:
+    async def improve(self, pool: Sequence[Solution], first: int) -> dict[int, Solution]:
         """Return new versions of the best solutions that are not confirmed, by index in `pool`.
 
-        At most as many as there are agents, each by its author from all reports on it.
+        At most as many as there are agents, each by its author from all reports on it. They are
+        numbered from `first`: a solution that came back as it was gets another sample.
         """
         failed = [s for s in await self.ranked(pool) if s.reports and not self.is_confirmed(s)]
         chosen = failed[: self.params.num_agents]
@@ -486,7 +584,7 @@ class _Team:
                     0.8 * _temperature(solution.author),
                     number,
                 )
-                for number, solution in enumerate(chosen)
+                for number, solution in enumerate(chosen, first)
             ],
             until=self.ctx.within(0.5),
         )
@@ -514,12 +612,23 @@ class _Team:
 
     async def _support(self, pool: Sequence[Solution]) -> list[int]:
         """Return for each solution how many share its final answer; 0 if it cannot be read."""
-        if self.params.answer_extraction_mode in ("code", "none"):
+        mode = self.params.answer_extraction_mode
+        if mode in ("code", "none") or (mode == "auto" and wants_text(self.chat, self.ctx)):
             return [0] * len(pool)
         texts = [solution.reply.text for solution in pool]
         same = await groups(await final_answers(texts, self.chat, self.ctx), self.ctx)
         sizes = Counter(at for at in same if at is not None)
         return [0 if at is None else sizes[at] for at in same]
+
+    async def _agree(self, solutions: Sequence[Solution]) -> bool:
+        """Return whether all of `solutions` are complete and have the same final answer."""
+        whole = not any(solution.reply.truncated for solution in solutions)
+        return whole and set(await self._support(solutions)) == {len(solutions)}
+
+    async def vote(self, solutions: Sequence[Solution]) -> Result:
+        """Return the solution with the most frequent final answer, whatever verifiers say."""
+        replies = contenders([solution.reply for solution in solutions])
+        return await self._presented(await vote(replies, self.chat, self.llm, self.ctx))
 
     async def conclude(self, pool: Sequence[Solution]) -> Result:
         """Return the confirmed solution, else the vote's, else a call that writes the answer."""
@@ -561,6 +670,11 @@ class _Team:
     def _unmarked(self, reply: Completion) -> Completion:
         return without_mark(reply) if self._is_marked() else reply
 
+    @property
+    def form(self) -> str:
+        """What is added to requests for solutions."""
+        return f"\n\n{MARK}" if self._is_marked() else ""
+
     def _is_marked(self) -> bool:
         return needs_mark(self.chat, self.ctx)
 
@@ -582,7 +696,6 @@ class _Team:
     ) -> Callable[[], Awaitable[Solution]]:
         """Return the call in which `agent` writes a solution."""
         llm = self._agent(agent)
-        form = f"\n\n{MARK}" if self._is_marked() else ""
         sampling = Sampling(
             temperature=temperature,
             max_tokens=self.params.max_tokens,
@@ -592,7 +705,9 @@ class _Team:
         )
 
         async def write() -> Solution:
-            return Solution(await llm.complete(ask(self.chat, f"{request}{form}"), sampling), agent)
+            return Solution(
+                await llm.complete(ask(self.chat, f"{request}{self.form}"), sampling), agent
+            )
 
         return write
 

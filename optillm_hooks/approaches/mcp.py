@@ -1,5 +1,6 @@
 """MCP tools: the model calls tools of the operator's MCP servers before it answers.
 
+Worth it when: the answer needs the tools of the operator's MCP servers.
 Source: the Model Context Protocol (https://modelcontextprotocol.io). The servers are those of
 LiteLLM's MCP gateway, which decides what a key may use, holds the credentials, limits, logs and
 bills each call. Here is only the loop: the calls of one reply run concurrently, their results go
@@ -127,8 +128,8 @@ async def mcp(chat: Chat, rest: Rest, _llm: LLM, params: McpParams, ctx: Context
         answer_characters=params.answer_characters,
         slots=asyncio.Semaphore(params.parallel),
     )
-    rounds = Rounds(ctx.caller_cache, chat)
+    rounds = Rounds(chat, ctx)
     return await rest(
         rounds.restored,
-        through=lambda llm: ToolLoopLLM(llm, offer, box, limits, rounds, ctx),
+        through=lambda llm: ToolLoopLLM(llm, offer, box.call, limits, rounds, ctx),
     )

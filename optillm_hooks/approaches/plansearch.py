@@ -1,5 +1,7 @@
 """PlanSearch: search over plans in natural language, answer from each plan, return the best.
 
+Worth it when: the request has tests to run, or a judge is good; otherwise a vote or one call is
+better.
 Source: Wang et al. 2024, "Planning In Natural Language Improves LLM Search For Code Generation",
 arXiv:2409.03733. First-order observations; subsets of them of at most `subset_size`; for each
 subset, observations of second order and a plan that uses both; an answer by each plan. Deviations:
@@ -11,7 +13,8 @@ selects among answers that pass equally many, and where nothing can be run. The 
 answer, not for Python: code is not assumed.
 On reasoning models: there are no plans, since the model plans by itself. Each answer is written
 from its subset of the observations, which is what makes the answers differ.
-Cost: `1 + 3 * leaves` calls, 4 deep; no judge calls if tests decide.
+Cost: `1 + 3 * leaves` calls, 4 deep; no judge calls if tests decide, or if all answers are the
+same. Each of `decoys` adds a call beside the search and one beside the ratings.
 """
 
 from collections.abc import Sequence
@@ -32,10 +35,12 @@ from optillm_hooks.code_execution.testing import count_passed, find_program, fin
 from optillm_hooks.context import Context
 from optillm_hooks.errors import SampleError
 from optillm_hooks.fanout import finished, outcomes
-from optillm_hooks.judging import elected, rate_all, vote
+from optillm_hooks.judging.decoys import decoys_beside
+from optillm_hooks.judging.selection import pick
+from optillm_hooks.judging.verdicts import judge_of
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import ask, data_notice, enclose, fence, question
-from optillm_hooks.registry import Cost, DraftingParams, approach
+from optillm_hooks.registry import Cost, DraftingParams, JudgedParams, approach
 from optillm_hooks.sandbox.client import WorkerFailed
 from optillm_hooks.types import Answer, Chat, Completion, Sampling
 
@@ -63,9 +68,14 @@ Below is a plan for answering the request above. Follow it where it is right, co
 is not. Reply with the complete answer to the request only, and do not mention the plan."""
 
 
-class PlansearchParams(DraftingParams):
+SEARCHING_SHARE = 0.7
+"""Share of the remaining time after which missing answers are no longer awaited."""
+
+
+class PlansearchParams(JudgedParams, DraftingParams):
     model_group_fields: ClassVar[tuple[str, ...]] = ("judge",)
     judge_fields: ClassVar[tuple[str, ...]] = ("judge",)
+    scorer_fields: ClassVar[tuple[str, ...]] = ("judge",)
 
     leaves: int = Field(default=3, ge=1, le=32, description="Plans to make and answers to write.")
     observations: int = Field(default=3, ge=1, le=10, description="First-order observations.")
@@ -84,22 +94,46 @@ class PlansearchParams(DraftingParams):
 
 
 def _cost(params: PlansearchParams) -> Cost:
-    judged = params.leaves if params.leaves > 1 else 0
-    return Cost(calls=1 + 2 * params.leaves + judged, depth=3 + bool(judged))
+    if params.leaves == 1:
+        return Cost(calls=3, depth=3)
+    return Cost(calls=1 + 3 * params.leaves + 2 * params.decoys, depth=4)
 
 
 @approach("plansearch", PlansearchParams, cost=_cost, needs=["code"])
 async def plansearch(chat: Chat, llm: LLM, params: PlansearchParams, ctx: Context) -> Answer:
-    """Return the answer that passes most tests; among equals, the one that the judge rates highest.
+    """Return the answer that passes most tests; among equals, the one that the ratings select.
 
-    There is one answer for each plan. With equal ratings or none, the final answers vote; ties go
-    to the plan that was drawn first. An observation, plan or answer that fails is left out, and so
-    is a truncated answer if there is a complete one. If most answers call tools, the first of these
-    is returned unchanged.
+    There is one answer for each plan. `choose_by` says how ratings select; answers that are all the
+    same are not rated, and without any rating they vote. An observation, plan or answer that fails
+    is left out, and so is a truncated answer if there is a complete one. If most answers call
+    tools, the first of these is returned unchanged.
 
     Raises:
         SamplesFailed: no answer was written.
     """
+    sampling = Sampling(temperature=params.temperature)
+    until = ctx.within(SEARCHING_SHARE)
+    number = params.decoys if params.leaves > 1 else 0
+    async with decoys_beside(chat, llm, ctx, number, sampling=sampling, until=until) as decoys:
+        best = await _found(chat, llm, params, ctx, until)
+        if best[0].tool_calls or len(best) == 1:
+            return best[0]
+        ctx.offer(best[0])
+        return await pick(
+            best,
+            chat,
+            llm,
+            judge_of(params.judge, llm, ctx),
+            ctx,
+            choose_by=params.choose_by,
+            decoys=decoys,
+        )
+
+
+async def _found(
+    chat: Chat, llm: LLM, params: PlansearchParams, ctx: Context, until: float
+) -> list[Completion]:
+    """Return the answers that pass most tests, or those that call tools."""
     observations = await _observed(chat, llm, params, ctx)
     drawn = draw_subsets(observations, params.leaves, params.subset_size, ctx.rng)
     ctx.progress(f"{len(drawn)} plans from {len(observations)} observations")
@@ -107,25 +141,18 @@ async def plansearch(chat: Chat, llm: LLM, params: PlansearchParams, ctx: Contex
         partial(_leaf, chat, llm, params, ctx, subset, number)
         for number, subset in enumerate(drawn)
     ]
-    written = await finished(leaves, until=ctx.within(0.7))
+    written = await finished(leaves, until=until)
     whole = [answer for answer in written if not answer.truncated] or written
     ctx.trace.count("answers", lost=len(leaves) - len(whole), of=len(leaves))
     answers = contenders(written)
     if answers[0].tool_calls or len(answers) == 1:
-        return answers[0]
+        return answers
     passed = await _passed(answers, chat, ctx)
     ctx.trace.note("plans", observations=len(observations), answers=len(answers), passed=passed)
     best = [answers[at] for at in leaders(passed)]
-    if len(best) == 1:
-        return best[0]
-    ctx.offer(best[0])
-    judge = ctx.llm(params.judge) if params.judge else llm
-    ratings = await rate_all([found.text for found in best], chat, judge, ctx)
-    ctx.trace.note("judged", ratings=ratings)
-    if not any(rating is not None for rating in ratings):
-        return await vote(best, chat, llm, ctx)
-    best = [best[at] for at in leaders(ratings)]
-    return await elected(best, chat, ctx)
+    needed = len(best) if len(best) > 1 else 0
+    ctx.trace.save(len(answers) - needed)
+    return best
 
 
 async def _passed(answers: Sequence[Completion], chat: Chat, ctx: Context) -> list[int | None]:

@@ -1,5 +1,6 @@
 """Privacy: reversible pseudonyms in place of private values, which no model gets to see.
 
+Worth it when: private values must not reach the model's provider.
 Source: Microsoft's Presidio documents pseudonymisation as a sample; the map here is of our own. One
 map serves a whole conversation: the same value has the same pseudonym in the system prompt, in
 every message, in tool calls and their results, and in what stages inside add, such as pages.
@@ -23,7 +24,7 @@ from optillm_hooks.errors import RequestRejected
 from optillm_hooks.llm import LLM, FinalCall
 from optillm_hooks.privacy.answer_filter import AnswerFilter
 from optillm_hooks.privacy.conversation import attachments
-from optillm_hooks.privacy.private_llm import PrivateConversation, PrivateLLM
+from optillm_hooks.privacy.private_llm import PrivateConversation, PrivateLLM, PrivateScorer
 from optillm_hooks.prompts import instruct
 from optillm_hooks.registry import Cost, Params, Rest, Result, wrapper
 from optillm_hooks.services import Privacy, Services
@@ -107,7 +108,11 @@ async def privacy(chat: Chat, rest: Rest, _llm: LLM, params: PrivacyParams, ctx:
 
     around, ctx.as_shown = ctx.as_shown, restored
 
-    result = await rest(chat, through=partial(PrivateLLM, conversation=conversation, ctx=ctx))
+    result = await rest(
+        chat,
+        through=partial(PrivateLLM, conversation=conversation, ctx=ctx),
+        scoring=partial(PrivateScorer, conversation=conversation),
+    )
     if not isinstance(result, FinalCall):
         return restoring().whole(result)
     fallback = result.fallback and restoring().whole(result.fallback)

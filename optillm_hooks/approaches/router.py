@@ -13,6 +13,7 @@ Messages that define tools, or end with a tool's result, get the plain call: an 
 its own. An approach that is not in `approaches`, or whose extra is not installed, is passed over.
 The report's note `router` says what was chosen, and why.
 
+Worth it when: easy and hard questions come mixed: an easy one costs two calls.
 Source: OptiLLM's plugin has the idea (a classifier that chooses the approach). The agreement of
 samples as a measure of difficulty: Wang et al. 2022, arXiv:2203.11171, section 3.3; Aggarwal et al.
 2023, "Let's Sample Step by Step: Adaptive-Consistency for Efficient Reasoning and Coding with
@@ -34,7 +35,7 @@ from optillm_hooks.answers.voting import contenders
 from optillm_hooks.context import Context
 from optillm_hooks.fanout import sample_many
 from optillm_hooks.final_answer import needs_mark, reasoning_aloud, without_mark
-from optillm_hooks.judging import count_votes
+from optillm_hooks.judging.voting import count_votes
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import question
 from optillm_hooks.reading import read_or

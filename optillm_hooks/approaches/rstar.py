@@ -1,5 +1,6 @@
 """rStar: tree search over reasoning actions; a discriminator confirms the answer.
 
+Worth it when: a second model can check the answers of a small one; otherwise a vote is better.
 Source: Qi et al. 2024, "Mutual Reasoning Makes Smaller LLMs Stronger Problem-Solvers",
 arXiv:2408.06195. A rollout goes down a tree of five actions (one step; the rest of the solution; a
 sub-question with its answer; that sub-question again; the question in other words) with the paper's
@@ -7,18 +8,21 @@ constraints: re-answering only right after a sub-question, rephrasing only at th
 a trajectory is the share of all trajectories so far that reach its answer; it is added to every
 node of its path. A discriminator completes the first 20 to 80 % of a trajectory; a trajectory is
 trusted if both reach the same answer. The answer is the trusted trajectory with the highest value
-times share. Deviations: rollouts run `parallel` at a time, spread by virtual loss, and get their
-values when all of them have ended; prompts contain no worked examples; the hint is cut between
-words, not between steps; the discriminator is not asked if all trajectories agree; by default it
-is the same model.
-On reasoning models: single steps and sub-questions are left out, because the model would solve the
-whole problem in each of them. A trajectory is the answer, or the question in other words and then
-the answer; `candidates` has no effect.
-Cost: at most `(max_depth + 1) * num_rollouts` calls, `max_depth * num_rollouts / parallel + 1`
-deep; one more if the best trajectory's end is longer than the client's `max_tokens`.
+times share. Deviations: there are 8 rollouts where the paper has 32, and they end as soon as one
+answer leads clearly (Aggarwal et al. 2023, arXiv:2305.11860), which is then not checked; the first
+rollouts, before which there is no value to search by, run concurrently, later ones `parallel` at a
+time, spread by virtual loss; prompts contain no worked examples; the hint is cut between words, not
+between steps; by default the discriminator is the same model.
+On reasoning models: they would solve the whole problem in each step, so a trajectory is the answer
+alone, and there is no tree: it is self-consistency whose answer a discriminator confirms where the
+samples disagree. `max_depth`, `candidates`, `c` and `parallel` have no effect.
+Cost: at most `(max_depth + 1) * num_rollouts` calls, `max_depth * (1 + (num_rollouts - 3) /
+parallel) + 1` deep, 3 rollouts if their answers agree; one more call if the best trajectory's end
+is longer than the client's `max_tokens`. On reasoning models at most `2 * num_rollouts`, 3 deep.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -50,6 +54,7 @@ from optillm_hooks.registry import Cost, DraftingParams, Result, approach
 from optillm_hooks.search.mcts import MCTS, Trial
 from optillm_hooks.search.tree import Node
 from optillm_hooks.types import Chat, Completion, Purpose, Sampling
+from optillm_hooks.waves import first_wave, sureness
 
 
 class Action(StrEnum):
@@ -102,18 +107,26 @@ class RstarParams(DraftingParams):
         le=8,
         description="Maximum actions of a trajectory; the last one finishes it.",
     )
-    num_rollouts: int = Field(default=5, ge=1, le=64, description="Number of trajectories.")
+    num_rollouts: int = Field(default=8, ge=1, le=64, description="Maximum number of trajectories.")
+    confidence: float = Field(
+        default=0.9,
+        ge=0.5,
+        le=1,
+        description="The search ends when the leading answer is the most frequent one with at "
+        "least this probability; 1: only after all rollouts.",
+    )
     c: float = Field(
         default=1.4, ge=0, le=10, description="Weight of exploration (UCT) against values."
     )
     parallel: int = Field(
-        default=5,
+        default=2,
         ge=1,
         le=16,
-        description="Concurrent rollouts; with fewer, each uses more earlier results.",
+        description="Concurrent rollouts after the first ones; with fewer, each uses more earlier "
+        "results.",
     )
     candidates: int = Field(
-        default=2, ge=1, le=8, description="Maximum tries of one action from one state."
+        default=1, ge=1, le=8, description="Maximum tries of one action from one state."
     )
     temperature: float = Field(default=0.8, ge=0, le=2, description="Temperature of the actions.")
     discriminator: str | None = Field(
@@ -157,10 +170,8 @@ def allowed(last: Action | None, actions_left: int, *, reasons: bool = False) ->
     """Return the actions that may follow `last` (None at the root), if the model reasons or not."""
     if last is Action.FINISH:
         return ()
-    if actions_left == 1:
+    if actions_left == 1 or reasons:
         return (Action.FINISH,)
-    if reasons:
-        return (Action.FINISH, Action.REPHRASE) if last is None else (Action.FINISH,)
     always = (Action.STEP, Action.FINISH, Action.SUBQUESTION)
     match last:
         case None:
@@ -182,11 +193,28 @@ def planned(
 
 
 def _cost(params: RstarParams) -> Cost:
-    concurrent = min(params.parallel, len(allowed(None, params.max_depth)) * params.candidates)
-    waves = math.ceil(params.num_rollouts / concurrent)
+    first, later = _concurrent(params, reasons=False)
+    waves = 1 + math.ceil((params.num_rollouts - first) / later)
     return Cost(
         calls=(params.max_depth + 1) * params.num_rollouts, depth=params.max_depth * waves + 1
     )
+
+
+def _fewest(params: RstarParams) -> int:
+    """Return the fewest rollouts that can end the search."""
+    return first_wave(params.num_rollouts, params.confidence)
+
+
+def _concurrent(params: RstarParams, *, reasons: bool) -> tuple[int, int]:
+    """Return how many rollouts run concurrently, at first and later.
+
+    At first each takes another action from the root, for which no value is needed. If the model
+    reasons, there is no tree that values could guide.
+    """
+    if reasons:
+        return _fewest(params), params.num_rollouts
+    at_root = len(allowed(None, params.max_depth)) * params.candidates
+    return min(_fewest(params), at_root), min(params.parallel, at_root)
 
 
 @approach("rstar", RstarParams, cost=_cost)
@@ -195,9 +223,9 @@ async def rstar(chat: Chat, llm: LLM, params: RstarParams, ctx: Context) -> Resu
 
     A rollout or a check that fails is left out; a trajectory whose answer cannot be read has the
     value 0 and is not checked. Without a trusted trajectory, all are candidates. Ties go to the
-    trajectory that was requested first. If most trajectories end in tool calls, the first of these
-    is returned unchanged. If the end of the best trajectory is longer than the client's
-    `max_tokens`, a last call writes the answer from it.
+    trajectory that was requested first. If one answer leads clearly, nothing is checked. If most
+    trajectories end in tool calls, the first of these is returned unchanged. If the end of the best
+    trajectory is longer than the client's `max_tokens`, a last call writes the answer from it.
 
     Raises:
         SamplesFailed: no trajectory was completed.
@@ -208,8 +236,12 @@ async def rstar(chat: Chat, llm: LLM, params: RstarParams, ctx: Context) -> Resu
     )
     sampling = Sampling(temperature=params.temperature)
     found: list[Trajectory] = []
-    left = params.num_rollouts
-    while left and (trials := tree.ask_many(min(params.parallel, left))):
+    left, settled = params.num_rollouts, False
+    first, later = _concurrent(params, reasons=reasons)
+    while left and not settled:
+        trials = tree.ask_many(min(left, later if found else first))
+        if not trials:
+            break
         done = params.num_rollouts - left
         ctx.progress(f"{done} of {params.num_rollouts} trajectories")
         plans = [_plan(trial, params, ctx.rng, reasons) for trial in trials]
@@ -226,11 +258,26 @@ async def rstar(chat: Chat, llm: LLM, params: RstarParams, ctx: Context) -> Resu
             raise SamplesFailed([steps for steps in rolled if isinstance(steps, SampleError)])
         if all(isinstance(steps, BudgetExceeded | DeadlineExceeded) for steps in rolled):
             break
+        settled = await _is_settled(found, params, ctx)
+    if settled:
+        ctx.trace.save(2 * left + len(found))  # the ends and checks of rollouts, and these checks
     if (usual := contenders([trajectory.completion for trajectory in found])[0]).tool_calls:
         return usual
     discriminator = ctx.llm(params.discriminator) if params.discriminator else llm
-    best = await _best(found, chat, llm, discriminator, ctx)
+    best = await _best(found, chat, llm, None if settled else discriminator, ctx)
     return answer_from(chat, _unmarked(best, form), llm, ctx)
+
+
+async def _is_settled(found: Sequence[Trajectory], params: RstarParams, ctx: Context) -> bool:
+    """Return whether one answer leads clearly enough, or all trajectories call tools."""
+    if len(found) < _fewest(params):
+        return False
+    if all(trajectory.completion.tool_calls for trajectory in found):
+        return True
+    same = await groups([trajectory.answer for trajectory in found], ctx)
+    votes = Counter(group for group in same if group is not None).most_common(2)
+    lead, second, *_ = [*(count for _, count in votes), 0, 0]
+    return params.confidence < 1 and sureness(lead, second) >= params.confidence
 
 
 def _form(chat: Chat, ctx: Context) -> str:
@@ -243,17 +290,22 @@ def _unmarked(trajectory: Trajectory, form: str) -> Completion:
 
 
 async def _best(
-    found: Sequence[Trajectory], chat: Chat, llm: LLM, discriminator: LLM, ctx: Context
+    found: Sequence[Trajectory], chat: Chat, llm: LLM, discriminator: LLM | None, ctx: Context
 ) -> Trajectory:
-    """Return the trusted trajectory with the highest value times share, or the best of all."""
+    """Return the trusted trajectory with the highest value times share, or the best of all.
+
+    Without a discriminator it is the first one with the most frequent answer.
+    """
     answers = [trajectory.answer for trajectory in found]
     ctx.trace.count("votes", lost=answers.count(None), of=len(answers))
     support = await _shares(answers, ctx)
-    usual, form = found[support.index(max(support))], _form(chat, ctx)
-    ctx.offer(ctx.bounded(_unmarked(usual, form), llm.facts))
-    trusted = await _trusted(found, chat, discriminator, ctx)
-    candidates = trusted or range(len(found))
-    best = max(candidates, key=lambda i: found[i].value * support[i])
+    best, form = support.index(max(support)), _form(chat, ctx)
+    trusted: list[int] = []
+    if discriminator is not None:
+        ctx.offer(ctx.bounded(_unmarked(found[best], form), llm.facts))
+        trusted = await _trusted(found, chat, discriminator, ctx)
+        candidates = trusted or range(len(found))
+        best = max(candidates, key=lambda i: found[i].value * support[i])
     ctx.trace.note("rstar", trajectories=len(found), trusted=len(trusted), support=support[best])
     return found[best]
 
@@ -261,7 +313,7 @@ async def _best(
 def _moves(node: State, params: RstarParams, rng: Random, reasons: bool) -> list[Action]:
     """Return the moves from `node`: each allowed action once in random order, then each again.
 
-    Few actions are allowed if the model reasons, so each can be tried in every rollout.
+    If the model reasons, only one action is allowed, and tried in every rollout.
     """
     done = [step.action for step in _steps(node)]
     last = done[-1] if done else None

@@ -1,22 +1,24 @@
-"""Round-trip optimization: answer, describe the answer, answer the description, merge the two.
+"""Round-trip optimization: answer with code, describe it, write it again from that, merge the two.
 
+Worth it when: the answer is code that a description can reproduce; otherwise a vote is better.
 Source: Allamanis et al. 2024, "Unsupervised Evaluation of Code LLMs with Round-Trip Correctness",
 arXiv:2402.08699, and Sharma 2024, "Patched RTC", arXiv:2407.16557. Both use the round trip to
 measure a model; here its second version improves the first. Deviations: one round trip of one
 sample; the call that merges the versions also judges whether they are equivalent, so that the
 judgement costs no extra call. The description is made from the first answer alone, never from the
-question.
+question. An answer without code, and one in JSON mode, makes no round trip.
 On reasoning models: the same. No prompt tells the model how to think.
-Cost: 4 calls, 4 deep; 3 if both versions contain the same code.
+Cost: at most 4 calls, 4 deep; 3 if both versions contain the same code; 1 if the answer has none.
 """
 
 from pydantic import Field
 
-from optillm_hooks.answers.code_blocks import code_blocks
+from optillm_hooks.answers.code_blocks import code_blocks, holds_code
 from optillm_hooks.answers.extraction import without_reasoning
-from optillm_hooks.answers.patterns import Pattern
+from optillm_hooks.answers.voting import wants_json
 from optillm_hooks.context import Context
 from optillm_hooks.errors import EmptyCompletion, SampleError, UnusableReply
+from optillm_hooks.judging.verdicts import says
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import ask, data_notice, enclose, fence
 from optillm_hooks.registry import Cost, DraftingParams, approach
@@ -28,7 +30,6 @@ exactly. Say what it must do: every file, function, input, output, limit, format
 not quote it and do not judge it. Reply with the request only."""
 
 SAME = "EQUIVALENT"
-_SAYS_SAME = Pattern(rf"{SAME}\b(?!\W*+(?i:except|but|if|unless|no|not)\b)")
 _MAX_CODE = 100_000
 """Maximum length of a version of which only the code is compared."""
 
@@ -52,14 +53,18 @@ class RtoParams(DraftingParams):
 async def rto(chat: Chat, llm: LLM, params: RtoParams, ctx: Context) -> Answer:
     """Return the merged answer of two versions, or the first if they are equivalent.
 
-    The first version is also returned if it calls tools or is truncated, or if a later call fails
-    or is truncated: the round trip can only improve it.
+    The first version is also returned if it has no code, calls tools or is truncated, or if a later
+    call fails or is truncated: the round trip can only improve it.
 
     Raises:
         SampleError: the first answer failed.
     """
     first = await llm.complete(chat, Sampling(temperature=params.temperature))
     if first.tool_calls or first.truncated:
+        return first
+    if wants_json(ctx.client) or not holds_code(without_reasoning(first.text)[:_MAX_CODE]):
+        ctx.trace.note("round_trip", code=False)
+        ctx.trace.save(3)
         return first
     try:
         second = await _remade(chat, first, llm, params, ctx)
@@ -71,21 +76,9 @@ async def rto(chat: Chat, llm: LLM, params: RtoParams, ctx: Context) -> Answer:
     except SampleError as failure:
         ctx.trace.note("round_trip", failed=type(failure).__name__)
         return first
-    equivalent = says_same(merged.text)
+    equivalent = says(SAME, merged.text)
     ctx.trace.note("round_trip", equal=False, judged_equivalent=equivalent)
     return first if equivalent else merged
-
-
-def says_same(text: str) -> bool:
-    """Return whether a reply says that the versions are equivalent.
-
-    It is the word alone, or begins or ends with a line that begins with the word in capitals.
-    With a reservation, as in "EQUIVALENT except for 0", it does not count.
-    """
-    lines = [line.strip(" \t*_`#>\"'") for line in without_reasoning(text).strip().splitlines()]
-    if len(lines) == 1 and lines[0].strip(".!").upper() == SAME:
-        return True
-    return any(_SAYS_SAME.match(line) for line in (*lines[:1], *lines[-1:]))
 
 
 async def _remade(

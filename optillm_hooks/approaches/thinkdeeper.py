@@ -1,5 +1,6 @@
 """ThinkDeeper: a minimum and a maximum of thinking before the answer (budget forcing).
 
+Worth it when: a reasoning model stops thinking too early, or does not stop.
 Source: Muennighoff et al. 2025, "s1: Simple test-time scaling", arXiv:2501.19393, section 3.1: an
 end of thinking that comes too early is replaced by a word that makes the model continue, and at the
 maximum the end of thinking is written for the model.
@@ -41,7 +42,7 @@ class ThinkDeeperParams(ThinkSettings, Params):
         check_continues("thinkdeeper", model, supports, "it writes into the reply")
 
 
-@decoder("thinkdeeper", ThinkDeeperParams, cost=lambda _: Cost(calls=1, depth=1))
+@decoder("thinkdeeper", ThinkDeeperParams, cost=lambda _: Cost(calls=1, depth=1, remote_calls=2))
 async def thinkdeeper(
     chat: Chat, sampling: Sampling, llm: LLM, params: ThinkDeeperParams, ctx: Context
 ) -> Completion | Sampling:

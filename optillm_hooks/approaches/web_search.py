@@ -1,5 +1,6 @@
 """Web search: the model's queries are searched for, and what is found is added to the question.
 
+Worth it when: the answer is newer than the model, or must name sources.
 Source: OptiLLM's plugin of this name, which drives a browser; here, LiteLLM's search tools search.
 One call derives the queries from the whole conversation; with `queries: 0`, the question itself is
 the query. All are searched for at once. The results are merged by rank, each page once, and come

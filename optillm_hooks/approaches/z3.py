@@ -1,15 +1,18 @@
 """Z3: the model formalises the problem, a solver solves it, and the result leads to the answer.
 
+Worth it when: the task is a puzzle, an optimum or exact algebra.
 Source: the division of labour of Ye et al. 2023, "SatLM: Satisfiability-Aided Language Models
 Using Declarative Prompting", arXiv:2305.09656, and Pan et al. 2023, "Logic-LM", arXiv:2305.12295
 (section 3.3, repair from the solver's message). Instead of programs, which would have to be run,
 the model writes SMT-LIB 2, which Z3 parses, or a list of algebraic steps, which a fixed
-translator turns into SymPy's terms; both run in a process limited in time and memory. The plain
-answer is requested concurrently, so that a problem without a formalisation loses no time.
+translator turns into SymPy's terms; both run in a process limited in time and memory. The model
+decides in the same call whether a solver helps: if not, its reply is the answer. Where the client
+wants a form that a formalisation would not fit (JSON, `stop`, log-probabilities), that is a call of
+its own, and the plain answer is requested concurrently.
 On reasoning models: the same. Such a model may well solve the problem before it formalises it; what
 the solver adds is then a check.
-Cost: 3 calls, 2 deep: the formalisation and concurrently the plain answer, then the answer from
-the solver's result. 2 calls, 1 deep, if no solver helps; each repair adds one call, one deep.
+Cost: 2 calls, 2 deep: the formalisation, then the answer from the solver's result. 1 call if no
+solver helps; each repair adds one call, one deep; a plain answer in a form of its own adds one.
 """
 
 import asyncio
@@ -31,28 +34,48 @@ from optillm_hooks.solver.client import (
     Formalisation,
     FormalisationBroken,
     Report,
+    attempts_formalisation,
     find_formalisation,
     solve,
 )
-from optillm_hooks.types import Chat, Completion, Sampling
+from optillm_hooks.types import Answer, Chat, Completion, Sampling
 
-FORMALISE = f"""\
-Do not answer yet. First decide whether a solver can settle this, or the hard part of it.
-
-For constraints, logic, schedules, counting or a smallest or largest value, reply with one fenced \
-block marked smt2: an SMT-LIB 2 script for Z3. Declare every unknown with its sort (Int, Real, \
-Bool, (_ BitVec n), String, datatypes). Write each fact as (assert (! ... :named what_it_says)). \
-Add (minimize ...) or (maximize ...) where the best is asked for. To prove a claim, assert its \
+_HOW = f"""\
+For constraints, logic, schedules, counting or a smallest or largest value, write one fenced block \
+marked smt2: an SMT-LIB 2 script for Z3. Declare every unknown with its sort (Int, Real, Bool, \
+(_ BitVec n), String, datatypes). Write each fact as (assert (! ... :named what_it_says)). Add \
+(minimize ...) or (maximize ...) where the best is asked for. To prove a claim, assert its \
 negation. End with (check-sat).
 
-For exact algebra or calculus, reply with one fenced block marked json: a list of steps like \
+For exact algebra or calculus, write one fenced block marked json: a list of steps like \
 {{"operation": "solve", "expressions": ["x^2 + y = 7", "x - y = -1"], "variables": ["x", "y"]}}. \
 Operations: {", ".join(OPERATIONS)}. Further fields where they apply: expression, variable, lower, \
 upper, point, direction, order, digits, assume ({{"x": "positive"}}). Expressions use + - * / ^ % \
 ! and = < <= > >= !=, with every multiplication written out; pi, E, I, oo; and \
-{", ".join(FUNCTIONS)}.
+{", ".join(FUNCTIONS)}."""
+
+FORMALISE = f"""\
+Do not answer yet. First decide whether a solver can settle this, or the hard part of it. If it \
+can, reply with what the solver needs.
+
+{_HOW}
 
 If neither helps, reply with the single word NONE."""
+
+OR_ANSWER = """\
+If neither helps, answer now, as if nothing but the request above had been said."""
+
+FORMALISE_OR_ANSWER = f"""\
+First decide whether a solver can settle this, or the hard part of it. If it can, do not answer \
+yet: reply with what the solver needs, and you will get its result.
+
+{_HOW}
+
+{OR_ANSWER}"""
+
+SAY_NONE = "If no solver helps after all, reply with the single word NONE."
+
+ANSWER_INSTEAD = "If no solver helps after all, answer the original request now instead."
 
 _NONE = re.compile(r"\bNONE\b")
 
@@ -71,16 +94,23 @@ class Z3Params(DraftingParams):
         default=1, ge=0, le=3, description="Maximum repairs of the formalisation by the model."
     )
     formal_temperature: float = Field(
-        default=0.1, ge=0, le=2, description="Temperature of the formalisation and its repairs."
+        default=0.1,
+        ge=0,
+        le=2,
+        description="Temperature of a formalisation that is a call of its own. Otherwise it is the "
+        "client's, because the reply may be the answer.",
     )
 
 
-def repair_request(asked: Chat, reply: str, message: str) -> Chat:
+Solved = tuple[Formalisation, Report]
+
+
+def repair_request(asked: Chat, reply: str, message: str, otherwise: str) -> Chat:
     mark = fence(asked, [reply, message])
     request = (
         f"The solver could not use this. {data_notice('message', mark)}\n\n"
         f"{enclose([message], 'message', mark)}\n\n"
-        "Reply with the whole corrected formalisation in one fenced block, or with NONE."
+        f"Reply with the whole corrected formalisation in one fenced block. {otherwise}"
     )
     return follow_up(asked, reply, request)
 
@@ -101,12 +131,13 @@ def answer_request(chat: Chat, work: Formalisation, report: Report) -> Chat:
     return ask(chat, request)
 
 
-@approach("z3", Z3Params, cost=lambda _: Cost(calls=3, depth=2), needs=["solver"])
+@approach("z3", Z3Params, cost=lambda _: Cost(calls=2, depth=2), needs=["solver"])
 async def z3(chat: Chat, llm: LLM, params: Z3Params, ctx: Context) -> Result:
     """Return the answer from the solver's result, or the plain answer if there is no result.
 
     The plain answer is used if the model sees no use for a solver, if its formalisation is still
-    broken after the repairs, if the solver runs out of time or memory, or if the last call fails.
+    broken after the repairs, or if the solver runs out of time or memory. If the last call fails,
+    it is an earlier answer or, without one, what the solver has found.
 
     Raises:
         RequestRejected: the package z3-solver is not installed.
@@ -114,13 +145,24 @@ async def z3(chat: Chat, llm: LLM, params: Z3Params, ctx: Context) -> Result:
     """
     if find_spec("z3") is None:
         raise RequestRejected('z3 needs the extra "solver": pip install "optillm-hooks[solver]"')
+    if ctx.forms_answers:
+        return await _beside_the_plain_answer(chat, llm, params, ctx)
+    solved = await _solved(chat, llm, params, ctx, may_answer=True)
+    if isinstance(solved, Completion):
+        return ctx.bounded(solved, llm.facts)
+    if solved is None:
+        return FinalCall(chat, fallback=ctx.best)
+    result = ctx.bounded(Answer(solved[1].text), llm.facts)
+    return FinalCall(answer_request(chat, *solved), fallback=ctx.best or result)
+
+
+async def _beside_the_plain_answer(
+    chat: Chat, llm: LLM, params: Z3Params, ctx: Context
+) -> FinalCall | Completion:
+    """Return what `z3` does, where a formalisation is a call of its own."""
     async with speculating(lambda: _plain(chat, llm, ctx)) as direct:
-        try:
-            solved = await _solved(chat, llm, params, ctx)
-        except SampleError as exc:
-            ctx.trace.note("solver", outcome=exc.code)
-            solved = None
-        if solved is None:
+        solved = await _solved(chat, llm, params, ctx, may_answer=False)
+        if not isinstance(solved, tuple):
             return await direct()
     return FinalCall(answer_request(chat, *solved), fallback=ctx.best)
 
@@ -136,43 +178,64 @@ async def _plain(chat: Chat, llm: LLM, ctx: Context) -> Completion:
 
 
 async def _solved(
-    chat: Chat, llm: LLM, params: Z3Params, ctx: Context
-) -> tuple[Formalisation, Report] | None:
-    """Return a formalisation and the solver's report on it, or None if there is no result."""
-    sampling = Sampling(
-        temperature=params.formal_temperature, purpose="draft", fields=ctx.no_tool_calls
-    )
-    asked = ask(chat, FORMALISE)
+    chat: Chat, llm: LLM, params: Z3Params, ctx: Context, *, may_answer: bool
+) -> Solved | Completion | None:
+    """Return a formalisation and the solver's report on it, or None if there is no result.
+
+    If the model may answer instead, it can also be the answer.
+    """
+    try:
+        return await _formalised(chat, llm, params, ctx, may_answer)
+    except SampleError as exc:
+        ctx.trace.note("solver", outcome=exc.code)
+        return None
+
+
+async def _formalised(
+    chat: Chat, llm: LLM, params: Z3Params, ctx: Context, may_answer: bool
+) -> Solved | Completion | None:
+    sampling = Sampling(purpose="draft")
+    asked, otherwise = ask(chat, FORMALISE_OR_ANSWER), ANSWER_INSTEAD
+    if not may_answer:
+        own = params.formal_temperature
+        sampling = Sampling(temperature=own, purpose="draft", fields=ctx.no_tool_calls)
+        asked, otherwise = ask(chat, FORMALISE), SAY_NONE
     for repair in range(params.repairs + 1):
         ctx.progress("repairing the formalisation" if repair else "formalising the problem")
         with ctx.trace.step("formalisations"):
             reply = await llm.complete(asked, sampling)
-            work = read_formalisation(reply.text)
+            work = None if reply.tool_calls else read_formalisation(reply.text, may_answer)
         if work is None:
             ctx.trace.note("solver", outcome="not applicable", repairs=repair)
-            return None
+            return reply if may_answer else None
         try:
             report = await _report(work, params, ctx, repair)
         except FormalisationBroken as exc:
             ctx.trace.note("solver", outcome="broken", kind=work.kind, repairs=repair)
             ctx.trace.count("solver_runs", lost=1, of=1)
-            asked = repair_request(asked, reply.text, str(exc))
+            asked = repair_request(asked, reply.text, str(exc), otherwise)
         else:
             ctx.trace.count("solver_runs", lost=int(report is None), of=1)
             return None if report is None else (work, report)
     return None
 
 
-def read_formalisation(text: str) -> Formalisation | None:
+def read_formalisation(text: str, may_be_answer: bool = False) -> Formalisation | None:
     """Return the formalisation in a reply, or None if the reply says that no solver helps.
+
+    If the reply may be an answer, it says so by having no formalisation, not even an unreadable
+    one, which would be shown to the client as the answer.
 
     Raises:
         UnusableReply: it is neither.
     """
-    work = find_formalisation(text)
-    if work is None and not _NONE.search(without_reasoning(text)):
+    said = without_reasoning(text)
+    work = find_formalisation(said, may_be_answer=may_be_answer)
+    if work is not None:
+        return work
+    if attempts_formalisation(said) if may_be_answer else not _NONE.search(said):
         raise UnusableReply("the reply has no formalisation")
-    return work
+    return None
 
 
 async def _report(

@@ -14,6 +14,9 @@ from optillm_hooks.types import Json
 _SHARES = {"low": 0.33, "medium": 0.66, "high": 0.9}
 """Share of the reply's tokens for thinking, by reasoning effort."""
 
+_MINIMUM = {"low": 32, "medium": 128, "high": 512}
+"""Minimum number of thinking tokens, by reasoning effort, unless a tenth of the reply is less."""
+
 _MAX_THOUGHTS = {"low": 64, "medium": 256, "high": 512}
 
 _MIN_ANSWER = 64
@@ -32,7 +35,8 @@ class ThinkSettings(BaseModel):
         default=None,
         ge=0,
         le=1_000_000,
-        description="Minimum number of thinking tokens; default: 10 % of the reply.",
+        description="Minimum number of thinking tokens; default: 32, 128 or 512 by "
+        "reasoning_effort, and at most 10 % of the reply.",
     )
     max_thinking_tokens: int | None = Field(
         default=None,
@@ -82,7 +86,7 @@ class ThinkingBudget:
         share = int(reply_tokens * _SHARES[settings.reasoning_effort])
         maximum = share if settings.max_thinking_tokens is None else settings.max_thinking_tokens
         minimum = (
-            reply_tokens // 10
+            min(_MINIMUM[settings.reasoning_effort], reply_tokens // 10)
             if settings.min_thinking_tokens is None
             else settings.min_thinking_tokens
         )

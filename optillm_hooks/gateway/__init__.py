@@ -1,8 +1,11 @@
-"""The objects that the proxy's YAML loads: `hook` (`callbacks`) and `provider` (custom handler)."""
+"""The objects that the proxy's YAML loads: `hook` (`callbacks`), `provider` and `scorer`."""
 
 import optillm_hooks.approaches  # noqa: F401 (registers them)
 from optillm_hooks.gateway.callback import Hook
 from optillm_hooks.gateway.custom_llm import Provider
+from optillm_hooks.gateway.metrics import Metrics
+from optillm_hooks.gateway.observers import OBSERVERS
+from optillm_hooks.gateway.score_provider import ScoreProvider
 from optillm_hooks.gateway.startup import (
     load_plugin_files,
     log_problems,
@@ -18,8 +21,10 @@ load_plugin_files()
 log_problems()
 mount_routes()
 spare_the_collector()
+OBSERVERS.append(Metrics())
 
 hook = Hook()
 provider = Provider()
+scorer = ScoreProvider()
 
-__all__ = ["hook", "provider"]
+__all__ = ["hook", "provider", "scorer"]

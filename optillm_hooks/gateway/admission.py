@@ -16,7 +16,7 @@ apply are skipped:
 * Only a router knows which models are configured. The SDK has none.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -25,17 +25,20 @@ from typing import Any
 from litellm import Router
 from litellm.proxy._types import ProxyException, UserAPIKeyAuth
 
+from optillm_hooks.decoding.field import FIELD as DECODING
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway.budgets import check_budgets
 from optillm_hooks.gateway.caller import Caller, check_access, model_for_key
 from optillm_hooks.gateway.deployments import alias_model, deployments, is_configured
 from optillm_hooks.gateway.inner_call import InnerCall
+from optillm_hooks.gateway.key_limits import key_limits
 from optillm_hooks.gateway.model_facts import FactsOf, cached_model_facts
 from optillm_hooks.gateway.model_names import PROVIDER, Named, refuse_second_prefix
 from optillm_hooks.gateway.prepared import Prepared, Route
 from optillm_hooks.gateway.rates import ModelRates
 from optillm_hooks.gateway.selection import Selection, unknown_prefix
 from optillm_hooks.gateway.services import services_for
+from optillm_hooks.pipeline.plan import Chain, Plan
 from optillm_hooks.settings import Settings, forbidden
 
 _SINGLE_ANSWER_ROUTES: frozenset[Route] = frozenset({"messages", "responses"})
@@ -85,9 +88,19 @@ async def admit(
     if router is not None:
         _check_base(selection, router, key)
         _check_named_models(selection, router, key)
+    if key is not None and not selection.passes_through:
+        of_key = key_limits(key)
+        limits = selection.limits.lowered(of_key)
+        selection = replace(selection, of_key=of_key, limits=limits)
     facts_of = cached_model_facts(router, key)
     _check_prices(selection, facts_of)
-    _check_decoders(selection, facts_of)
+    base = selection.base if not selection.passes_through else None
+
+    def scores(name: str) -> bool:
+        return facts_of(selection.called.get(name, name)).max_scored > 0
+
+    check_writers(selection.plan, base, scores)
+    _check_decoders(selection, n, facts_of)
     _check_services(selection, settings, router, key)
     if router is not None and key is not None:
         for model in selection.models:
@@ -96,7 +109,10 @@ async def admit(
         _check_wildcard(router)
     if final and not selection.passes_through:
         await _count_request(selection, key, before)
-    prepared = Prepared(selection=selection, route=route, facts_of=facts_of, is_final=final)
+    choices = n if isinstance(n, int) else 1
+    prepared = Prepared(
+        selection=selection, n=choices, route=route, facts_of=facts_of, is_final=final
+    )
     if before is not None:
         prepared.user, prepared.fields, prepared.cache = before.user, before.fields, before.cache
         prepared.body = before.body
@@ -246,18 +262,66 @@ def _check_price(model: str, facts_of: FactsOf) -> None:
         )
 
 
-def _check_decoders(selection: Selection, facts_of: FactsOf) -> None:
-    """Refuse a decoder that does not support a model whose replies it would decode."""
+def check_writers(plan: Plan, base: str | None, scores: Callable[[str], bool]) -> None:
+    """Refuse a reranker or reward model where words are needed: it only scores.
+
+    Args:
+        plan: whose models are checked.
+        base: its base model; None if the plan does not call it.
+        scores: whether a model only scores.
+
+    Raises:
+        RequestRejected: the message names the model.
+    """
+    if base is not None and scores(base):
+        raise RequestRejected(
+            f"the base model {base!r} only scores answers: it can be a judge", param="model"
+        )
+    for stage in plan.stages:
+        for name in stage.params.writers():
+            if scores(name):
+                raise RequestRejected(
+                    f"the model {name!r} only scores answers, but {stage.approach.name!r} needs "
+                    f"words from it: a scorer can stand in "
+                    f"{' and '.join(stage.params.scorer_fields) or 'none of its parameters'}",
+                    param="optillm_params",
+                )
+
+
+def _check_decoders(selection: Selection, n: object, facts_of: FactsOf) -> None:
+    """Refuse a decoder that does not support a model whose replies it would decode.
+
+    Also one that would make more calls on such a model than allowed.
+    """
 
     def supports(model: str, name: str) -> bool:
         return facts_of(model).supports(name)
 
-    for chain in selection.plan.chains:
+    def check(chain: Chain, base: str) -> None:
         for at, stage in enumerate(chain):
-            named = [model for later in chain[at:] for model in later.params.generators()]
-            for name in dict.fromkeys((selection.base, *named)):
+            named = [*stage.params.generators(), *_called_by(chain[at + 1 :])]
+            for name in dict.fromkeys((base, *named)):
                 model = selection.called.get(name, name)
                 stage.params.check_model(model, partial(supports, model))
+            if (aside := stage.params.aside()) is not None:
+                check(stage.inside, aside.model or base)
+
+    for chain in selection.plan.chains:
+        check(chain, selection.base)
+    base = selection.called.get(selection.base, selection.base)
+    if selection.plan.has_remote_decoder and not supports(base, DECODING):
+        repeated = n if isinstance(n, int) else 1
+        selection.calls.check(selection.plan, repeated, decoded_remotely=True)
+
+
+def _called_by(stages: Chain) -> Iterator[str]:
+    """Yield the models that parameters of `stages` have write text, beside the base."""
+    for stage in stages:
+        for each in (stage, *stage.inside):
+            yield from each.params.generators()
+        aside = stage.params.aside()
+        if aside is not None and aside.model is not None:
+            yield aside.model
 
 
 def _check_services(

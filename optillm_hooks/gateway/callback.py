@@ -20,6 +20,7 @@ from optillm_hooks.gateway.dear_fallbacks import within_held_cost
 from optillm_hooks.gateway.deployments import alias_model, proxy_router
 from optillm_hooks.gateway.failures import over_budget, to_proxy
 from optillm_hooks.gateway.inner_call import inner_call
+from optillm_hooks.gateway.local_models import allowing_reasoning, for_local, is_local
 from optillm_hooks.gateway.messages_route import CONVERTED
 from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.planning import plan_request
@@ -36,9 +37,6 @@ from optillm_hooks.gateway.route_responses import completed, stream_completed
 from optillm_hooks.gateway.routes import ROUTES, refuse_route, without_nulls
 from optillm_hooks.gateway.selection import deployment_id, names_approach, on_deployment
 from optillm_hooks.types import Fields
-
-_REASONING_FIELDS = ["reasoning_effort", "thinking", "verbosity"]
-"""Fields that LiteLLM refuses or drops for a custom provider unless the request allows them."""
 
 _UNCACHED = {"no-cache": True, "no-store": True}
 """Keeps the outer call out of LiteLLM's cache, whose keys include neither the base model nor the
@@ -104,18 +102,20 @@ class Hook(CustomLogger):
         """Note the deployment that the router has chosen for a client, or for a plan's own call.
 
         The headers of a stream tell of the deployment's plan. LiteLLM's log of a plan's call is
-        where it is booked if it is cut off. An alias that answers it may get fields of reasoning.
+        where it is booked if it is cut off. An alias that answers it may get fields of reasoning,
+        and so may a local model.
         """
         metadata = metadata_of(kwargs)
         client, router = attached(metadata), proxy_router()
         if (inner := inner_call(metadata)) is not None:
             note_log(kwargs)
             if alias_model({"litellm_params": kwargs}) is not None:
-                return _with_reasoning(kwargs)
-            return within_held_cost(kwargs, inner, str(metadata.get("model_group")))
+                return allowing_reasoning(kwargs, "verbosity")
+            made = within_held_cost(kwargs, inner, str(metadata.get("model_group")))
+            return for_local(made or kwargs) if is_local(kwargs) else made
         if client is not None and router and metadata.get("model_group") == client.model:
             _note_deployment(client, router, metadata, kwargs.get("temperature"))
-        return None
+        return for_local(kwargs) if is_local(kwargs) else None
 
     async def async_log_success_event(
         self,
@@ -283,16 +283,10 @@ def _rewritten(data: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
         prepared.body = {name: data[name] for name in CONVERTED if data.get(name) is not None}
     prepared.cache = data["cache"] if isinstance(data.get("cache"), dict) else {}
     return {
-        **_with_reasoning(without_nulls(data)),
+        **allowing_reasoning(without_nulls(data), "verbosity"),
         "model": prepared.deployment,
         "num_retries": 0,  # a retry would run, and pay, the whole plan again
         "cache": _UNCACHED,
         # A fallback would send a plain model what the plan keeps from models.
         **({"disable_fallbacks": True} if prepared.plan.is_confidential else {}),
     }
-
-
-def _with_reasoning(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a request for our provider in which fields of reasoning are allowed."""
-    allowed = request.get("allowed_openai_params") or []
-    return {**request, "allowed_openai_params": [*allowed, *_REASONING_FIELDS]}

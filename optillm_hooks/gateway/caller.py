@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from litellm import Router
-from litellm.constants import LITTELM_INTERNAL_HEALTH_SERVICE_ACCOUNT_NAME
+from litellm.constants import (
+    LITTELM_INTERNAL_HEALTH_SERVICE_ACCOUNT_NAME,
+    SESSION_ID_GENERATED_METADATA_KEY,
+)
 from litellm.litellm_core_utils.internal_call_metadata import forwarded_internal_call_metadata
 from litellm.proxy._types import UserAPIKeyAuth
 from litellm.proxy.auth.auth_checks import can_key_call_resolved_model
@@ -60,6 +63,9 @@ class Caller:
 
     failures: CountedFailures = field(default_factory=CountedFailures)
     """The failures of the client's request, whatever plans it leads to."""
+
+    session: str = ""
+    """The session that the client names; empty if it names none."""
 
     tags: RequestTags = field(default_factory=RequestTags)
     """The tags by which LiteLLM's router chooses among deployments."""
@@ -116,8 +122,22 @@ def read_caller(
         Account() if client is None else client.account,
         inner_call(parent),
         failures=CountedFailures() if client is None else client.failures,
+        session=_session(litellm_params, parent),
         tags=read_request_tags(parent),
     )
+
+
+def _session(litellm_params: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
+    """Return the client's session; "" if it is one that LiteLLM has made up for this request.
+
+    Where there is none, LiteLLM puts the id of a trace in its place.
+    """
+    if metadata.get(SESSION_ID_GENERATED_METADATA_KEY):
+        return ""
+    named, other = metadata.get("session_id"), litellm_params.get("litellm_session_id")
+    if not named and other != metadata.get("trace_id"):
+        named = other
+    return named if isinstance(named, str) else ""
 
 
 def metadata_of(litellm_params: Mapping[str, Any]) -> Mapping[str, Any]:

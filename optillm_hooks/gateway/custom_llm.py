@@ -3,7 +3,6 @@
 import asyncio
 import inspect
 import logging
-import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
@@ -51,17 +50,20 @@ from optillm_hooks.gateway.deployments import proxy_router
 from optillm_hooks.gateway.failures import as_sample_errors, budgets_as_sample_errors, to_litellm
 from optillm_hooks.gateway.host_limits import seconds_left
 from optillm_hooks.gateway.inner_call import inner_call
+from optillm_hooks.gateway.local_models import LOCAL_PROVIDER
 from optillm_hooks.gateway.messages_route import (
     END_OF_PROGRESS,
     for_claude,
     with_files,
     with_stand_ins,
 )
+from optillm_hooks.gateway.observers import Started, observed
 from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.plain_base import PlainBase
 from optillm_hooks.gateway.prepared import ClientRequest, Prepared, Route, attached
-from optillm_hooks.gateway.reports import log_line, report_object, word
+from optillm_hooks.gateway.reports import report_object, word
 from optillm_hooks.gateway.router_llm import RouterLLM
+from optillm_hooks.gateway.router_scorer import RouterScorer
 from optillm_hooks.gateway.sampling_rules import check_client
 from optillm_hooks.gateway.selection import on_deployment, select_deployment
 from optillm_hooks.gateway.services import services_for
@@ -108,10 +110,11 @@ class Provider(CustomLLM):
             if (plain := await self._plain_base(call)) is not None:
                 n = call["optional_params"].get("n") or 1
                 return await plain.reply(call["model_response"], n)
-            prepared, request, models = await self._request(call, stream=False)
+            started, models = await self._request(call, stream=False)
+            prepared, request = started.prepared, started.request
             if _client(call) is None and is_health_check(metadata_of(call["litellm_params"])):
                 return write_response(call["model_response"], (Answer(""),), Usage(), request.base)
-            with _logged(prepared):
+            with observed(started):
                 outcome = prepared.outcome = await run(request, models, prepared.trace)
             _tell(_client(call), outcome)
         response = write_response(
@@ -130,8 +133,7 @@ class Provider(CustomLLM):
             if (plain := await self._plain_base(call)) is not None:
                 made = plain.chunks()
             else:
-                prepared, request, models = await self._request(call, stream=True)
-                made = _chunks(prepared, request, models, _client(call))
+                made = _chunks(*await self._request(call, stream=True), _client(call))
             async with aclosing(made) as chunks:
                 async for chunk in chunks:
                     begun = True
@@ -171,15 +173,13 @@ class Provider(CustomLLM):
             return None
         return await PlainBase.read(call, inner, proxy_router() or self._router)
 
-    async def _request(
-        self, call: Mapping[str, Any], *, stream: bool
-    ) -> tuple[Prepared, Request, Models]:
+    async def _request(self, call: Mapping[str, Any], *, stream: bool) -> tuple[Started, Models]:
         litellm_params = call.get("litellm_params") or {}
         optional = call["optional_params"]
         router = proxy_router() or self._router
         prepared = await _admitted(str(call["model"]), litellm_params, optional, router)
         prepared.trace.call_id = word(str(litellm_params.get("litellm_call_id") or ""))
-        made = _made_for_claude(prepared)
+        made = _made_for_base(prepared)
         messages = made.get("messages", call["messages"])
         fields = _of_client(optional, prepared)
         if "thinking" in made:
@@ -213,16 +213,24 @@ class Provider(CustomLLM):
             limits=limits.lowered(timeout).lowered(host),
             on_error=prepared.settings.on_error,
             progress=prepared.settings.progress,
+            scorers=_scorers(router, caller, prepared),
             services=services_for(prepared.settings, settings, router, caller),
             caller=key,
             caller_cache=self._caller_cache.for_caller(key),
         )
-        return prepared, request, _models(router, caller, prepared)
+        started = Started(prepared=prepared, request=request, caller=caller, stream=stream)
+        return started, _models(router, caller, prepared)
 
 
-def _made_for_claude(prepared: Prepared) -> dict[str, Any]:
-    """Return fields that LiteLLM has made of Anthropic's as for another model than Claude."""
+def _made_for_base(prepared: Prepared) -> dict[str, Any]:
+    """Return fields that LiteLLM has made of Anthropic's as for another model.
+
+    Claude gets all of them. A local model gets the budget of thinking, of which LiteLLM has made an
+    effort.
+    """
     deployments = prepared.facts_of(prepared.base).deployments
+    if deployments and all(each.provider == LOCAL_PROVIDER for each in deployments):
+        return {k: v for k, v in prepared.body.items() if k == "thinking"}
     if not prepared.body or not deployments or not all(each.is_claude for each in deployments):
         return {}
     return for_claude(prepared.body, deployments[0].model, deployments[0].provider)
@@ -300,28 +308,11 @@ def _as_litellm_errors(
 
 
 def _hurries(call: Mapping[str, Any]) -> bool:
-    """Return whether the client has set a deadline of its own."""
+    """Return whether the client, or its key, has a deadline of its own."""
     client = _client(call)
-    asked = client is not None and client.prepared is not None and client.prepared.asked.deadline_s
-    return bool(asked or (call.get("litellm_params") or {}).get("client_side_timeout"))
-
-
-@contextmanager
-def _logged(prepared: Prepared) -> Iterator[None]:
-    """Log one INFO line when the plan ends: with an answer or an error, or cancelled."""
-    started = time.monotonic()
-    error = ""
-    try:
-        yield
-    except (asyncio.CancelledError, GeneratorExit):
-        error = "cancelled"
-        raise
-    except Exception as exc:
-        error = exc.code if isinstance(exc, OptiLLMError) else type(exc).__name__
-        raise
-    finally:
-        seconds = time.monotonic() - started
-        _log.info("%s", log_line(prepared, seconds=seconds, error=error))
+    prepared = None if client is None else client.prepared
+    deadline = None if prepared is None else prepared.of_whole_request.deadline_s
+    return bool(deadline or (call.get("litellm_params") or {}).get("client_side_timeout"))
 
 
 def _models(router: Router | None, caller: Caller, prepared: Prepared) -> Models:
@@ -330,6 +321,17 @@ def _models(router: Router | None, caller: Caller, prepared: Prepared) -> Models
         return RouterLLM(called, router, caller, prepared.facts_of, prepared.trace)
 
     return cache(model)
+
+
+def _scorers(
+    router: Router | None, caller: Caller, prepared: Prepared
+) -> Callable[[str], RouterScorer | None]:
+    def scorer(name: str) -> RouterScorer | None:
+        called = prepared.selection.called.get(name, name)
+        found = RouterScorer(called, router, caller, prepared.facts_of)
+        return found if found.facts.max_scored else None
+
+    return cache(scorer)
 
 
 async def _admitted(
@@ -444,7 +446,7 @@ def _seconds(timeout: object) -> float | None:
 
 
 async def _chunks(
-    prepared: Prepared, request: Request, models: Models, client: ClientRequest | None
+    started: Started, models: Models, client: ClientRequest | None
 ) -> AsyncGenerator[ModelResponseStream, None]:
     """Yield the chunks of a stream, in the order that LiteLLM's stream wrapper requires.
 
@@ -453,17 +455,18 @@ async def _chunks(
     stream ends with usage and report, then the finish reasons of the other choices (in a chunk
     whose choice 0 has none), then that of choice 0.
     """
+    prepared, request = started.prepared, started.request
     stream_id = f"chatcmpl-{uuid.uuid4().hex}"
     ends: dict[int, FinishReason] = {}
     begun: set[int] = set()
-    shows_progress = False
+    shows_progress = seen_piece = False
 
     def chunk(pieces: Mapping[int, Delta]) -> ModelResponseStream:
         role = not begun.issuperset(pieces)
         begun.update(pieces)
         return write_chunk(pieces, stream_id=stream_id, model=prepared.requested, role=role)
 
-    with _logged(prepared):
+    with observed(started):
         async with aclosing(stream(request, models, prepared.trace)) as events:
             async for event in events:
                 match event:
@@ -471,6 +474,9 @@ async def _chunks(
                         shows_progress = shows_progress or bool(text)
                         yield chunk({0: Delta(reasoning=f"{text}\n" if text else "")})
                     case Piece(choice, delta):
+                        if not seen_piece:
+                            seen_piece = True
+                            prepared.trace.first_piece()
                         if delta.finish_reason is not None:
                             ends[choice] = delta.finish_reason
                         piece = replace(delta, finish_reason=None, usage=None)

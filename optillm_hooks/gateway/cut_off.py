@@ -48,21 +48,21 @@ def note_log(kwargs: Mapping[str, Any]) -> None:
         call.log = log
 
 
-def book(call: InnerCall, text: str, usage: Callable[[], Usage]) -> None:
+def book(call: InnerCall, received: Callable[[Any], object]) -> None:
     """Book a call that is cut off now, unless it was not sent yet or LiteLLM books it itself.
 
     It does not wait: LiteLLM's logging worker does the rest, whatever becomes of the request.
 
     Args:
         call: the call.
-        text: what had arrived of its reply.
-        usage: returns its tokens; called in a thread, since counting takes time.
+        received: returns the reply as LiteLLM would have got it, given the name of the model; it is
+            called in a thread, since counting tokens takes time.
     """
     log = call.log
     if log is None or not _is_owed(log):
         return
     call.payment.owed = True
-    GLOBAL_LOGGING_WORKER.ensure_initialized_and_enqueue(_logged(log, text, usage))
+    GLOBAL_LOGGING_WORKER.ensure_initialized_and_enqueue(_logged(log, received))
 
 
 def _is_owed(log: Any) -> bool:
@@ -77,14 +77,19 @@ def _is_owed(log: Any) -> bool:
     return bool(log.claim_async_success_log())
 
 
-async def _logged(log: Any, text: str, usage: Callable[[], Usage]) -> None:
-    """Log the call as a reply that was cut off."""
-    message = LiteLLMMessage(role="assistant", content=text)
-    reply = ModelResponse(
-        model=log.model_call_details.get("model"),
-        choices=[Choices(index=0, finish_reason="length", message=message)],
-        usage=write_usage(await offload_token_count(usage)()),
-    )
+async def _logged(log: Any, received: Callable[[Any], object]) -> None:
+    """Log the call as one whose reply was cut off."""
+    reply = await offload_token_count(received)(log.model_call_details.get("model"))
     await log.dispatch_success_handlers(
         reply, start_time=None, end_time=None, cache_hit=False, prefer_async_handlers=True
+    )
+
+
+def cut_reply(model: Any, text: str, usage: Usage) -> ModelResponse:
+    """Return the reply of a chat model that was cut off after `text`."""
+    message = LiteLLMMessage(role="assistant", content=text)
+    return ModelResponse(
+        model=model,
+        choices=[Choices(index=0, finish_reason="length", message=message)],
+        usage=write_usage(usage),
     )

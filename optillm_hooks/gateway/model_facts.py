@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from optillm_hooks.decoding.field import FIELD
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway.deployments import alias_model, deployments
+from optillm_hooks.gateway.local_models import LOCAL_PROVIDER, allowing_reasoning
 from optillm_hooks.gateway.model_names import from_deployment
 from optillm_hooks.gateway.prompt_tokens import PromptTokens
 from optillm_hooks.gateway.reasoning import CAPABILITIES, of_all, reasoning
@@ -24,21 +25,27 @@ from optillm_hooks.gateway.sampling_rules import (
     by_sampling,
     max_thinking,
 )
+from optillm_hooks.gateway.score_provider import SCORE_PROVIDER, route_of
 from optillm_hooks.llm import ModelFacts, Price
 from optillm_hooks.local_provider.thinking import template_reasons
 from optillm_hooks.settings import DeploymentSettings, explain
 from optillm_hooks.types import Fields, Sampling
 
-LOCAL_PROVIDER = "optillm-local"
-
-_LOCAL_FIELDS = (FIELD, "logprobs", "n", "response_format", "tools", "top_logprobs")
-"""Fields that local models accept, which LiteLLM does not know. It drops `reasoning_effort`."""
+_LOCAL_FIELDS = (
+    FIELD, "continue_final_message", "logprobs", "n", "reasoning_effort", "response_format",
+    "thinking", "tools", "top_logprobs",
+)  # fmt: skip
+"""Fields that local models accept, which LiteLLM does not know."""
 
 _PREFIX_FIELDS = ("continue_final_message", "logprobs", "top_logprobs")
 """Fields that a deployment accepts if the operator has set its `continues_prefix`."""
 
 _MAX_CHOICES = 128
 """The maximum `n` of OpenAI's API."""
+
+_MAX_SCORED = 32
+"""Texts that one call of a reranker takes: the default limit of Text Embeddings Inference, which is
+the strictest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +100,28 @@ def model_facts(router: Router | None, model: str, key: UserAPIKeyAuth | None = 
         thinking_tokens=by_sampling(max_thinking(found)),
         remember=partial(REFUSALS.add, model),
         deployments=tuple(found),
+        max_scored=min(map(_max_scored, found), default=0),
         prices={each.info.get("id"): price for each, price in zip(found, prices, strict=True)},
     )
+
+
+def _max_scored(deployment: Deployment) -> int:
+    """Return how many texts one call scores; 0 if the deployment writes."""
+    if deployment.provider == SCORE_PROVIDER:
+        several = route_of(deployment.params.get("api_base")) in ("score", "rerank")
+        return _MAX_SCORED if several else 1
+    return _MAX_SCORED if deployment.info.get("mode") == "rerank" else 0
+
+
+def only_scores(params: dict[str, Any], info: dict[str, Any]) -> bool:
+    """Return whether a deployment of the YAML is a reranker or a reward model.
+
+    Not if its `model_info` is wrong: requests for it say how.
+    """
+    try:
+        return _max_scored(_deployment(params, info)) > 0
+    except RequestRejected:
+        return False
 
 
 def _takes(model: str, known: Callable[[Sampling], bool], sampling: Sampling) -> bool:
@@ -156,7 +183,7 @@ def _deployment(params: dict[str, Any], info: dict[str, Any]) -> Deployment:
         model=model, custom_llm_provider=provider, base_model=base
     )
     if provider == LOCAL_PROVIDER:
-        supported = [*_LOCAL_FIELDS]
+        params, supported = allowing_reasoning(params), [*_LOCAL_FIELDS]
     if _continues_prefix(info):
         supported = [*(supported or ()), *_PREFIX_FIELDS]
     known: dict[str, Any] = next(
@@ -227,6 +254,8 @@ def _price(deployment: Deployment, fields: Fields | None = None) -> Price | None
     """Return the price of a deployment, for a call with `fields` that may make it dearer."""
     if deployment.provider == LOCAL_PROVIDER:
         return Price(0.0, 0.0)
+    if _max_scored(deployment):
+        return _price_of_scores(deployment)
     prompt, completion = ["input_cost_per_token"], ["output_cost_per_token"]
     if any(deployment.info.get(name) is None for name in (*prompt, *completion)):
         return None
@@ -241,6 +270,15 @@ def _price(deployment: Deployment, fields: Fields | None = None) -> Price | None
     if "prediction" in fields:  # what is wrong of it is billed as completion
         prompt += completion
     return Price(_max_price(deployment, prompt), _max_price(deployment, completion))
+
+
+def _price_of_scores(deployment: Deployment) -> Price | None:
+    """Return the price of a scorer, whose reply is one token at the price of a call."""
+    prices = [deployment.info.get(f"input_cost_per_{unit}") for unit in ("token", "query")]
+    if prices == [None, None]:
+        return None
+    token, call = (float(price or 0.0) for price in prices)
+    return Price(token, call)
 
 
 def _max_price(deployment: Deployment, names: Sequence[str]) -> float:

@@ -68,7 +68,12 @@ def alias_settings(deployment: Mapping[str, Any]) -> AliasSettings:
 
 def client_limits(given: object) -> LimitSettings:
     """Return the body field `optillm_limits` as limits. Raises as `alias_settings`."""
-    return _valid(LimitSettings, given or {}, "optillm_limits")
+    return valid_limits(given or None, "optillm_limits")
+
+
+def valid_limits(given: object, where: str) -> LimitSettings:
+    """Return `given`, which was found at `where`, as limits. Raises as `alias_settings`."""
+    return _valid(LimitSettings, {} if given is None else given, where)
 
 
 class CallLimit(NamedTuple):
@@ -78,19 +83,22 @@ class CallLimit(NamedTuple):
     setting: str
     """The operator's setting of this limit, for the error message."""
 
-    def check(self, plan: Plan, n: int) -> None:
+    def check(self, plan: Plan, n: int, *, decoded_remotely: bool = False) -> None:
         """Refuse `n` runs of a plan if they are estimated at more calls than the limit.
+
+        `decoded_remotely`: whether the base model leaves decoding methods to us; see `Plan.calls`.
 
         Raises:
             RequestRejected: the message has both numbers and what to change.
         """
-        estimated = plan.expected_calls * n
+        calls = plan.calls(decoded_remotely=decoded_remotely)
+        estimated = calls * n
         if estimated > self.max_calls:
             raise RequestRejected(
                 f"this request is estimated at {estimated} model calls, but the maximum is "
                 f"{self.max_calls}: ask for fewer samples, layers or choices (n), or have the "
                 f"operator raise {self.setting}",
-                param="n" if plan.expected_calls <= self.max_calls else "optillm_params",
+                param="n" if calls <= self.max_calls else "optillm_params",
             )
 
 

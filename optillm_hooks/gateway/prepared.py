@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 from litellm.litellm_core_utils.core_helpers import get_or_create_metadata_bucket
 
 from optillm_hooks.budget import Limits
+from optillm_hooks.decoding.field import FIELD as DECODING
 from optillm_hooks.errors import OptiLLMError
 from optillm_hooks.gateway.cooldowns import CountedFailures
 from optillm_hooks.gateway.model_facts import FactsOf
@@ -34,6 +35,9 @@ class Prepared:
     is_final: bool = True
     """Whether this plan will run. If not, the router chooses among several deployments of an alias,
     and the provider admits the plan of the chosen one."""
+
+    n: int = 1
+    """The choices that the client asks for."""
 
     route: Route = "chat"
     user: str | None = None
@@ -73,6 +77,17 @@ class Prepared:
     def asked(self) -> Limits:
         """The client's own limits, which hold for a fallback's plan too."""
         return self.selection.asked
+
+    @property
+    def estimated_calls(self) -> int:
+        """The calls of the request if nothing fails, as `plan_calls` limits them."""
+        remote = self.plan.has_remote_decoder and not self.facts_of(self.base).supports(DECODING)
+        return self.n * self.plan.calls(decoded_remotely=remote)
+
+    @property
+    def of_whole_request(self) -> Limits:
+        """The limits that every plan of the request shares, a fallback's too."""
+        return self.asked.lowered(self.selection.of_key)
 
     @property
     def deployment(self) -> str:
@@ -115,10 +130,11 @@ class ClientRequest:
         """Note that a plan runs, and return what is left of its limits.
 
         It may have run before: LiteLLM's gateway of MCP calls a model again with a tool's result.
-        The client's own limits are for its whole request, with every fallback.
+        The limits of the client and of its key are for its whole request, with every fallback.
         """
         spent = sum((trace.usage for trace in self.runs), Usage())
-        limits = prepared.limits.left(prepared.trace.usage).lowered(prepared.asked.left(spent))
+        shared = prepared.of_whole_request.left(spent)
+        limits = prepared.limits.left(prepared.trace.usage).lowered(shared)
         if all(trace is not prepared.trace for trace in self.runs):
             self.runs.append(prepared.trace)
         return limits

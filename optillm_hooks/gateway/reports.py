@@ -23,6 +23,7 @@ def report_object(report: Report) -> dict[str, Json]:
         "approach": report.approach,
         "base_model": report.base,
         "calls": report.calls,
+        "calls_saved": report.calls_saved,
         "depth": report.depth,
         "cost_usd": round(report.usage.cost_usd, 8),
         "seconds": round(report.seconds, 3),
@@ -38,7 +39,11 @@ def header_values(prepared: Prepared, *, answered: bool) -> dict[str, str]:
 
     If the plan failed but there is an answer (`answered`), a router's fallback gave it.
     """
-    headers = {"x-optillm-approach": prepared.plan.label, "x-optillm-base-model": prepared.base}
+    headers = {
+        "x-optillm-approach": prepared.plan.label,
+        "x-optillm-base-model": prepared.base,
+        "x-optillm-estimated-calls": str(prepared.estimated_calls),
+    }
     limits = prepared.limits
     if limits.deadline_s is not None:
         headers["x-optillm-deadline-s"] = f"{limits.deadline_s:g}"

@@ -1,4 +1,4 @@
-"""An `LLM` over LiteLLM's router, which does retries, fallbacks, cooldowns and load balancing."""
+"""Models over LiteLLM's router, which does retries, fallbacks, cooldowns and load balancing."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from optillm_hooks.gateway.convert import (
     write_chat,
     write_sampling,
 )
-from optillm_hooks.gateway.cut_off import book
+from optillm_hooks.gateway.cut_off import book, cut_reply
 from optillm_hooks.gateway.failures import (
     as_sample_errors,
     budgets_as_sample_errors,
@@ -67,8 +67,108 @@ class _Received:
         self.usage = delta.usage or self.usage
 
 
-class RouterLLM:
+class RouterModel:
     """A model group, called on a caller's account; without a router, through LiteLLM's SDK."""
+
+    def __init__(
+        self, model: str, router: Router | None, caller: Caller, facts_of: FactsOf
+    ) -> None:
+        self.model = model
+        self._router = router
+        self._caller = caller
+        self._facts_of = facts_of
+        self._rates = ModelRates(model, caller.key)
+
+    @property
+    def facts(self) -> GroupFacts:
+        return self._facts_of(self.model)
+
+    @asynccontextmanager
+    async def _on_account(
+        self, chat: Chat, sampling: Sampling, choices: int, inner: InnerCall
+    ) -> AsyncIterator[Counted]:
+        """Make one call in its turn, under the caller's budgets and rate limits.
+
+        Raises:
+            BudgetExceeded: one of the caller's budgets is used up.
+            ProviderFailed: one of the caller's rate limits for this model is reached.
+        """
+
+        def expected() -> Usage:
+            prompt = self.facts.count_tokens(chat, sampling)
+            return Usage(
+                prompt_tokens=prompt, completion_tokens=choices * (sampling.max_tokens or 0)
+            )
+
+        if self._router is not None:
+            await wait_for_turn(self._caller.share)
+        async with AsyncExitStack() as stack:
+            with as_sample_errors(), budgets_as_sample_errors():
+                await stack.enter_async_context(self._paying(chat, sampling, choices, inner))
+            yield await stack.enter_async_context(self._rates.counting(expected))
+
+    @asynccontextmanager
+    async def _paying(
+        self, chat: Chat, sampling: Sampling, choices: int, inner: InnerCall
+    ) -> AsyncIterator[None]:
+        """Make one call under the caller's budgets.
+
+        Raises:
+            BudgetExceededError: LiteLLM's.
+        """
+        caller, router = self._caller, self._router
+
+        def most() -> float:
+            """Return what the call may cost, by the same rules as LiteLLM's reservations."""
+            price = self.facts.price
+            if price is None:
+                return 0.0
+            longest = self.facts.max_output_tokens or _LONGEST_REPLY
+            reply = choices * min(sampling.max_tokens or _LONGEST_REPLY, longest)
+            prompt = self.facts.count_tokens(chat, sampling)
+            return prompt * price.prompt + reply * price.completion
+
+        if caller.call is not None:  # the call that this one answers is paid for
+            if router is not None:
+                await check_budgets(self.model, caller.key, router, caller.reservation)
+            yield
+            return
+        async with paying(
+            self.model, caller.key, router, caller.account, caller.reservation, most
+        ) as inner.payment:
+            yield
+
+    @contextmanager
+    def _errors(self, inner: InnerCall) -> Iterator[None]:
+        """Raise LiteLLM's errors of a failed call as ours."""
+        try:
+            with as_sample_errors():
+                yield
+        except ProviderFailed as exc:
+            if inner.refused and exc.status == _BAD_REQUEST:
+                exc.status = _UNAVAILABLE  # it was not the client's, and may be served later
+            if len(self.facts.deployments) > 1 and not is_of_whole_group(exc):
+                exc.wait_s = None  # the router sends the next call to another deployment
+            raise
+
+    def _common(self, inner: InnerCall) -> dict[str, Any]:
+        """Return the arguments that every call gets."""
+        request = {
+            **self._caller.extra,
+            "model": self.model,
+            "metadata": {
+                **self._caller.metadata,
+                **self._caller.tags.metadata(each.params for each in self.facts.deployments),
+                INNER_CALL_KEY: inner,
+            },
+        }
+        if self._router is not None:
+            request["failure_callback"] = [self._caller.failures]
+        return request
+
+
+class RouterLLM(RouterModel):
+    """An `LLM`."""
 
     def __init__(
         self,
@@ -78,13 +178,9 @@ class RouterLLM:
         facts_of: FactsOf,
         trace: Trace,
     ) -> None:
-        self.model = model
+        super().__init__(model, router, caller, facts_of)
         self._ask: Any = litellm.acompletion if router is None else router.acompletion
-        self._router = router
-        self._caller = caller
-        self._facts_of = facts_of
         self._trace = trace
-        self._rates = ModelRates(model, caller.key)
         self._refused_n: list[Chat] = []
 
     @property
@@ -180,61 +276,6 @@ class RouterLLM:
                 finally:
                     await chunks.aclose()
 
-    @asynccontextmanager
-    async def _on_account(
-        self, chat: Chat, sampling: Sampling, choices: int, inner: InnerCall
-    ) -> AsyncIterator[Counted]:
-        """Make one call in its turn, under the caller's budgets and rate limits.
-
-        Raises:
-            BudgetExceeded: one of the caller's budgets is used up.
-            ProviderFailed: one of the caller's rate limits for this model is reached.
-        """
-
-        def expected() -> Usage:
-            prompt = self.facts.count_tokens(chat, sampling)
-            return Usage(
-                prompt_tokens=prompt, completion_tokens=choices * (sampling.max_tokens or 0)
-            )
-
-        if self._router is not None:
-            await wait_for_turn(self._caller.share)
-        async with AsyncExitStack() as stack:
-            with as_sample_errors(), budgets_as_sample_errors():
-                await stack.enter_async_context(self._paying(chat, sampling, choices, inner))
-            yield await stack.enter_async_context(self._rates.counting(expected))
-
-    @asynccontextmanager
-    async def _paying(
-        self, chat: Chat, sampling: Sampling, choices: int, inner: InnerCall
-    ) -> AsyncIterator[None]:
-        """Make one call under the caller's budgets.
-
-        Raises:
-            BudgetExceededError: LiteLLM's.
-        """
-        caller, router = self._caller, self._router
-
-        def most() -> float:
-            """Return what the call may cost, by the same rules as LiteLLM's reservations."""
-            price = self.facts.price
-            if price is None:
-                return 0.0
-            longest = self.facts.max_output_tokens or _LONGEST_REPLY
-            reply = choices * min(sampling.max_tokens or _LONGEST_REPLY, longest)
-            prompt = self.facts.count_tokens(chat, sampling)
-            return prompt * price.prompt + reply * price.completion
-
-        if caller.call is not None:  # the call that this one answers is paid for
-            if router is not None:
-                await check_budgets(self.model, caller.key, router, caller.reservation)
-            yield
-            return
-        async with paying(
-            self.model, caller.key, router, caller.account, caller.reservation, most
-        ) as inner.payment:
-            yield
-
     @contextmanager
     def _provider_errors(
         self, chat: Chat, sampling: Sampling, n: int, inner: InnerCall
@@ -245,14 +286,10 @@ class RouterLLM:
         remembered; otherwise the error was about the prompt, which it may quote.
         """
         try:
-            with as_sample_errors():
+            with self._errors(inner):
                 yield
         except ProviderFailed as exc:
-            if inner.refused and exc.status == _BAD_REQUEST:
-                exc.status = _UNAVAILABLE  # it was not the client's, and may be served later
             exc.refused = refused_fields(exc, sampling)
-            if len(self.facts.deployments) > 1 and not is_of_whole_group(exc):
-                exc.wait_s = None  # the router sends the next call to another deployment
             if n > 1 and refuses_n(exc):
                 self._refused_n.append(chat)
             raise
@@ -274,25 +311,17 @@ class RouterLLM:
         try:
             yield
         except (asyncio.CancelledError, GeneratorExit):
-            book(inner, received.text, usage)
+            book(inner, lambda model: cut_reply(model, received.text, usage()))
             raise
 
     def _request(self, chat: Chat, sampling: Sampling, inner: InnerCall) -> dict[str, Any]:
         request = {
-            **self._caller.extra,
+            **self._common(inner),
             **write_sampling(sampling),
-            "model": self.model,
             "messages": write_chat(chat),
-            "metadata": {
-                **self._caller.metadata,
-                **self._caller.tags.metadata(each.params for each in self.facts.deployments),
-                INNER_CALL_KEY: inner,
-            },
         }
-        if self._router is not None:
-            request["failure_callback"] = [self._caller.failures]
-            if self._router.fallbacks:
-                request["include_fallback_errors"] = True
+        if self._router is not None and self._router.fallbacks:
+            request["include_fallback_errors"] = True
         if litellm.cache is not None:
             cache = request["cache"] = dict(self._caller.cache)
             if sampling.sample:

@@ -79,6 +79,9 @@ class Selection:
     asked: Limits
     """The client's own limits, from `optillm_limits`; `limits` are no higher."""
 
+    of_key: Limits = field(default_factory=Limits)
+    """The ceilings of the caller's key and team; `limits` are no higher once admitted."""
+
     on_alias: bool
     deployment_id: str | None = None
     """The deployment from which an alias's plan, base and settings were read."""
@@ -183,7 +186,7 @@ def select(
     if decoder is not None:
         tree = _decoded(tree, decoder.name)
     given = _parameters(tree, fields.params, request)
-    plan = resolve(tree, given=given, temperature=_temperature(request))
+    plan = resolve(tree, given=given, temperature=_temperature(request), presets=settings.presets)
     calls = _calls(plan, tree, source, given, settings)
     own: RunSettings = target.alias or settings
     if source == "tag":  # the text of a stranger must not make the request fail
@@ -241,7 +244,9 @@ def select_deployment(
     alias = alias_settings(params)
     calls = call_limit(settings, by_operator=True)
     return Selection(
-        plan=resolve(expression.parse(named.expression), temperature=temperature),
+        plan=resolve(
+            expression.parse(named.expression), temperature=temperature, presets=settings.presets
+        ),
         base=named.base,
         source="alias",
         settings=alias,
@@ -280,14 +285,19 @@ def on_deployment(
     plan, calls = selection.plan, selection.calls
     if selection.source == "alias":
         tree = expression.parse(named.expression)
-        plan = resolve(tree, given=selection.given, temperature=temperature)
+        plan = resolve(
+            tree, given=selection.given, temperature=temperature, presets=settings.presets
+        )
         calls = _calls(plan, tree, selection.source, selection.given, settings)
     return replace(
         selection,
         plan=plan,
         base=named.base,
         settings=alias,
-        limits=alias.limits().lowered(selection.asked).with_max_calls(calls.max_calls),
+        limits=alias.limits()
+        .lowered(selection.asked)
+        .lowered(selection.of_key)
+        .with_max_calls(calls.max_calls),
         calls=calls,
         deployment_id=target.deployment_id,
         inherits_access=alias.inherit_access,
@@ -463,7 +473,7 @@ def _check_tag(tree: Tree, settings: Settings) -> None:
         raise RequestRejected("a tag cannot ask for several answers")
     if may_set == "none" and any(call.args for branch in branches for call in branch):
         raise RequestRejected("a tag may not set parameters on this proxy")
-    plan = resolve(tree)
+    plan = resolve(tree, presets=settings.presets)
     if may_set != "models" and plan.model_groups:
         raise RequestRejected("a tag may not name models on this proxy")
     tag_limit(settings).check(plan, 1)
@@ -478,7 +488,7 @@ def _calls(
 ) -> CallLimit:
     """Return the limit of a plan; a client's parameters may make an alias its own plan."""
     by_operator = source in _OPERATOR_SOURCES and (
-        not given or plan.expected_calls <= resolve(tree).expected_calls
+        not given or plan.expected_calls <= resolve(tree, presets=settings.presets).expected_calls
     )
     return call_limit(settings, by_operator=by_operator)
 

@@ -9,6 +9,7 @@ from litellm import Router
 from litellm.proxy._types import UserAPIKeyAuth
 
 from optillm_hooks.fanout import Background
+from optillm_hooks.gateway.answer_check import answer_check_of
 from optillm_hooks.gateway.caller import Caller
 from optillm_hooks.gateway.code_runners import code_runner_for
 from optillm_hooks.gateway.embeddings import router_embed
@@ -42,10 +43,15 @@ def services_for(
         RequestRejected: a service needs an extra that is not installed.
     """
     return Services(
-        owner=replace(owner_of(caller.key), end_user=str(caller.extra.get("user") or "")),
+        owner=replace(
+            owner_of(caller.key),
+            end_user=str(caller.extra.get("user") or ""),
+            session=caller.session,
+        ),
         store=store_of(settings.store),
         notes=NoteKeeping(ttl_s=settings.memory.ttl_s) if settings.memory.store else None,
         embed=router_embed(settings.memory, router, caller),
+        answer_check=answer_check_of(settings.answer_check),
         privacy=privacy_of(settings.privacy),
         learns=settings.spl.learning,
         later=partial(BACKGROUND.accept, caller.share),

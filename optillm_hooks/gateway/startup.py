@@ -12,8 +12,10 @@ from litellm.secret_managers.main import get_secret_bool
 from optillm_hooks.code_execution.runner import RunnerName
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway import cut_off, model_names, request_tags, web_access
+from optillm_hooks.gateway.admission import check_writers
 from optillm_hooks.gateway.code_runners import code_runner_for
 from optillm_hooks.gateway.deployments import alias_model, is_alias, proxy_module
+from optillm_hooks.gateway.model_facts import only_scores
 from optillm_hooks.gateway.operator_settings import alias_settings, call_limit, valid_settings
 from optillm_hooks.pipeline.expression import parse
 from optillm_hooks.pipeline.plan import Plan, resolve
@@ -67,8 +69,11 @@ def mount_routes() -> None:
     """Add our own HTTP routes to the proxy's application, if this process runs the proxy."""
     app = getattr(proxy_module(), "app", None)
     if app is not None:
-        from optillm_hooks.gateway import http_routes  # loads LiteLLM's authentication
+        # These load LiteLLM's authentication.
+        from optillm_hooks.gateway import http_routes
+        from optillm_hooks.gateway.key_errors import refuse_clearly
 
+        refuse_clearly(app)
         if (lacking := http_routes.mount(app)) is not None:
             _log.error("optillm: %s", lacking)
 
@@ -115,6 +120,14 @@ def _problems(config: Mapping[str, Any], models_come_later: bool) -> Iterator[Pr
             plan = _checked(settings.default_approach, settings)
             for said in names.missing(plan.model_groups):
                 yield Problem(f"litellm_settings: default_approach names {said}", level)
+        for name in settings.fusion.presets:
+            plan = _of_preset(name, settings, names)
+            for said in names.missing(plan.model_groups):
+                yield Problem(
+                    f"litellm_settings: optillm_settings.fusion.presets.{name} names {said}; "
+                    "requests for it are refused",
+                    level,
+                )
         _check_runner(settings.code_runner, settings, config)
     except RequestRejected as exc:
         yield Problem(f"litellm_settings: {exc}; requests that name an approach are refused")
@@ -126,6 +139,7 @@ def _problems(config: Mapping[str, Any], models_come_later: bool) -> Iterator[Pr
             _check_runner(alias_settings(entry).code_runner, settings, config)
             named = model_names.from_deployment(str(alias_model(entry)))
             plan = _checked(named.expression, settings)
+            check_writers(plan, named.base, names.only_scores)
         except RequestRejected as exc:
             yield Problem(f"{where}: {exc}; requests for it are refused")
             continue
@@ -145,8 +159,24 @@ def _check_runner(name: RunnerName, settings: Settings, config: Mapping[str, Any
 
 
 def _checked(text: str, settings: Settings) -> Plan:
-    plan = resolve(parse(text))
+    plan = resolve(parse(text), presets=settings.presets)
     call_limit(settings, by_operator=True).check(plan, 1)
+    return plan
+
+
+def _of_preset(name: str, settings: Settings, names: "_Names") -> Plan:
+    """Return the plan of a panel of `fusion`.
+
+    Raises:
+        RequestRejected: the message names the panel.
+    """
+    given = {"fusion": {"preset": name}}
+    try:
+        plan = resolve(parse("fusion"), given=given, presets=settings.presets)
+        check_writers(plan, None, names.only_scores)
+    except RequestRejected as exc:
+        place = f"optillm_settings.fusion.presets.{name}"
+        raise RequestRejected(f"{place}: {exc}", param=place) from None
     return plan
 
 
@@ -156,6 +186,8 @@ class _Names:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._aliases: set[str] = set()
         self._names: set[str] = set()
+        self._writers: set[str] = set()
+        self._scorers: set[str] = set()
         self._wildcards = PatternMatchRouter()
         router = config.get("router_settings") or {}
         groups = [each.get("group_name") for each in router.get("routing_groups") or ()]
@@ -174,7 +206,16 @@ class _Names:
             return
         if "*" in name and alias_model(entry) is None:
             self._wildcards.add_pattern(name, entry)
-        (self._aliases if is_alias(entry) else self._names).add(name)
+        if is_alias(entry):
+            self._aliases.add(name)
+            return
+        self._names.add(name)
+        params, info = entry.get("litellm_params") or {}, entry.get("model_info") or {}
+        (self._scorers if only_scores(params, info) else self._writers).add(name)
+
+    def only_scores(self, name: str) -> bool:
+        """Return whether all deployments of a name are rerankers or reward models."""
+        return name in self._scorers and name not in self._writers
 
     def missing(self, named: Iterable[str]) -> Iterator[str]:
         """Yield what is wrong with each of `named` that cannot be a plan's model."""

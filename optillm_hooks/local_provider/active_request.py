@@ -1,31 +1,35 @@
 """A request of the running batch: its prefill, its sequences, and the KV cache that it needs."""
 
+import math
 import os
 import random
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from optillm_hooks.decoding.autothink import AutoThinkSettings
+from optillm_hooks.decoding.markers import Markers
 from optillm_hooks.decoding.thinkdeeper import ThinkSettings
 from optillm_hooks.errors import ProviderFailed, RequestRejected
-from optillm_hooks.local_provider.chat_format import ChatFormat, ChoiceOutput, as_text
+from optillm_hooks.local_provider.chat_format import ChatFormat, as_text
+from optillm_hooks.local_provider.choice_output import ChoiceOutput
 from optillm_hooks.local_provider.decoding.base import Branch, Decoding, Vocabulary
 from optillm_hooks.local_provider.decoding.methods import markers, start_decoding, steering
 from optillm_hooks.local_provider.engine_request import (
     EngineRequest,
     Event,
     Messages,
-    PromptTooLong,
     Submission,
     check_adapter,
 )
 from optillm_hooks.local_provider.grammar import Constraint, ReplyGrammar
-from optillm_hooks.local_provider.kv_cache import KVCache, Prefix, Row
-from optillm_hooks.local_provider.runner import Runner
-from optillm_hooks.local_provider.tool_calls import Tools
+from optillm_hooks.local_provider.model_runner import AnyRunner, RowCache, RunnerRow
+from optillm_hooks.local_provider.prefix_cache import CachedPrefix
+from optillm_hooks.local_provider.prompt_length import check_length
+from optillm_hooks.local_provider.tool_calls.tools import Tools
 
 _ASSUMED_REPLY = 1024
 """Tokens of KV cache that a request without max_tokens reserves for its reply."""
@@ -45,6 +49,9 @@ class ActiveRequest:
     thinking: bool
     """Whether the prompt ends inside a thinking block."""
 
+    end_ids: frozenset[int]
+    """The tokens that end a choice: the model's end tokens, and the request's."""
+
     tools: Tools | None = None
     grammar: ReplyGrammar | None = None
     """The grammar of the reply, which may still be compiling; None: the reply is free."""
@@ -53,7 +60,7 @@ class ActiveRequest:
     """The grammar of the reply in its initial state; each sequence forks it."""
 
     prefill: "Prefill | None" = None
-    prefix: Prefix | None = None
+    prefix: CachedPrefix | None = None
     """The KV cache of the whole prompt, kept while further sequences may start from it."""
 
     shares_prefix: bool = False
@@ -84,6 +91,16 @@ class ActiveRequest:
             return 0 if self.prefill else 1
         return self.decoding.wanted
 
+    def logit_offsets(self, counts: Mapping[int, int]) -> Mapping[int, float]:
+        """Return what is added to logits, by token id, after the generated tokens `counts`.
+
+        Logit bias and penalties; end tokens are banned until there are `min_tokens`.
+        """
+        offsets = self.request.logit_offsets(counts)
+        if not self.request.min_tokens or sum(counts.values()) >= self.request.min_tokens:
+            return offsets
+        return {**offsets, **dict.fromkeys(self.end_ids, -math.inf)}
+
     def is_ready(self, wait_s: float = 0.0) -> bool:
         """Return True if its grammar is compiled, or becomes so within `wait_s`.
 
@@ -104,7 +121,7 @@ class ActiveRequest:
         self.deliver(error)
         self.submission.cancelled = True
 
-    def kv_bytes(self, rows: int, cache: KVCache) -> int:
+    def kv_bytes(self, rows: int, cache: RowCache) -> int:
         """Return the maximum bytes of KV cache for `rows` rows and a copy of the prompt.
 
         Until the prefill ends, it is unknown whether rows will share the prompt or copy it.
@@ -122,7 +139,7 @@ class ActiveRequest:
             needed = max(copied, shared)
         else:
             needed = shared if self.shares_prefix else copied
-        return needed + prompt * cache.shape.token_bytes
+        return needed + cache.prefix_bytes(prompt)
 
     @property
     def _keeps_prefix(self) -> bool:
@@ -137,7 +154,7 @@ class Prefill:
     """The prefill of a request: its prompt enters the KV cache chunk by chunk."""
 
     active: ActiveRequest
-    row: Row
+    row: RunnerRow
     waiting: list[int]
     """Prompt tokens that have not been fed to the model yet."""
 
@@ -148,7 +165,7 @@ class RunningSequence:
 
     active: ActiveRequest
     branch: Branch
-    row: Row
+    row: RunnerRow
     output: ChoiceOutput
     rng: random.Random
     constraint: Constraint | None = None
@@ -168,7 +185,7 @@ class RunningSequence:
 
 def prepare(
     submission: Submission,
-    runner: Runner,
+    runner: AnyRunner,
     chat_format: ChatFormat,
     *,
     reply_tokens: int,
@@ -176,7 +193,7 @@ def prepare(
 ) -> ActiveRequest:
     """Return the request with its prompt tokenized and its decoding method set up.
 
-    Its grammar, if it has one, is being compiled.
+    Its grammar, if it has one, is being compiled. Can be called in any thread.
 
     `reply_tokens`: maximum length of a reply to a request that sets none. `kv_bytes`: maximum size
     of the KV cache.
@@ -188,20 +205,33 @@ def prepare(
     request = submission.request
     _check_names(request, runner)
     tools = chat_format.tools(request)
-    prompt = chat_format.encode(request.messages, request.tools)
+    prompt = chat_format.encode(request.messages, request.tools, request.prompt, runner.context)
     _check_length(prompt, runner, kv_bytes)
+    if max(prompt, default=0) >= runner.vocabulary:
+        raise RequestRejected(
+            f"the prompt has token {max(prompt)}, which the tokenizer has and the model lacks",
+            param="messages",
+        )
     max_tokens = min(runner.context - len(prompt), request.max_tokens or reply_tokens)
-    thinking = chat_format.opens_thinking(prompt, markers(request)[0])
+    reasoning = chat_format.reasoning(markers(request))
+    thinking = chat_format.opens_thinking(prompt, reasoning)
+    if request.prompt.continue_final:
+        thinking = _leaves_thinking_open(request.messages[-1], reasoning.markers)
     vocabulary = Vocabulary(chat_format.encode_text, chat_format.token_bytes)
     question = _question(request.messages)
-    decoding = start_decoding(request, question, max_tokens, vocabulary, opened=thinking)
+    decoding = start_decoding(
+        request, question, max_tokens, vocabulary, opened=thinking, reasoning=reasoning
+    )
     thinks = isinstance(request.decoding, ThinkSettings | AutoThinkSettings)
-    grammar = chat_format.reply_grammar(request, tools, opened=thinking, thinks=thinks)
+    grammar = chat_format.reply_grammar(request, tools, reasoning, opened=thinking, thinks=thinks)
     seed = request.seed if request.seed is not None else int.from_bytes(os.urandom(8))
-    return ActiveRequest(submission, prompt, max_tokens, seed, decoding, thinking, tools, grammar)
+    end_ids = request.stop_token_ids | (frozenset() if request.ignore_eos else chat_format.end_ids)
+    return ActiveRequest(
+        submission, prompt, max_tokens, seed, decoding, thinking, end_ids, tools, grammar
+    )
 
 
-def _check_names(request: EngineRequest, runner: Runner) -> None:
+def _check_names(request: EngineRequest, runner: AnyRunner) -> None:
     """Raise if the request names an adapter, steering vector or token that does not exist."""
     check_adapter(request.adapter, runner.adapters.names)
     unknown = steering(request).keys() - runner.steering.names
@@ -211,20 +241,18 @@ def _check_names(request: EngineRequest, runner: Runner) -> None:
             f"no steering vector {min(unknown)[:80]!r}; this model has: {known}",
             param="pattern_strengths",
         )
-    if any(not 0 <= token < runner.vocabulary for token in request.logit_bias):
-        raise RequestRejected(
-            f"logit_bias accepts token ids from 0 to {runner.vocabulary - 1}", param="logit_bias"
-        )
+    named = {"logit_bias": request.logit_bias, "stop_token_ids": request.stop_token_ids}
+    for field_name, tokens in named.items():
+        if any(not 0 <= token < runner.vocabulary for token in tokens):
+            raise RequestRejected(
+                f"{field_name} accepts token ids from 0 to {runner.vocabulary - 1}",
+                param=field_name,
+            )
 
 
-def _check_length(prompt: list[int], runner: Runner, kv_bytes: int) -> None:
+def _check_length(prompt: list[int], runner: AnyRunner, kv_bytes: int) -> None:
     """Raise PromptTooLong or ProviderFailed if no reply fits after `prompt`."""
-    if len(prompt) >= runner.context:
-        raise PromptTooLong(
-            f"the prompt has {len(prompt)} tokens; this model's context of {runner.context} "
-            "must hold it and at least one token of the answer",
-            param="messages",
-        )
+    check_length(len(prompt), runner.context)
     if runner.kv_cache.bytes_for(1, len(prompt) + 1) > kv_bytes:
         raise ProviderFailed("the prompt does not fit the engine's memory", status=503)
 
@@ -232,3 +260,11 @@ def _check_length(prompt: list[int], runner: Runner, kv_bytes: int) -> None:
 def _question(messages: Messages) -> str:
     """Return the text of the last user turn, or an empty string."""
     return next((as_text(m) for m in reversed(messages) if m.get("role") == "user"), "")
+
+
+def _leaves_thinking_open(message: Mapping[str, Any], markers: Markers) -> bool:
+    """Return True if the text of a message, which the reply continues, ends inside a thought."""
+    text, (opening, closing) = as_text(message), markers
+    if not text:
+        return bool(message.get("reasoning_content"))
+    return text.rfind(opening) > text.rfind(closing)

@@ -8,16 +8,20 @@ update to the tokens of its rows.
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import Linear
 
 from optillm_hooks.errors import ProviderFailed
+from optillm_hooks.local_provider.transfer import to_device
 
 _PREFIX = "base_model.model."
 _UNSUPPORTED = (
@@ -46,16 +50,18 @@ class Adapters:
             for layer, change in _read(model, name, Path(folder)).items():
                 changed.setdefault(layer, {})[name] = change
         self.names = frozenset(folders)
+        self.layers = frozenset(changed)
+        """The names of the layers that any of them changes."""
+
         for layer, changes in changed.items():
             hook = partial(self._add, changes)
             model.get_submodule(layer).register_forward_hook(hook)
 
     def assign(self, adapters: Sequence[str | None], device: torch.device) -> None:
         """Set the adapter of each token of the next step."""
-        self._rows = {
-            name: torch.tensor([i for i, a in enumerate(adapters) if a == name], device=device)
-            for name in sorted({adapter for adapter in adapters if adapter is not None})
-        }
+        names = sorted({adapter for adapter in adapters if adapter is not None})
+        rows = [[i for i, a in enumerate(adapters) if a == name] for name in names]
+        self._rows = dict(zip(names, to_device(device, *rows), strict=True)) if names else {}
 
     def _add(
         self, changes: Mapping[str, LowRank], _layer: Any, given: tuple[Tensor, ...], out: Tensor
@@ -78,7 +84,7 @@ def _read(model: Any, name: str, folder: Path) -> dict[str, LowRank]:
     try:
         config = json.loads((folder / "adapter_config.json").read_text())
         weights = load_file(folder / "adapter_model.safetensors")
-    except OSError as exc:
+    except (OSError, ValueError, SafetensorError) as exc:
         raise ProviderFailed(f"adapter {name!r}: {exc}", status=500) from exc
     _check_config(name, config)
     layers = {key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in weights}
@@ -91,6 +97,11 @@ def _read(model: Any, name: str, folder: Path) -> dict[str, LowRank]:
     wrong = sorted(layer for layer, change in found.items() if change is None)
     if wrong or not found:
         raise ProviderFailed(f"adapter {name!r} does not fit the model: {wrong[:3]}", status=500)
+    lacking = sorted(_targets(model, config) - found.keys())
+    if lacking:
+        raise ProviderFailed(
+            f"adapter {name!r} lacks weights of {len(lacking)} layers: {lacking[:3]}", status=500
+        )
     return {layer: change for layer, change in found.items() if change is not None}
 
 
@@ -101,6 +112,30 @@ def _check_config(name: str, config: Mapping[str, Any]) -> None:
         odd.append("init_lora_weights")
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or odd:
         raise ProviderFailed(f"adapter {name!r} is not plain LoRA: {odd or config}", status=500)
+
+
+def _targets(model: Any, config: Mapping[str, Any]) -> set[str]:
+    """Return the names of the linear layers that a PEFT `config` selects for its adapter."""
+    target, some = config.get("target_modules") or [], config.get("layers_to_transform")
+    excluded, some = config.get("exclude_modules") or [], [some] if isinstance(some, int) else some
+    return {
+        layer
+        for layer, module in model.named_modules()
+        if isinstance(module, Linear)
+        and module is not model.get_output_embeddings()
+        and _selects(target, layer)
+        and not _selects(excluded, layer)
+        and (some is None or any(int(n) in some for n in re.findall(r"\.(\d+)\.", layer)))
+    }
+
+
+def _selects(modules: str | Sequence[str], layer: str) -> bool:
+    """Return True if PEFT's `target_modules`, a pattern or names, select `layer`."""
+    if modules == "all-linear":
+        return True
+    if isinstance(modules, str):
+        return re.fullmatch(modules, layer) is not None
+    return any(layer == name or layer.endswith(f".{name}") for name in modules)
 
 
 def _scale(config: Mapping[str, Any]) -> float:

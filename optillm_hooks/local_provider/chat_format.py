@@ -1,19 +1,27 @@
-"""Chat template, tokenizer and detokenizer: messages to token ids, and token ids to replies."""
+"""A model's tokenizer and chat template: messages to token ids, and the formats of its replies."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
-from tokenizers.decoders import DecodeStream
-
-from optillm_hooks.decoding.markers import MARKERS, THINK_END, THINK_START, Markers
+from optillm_hooks.decoding.markers import Markers
 from optillm_hooks.errors import RequestRejected
-from optillm_hooks.local_provider.decoding.base import BranchOutput
+from optillm_hooks.local_provider.call_history import (
+    described,
+    in_system_message,
+    one_by_one,
+    wants_one,
+    wants_text,
+    with_text,
+    with_thoughts,
+)
+from optillm_hooks.local_provider.detokenizer import Detokenizer, byte_alphabet
 from optillm_hooks.local_provider.engine_request import (
     EngineRequest,
     Messages,
-    Piece,
+    PromptOptions,
     ScoredToken,
     TokenLogprob,
 )
@@ -23,11 +31,32 @@ from optillm_hooks.local_provider.grammar import (
     Thinking,
     json_rule,
 )
-from optillm_hooks.local_provider.text import StopFinder, ThinkSplitter
-from optillm_hooks.local_provider.tool_calls import CallFinder, Tools, form_of
-from optillm_hooks.types import FinishReason, ToolCall
+from optillm_hooks.local_provider.harmony import HarmonyReader
+from optillm_hooks.local_provider.prompt import encode_prompt
+from optillm_hooks.local_provider.prompt_length import LengthBound, check_length
+from optillm_hooks.local_provider.reasoning import (
+    CALL,
+    END,
+    HARMONY,
+    RETURN,
+    THINK,
+    ReasoningFormat,
+    reasoning_of,
+)
+from optillm_hooks.local_provider.reply_reader import ReplyReader
+from optillm_hooks.local_provider.tool_calls.detection import form_of
+from optillm_hooks.local_provider.tool_calls.harmony_calls import HARMONY_CALLS
+from optillm_hooks.local_provider.tool_calls.tools import Tools
+
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+"""The token of a single byte, in vocabularies that spell unknown characters with them."""
+
+_RESULTS = ("<|tool_response>", "<start_function_response>")
+"""Special tokens with which Gemma asks for the result of a call."""
 
 _ROLES = {"developer": "system", "function": "tool"}
+
+_DEFAULT_OPTIONS = PromptOptions()
 
 
 class ChatFormat:
@@ -35,10 +64,25 @@ class ChatFormat:
 
     def __init__(self, tokenizer: Any, end_ids: Iterable[int]) -> None:
         self._tokenizer = tokenizer
-        self.end_ids = frozenset(end_ids)
+        self._reasoning = reasoning_of(_all_templates(tokenizer))
+        self.end_ids = self._ends(end_ids)
         self._added = tokenizer.added_tokens_decoder
-        byte_level = "ByteLevel" in repr(tokenizer.backend_tokenizer.decoder)
-        self._bytes = _byte_alphabet() if byte_level else {}
+        self._special_ids = {token for token, added in self._added.items() if added.special}
+        decoder = repr(tokenizer.backend_tokenizer.decoder)
+        self._bytes = byte_alphabet() if "ByteLevel" in decoder else {}
+        self._falls_back = "ByteFallback" in decoder
+        self._bound = LengthBound(tokenizer)
+        # Resets truncation, padding and the like, as its own first call would: from now on nothing
+        # changes the tokenizer, so that threads can share it.
+        tokenizer("", add_special_tokens=False)
+
+    def _ends(self, end_ids: Iterable[int]) -> frozenset[int]:
+        """Return the tokens that end a reply: `end_ids`, and those before a tool's result."""
+        id_of = self._tokenizer.get_vocab().get
+        ends = {*end_ids, *(id_of(text) for text in _RESULTS)}
+        if self._reasoning is HARMONY:
+            ends = {*ends, id_of(CALL), id_of(RETURN)} - {id_of(END)}
+        return frozenset(token for token in ends if token is not None)
 
     @cached_property
     def grammars(self) -> Grammars:
@@ -46,27 +90,79 @@ class ChatFormat:
         return Grammars(self._tokenizer, self.end_ids)
 
     def encode(
-        self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Messages,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: PromptOptions = _DEFAULT_OPTIONS,
+        context: int | None = None,
     ) -> list[int]:
         """Return the token ids of the prompt: the conversation in the model's chat template.
+
+        Can be called in any thread.
 
         Raises:
             RequestRejected: a message is malformed, contains content other than text, or is
                 rejected by the template.
+            PromptTooLong: it surely has `context` tokens or more; it has not been tokenized.
         """
-        plain = [_plain(message) for message in messages]
+
+        def check(text: str) -> None:
+            if context is not None:
+                check_length(self._bound.of(text), context, at_least=True)
+
+        plain: list[Mapping[str, Any]] = [_plain(message) for message in messages]
+        template = self._template(tools)
+        plain = [with_thoughts(message, template) for message in plain]
+        if tools and "message['tools']" in template:
+            plain = in_system_message(plain, tools)
+        if any("tool_calls" in message for message in plain) and self._calls_as_text:
+            plain = [with_text(message) for message in plain]
+        several = any(len(message.get("tool_calls", ())) > 1 for message in plain)
+        if several and self._calls_one_by_one:
+            plain = one_by_one(plain)
         try:
-            ids: list[int] = self._tokenizer.apply_chat_template(
-                plain,
-                tools=list(tools) if tools else None,
-                add_generation_prompt=True,
-                return_dict=False,
-            )
+            return self._encode_described(plain, tools, options, check)
+        except RequestRejected:
+            raise
         except Exception as exc:  # a template is a program written by the model's author
-            raise RequestRejected(
-                f"the model's chat template rejects these messages: {exc}", param="messages"
-            ) from exc
-        return ids
+            reason = f"the model's chat template rejects these messages: {str(exc)[:300]}"
+            if not self._tokenizer.chat_template:
+                reason = (
+                    "this model has no chat template, which turns messages into a prompt: its "
+                    "folder needs a chat_template.jinja"
+                )
+            raise RequestRejected(reason, param="messages") from exc
+
+    def _encode_described(
+        self,
+        messages: Messages,
+        tools: Sequence[Mapping[str, Any]] | None,
+        options: PromptOptions,
+        check: Callable[[str], None],
+    ) -> list[int]:
+        """Return the ids of a prompt; a template that insists on descriptions gets empty ones."""
+        try:
+            return encode_prompt(self._tokenizer, messages, tools, options, check)
+        except RequestRejected:
+            raise
+        except Exception:  # a template may raise anything
+            if not tools:
+                raise
+            return encode_prompt(self._tokenizer, messages, described(tools), options, check)
+
+    @cached_property
+    def _calls_as_text(self) -> bool:
+        """Whether the template wants the arguments of earlier calls as JSON text."""
+        return wants_text(self._render)
+
+    @cached_property
+    def _calls_one_by_one(self) -> bool:
+        """Whether the template wants one call in each message."""
+        return wants_one(self._render, text=self._calls_as_text)
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any]) -> str:
+        write = self._tokenizer.apply_chat_template
+        return str(write(list(messages), tools=list(tools), tokenize=False))
 
     def tools(self, request: EngineRequest) -> Tools | None:
         """Return a request's tools in the model's tool-call format; None: calls are not parsed.
@@ -96,29 +192,66 @@ class ChatFormat:
         }
         return Tools(form, schemas, request.parallel_tool_calls) if form else None
 
+    def reasoning(self, markers: Markers | None = None) -> ReasoningFormat:
+        """Return the format of the model's reasoning; `markers`: those of the request, if any.
+
+        Raises:
+            RequestRejected: the model needs markers of its own.
+        """
+        if markers not in (None, self._reasoning.markers) and self._reasoning is HARMONY:
+            raise RequestRejected(
+                "this model has reasoning markers of its own: leave out start_think_token and "
+                "end_think_token",
+                param="start_think_token",
+            )
+        return self._reasoning.marked(markers)
+
+    def reader(
+        self,
+        tools: Tools | None = None,
+        *,
+        opened: bool = False,
+        markers: Markers | None = None,
+    ) -> ReplyReader | HarmonyReader:
+        """Return a reader of one reply; `opened`: the prompt ends inside the reasoning."""
+        if self._reasoning is HARMONY:
+            return HarmonyReader(opened=opened, tools=tools)
+        return ReplyReader(opened=opened, tools=tools, reasoning=self.reasoning(markers))
+
     def reply_grammar(
-        self, request: EngineRequest, tools: Tools | None, *, opened: bool, thinks: bool
+        self,
+        request: EngineRequest,
+        tools: Tools | None,
+        reasoning: ReasoningFormat = THINK,
+        *,
+        opened: bool,
+        thinks: bool,
     ) -> ReplyGrammar | None:
         """Return the grammar of a reply to `request`, or None if it is free.
 
-        `opened`: the reply starts inside a <think> block. `thinks`: it may open one, even if the
+        `opened`: the reply starts inside a thinking block. `thinks`: it may open one, even if the
         chat template does not mention thinking.
         """
         forms: dict[str, str] = {}
         if request.schema is not None and not request.must_call:
-            forms["answer"] = f"answer: {json_rule(request.schema)}"
+            before = self.grammars.symbol(reasoning.answer)
+            forms["answer"] = f"answer: {before} {json_rule(request.schema)}"
         if tools is not None and (request.must_call or forms):
             names = request.must_call or tuple(tools.schemas)
             forms["calls"] = tools.rules(names, self.grammars.symbol)
         if not forms:
             return None
-        thinks = thinks or THINK_END in self._template(request.tools)
+        template = self._template(request.tools)
+        thinks = thinks or any(marker in template for marker in reasoning.markers)
         thinking: Thinking = "opened" if opened else "possible" if thinks else "none"
         param = "response_format" if "answer" in forms else "tools"
-        return self.grammars.start(self.grammars.reply(forms, thinking), param)
+        return self.grammars.start(self.grammars.reply(forms, thinking, reasoning), param)
 
-    def opens_thinking(self, prompt: Sequence[int], marker: str = THINK_START) -> bool:
+    def opens_thinking(
+        self, prompt: Sequence[int], reasoning: ReasoningFormat | None = None
+    ) -> bool:
         """Return True if `prompt` ends with the opening marker of a thinking block."""
+        marker = (reasoning or self._reasoning).opening
         last = list(prompt[-len(marker.encode()) - 8 :])
         end: str = self._tokenizer.decode(last, skip_special_tokens=False)
         return end.rstrip().endswith(marker)
@@ -143,20 +276,41 @@ class ChatFormat:
             return piece.encode()
         if self._bytes and all(char in self._bytes for char in piece):
             return bytes(self._bytes[char] for char in piece)
-        if piece.startswith("<0x") and len(piece) == 6:
+        if _BYTE.fullmatch(piece):
             return bytes([int(piece[3:5], 16)])
         return piece.replace("\u2581", " ").encode()
+
+    def _raw_bytes(self, token: int) -> bytes | None:
+        """Return the bytes of a token that may be part of a character; None if it is text."""
+        piece = self._tokenizer.convert_ids_to_tokens(token) or ""
+        is_byte = self._falls_back and _BYTE.fullmatch(piece) is not None
+        return self.token_bytes(token) if is_byte or self._bytes or not piece else None
 
     def with_bytes(self, scored: ScoredToken) -> TokenLogprob:
         """Return `scored` with the bytes of its tokens instead of their ids."""
         top = tuple((self.token_bytes(token), logprob) for token, logprob in scored.top)
         return TokenLogprob(self.token_bytes(scored.id), scored.logprob, top)
 
-    def detokenizer(self, tools: Tools | None = None, markers: Markers = MARKERS) -> "Detokenizer":
-        """Return a detokenizer that keeps `markers` and the tool-call marker, even if special."""
-        found = [*markers, *([tools.form.opening] if tools is not None else [])]
-        kept = {token: text for text in found if (token := self._special(text)) is not None}
-        return Detokenizer(self._tokenizer.backend_tokenizer, kept)
+    def detokenizer(
+        self,
+        tools: Tools | None = None,
+        markers: Markers | None = None,
+        *,
+        skip_special_tokens: bool = True,
+    ) -> Detokenizer:
+        """Return a detokenizer that keeps the markers of reasoning and calls, even if special.
+
+        Without `skip_special_tokens` it keeps all tokens.
+        """
+        reasoning = self.reasoning(markers)
+        texts = [*reasoning.markers, *(text for pair in reasoning.wrappers for text in pair)]
+        texts += HARMONY_CALLS.markers if reasoning is HARMONY else ()
+        texts += tools.form.markers if tools is not None else ()
+        kept = {token: text for marker in texts for token, text in self._specials(marker)}
+        if not skip_special_tokens:
+            kept = {token: self._added[token].content for token in self._special_ids}
+        skipped = self._special_ids - kept.keys()
+        return Detokenizer(self._tokenizer.backend_tokenizer, self._raw_bytes, kept, skipped)
 
     def _template(self, tools: Sequence[Mapping[str, Any]] | None) -> str:
         """Return the source of the chat template; empty if the tokenizer has none."""
@@ -165,11 +319,10 @@ class ChatFormat:
         except ValueError:
             return ""
 
-    def _special(self, marker: str) -> int | None:
-        """Return the token id of `marker` if it is a special token, else None."""
-        token = self._tokenizer.backend_tokenizer.token_to_id(marker)
-        added = self._added.get(token)
-        return token if added is not None and added.special else None
+    def _specials(self, marker: str) -> list[tuple[int, str]]:
+        """Return the special tokens in `marker`, each with its text."""
+        ids = self._tokenizer.encode(marker, add_special_tokens=False)
+        return [(token, self._added[token].content) for token in ids if token in self._special_ids]
 
 
 def as_text(message: Mapping[str, Any]) -> str:
@@ -220,154 +373,7 @@ def _read_call(call: Any) -> Any:
     return {**call, "function": function}
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """Return the byte that each character of a byte-level BPE vocabulary stands for."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    alphabet = {chr(byte): byte for byte in printable}
-    return alphabet | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-class Detokenizer:
-    """Incremental detokenizer: a character is returned with the token that completes it."""
-
-    def __init__(self, tokenizer: Any, kept: Mapping[int, str]) -> None:
-        """`kept`: special tokens to keep in the text; all others are skipped."""
-        self._tokenizer = tokenizer
-        self._kept = kept
-        self._stream = DecodeStream(skip_special_tokens=True)
-
-    def feed(self, token: int) -> str:
-        """Return the text that `token` completes."""
-        return self._kept.get(token) or self._stream.step(self._tokenizer, token) or ""
-
-
-class Shown(NamedTuple):
-    """A piece of a reply: text, reasoning, and the calls that follow the text."""
-
-    text: str = ""
-    reasoning: str = ""
-    calls: tuple[ToolCall, ...] = ()
-
-
-class ReplyReader:
-    """Parses a streamed reply into reasoning, text and tool calls.
-
-    `opened`: the prompt ends inside a thinking block. `tools`: if None, calls are not parsed.
-    """
-
-    def __init__(
-        self, *, opened: bool = False, tools: Tools | None = None, markers: Markers = MARKERS
-    ) -> None:
-        self._splitter = ThinkSplitter(opened=opened, markers=markers)
-        self._finder = CallFinder(tools) if tools is not None else None
-
-    @property
-    def thinking(self) -> bool:
-        return self._splitter.thinking
-
-    @property
-    def called(self) -> bool:
-        """True if there were tool calls."""
-        return self._finder is not None and self._finder.calls > 0
-
-    @property
-    def done(self) -> bool:
-        """True if the rest of the reply would be ignored."""
-        return self._finder is not None and self._finder.done
-
-    def feed(self, text: str) -> Shown:
-        """Return the part of the reply that is certain by now."""
-        text, reasoning = self._splitter.feed(text)
-        if self._finder is None:
-            return Shown(text, reasoning)
-        found = self._finder.feed(text)
-        return Shown(found.text, reasoning, found.calls)
-
-    def close(self) -> Shown:
-        """Return what was held back; no more follows."""
-        text, reasoning = self._splitter.close()
-        if self._finder is None:
-            return Shown(text, reasoning)
-        first, rest = self._finder.feed(text), self._finder.close()
-        return Shown(first.text + rest.text, reasoning, first.calls + rest.calls)
-
-
-class ChoiceOutput:
-    """The output of one sequence: converts tokens to deltas and finds the finish reason."""
-
-    def __init__(
-        self,
-        choice: int,
-        chat_format: ChatFormat,
-        stop: Sequence[str],
-        *,
-        thinking: bool = False,
-        tools: Tools | None = None,
-        markers: Markers = MARKERS,
-    ) -> None:
-        self._choice = choice
-        self._reader = ReplyReader(opened=thinking, tools=tools, markers=markers)
-        self._format = chat_format
-        self._detokenizer = chat_format.detokenizer(tools, markers)
-        self._stop = StopFinder(stop)
-        self._waiting: list[tuple[int, TokenLogprob]] = []
-        self._ends: list[int] = []
-        self._shown = ""
-        self.ids: list[int] = []
-        self.reasoning_tokens = 0
-        self.finish_reason: FinishReason | None = None
-
-    def add(self, token: int, scored: ScoredToken | None, *, last: bool) -> Piece | None:
-        """Return the delta that `token` completes, or None. `last`: the length limit is reached."""
-        start = self._ends[-1] if self._ends else 0
-        text = written = ""
-        if token in self._format.end_ids:
-            self.finish_reason = "stop"
-        else:
-            written = self._detokenizer.feed(token)
-            if scored is not None:
-                self._waiting.append((start, self._format.with_bytes(scored)))
-            text = self._stop.feed(written)
-            if self._stop.found:
-                self.finish_reason = "stop"
-            elif last:
-                self.finish_reason = "length"
-        self.ids.append(token)
-        self.reasoning_tokens += self._reader.thinking
-        self._ends.append(start + len(written))
-        if self.finish_reason is not None:
-            text += self._stop.close()
-        return self._piece(text)
-
-    def result(self, *, stopped: bool) -> BranchOutput:
-        """Return the complete output, including text that was held back for stop strings."""
-        text = self._shown + self._stop.close()
-        reason = self.finish_reason or "length"
-        return BranchOutput(text, tuple(self.ids), tuple(self._ends), reason, stopped)
-
-    def _piece(self, text: str) -> Piece | None:
-        self._shown += text
-        shown = self._reader.feed(text)
-        if self._reader.done and self.finish_reason is None:
-            self.finish_reason = "tool_calls"
-        if self.finish_reason is not None:
-            rest = self._reader.close()
-            shown = Shown(
-                shown.text + rest.text, shown.reasoning + rest.reasoning, shown.calls + rest.calls
-            )
-            if self._reader.called and self.finish_reason == "stop":
-                self.finish_reason = "tool_calls"
-        ended = self.finish_reason is not None and not self._stop.found
-        tokens = [token for start, token in self._waiting if start < len(self._shown) or ended]
-        del self._waiting[: len(tokens)]
-        if not (any(shown) or tokens or self.finish_reason):
-            return None
-        return Piece(
-            self._choice,
-            shown.text,
-            shown.reasoning,
-            tuple(tokens),
-            self.finish_reason,
-            shown.calls,
-        )
+def _all_templates(tokenizer: Any) -> str:
+    """Return the sources of all chat templates; empty if the tokenizer has none."""
+    templates = tokenizer.chat_template or ""
+    return "\n".join(templates.values()) if isinstance(templates, dict) else templates

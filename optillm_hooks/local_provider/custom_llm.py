@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 PROVIDER = "optillm-local"
 
+_MESSAGES_ROUTE = "anthropic_messages"
+"""LiteLLM's call type."""
+
 
 class LocalProvider(CustomLLM):
     """Serves local models in this process, with one engine per model, created on first use."""
@@ -68,7 +71,8 @@ class LocalProvider(CustomLLM):
         LiteLLM's router sets `model_info` in each request, overwriting anything that a client sent.
 
         Raises:
-            UnknownModel: no such model is configured, or it has no such adapter. Nothing is loaded.
+            UnknownModel: no such model is configured. Nothing is loaded.
+            RequestRejected: it has no such adapter. Nothing is loaded.
         """
         info = (litellm_params or {}).get("model_info") or {}
         name = model.partition("+")[0]
@@ -92,7 +96,8 @@ class LocalProvider(CustomLLM):
                     if (name, text) != key
                     and models.device_of(models.ModelSpec.model_validate_json(text)) == device
                 ]
-            make_room(key[0], models.weight_bytes(spec), models.memory_limit(spec), others)
+            limit = models.memory_limit(spec, sum(other.bytes for other in others))
+            make_room(key[0], models.weight_bytes(spec), limit, others)
             return models.start(spec)
 
     def completion(
@@ -145,12 +150,16 @@ class LocalProvider(CustomLLM):
         *,
         optional_params: dict[str, Any],
         litellm_params: dict[str, Any] | None = None,
+        logging_obj: Any = None,
         **_others: Any,
     ) -> tuple[Engine, EngineRequest]:
         """Return the engine and the engine request for a LiteLLM call.
 
-        `model` may name an adapter after a plus sign: `name+adapter`.
+        `model` may name an adapter after a plus sign: `name+adapter`. As in Anthropic's API, a
+        reply on the messages route continues a final message of the assistant.
         """
+        if getattr(logging_obj, "call_type", None) == _MESSAGES_ROUTE and _ends_begun(messages):
+            optional_params = {"continue_final_message": True, **optional_params}
         request = parse_request(messages, optional_params)
         adapter = model.partition("+")[2]
         if adapter:
@@ -174,6 +183,14 @@ class LocalProvider(CustomLLM):
                 async for event in events:
                     for chunk in chunks.of(event):
                         yield chunk
+
+
+def _ends_begun(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Return True if the last message is text of the assistant."""
+    last = messages[-1] if messages else {}
+    return last.get("role") == "assistant" and bool(
+        last.get("content") and not last.get("tool_calls")
+    )
 
 
 @contextmanager
@@ -261,23 +278,7 @@ class _Chunks:
             yield totals
             yield self._chunk([StreamingChoices(finish_reason=self._first_reason, delta=Delta())])
             return
-        if event.text or event.reasoning or event.tokens or event.tool_calls:
-            role = None if event.choice in self._calls else "assistant"
-            before = self._calls.get(event.choice, 0)
-            self._calls[event.choice] = before + len(event.tool_calls)
-            logprobs = _logprobs(event.tokens) if event.tokens else None
-            delta = Delta(
-                content=event.text or (None if event.tool_calls else ""),
-                role=role,
-                reasoning_content=event.reasoning or None,
-                tool_calls=[
-                    {**_call(call), "index": before + i} for i, call in enumerate(event.tool_calls)
-                ]
-                or None,
-            )
-            yield self._chunk(
-                [StreamingChoices(index=event.choice, delta=delta, logprobs=logprobs)]
-            )
+        yield from map(self._part, _parts(event))
         if event.finish_reason is None:
             return
         if event.choice == 0:
@@ -286,12 +287,38 @@ class _Chunks:
             ended = StreamingChoices(event.finish_reason, index=event.choice, delta=Delta())
             yield self._chunk([StreamingChoices(index=0, delta=Delta()), ended])
 
+    def _part(self, part: Piece) -> ModelResponseStream:
+        role = None if part.choice in self._calls else "assistant"
+        before = self._calls.get(part.choice, 0)
+        self._calls[part.choice] = before + len(part.tool_calls)
+        delta = Delta(
+            content=part.text or (None if part.tool_calls else ""),
+            role=role,
+            reasoning_content=part.reasoning or None,
+            tool_calls=[{**_call(call), "index": before} for call in part.tool_calls] or None,
+        )
+        logprobs = _logprobs(part.tokens) if part.tokens else None
+        return self._chunk([StreamingChoices(index=part.choice, delta=delta, logprobs=logprobs)])
+
     def _chunk(
         self, choices: list[StreamingChoices], usage: Usage | None = None
     ) -> ModelResponseStream:
         return ModelResponseStream(
             id=self._id, created=self._created, model=self._model, choices=choices, usage=usage
         )
+
+
+def _parts(piece: Piece) -> Iterator[Piece]:
+    """Yield `piece` in parts, of which none has two kinds of content or two tool calls.
+
+    LiteLLM's translation to `/v1/messages` takes one kind from a chunk, and one call.
+    """
+    if piece.reasoning:
+        yield Piece(piece.choice, reasoning=piece.reasoning)
+    if piece.text or piece.tokens:
+        yield Piece(piece.choice, piece.text, tokens=piece.tokens)
+    for call in piece.tool_calls:
+        yield Piece(piece.choice, tool_calls=(call,))
 
 
 def _usage(finished: Finished) -> Usage:

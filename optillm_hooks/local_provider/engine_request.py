@@ -1,5 +1,6 @@
 """The engine's requests and output events: plain values, without torch or LiteLLM."""
 
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,10 +30,15 @@ class UnknownModel(ProviderFailed):
 
 
 def check_adapter(name: str | None, known: Collection[str]) -> None:
-    """Raise UnknownModel unless `name` is None or one of the `known` adapters."""
+    """Raise RequestRejected unless `name` is None or one of the `known` adapters.
+
+    No UnknownModel: after a 404 LiteLLM's router takes a deployment out of service for all clients.
+    """
     if name is not None and name not in known:
         listed = ", ".join(sorted(known)) or "none"
-        raise UnknownModel(f"no adapter {name!r}; this model has: {listed}")
+        raise RequestRejected(
+            f"no adapter {name[:80]!r}; this model has: {listed}", param="active_adapter"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,29 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PromptOptions:
+    """How the chat template writes the prompt, and how much the model shall think."""
+
+    variables: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Variables of the chat template, such as `enable_thinking`."""
+
+    reasoning_effort: str | None = None
+    """For templates that read it; for others it switches the thinking. None: not requested."""
+
+    thinking: bool | None = None
+    """Whether the model shall think, if its template can switch that. None: not requested."""
+
+    thinking_budget: int | None = None
+    """Maximum number of thinking tokens; None: no limit."""
+
+    continue_final: bool = False
+    """Leave the last message open, so that the reply continues it."""
+
+    begin_reply: bool = True
+    """Begin the assistant's turn at the end of the prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRequest:
     """A request to the engine: messages, sampling parameters, constraints, decoding method."""
 
@@ -60,6 +89,7 @@ class EngineRequest:
     tools: Sequence[Mapping[str, Any]] | None = None
     """Functions that the model may call, in OpenAI's format."""
 
+    prompt: PromptOptions = PromptOptions()
     must_call: tuple[str, ...] = ()
     """The reply must call one of these functions; empty: no call is required."""
 
@@ -68,11 +98,27 @@ class EngineRequest:
     """JSON schema of the reply, enforced by constrained decoding; None: any text."""
 
     sampling: SamplingParams = SamplingParams()
+    unset: frozenset[str] = frozenset()
+    """Sampling parameters that the request leaves to the model."""
+
     n: int = 1
     max_tokens: int | None = None
     """Maximum number of tokens per choice, limited by the context; None: as many as fit."""
 
+    min_tokens: int = 0
+    """Minimum number of tokens per choice before an end token or stop string can end it."""
+
     stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    """Tokens that end a choice, besides the model's end tokens."""
+
+    ignore_eos: bool = False
+    """The model's end tokens end no choice."""
+
+    include_stop: bool = False
+    """Keep the stop string, or the stop token, in the text."""
+
+    skip_special_tokens: bool = True
     seed: int | None = None
     repetition_penalty: float = 1.0
     """Divides the positive logits of all tokens so far, those of the prompt too, and multiplies
@@ -194,3 +240,6 @@ class Submission:
 
     cancelled: bool = False
     """Set from any thread; the engine's thread checks it before each step."""
+
+    number: int = field(default_factory=itertools.count().__next__)
+    """Requests are numbered in order of arrival."""

@@ -23,11 +23,12 @@ from llguidance.hf import from_tokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
 from torch import Tensor
 
-from optillm_hooks.decoding.markers import THINK_END, THINK_START
 from optillm_hooks.errors import ProviderFailed, RequestRejected
+from optillm_hooks.local_provider.reasoning import THINK, ReasoningFormat
+from optillm_hooks.local_provider.transfer import to_device
 
 Thinking = Literal["opened", "possible", "none"]
-"""Whether a reply starts inside a <think> block, may open one, or has none."""
+"""Whether a reply starts inside a thinking block, may open one, or has none."""
 
 _MAX_KEPT = 64
 """Number of compiled grammars that are cached."""
@@ -45,16 +46,20 @@ _STRICTLY = {
     "lenient": False,
     "coerce_one_of": False,
 }
-_THOUGHT_IN_LETTERS = r"""
-thought: thinking /\n{0,4}/
-thinking[lazy]: /(?s:.*)<\/think>/
-"""
+_LINES = r"/\n{0,4}/"
+"""What may stand between the thinking and the answer."""
+
 _SOURCE_LINES = re.compile(r"\n +\d+ \|")
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:
     """Return the right side of a grammar rule for JSON documents that match `schema`."""
     return "%json " + json.dumps({**schema, "x-guidance": _STRICTLY})
+
+
+def as_regex(text: str) -> str:
+    """Return a regular expression for `text`, to stand between slashes in a grammar."""
+    return re.escape(text).replace("/", r"\/").replace("\\\n", r"\n").replace("\\ ", " ")
 
 
 class Constraint:
@@ -157,49 +162,77 @@ class Grammars:
     """
 
     def __init__(self, tokenizer: Any, end_ids: Iterable[int]) -> None:
-        self._tokenizer = from_tokenizer(tokenizer, eos_token=sorted(end_ids))
+        ends = sorted(token for token in end_ids if token < len(tokenizer))
+        self._can_end = bool(ends)
+        self._tokenizer = from_tokenizer(tokenizer, eos_token=ends or [0])
         self._id_of = tokenizer.backend_tokenizer.token_to_id
+        special = [
+            re.escape(added.content)
+            for token, added in tokenizer.added_tokens_decoder.items()
+            if self._tokenizer.is_special_token(token)
+        ]
+        self._specials = re.compile(f"({'|'.join(sorted(special, reverse=True)) or '(?!)'})")
         self._executor = LLExecutor()
         self._compiled: OrderedDict[str, Compilation] = OrderedDict()
+        self._lock = threading.Lock()
 
     def symbol(self, marker: str) -> str:
-        """Return `marker` as a grammar symbol: its token id if it is special, else its text."""
-        token = self._id_of(marker)
-        special = token is not None and self._tokenizer.is_special_token(token)
-        return f"<[{token}]>" if special else json.dumps(marker)
+        """Return `marker` as grammar symbols: ids of its special tokens, and the text between."""
+        parts = filter(None, self._specials.split(marker))
+        return " ".join(
+            f"<[{self._id_of(part)}]>" if self._specials.fullmatch(part) else json.dumps(part)
+            for part in parts
+        )
 
-    def reply(self, forms: Mapping[str, str], thinking: Thinking) -> str:
+    def reply(
+        self, forms: Mapping[str, str], thinking: Thinking, reasoning: ReasoningFormat = THINK
+    ) -> str:
         """Return the grammar of a reply that matches one of `forms` after its thinking.
 
         `forms` maps the name of a rule to the text that defines it and the rules it needs.
         """
         beginnings: Mapping[Thinking, str] = {
             "opened": "thought",
-            "possible": f"({self.symbol(THINK_START)} thought)?",
+            "possible": f"({self.symbol(reasoning.opening)} thought)?",
             "none": "",
         }
         start = f"start: {beginnings[thinking]} ({' | '.join(forms)})"
-        return "\n".join([start, *forms.values(), "" if thinking == "none" else self._thought()])
+        thought = "" if thinking == "none" else self._thought(reasoning)
+        return "\n".join([start, *forms.values(), thought])
 
     def start(self, grammar: str, param: str) -> ReplyGrammar:
-        """Return `grammar`, requested by the field `param`; recent ones stay compiled."""
-        known = self._compiled.get(grammar)
-        if known is None or known.dropped:
-            compile_it = partial(LLMatcher, self._tokenizer, grammar, log_level=0)
-            self._compiled[grammar] = Compilation(compile_it)
-            if len(self._compiled) > _MAX_KEPT:
-                self._compiled.popitem(last=False)
-        self._compiled.move_to_end(grammar)
-        return ReplyGrammar(self._compiled[grammar], param)
+        """Return `grammar`, requested by the field `param`; recent ones stay compiled.
 
-    def _thought(self) -> str:
+        Can be called in any thread.
+
+        Raises:
+            RequestRejected: the model has no token that ends a reply.
+        """
+        if not self._can_end:
+            raise RequestRejected(
+                f"{param} cannot be enforced: this model has no end-of-sequence token", param=param
+            )
+        with self._lock:
+            known = self._compiled.get(grammar)
+            if known is None or known.dropped:
+                compile_it = partial(LLMatcher, self._tokenizer, grammar, log_level=0)
+                self._compiled[grammar] = Compilation(compile_it)
+                if len(self._compiled) > _MAX_KEPT:
+                    self._compiled.popitem(last=False)
+            self._compiled.move_to_end(grammar)
+            return ReplyGrammar(self._compiled[grammar], param)
+
+    def _thought(self, reasoning: ReasoningFormat) -> str:
         """Return the grammar rule `thought`: thinking, followed by the closing marker."""
-        end = self._id_of(THINK_END)
-        if self.symbol(THINK_END) == json.dumps(THINK_END):
-            return _THOUGHT_IN_LETTERS
+        follows = self.symbol(reasoning.next) if reasoning.next else _LINES
+        closing = self.symbol(reasoning.closing)
+        if not closing.startswith("<["):
+            end = as_regex(reasoning.closing)
+            return f"thought: thinking {follows}\nthinking[lazy]: /(?s:.*){end}/"
         # Tokens, not text: a decoding method may close the thinking in the middle of a character.
-        closing = ",".join(str(token) for token in sorted({end, *self._tokenizer.eos_tokens}))
-        return f"thought: <[^{closing}]>* <[{end}]> /\\n{{0,4}}/"
+        end_id = int(closing[2 : closing.index("]")])
+        ends = ",".join(str(token) for token in sorted({end_id, *self._tokenizer.eos_tokens}))
+        return f"thought: <[^{ends}]>* {closing} {follows}"
 
     def mask(self, logits: Tensor, constraints: Sequence[Constraint | None]) -> Tensor:
         """Return `logits` [B, V] with -inf for the tokens that `constraints[b]` forbids in row b.
@@ -215,11 +248,12 @@ class Grammars:
         packed = torch.from_numpy(bits).to(logits.device)
         shifts = torch.arange(32, device=logits.device, dtype=torch.int32)
         allowed = (packed[:, :, None] >> shifts & 1).bool().flatten(1)
-        masked = torch.full_like(logits[rows], -torch.inf)
+        (places,) = to_device(logits.device, rows)
+        masked = logits.new_full((len(rows), logits.shape[1]), -torch.inf)
         # The model may have more logits than the tokenizer has tokens, or fewer.
         width = min(allowed.shape[1], logits.shape[1])
-        masked[:, :width] = logits[rows, :width].masked_fill(~allowed[:, :width], -torch.inf)
-        return logits.index_put((torch.tensor(rows, device=logits.device),), masked)
+        masked[:, :width] = logits[places, :width].masked_fill(~allowed[:, :width], -torch.inf)
+        return logits.index_put((places,), masked)
 
 
 @cache

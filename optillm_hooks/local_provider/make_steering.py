@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pairs = read_pairs(given.pairs)
         built_in = models.BUILT_IN.get(given.model)
         loaded = models.load(built_in() if built_in else models.ModelSpec(path=given.model))
-        layers = loaded.model.config.num_hidden_layers
+        layers = loaded.model.config.get_text_config().num_hidden_layers
         if not 0 <= given.layer < layers:
             raise ProviderFailed(f"the model's layers are 0 to {layers - 1}, not {given.layer}")
         chat_format = ChatFormat(loaded.tokenizer, models.end_ids(loaded))

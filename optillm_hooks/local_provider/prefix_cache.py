@@ -29,29 +29,38 @@ class PrefixCache(Generic[R]):
     """An LRU cache of prefixes, limited in bytes.
 
     The adapter is part of the key: another adapter computes other keys and values.
+
+    `whole`: a prompt can reuse an entry only if it starts with all of it, as with a recurrent
+    state, which cannot be cut.
     """
 
-    def __init__(self, max_bytes: int, min_tokens: int = 16) -> None:
+    def __init__(self, max_bytes: int, min_tokens: int = 16, *, whole: bool = False) -> None:
         self._max_bytes = max_bytes
         self._min_tokens = min_tokens
+        self._whole = whole
         self._entries: OrderedDict[tuple[str | None, tuple[int, ...]], R] = OrderedDict()
         self.bytes = 0
 
     def find(self, prompt: Sequence[int], adapter: str | None = None) -> Hit[R] | None:
-        """Return the entry with the longest common prefix with `prompt`.
-
-        The match leaves out the last token of the prompt, since the caller needs its logits.
-        """
+        """Return the entry of which `prompt` can reuse the most tokens."""
         best: Hit[R] | None = None
         best_key = None
-        lookup = tuple(prompt[:-1])
+        prompt = tuple(prompt)  # comparable with the keys
         for key, prefix in self._entries.items():
-            common = common_prefix_length(lookup, key[1]) if key[0] == adapter else 0
+            common = self.reusable(prompt, key[1]) if key[0] == adapter else 0
             if common >= self._min_tokens and (best is None or common > best.tokens):
                 best, best_key = Hit(prefix, common), key
         if best_key is not None:
             self._entries.move_to_end(best_key)
         return best
+
+    def reusable(self, prompt: Sequence[int], cached: Sequence[int]) -> int:
+        """Return the number of tokens of `cached` that `prompt` can start with.
+
+        The last token of the prompt is left out, since the caller needs its logits.
+        """
+        common = min(common_prefix_length(prompt, cached), len(prompt) - 1)
+        return 0 if self._whole and common < len(cached) else common
 
     def accepts(self, prefix_bytes: int) -> bool:
         """Return True if a prefix of this size fits into the cache."""
@@ -62,11 +71,12 @@ class PrefixCache(Generic[R]):
         return self._entries.get((adapter, prefix.tokens)) is prefix
 
     def add(self, prefix: R, adapter: str | None = None) -> None:
-        """Cache `prefix`; drop the entries that are prefixes of it."""
+        """Cache `prefix`; drop the entries that are prefixes of it and can be cut from it."""
         if not self.accepts(prefix.bytes) or len(prefix.tokens) < self._min_tokens:
             return
         for key in [k for k in self._entries if k[0] == adapter]:
-            if prefix.tokens[: len(key[1])] == key[1]:
+            same = prefix.tokens == key[1]
+            if same or (not self._whole and prefix.tokens[: len(key[1])] == key[1]):
                 self._drop(key)
         self._entries[adapter, prefix.tokens] = prefix
         self.bytes += prefix.bytes

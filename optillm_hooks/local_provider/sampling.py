@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from optillm_hooks.local_provider.engine_request import SamplingParams, ScoredToken
+from optillm_hooks.local_provider.transfer import to_device
 
 _BELOW_ONE = 1 - 2**-24
 """The largest float32 below 1."""
@@ -26,57 +27,67 @@ def sample(
     first token at which the cumulative probability exceeds `uniforms[b]`, in order of token id, or
     with top_k, top_p or min_p in order of decreasing probability.
     """
-    tokens: list[int] = logits.argmax(dim=-1).tolist()
+    tokens = logits.argmax(dim=-1)
     random = [b for b, p in enumerate(params) if p.temperature > _MAX_GREEDY_TEMPERATURE]
     plain = [b for b in random if not _truncates(params[b])]
     truncated = [b for b in random if _truncates(params[b])]
-    for rows, sampler in ((plain, _sample_whole), (truncated, _sample_truncated)):
-        if rows:
-            own = [params[b] for b in rows]
-            tempered = _with_temperature(logits if len(rows) == len(logits) else logits[rows], own)
-            for b, token in zip(
-                rows, sampler(tempered, own, [uniforms[b] for b in rows]), strict=True
-            ):
-                tokens[b] = token
-    return tokens
+    size = min(max(_HEAD, *(p.top_k for p in params), 0), logits.shape[1])
+    if plain:
+        z, u = _tempered(logits, params, uniforms, plain)
+        tokens = _replace(tokens, plain, _invert(z, u))
+    full: Tensor | None = None
+    if truncated:
+        z, u = _tempered(logits, params, uniforms, truncated)
+        drawn, full = _sample_head(z, [params[b] for b in truncated], u, size)
+        tokens = _replace(tokens, truncated, drawn)
+    # A GPU is waited for once, for tokens and flags together.
+    found: list[int] = (tokens if full is None else torch.cat([tokens, full.long()])).tolist()
+    again = [
+        b
+        for b, whole in zip(truncated, found[len(params) :], strict=True)
+        if whole and not params[b].top_k and size < logits.shape[1]
+    ]
+    if again:
+        z, u = _tempered(logits, params, uniforms, again)
+        redrawn, _ = _sample_head(z, [params[b] for b in again], u, logits.shape[1])
+        for b, token in zip(again, redrawn.tolist(), strict=True):
+            found[b] = token
+    return found[: len(params)]
 
 
-def _sample_whole(
-    z: Tensor, _params: Sequence[SamplingParams], uniforms: Sequence[float]
-) -> list[int]:
-    """Return a token per row of logits (divided by temperature), from the whole vocabulary."""
-    tokens: list[int] = _invert(z, _column(z, uniforms)).tolist()
-    return tokens
+def _tempered(
+    logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float], rows: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Return the logits of `rows`, divided by their temperatures, and their uniforms [rows, 1]."""
+    temperatures = _column(logits, [params[b].temperature for b in rows])
+    return _rows(logits, rows) / temperatures, _column(logits, [uniforms[b] for b in rows])
 
 
-def _sample_truncated(
-    z: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
-) -> list[int]:
-    """Return a token per row of logits (divided by temperature), by top-k, top-p and min-p.
+def _rows(values: Tensor, rows: Sequence[int]) -> Tensor:
+    if len(rows) == len(values):
+        return values
+    return values[to_device(values.device, rows)[0]]
 
-    Only the likeliest tokens are sorted at first. If all of them are kept, the nucleus may be
-    larger, and the row is sampled again from the whole vocabulary.
-    """
-    vocabulary = z.shape[1]
-    size = min(max(_HEAD, *(p.top_k for p in params)), vocabulary)
-    tokens, full = _sample_head(z, params, uniforms, size)
-    again = [b for b, whole in enumerate(full) if whole and not params[b].top_k]
-    if again and size < vocabulary:
-        own = [params[b] for b in again]
-        redrawn, _ = _sample_head(z[again], own, [uniforms[b] for b in again], vocabulary)
-        for b, token in zip(again, redrawn, strict=True):
-            tokens[b] = token
-    return tokens
+
+def _replace(tokens: Tensor, rows: Sequence[int], drawn: Tensor) -> Tensor:
+    """Return `tokens` with `drawn` in `rows`."""
+    if len(rows) == len(tokens):
+        return drawn
+    return tokens.index_copy(0, to_device(tokens.device, rows)[0], drawn)
 
 
 def _sample_head(
-    z: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float], size: int
-) -> tuple[list[int], list[bool]]:
-    """Return a token per row from its `size` likeliest, and if all of those were kept."""
+    z: Tensor, params: Sequence[SamplingParams], uniforms: Tensor, size: int
+) -> tuple[Tensor, Tensor]:
+    """Return a token per row of tempered logits by top-k, top-p and min-p, and a flag.
+
+    Only the `size` likeliest tokens are sorted. The flag says that all of them were kept: without
+    top_k the nucleus may be larger, and the row must be sampled from the whole vocabulary.
+    """
     head, ids = z.topk(size, dim=-1)
     keep = truncation_mask(head, z.logsumexp(dim=-1, keepdim=True), params)
-    index = _invert(head.masked_fill(~keep, -torch.inf), _column(z, uniforms))
-    return ids.gather(1, index[:, None])[:, 0].tolist(), keep[:, -1].tolist()
+    index = _invert(head.masked_fill(~keep, -torch.inf), uniforms)
+    return ids.gather(1, index[:, None])[:, 0], keep[:, -1]
 
 
 def add_offsets(logits: Tensor, offsets: Sequence[Mapping[int, float]]) -> Tensor:
@@ -85,11 +96,9 @@ def add_offsets(logits: Tensor, offsets: Sequence[Mapping[int, float]]) -> Tenso
         return logits
     rows = [b for b, row in enumerate(offsets) for _ in row]
     ids = [token for row in offsets for token in row]
-    values = torch.tensor(
-        [value for row in offsets for value in row.values()], device=logits.device
-    )
-    places = (torch.tensor(rows, device=logits.device), torch.tensor(ids, device=logits.device))
-    return logits.index_put(places, values, accumulate=True)
+    added = _column(logits, [value for row in offsets for value in row.values()])[:, 0]
+    places = tuple(to_device(logits.device, rows, ids))
+    return logits.index_put(places, logits[places] + added)
 
 
 def penalize_repetitions(
@@ -104,7 +113,7 @@ def penalize_repetitions(
         if penalty != 1 and ids:
             if penalized is logits:
                 penalized = logits.clone()
-            places = torch.tensor(sorted(ids), device=logits.device)
+            (places,) = to_device(logits.device, sorted(ids))
             values = penalized[row, places]
             penalized[row, places] = torch.where(values > 0, values / penalty, values * penalty)
     return penalized
@@ -113,7 +122,8 @@ def penalize_repetitions(
 def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> list[ScoredToken]:
     """Return the log-probability of each row's token, with the `top` likeliest alternatives."""
     logprobs = logits.log_softmax(dim=-1)
-    chosen = logprobs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
+    (places,) = to_device(logits.device, tokens)
+    chosen = logprobs.gather(1, places[:, None])[:, 0].tolist()
     values, ids = logprobs.topk(top, dim=-1) if top else (logprobs[:, :0], logprobs[:, :0].long())
     return [
         ScoredToken(token, logprob, tuple(zip(row_ids, row_values, strict=True)))
@@ -146,11 +156,8 @@ def _truncates(params: SamplingParams) -> bool:
 
 
 def _column(like: Tensor, values: Sequence[float]) -> Tensor:
-    return torch.tensor(values, device=like.device, dtype=torch.float32)[:, None]
-
-
-def _with_temperature(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    return logits / _column(logits, [p.temperature for p in params])
+    (column,) = to_device(like.device, values, dtype=torch.float32)
+    return column[:, None]
 
 
 def _invert(z: Tensor, uniforms: Tensor) -> Tensor:

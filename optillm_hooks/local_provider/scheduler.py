@@ -55,13 +55,25 @@ def chunk_prefills(waiting: Sequence[int], chunk: int) -> list[int]:
     """Return the number of tokens that each row feeds in the next step (chunked prefill).
 
     A single token is always fed, so that no decoding sequence stalls. Longer runs (mostly prompts)
-    share a budget of `chunk` tokens in order; the rest waits for the next step.
+    share a budget of `chunk` tokens: half of it in order, the rest by length, the shortest first.
+    So the shortest prompt is read at half of the full speed or faster, whatever came before it; and
+    so is every prompt once the older ones are read, however many shorter ones arrive.
     """
-    sizes: list[int] = []
-    for count in waiting:
-        if count <= 1:
-            sizes.append(count)
-        else:
-            sizes.append(min(count, chunk))
-            chunk -= sizes[-1]
+    sizes = [count if count <= 1 else 0 for count in waiting]
+    runs = [row for row, count in enumerate(waiting) if count > 1]
+    left = chunk
+    for order, reserved in ((runs, chunk // 2), (sorted(runs, key=waiting.__getitem__), 0)):
+        for row in order:
+            size = min(waiting[row] - sizes[row], left - reserved)
+            sizes[row] += size
+            left -= size
     return sizes
+
+
+def whole_prefills(waiting: Sequence[int]) -> list[int]:
+    """Return the same for a model that cannot read a prompt in chunks.
+
+    A single token is always fed, and the first of the longer runs in one go.
+    """
+    first = next((row for row, count in enumerate(waiting) if count > 1), None)
+    return [count if count <= 1 or row == first else 0 for row, count in enumerate(waiting)]

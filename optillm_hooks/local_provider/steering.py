@@ -52,7 +52,7 @@ class Steering:
         self._vectors = {name: _read(model, name, Path(file)) for name, file in files.items()}
         self._pushes: dict[int, _Push] = {}
         self.names = frozenset(files)
-        layers = decoder_layers(model)
+        layers = decoder_layers(model) if files else ModuleList()
         for layer in sorted({vector.layer for vector in self._vectors.values()}):
             layers[layer].register_forward_hook(partial(self._push, layer))
 
@@ -93,7 +93,7 @@ def fingerprint(model: Any, layer: int) -> str:
 
     The sample is cast to bfloat16, so that the dtype of the loaded model does not matter.
     """
-    config = model.config
+    config = model.config.get_text_config()
     shape = [config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size]
     digest = hashlib.sha256(json.dumps([*shape, layer]).encode())
     weights = [model.get_input_embeddings().weight, *decoder_layers(model)[layer].parameters()]
@@ -104,7 +104,7 @@ def fingerprint(model: Any, layer: int) -> str:
 
 
 def decoder_layers(model: Any) -> ModuleList:
-    count = model.config.num_hidden_layers
+    count = model.config.get_text_config().num_hidden_layers
     return next(m for m in model.modules() if isinstance(m, ModuleList) and len(m) == count)
 
 
@@ -121,7 +121,7 @@ def _read(model: Any, name: str, file: Path) -> Vector:
         layer = int(about["layer"])
     except (OSError, SafetensorError, KeyError, ValueError) as exc:
         raise ProviderFailed(f"steering vector {name!r}: {exc!r}", status=500) from exc
-    config = model.config
+    config = model.config.get_text_config()
     if direction.shape != (config.hidden_size,) or not 0 <= layer < config.num_hidden_layers:
         raise ProviderFailed(
             f"steering vector {name!r} does not fit the model: it is for layer {layer} of "

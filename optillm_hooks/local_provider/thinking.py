@@ -10,8 +10,14 @@ _FILES = ("chat_template.jinja", "tokenizer_config.json")
 
 _SWITCH = re.compile(r"\benable_thinking\b|\bthinking\b(?=\s*(?:is|==|%|and|or|\)))")
 _OPENING = re.compile(r"<(?:seed:)?think")
-_ALWAYS = re.compile(r"\breasoning_effort\b|\[THINK\]")
-"""What templates of models that always reason have: gpt-oss, Magistral."""
+_ALWAYS = re.compile(r"\breasoning_effort\b|\bthinking_budget\b|\[THINK\]")
+"""What templates of models that always reason have: gpt-oss, Seed-OSS, Magistral."""
+
+_OFF = re.compile(
+    r"set (?:enable_)?thinking\s*=\s*false|if (?:enable_)?thinking(?: is true)?\s*-?%\}", re.I
+)
+_ON = re.compile(r"set (?:enable_)?thinking\s*=[^%]{0,200}\btrue\b", re.I)
+"""What sets the switch of templates in which it is off, or on, unless a request sets it."""
 
 When = Literal["never", "on_request", "always"]
 
@@ -33,7 +39,8 @@ def reasons(template: str) -> When:
     request switches it off; one that has only a switch waits for a request.
     """
     _, _, reply = template.rpartition("add_generation_prompt")
-    if _OPENING.search(reply) or _ALWAYS.search(template):
+    is_off = _OFF.search(template) and not _ON.search(template)
+    if (_OPENING.search(reply) and not is_off) or _ALWAYS.search(template):
         return "always"
     return "on_request" if _SWITCH.search(template) else "never"
 

@@ -34,16 +34,19 @@ def measure_uncertainty(
     logits: "Tensor", metrics: Collection[UncertaintyMetric]
 ) -> list[Uncertainty]:
     """Return the uncertainty of each row, in the given metrics."""
+    import torch
+
     logprobs = logits.log_softmax(dim=-1)
-    none = [0.0] * len(logits)
-    margins = margin(logprobs).tolist() if "margin" in metrics else none
-    confidences = confidence(logprobs).tolist() if "confidence" in metrics else none
-    entropies, varentropies = none, none
+    found: dict[str, Tensor] = {}
+    if "margin" in metrics:
+        found["margin"] = margin(logprobs)
+    if "confidence" in metrics:
+        found["confidence"] = confidence(logprobs)
     if "entropy" in metrics:
-        h, v = entropy(logprobs)
-        entropies, varentropies = h.tolist(), v.tolist()
-    columns = zip(margins, confidences, entropies, varentropies, strict=True)
-    return [Uncertainty(*row) for row in columns]
+        found["entropy"], found["varentropy"] = entropy(logprobs)
+    # All in one transfer: a GPU is waited for once.
+    rows = torch.stack([*found.values()], dim=1).tolist()
+    return [Uncertainty(**dict(zip(found, row, strict=True))) for row in rows]
 
 
 def margin(logprobs: "Tensor") -> "Tensor":

@@ -6,7 +6,7 @@ from typing import Literal
 
 from optillm_hooks.budget import Limits
 from optillm_hooks.caller_cache import CallerCache
-from optillm_hooks.llm import LLM
+from optillm_hooks.llm import LLM, Scorer
 from optillm_hooks.pipeline.plan import Plan
 from optillm_hooks.services import Services
 from optillm_hooks.trace import CallRecord
@@ -34,6 +34,9 @@ class Request:
     progress: bool = False
     """Whether a streaming client gets progress messages."""
 
+    scorers: Callable[[str], Scorer | None] = lambda _: None
+    """Returns the scorer that a model group is, or None if its models write."""
+
     services: Services = field(default_factory=Services)
     caller: str = ""
     """The key of the caller, who shares the places of workers with others; empty if unknown."""
@@ -48,6 +51,9 @@ class Report:
     approach: str
     base: str
     calls: int
+    calls_saved: int
+    """Planned calls that were not needed, because the result was settled before."""
+
     depth: int
     usage: Usage
     seconds: float

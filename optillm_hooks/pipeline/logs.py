@@ -9,6 +9,7 @@ from traceback import walk_tb
 from types import FrameType
 
 from optillm_hooks.context import Context
+from optillm_hooks.trace import StageRun
 
 _log = logging.getLogger(__name__)
 
@@ -18,7 +19,13 @@ _FIRST, _LAST = 10, 20
 
 @contextmanager
 def logged_stage(name: str, ctx: Context) -> Iterator[None]:
-    """Log the start and the end of a stage at level DEBUG."""
+    """Run the block as a stage of the request's trace; log its start and its end at DEBUG."""
+    with ctx.trace.stage(StageRun(name, ctx.stage, ctx.run)), _logged(name, ctx):
+        yield
+
+
+@contextmanager
+def _logged(name: str, ctx: Context) -> Iterator[None]:
     if not _log.isEnabledFor(logging.DEBUG):
         yield
         return

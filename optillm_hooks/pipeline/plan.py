@@ -11,8 +11,8 @@ from optillm_hooks.errors import RequestRejected
 from optillm_hooks.pipeline import expression
 from optillm_hooks.pipeline.expression import Call, Tree
 from optillm_hooks.pipeline.optillm_names import unknown_approach
-from optillm_hooks.registry import Approach, Cost, Params, get_approach
-from optillm_hooks.settings import explain
+from optillm_hooks.registry import Approach, Aside, Cost, Params, get_approach, is_registered
+from optillm_hooks.settings import Presets, explain
 
 PASS_THROUGH = "none"  # noqa: S105 (no password)
 """The approach that makes one plain call."""
@@ -30,9 +30,12 @@ class Stage:
 
     approach: Approach
     params: Params
+    inside: tuple["Stage", ...] = ()
+    """The chain that the stage may run beside its own work (`Params.aside`)."""
 
     @property
     def cost(self) -> Cost:
+        """The cost of the stage alone."""
         return self.approach.cost(self.params)
 
 
@@ -54,7 +57,8 @@ class Plan:
 
     @property
     def stages(self) -> list[Stage]:
-        return [stage for chain in self.chains for stage in chain]
+        """All stages, those inside others too."""
+        return [each for chain in self.chains for stage in chain for each in (stage, *stage.inside)]
 
     @property
     def model_groups(self) -> frozenset[str]:
@@ -72,9 +76,52 @@ class Plan:
 
     @property
     def expected_calls(self) -> int:
-        """Calls of one run of every chain if nothing fails."""
-        own = sum(stage.cost.calls for stage in self.stages)
-        return own + sum(not makes_final_call(chain) for chain in self.chains)
+        """Calls of one run of every chain if nothing fails and the models decode by themselves."""
+        return self.calls(decoded_remotely=False)
+
+    @property
+    def has_remote_decoder(self) -> bool:
+        """Whether a decoder needs more calls on a model that does not run the method itself."""
+        return any(stage.cost.remote_calls is not None for stage in self.stages)
+
+    def calls(self, *, decoded_remotely: bool) -> int:
+        """Return the calls of one run of every chain if nothing fails.
+
+        A decoder decodes every call of the stages after it. The calls of judges, which it does not
+        decode, count as decoded too: which they are is only known when they are made.
+        """
+        return sum(cost_of(chain, decoded_remotely=decoded_remotely).calls for chain in self.chains)
+
+    @property
+    def planned_calls(self) -> int:
+        """The expected calls without those of chains that a stage may run beside its own work."""
+        return sum(cost_of(chain, asides=False).calls for chain in self.chains)
+
+
+def cost_of(chain: Chain, *, decoded_remotely: bool = False, asides: bool = True) -> Cost:
+    """Return the cost of a chain, with the plain call that ends it if no stage answers.
+
+    Args:
+        chain: the stages.
+        decoded_remotely: whether the models do not run the methods of decoders themselves.
+        asides: whether the chains count that stages may run beside their own work.
+    """
+    calls, depth, each, runs = 0, 0, Cost(1, 1), 1
+    for stage in chain:
+        own, aside = stage.cost, stage.params.aside()
+        if stage.approach.kind == "decoder":
+            remote = own.remote_calls if decoded_remotely else None
+            each = own if remote is None else Cost(remote, own.depth)
+            continue
+        if asides and aside is not None:
+            once = cost_of(stage.inside, decoded_remotely=decoded_remotely)
+            own = Cost(own.calls + aside.times * once.calls, own.depth + aside.times * once.depth)
+        calls += own.calls * each.calls * runs
+        depth += own.depth * each.depth * runs
+        runs *= stage.params.runs_of_rest()
+    if not any(stage.approach.kind == "answerer" for stage in chain):
+        calls, depth = calls + each.calls * runs, depth + each.depth * runs
+    return Cost(calls, depth)
 
 
 def chain_label(chain: Chain) -> str:
@@ -82,16 +129,12 @@ def chain_label(chain: Chain) -> str:
     return "&".join(stage.approach.name for stage in chain)
 
 
-def makes_final_call(chain: Chain) -> bool:
-    """Return whether a stage of `chain` makes the final call; if not, a plain call is added."""
-    return any(stage.approach.kind in ("answerer", "decoder") for stage in chain)
-
-
 def resolve(
     tree: Tree,
     *,
     given: Mapping[str, Mapping[str, object]] | None = None,
     temperature: float | None = None,
+    presets: Presets | None = None,
 ) -> Plan:
     """Return the plan of `tree`, every name and parameter checked.
 
@@ -100,6 +143,7 @@ def resolve(
         given: parameters by approach, which replace those in the expression.
         temperature: the client's, for stages whose parameter `temperature` is not given. It is
             ignored if out of the parameter's bounds, such as 0 where samples have to differ.
+        presets: those of the operator.
 
     Raises:
         RequestRejected: an unknown approach or parameter, a value out of bounds, a parameter for
@@ -107,9 +151,9 @@ def resolve(
             composed.
     """
     given = given or {}
+    around = _Around(given, temperature, presets or {})
     chains = tuple(
-        tuple(_stage(call, given.get(call.name, {}), temperature) for call in calls)
-        for calls in expression.branches(tree)
+        tuple(_stage(call, around) for call in calls) for calls in expression.branches(tree)
     )
     plan = Plan(chains, expression.unparse(tree))
     named = {stage.approach.name for stage in plan.stages}
@@ -122,14 +166,23 @@ def resolve(
     if len(plan.stages) > _MAX_STAGES:
         raise RequestRejected(f"a request can have at most {_MAX_STAGES} approaches")
     for chain in chains:
-        _check_repeated(chain)
-        _check_one_decoder(chain)
-        _check_confidential(chain)
-        if len(chain) > 1 and any(stage.approach.name == PASS_THROUGH for stage in chain):
-            raise RequestRejected(
-                f"{PASS_THROUGH!r} makes a plain call and cannot be composed by '&': leave it out"
-            )
+        _check_chain(chain)
     return plan
+
+
+def _check_chain(chain: Chain) -> None:
+    """Refuse stages that cannot be composed.
+
+    Raises:
+        RequestRejected: the message names them.
+    """
+    _check_repeated(chain)
+    _check_one_decoder(chain)
+    _check_confidential(chain)
+    if len(chain) > 1 and any(stage.approach.name == PASS_THROUGH for stage in chain):
+        raise RequestRejected(
+            f"{PASS_THROUGH!r} makes a plain call and cannot be composed by '&': leave it out"
+        )
 
 
 def _check_repeated(chain: Chain) -> None:
@@ -179,24 +232,78 @@ def stage_of(name: str, given: Mapping[str, object], temperature: float | None) 
     Raises:
         RequestRejected: an unknown approach or parameter, or a value out of bounds.
     """
-    return _stage(Call(name), given, temperature)
+    return _stage(Call(name), _Around({name: given}, temperature, {}))
 
 
-def _stage(call: Call, given: Mapping[str, object], temperature: float | None) -> Stage:
+@dataclass(frozen=True, slots=True)
+class _Around:
+    """What besides the expression decides parameters; see `resolve`."""
+
+    given: Mapping[str, Mapping[str, object]]
+    temperature: float | None
+    presets: Presets
+
+
+def _stage(call: Call, around: _Around) -> Stage:
     try:
         found = get_approach(call.name)
     except RequestRejected:
         reason = unknown_approach(call.name)
         raise RequestRejected(f"approach expression, column {call.column}: {reason}") from None
-    chosen: dict[str, object] = {**dict(call.args), **given}
+    params = _params(found, {**dict(call.args), **around.given.get(call.name, {})}, around)
+    return Stage(found, params, _inside(call.name, params.aside(), around))
+
+
+def _params(found: Approach, chosen: dict[str, object], around: _Around) -> Params:
+    temperature, presets = around.temperature, around.presets.get(found.name)
     if temperature is not None and "temperature" in found.params.model_fields.keys() - chosen:
         # An error that is not about the temperature is raised below.
         with suppress(ValidationError):
-            return Stage(found, found.params.model_validate({**chosen, "temperature": temperature}))
+            with_it = {**chosen, "temperature": temperature}
+            return found.params.model_validate(with_it, context=presets)
     try:
-        return Stage(found, found.params.model_validate(chosen))
+        return found.params.model_validate(chosen, context=presets)
     except ValidationError as exc:
-        raise _bad_params(call.name, found.params, exc) from None
+        raise _bad_params(found.name, found.params, exc) from None
+
+
+def _inside(name: str, aside: Aside | None, around: _Around) -> Chain:
+    """Return the chain that the stage `name` may run beside its own work.
+
+    Raises:
+        RequestRejected: it is no valid chain, or one that cannot run there.
+    """
+    if aside is None:
+        return ()
+    try:
+        calls = _only_branch(expression.parse(aside.expression))
+        for call in calls:
+            _check_may_be_inside(call.name, name)
+        chain = tuple(_stage(call, around) for call in calls)
+        _check_chain(chain)
+    except RequestRejected as exc:
+        raise RequestRejected(f"{name}: {aside.parameter}: {exc}", param=exc.param) from None
+    return chain
+
+
+def _only_branch(tree: Tree) -> tuple[Call, ...]:
+    found = expression.branches(tree)
+    if len(found) > 1:
+        raise RequestRejected("it needs one answer, so '|' cannot be used")
+    return found[0]
+
+
+def _check_may_be_inside(name: str, outer: str) -> None:
+    """Refuse a stage that runs others beside itself, or that hides what the rest shows.
+
+    Raises:
+        RequestRejected: the message names it.
+    """
+    found = get_approach(name).params if is_registered(name) else Params
+    if name == outer or found.aside is not Params.aside:
+        raise RequestRejected(f"{name!r} cannot run inside {outer!r}")
+    if found.confidential:
+        raise RequestRejected(f"{name!r} hides nothing inside {outer!r}: put it before, with '&'")
 
 
 def _bad_params(name: str, model: type[Params], exc: ValidationError) -> RequestRejected:
@@ -207,8 +314,8 @@ def _bad_params(name: str, model: type[Params], exc: ValidationError) -> Request
             allowed = ", ".join(model.model_fields) or "none"
             problems.append(f"unknown parameter {field_name!r} (it accepts: {allowed})")
         else:
-            got = _shown(error["input"])
-            problems.append(f"{field_name or 'parameters'}: {explain(error, model)}{got}")
+            place = f"{field_name}: " if field_name else ""
+            problems.append(f"{place}{explain(error, model)}{_shown(error['input'])}")
     return RequestRejected(f"{name}: {'; '.join(problems)}", param="optillm_params")
 
 

@@ -3,12 +3,14 @@
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
 from optillm_hooks.answer_format import answers_fit
+from optillm_hooks.answers.deltas import as_delta
 from optillm_hooks.answers.extraction import without_reasoning
 from optillm_hooks.answers.response_format import is_json_mode
 from optillm_hooks.budget import Budget
@@ -22,17 +24,25 @@ from optillm_hooks.errors import (
     StageFailed,
 )
 from optillm_hooks.fanout import outcomes
-from optillm_hooks.llm import LLM, FinalCall
+from optillm_hooks.llm import LLM, FinalCall, Scorer
 from optillm_hooks.pipeline.decoded_llm import DecodedLLM
 from optillm_hooks.pipeline.events import Models, Outcome, Report, Request
 from optillm_hooks.pipeline.filters import Filters
 from optillm_hooks.pipeline.logs import format_traceback, logged_stage
-from optillm_hooks.pipeline.plan import PASS_THROUGH, Chain, Stage, chain_label, stage_of
+from optillm_hooks.pipeline.plan import (
+    PASS_THROUGH,
+    Chain,
+    Stage,
+    chain_label,
+    cost_of,
+    stage_of,
+)
+from optillm_hooks.pipeline.sparing_llm import SparingLLM
 from optillm_hooks.prompts import ask, data_notice, enclose, fence
-from optillm_hooks.registry import DraftingParams, Result, Through
+from optillm_hooks.registry import DraftingParams, Result, Scoring, Through
 from optillm_hooks.sandbox.places import tenant
 from optillm_hooks.trace import Trace
-from optillm_hooks.types import Answer, Chat
+from optillm_hooks.types import Answer, Chat, Delta
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +76,7 @@ class PlanRun:
         self._budget = Budget(
             limits=request.limits,
             started=asyncio.get_running_loop().time(),
-            expected_calls=request.plan.expected_calls * request.n,
+            expected_calls=request.plan.planned_calls * request.n,
         )
 
     async def outcome(self) -> Outcome:
@@ -118,8 +128,10 @@ class PlanRun:
             budget=self._budget,
             rng=random.Random(self._request.client.seed),  # noqa: S311 (no secret)
             client=self._request.client,
+            asked=self._request.chat,
             trace=self._trace,
             models=self._models,
+            scorers=self._request.scorers,
             when_answered=self._when_answered,
             services=self._request.services,
             caller_cache=self._request.caller_cache,
@@ -219,7 +231,9 @@ class PlanRun:
                 chat = await run_stage(chat, llm)
                 return await self._run_chain(rest, chat, llm, ctx, grace_s)
             case "wrapper":
-                inner = _Rest(self._inside, rest, llm, ctx, grace_s / 2)
+                aside = partial(self._aside, stage)
+                models = (ctx.decoded, ctx.scorers)
+                inner = _Rest(self._inside, aside, rest, llm, ctx, *models, grace_s / 2)
                 result: Result = await run_stage(chat, inner, llm)
                 return result
             case "decoder":
@@ -253,9 +267,7 @@ class PlanRun:
 
         async def to_the_end() -> Result:
             result = await self._run_chain(chain, chat, llm, ctx, grace_s)
-            if whole and isinstance(result, FinalCall):
-                return await self._whole(result, llm, ctx)
-            return result
+            return await self._whole(result, llm, ctx) if whole else result
 
         before, ctx.best = ctx.best, None
         try:
@@ -272,8 +284,36 @@ class PlanRun:
         finally:
             ctx.best = before
 
-    async def _whole(self, final: FinalCall, llm: LLM, ctx: Context) -> Answer:
-        """Return the answer of a final call inside a wrapper, or its fallback."""
+    async def _aside(self, stage: Stage, chat: Chat, ctx: Context, until: float) -> Answer:
+        """Return the answer of the chain inside `stage`, or its best so far if it ends early."""
+        aside, params = stage.params.aside(), stage.params
+        beside = ctx.aside(params.draft_tokens if isinstance(params, DraftingParams) else None)
+        beside.decoded = lambda inner: SparingLLM(ctx.decoded(inner), ctx.budget)
+        self._budget.expected_calls += cost_of(stage.inside).calls
+        llm = beside.llm((aside and aside.model) or self._request.base)
+
+        async def to_the_end() -> Answer:
+            result = await self._run_chain(stage.inside, chat, llm, beside, 0.0)
+            return await self._whole(result, llm, beside)
+
+        scope = asyncio.timeout_at(until)
+        try:
+            async with scope:
+                return await self._in_time(to_the_end, beside, 0.0)
+        except TimeoutError:
+            error: SampleError = DeadlineExceeded("no answer within the time for it")
+        except SampleError as exc:
+            error = exc
+        if beside.best is None:
+            raise error
+        self._note_failure(error)
+        return beside.best
+
+    async def _whole(self, result: Result, llm: LLM, ctx: Context) -> Answer:
+        """Return the answer of a chain inside a wrapper, after its final call or its fallback."""
+        if isinstance(result, Answer):
+            return result
+        final = result
         try:
             return await call_final(final, llm, ctx)
         except SampleError as exc:
@@ -288,6 +328,7 @@ class PlanRun:
             approach=self._request.plan.text,
             base=self._request.base,
             calls=usage.calls,
+            calls_saved=self._trace.calls_saved,
             depth=self._trace.depth,
             usage=usage,
             seconds=asyncio.get_running_loop().time() - self._budget.started,
@@ -304,33 +345,75 @@ class _Rest:
     """The stages inside a wrapper. They have less grace time than it: it has to run after them."""
 
     inside: Callable[..., Awaitable[Any]]
+    beside: Callable[[Chat, Context, float], Awaitable[Answer]]
     chain: Chain
     llm: LLM
     ctx: Context
+    decoded: Callable[[LLM], LLM]
+    """What the wrappers around have made of `ctx.decoded`: a final call is made after them."""
+
+    scorers: Callable[[str], Scorer | None]
+    """The same of `ctx.scorers`."""
+
     grace_s: float
 
-    async def __call__(self, chat: Chat, /, *, through: Through | None = None) -> Result:
-        result: Result = await self._run(chat, through, whole=False)
+    async def __call__(
+        self, chat: Chat, /, *, through: Through | None = None, scoring: Scoring | None = None
+    ) -> Result:
+        result: Result = await self._run(chat, through, scoring, whole=False)
         return result
 
     async def whole(self, chat: Chat, /, *, through: Through | None = None) -> Answer:
-        answer: Answer = await self._run(chat, through, whole=True)
+        answer: Answer = await self._run(chat, through, None, whole=True)
         return answer
+
+    async def pieces(self, chat: Chat, /) -> AsyncGenerator[Delta, None]:
+        result = await self(chat)
+        if isinstance(result, Answer):
+            yield as_delta(result)
+            return
+        filters, shown = Filters(result), False
+        try:
+            llm = result.llm or self.llm
+            async with aclosing(llm.stream(result.chat, result.sampling)) as pieces:
+                async for piece in pieces:
+                    seen = filters.feed(piece)
+                    shown = shown or not seen.empty
+                    yield seen
+        except SampleError:
+            if shown or result.fallback is None:
+                raise
+            yield as_delta(result.fallback)
+            return
+        for piece in filters.close():
+            yield piece
+
+    async def aside(self, chat: Chat, /, *, until: float) -> Answer:
+        ctx = replace(self.ctx, decoded=self.decoded, scorers=self.scorers)
+        return await self.beside(chat, ctx, until)
 
     def behind(self, name: str, /, **given: object) -> "_Rest":
         stage = stage_of(name, given, self.ctx.client.temperature)
         return replace(self, chain=(stage, *self.chain))
 
-    async def _run(self, chat: Chat, through: Through | None, *, whole: bool) -> Any:
-        ctx, llm = self.ctx, self.llm
-        around = ctx.decoded  # for models that stages look up
+    async def _run(
+        self, chat: Chat, through: Through | None, scoring: Scoring | None, *, whole: bool
+    ) -> Any:
+        ctx, llm, decoded, scorers = self.ctx, self.llm, self.decoded, self.scorers
+
+        def scored(model: str) -> Scorer | None:
+            found = scorers(model)
+            return found if found is None or scoring is None else scoring(found)
+
+        before = ctx.decoded, ctx.scorers
+        ctx.decoded, ctx.scorers = decoded, scored  # for models that stages look up
         try:
             if through is not None:
-                ctx.decoded = lambda inner: through(around(inner))
+                ctx.decoded = lambda inner: through(decoded(inner))
                 llm = through(llm)
             return await self.inside(self.chain, chat, llm, ctx, self.grace_s, whole=whole)
         finally:
-            ctx.decoded = around
+            ctx.decoded, ctx.scorers = before
 
 
 async def _run_stage(stage: Stage, ctx: Context, *args: Any) -> Any:

@@ -1,7 +1,7 @@
 """Streams a plan: the final call of each chain piece by piece, every other answer whole."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from optillm_hooks.pipeline.filters import Filters
 from optillm_hooks.pipeline.logs import logged_stage
 from optillm_hooks.pipeline.plan import Chain
 from optillm_hooks.pipeline.run import PlanRun
-from optillm_hooks.trace import CallRecord, Trace
+from optillm_hooks.trace import CallRecord, Trace, Watcher
 from optillm_hooks.types import Answer, Delta, FinishReason
 
 
@@ -44,6 +44,16 @@ async def stream(
         yield await ended()
 
 
+class _FirstCall(Watcher):
+    """Tells of each call that has ended, so that the stream can begin."""
+
+    def __init__(self, tell: Callable[[CallRecord], None]) -> None:
+        self._tell = tell
+
+    def call_ended(self, call: CallRecord, /) -> None:
+        self._tell(call)
+
+
 class _StreamedRun(PlanRun):
     """The run of one request's plan, which streams each piece as it arrives."""
 
@@ -54,7 +64,7 @@ class _StreamedRun(PlanRun):
         self._events = events
         self._choices = Choices(events.put_nowait)
         self._started = False
-        trace.listener = self._call_ended
+        trace.watchers.append(_FirstCall(self._call_ended))
 
     def _context(self) -> Context:
         root = super()._context()

@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import Final, Self
 
 from optillm_hooks.context import Context
-from optillm_hooks.llm import LLM, ModelFacts
+from optillm_hooks.llm import LLM, ModelFacts, Scorer, Scores
 from optillm_hooks.privacy.conversation import visit_chat, visit_sampling
 from optillm_hooks.privacy.found import BUILT_IN, CUSTOM, PERSON, Found, without_overlaps
 from optillm_hooks.privacy.names import is_proper, person
@@ -17,7 +17,7 @@ from optillm_hooks.privacy.pseudonyms import Pseudonyms
 from optillm_hooks.privacy.scan import occurrences, scan
 from optillm_hooks.privacy.schemas import without_forms
 from optillm_hooks.services import Detector, Owner, Privacy
-from optillm_hooks.types import Chat, Completion, Delta, Sampling
+from optillm_hooks.types import Chat, Completion, Delta, Message, Sampling
 
 _ENTITIES: Final = {
     "EMAIL_ADDRESS": "EMAIL",
@@ -213,3 +213,23 @@ class PrivateLLM:
         opened = without_forms(sent)
         changed = {name: opened[name] for name in sent if opened[name] != sent[name]}
         return chat, replace(sampling, fields={**sampling.fields, **changed})
+
+
+class PrivateScorer:
+    """A `Scorer` that gets pseudonyms, whatever its caller sends."""
+
+    def __init__(self, inner: Scorer, conversation: PrivateConversation) -> None:
+        self.model = inner.model
+        self._inner = inner
+        self._conversation = conversation
+
+    @property
+    def facts(self) -> ModelFacts:
+        return self._inner.facts
+
+    async def score(self, chat: Chat, texts: Sequence[str], /) -> Scores:
+        answers = tuple(Message("assistant", text) for text in texts)
+        seen, _ = await self._conversation.replaced((*chat, *answers), Sampling())
+        return await self._inner.score(
+            seen[: len(chat)], [answer.text for answer in seen[len(chat) :]]
+        )

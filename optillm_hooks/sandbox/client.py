@@ -25,11 +25,12 @@ from typing import Final, Literal
 from weakref import WeakKeyDictionary
 
 from optillm_hooks.errors import OptiLLMError
+from optillm_hooks.machine import cpus
 from optillm_hooks.sandbox.places import Places
 from optillm_hooks.sandbox.zygote import FORK_REQUEST, STARTED
 from optillm_hooks.types import Json
 
-MAX_WORKERS: Final = max(3, os.cpu_count() or 1)
+MAX_WORKERS: Final = max(3, cpus())
 """Maximum number of concurrent workers per event loop and module; further requests wait.
 
 One tenant gets all but one of them, at least two.

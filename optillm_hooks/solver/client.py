@@ -1,5 +1,6 @@
 """Runs a model-written formalisation in a solver, and reports the result as text for a model."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -13,8 +14,9 @@ from optillm_hooks.types import Json
 Kind = Literal["smtlib", "algebra"]
 
 MAX_CHARACTERS: Final = 1 << 16
-_MAX_SEARCHED: Final = 2 * MAX_CHARACTERS
 """Maximum length of a formalisation."""
+
+_MAX_SEARCHED: Final = 2 * MAX_CHARACTERS
 
 MAX_REPORTED: Final = 12_000
 """Maximum length of a report, in characters."""
@@ -23,6 +25,14 @@ STARTING_S: Final = 1.0
 """Startup time allowed for a worker, in seconds, in addition to the solver's time."""
 
 _KINDS: Final[Mapping[str, Kind]] = {"(": "smtlib", ";": "smtlib", "{": "algebra", "[": "algebra"}
+
+_LABEL: Final = "smt2"
+
+_SIGNS: Final[Mapping[Kind, re.Pattern[str]]] = {
+    "smtlib": re.compile(r"\((?:assert|check-sat|declare-|define-fun|maximize|minimize)\b"),
+    "algebra": re.compile(r'"operation"'),
+}
+"""What the formalisations of a kind contain, and other texts hardly ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +50,9 @@ class Report:
     text: str
     statuses: tuple[str, ...]
     """sat, unsat or unknown for each check; the operation for each algebra step."""
+
+    results: tuple[str, ...] = ()
+    """For each check its objectives with their optimum; for each algebra step its result."""
 
 
 class FormalisationBroken(ValueError):
@@ -72,19 +85,37 @@ class _Outcome(_Reply):
     results: list[_Step] = []
 
 
-def find_formalisation(reply: str) -> Formalisation | None:
+def find_formalisation(reply: str, *, may_be_answer: bool = False) -> Formalisation | None:
     """Return the last formalisation in a model's reply, or None if there is none.
 
     It is a fenced block with any label or the whole reply; its first character determines the kind.
-    Of a long reply, the end is searched.
+    If the reply may be an answer, with code, JSON or parentheses of its own, a formalisation must
+    also be labelled as a script or have a command of one, or a step of algebra. Of a long reply,
+    the end is searched.
     """
     reply = reply[-_MAX_SEARCHED:]
-    contents = [block.content for block in code_blocks(reply)]
-    for content in [*reversed(contents), reply]:
+    blocks = [(block.content, block.language) for block in code_blocks(reply)]
+    for content, label in [*reversed(blocks), (reply, "")]:
         text = content.strip()
-        if kind := _KINDS.get(text[:1]):
+        kind = _KINDS.get(text[:1])
+        if kind is None:
+            continue
+        if not may_be_answer or label == _LABEL or _SIGNS[kind].search(text):
             return Formalisation(kind, text)
     return None
+
+
+def attempts_formalisation(reply: str) -> bool:
+    """Return whether a reply without a formalisation that can be found was meant to be one.
+
+    A block in it is labelled as a script but does not begin like one, or a formalisation at the
+    beginning is longer than what is searched.
+    """
+    beginning, end = reply[:_MAX_SEARCHED], reply[-_MAX_SEARCHED:]
+    blocks = [*code_blocks(beginning), *code_blocks(end)]
+    if any(block.language == _LABEL for block in blocks):
+        return True
+    return find_formalisation(beginning, may_be_answer=True) is not None
 
 
 async def solve(formalisation: Formalisation, *, seconds: float, memory_mb: int) -> Report:
@@ -119,6 +150,10 @@ async def solve(formalisation: Formalisation, *, seconds: float, memory_mb: int)
         statuses=(
             *(check.status for check in outcome.checks),
             *(step.operation for step in outcome.results),
+        ),
+        results=(
+            *("; ".join(check.objectives) for check in outcome.checks),
+            *(step.result for step in outcome.results),
         ),
     )
 

@@ -1,7 +1,8 @@
 """A model that calls tools of the operator's servers before it answers."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,7 +13,7 @@ from optillm_hooks.context import Context
 from optillm_hooks.errors import BudgetExceeded, Refused, SampleError, UnusableReply
 from optillm_hooks.fanout import outcomes
 from optillm_hooks.llm import LLM, ModelFacts
-from optillm_hooks.services import Tool, ToolBox, ToolResult
+from optillm_hooks.services import Tool, ToolResult
 from optillm_hooks.tools.offer import Offer
 from optillm_hooks.tools.results import (
     MAX_IMAGES,
@@ -37,6 +38,9 @@ from optillm_hooks.types import (
 )
 
 _A = TypeVar("_A", bound=Answer)
+
+CallTool = Callable[[Tool, dict[str, Json]], Awaitable[ToolResult]]
+"""Returns the result of a tool, or raises a `SampleError`."""
 
 _REMARK: Final = 400
 """Characters. A shorter text before a tool call is a remark, which is not part of the answer."""
@@ -80,8 +84,11 @@ class _Turn:
     asked: Sampling
     """The sampling of the answer, with the tools."""
 
-    client_tools: frozenset[str]
-    """Names of the client's own tools, as far as this answer may call them."""
+    client_tools: list[Json]
+    """The client's own tools, as far as this answer may call them."""
+
+    begun_at: int
+    """Messages of the conversation before the rounds of this request."""
 
     sampling: Sampling = field(default_factory=Sampling)
     """The sampling of the next call."""
@@ -105,6 +112,10 @@ class _Turn:
     reasoning: list[str] = field(default_factory=list[str])
     usage: Usage = field(default_factory=Usage)
 
+    @property
+    def client_names(self) -> frozenset[str]:
+        return frozenset(map(tool_name, self.client_tools))
+
     def add(self, messages: Sequence[Message]) -> None:
         self.rounds += messages
         self.chat = (*self.chat, *messages)
@@ -121,7 +132,7 @@ class ToolLoopLLM:
         self,
         inner: LLM,
         offer: Offer,
-        box: ToolBox,
+        call: CallTool,
         limits: LoopLimits,
         rounds: Rounds,
         ctx: Context,
@@ -129,10 +140,12 @@ class ToolLoopLLM:
         self.model = inner.model
         self._inner = inner
         self._offer = offer
-        self._box = box
+        self._call = call
         self._limits = limits
         self._rounds = rounds
         self._ctx = ctx
+        self._hidden: dict[str, list[Message]] = {}
+        """The rounds of earlier answers of this request, by the calls that ended them."""
 
     @property
     def facts(self) -> ModelFacts:
@@ -205,15 +218,19 @@ class ToolLoopLLM:
         """Return a turn with the client's tools and ours.
 
         An approach that can use only the text of a reply forbids the client's tools. It gets ours.
+        Where two loops are nested, the outer one is the inner one's client.
         """
         client = self._ctx.client.fields
         if client.get("functions"):
-            raise Refused("mcp cannot be used with the old field functions: send tools instead")
-        given, fields = self._client_tools, dict(sampling.fields)
+            raise Refused("no tools can be added to the old field functions: send tools instead")
+        fields = dict(sampling.fields)
+        found = fields.get("tools", client.get("tools"))
+        given = list(found) if isinstance(found, list) else []
         if fields.get("tool_choice") == "none":
             given, fields["tool_choice"] = [], "auto"
         fields["tools"] = [*given, *self._offer.definitions]
-        turn = _Turn(chat, replace(sampling, fields=fields), frozenset(map(tool_name, given)))
+        asked = replace(sampling, fields=fields)
+        turn = _Turn(self._with_rounds(chat), asked, given, len(chat))
         turn.room = self._limits.answer_characters
         self._prepare(turn)
         return turn
@@ -227,8 +244,8 @@ class ToolLoopLLM:
             call
             for call in reply.tool_calls
             if call.type == "function"
-            and call.name not in turn.client_tools
-            and (call.name in self._offer.tools or "" not in turn.client_tools)
+            and call.name not in turn.client_names
+            and (call.name in self._offer.tools or "" not in turn.client_names)
         )
 
     def _forget(self, reply: Answer, best: Answer | None) -> None:
@@ -263,7 +280,7 @@ class ToolLoopLLM:
         """Set the sampling of the turn's next call.
 
         In the last one, the model can only answer, or call a tool of the client. Before, a choice
-        that forces a call is met by the first round.
+        that forces a call is met by the first round, unless the client is owed a call of its tools.
         """
         limits, budget = self._limits, self._ctx.budget
         most = budget.limits.max_calls
@@ -275,26 +292,39 @@ class ToolLoopLLM:
         self._ctx.trace.count("tool_rounds", lost=int(turn.is_last), of=1)
         fields = dict(turn.asked.fields)
         if turn.is_last and turn.client_tools:
-            fields["tools"] = self._client_tools
+            fields["tools"] = turn.client_tools
         elif turn.is_last:
             fields["tool_choice"] = "none"
-        elif turn.done and self._choice(fields) not in (None, "auto"):
+        elif turn.done and not self._may_stay(self._choice(fields), turn):
             fields["tool_choice"] = "auto"
         turn.sampling = replace(turn.asked, fields=fields)
 
     def _choice(self, fields: Fields) -> Json:
         return fields.get("tool_choice", self._ctx.client.fields.get("tool_choice"))
 
-    @property
-    def _client_tools(self) -> list[Json]:
-        tools = self._ctx.client.fields.get("tools")
-        return tools if isinstance(tools, list) else []
+    def _may_stay(self, choice: Json, turn: _Turn) -> bool:
+        """Return whether a choice can stay after a round: another call of ours does not meet it."""
+        if isinstance(choice, dict):
+            return tool_name(choice) in turn.client_names - {""}
+        return choice in (None, "auto") or (choice == "required" and bool(turn.client_tools))
+
+    def _with_rounds(self, chat: Chat) -> Chat:
+        """Return `chat` with the rounds of this request that an outer loop has not seen."""
+        messages: list[Message] = []
+        for at, message in enumerate(chat):
+            calls = message.fields.get("tool_calls")
+            made = _key(at, calls if isinstance(calls, list) else ())
+            messages += self._hidden.get(made) or [message]
+        return tuple(messages)
 
     def _sees_images(self, turn: _Turn) -> bool:
         return self._inner.facts.sees_images or _has_images(turn.chat)
 
     async def _ended(self, turn: _Turn, reply: _A, ours: Sequence[ToolCall]) -> _A:
-        """Return the reply that ends the loop, without calls that are not for the client."""
+        """Return the reply that ends the loop, without calls that are not for the client.
+
+        Some hosts say that a reply with calls has stopped. Clients that go by it do not run them.
+        """
         theirs = tuple(call for call in reply.tool_calls if call not in ours)
         if not theirs:
             return reply
@@ -302,7 +332,9 @@ class ToolLoopLLM:
         turn.add([_assistant(reply), *self._messages(turn, ours, results, last=True)])
         if turn.done or ours:
             self._rounds.keep(theirs, turn.rounds)
-        return replace(reply, tool_calls=theirs)
+            self._hidden[_key(turn.begun_at, map(_written, theirs))] = list(turn.rounds)
+        ended = "tool_calls" if reply.finish_reason == "stop" else reply.finish_reason
+        return replace(reply, tool_calls=theirs, finish_reason=ended)
 
     async def _results(self, calls: Sequence[ToolCall]) -> list[ToolResult]:
         """Return the results of calls, run concurrently; an error is a result too."""
@@ -337,7 +369,7 @@ class ToolLoopLLM:
             seconds = max(0.0, min(self._limits.timeout_s, left))
             try:
                 async with asyncio.timeout(seconds):
-                    return await self._box.call(tool, arguments)
+                    return await self._call(tool, arguments)
             except TimeoutError:
                 return _error(f"The tool has not answered within {seconds:.0f} seconds.")
 
@@ -439,6 +471,16 @@ def _written(call: ToolCall) -> dict[str, Json]:
     if call.type == "custom":
         body = {"name": call.name, "input": call.arguments}
     return {**call.fields, "id": call.id, "type": call.type, call.type: body}
+
+
+def _key(at: int, calls: Iterable[Json]) -> str:
+    """Return what tells the calls of one request apart: hosts may number those of each reply anew.
+
+    Args:
+        at: where their message stands in the conversation.
+        calls: as they are written in it.
+    """
+    return json.dumps([at, *calls], sort_keys=True)
 
 
 def _has_images(chat: Chat) -> bool:

@@ -6,11 +6,12 @@ to find the rounds before them, which the client's conversation lacks.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Final
 
-from optillm_hooks.caller_cache import CallerCache
+from optillm_hooks.context import Context
 from optillm_hooks.types import Chat, Message, ToolCall
 
 _MAX_CHARACTERS: Final = 200_000
@@ -23,24 +24,26 @@ _SAID: Final = ("user", "tool")
 class Rounds:
     """The hidden rounds of a conversation.
 
-    They are found by a call and by what was said before it. The id of a call alone is not enough:
-    some hosts number their calls, so that those of other conversations have the same.
+    They are found by a call and by what the client said before it. The id of a call alone is not
+    enough: some hosts number their calls, so that those of other conversations have the same. What
+    stages make of the conversation changes from request to request, and is not looked at.
 
     Args:
-        cache: the caller's own.
-        chat: the conversation as the client sends it.
+        chat: the conversation as the stage has it.
     """
 
-    def __init__(self, cache: CallerCache, chat: Chat) -> None:
-        self._cache = cache
-        self._said = hashlib.sha256()
-        messages: list[Message] = []
-        for message in chat:
-            messages += self._kept(message) or [message]
+    def __init__(self, chat: Chat, ctx: Context) -> None:
+        self._cache = ctx.caller_cache
+        said, self._before = hashlib.sha256(), defaultdict[tuple[object, object], list[str]](list)
+        for message in ctx.asked:
+            for call in _calls(message):
+                self._before[call].append(said.hexdigest())
             if message.role in _SAID:
                 text = message.text.encode(errors="replace")
-                self._said.update(f"{message.role} {len(text)} ".encode() + text)
-        self.restored: Chat = tuple(messages)
+                said.update(f"{message.role} {len(text)} ".encode() + text)
+        self._said = said.hexdigest()
+        restored = [self._kept(message) or [message] for message in reversed(chat)]
+        self.restored: Chat = tuple(each for messages in reversed(restored) for each in messages)
         """The conversation with the rounds that were kept for its calls, where they were."""
 
     def keep(self, calls: Sequence[ToolCall], rounds: Sequence[Message]) -> None:
@@ -48,20 +51,29 @@ class Rounds:
         texts = tuple(json.dumps(asdict(message)) for message in rounds)
         if sum(map(len, texts)) <= _MAX_CHARACTERS:
             for call in calls:
-                self._cache.put(self._key(call.id, call.name), texts)
+                self._cache.put(_key(self._said, call.id, call.name), texts)
 
     def _kept(self, message: Message) -> list[Message]:
-        calls = message.fields.get("tool_calls")
-        for call in calls if message.role == "assistant" and isinstance(calls, list) else ():
-            function = call.get("function") if isinstance(call, dict) else None
-            if isinstance(call, dict) and isinstance(function, dict):
-                texts = self._cache.get(self._key(call.get("id"), function.get("name")))
-                if texts is not None:
-                    return [_message(text) for text in texts]
-        return []
+        """Return the rounds of a message; the later ones of equal calls are asked for first."""
+        kept: list[Message] = []
+        for call in _calls(message):
+            before = self._before[call]
+            texts = self._cache.get(_key(before.pop(), *call)) if before else None
+            kept = kept or [_message(text) for text in texts or ()]
+        return kept
 
-    def _key(self, call_id: object, name: object) -> str:
-        return f"tools:{self._said.hexdigest()}:{call_id}:{name}"
+
+def _calls(message: Message) -> Iterator[tuple[object, object]]:
+    """Yield the id and the name of each call in a message of the assistant."""
+    calls = message.fields.get("tool_calls")
+    for call in calls if message.role == "assistant" and isinstance(calls, list) else ():
+        function = call.get("function") if isinstance(call, dict) else None
+        if isinstance(call, dict) and isinstance(function, dict):
+            yield call.get("id"), function.get("name")
+
+
+def _key(said: str, call_id: object, name: object) -> str:
+    return f"tools:{said}:{call_id}:{name}"
 
 
 def _message(text: str) -> Message:

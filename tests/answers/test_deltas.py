@@ -171,6 +171,17 @@ def tool(index: int | None, **parts: str | None) -> Delta:
             [ToolCall("1", "f", "11")],
             id="equal pieces of arguments are both kept",
         ),
+        pytest.param(
+            [
+                tool(0, id="1", name="f", arguments="{"),
+                tool(0, arguments="}"),
+                tool(0, id="2", name="f", arguments="["),
+                tool(0, arguments="]"),
+                tool(1, id="3", name="g", arguments="{}"),
+            ],
+            [ToolCall("1", "f", "{}"), ToolCall("2", "f", "[]"), ToolCall("3", "g", "{}")],
+            id="several calls of one index",
+        ),
     ],
 )
 def test_tool_calls_in_pieces(pieces: list[Delta], calls: list[ToolCall]) -> None:

@@ -117,6 +117,11 @@ def _math_verify(case: dict[str, Any]) -> bool:
         pytest.param(["1,5", "1.5"], [0, 0], id="a decimal comma"),
         pytest.param(["1,5", "(1, 5)", "1, 5"], [0, 1, 0], id="or a list"),
         pytest.param(["1,5", "1.5", "1, 5"], [0, 1, 0], id="and no decimal then"),
+        pytest.param(
+            ["42.5", "\u0664\u0662\u066b\u0665", "\u096a\u0968.\u096b", "\u0664\u0663"],
+            [0, 0, 0, 3],
+            id="digits of other scripts",
+        ),
         pytest.param(["2:30", "2:30 PM", "14:30"], [0, 0, 0], id="the only time it may be"),
         pytest.param(["2:30", "2:30 PM", "2:30 AM"], [0, 1, 2], id="not where there are two"),
         pytest.param(["x = 5", "y = 5"], [0, 1], id="other variables"),

@@ -72,7 +72,8 @@ async def best(
         pytest.param(["", "b", "c", "2", "3"], "c", id="an empty candidate"),
         pytest.param([cut("a"), "b", "c", "2", "3"], "c", id="a cut-off one does not compete"),
         pytest.param([cut("a"), cut("b"), cut("c"), "2", "9", "3"], "b", id="unless all are"),
-        pytest.param(["a", "b", " a\n", "2", "3"], "b", id="equal texts are rated once"),
+        pytest.param(["a", "b", " a\n", "1", "3"], "b", id="equal texts are rated once"),
+        pytest.param(["a", "b", " a\n", "2", "3"], "a", id="ratings of equal answers add up"),
         pytest.param(["a", "a", "a"], "a", id="one text is not rated"),
         pytest.param([ProviderFailed("502"), HANG, "c"], "c", id="nor is the only one left"),
     ],
@@ -94,7 +95,7 @@ async def test_without_ratings_and_answers_the_model_is_asked_which_agrees_with_
     text, llm = await best([*poems, *["Fine."] * 6, "BEST: 2"], ctx)
     assert text == sorted(map(str, poems), key=llm.calls[-1][0][-1].text.index)[1]
     assert ctx.trace.events == [
-        ("ratings", {"asked": 3, "finished": 3, "ratings": [None, None, None]}),
+        ("ratings", {"candidates": 3, "ratings": [None, None, None]}),
         ("vote", {"voters": 3, "votes": []}),
         ("choice", {"readable": True}),
     ]
@@ -167,7 +168,9 @@ async def test_the_mean_of_several_ratings_counts() -> None:
 )
 async def test_calls_and_depth_are_what_the_cost_says(given: dict[str, Any]) -> None:
     ctx = context()
-    llm = AnsweringLLM(lambda _, sampling: "7" if sampling.purpose == "judge" else str(sampling))
+    llm = AnsweringLLM(
+        lambda _, sampling: "7" if sampling.purpose == "judge" else f"ANSWER: {sampling.sample}"
+    )
     await answer("bon", CHAT, llm, ctx, **given)
     cost = get_approach("bon").cost(params("bon", **given))
     assert (len(ctx.trace.calls), ctx.trace.depth) == (cost.calls, cost.depth)

@@ -13,23 +13,42 @@ from optillm_hooks.errors import (
     ProviderFailed,
     SamplesFailed,
 )
+from optillm_hooks.judging.decoys import SNEAKY
 from optillm_hooks.llm import Reasoning
 from optillm_hooks.pipeline.events import Request
 from optillm_hooks.pipeline.expression import parse
 from optillm_hooks.pipeline.plan import resolve
 from optillm_hooks.pipeline.run import run
-from optillm_hooks.registry import all_approaches
+from optillm_hooks.registry import MeasuredParams, all_approaches, get_approach
 from optillm_hooks.testing import HANG, ONE_CALL, AnsweringLLM, Reply, chat, params
 from optillm_hooks.trace import Trace
 from optillm_hooks.types import Chat, Completion, Fields, Json, Sampling, ToolCall
 from tests.proxy import ROOT
-from tests.test_catalogue import SCRIPT, VERDICT, Change, Lenient, ask
+from tests.test_catalogue import PROGRAM, SCRIPT, VERDICT, Change, Lenient, ask
 
 pytestmark = pytest.mark.anyio
 OPERATING = (ROOT / "docs" / "operating.md").read_text()
 
 REFUSED: dict[str, list[dict[str, Any]]] = {
-    "bon": [{"n": 0}, {"temperature": 0}, {"ratings": 0}, {"k": 3}],
+    "abmcts": [
+        {"rollouts": 0},
+        {"parallel": 17},
+        {"belief": "uniform"},
+        {"temperature": 0},
+        {"verifiers": ["oracle"]},
+        {"decoys": 2},  # of no judge
+    ],
+    "bon": [{"n": 0}, {"temperature": 0}, {"ratings": 0}, {"k": 3}, {"decoys": 17}],
+    "advisor": [{"every": 0}, {"max_redos": 0}, {"max_reviews": 0}, {"timeout_s": 0}],
+    "cascade": [
+        {"n": 1},
+        {"temperature": 0},
+        {"confidence": 0.4},
+        {"strong_n": 0},
+        {"effort": "most"},
+        {"first_m": 4},  # above n
+        {"judge": "one"},
+    ],
     "cepo": [
         {"preset": "../cepo"},
         {"bestofn_n": 0},
@@ -64,7 +83,24 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
         {"results": 21},
         {"page_tokens": 10},
     ],
-    "genselect": [{"n": 1}, {"temperature": 0}, {"group_size": 1}, {"orders": 0}],
+    "fusion": [
+        {"n": 0},
+        {"agreement": "no"},
+        {"models": "one"},
+        {"temperature": 3},
+        {"preset": "x"},
+    ],
+    "genselect": [
+        {"n": 1},
+        {"temperature": 0},
+        {"group_size": 1},
+        {"orders": 0},
+        {"mode": "swiss"},
+        {"support": -1},
+        {"decoys": 17},
+        {"models": "one"},
+        {"first_m": 5},  # above n
+    ],
     "json": [{"attempts": 0}, {"attempts": 6}],
     "leap": [
         {"examples": [{"question": "2 * 2?"}]},
@@ -105,17 +141,49 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
         {"max_notes": 0},
         {"scope": "all"},
     ],
-    "moa": [{"proposers": 0}, {"layers": 5}, {"temperature": 2.1}, {"models": "one"}],
-    "plansearch": [{"leaves": 0}, {"observations": 11}, {"subset_size": 0}],
+    "on_demand": [{"uses": 0}, {"tool": "a b"}, {"use": ""}, {"timeout_s": 0}],
+    "moa": [
+        {"proposers": 0},
+        {"layers": 5},
+        {"temperature": 2.1},
+        {"models": "one"},
+        {"first_m": 4},  # above proposers
+        {"overrule": "perhaps"},
+        {"decoys": 17},
+    ],
+    "plansearch": [
+        {"leaves": 0},
+        {"observations": 11},
+        {"subset_size": 0},
+        {"choose_by": "luck"},
+        {"decoys": 17},
+    ],
     "privacy": [{"attachments": "mask"}, {"entities": "PERSON"}, {"deny": ["x"] * 1001}],
     "pvg": [{"num_rounds": 0}, {"num_solutions": 17}, {"num_decoys": 0}, {"temperature": 0}],
     "re2": [{"think": "perhaps"}],
     "readurls": [{"max_urls": 0}, {"max_urls": 21}, {"max_tokens": 1}, {"history": "perhaps"}],
     "router": [{"approaches": ["mcts"]}, {"samples": 1}, {"temperature": 0}],
     "rstar": [{"max_depth": 1}, {"num_rollouts": 0}, {"c": -1}],
+    "rsa": [
+        {"n": 1},
+        {"subset": 1},
+        {"loops": 0},
+        {"vote": "first"},
+        {"models": "one"},
+        {"decoys": -1},
+    ],
     "rto": [{"temperature": -1}],
     "spl": [{"learn": "perhaps"}, {"scope": "world"}, {"max_strategies": 0}],
     "self_consistency": [{"n": 0}, {"n": 65}, {"temperature": 0}, {"answer_format": "x"}],
+    "verified": [
+        {"n": 0},
+        {"temperature": 0},
+        {"verifiers": ["oracle"]},
+        {"verifiers": ["regex"]},
+        {"verifiers": []},
+        {"pattern": "x" * 1001},
+        {"json_schema": "object"},
+    ],
     "web_search": [
         {"queries": 11},
         {"num_results": 0},
@@ -154,6 +222,10 @@ def _never_confirmed(_: int, text: str) -> Reply:
     return text.replace("VERDICT: CORRECT", "VERDICT: INCORRECT")
 
 
+def _with_code(_: int, text: str) -> Reply:
+    return text if text == VERDICT else f"{PROGRAM}\n{text}"
+
+
 def _free_text(number: int, text: str) -> Reply:
     return text if text == VERDICT else f"{'Very ' * number}well said."
 
@@ -170,10 +242,24 @@ EXAMPLES = [{"question": "2 * 2?", "answer": "4"}, {"question": "3 * 3?", "answe
 WAYS = [
     *(Way(found.name) for found in all_approaches()),
     # Stages that default parameters leave out:
+    Way("abmcts", {"judge": "base"}),
+    Way("abmcts", {"judge": "base", "rollouts": 4, "decoys": 1}),
+    Way("verified", {"verifiers": ["z3"]}),
     Way("cepo", {"use_plan_diversity": True, "bestofn_rating_type": "pairwise"}),
+    Way("cascade", {"effort": "high"}),
+    Way("cascade", {"n": 4, "strong_n": 3}, _free_text),
     Way("leap", {"examples": EXAMPLES}),
     Way("mars", {"max_iterations": 1, "answer_extraction_mode": "none"}, _never_confirmed),
+    Way("fusion", {"n": 2, "agreement": "all"}),
+    Way("genselect", {"mode": "pairwise"}),
+    Way("genselect", {"mode": "knockout"}),
+    Way("genselect", {"decoys": 2}),
+    Way("moa", {"decoys": 2}),
+    Way("fusion", {"decoys": 1}),
+    Way("rsa", {"n": 3, "loops": 1, "decoys": 1}),
     Way("moa", {"layers": 2}),
+    Way("rto", {}, _with_code),
+    Way("rsa", {"n": 3, "loops": 1}, _free_text),
     Way("self_consistency", {}, _free_text),
 ]
 
@@ -213,20 +299,22 @@ FREE_TEXT = "As you like it."
 @pytest.mark.parametrize(
     ("name", "given", "bad", "lost"),
     [
-        ("bon", {}, {0: ""}, ("samples:1/3",)),
+        ("bon", {"n": 3}, {0: ""}, ("samples:1/3",)),
         ("plansearch", {}, {0: ""}, ("observations:1/1",)),
         ("plansearch", {}, {1: ""}, ("plans:1/3", "answers:1/3")),
         ("plansearch", {}, {4: ""}, ("answers:1/3",)),
         ("moa", {}, {3: "<think>Hm."}, ("critiques:1/1",)),
         ("moa", {"layers": 2}, dict.fromkeys(range(3, 6), ""), ("proposals:3/6",)),
         ("cepo", {}, {0: ""}, ("plans:1/9",)),
-        ("rstar", {}, dict.fromkeys(range(99), FREE_TEXT), ("votes:5/5",)),
+        ("rstar", {}, dict.fromkeys(range(99), FREE_TEXT), ("votes:8/8",)),
         ("mars", {}, {0: ""}, ("explorations:1/3",)),
-        ("pvg", {"num_decoys": 2}, {3: "", 4: ""}, ("decoys:2/4",)),
-        ("z3", {}, {0: "Let me see."}, ("formalisations:1/1",)),
-        ("z3", {}, {0: "NONE"}, ()),
-        ("z3", {}, {0: "```smt2\n(\n```", 2: SCRIPT}, ("solver_runs:1/2",)),
-        ("rto", {}, {1: "<think>Hm."}, ("descriptions:1/1",)),
+        ("fusion", {}, {3: "No.", 4: "No."}, ("judgements:1/1",)),
+        ("rsa", {"n": 3, "loops": 1}, {3: ""}, ("merges:1/3",)),
+        ("pvg", {}, {4: "", 5: ""}, ("decoys:2/4",)),
+        ("z3", {}, {0: "Let me see."}, ()),
+        ("z3", {}, {0: ""}, ("formalisations:1/1",)),
+        ("z3", {}, {0: "```smt2\n(\n```", 1: SCRIPT}, ("solver_runs:1/2",)),
+        ("rto", {}, {0: PROGRAM, 1: "<think>Hm."}, ("descriptions:1/1",)),
         ("deepthink", {}, {0: "No.", 1: "Never."}, ("plans:1/1",)),
         ("coc", {}, {0: "Let me see."}, ("programs:1/1",)),
         ("coc", {}, {0: "NONE"}, ()),
@@ -242,13 +330,34 @@ async def test_losses_are_named_and_counted(
     assert ended.report.degraded == lost
 
 
+# ------------------------------------------------------------------------------------ decoys
+
+
+JUDGED = [found.name for found in all_approaches() if issubclass(found.params, MeasuredParams)]
+WITH_A_JUDGE: dict[str, dict[str, Any]] = {"abmcts": {"judge": "base"}}
+"""Parameters of approaches that have no judge by default."""
+
+
+@pytest.mark.parametrize("name", JUDGED)
+async def test_an_approach_with_a_judge_can_measure_it(name: str) -> None:
+    """See `decoys_beside`: decoys cost what is declared, and no longer a critical path."""
+    llm, given = Lenient(), WITH_A_JUDGE.get(name, {})
+    plain = await ask(name, Lenient(), params=given)
+    ended = await ask(name, llm, params={**given, "decoys": 2})
+    sneaky = [sampling.purpose for sent, sampling in llm.calls if SNEAKY in sent[-1].text]
+    declared = get_approach(name).cost(params(name, decoys=2, **given))
+    assert sneaky == ["draft", "draft"]
+    assert plain.report.calls + 4 <= ended.report.calls <= declared.calls
+    assert ended.report.depth == plain.report.depth <= declared.depth
+
+
 # --------------------------------------------------------------------------- reasoning models
 
 
 @pytest.mark.parametrize(
     ("name", "given", "calls", "depth", "left_out"),
     [
-        ("cepo", {}, (27, 18), (5, 4), ("Write a short plan", "Now carry out", "Once more")),
+        ("cepo", {}, (27, 18), (7, 5), ("Write a short plan", "Now carry out", "Once more")),
         ("mars", {}, (31, 25), (5, 5), ("go step by step", "tell a colleague")),
         ("plansearch", {}, (10, 7), (4, 3), ("write a plan",)),
         ("leap", {"examples": EXAMPLES}, (6, 6), (4, 4), ("Reason step by step",)),
@@ -303,9 +412,8 @@ async def test_a_trajectory_of_a_model_that_reasons_has_no_steps(rollouts: int) 
     llm = Lenient(reasoning="always")
     ended = await ask("rstar", llm, params={"num_rollouts": rollouts})
     finishing = [sampling for _, sampling in llm.calls if sampling.purpose == "solution"]
-    rephrasing = [sent[-1].text for sent, s in llm.calls if s.purpose == "draft"]
     assert len(finishing) == rollouts
-    assert all("in other words" in text for text in rephrasing)
+    assert not any(sampling.purpose == "draft" for _, sampling in llm.calls)
     assert ended.report.degraded == ()
 
 
@@ -330,7 +438,7 @@ async def test_strategies_are_exchanged_if_one_of_the_models_does_not_reason() -
 # ------------------------------------------------------------------------- length of answers
 
 
-@pytest.mark.parametrize("name", ["cepo", "mars", "moa", "pvg", "rstar"])
+@pytest.mark.parametrize("name", ["cepo", "mars", "fusion", "moa", "pvg", "rsa", "rstar"])
 async def test_a_solution_in_place_of_an_answer_is_no_longer_than_the_client_allows(
     name: str,
 ) -> None:

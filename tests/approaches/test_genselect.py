@@ -2,11 +2,13 @@
 
 import random
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from optillm_hooks.budget import Limits
 from optillm_hooks.context import Context
 from optillm_hooks.errors import ProviderFailed, SamplesFailed
 from optillm_hooks.registry import get_approach
@@ -78,17 +80,88 @@ async def test_the_solution_that_is_chosen_wins_wherever_it_is_shown(form: str, 
     assert sorted(first) == ["take 1", "take 2", "take 3", "take 4"]
 
 
-async def test_a_judge_that_prefers_a_place_leaves_it_to_the_earlier_call() -> None:
+async def test_a_judge_that_prefers_a_place_leaves_it_to_the_samples() -> None:
     for seed in range(6):
         text, _ = await select(["a", "b", "BEST: 1", "BEST: 1"], context(seed=seed), n=2)
         assert text == "a"
+        replies: list[Reply] = ["ANSWER: 41", "#### 42", "ANSWER: 42", "BEST: 1", "BEST: 1"]
+        text, llm = await select(replies, context(seed=seed), n=3)
+        assert text == "#### 42"
+        assert sorted(shown(llm.calls[-1][0])) == ["#### 42", "ANSWER: 41"]
+
+
+def favours(favourite: str) -> Callable[[Chat], str]:
+    """Return a judge that always chooses the text with these words."""
+
+    def verdict(asked: Chat) -> str:
+        place = next(at for at, text in enumerate(shown(asked), 1) if favourite in text)
+        return f"BEST: {place}"
+
+    return verdict
+
+
+@pytest.mark.parametrize("mode", ["select", "pairwise", "knockout"])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        pytest.param({}, "42", id="two comparisons against three samples"),
+        pytest.param({"orders": 6}, "41", id="six against three"),
+        pytest.param({"support": 0}, "41", id="samples do not count"),
+        pytest.param({"support": 3, "orders": 6}, "42", id="they count thrice"),
+    ],
+)
+async def test_samples_count_as_comparisons(
+    mode: str, given: dict[str, Any], expected: str
+) -> None:
+    """Three samples say 42 and one says 41, which the judge always likes better."""
+    texts = ["So 42.\nANSWER: 42", "ANSWER: 41", "Then it is 42.\nANSWER: 42", "#### 42"]
+    verdict = favours("41")
+    llm = AnsweringLLM(
+        lambda asked, sampling: (
+            texts[sampling.sample] if sampling.purpose == "answer" else verdict(asked)
+        )
+    )
+    result = await answer("genselect", CHAT, llm, mode=mode, **given)
+    assert result.text == next(text for text in texts if expected in text)
+
+
+async def test_answers_that_are_the_same_are_not_compared() -> None:
+    ctx = context()
+    replies: list[Reply] = ["It is **42**.", "ANSWER: 42", "#### 42"]
+    assert (await select(replies, ctx, n=8))[0] == replies[0]
+    assert ctx.trace.calls_saved == 5 + 2
+
+
+async def test_of_four_samples_two_answers_are_compared() -> None:
+    ctx = context()
+    replies: list[Reply] = ["ANSWER: 42", "#### 42", "ANSWER: 41", "#### 41", *["1"] * 2]
+    await select(replies, ctx, mode="pairwise")
+    assert len(ctx.trace.calls) + ctx.trace.calls_saved == 4 + 12
+
+
+async def test_several_models_are_sampled_and_may_be_named_beside_a_judge() -> None:
+    small = ScriptedLLM(["ANSWER: 41"], model="small")
+    big = ScriptedLLM(["ANSWER: 42"], model="big")
+    judge = AnsweringLLM(lambda asked, _: favours("42")(asked), model="judge")
+    ctx = context(models=[small, big, judge])
+    given: dict[str, Any] = {"models": ("small", "big"), "judge": "judge", "n": 2}
+    result = await answer("genselect", CHAT, ScriptedLLM([]), ctx, **given)
+    assert result.text == "ANSWER: 42"
+    assert params("genselect", **given).model_groups() == ("small", "big", "judge")
+    assert params("genselect", **given).generators() == ("small", "big")
+
+
+async def test_a_limit_leaves_the_most_frequent_answer() -> None:
+    ctx = context(limits=Limits(max_calls=3))
+    llm = ScriptedLLM(["ANSWER: 41", "#### 42", "ANSWER: 42"])
+    assert (await answer("genselect", CHAT, llm, ctx, n=3)).text == "#### 42"
 
 
 @pytest.mark.parametrize(
     ("replies", "expected"),
     [
-        pytest.param(["a", "a", "a ", "a"], "a", id="equal texts are not compared"),
-        pytest.param([HANG, ProviderFailed("x"), "", "d"], "d", id="nor is the only one left"),
+        pytest.param(["a", "a", "a "], "a", id="equal texts are not compared"),
+        pytest.param([HANG, ProviderFailed("x"), "d"], "d", id="nor is the only one left"),
         pytest.param(
             ["a", "ANSWER: 42", "#### 42", "ANSWER: 41", *["All fine."] * 4],
             "ANSWER: 42",
@@ -151,12 +224,18 @@ async def test_another_model_may_judge() -> None:
 @pytest.mark.parametrize(
     ("given", "calls", "depth"),
     [
-        pytest.param({}, 6, 2, id="defaults"),
-        pytest.param({"orders": 1}, 5, 2, id="one order"),
-        pytest.param({"n": 8}, 10, 2, id="a full group"),
-        pytest.param({"n": 9}, 9 + 4 + 2, 3, id="two groups and a final"),
-        pytest.param({"n": 5, "group_size": 2}, 5 + 4 + 2 + 2, 4, id="a knock-out with byes"),
-        pytest.param({"n": 64, "group_size": 4}, 64 + 32 + 8 + 2, 4, id="three rounds"),
+        pytest.param({}, 6, 3, id="defaults"),
+        pytest.param({"orders": 1}, 5, 3, id="one order"),
+        pytest.param({"n": 3}, 5, 2, id="one wave"),
+        pytest.param({"n": 8}, 10, 3, id="a full group"),
+        pytest.param({"n": 9}, 9 + 4 + 2, 4, id="two groups and a final"),
+        pytest.param({"n": 5, "group_size": 2}, 5 + 4 + 2 + 2, 5, id="groups of two, with byes"),
+        pytest.param({"n": 64, "group_size": 4}, 64 + 32 + 8 + 2, 5, id="three rounds"),
+        pytest.param({"n": 7, "mode": "knockout"}, 7 + 6 + 4 + 2, 5, id="a knock-out"),
+        pytest.param({"n": 7, "mode": "pairwise"}, 7 + 42, 3, id="all pairs"),
+        pytest.param(
+            {"n": 3, "mode": "pairwise", "orders": 1}, 3 + 3, 2, id="all pairs once, one wave"
+        ),
     ],
 )
 async def test_calls_and_depth_are_what_the_cost_says(
@@ -197,3 +276,23 @@ async def test_accuracy_follows_the_law_of_the_judge() -> None:
         result = await answer("genselect", CHAT, AnsweringLLM(reply), context(seed=seed), n=2)
         right += result.text.startswith("right")
     assert abs(right / trials - 0.65) < 0.06
+
+
+@pytest.mark.parametrize("mode", ["select", "pairwise", "knockout"])
+async def test_accuracy_follows_the_law_of_samples_and_judge(mode: str) -> None:
+    """Three samples are right with p = 0.5 each, and there is one wrong answer. The judge prefers
+    the right one with q = 0.8, twice. The lone answer wins only if it wins both comparisons:
+    p^3 + 3p^2(1-p)(1 - (1-q)^2) + 3p(1-p)^2 q^2 = 0.725. By Hoeffding, 700 trials stray by 0.11
+    with probability under 2*exp(-16.9) = 9e-8."""
+    rng, trials, right = random.Random(6), 700, 0
+
+    def reply(asked: Chat, sampling: Sampling) -> str:
+        if sampling.purpose == "answer":
+            return f"In {rng.randrange(10**6)} steps.\nANSWER: {42 if rng.random() < 0.5 else 41}"
+        return favours("42" if rng.random() < 0.8 else "41")(asked)
+
+    for seed in range(trials):
+        llm = AnsweringLLM(reply)
+        result = await answer("genselect", CHAT, llm, context(seed=seed), n=3, mode=mode)
+        right += result.text.endswith("42")
+    assert abs(right / trials - 0.725) < 0.11

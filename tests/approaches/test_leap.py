@@ -4,13 +4,22 @@ import json
 
 import pytest
 
-from optillm_hooks.approaches.leap import SOLVE, Example, read_examples
+from optillm_hooks.approaches.leap import SOLVE, Example, may_hold_examples, read_examples
 from optillm_hooks.caller_cache import CallerCache
 from optillm_hooks.context import Context
 from optillm_hooks.errors import ProviderFailed
+from optillm_hooks.llm import FinalCall
 from optillm_hooks.registry import get_approach
-from optillm_hooks.testing import AnsweringLLM, Reply, ScriptedLLM, answer, context, params
-from optillm_hooks.types import Chat, Completion, Message, Sampling
+from optillm_hooks.testing import (
+    AnsweringLLM,
+    Reply,
+    ScriptedLLM,
+    answer,
+    context,
+    params,
+    run,
+)
+from optillm_hooks.types import Chat, Completion, Message, Sampling, ToolCall
 from tests.simulated import kind, solution
 
 pytestmark = pytest.mark.anyio
@@ -46,23 +55,94 @@ def learner(chat: Chat, sampling: Sampling) -> str:
             return "25"
 
 
+JSON_MODE = Sampling(fields={"response_format": {"type": "json_object"}})
+
+
 @pytest.mark.parametrize(
     "reply",
     [
-        pytest.param("[]", id="none"),
-        pytest.param("There are none.", id="no JSON"),
-        pytest.param('["2 * 2 = 4"]', id="a list of strings"),
+        pytest.param("25", id="an answer"),
+        pytest.param("There are none. It is 25.", id="an answer that says so"),
+        pytest.param('["2 * 2 = 4"]', id="a list"),
         pytest.param('{"question": 1}', id="an object"),
+        pytest.param('```json\n[{"city": "Rome"}]\n```', id="a block"),
+        pytest.param(f"<think>{LISTED}</think>25", id="a list that was only thought of"),
+    ],
+)
+async def test_without_examples_the_first_call_is_the_answer(reply: str) -> None:
+    llm, ctx = ScriptedLLM([reply]), context()
+    assert (await answer("leap", CHAT, llm, ctx)).text == reply
+    assert (len(llm.calls), ctx.trace.depth) == (1, 1)
+    [(_, sampling)] = llm.calls
+    assert (sampling.purpose, sampling.temperature) == ("draft", None)
+    assert not ctx.trace.lost
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        pytest.param('{"worked_examples": []}', id="none"),
+        pytest.param('{"worked_examples": [{"question"', id="no JSON"),
         pytest.param(ProviderFailed("502"), id="the call failed"),
         pytest.param("", id="an empty reply"),
     ],
 )
-async def test_without_examples_it_is_the_plain_call_after_one_look(reply: Reply) -> None:
-    llm = ScriptedLLM([reply, "25"])
-    ctx = context()
+async def test_a_look_that_brings_nothing_is_followed_by_the_plain_call(reply: Reply) -> None:
+    llm, ctx = ScriptedLLM([reply, "25"]), context()
     assert (await answer("leap", CHAT, llm, ctx)).text == "25"
     assert llm.calls[-1][0] == CHAT
     assert (len(llm.calls), ctx.trace.depth) == (2, 2)
+
+
+async def test_tools_may_be_called_instead_of_looking_for_examples() -> None:
+    calling = Completion("", tool_calls=(ToolCall("1", "add", "{}"),), finish_reason="tool_calls")
+    assert (await answer("leap", CHAT, ScriptedLLM([calling]))).tool_calls == calling.tool_calls
+
+
+@pytest.mark.parametrize("reply", ['{"worked_examples": []}', "[]", "None."])
+async def test_where_the_answer_has_a_form_of_its_own_the_look_is_another_call(reply: str) -> None:
+    llm, ctx = ScriptedLLM([reply, "{}"]), context(client=JSON_MODE)
+    assert (await answer("leap", CHAT, llm, ctx)).text == "{}"
+    (_, looking), (asked, answering) = llm.calls
+    assert "response_format" not in looking.fields
+    assert "response_format" in answering.fields
+    assert asked == CHAT
+
+
+async def test_an_answer_is_no_longer_than_the_client_allows() -> None:
+    ctx = context(client=Sampling(max_tokens=3))
+    found = await answer("leap", CHAT, ScriptedLLM(["one two three four five six"]), ctx)
+    assert (found.text.split(), found.finish_reason) == (["one", "two", "three"], "length")
+
+
+@pytest.mark.parametrize(
+    ("text", "may"),
+    [
+        ("5 * 5?", False),
+        ("What is the capital of France?", False),
+        ("Wie heißt du?", False),
+        ("你是谁？", False),
+        ("2 * 2 = 4; 5 * 5 = ?", True),
+        ("2+2=4, 5+5=?", True),
+        ("cat -> Katze\ndog", True),
+        ("cat: Katze, dog: ?", True),
+        ("猫是Katze，狗是什么？", False),
+        ("猫是Katze，牛是Kuh，狗是什么？", True),
+        ("Q: 1? A: 2", True),
+        ("First sentence. Second one. A third", True),
+    ],
+)
+def test_a_short_question_holds_no_example(text: str, may: bool) -> None:
+    assert may_hold_examples((Message("user", text),)) == may
+
+
+async def test_a_short_question_is_the_plain_call() -> None:
+    llm = ScriptedLLM(["25"])
+    asked = (Message("user", "5 * 5?"),)
+    result = await run("leap", asked, llm)
+    assert isinstance(result, FinalCall)
+    assert result.chat == asked
+    assert not llm.calls
 
 
 async def test_calls_and_critical_path_with_examples() -> None:
@@ -76,7 +156,7 @@ async def test_calls_and_critical_path_with_examples() -> None:
 @pytest.mark.parametrize(
     ("given", "calls", "depth"),
     [
-        pytest.param({}, 2, 2, id="none listed"),
+        pytest.param({}, 1, 1, id="none listed"),
         pytest.param({"examples": EXAMPLES}, 8, 4, id="three listed"),
         pytest.param({"examples": EXAMPLES, "samples": 4}, 17, 4, id="four attempts at each"),
         pytest.param({"examples": EXAMPLES, "condense": False}, 7, 3, id="not condensed"),
@@ -86,7 +166,7 @@ async def test_the_stated_cost_is_that_of_listed_examples(
     given: dict[str, object], calls: int, depth: int
 ) -> None:
     ctx = context()
-    llm = AnsweringLLM(lambda c, s: "[]" if kind(c, s) == "find" else learner(c, s))
+    llm = AnsweringLLM(lambda c, s: "25" if kind(c, s) == "find" else learner(c, s))
     await answer("leap", CHAT, llm, ctx, **given)
     assert (ctx.budget.usage.calls, ctx.trace.depth) == (calls, depth)
     cost = get_approach("leap").cost(params("leap", **given))

@@ -16,6 +16,9 @@ ASKED = chat("6 * 7?")
 LISTED = {
     "examples": [{"question": "2 * 2?", "answer": "4"}, {"question": "3 * 3?", "answer": "9"}]
 }
+PROGRAM = "```python\nprint(6 * 7)\n```\n"
+"""Without code in the answer, rto is a plain call."""
+
 RUNS: dict[str, dict[str, Any]] = {
     "mcts": {},
     "rstar": {},
@@ -27,9 +30,9 @@ RUNS: dict[str, dict[str, Any]] = {
 CALLS = [
     (name, number)
     for name, calls in (
-        ("mcts", 10),
-        ("rstar", 15),
-        ("pvg", 17),
+        ("mcts", 11),
+        ("rstar", 23),
+        ("pvg", 25),
         ("plansearch", 10),
         ("leap", 6),
         ("rto", 4),
@@ -49,7 +52,9 @@ def reply(chat: Chat, sampling: Sampling) -> str:
         case "solve" if sampling.purpose == "draft":
             return solution("40")
         case "solve" | "finish" | "helpful":
-            return solution(str(42 + sampling.sample % 3))
+            return PROGRAM + solution(str(42 + sampling.sample % 3))
+        case "answer by plan":
+            return solution(str(41 + sampling.sample))
         case "diagnose":
             return "Two equal factors make a square."
         case _:

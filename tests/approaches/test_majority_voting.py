@@ -7,7 +7,7 @@ import pytest
 
 from optillm_hooks.context import Context
 from optillm_hooks.errors import ProviderFailed, SamplesFailed
-from optillm_hooks.judging import MOST_CONSISTENT
+from optillm_hooks.judging.choosing import MOST_CONSISTENT
 from optillm_hooks.registry import get_approach
 from optillm_hooks.testing import HANG, AnsweringLLM, Reply, ScriptedLLM, answer, context, params
 from optillm_hooks.types import Completion, Message, Sampling, ToolCall
@@ -94,13 +94,13 @@ async def test_all_failing_keeps_the_status() -> None:
 
 async def test_calls_and_depth_are_what_the_cost_says() -> None:
     ctx = context()
-    llm = AnsweringLLM(lambda *_: "#### 42")
+    llm = AnsweringLLM(lambda _, sampling: f"#### {max(sampling.sample, 1)}")
     await answer("majority_voting", CHAT, llm, ctx)
     cost = get_approach("majority_voting").cost(params("majority_voting"))
-    assert (len(ctx.trace.calls), ctx.trace.depth) == (cost.calls, cost.depth) == (8, 1)
+    assert (len(ctx.trace.calls), ctx.trace.depth) == (cost.calls, cost.depth) == (8, 2)
     assert ctx.trace.events == [
         ("samples", {"asked": 8, "finished": 8}),
-        ("vote", {"voters": 8, "votes": [8]}),
+        ("vote", {"voters": 8, "votes": [2, 1, 1, 1, 1, 1, 1]}),
     ]
 
 
@@ -128,3 +128,20 @@ async def test_accuracy_follows_the_binomial_law() -> None:
     for _ in range(trials):
         right += (await answer("majority_voting", CHAT, llm)).text == "#### 42"
     assert abs(right / trials - 0.710208) < 0.06
+
+
+async def test_another_model_may_choose_among_free_texts() -> None:
+    """Nor are the votes of several models spoilt by it: they are asked for the samples only."""
+    poems = ("Roses are red, and so on", "Snow falls on roofs", "The sea is deep and wide")
+    voters = [ScriptedLLM([poem], model=f"model-{at}") for at, poem in enumerate(poems)]
+    judge = ScriptedLLM(["BEST: 2"], model="judge")
+    ctx = context(models=[*voters, judge])
+    given = {"models": tuple(llm.model for llm in voters), "judge": "judge", "n": 3}
+    result = await answer(
+        "majority_voting", (Message("user", "Write a line."),), ScriptedLLM([]), ctx, **given
+    )
+    for llm in (*voters, judge):
+        llm.assert_used_up()
+    assert result.text == sorted(poems, key=judge.calls[0][0][-1].text.index)[1]
+    assert params("majority_voting", **given).generators() == given["models"]
+    assert params("majority_voting", **given).model_groups() == (*given["models"], "judge")

@@ -16,7 +16,17 @@ from optillm_hooks.context import Context
 from optillm_hooks.errors import DeadlineExceeded, ProviderFailed, SamplesFailed
 from optillm_hooks.llm import FinalCall
 from optillm_hooks.registry import get_approach
-from optillm_hooks.testing import HANG, Reply, StagedLLM, answer, context, in_turn, params, run
+from optillm_hooks.testing import (
+    HANG,
+    Reply,
+    StagedLLM,
+    StageReply,
+    answer,
+    context,
+    in_turn,
+    params,
+    run,
+)
 from optillm_hooks.types import Answer, Chat, Completion, Message, Sampling, ToolCall
 
 pytestmark = pytest.mark.anyio
@@ -27,6 +37,7 @@ ASKED = (
     Message("user", "What is six times seven?"),
 )
 STAGES = {
+    "sneaky": "a test of a checker",
     "explore": "Work this out carefully",
     "aggregate": "attempts at the request before them. Any of them may be wrong",
     "extract": "tell a colleague",
@@ -113,10 +124,136 @@ async def test_calls_and_depth_at_best(
     assert ctx.budget.usage.calls == cost.calls
 
 
+@pytest.mark.parametrize(
+    ("given", "counts", "depth"),
+    [
+        pytest.param({}, {"explore": 3, "verify": 4}, 2, id="defaults"),
+        pytest.param({"num_agents": 4}, {"explore": 4, "verify": 4}, 2, id="four agents"),
+        pytest.param(
+            {"confidence": 0.95, "enable_strategy_network": False},
+            {"explore": 3, "aggregate": 6, "verify": 4},
+            3,
+            id="too few to settle it; the first loop agrees",
+        ),
+        pytest.param(
+            {"num_agents": 2, "enable_aggregation": False},
+            {"explore": 2, "extract": 2, "enhance": 2, "verify": 4},
+            4,
+            id="two agree too easily",
+        ),
+    ],
+)
+async def test_solutions_that_agree_are_only_verified(
+    given: dict[str, Any], counts: dict[str, int], depth: int
+) -> None:
+    llm = Model(dict.fromkeys(("explore", "aggregate", "enhance"), "So it is.\nANSWER: 42"))
+    ctx = context(limits=Limits())
+    assert (await ask(llm, ctx, **given)).endswith("42")
+    assert (llm.counts, ctx.trace.depth, ctx.trace.lost) == (counts, depth, ())
+    cost = get_approach("mars").cost(params("mars", **given))
+    assert len(llm.seen) + ctx.trace.calls_saved == cost.calls
+
+
+@pytest.mark.parametrize(
+    ("given", "odd"),
+    [
+        pytest.param({}, "ANSWER: 41", id="one differs"),
+        pytest.param({}, ProviderFailed("502"), id="one is lost"),
+        pytest.param({}, Completion("ANSWER: 42", finish_reason="length"), id="one is cut off"),
+        pytest.param({"answer_extraction_mode": "none"}, "ANSWER: 42", id="answers are not read"),
+    ],
+)
+async def test_explorations_that_do_not_all_agree_are_developed(
+    given: dict[str, Any], odd: Reply
+) -> None:
+    llm = Model(explore=in_turn("ANSWER: 42", odd, "ANSWER: 42"))
+    await ask(llm, **given)
+    assert llm.counts["aggregate"] == 18
+
+
+async def test_solutions_that_agree_and_are_not_confirmed_are_improved() -> None:
+    llm = Model(
+        explore="ANSWER: 41",
+        improve="ANSWER: 42",
+        verify=lambda _, asked: f"VERDICT: {'' if 'ANSWER: 42' in asked[-1].text else 'IN'}CORRECT",
+    )
+    assert await ask(llm) == "42"
+    assert "aggregate" not in llm.counts
+
+
+async def test_what_comes_back_as_it_was_is_asked_for_as_other_samples() -> None:
+    llm = Model(explore="ANSWER: 41", improve="ANSWER: 41", verify="VERDICT: INCORRECT")
+    await ask(llm, max_iterations=4, max_verification_attempts=2)
+    numbers = [sampling.sample for _, sampling in llm.at("improve")]
+    assert len(set(numbers)) == len(numbers) == 4 * 3
+
+
+async def test_another_model_verifies_if_one_is_named() -> None:
+    llm, judge = Model(verify=HANG), Model(model="judge")
+    ctx = context(limits=Limits(), models=[judge])
+    await ask(llm, ctx, judge="judge", decoys=2)
+    assert judge.counts == {"verify": 6}
+    assert "verify" not in llm.counts
+    named = params("mars", models=["a", "b"], judge="judge")
+    assert (named.model_groups(), named.generators()) == (("a", "b", "judge"), ("a", "b"))
+
+
+DECOY = "Surely.\nANSWER: 99"
+
+
+def fooled(_: int, asked: Chat) -> Reply:
+    """Take decoys for right, and everything else for wrong."""
+    return f"VERDICT: {'' if 'ANSWER: 99' in asked[-1].text else 'IN'}CORRECT"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        pytest.param({"decoys": 3}, "41", id="the vote of the explorations"),
+        pytest.param({}, "40", id="not measured: what verifiers make of them"),
+    ],
+)
+async def test_a_verifier_that_takes_decoys_for_right_is_put_aside(
+    given: dict[str, Any], expected: str
+) -> None:
+    explored = in_turn("ANSWER: 41", "ANSWER: 40", "ANSWER: 41")
+    merged = {"aggregate": "ANSWER: 40", "enhance": "ANSWER: 40", "improve": "ANSWER: 40"}
+    llm = Model(merged, explore=explored, sneaky=DECOY, verify=fooled)
+    ctx = context(limits=Limits())
+    assert await ask(llm, ctx, **given) == expected
+    assert ctx.trace.lost == (("judge:untrusted",) if given else ())
+    assert ("improve" in llm.counts) is not bool(given)
+
+
+async def test_if_a_judge_of_its_own_is_put_aside_the_merged_solutions_vote() -> None:
+    merged = {"aggregate": "ANSWER: 40", "enhance": "ANSWER: 40"}
+    llm = Model(merged, explore=in_turn("ANSWER: 41", "ANSWER: 40", "ANSWER: 41"), sneaky=DECOY)
+    judge = Model(model="judge", verify=fooled)
+    ctx = context(limits=Limits(), models=[judge])
+    assert await ask(llm, ctx, judge="judge", decoys=3) == "40"
+
+
+def honest(_: int, asked: Chat) -> Reply:
+    """Take decoys for wrong, and everything else for right."""
+    return f"VERDICT: {'IN' if 'ANSWER: 99' in asked[-1].text else ''}CORRECT"
+
+
+@pytest.mark.parametrize("verify", [honest, fooled])
+async def test_decoys_are_verified_once_beside_the_solutions_and_shown_to_nobody_else(
+    verify: StageReply,
+) -> None:
+    llm, ctx = Model(sneaky=DECOY, verify=verify), context(limits=Limits())
+    assert "99" not in await ask(llm, ctx, decoys=2)
+    of_decoys = [stage for stage, asked, _ in llm.seen if "ANSWER: 99" in asked[-1].text]
+    assert of_decoys == ["verify", "verify"]
+    assert {sampling.purpose for _, sampling in llm.at("sneaky")} == {"draft"}
+    assert ctx.trace.depth == 5
+
+
 async def test_the_conversation_with_its_system_message_is_in_every_call() -> None:
     llm = Model(verify="VERDICT: INCORRECT")
     await ask(llm, max_iterations=1, answer_extraction_mode="none")
-    assert set(llm.counts) == set(STAGES)
+    assert set(llm.counts) == set(STAGES) - {"sneaky"}
     for _, asked, _ in llm.seen:
         assert asked[:3] == ASKED[:3]
         assert asked[3].text.startswith(ASKED[3].text)
@@ -506,6 +643,34 @@ async def test_the_object_of_optillm_sets_parameters() -> None:
     await ask(llm, mars_config=config, num_agents=2)
     assert llm.counts == {"explore": 2, "verify": 4}
     assert get_approach("mars").params.body_fields == {"mars_config": "mars_config"}
+
+
+async def test_every_entry_of_optillms_object_is_accepted() -> None:
+    llm = Model()
+    await ask(
+        llm,
+        mars_config={
+            "num_agents": 2,
+            "max_iterations": 5,
+            "verification_passes_required": 2,
+            "consensus_threshold": 2,
+            "min_verified_solutions": 1,
+            "max_tokens": 64000,
+            "max_verification_attempts": 3,
+            "early_termination": True,
+            "use_reasoning_api": True,
+            "enable_aggregation": False,
+            "population_size": 6,
+            "aggregation_size": 3,
+            "aggregation_loops": 3,
+            "enable_strategy_network": False,
+            "strategy_extraction_enabled": True,
+            "cross_agent_enhancement": True,
+            "use_thinking_tags": False,
+            "answer_extraction_mode": "auto",
+        },
+    )
+    assert llm.counts["explore"] == 2
 
 
 @pytest.mark.parametrize(

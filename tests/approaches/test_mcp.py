@@ -441,14 +441,16 @@ class TestWhatTheClientGets:
         assert both.index("secret of Ann") < both.index("second secret")
 
     @WAYS
-    async def test_a_forced_choice_is_met_by_the_first_round(self, way: Way) -> None:
-        client = Sampling(fields={"tools": [CLIENT_TOOL], "tool_choice": "required"})
-        llm = ScriptedLLM([DOUBLE, "42"])
-        await ask(llm, Box(), way, client=client)
-        assert "tool_choice" not in llm.calls[0][1].fields or (
-            llm.calls[0][1].fields["tool_choice"] == "required"
-        )
-        assert llm.calls[1][1].fields["tool_choice"] == "auto"
+    @pytest.mark.parametrize(("tools", "then"), [([CLIENT_TOOL], "required"), ([], "auto")])
+    async def test_a_forced_choice_is_met_by_the_first_round_unless_the_client_has_tools(
+        self, way: Way, tools: list[Json], then: str
+    ) -> None:
+        client = Sampling(fields={"tools": tools, "tool_choice": "required"})
+        llm = ScriptedLLM([DOUBLE, calls(("save", "{}")) if tools else "42"])
+        outcome = await ask(llm, Box(), way, client=client)
+        choices = [sampling.fields["tool_choice"] for _, sampling in llm.calls]
+        assert choices == ["required", then]
+        assert [call.name for call in outcome.answers[0].tool_calls] == ["save"][: len(tools)]
 
     @WAYS
     async def test_a_client_that_forbids_tools_gets_none(self, way: Way) -> None:

@@ -1,12 +1,14 @@
 """MoA: proposals, a critique of them, one answer; and what is left when some of it fails."""
 
+import itertools
 import re
 
 import pytest
 
-from optillm_hooks.approaches.moa import AGAIN, CRITICISE, FUSE
+from optillm_hooks.approaches.moa import AGAIN, CRITICISE, FUSE, SAME
 from optillm_hooks.budget import Limits
 from optillm_hooks.errors import ProviderFailed, SamplesFailed
+from optillm_hooks.judging.decoys import SNEAKY
 from optillm_hooks.llm import FinalCall
 from optillm_hooks.registry import Cost, get_approach
 from optillm_hooks.testing import (
@@ -228,6 +230,135 @@ async def test_n_is_another_name_of_proposers() -> None:
     assert len(llm.calls) == 3
 
 
+# ------------------------------------------------------------------------------------ agreement
+
+
+RIGHT, ALSO_RIGHT, WRONG = "Six sevens.\nANSWER: 42", "It is **42**.", "ANSWER: 41"
+FORMAT: Fields = {"response_format": {"type": "json_object"}}
+
+
+@pytest.mark.parametrize("proposals", list(itertools.product([RIGHT, ALSO_RIGHT, WRONG], repeat=3)))
+async def test_the_answer_of_more_than_half_stands_and_no_aggregator_is_asked(
+    proposals: tuple[str, ...],
+) -> None:
+    ctx, llm = context(limits=Limits()), AnsweringLLM(lambda _, s: proposals[s.sample])
+    result = await run("moa", CHAT, llm, ctx)
+    assert isinstance(result, Answer)
+    wrong = proposals.count(WRONG) > 1
+    assert result.text == next(text for text in proposals if (text == WRONG) == wrong)
+    assert ctx.trace.calls_saved == 2
+    assert all(sampling.purpose == "draft" for _, sampling in llm.calls)
+
+
+async def test_a_proposal_that_cannot_change_the_answer_is_not_waited_for() -> None:
+    ctx, llm = context(limits=Limits()), ScriptedLLM([HANG, RIGHT, ALSO_RIGHT])
+    result = await run("moa", CHAT, llm, ctx)
+    assert result == Completion(RIGHT, usage=ONE_CALL)
+    assert (llm.inside, ctx.trace.lost) == (0, ())
+
+
+async def test_with_overrule_a_minority_is_fused_too_and_who_agrees_is_said() -> None:
+    """By their numbers, in every order that they are shown in."""
+    orders = set()
+    for seed in range(30):
+        ctx = context(limits=Limits(), seed=seed)
+        llm = ScriptedLLM([RIGHT, WRONG, ALSO_RIGHT, "review"])
+        result = await run("moa", CHAT, llm, ctx, overrule=True)
+        assert isinstance(result, FinalCall)
+        for asked in (llm.calls[3][0], result.chat):
+            texts = shown(asked)
+            numbers = [at for at, text in enumerate(texts, 1) if text != WRONG]
+            assert SAME.format(numbers=f"{numbers[0]}, {numbers[1]}") in asked[-1].text
+            orders.add(tuple(numbers))
+    assert len(orders) == 3
+
+
+async def test_where_no_two_agree_nothing_is_said_of_agreement() -> None:
+    result, llm = await ended([RIGHT, WRONG, "ANSWER: 43", "review"])
+    assert isinstance(result, FinalCall)
+    assert "same final answer" not in f"{llm.calls[3][0][-1].text} {result.chat[-1].text}"
+
+
+async def test_with_overrule_nothing_is_fused_if_all_agree() -> None:
+    result, _ = await ended([RIGHT, ALSO_RIGHT, RIGHT], overrule=True)
+    assert result == Completion(RIGHT, usage=ONE_CALL)
+
+
+@pytest.mark.parametrize(
+    "client", [Sampling(fields=FORMAT), Sampling(max_tokens=2)], ids=["a format", "too long"]
+)
+async def test_an_answer_that_stands_is_put_into_the_clients_form(client: Sampling) -> None:
+    """JSON is not compared with prose, so proposals agree there only if they are one text."""
+    ctx, llm = context(limits=Limits(), client=client), ScriptedLLM([RIGHT, RIGHT, RIGHT])
+    result = await run("moa", CHAT, llm, ctx)
+    llm.assert_used_up()
+    assert isinstance(result, FinalCall)
+    assert shown(result.chat) == [RIGHT]
+    assert ctx.trace.calls_saved == 1
+
+
+@pytest.mark.parametrize(
+    "client",
+    [Sampling(), Sampling(fields=FORMAT), Sampling(max_tokens=2)],
+    ids=["no form", "a format", "too long"],
+)
+@pytest.mark.parametrize("critique", [True, False])
+async def test_the_vote_instead_of_a_judge_is_put_into_the_clients_form(
+    client: Sampling, critique: bool
+) -> None:
+    """Without a critique, the ratings are one call deeper, as declared."""
+
+    def reply(asked: Chat, sampling: Sampling) -> Reply:
+        text = asked[-1].text
+        if "RATING: <number>" in text:
+            return f"RATING: {9 if '99' in text else 5}"
+        assert "response_format" not in sampling.fields
+        found = 99 if SNEAKY in text else (2, 1, 2, 3)[sampling.sample % 4]
+        return f"Way {sampling.sample}: {found}"
+
+    ctx, given = context(limits=Limits(), client=client), {"critique": critique, "decoys": 1}
+    result = await run("moa", CHAT, AnsweringLLM(reply), ctx, proposers=4, **given)
+    if isinstance(result, FinalCall):
+        assert shown(result.chat) == ["Way 0: 2"]
+        assert shown(result.chat, "review") == []
+    else:
+        assert result.text == "Way 0: 2"
+    assert isinstance(result, FinalCall) == (client != Sampling())
+    declared = get_approach("moa").cost(params("moa", proposers=4, **given))
+    assert ctx.trace.depth == declared.depth - 1
+    assert ctx.trace.lost == ("judge:untrusted",)
+
+
+async def test_a_layer_that_agrees_is_the_last() -> None:
+    ctx = context(limits=Limits())
+    replies: list[Reply] = ["ANSWER: 1", "ANSWER: 2", "ANSWER: 3", RIGHT, RIGHT, RIGHT]
+    llm = ScriptedLLM(replies)
+    result = await run("moa", CHAT, llm, ctx, layers=4)
+    llm.assert_used_up()
+    assert isinstance(result, Answer)
+    assert (
+        len(llm.calls) + ctx.trace.calls_saved
+        == get_approach("moa").cost(params("moa", layers=4)).calls
+    )
+
+
+async def test_texts_are_fused_though_they_come_to_the_same_conclusion() -> None:
+    asked = (Message("user", "Write an essay on whether it rains enough."),)
+    essays: list[Reply] = [f"Yes, for {count} reasons.\n\nRain is good." for count in "234"]
+    llm = ScriptedLLM([*essays, "review"])
+    result = await run("moa", asked, llm, context(limits=Limits()))
+    llm.assert_used_up()
+    assert isinstance(result, FinalCall)
+    assert sorted(shown(result.chat)) == essays
+
+
+async def test_more_proposals_come_in_waves() -> None:
+    ctx, llm = context(limits=Limits()), ScriptedLLM([RIGHT] * 3)
+    await run("moa", CHAT, llm, ctx, n=8)
+    llm.assert_used_up()
+    assert ctx.trace.calls_saved == 5 + 2
+
+
 # --------------------------------------------------------------------------------------- layers
 
 
@@ -301,7 +432,8 @@ async def test_the_name_of_a_model_does_not_reach_the_panel() -> None:
     [
         ({}, Cost(5, 3)),
         ({"critique": False}, Cost(4, 2)),
-        ({"proposers": 6, "layers": 3}, Cost(20, 5)),
+        ({"proposers": 6, "layers": 3}, Cost(20, 8)),
+        ({"proposers": 6, "first_m": 6}, Cost(8, 3)),
         ({"proposers": 1}, Cost(1, 1)),
         ({"proposers": 1, "layers": 4}, Cost(1, 1)),
     ],
@@ -309,8 +441,9 @@ async def test_the_name_of_a_model_does_not_reach_the_panel() -> None:
 )
 async def test_the_cost_is_as_declared(given: dict[str, object], cost: Cost) -> None:
     assert get_approach("moa").cost(params("moa", **given)) == cost
-    ctx = context(limits=Limits())
-    await answer("moa", CHAT, AnsweringLLM(lambda *_: "42"), ctx, **given)
+    ctx, numbers = context(limits=Limits()), itertools.count()
+    llm = AnsweringLLM(lambda *_: f"ANSWER: {next(numbers)}")
+    await answer("moa", CHAT, llm, ctx, **given)
     assert Cost(ctx.budget.usage.calls, ctx.trace.depth) == cost
 
 

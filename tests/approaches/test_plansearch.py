@@ -27,7 +27,7 @@ CHAT = (
     Message("system", "Be terse."),
     Message("user", "6 * 6?"),
     Message("assistant", "36"),
-    Message("user", "Write a poem of 6 * 7 words."),
+    Message("user", "In rhymes: 6 * 7?"),
 )
 OBSERVATIONS = """\
 Here are my observations:
@@ -165,6 +165,45 @@ async def test_without_ratings_the_final_answers_vote() -> None:
     assert (await answer("plansearch", CHAT, AnsweringLLM(unrated))).text == solution("42")
 
 
+def rated(*found: tuple[str, int]) -> AnsweringLLM:
+    """Gives these answers, which the judge rates so."""
+    ratings = {f"Way {at}.": out_of_ten for at, (_, out_of_ten) in enumerate(found)}
+
+    def reply(asked: Chat, sampling: Sampling) -> str:
+        match kind(asked, sampling):
+            case "rate":
+                return next(rating(n) for way, n in ratings.items() if way in asked[-1].text)
+            case "answer by plan":
+                return f"Way {sampling.sample}.\n{solution(found[sampling.sample][0])}"
+            case _:
+                return planner(asked, sampling)
+
+    return AnsweringLLM(reply)
+
+
+@pytest.mark.parametrize(("choose_by", "expected"), [("auto", "41"), ("rating", "42")])
+async def test_ratings_of_equal_answers_add_up_unless_the_highest_is_asked_for(
+    choose_by: str, expected: str
+) -> None:
+    llm = rated(("42", 7), ("41", 5), ("41", 4))
+    result = await answer("plansearch", CHAT, llm, choose_by=choose_by)
+    assert answer_in(result.text) == expected
+
+
+async def test_answers_that_are_all_the_same_are_not_rated() -> None:
+    ctx, llm = context(), rated(("42", 1), ("42", 9), ("42", 3))
+    assert (await answer("plansearch", CHAT, llm, ctx)).text.startswith("Way 0.")
+    assert not asked_for(llm, "rate")
+    assert (len(ctx.trace.calls), ctx.trace.calls_saved) == (7, 3)
+
+
+async def test_decoys_are_written_beside_the_search_and_rated_with_its_answers() -> None:
+    ctx, llm = context(limits=Limits()), AnsweringLLM(planner)
+    await answer("plansearch", CHAT, llm, ctx, decoys=2)
+    cost = get_approach("plansearch").cost(params("plansearch", decoys=2))
+    assert (len(ctx.trace.calls), ctx.trace.depth) == (cost.calls, cost.depth) == (14, 4)
+
+
 async def test_a_truncated_answer_loses_to_a_whole_one() -> None:
     def cut(chat: Chat, sampling: Sampling) -> Reply:
         if sampling.purpose == "answer" and sampling.sample == 2:
@@ -272,7 +311,8 @@ async def test_tests_of_the_request_decide_where_programs_may_run() -> None:
 
 
 async def test_the_judge_decides_among_those_that_pass_as_many() -> None:
-    llm = programmer(SQUARE, f"Better!\n{SQUARE}", DOUBLE)
+    power = SQUARE.replace("x * x", "x ** 2")
+    llm = programmer(SQUARE, f"Better!\n{power}", DOUBLE)
     result = await answer("plansearch", TESTED, llm, with_runner())
     assert result.text.startswith("Better!")
     assert len(asked_for(llm, "rate")) == 2

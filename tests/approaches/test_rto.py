@@ -2,11 +2,12 @@
 
 import pytest
 
-from optillm_hooks.approaches.rto import MERGE, SAME, code_of, says_same
+from optillm_hooks.approaches.rto import MERGE, SAME, code_of
 from optillm_hooks.errors import ProviderFailed, SampleError
+from optillm_hooks.judging.verdicts import says
 from optillm_hooks.registry import get_approach
 from optillm_hooks.testing import Reply, ScriptedLLM, answer, context, params
-from optillm_hooks.types import Completion, Message, ToolCall
+from optillm_hooks.types import Completion, Message, Sampling, ToolCall
 from tests.simulated import kind
 
 pytestmark = pytest.mark.anyio
@@ -62,6 +63,49 @@ async def test_versions_judged_equivalent_give_the_first(verdict: str) -> None:
 async def test_an_answer_that_speaks_of_equivalence_is_an_answer(merged: str) -> None:
     llm = ScriptedLLM([FIRST, "Print one.", OTHER, merged])
     assert (await answer("rto", CHAT, llm)).text == merged
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("The capital of France is Paris.", id="a fact"),
+        pytest.param("法国的首都是巴黎。", id="in Chinese"),
+        pytest.param("x = 7\ny = 3", id="equations"),
+        pytest.param("$$\n\\begin{cases}\nx = 1 \\\\\ny = 2\n\\end{cases}\n$$", id="LaTeX"),
+        pytest.param("Roses are red,\nviolets blue;\nsugar is sweet,\nand so are you.", id="verse"),
+        pytest.param("1. Wash the rice.\n2. Boil it:\n   - 12 minutes\n   - a lid", id="a list"),
+        pytest.param('{\n  "city": "Rome",\n  "size": 3\n}', id="JSON"),
+        pytest.param("Use `len(x)` for that.", id="a word of code"),
+        pytest.param("<think>```py\na\n```</think>It is 7.", id="code that was only thought of"),
+    ],
+)
+async def test_an_answer_without_code_is_the_first_call_alone(text: str) -> None:
+    ctx = context()
+    assert (await answer("rto", CHAT, ScriptedLLM([text]), ctx)).text == text
+    assert (ctx.trace.depth, ctx.trace.calls_saved) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("def a(x):\n    return b(x)\n\ndef b(x):\n    return x", id="Python"),
+        pytest.param("#include <stdio.h>\nint main(void) {\n  return 0;\n}", id="C"),
+        pytest.param("fn main() {\n    let x = 1;\n    println!();\n}", id="Rust"),
+        pytest.param("<html>\n<body>\n<p>Hallo</p>\n</body>\n</html>", id="HTML"),
+        pytest.param("SELECT a\nFROM b;\nSELECT c\nFROM d;", id="SQL"),
+        pytest.param("const f = (x) => x * x\nlet y = f(3)\nconsole.log(y)", id="JavaScript"),
+    ],
+)
+async def test_code_without_a_fence_is_code(text: str) -> None:
+    llm = ScriptedLLM([text, "Do it.", text])
+    assert (await answer("rto", CHAT, llm)).text == text
+    llm.assert_used_up()
+
+
+async def test_in_json_mode_there_is_no_round_trip() -> None:
+    ctx = context(client=Sampling(fields={"response_format": {"type": "json_object"}}))
+    text = '{"code": "```python\\nprint(1)\\n```"}\n```\nx\n```'
+    assert (await answer("rto", CHAT, ScriptedLLM([text]), ctx)).text == text
 
 
 async def test_the_description_is_made_without_the_query() -> None:
@@ -169,4 +213,4 @@ def test_code_of(text: str, code: list[str]) -> None:
 
 @pytest.mark.parametrize("reply", ["EQUIVALENT except for n = 0", "EQUIVALENT? No."])
 def test_a_reservation_is_no_equivalence(reply: str) -> None:
-    assert not says_same(reply)
+    assert not says(SAME, reply)

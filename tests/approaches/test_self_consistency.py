@@ -10,7 +10,7 @@ from optillm_hooks.budget import Limits
 from optillm_hooks.context import Context
 from optillm_hooks.errors import ProviderFailed, SamplesFailed
 from optillm_hooks.final_answer import MARK_IF_DEFINITE as MARK
-from optillm_hooks.judging import MOST_CONSISTENT
+from optillm_hooks.judging.choosing import MOST_CONSISTENT
 from optillm_hooks.prompts import instruct
 from optillm_hooks.registry import get_approach
 from optillm_hooks.testing import (
@@ -245,10 +245,10 @@ async def test_every_call_is_accounted_for_at_depth_one() -> None:
 
 async def test_at_defaults_the_cost_is_what_it_says() -> None:
     ctx = context()
-    llm = AnsweringLLM(lambda *_: A42)
+    llm = AnsweringLLM(lambda _, sampling: f"ANSWER: {sampling.sample}")
     await answer("self_consistency", CHAT, llm, ctx)
     cost = get_approach("self_consistency").cost(params("self_consistency"))
-    assert (len(ctx.trace.calls), ctx.trace.depth) == (cost.calls, cost.depth) == (5, 1)
+    assert (len(ctx.trace.calls), ctx.trace.depth) == (cost.calls, cost.depth) == (5, 2)
 
 
 async def test_the_budget_ends_the_sampling_and_the_rest_votes() -> None:
@@ -304,3 +304,20 @@ def _plurality_law(p: float, wrong: int, n: int) -> float:
 
 def test_the_law_agrees_with_the_binomial_one() -> None:
     assert _plurality_law(0.6, 1, 5) == pytest.approx(0.68256)
+
+
+async def test_another_model_may_choose_among_free_texts() -> None:
+    """Nor are the votes of several models spoilt by it: they are asked for the samples only."""
+    poems = ("Roses are red, and so on", "Snow falls on roofs", "The sea is deep and wide")
+    voters = [ScriptedLLM([poem], model=f"model-{at}") for at, poem in enumerate(poems)]
+    judge = ScriptedLLM(["BEST: 2"], model="judge")
+    ctx = context(models=[*voters, judge])
+    given = {"models": tuple(llm.model for llm in voters), "judge": "judge", "n": 3}
+    result = await answer(
+        "self_consistency", (Message("user", "Write a line."),), ScriptedLLM([]), ctx, **given
+    )
+    for llm in (*voters, judge):
+        llm.assert_used_up()
+    assert result.text == sorted(poems, key=judge.calls[0][0][-1].text.index)[1]
+    assert params("self_consistency", **given).generators() == given["models"]
+    assert params("self_consistency", **given).model_groups() == (*given["models"], "judge")

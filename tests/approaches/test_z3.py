@@ -52,7 +52,15 @@ ENDLESS = """```smt2
 NO_MODEL = "```smt2\n(push 1000000000)\n```"
 
 
-STAGES = {"final": "To help you, the question was put formally", "formal": "NONE", "plain": ""}
+PLAIN = "It is 7."
+JSON_MODE = Sampling(fields={"response_format": {"type": "json_object"}})
+"""A form of the answer that a formalisation would not fit: it is a call of its own."""
+
+STAGES = {
+    "final": "To help you, the question was put formally",
+    "formal": "helps",  # "If neither helps ...", and "If no solver helps ..." in a repair
+    "plain": "",
+}
 
 
 class Model(StagedLLM):
@@ -63,8 +71,10 @@ class Model(StagedLLM):
         super().__init__(STAGES, {**replies, "formal": lambda number, _: formal[number]})
 
 
-async def ask(llm: ScriptedLLM, **given: object) -> tuple[str, dict[str, object]]:
-    ctx = context(limits=Limits())
+async def ask(
+    llm: ScriptedLLM, client: Sampling | None = None, **given: object
+) -> tuple[str, dict[str, object]]:
+    ctx = context(limits=Limits(), client=client)
     result = await answer("z3", ASKED, llm, ctx, **given)
     [*_, (name, facts)] = ctx.trace.events
     assert name == "solver"
@@ -136,78 +146,154 @@ async def test_the_repair_of_algebra_sees_which_step_is_wrong() -> None:
     assert "step 2 (factor): this operation takes one" in llm.at("formal")[1][0][-1].text
 
 
-@pytest.mark.parametrize(
-    ("formal", "outcome", "given"),
-    [
-        pytest.param(["NONE"], "not applicable", {}, id="the model sees no use for a solver"),
-        pytest.param(["```python\nx = 7\n```"], "unusable_reply", {}, id="a program"),
-        pytest.param([BROKEN, BROKEN], "broken", {}, id="broken twice"),
-        pytest.param([BROKEN], "broken", {"repairs": 0}, id="broken and no repair wanted"),
-        pytest.param([BROKEN, "NONE"], "not applicable", {}, id="given up in the repair"),
-        pytest.param([ProviderFailed("502")], "provider_failed", {}, id="the model fails"),
-        pytest.param([BROKEN, ProviderFailed("502")], "provider_failed", {}, id="fails to repair"),
-        pytest.param([""], "empty_completion", {}, id="the model is silent"),
-        pytest.param(
-            [NO_MODEL], "time", {"timeout_s": 0.2, "memory_mb": 8192}, id="the solver hangs"
-        ),
-        pytest.param(["(assert true)" * 9000] * 2, "broken", {}, id="too much to read"),
-    ],
-)
+WITHOUT_A_RESULT = [
+    pytest.param([BROKEN, BROKEN], "broken", {}, id="broken twice"),
+    pytest.param([BROKEN], "broken", {"repairs": 0}, id="broken and no repair wanted"),
+    pytest.param([ProviderFailed("502")], "provider_failed", {}, id="the model fails"),
+    pytest.param([BROKEN, ProviderFailed("502")], "provider_failed", {}, id="fails to repair"),
+    pytest.param([""], "empty_completion", {}, id="the model is silent"),
+    pytest.param([NO_MODEL], "time", {"timeout_s": 0.2, "memory_mb": 8192}, id="the solver hangs"),
+    pytest.param(["(assert true)" * 9000] * 2, "broken", {}, id="too much to read"),
+    pytest.param(
+        ["```smt2\n#| x |# (assert)\n```"], "unusable_reply", {}, id="not a script's start"
+    ),
+    pytest.param(
+        ['```json\n[{"operation": [' + "1, " * 90_000 + "\n```"],
+        "unusable_reply",
+        {},
+        id="too much to find",
+    ),
+]
+
+
+@pytest.mark.parametrize("client", [None, JSON_MODE], ids=["text", "JSON"])
+@pytest.mark.parametrize(("formal", "outcome", "given"), WITHOUT_A_RESULT)
 async def test_without_a_result_the_plain_answer_stands(
-    formal: list[Reply], outcome: str, given: dict[str, object]
+    formal: list[Reply], outcome: str, given: dict[str, object], client: Sampling | None
 ) -> None:
-    text, facts = await ask(Model(*formal), **given)
+    llm = Model(*formal)
+    text, facts = await ask(llm, client, **given)
     assert (text, facts["outcome"]) == ("plain", outcome)
+    assert llm.at("plain")[0][0] == ASKED
     assert children() == []
 
 
+@pytest.mark.parametrize(
+    ("formal", "outcome"),
+    [
+        pytest.param(["NONE"], "not applicable", id="the model sees no use for a solver"),
+        pytest.param([BROKEN, "NONE"], "not applicable", id="given up in the repair"),
+        pytest.param(["```python\nx = 7\n```"], "unusable_reply", id="a program"),
+    ],
+)
+async def test_in_a_form_of_its_own_the_plain_answer_is_another_call(
+    formal: list[Reply], outcome: str
+) -> None:
+    text, facts = await ask(Model(*formal), JSON_MODE)
+    assert (text, facts["outcome"]) == ("plain", outcome)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        pytest.param("Roses are red.", id="prose"),
+        pytest.param("```python\nx = (7)\n```", id="a program"),
+        pytest.param("(a) is right.", id="parentheses"),
+        pytest.param("```lisp\n(defun f (x) (* x x))\n```", id="Lisp"),
+        pytest.param('```json\n[{"city": "Rome"}, {"city": "Oslo"}]\n```', id="JSON"),
+        pytest.param('{"answer": 7}', id="JSON alone"),
+        pytest.param("; a remark", id="a semicolon"),
+        pytest.param(f"<think>A script?\n{GOOD}\nNo.</think>\nIt is 7.", id="a script thought of"),
+        pytest.param("答案是7。", id="Chinese"),
+    ],
+)
+async def test_where_no_solver_helps_the_first_call_is_the_answer(reply: str) -> None:
+    llm, ctx = Model(reply), context(limits=Limits())
+    assert (await answer("z3", ASKED, llm, ctx)).text == reply
+    assert (ctx.budget.usage.calls, ctx.trace.depth) == (1, 1)
+    assert not ctx.trace.lost
+    [(_, sampling)] = llm.calls
+    assert sampling.temperature is None
+
+
+async def test_a_model_that_gives_up_in_the_repair_answers_there() -> None:
+    llm = Model(BROKEN, "It is 7.")
+    text, facts = await ask(llm)
+    assert (text, facts["outcome"], len(llm.calls)) == ("It is 7.", "not applicable", 2)
+
+
+async def test_an_answer_is_as_long_as_the_client_allows_and_a_formalisation_is_not() -> None:
+    client = Sampling(max_tokens=4)
+    text, _ = await ask(Model("one two three four five six seven eight"), client)
+    assert text == "one two three four "[: len(text)]
+    assert len(text) < len("one two three four five")
+    llm = Model(GOOD)
+    await ask(llm, client)
+    assert [sampling.max_tokens for _, sampling in llm.calls] == [None, 4]
+
+
 async def test_the_plain_answer_waits_for_nothing() -> None:
-    """The first two calls run concurrently, so that a missing formalisation adds no depth."""
+    """In a form of its own it runs concurrently: a missing formalisation adds no depth."""
     llm = Model(HANG, plain=HANG)
-    task = asyncio.create_task(answer("z3", ASKED, llm, context(limits=Limits())))
+    ctx = context(limits=Limits(), client=JSON_MODE)
+    task = asyncio.create_task(answer("z3", ASKED, llm, ctx))
     await llm.until_hanging(2)
     task.cancel()
     await asyncio.wait([task])
 
 
 @pytest.mark.parametrize(
-    ("formal", "calls", "depth"),
+    ("formal", "client", "calls", "depth"),
     [
-        pytest.param(["NONE"], 2, 1, id="not applicable"),
-        pytest.param([GOOD], 3, 2, id="solved"),
-        pytest.param([BROKEN, GOOD], 4, 3, id="solved after a repair"),
+        pytest.param([PLAIN], None, 1, 1, id="not applicable"),
+        pytest.param([GOOD], None, 2, 2, id="solved"),
+        pytest.param([BROKEN, GOOD], None, 3, 3, id="solved after a repair"),
+        pytest.param(["NONE"], JSON_MODE, 2, 1, id="JSON: not applicable"),
+        pytest.param([GOOD], JSON_MODE, 3, 2, id="JSON: solved"),
     ],
 )
-async def test_calls_and_depth(formal: list[Reply], calls: int, depth: int) -> None:
-    ctx = context(limits=Limits())
+async def test_calls_and_depth(
+    formal: list[Reply], client: Sampling | None, calls: int, depth: int
+) -> None:
+    ctx = context(limits=Limits(), client=client)
     await answer("z3", ASKED, Model(*formal), ctx)
     assert (ctx.budget.usage.calls, ctx.trace.depth) == (calls, depth)
     cost = get_approach("z3").cost(params("z3"))
-    assert (cost.calls, cost.depth) == (3, 2)
+    assert (cost.calls, cost.depth) == (2, 2)
 
 
 async def test_a_failed_plain_answer_does_not_matter_once_there_is_a_result() -> None:
-    text, _ = await ask(Model(GOOD, plain=ProviderFailed("502")))
+    text, _ = await ask(Model(GOOD, plain=ProviderFailed("502")), JSON_MODE)
     assert text == "final"
 
 
-async def test_nothing_at_all_is_the_error_of_the_plain_answer() -> None:
+@pytest.mark.parametrize("client", [None, JSON_MODE], ids=["text", "JSON"])
+async def test_nothing_at_all_is_the_error_of_the_plain_answer(client: Sampling | None) -> None:
     with pytest.raises(ProviderFailed, match="busy"):
-        await ask(Model("NONE", plain=ProviderFailed("busy", status=429)))
+        await ask(Model("", plain=ProviderFailed("busy", status=429)), client)
 
 
-async def test_a_plain_answer_that_is_there_covers_a_failed_last_call() -> None:
-    result = await run("z3", ASKED, Model(GOOD), context(limits=Limits()))
+@pytest.mark.parametrize(
+    ("client", "covered"), [(None, "check 1: sat\n  x = 7"), (JSON_MODE, "plain")]
+)
+async def test_what_is_there_covers_a_failed_last_call(
+    client: Sampling | None, covered: str
+) -> None:
+    ctx = context(limits=Limits(), client=client)
+    result = await run("z3", ASKED, Model(GOOD), ctx)
     assert isinstance(result, FinalCall)
     assert result.fallback is not None
-    assert result.fallback.text == "plain"
+    assert result.fallback.text == covered
 
 
-async def test_a_plain_answer_may_call_tools() -> None:
+@pytest.mark.parametrize("client", [None, JSON_MODE], ids=["text", "JSON"])
+async def test_an_answer_may_call_tools(client: Sampling | None) -> None:
     tool_call = Completion(
         "", tool_calls=(ToolCall("1", "look", "{}"),), finish_reason="tool_calls"
     )
-    result = await run("z3", ASKED, Model("NONE", plain=tool_call), context(limits=Limits()))
+    formal = "NONE" if client else tool_call
+    ctx = context(limits=Limits(), client=client)
+    result = await run("z3", ASKED, Model(formal, plain=tool_call), ctx)
     assert isinstance(result, Answer)
     assert result.tool_calls == tool_call.tool_calls
 
@@ -245,34 +331,32 @@ def passed() -> Limits:
 
 
 @pytest.mark.parametrize(
-    ("llm", "limits", "expected"),
+    ("llm", "limits", "client", "expected"),
     [
-        pytest.param(lambda: Model(HANG), passed, "plain", id="deadline in the formalisation"),
-        pytest.param(lambda: Model(GOOD), passed, "plain", id="deadline before the solver"),
-        pytest.param(lambda: Model(ENDLESS), lambda: Limits(deadline_s=2), "final", id="in it"),
-        pytest.param(lambda: Model(GOOD), lambda: Limits(max_calls=1), None, id="one call"),
-        pytest.param(lambda: Model("NONE"), lambda: Limits(max_calls=2), "plain", id="two calls"),
+        pytest.param(lambda: Model(HANG), passed, JSON_MODE, "plain", id="in the formalisation"),
+        pytest.param(lambda: Model(GOOD), passed, JSON_MODE, "plain", id="before the solver"),
+        pytest.param(lambda: Model(GOOD), passed, None, "plain", id="before the solver, text"),
+        pytest.param(lambda: Model(ENDLESS), lambda: Limits(deadline_s=2), None, "final", id="in"),
+        pytest.param(lambda: Model(PLAIN), lambda: Limits(max_calls=1), None, PLAIN, id="one call"),
     ],
 )
 async def test_limits(
-    llm: Callable[[], Model], limits: Callable[[], Limits], expected: str | None
+    llm: Callable[[], Model],
+    limits: Callable[[], Limits],
+    client: Sampling | None,
+    expected: str,
 ) -> None:
-    ctx = context(limits=limits())
+    ctx = context(limits=limits(), client=client)
     model = llm()
     started = time.monotonic()
-    if expected is None:
-        result = await run("z3", ASKED, model, ctx)
-        assert isinstance(result, FinalCall)
-        assert result.fallback is None
-    else:
-        assert (await answer("z3", ASKED, model, ctx)).text == expected
+    assert (await answer("z3", ASKED, model, ctx)).text == expected
     assert time.monotonic() - started < 60
     assert model.inside == 0
     assert children() == []
 
 
 async def test_with_two_calls_the_plain_answer_covers_for_the_last() -> None:
-    ctx = context(limits=Limits(max_calls=2))
+    ctx = context(limits=Limits(max_calls=2), client=JSON_MODE)
     result = await run("z3", ASKED, Model(GOOD), ctx)
     assert isinstance(result, FinalCall)
     assert result.fallback == ctx.best
@@ -280,22 +364,26 @@ async def test_with_two_calls_the_plain_answer_covers_for_the_last() -> None:
 
 
 @pytest.mark.parametrize(
-    ("llm", "hanging"),
+    ("llm", "client", "hanging"),
     [
-        pytest.param(Model(HANG, plain=HANG), 2, id="in the first calls"),
-        pytest.param(Model(BROKEN, HANG), 1, id="in the repair"),
-        pytest.param(Model("NONE", plain=HANG), 1, id="waiting for the plain answer"),
-        pytest.param(Model(GOOD, final=HANG), 1, id="in the last call"),
+        pytest.param(lambda: Model(HANG, plain=HANG), JSON_MODE, 2, id="in the first calls"),
+        pytest.param(lambda: Model(HANG), None, 1, id="in the first call"),
+        pytest.param(lambda: Model(BROKEN, HANG), None, 1, id="in the repair"),
+        pytest.param(lambda: Model("NONE", plain=HANG), JSON_MODE, 1, id="for the plain answer"),
+        pytest.param(lambda: Model("", plain=HANG), None, 1, id="in the plain answer"),
+        pytest.param(lambda: Model(GOOD, final=HANG), None, 1, id="in the last call"),
     ],
 )
-async def test_cancelling_leaves_nothing_running(llm: Model, hanging: int) -> None:
-    ctx = context(limits=Limits())
-    task = asyncio.create_task(answer("z3", ASKED, llm, ctx))
-    await llm.until_hanging(hanging)
+async def test_cancelling_leaves_nothing_running(
+    llm: Callable[[], Model], client: Sampling | None, hanging: int
+) -> None:
+    model, ctx = llm(), context(limits=Limits(), client=client)
+    task = asyncio.create_task(answer("z3", ASKED, model, ctx))
+    await model.until_hanging(hanging)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert llm.inside == 0
+    assert model.inside == 0
     assert children() == []
     assert ctx.budget.usage.calls == len(ctx.trace.calls)
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.proxy import PRICE, Proxy, alias, hooked_config, model_group
-from tests.upstream import Billed, Call, Script, Upstream
+from tests.upstream import Billed, Call, Script, Upstream, differing
 
 BUDGET = 0.05
 FORMS: dict[str, dict[str, Any]] = {
@@ -88,7 +88,7 @@ def test_requests_at_once_do_not_refuse_each_other(
 def test_the_calls_of_a_plan_exceed_a_budget_by_one_call_at_most(
     proxy: Proxy, upstream: Upstream, owner: str
 ) -> None:
-    upstream.play(Dear(latency_s=0.05))
+    upstream.play(Dear(reply=differing, latency_s=0.05))
     answer = ask(proxy, f"sk-dear-{owner}", model="self_consistency(n=12)-single")
     assert answer.status_code == 200, answer.text
     assert answer.json()["optillm"]["stopped_by"] == "caller_budget"
@@ -97,7 +97,7 @@ def test_the_calls_of_a_plan_exceed_a_budget_by_one_call_at_most(
 
 
 def test_so_do_those_of_several_plans(proxy: Proxy, upstream: Upstream) -> None:
-    upstream.play(Dear(latency_s=0.05))
+    upstream.play(Dear(reply=differing, latency_s=0.05))
     answers = at_once(proxy, "sk-dear-together", 4, model="self_consistency(n=6)-single")
     assert any(answer.status_code == 200 for answer in answers)
     spent = upstream.bill.cost(PRICE.prompt, PRICE.completion)
@@ -105,7 +105,7 @@ def test_so_do_those_of_several_plans(proxy: Proxy, upstream: Upstream) -> None:
 
 
 def test_a_budget_with_room_keeps_calls_concurrent(proxy: Proxy, upstream: Upstream) -> None:
-    upstream.play(Script(latency_s=0.5))
-    answer = ask(proxy, "sk-roomy", model="self_consistency(n=6)-single")
+    upstream.play(Script(reply=differing, latency_s=0.5))
+    answer = ask(proxy, "sk-roomy", model="self_consistency(n=6;confidence=1)-single")
     assert answer.status_code == 200
     assert upstream.max_concurrency == 6

@@ -241,6 +241,7 @@ async def test_headers_and_the_log_line_tell_the_report() -> None:
         approach="re2",
         base="base",
         calls=3,
+        calls_saved=0,
         depth=2,
         usage=usage + usage + usage,
         seconds=1.5,
@@ -254,6 +255,7 @@ async def test_headers_and_the_log_line_tell_the_report() -> None:
     assert header_values(prepared, answered=True) == {
         "x-optillm-approach": "re2",
         "x-optillm-base-model": "base",
+        "x-optillm-estimated-calls": "1",
         "x-optillm-max-calls": "9",
         "x-optillm-calls": "3",
         "x-optillm-depth": "2",

@@ -12,7 +12,7 @@ import pytest
 
 from tests.gateway.shared import shared_config
 from tests.proxy import Proxy, alias
-from tests.upstream import Call, Script, Upstream
+from tests.upstream import Script, Upstream, differing
 
 USER = "user-7"
 
@@ -35,8 +35,8 @@ FORMS = {
     "prefix": Form("bon(n=2)-gpt-4o-mini", "bon", (2, 1, 1)),
     "prefix without parameters": Form("re2-gpt-4o-mini", "re2", (1,)),
     "chain": Form("re2&moa-gpt-4o-mini", "re2&moa", (3, 1, 1)),
-    "body field": Form("gpt-4o-mini", "bon", (3, 1, 1, 1), {"optillm_approach": "bon"}),
-    "tag": Form("gpt-4o-mini", "bon", (3, 1, 1, 1), tag="bon"),
+    "body field": Form("gpt-4o-mini", "bon", (3, 2, 1, 1, 1, 1, 1), {"optillm_approach": "bon"}),
+    "tag": Form("gpt-4o-mini", "bon", (3, 2, 1, 1, 1, 1, 1), tag="bon"),
     "parameters": Form(
         "gpt-4o-mini",
         "bon",
@@ -44,22 +44,24 @@ FORMS = {
         {"optillm_approach": "bon", "optillm_params": {"bon": {"n": 2}}},
     ),
     "alias": Form("voted", "self_consistency", (3,)),
-    "alias and body field": Form("voted", "bon", (3, 1, 1, 1), {"optillm_approach": "bon"}),
+    "alias and body field": Form(
+        "voted", "bon", (3, 2, 1, 1, 1, 1, 1), {"optillm_approach": "bon"}
+    ),
     "alias and parameters": Form(
         "voted",
         "self_consistency",
-        (7,),
+        (3, 4),
         {"optillm_params": {"self_consistency": {"n": 7}}},
     ),
     "alias and limits": Form(
         "voted",
         "bon",
-        (3, 1, 1),
+        (3, 2, 1),
         {"optillm_approach": "bon", "optillm_limits": {"max_calls": 3}},
         max_calls=3,
     ),
     "name that the router maps to an alias": Form(
-        "mapped", "bon", (3, 1, 1, 1), {"optillm_approach": "bon"}
+        "mapped", "bon", (3, 2, 1, 1, 1, 1, 1), {"optillm_approach": "bon"}
     ),
 }
 
@@ -190,10 +192,6 @@ ROUTES = [
 ]
 
 
-def _reply(call: Call, choice: int) -> str:
-    return f"By way {call.index}.{choice}: 42.\nRATING: {1 + choice}\nANSWER: 42"
-
-
 @pytest.fixture(scope="module")
 def by_default(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
     config = shared_config(upstream)
@@ -227,18 +225,18 @@ def test_a_stream_that_keep_alive_has_opened_runs_the_plan(
     by_default: Proxy, upstream: Upstream, route: Callable[[Proxy, Form], Seen]
 ) -> None:
     """Our headers come too late for it, except on the messages route of a fast machine."""
-    upstream.play(Script(reply=_reply, latency_s=0.4))
+    upstream.play(Script(reply=differing, latency_s=0.4))
     seen = route(by_default, Form("impatient", "bon", (), {"optillm_approach": "bon"}))
     assert "42" in seen.text
     assert route is messages_streamed or "x-optillm-approach" not in seen.headers
-    assert [call.body.get("n", 1) for call in upstream.calls] == [3, 1, 1, 1]
+    assert [call.body.get("n", 1) for call in upstream.calls] == [3, 2, 1, 1, 1, 1, 1]
     assert {call.body.get("user") for call in upstream.calls} == {USER}
 
 
 def assert_served(
     proxy: Proxy, upstream: Upstream, form: Form, route: Callable[[Proxy, Form], Seen]
 ) -> None:
-    upstream.play(Script(reply=_reply))
+    upstream.play(Script(reply=differing))
     seen = route(proxy, form)
     assert "42" in seen.text
     assert tuple(call.body.get("n", 1) for call in upstream.calls) == form.samples

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.proxy import Proxy
-from tests.upstream import Call, Script, Upstream
+from tests.upstream import Script, Upstream, differing
 
 LATENCY_S = {1: 0.25, 3: 0.4}
 """By the number of choices: calls of one stage start one after another, in a fraction of it."""
@@ -12,19 +12,14 @@ DEPTHS = {
     "none-base": 1,
     "re2-base": 1,
     "cot_reflection-base": 1,
-    "bon-base": 2,
+    "bon-base": 3,
     "moa-base": 3,
-    "self_consistency-base": 1,
+    "self_consistency-base": 2,
     "moa|bon-base": 3,
-    "re2&bon-base": 2,
+    "re2&bon-base": 3,
     "re2|cot_reflection-base": 1,
-    "bon&self_consistency-base": 3,
+    "bon&self_consistency-base": 5,
 }
-
-
-def differing(call: Call, choice: int) -> str:
-    """Reply so that candidates differ, and raters and voters can read it."""
-    return f"By way {call.index}.{choice}: 6 * 7 = 42.\nRating: {1 + choice}\nANSWER: 42"
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])

@@ -12,18 +12,21 @@ from tests.proxy import Proxy
 from tests.upstream import Call, Script, Upstream
 
 LATENCY_S = 0.5
+# Without code, examples or a use for a solver, rto, leap and z3 cost one call.
 MOST = {
     "mcts": 6,
-    "rstar": 5,
-    "rto": 4,
+    "rstar": 13,
+    "rto": 1,
     "pvg": 5,
     "plansearch": 4,
-    "leap": 2,
-    "z3": 2,
-    "cepo": 5,
+    "leap": 1,
+    "z3": 1,
+    "cascade": 2,
+    "cepo": 7,
     "mars": 7,
-    "genselect": 2,
-    "majority_voting": 1,
+    "genselect": 3,
+    "majority_voting": 2,
+    "rsa": 4,
 }
 
 
@@ -47,6 +50,21 @@ def test_the_critical_path_is_no_longer_than_the_method_needs(
     assert upstream.depth <= most
     assert int(answer.headers["x-optillm-depth"]) <= most
     assert len(upstream.calls) <= declared.cost(declared.params()).calls
+
+
+@pytest.mark.parametrize("approach", ["rto", "leap", "z3"])
+def test_where_a_method_does_not_apply_a_stream_is_one_call_too(
+    proxy: Proxy, upstream: Upstream, approach: str
+) -> None:
+    upstream.play(Script(reply=lambda *_: "Tides follow the moon."))
+    pieces = proxy.openai().chat.completions.create(
+        model=f"{approach}-base",
+        messages=[{"role": "user", "content": "It is ebb. Then it is flood. Why is that?"}],
+        stream=True,
+    )
+    text = "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
+    assert text == "Tides follow the moon."
+    assert len(upstream.calls) == 1
 
 
 EXAMPLES = [{"question": f"{n} * {n}?", "answer": str(n * n)} for n in (2, 3, 4)]

@@ -112,7 +112,7 @@ def test_a_call_that_the_deadline_ends(proxy: Proxy, upstream: Upstream) -> None
 
 
 def test_a_call_that_ends_by_itself_is_booked_once(proxy: Proxy, upstream: Upstream) -> None:
-    upstream.play(Script())
+    upstream.play(Script(reply=lambda call, _: f"ANSWER: {call.index}"))  # each vote is needed
     for stream in (False, True):
         body = {"model": "voted", "stream": stream, **CHAT}
         assert proxy.post("/v1/chat/completions", body, key="sk-twice").status_code == 200

@@ -7,7 +7,7 @@ import pytest
 
 from tests.gateway.shared import hang_up
 from tests.proxy import Proxy
-from tests.upstream import HANG, Call, Fault, FaultRule, Script, Upstream
+from tests.upstream import HANG, Call, Fault, FaultRule, Script, Upstream, differing
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "What is 6 times 7?"}]}
 ROUTES: dict[str, dict[str, Any]] = {
@@ -30,10 +30,6 @@ STAGES = {
     "careful": [0],
 }
 CASES = [(model, done) for model, stages in STAGES.items() for done in stages]
-
-
-def differing(call: Call, choice: int) -> str:
-    return f"By way {call.index}.{choice}: 42.\nRating: {1 + choice}\nANSWER: 42"
 
 
 def hang_after(calls: int) -> FaultRule:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.gateway.test_fallback_kinds import NOT_ALLOWED, TOO_LONG
 from tests.proxy import PRICE, Proxy, alias, hooked_config, model_group
-from tests.upstream import Call, Fault, Script, Status, Upstream
+from tests.upstream import Call, Fault, Script, Status, Upstream, differing
 
 BROKEN = (
     "solo",
@@ -155,7 +155,7 @@ def test_limits_hold_as_where_no_call_falls_back(
     proxy: Proxy, upstream: Upstream, limit: str, value: float, stream: bool
 ) -> None:
     def spent(model: str) -> tuple[int, object]:
-        upstream.play(Script(fault=broken))
+        upstream.play(Script(reply=differing, fault=broken))
         fields: dict[str, Any] = {"stream": stream, "optillm_limits": {limit: value}}
         result = told(ask(proxy, f"self_consistency(n=2)&moa(proposers=2)-{model}", **fields))
         return len(answered(upstream)), result.report["stopped_by"]
@@ -243,7 +243,7 @@ def test_an_alias_of_several_deployments_answers_by_the_base_of_one(
 def test_several_samples_of_a_base_that_gives_one_at_a_time(
     proxy: Proxy, upstream: Upstream
 ) -> None:
-    upstream.play(Script(fault=broken))
+    upstream.play(Script(reply=differing, fault=broken))
     result = told(ask(proxy, "self_consistency(n=3)-one_at_a_time"))
     made = [call.body["model"] for call in upstream.calls]
     assert made.count("single") == 3 == result.report["calls"]

@@ -29,6 +29,7 @@ from tests.upstream import (
     always,
     at,
     chance,
+    differing,
 )
 
 CHAT = "/v1/chat/completions"
@@ -214,7 +215,7 @@ def test_a_stream_that_breaks_after_it_began_ends_in_an_error_event(
     def last_call(call: Call) -> Fault | None:
         return CUT if call.streamed else None
 
-    upstream.play(Script(fault=last_call))
+    upstream.play(Script(reply=differing, fault=last_call))
     answer = ask(proxy, f"{name}-base", stream=True)
     assert answer.status_code == 200
     assert [event for event in events(answer) if "error" in event]
@@ -243,7 +244,7 @@ def test_a_step_that_is_lost_is_in_the_report_and_the_header(
     def critique(call: Call) -> Fault | None:
         return Status(500) if "Review each response" in call.text else None
 
-    upstream.play(Script(fault=critique))
+    upstream.play(Script(reply=differing, fault=critique))
     answer = ask(proxy, "moa-base")
     assert answer.status_code == 200, answer.text
     assert answer.json()["optillm"]["degraded"] == ["critiques:1/1"]

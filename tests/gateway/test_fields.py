@@ -11,7 +11,7 @@ import pytest
 
 from tests.gateway.shared import pairs
 from tests.proxy import Proxy, hooked_config, model_group
-from tests.upstream import Call, Script, Upstream
+from tests.upstream import Call, Script, Upstream, differing
 
 QUESTION = [{"role": "user", "content": "What is 6 times 7?"}]
 TOOL = {
@@ -146,14 +146,10 @@ def test_nor_where_litellm_drops_fields(
     assert_taken_as_by_a_plain_call(dropping, upstream, model, CHAT_FIELDS[name])
 
 
-def differing(call: Call, choice: int) -> str:
-    return f"By way {call.index}.{choice}: 42.\nRating: {1 + choice}\nANSWER: 42"
-
-
 SHAPING = {"stop": ["END"], "seed": 5, "top_p": 0.4, "logit_bias": {"42": 1}, "max_tokens": 999}
 
 
-@pytest.mark.parametrize(("model", "judges"), [("bon-base", 3), ("moa-base", 1)])
+@pytest.mark.parametrize(("model", "judges"), [("bon-base", 5), ("moa-base", 1)])
 def test_judges_get_no_field_of_the_clients_sampling(
     proxy: Proxy, upstream: Upstream, model: str, judges: int
 ) -> None:
@@ -171,7 +167,9 @@ def test_judges_get_no_field_of_the_clients_sampling(
 def test_the_format_of_the_answer_goes_to_the_call_that_makes_it(
     proxy: Proxy, upstream: Upstream
 ) -> None:
-    upstream.play(Script(reply=reply))
+    upstream.play(
+        Script(reply=lambda call, choice: f'{{"answer": {42 + 10 * call.index + choice}}}')
+    )
     request = {"messages": QUESTION, "response_format": SCHEMA}
     assert ask(proxy, "/v1/chat/completions", "moa-base", request) == 200
     assert [("response_format" in call.body) for call in upstream.calls] == [False, False, True]

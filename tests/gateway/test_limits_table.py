@@ -20,6 +20,8 @@ Fields = Mapping[str, Any]
 APPROACH = "self_consistency"
 BASE = "single"  # LiteLLM knows that it takes no n: each sample is a call
 PLANNED = 5
+SETTLED = 3
+"""Samples after which the vote is settled, as all of them agree."""
 DEADLINE_S = 0.3
 WORDS = 300  # of a reply that no max_tokens ends
 ROUTES = {
@@ -85,7 +87,7 @@ LIMITS = {
     ),
     "max_cost_usd": Limit({"max_cost_usd": 0.004}, lambda made: 0.002 < made.dollars <= 0.004),
     "max_parallel": Limit(
-        {"max_parallel": 2}, lambda made: len(made.calls) == PLANNED and made.concurrent <= 2
+        {"max_parallel": 2}, lambda made: len(made.calls) == SETTLED and made.concurrent <= 2
     ),
     "deadline_s": Limit(
         {"deadline_s": DEADLINE_S}, lambda made: len(made.calls) <= PLANNED, hangs=True

@@ -84,7 +84,8 @@ def test_the_calls_of_an_approach_share_one_compaction(proxy: Proxy, upstream: U
     assert response.status_code == 200, response.text
     answer = response.json()
     assert "Lisbon" in answer["choices"][0]["message"]["content"]
-    assert answer["optillm"]["calls"] == len(upstream.calls) >= 3
+    # The third call may be cancelled, because the vote is settled, before it is sent.
+    assert answer["optillm"]["calls"] >= len(upstream.calls) >= 2
     assert len(COMPACTED) == 1
     assert all(len(call.messages) <= 3 for call in upstream.calls)
 

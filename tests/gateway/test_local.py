@@ -31,6 +31,7 @@ MODELS = (
     "bon-smollm2",
     "moa-smollm2",
     "self_consistency-smollm2",
+    "cascade(n=2)-smollm2",
     "cepo(bestofn_n=1;planning_n=1;planning_m=1)-smollm2",
     "mars(lightweight=true)-smollm2",
     "smollm2-careful",
@@ -193,18 +194,23 @@ def test_json_has_the_grammar_of_a_local_model_for_its_support(client: openai.Op
 
 @pytest.mark.parametrize("block", blocks("sh", "curl "))
 def test_a_request_is_answered_as_the_documentation_shows(
-    block: Block, client: openai.OpenAI
+    block: Block, client: openai.OpenAI, tmp_path: Path
 ) -> None:
+    """In a new terminal, where the key is in `.env` only."""
+    (tmp_path / ".env").write_text(f"{KEY}='{client.api_key}'\n")
     address = str(client.base_url).removesuffix("/v1/")
     ended = subprocess.run(
         ["/bin/sh", "-c", block.text.replace("http://127.0.0.1:4000", address)],
-        env={**os.environ, KEY: client.api_key},
+        env={"PATH": os.environ["PATH"]},
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=True,
     )
     shown = next(b for b in all_blocks() if b.language == "json" and b.file == block.file)
-    assert _shape(json.loads(ended.stdout)) == _shape(json.loads(shown.text))
+    lines = [line.removeprefix("data: ") for line in ended.stdout.splitlines()]
+    [reply] = [json.loads(line) for line in lines if '"optillm"' in line]
+    assert _shape(reply) == _shape(json.loads(shown.text))
 
 
 def _shape(value: object) -> object:

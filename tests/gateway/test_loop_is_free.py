@@ -35,10 +35,13 @@ ALLOWED_S = 0.2
 """How much longer than with a harmless text the loop may be held, in seconds of CPU time."""
 
 SMALL = {
+    "abmcts": "abmcts(rollouts=2)",
     "bon": "bon(n=2)",
+    "cascade": "cascade(n=2)",
     "cepo": "cepo(bestofn_n=2;planning_n=1;planning_m=1;bestofn_rating_type=pairwise)",
     "cot_decoding": "cot_decoding(k=2)",
     "deepconf": "deepconf(warmup_samples=1;max_traces=2)",
+    "fusion": "fusion(n=2)",
     "genselect": "genselect(n=2)",
     "majority_voting": "majority_voting(n=3)",
     "mars": "mars(num_agents=2)",
@@ -46,8 +49,10 @@ SMALL = {
     "moa": "moa(proposers=2)",
     "plansearch": "plansearch(leaves=1)",
     "pvg": "pvg(num_rounds=1;num_solutions=2)",
+    "rsa": "rsa(n=2;loops=1)",
     "rstar": "rstar(num_rollouts=1)",
     "self_consistency": "self_consistency(n=3)",
+    "verified": "verified(n=2)",
 }
 """Expressions that run each stage of an approach with few calls; of others, the name."""
 

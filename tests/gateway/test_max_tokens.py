@@ -17,7 +17,7 @@ ANSWERING = (
 )
 """Words of the prompts that ask for the user's answer."""
 
-NAMES = ("cepo", "mars", "moa", "plansearch", "pvg", "rstar")
+NAMES = ("cepo", "fusion", "mars", "moa", "plansearch", "pvg", "rsa", "rstar")
 
 
 def limit_of(call: Call) -> int | None:

@@ -20,7 +20,7 @@ from optillm_hooks.gateway.mcp_tools import GatewayTools
 from tests.gateway.shared import hang_up
 from tests.mcp_servers import PIXEL
 from tests.proxy import Config, Proxy, alias, free_port, hooked_config, model_group
-from tests.upstream import Call, Reply, ReplyRule, Script, Upstream
+from tests.upstream import Call, Reply, ReplyRule, Script, Upstream, differing
 
 SERVERS: Final = Path(__file__).parent.parent / "mcp_servers.py"
 SECRET: Final = "hunter2-secret-of-the-operator"
@@ -400,7 +400,7 @@ def test_every_sample_calls_tools(
     def reply(call: Call, _: int) -> Reply:
         if not call.body.get("tools"):
             return Reply("RATING: 5")
-        return Reply("ANSWER: 42") if results(call) else Reply(None, tool_calls=[DOUBLE])
+        return Reply(differing(call, 0)) if results(call) else Reply(None, tool_calls=[DOUBLE])
 
     upstream.play(Script(reply=reply))
     answer = ask(proxy, model)

@@ -152,7 +152,7 @@ TEAM_WAYS: dict[str, dict[str, Any]] = {
     },
     "alias of the team": {"model": "red-careful"},
     "body field on its alias": {"model": "red-careful", "optillm_approach": "re2&re2"},
-    "judge": {"model": "base", "optillm_approach": "moa(aggregator=red-model)"},
+    "judge": {"model": "base", "optillm_approach": "mcts(branching=2;judge=red-model)"},
     "wildcard of the team": {"model": "wild/any", "optillm_approach": "re2"},
     "group alias": {"model": "red-short", "optillm_approach": "re2"},
     "internal name": {"model": "model_name_red_red-model", "optillm_approach": "re2"},

@@ -6,7 +6,7 @@ import pytest
 
 from tests.gateway.shared import pairs
 from tests.proxy import Proxy
-from tests.upstream import Script, Status, Upstream
+from tests.upstream import Script, Status, Upstream, differing
 
 QUESTION = "What is 6 times 7?"
 WITHOUT_EFFECT = {
@@ -14,7 +14,7 @@ WITHOUT_EFFECT = {
     "a judge": "bon(judge=gpt-4o-mini)",
     "parameters": "self_consistency(n=2)",
     "dear": "cepo",
-    "dear together": "moa&moa",
+    "dear together": "moa&bon",
     "several answers": "re2|re2",
     "code": "plansearch",
     "a solver": "z3",
@@ -50,7 +50,7 @@ def test_a_tag_that_is_not_allowed_is_plain_text(
 
 
 def test_a_tag_that_is_allowed_is_taken_out(proxy: Proxy, upstream: Upstream) -> None:
-    upstream.play(Script())
+    upstream.play(Script(reply=differing))
     answer = proxy.post("/v1/chat/completions", body(pasted("moa")))
     assert answer.headers["x-optillm-approach"] == "moa"
     assert "x-optillm-tag" not in answer.headers

@@ -34,7 +34,7 @@ from optillm_hooks.trace import Trace
 from optillm_hooks.types import Sampling
 from tests.gateway.refusals import REFUSALS, refused_models
 from tests.proxy import model_group
-from tests.upstream import HANG, Call, Reply, Script, Status, Upstream, always, at
+from tests.upstream import HANG, Call, Reply, Script, Status, Upstream, always, at, differing
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("litellm_in_this_loop")]
 ASKED = [{"role": "user", "content": "6 * 7?"}]
@@ -208,7 +208,7 @@ async def test_a_plan_ends_before_litellm_ends_its_request(
     )
     monkeypatch.setitem(sys.modules, litellms.__name__, litellms)
     monkeypatch.setattr(constants, "LITELLM_MAX_STREAMING_DURATION_SECONDS", 2.0 if stream else 0.1)
-    upstream.play(Script(fault=at({2: HANG}), n="refused"))
+    upstream.play(Script(reply=differing, fault=at({3: HANG}), n="refused"))
     async with asyncio.timeout(20):
         answer = await router.acompletion(model="voted", messages=ASKED, stream=stream)
         if stream:
@@ -392,14 +392,15 @@ async def _answered(router: litellm.Router, **request: Any) -> None:
 async def test_what_a_request_learnt_is_kept_for_later_ones_with_the_same_key(
     router: litellm.Router, upstream: Upstream
 ) -> None:
-    examples = '[{"question": "2 * 21?", "answer": "42"}]'
+    examples = '{"worked_examples": [{"question": "2 * 21?", "answer": "42"}]}'
+    asked = [{"role": "user", "content": "Q: 2 * 21?\nA: 42\n\nQ: 6 * 7?\nA:"}]
     finding = "worked examples"
     reply = lambda call, _: examples if finding in call.text else "ANSWER: 42"  # noqa: E731
     calls: list[int] = []
     for key in ("one", "one", "two"):
         upstream.play(Script(reply=reply))
         await router.acompletion(
-            model="learning", messages=ASKED, metadata={"user_api_key": f"{key} {id(router)}"}
+            model="learning", messages=asked, metadata={"user_api_key": f"{key} {id(router)}"}
         )
         calls.append(len(upstream.calls))
     assert calls == [3, 2, 3]

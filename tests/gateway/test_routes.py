@@ -8,7 +8,7 @@ import pytest
 
 from optillm_hooks.types import TokenLogprob
 from tests.proxy import Proxy
-from tests.upstream import Call, Reply, Script, Upstream
+from tests.upstream import Call, Reply, Script, Upstream, differing
 
 MODELS = (
     "re2-base",
@@ -20,10 +20,6 @@ MODELS = (
     "careful",
 )
 QUESTION: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "6 * 7?"}]
-
-
-def differing(call: Call, choice: int) -> str:
-    return f"By way {call.index}.{choice}: 42.\nRating: {1 + choice}\nANSWER: 42"
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -216,7 +216,7 @@ def test_own_fields_are_taken_out_of_the_request(router: Router) -> None:
             ask("locked", tagged("moa")), "only where nothing else does", id="locked, by tag"
         ),
         pytest.param(ask("base", tagged("runs_code")), "a tag may not name runs_code", id="tag"),
-        pytest.param(ask("base", tagged("plansearch")), "maximum is 8", id="safe tag"),
+        pytest.param(ask("base", tagged("pvg")), "maximum is 10", id="safe tag"),
         pytest.param(ask("moa(proposers=2,layers=2)-base"), "','|comma", id="comma in a name"),
         pytest.param(
             ask("base", optillm_params={"moa": {}}),
@@ -283,7 +283,7 @@ def test_the_operator_says_what_a_form_may_name(
         admitted(router, request_, Settings.model_validate({"forms": forms}))
 
 
-PARAMETERS, MODELS = "bon(n=2)", "bon(n=2;judge=base)"
+PARAMETERS, MODELS, PRESET = "bon(n=2)", "bon(n=2;judge=base)", "fusion(preset=own)"
 
 
 @pytest.mark.parametrize(
@@ -291,8 +291,8 @@ PARAMETERS, MODELS = "bon(n=2)", "bon(n=2;judge=base)"
     [
         ({}, 8, {"moa", "re2&moa"}),
         ({"tag_parameters": "values"}, 8, {"moa", "re2&moa", PARAMETERS}),
-        ({"tag_parameters": "models"}, 8, {"moa", "re2&moa", PARAMETERS, MODELS}),
-        ({"tag": "all"}, 10, {"moa", "re2&moa", "moa&moa", "plansearch", "mcts", "z3"}),
+        ({"tag_parameters": "models"}, 8, {"moa", "re2&moa", PARAMETERS, MODELS, PRESET}),
+        ({"tag": "all"}, 14, {"moa", "re2&moa", "moa&moa", "plansearch", "mcts", "z3"}),
         ({"tag": ("z3",)}, 8, {"z3"}),
         ({"tag": "none"}, 256, set()),
     ],
@@ -301,10 +301,15 @@ PARAMETERS, MODELS = "bon(n=2)", "bon(n=2;judge=base)"
 def test_the_operator_says_what_a_tag_may_do(
     router: Router, forms: dict[str, Any], calls: int, allowed: set[str]
 ) -> None:
-    settings = Settings.model_validate({"forms": forms, "plan_calls": {"tag": calls}})
-    tried = ("moa", "re2&moa", "moa&moa", "plansearch", "mcts", "z3", "moa|re2", PARAMETERS, MODELS)
+    presets = {
+        "presets": {"own": {"models": ["base"]}}
+    }  # it names a model, though the tag does not
+    settings = Settings.model_validate(
+        {"forms": forms, "plan_calls": {"tag": calls}, "fusion": presets}
+    )
+    free = ("moa", "re2&moa", "moa&moa", "plansearch", "mcts", "z3", "moa|re2")
     found = set[str]()
-    for text in tried:
+    for text in (*free, PARAMETERS, MODELS, PRESET):
         with suppress(RequestRejected):
             assert admitted(router, ask("base", tagged(text)), settings).source == "tag"
             found.add(text)
@@ -619,7 +624,7 @@ def test_facts_of_a_model(
 
 
 def test_what_a_local_model_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """LiteLLM refuses a reasoning effort for it; an approach that sent one would fail whole."""
+    """LiteLLM refuses a reasoning effort for it, unless the hook allows it, as it does."""
     handler = {"provider": "optillm-local", "custom_handler": litellm.CustomLLM()}
     monkeypatch.setattr(litellm, "custom_provider_map", [handler])
     custom_llm_setup()
@@ -627,7 +632,8 @@ def test_what_a_local_model_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = model_facts(litellm.Router([model]), "mine")
     assert facts.supports("n")
     assert facts.supports(FIELD)
-    assert not facts.supports("reasoning_effort")
+    assert facts.supports("reasoning_effort")
+    assert not facts.supports("web_search_options")
 
 
 def test_a_group_costs_its_dearest_deployment_and_nothing_is_guessed() -> None:

@@ -12,7 +12,7 @@ ASKED = {"model": "hurried", "messages": [{"role": "user", "content": "6 * 7?"}]
 
 
 def by_way(call: Call, choice: int) -> str:
-    return f"By way {call.index}.{choice}: 42."
+    return f"By way {choice}.\nANSWER: 42{call.index}{choice}"
 
 
 def hang_at_ratings(call: Call) -> Broken | None:

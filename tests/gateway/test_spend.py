@@ -23,6 +23,7 @@ from tests.upstream import (
     Status,
     Upstream,
     at,
+    differing,
     every,
     no_fault,
 )
@@ -175,7 +176,7 @@ def ask(
 def test_the_key_is_charged_what_the_provider_bills(
     proxy: Proxy, upstream: Upstream, spending: Spending, model: str, stream: bool
 ) -> None:
-    upstream.play(Script())
+    upstream.play(Script(reply=differing))
     for n in (1, 2):
         assert ask(proxy, model, stream=stream, n=n).status_code == 200
     bill = upstream.bill
@@ -187,7 +188,7 @@ def test_the_key_is_charged_what_the_provider_bills(
 def test_the_report_tells_the_price_of_the_deployment_that_has_answered(
     proxy: Proxy, upstream: Upstream, stream: bool
 ) -> None:
-    upstream.play(Script())
+    upstream.play(Script(reply=differing))
     told = ask(proxy, "re2-mixed", stream=stream).text
     [found] = re.findall(r'"cost_usd": ?([\d.e-]+)', told)
     assert float(found) == pytest.approx(cost(upstream.bill))
@@ -197,7 +198,7 @@ def test_the_report_tells_the_price_of_the_deployment_that_has_answered(
 def test_the_report_tells_what_litellm_logs_where_tokens_are_cached(
     proxy: Proxy, upstream: Upstream, spending: Spending, stream: bool
 ) -> None:
-    upstream.play(Script(cached_tokens=64))
+    upstream.play(Script(reply=differing, cached_tokens=64))
     told = ask(proxy, "moa-gpt-4o-mini", stream=stream).text
     [found] = re.findall(r'"cost_usd": ?([\d.e-]+)', told)
     logged = sum(entry.cost for entry in spending.entries)
@@ -219,7 +220,7 @@ def test_the_report_tells_what_litellm_logs_where_tokens_are_cached(
 def test_a_client_cannot_steer_what_its_inner_calls_cost(
     proxy: Proxy, upstream: Upstream, spending: Spending, fields: dict[str, Any]
 ) -> None:
-    upstream.play(Script())
+    upstream.play(Script(reply=differing))
     answer = ask(proxy, "re2-base", **fields)
     if answer.status_code == 200 and upstream.calls:
         assert [call.body["model"] for call in upstream.calls] == ["base"]
@@ -230,7 +231,7 @@ def test_a_client_cannot_steer_what_its_inner_calls_cost(
 def test_the_budget_counter_of_the_key_ends_at_the_bill(
     proxy: Proxy, upstream: Upstream, form: tuple[str, ...]
 ) -> None:
-    upstream.play(Script(fault=at({1: Status(500)}), n="refused"))
+    upstream.play(Script(reply=differing, fault=at({1: Status(500)}), n="refused"))
     key, (model, *approach) = f"sk-rich-{'+'.join(form)}", form
     fields = {"optillm_approach": approach[0]} if approach else {}
     for stream in (False, True, False):
@@ -245,7 +246,7 @@ def test_the_budget_counter_of_the_key_ends_at_the_bill(
 def test_so_on_every_route(
     proxy: Proxy, upstream: Upstream, spending: Spending, route: str, stream: bool
 ) -> None:
-    upstream.play(Script())
+    upstream.play(Script(reply=differing))
     for model in ("re2-base", "moa-base"):
         body = {"model": model, "stream": stream, **ROUTES[route]}
         assert proxy.post(route, body, key="sk-spender").status_code == 200
@@ -260,7 +261,7 @@ def test_so_on_every_route(
 def test_so_with_a_failing_inner_call(
     proxy: Proxy, upstream: Upstream, spending: Spending, model: str, fault: Fault, stream: bool
 ) -> None:
-    upstream.play(Script(fault=at({1: fault}), n="refused"))
+    upstream.play(Script(reply=differing, fault=at({1: fault}), n="refused"))
     ask(proxy, model, stream=stream)
     spending.assert_equals(upstream.bill)
 
@@ -268,7 +269,7 @@ def test_so_with_a_failing_inner_call(
 def test_so_with_every_third_call_failing(
     proxy: Proxy, upstream: Upstream, spending: Spending
 ) -> None:
-    upstream.play(Script(fault=every(3, Status(500)), n="refused"))
+    upstream.play(Script(reply=differing, fault=every(3, Status(500)), n="refused"))
     for model in MODELS:
         ask(proxy, model)
     spending.assert_equals(upstream.bill)
@@ -278,7 +279,7 @@ def test_so_with_every_third_call_failing(
 def test_so_when_the_client_hangs_up_between_two_stages(
     proxy: Proxy, upstream: Upstream, spending: Spending, stream: bool
 ) -> None:
-    upstream.play(Script(fault=_from(1, HANG)))
+    upstream.play(Script(reply=differing, fault=_from(1, HANG)))
     body = {"model": "moa-base", "stream": stream, **ROUTES["/v1/chat/completions"]}
     hang_up(proxy, upstream, "/v1/chat/completions", body, done=1, key="sk-spender")
     upstream.wait_until(lambda u: not u.alive, within_s=1)
@@ -289,7 +290,7 @@ def test_so_when_the_client_hangs_up_between_two_stages(
 def test_so_when_the_deadline_cuts_the_request(
     proxy: Proxy, upstream: Upstream, spending: Spending
 ) -> None:
-    upstream.play(Script(fault=_from(1, HANG)))
+    upstream.play(Script(reply=differing, fault=_from(1, HANG)))
     assert ask(proxy, "hurried").status_code == 200
     spending.assert_equals(upstream.bill, cut_off=1)
 
@@ -314,7 +315,7 @@ def test_each_token_counts_once_towards_the_limit_per_minute(
         return int(answer.headers["x-ratelimit-api_key-remaining-tokens"])
 
     def counted(model: str) -> int:
-        upstream.play(Script())
+        upstream.play(Script(reply=differing))
         before = remaining()
         assert ask(proxy, model, key="sk-counted", stream=stream).status_code == 200
         spent = upstream.bill.total_tokens
@@ -337,7 +338,7 @@ def test_each_token_counts_once_towards_the_limit_per_minute(
 def test_a_spent_budget_stops_every_form(
     proxy: Proxy, upstream: Upstream, number: int, model: str, fields: dict[str, Any]
 ) -> None:
-    upstream.play(Script())
+    upstream.play(Script(reply=differing))
     key = f"sk-poor-{number}"
     assert ask(proxy, model, key=key, **fields).status_code == 200
     paid = len(upstream.calls)
@@ -352,7 +353,7 @@ def test_a_budget_that_ends_in_the_middle_of_a_request_ends_its_calls(
     proxy: Proxy, upstream: Upstream, owner: str
 ) -> None:
     """LiteLLM books a call shortly after it has ended: two stages later it is visible."""
-    upstream.play(Script(latency_s=0.2))
+    upstream.play(Script(reply=differing, latency_s=0.2))
     (request, _) = THIN[owner]
     answer = ask(proxy, key=f"sk-thin-{owner}", **request)
     assert answer.status_code == 200, answer.text
@@ -376,7 +377,7 @@ def test_a_budget_that_ends_in_the_middle_of_a_request_ends_its_calls(
 def test_a_models_limit_of_requests_counts_each_request_once_by_every_form(
     proxy: Proxy, upstream: Upstream, key: str, model: str, fields: dict[str, Any]
 ) -> None:
-    upstream.play(Script())
+    upstream.play(Script(reply=differing))
     key = f"sk-slow-{key}"
     assert ask(proxy, model, key=key, **fields).status_code == 200
     assert ask(proxy, "base", key=key).status_code == 200
@@ -397,7 +398,7 @@ def test_each_token_counts_once_towards_the_models_limit(
         answer = ask(proxy, "base", key="sk-tokens", max_tokens=1)
         return int(answer.headers["x-ratelimit-model_per_key-remaining-tokens"])
 
-    upstream.play(Script(fault=at({1: Status(500)}), n="refused"))
+    upstream.play(Script(reply=differing, fault=at({1: Status(500)}), n="refused"))
     before = remaining()
     ask(proxy, model, key="sk-tokens", stream=stream)
     spent = upstream.bill.total_tokens
@@ -407,7 +408,7 @@ def test_each_token_counts_once_towards_the_models_limit(
 def test_a_models_limit_of_tokens_ends_a_request_between_its_calls(
     proxy: Proxy, upstream: Upstream
 ) -> None:
-    upstream.play(Script())
+    upstream.play(Script(reply=differing))
     answer = ask(proxy, "moa-base", key="sk-few-tokens")
     assert answer.status_code == 200, answer.text
     assert "rate_limit_exceeded" in answer.json()["optillm"]["degraded"]
@@ -449,7 +450,7 @@ def test_a_key_without_the_base_model_cannot_reach_it(
     text: str,
     fields: dict[str, object],
 ) -> None:
-    upstream.play(Script())
+    upstream.play(Script(reply=differing))
     refused = ask(proxy, model, key=key, text=text or "What is 6 times 7?", **fields)
     assert refused.status_code in (401, 403), refused.text
     assert refused.json()["error"]["type"] == "key_model_access_denied"
@@ -457,14 +458,14 @@ def test_a_key_without_the_base_model_cannot_reach_it(
 
 
 def test_an_alias_may_lend_its_base_model(proxy: Proxy, upstream: Upstream) -> None:
-    upstream.play(Script())
+    upstream.play(Script(reply=differing))
     assert ask(proxy, "lent", key="sk-alias").status_code == 200
     assert [call.body["model"] for call in upstream.calls] == ["base"]
 
 
 @pytest.mark.parametrize("model", ["re2-other", "optillm/re2/other", "other"])
 def test_a_key_with_the_base_model_reaches_it(proxy: Proxy, upstream: Upstream, model: str) -> None:
-    upstream.play(Script(fault=no_fault))
+    upstream.play(Script(reply=differing, fault=no_fault))
     fields = {"optillm_approach": "re2"} if model == "other" else {}
     limited = ("sk-poor", "sk-rich", "sk-thin", "sk-slow", "sk-tokens", "sk-few-tokens")
     keys = [key for key in KEYS if not key.startswith(limited)]

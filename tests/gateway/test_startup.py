@@ -11,6 +11,7 @@ from optillm_hooks.gateway.startup import log_problems, problems, use_litellm_lo
 from tests.proxy import Config, alias, hooked_config, model_group
 
 MODEL = model_group("base", "http://127.0.0.1:9")
+SCORER = model_group("rank", "http://127.0.0.1:9", model="cohere/rerank-v3.5")
 
 
 def config(*models: dict[str, Any], **settings: object) -> dict[str, Any]:
@@ -18,7 +19,8 @@ def config(*models: dict[str, Any], **settings: object) -> dict[str, Any]:
 
 
 def test_a_right_configuration_has_no_problems() -> None:
-    right = config(alias("careful", "moa", max_calls=9), default_approach="re2", max_choices=3)
+    careful, ranked = alias("careful", "moa", max_calls=9), alias("ranked", "bon(judge=rank)")
+    right = config(SCORER, careful, ranked, default_approach="re2", max_choices=3)
     assert problems(right) == []
     assert problems({}) == problems({"litellm_settings": None, "model_list": None}) == []
 
@@ -28,6 +30,13 @@ def test_a_right_configuration_has_no_problems() -> None:
     [
         (config(max_choice=3), "optillm_settings.max_choice"),
         (config(forms={"tags": "all"}), "optillm_settings.forms.tags"),
+        (
+            config(fusion={"presets": {"a": {"models": ["base"], "modles": 1}}}),
+            "fusion.presets.a.modles: unknown setting (known: models, judge, synthesiser, ",
+        ),
+        (config(fusion={"presets": {"a": {"models": ["x"]}}}), "presets.a names 'x', which is not"),
+        (config(fusion={"presets": {"a": {"judge": "base"}}}), "fusion.presets.a.models: Field"),
+        (config(alias("a", "fusion(preset=b)")), "unknown preset 'b' (known: none; the operator"),
         (config(plan_calls={"client": 0}), "optillm_settings.plan_calls.client"),
         (config(default_approach="mao"), "unknown approach 'mao'"),
         (config(default_approach="auto"), "'auto' stands for the approach in the model's name"),
@@ -36,6 +45,19 @@ def test_a_right_configuration_has_no_problems() -> None:
         (config(alias("a", "moa", max_call=9)), "model 'a': model_info.optillm.max_call"),
         (config(alias("a", "moa&")), "model 'a': approach expression"),
         (config(alias("a", "bon(n=8)"), plan_calls={"alias": 9}), "model 'a': this request"),
+        (
+            config(SCORER, alias("a", "cascade(strong=rank)")),
+            "model 'a': the model 'rank' only scores",
+        ),
+        (config(SCORER, alias("a", "re2", "rank")), "model 'a': the base model 'rank' only scores"),
+        (
+            config(SCORER, fusion={"presets": {"b": {"models": ["base"], "judge": "rank"}}}),
+            "fusion.presets.b: the model 'rank' only scores answers",
+        ),
+        (
+            config(fusion={"presets": {"b": {"models": ["base"], "first_m": 2}}}),
+            "optillm_settings.fusion.presets.b: fusion: first_m must be at most",
+        ),
         (config(alias("a", "re2", code_runner="litellm")), "sandbox_tools has no entry ''"),
         (
             config(

@@ -52,7 +52,7 @@ async def test_inner_calls_are_streamed(
         return None if call.streamed else Status(400, message)
 
     def reply(call: Call, _choice: int) -> Reply:
-        return Reply(f"By way {call.index}: 42.\nRATING: {call.index % 10}", "Hm.")
+        return Reply(f"It is 42{call.index}.\nRATING: {call.index % 10}", "Hm.")
 
     upstream.play(Script(reply=reply, fault=only_streams))
     for _ in range(2):

@@ -9,7 +9,7 @@ import pytest
 
 from tests.gateway.refusals import REFUSALS, refused_models
 from tests.proxy import PRICE, Proxy, alias, hooked_config, model_group
-from tests.upstream import Call, Script, Status, Upstream, always, at
+from tests.upstream import Call, Script, Status, Upstream, always, at, differing
 
 WAYS = ("by name", "as a fallback", "as a streamed fallback", "after a comma")
 TINY = {"base": {"budget_limit": 1e-9, "time_period": "1d"}}
@@ -247,7 +247,7 @@ def test_a_cached_answer_is_never_another_plans(
 
 def test_samples_are_cached_apart(proxy: Proxy, upstream: Upstream) -> None:
     """Or a vote would count copies of one reply, where a model does not take `n`."""
-    upstream.play(Script())
+    upstream.play(Script(reply=differing))
     text, calls = fresh(), []
     for cache in ({}, {}, {"no-cache": True}):
         before = len(upstream.calls)
@@ -395,7 +395,7 @@ def logged(proxy: Proxy, answer: httpx.Response) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_one_line_is_logged_for_each_plan(proxy: Proxy, upstream: Upstream, stream: bool) -> None:
-    upstream.play(Script(fault=at({2: Status(500)})))
+    upstream.play(Script(reply=differing, fault=at({2: Status(500)})))
     answer = ask(proxy, "moa(temperature=0.7)-base", stream=stream)
     [line] = logged(proxy, answer)
     seconds = float(line.pop("seconds"))

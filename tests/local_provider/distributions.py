@@ -25,5 +25,6 @@ def assert_follows(counts: Sequence[int], probabilities: Sequence[float]) -> Non
     """Chi-square: fails by chance once in ten million times."""
     n = sum(counts)
     distance = sum((c - n * p) ** 2 / (n * p) for c, p in zip(counts, probabilities, strict=True))
-    freedom = torch.tensor((len(probabilities) - 1) / 2, dtype=torch.float64)
-    assert torch.special.gammaincc(freedom, torch.tensor(distance / 2).double()) > 1e-7
+    given = ((len(probabilities) - 1) / 2, distance / 2)
+    freedom, half = torch.tensor(given, dtype=torch.float64, device="cpu")
+    assert torch.special.gammaincc(freedom, half) > 1e-7

@@ -10,7 +10,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from optillm_hooks.errors import RequestRejected
-from optillm_hooks.local_provider.chat_format import ChatFormat, ChoiceOutput
+from optillm_hooks.local_provider.chat_format import ChatFormat
+from optillm_hooks.local_provider.choice_output import ChoiceOutput
 from optillm_hooks.local_provider.engine_request import ScoredToken
 from optillm_hooks.local_provider.text import StopFinder, ThinkSplitter
 from tests.local_provider import tiny

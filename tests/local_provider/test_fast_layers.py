@@ -128,6 +128,14 @@ def test_a_norm_computes_what_that_of_the_model_does(
     torch.testing.assert_close(quick(given), plain(given))
 
 
+def test_a_norm_with_float32_weights_computes_in_float32_whatever_it_gets() -> None:
+    plain = of_llama()
+    quick = copy.deepcopy(plain)
+    use_fast_layers(quick)
+    given = torch.randn(1, 3, 16).bfloat16()
+    torch.testing.assert_close(quick(given), plain(given.float()))
+
+
 @pytest.mark.parametrize(
     "other",
     [Norm(one=1.0), Norm(epsilon=0.0), nn.LayerNorm(16), Norm().bfloat16(), Norm().to("meta")],

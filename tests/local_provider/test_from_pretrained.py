@@ -11,9 +11,8 @@ import pytest
 import torch
 import transformers
 
-from optillm_hooks.local_provider import fast_layers, models
-from optillm_hooks.local_provider.eviction import device_memory
-from optillm_hooks.local_provider.models import LoadedModel
+from optillm_hooks.local_provider import fast_layers, loading, models
+from optillm_hooks.local_provider.loading import LoadedModel
 from tests.local_provider import tiny
 
 
@@ -37,24 +36,39 @@ def test_a_hub_model_is_asked_for_by_id_revision_and_trust(
 ) -> None:
     calls: list[tuple[str, dict[str, Any]]] = []
 
-    def from_pretrained(name: str, **kwargs: Any) -> torch.nn.Module:
+    whole: dict[str, set[str]] = {
+        "missing_keys": set(),
+        "unexpected_keys": set(),
+        "mismatched_keys": set(),
+    }
+
+    def from_pretrained(name: str, **kwargs: Any) -> Any:
         calls.append((name, kwargs))
         if asks is models.weight_bytes:
             raise Asked
-        return torch.nn.Linear(1, 1)
+        model = tiny.model()
+        return (model, whole) if "output_loading_info" in kwargs else model.config
 
-    for kind in ("AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"):
+    def tokenizer(name: str, **kwargs: Any) -> Any:
+        from_pretrained(name, **kwargs)
+        return tiny.tokenizer()
+
+    for kind in ("AutoConfig", "AutoModelForCausalLM"):
         monkeypatch.setattr(getattr(transformers, kind), "from_pretrained", from_pretrained)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", tokenizer)
     settings = {"path": "owner/model", "revision": revision, "trust_remote_code": trust}
     spec = models.find("mine", {**settings, "device": "cpu"})
     with nullcontext() if asks is models.load else pytest.raises(Asked):
         asks(spec)
-    assert len(calls) == (2 if asks is models.load else 1)
+    assert len(calls) == (3 if asks is models.load else 1)
     for name, kwargs in calls:
         assert name == "owner/model"
         assert kwargs["revision"] == (revision or "main")
         assert kwargs["trust_remote_code"] is trust
         assert kwargs["local_files_only"] is False
+    if asks is models.load:
+        devices = [kwargs["device_map"] for _, kwargs in calls if "device_map" in kwargs]
+        assert devices == [{"": "cpu"}]  # never to main memory first
 
 
 @pytest.mark.parametrize("kind", ["llama", "never_heard_of"])
@@ -93,6 +107,7 @@ def test_the_device_is_the_best_available_or_the_configured_one(
     monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, told: str, device: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 * cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert models.device_of(models.find("mine", {"path": "x", "device": told})) == device
 
@@ -110,11 +125,11 @@ def test_fastest_is_the_type_that_took_less_time_on_the_cpu(
 
         layer.forward = forward
 
-    monkeypatch.setattr(models, "time", SimpleNamespace(perf_counter=lambda: clock))
+    monkeypatch.setattr(loading, "time", SimpleNamespace(perf_counter=lambda: clock))
     with monkeypatch.context() as patched:
         patched.setattr(fast_layers, "use_fast_layers", use_fast_layers)
-        assert models._fastest_dtype("cpu") == faster
-    monkeypatch.setattr(models, "_fastest_dtype", lambda device: {"cpu": faster}[device])
+        assert loading._fastest_dtype("cpu") == faster
+    monkeypatch.setattr(loading, "_fastest_dtype", lambda device: {"cpu": faster}[device])
     spec = models.find("tiny", {"path": str(folder), "dtype": "fastest", "device": "cpu"})
     assert models.load(spec).model.dtype == faster
 
@@ -132,7 +147,7 @@ def test_fastest_on_a_gpu_is_the_half_type_that_it_has(
     monkeypatch: pytest.MonkeyPatch, device: str, has_bfloat16: bool, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bfloat16)
-    assert models._fastest_dtype(device) == dtype
+    assert loading._fastest_dtype(device) == dtype
 
 
 def test_the_embedded_model_is_of_float32_unless_its_deployment_says_otherwise() -> None:
@@ -145,9 +160,3 @@ def test_the_embedded_model_is_of_float32_unless_its_deployment_says_otherwise()
 
 def test_the_embedded_model_is_loaded_in_float32(loaded: LoadedModel) -> None:
     assert loaded.model.dtype == torch.float32
-
-
-def test_models_may_take_four_fifths_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = {"cuda:0": (1, 1000), "cuda:1": (1, 500)}
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: memory[device])
-    assert [device_memory(device) for device in memory] == [800, 400]

@@ -25,9 +25,8 @@ from optillm_hooks.local_provider.engine_request import (
     Piece,
     SamplingParams,
     Submission,
-    UnknownModel,
 )
-from optillm_hooks.local_provider.kv_cache import Row
+from optillm_hooks.local_provider.kv_cache import KVCache, Row
 from optillm_hooks.local_provider.request import parse_request
 from optillm_hooks.local_provider.runner import Runner
 from tests.local_provider import tiny
@@ -210,6 +209,24 @@ def test_a_long_prefill_stalls_a_running_stream_by_one_chunk_per_token(chunk: in
     # A token for every step, also while the prompt is read.
     first = running.steps[0]
     assert running.steps == list(range(first, first + 40))
+
+
+@pytest.mark.parametrize("letters", [100, 230])
+@pytest.mark.parametrize("common", [0, 60], ids=["other prompt", "same system prompt"])
+def test_a_short_prompt_behind_a_long_one_has_its_first_token_within_two_chunks(
+    letters: int, common: int
+) -> None:
+    batch = Batch(Counted(), FORMAT, Capacity(chunk=256))
+    system = [{"role": "system", "content": "s" * common}] if common else []
+    long, short = (
+        Client.of(
+            EngineRequest(messages=[*system, *one.messages], max_tokens=2, logit_bias=ENDLESS)
+        )
+        for one in (make_request(1900), make_request(letters))
+    )
+    run(batch, {0: long, 2: short})
+    assert short.steps[0] <= 2 + 2
+    assert long.steps[0] <= 12
 
 
 def test_two_concurrent_prefills_share_one_chunk() -> None:
@@ -447,7 +464,7 @@ def test_an_unknown_adapter_is_refused_with_the_known_ones() -> None:
     client = Client.of(make_request(4, adapter="x"))
     run(Batch(Counted(), FORMAT, Capacity()), {0: client})
     ((_, failure),) = client.events
-    assert isinstance(failure, UnknownModel)
+    assert isinstance(failure, RequestRejected)
     assert str(failure) == "no adapter 'x'; this model has: none"
 
 
@@ -457,6 +474,7 @@ def served(batch: Batch, clients: Sequence[Client]) -> tuple[int, int, int]:
     Filled are slots that have a row, and prompts that are kept outside of the prefix cache.
     """
     kept = batch._runner.kv_cache
+    assert isinstance(kept, KVCache)
     crowds, filled, allocated = [0], [0], [0]
     for client in clients:
         batch.add(client.submission)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.local_provider import models
 from optillm_hooks.local_provider.custom_llm import PROVIDER, LocalProvider
 from optillm_hooks.local_provider.engine_request import UnknownModel
-from optillm_hooks.local_provider.models import LoadedModel
+from optillm_hooks.local_provider.loading import LoadedModel
 from optillm_hooks.local_provider.runner import Runner
 
 pytestmark = [
@@ -61,10 +62,11 @@ def test_an_unknown_name_loads_nothing() -> None:
         ({"path": "x", "dtyp": "auto"}, "optillm_local.dtyp: Extra inputs"),
         ({"path": "x", "device": "tpu"}, "optillm_local.device"),
         ({"path": "x", "rows": 0}, "optillm_local.rows"),
+        ("/models/mine", "optillm_local: settings are expected"),
     ],
-    ids=["no path", "misspelt", "device", "rows"],
+    ids=["no path", "misspelt", "device", "rows", "no settings"],
 )
-def test_a_wrong_configuration_says_where(configured: dict[str, Any], message: str) -> None:
+def test_a_wrong_configuration_says_where(configured: object, message: str) -> None:
     with pytest.raises(ProviderFailed, match=message):
         models.find("mine", configured)
 
@@ -158,17 +160,47 @@ def test_two_adapters_and_the_base_in_one_batch_give_the_logits_of_peft(
         assert name is None or (theirs - base).norm() > 0.2 * theirs.norm()
 
 
-@pytest.mark.parametrize("broken", ["missing", "shape", "kind"])
+@pytest.mark.parametrize(
+    ("selected", "lacks"),
+    [
+        ({}, True),
+        ({"target_modules": r".*\.(q_proj|up_proj)"}, True),
+        ({"target_modules": "all-linear"}, True),
+        ({"layers_to_transform": [0]}, False),
+        ({"layers_to_transform": 1}, True),
+        ({"exclude_modules": ["layers.1.self_attn.q_proj"]}, False),
+    ],
+    ids=["names", "pattern", "all", "its layers", "other layers", "excluded"],
+)
+def test_an_adapter_that_lacks_a_layer_it_was_trained_for_is_refused(
+    tiny: Path, adapters: dict[str, str], tmp_path: Path, selected: dict[str, Any], lacks: bool
+) -> None:
+    weights = load_file(Path(adapters["a"]) / "adapter_model.safetensors")
+    gone = ["layers.1.self_attn.q_proj"]
+    gone += ["layers.1.mlp"] if selected.get("layers_to_transform") == [0] else []
+    kept = {key: w for key, w in weights.items() if not any(part in key for part in gone)}
+    save_file(kept, tmp_path / "adapter_model.safetensors")
+    config = json.loads((Path(adapters["a"]) / "adapter_config.json").read_text()) | selected
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    spec = models.find("tiny", {"path": str(tiny), "adapters": {"x": str(tmp_path)}})
+    with pytest.raises(ProviderFailed, match="'x' lacks weights of") if lacks else nullcontext():
+        models.start(spec)
+
+
+@pytest.mark.parametrize("broken", ["missing", "truncated", "shape", "kind"])
 def test_a_bad_adapter_is_an_error_when_it_is_loaded(
     tiny: Path, tmp_path: Path, broken: str
 ) -> None:
     if broken != "missing":
-        kind = "LORA" if broken == "shape" else "IA3"
+        kind = "IA3" if broken == "kind" else "LORA"
         config = {"peft_type": kind, "r": 4, "lora_alpha": 8}
         (tmp_path / "adapter_config.json").write_text(json.dumps(config))
         key = "base_model.model.model.layers.0.self_attn.q_proj.lora"
         weights = {f"{key}_A.weight": torch.ones(4, 99), f"{key}_B.weight": torch.ones(32, 4)}
         save_file(weights, tmp_path / "adapter_model.safetensors")
+    if broken == "truncated":
+        file = tmp_path / "adapter_model.safetensors"
+        file.write_bytes(file.read_bytes()[:-9])
     spec = models.find("tiny", {"path": str(tiny), "adapters": {"x": str(tmp_path)}})
     with pytest.raises(ProviderFailed, match="adapter 'x'"):
         models.start(spec)
@@ -244,7 +276,7 @@ async def test_a_name_with_a_plus_sign_uses_the_adapter_in_the_same_engine(
     assert adapted.choices[0].message.content == by_field.choices[0].message.content
     assert adapted.choices[0].message.content != base.choices[0].message.content
     assert len(provider._engines) == 1
-    with pytest.raises(litellm.NotFoundError, match="no adapter 'c'; this model has: a, b"):
+    with pytest.raises(litellm.BadRequestError, match="no adapter 'c'; this model has: a, b"):
         await provider.acompletion("tiny+c", **call)
 
 
@@ -259,9 +291,9 @@ async def test_an_adapter_that_is_not_there_is_refused_before_anything_is_loaded
         "optional_params": {} if "+" in model else {"active_adapter": "c"},
         "litellm_params": {"model_info": {"optillm_local": {"path": str(tiny)}}},
     }
-    with pytest.raises(litellm.NotFoundError, match="no adapter 'c'; this model has: none"):
+    with pytest.raises(litellm.BadRequestError, match="no adapter 'c'; this model has: none"):
         await provider.acompletion(model, **call)
     call["litellm_params"]["model_info"]["optillm_local"]["adapters"] = adapters
-    with pytest.raises(litellm.NotFoundError, match="no adapter 'c'; this model has: a, b"):
+    with pytest.raises(litellm.BadRequestError, match="no adapter 'c'; this model has: a, b"):
         provider.astreaming(model, **call)
     assert not any(engine.loaded for engine in provider._engines.values())

@@ -68,3 +68,20 @@ def test_one_that_is_too_large_is_not_kept() -> None:
     prefixes = cache(max_bytes=2)
     prefixes.add(known(1, 2, 3))
     assert prefixes.bytes == 0
+
+
+def test_a_state_is_reused_only_by_a_prompt_that_goes_on_from_all_of_it() -> None:
+    prefixes = PrefixCache[Known](100, min_tokens=2, whole=True)
+    prefixes.add(known(1, 2, 3, 4, 5))
+    prefixes.add(known(1, 2, 3))
+    assert prefixes.find([1, 2, 9]) is None
+    assert prefixes.find([1, 2, 3]) is None, "its last token is left to compute"
+    assert prefixes.find([1, 2, 3, 4, 7]) == Hit(known(1, 2, 3), 3)
+    assert prefixes.find([1, 2, 3, 4, 5, 6]) == Hit(known(1, 2, 3, 4, 5), 5)
+
+
+def test_a_longer_state_does_not_replace_a_shorter_one() -> None:
+    prefixes = PrefixCache[Known](100, min_tokens=2, whole=True)
+    for tokens in [(1, 2, 3), (1, 2, 3, 4), (1, 2, 3, 4)]:
+        prefixes.add(Known(tokens))
+    assert prefixes.bytes == 7

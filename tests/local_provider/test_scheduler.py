@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optillm_hooks.local_provider.scheduler import admit, chunk_prefills
+from optillm_hooks.local_provider.scheduler import admit, chunk_prefills, whole_prefills
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,50 @@ def test_running_rows_always_go_on_and_prompts_share_the_chunk(
     assert sum(long) == min(chunk, sum(w for w in waiting if w > 1))
 
 
-def test_prompts_are_prefilled_in_order_of_arrival() -> None:
-    assert chunk_prefills([1, 300, 1, 100, 50], 256) == [1, 256, 1, 0, 0]
-    assert chunk_prefills([100, 300, 1], 256) == [100, 156, 1]
+@given(waiting=st.lists(st.integers(2, 1000), min_size=1, max_size=9), chunk=st.integers(2, 300))
+def test_the_oldest_and_the_shortest_prompt_get_half_of_the_chunk(
+    waiting: list[int], chunk: int
+) -> None:
+    fed = chunk_prefills(waiting, chunk)
+    shortest = waiting.index(min(waiting))
+    assert fed[0] >= min(waiting[0], chunk // 2)
+    assert fed[shortest] >= min(waiting[shortest], chunk // 2)
+
+
+@given(
+    older=st.lists(st.integers(2, 500), max_size=5),
+    prompt=st.integers(2, 500),
+    younger=st.lists(st.lists(st.integers(2, 20), max_size=8), max_size=60),
+    chunk=st.integers(2, 64),
+)
+def test_no_number_of_short_prompts_starves_a_long_one(
+    older: list[int], prompt: int, younger: list[list[int]], chunk: int
+) -> None:
+    """It is read as soon as half of the chunk, first come first served, would have read it."""
+    waiting, steps = [*older, prompt], 0
+    work, place = sum(waiting), len(older)
+    while waiting[place] > 0:
+        waiting += younger[steps] if steps < len(younger) else []
+        fed = chunk_prefills(waiting, chunk)
+        waiting = [count - size for count, size in zip(waiting, fed, strict=True)]
+        steps += 1
+    # A remainder of a single token is fed outside of the budget.
+    assert steps <= -(-work // (chunk // 2)) + 1
+
+
+def test_short_prompts_are_read_beside_a_long_one() -> None:
+    assert chunk_prefills([1, 3000, 1, 100, 50], 256) == [1, 128, 1, 78, 50]
+    assert chunk_prefills([3000, 200], 256) == [128, 128]
+    assert chunk_prefills([3000, 60], 256) == [196, 60]
+    assert chunk_prefills([100, 3000, 1], 256) == [100, 156, 1]
+
+
+@given(waiting=st.lists(st.integers(0, 1000), max_size=9))
+def test_a_prompt_that_cannot_be_cut_is_read_whole_and_alone(waiting: list[int]) -> None:
+    fed = whole_prefills(waiting)
+    prompts = [row for row, count in enumerate(waiting) if count > 1]
+    assert [row for row, size in enumerate(fed) if size > 1] == prompts[:1]
+    assert all(size in (0, count) for size, count in zip(fed, waiting, strict=True))
+    assert [size for size, count in zip(fed, waiting, strict=True) if count <= 1] == [
+        count for count in waiting if count <= 1
+    ]

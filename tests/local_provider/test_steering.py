@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.local_provider import make_steering, models
 from optillm_hooks.local_provider.custom_llm import PROVIDER, LocalProvider
-from optillm_hooks.local_provider.models import LoadedModel
+from optillm_hooks.local_provider.loading import LoadedModel
 from optillm_hooks.local_provider.runner import Runner
 from optillm_hooks.local_provider.steering import fingerprint
 

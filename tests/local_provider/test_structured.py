@@ -339,7 +339,7 @@ def test_a_schema_that_cannot_be_enforced_is_refused_by_field(
     [
         ({"type": "yaml"}, "response_format.*json_object"),
         ({"type": "json_schema"}, "json_schema: Field required"),
-        ({"type": "json_schema", "json_schema": {"schema": 3}}, "schema.*dictionary"),
+        ({"type": "json_schema", "json_schema": {"schema": 3}}, "schema.*object"),
         ("json", "response_format"),
     ],
     ids=["kind", "no schema", "number", "text"],

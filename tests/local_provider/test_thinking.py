@@ -30,6 +30,25 @@ SWITCHED = (
             id="only if a switch is on",
         ),
         pytest.param(
+            f"{{%- if not thinking is defined %}}{{%- set thinking = false %}}{{%- endif %}}{BODY}"
+            f"{START}' }}}}{{%- if thinking %}}{{{{- '<think>' }}}}{{%- endif %}}{{%- endif %}}",
+            "on_request",
+            id="off by default",
+        ),
+        pytest.param(
+            f"{BODY}{START}' }}}}{{%- if enable_thinking %}}{{{{- '<think>' }}}}{{%- endif %}}"
+            "{%- endif %}",
+            "on_request",
+            id="off unless set",
+        ),
+        pytest.param(
+            "{%- set enable_thinking = enable_thinking if enable_thinking is defined else True %}"
+            f"{BODY}{START}' }}}}{{%- if enable_thinking %}}{{{{- '<think>' }}}}{{%- endif %}}"
+            "{%- endif %}",
+            "always",
+            id="on by default",
+        ),
+        pytest.param(
             f"Reasoning: {{{{ reasoning_effort }}}}{BODY}{START}' }}}}{{%- endif %}}",
             "always",
             id="by effort",

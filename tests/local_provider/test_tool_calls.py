@@ -16,20 +16,20 @@ from hypothesis import strategies as st
 from optillm_hooks.decoding.cot_decoding import CotSettings
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.batch import Batch, Capacity
-from optillm_hooks.local_provider.chat_format import ChatFormat, ChoiceOutput
-from optillm_hooks.local_provider.custom_llm import PROVIDER, LocalProvider
+from optillm_hooks.local_provider.chat_format import ChatFormat
+from optillm_hooks.local_provider.choice_output import ChoiceOutput
+from optillm_hooks.local_provider.custom_llm import PROVIDER, LocalProvider, _Chunks
 from optillm_hooks.local_provider.engine import Engine
 from optillm_hooks.local_provider.engine_request import Choice, EngineRequest, Piece
 from optillm_hooks.local_provider.request import parse_request
-from optillm_hooks.local_provider.tool_calls import (
-    HERMES,
-    LLAMA,
-    MISTRAL,
-    CallFinder,
-    CallForm,
-    Tools,
-    form_of,
-)
+from optillm_hooks.local_provider.tool_calls.base import CallFormat
+from optillm_hooks.local_provider.tool_calls.detection import form_of
+from optillm_hooks.local_provider.tool_calls.finder import CallFinder
+from optillm_hooks.local_provider.tool_calls.json_calls import HERMES, LLAMA, MISTRAL
+from optillm_hooks.local_provider.tool_calls.schema import alternatives, typed
+from optillm_hooks.local_provider.tool_calls.tagged_calls import QWEN_CODER
+from optillm_hooks.local_provider.tool_calls.tools import Tools
+from optillm_hooks.types import ToolCall
 from tests.local_provider import tiny
 
 TURNS = (
@@ -47,10 +47,7 @@ TEMPLATES = {
 FORMS = {"hermes": HERMES, "mistral": MISTRAL, "llama": LLAMA}
 OTHERS = {
     "no tools": TURNS,
-    "qwen3-coder": "<tool_call>\n<function=...>\n<parameter=...> arguments </tool_call>" + LISTED,
-    "glm": "<tool_call>{name}\n<arg_key>...</arg_key> arguments </tool_call>" + LISTED,
-    "mistral v11": "[TOOL_CALLS]name[ARGS]{...}" + LISTED,
-    "python calls": "Environment: ipython [func(a=1)]" + LISTED,
+    "another": "<<call>> name {arguments}" + LISTED,
 }
 
 WEATHER = {
@@ -81,7 +78,7 @@ def test_a_template_with_no_form_or_another_has_none_of_ours(template: str) -> N
 
 
 def found(
-    form: CallForm, pieces: list[str], *, parallel: bool = True
+    form: CallFormat, pieces: list[str], *, parallel: bool = True
 ) -> tuple[str, list[tuple[str, Any]]]:
     finder = CallFinder(Tools(form, SCHEMAS, parallel))
     parts = [*(finder.feed(piece) for piece in pieces), finder.close()]
@@ -96,7 +93,7 @@ OSLO_CALL = ("weather", {"place": "Oslo", "days": 2})
 NOW = '{"name": "now", "arguments": {}}'
 TRICKY = '{"name": "now", "arguments": {"a": "</tool_call> \\" é [TOOL_CALLS]"}}'
 TRICKY_CALL = ("now", {"a": '</tool_call> " é [TOOL_CALLS]'})
-REPLIES: list[tuple[CallForm, str, str, list[Any]]] = [
+REPLIES: list[tuple[CallFormat, str, str, list[Any]]] = [
     (HERMES, f"<tool_call>\n{OSLO}\n</tool_call>", "", [OSLO_CALL]),
     (HERMES, f"Let me see.\n<tool_call>{OSLO}</tool_call>\n", "Let me see.", [OSLO_CALL]),
     (
@@ -112,7 +109,7 @@ REPLIES: list[tuple[CallForm, str, str, list[Any]]] = [
     (LLAMA, OSLO.replace("arguments", "parameters"), "", [OSLO_CALL]),
     (LLAMA, "\n<|python_tag|>" + NOW.replace("arguments", "parameters"), "", [("now", {})]),
 ]
-TEXTS: list[tuple[CallForm, str]] = [
+TEXTS: list[tuple[CallFormat, str]] = [
     (HERMES, "x <tool_call> is how calls begin"),
     (HERMES, "<tool_call>{oops}</tool_call> and on"),
     (HERMES, f"<tool_call>{OSLO}"),
@@ -141,7 +138,7 @@ TEXTS: list[tuple[CallForm, str]] = [
 @pytest.mark.parametrize("size", [1, 4, 1000], ids="in pieces of {}".format)
 @pytest.mark.parametrize(("form", "reply", "text", "calls"), REPLIES)
 def test_calls_are_read_and_the_text_around_them_kept(
-    form: CallForm, reply: str, text: str, calls: list[Any], size: int
+    form: CallFormat, reply: str, text: str, calls: list[Any], size: int
 ) -> None:
     pieces = [reply[i : i + size] for i in range(0, len(reply), size)]
     assert found(form, pieces) == (text, calls)
@@ -150,7 +147,7 @@ def test_calls_are_read_and_the_text_around_them_kept(
 @pytest.mark.parametrize("size", [1, 4, 10_000], ids="in pieces of {}".format)
 @pytest.mark.parametrize(("form", "reply"), TEXTS)
 def test_what_only_looks_like_a_call_stays_text_to_the_letter(
-    form: CallForm, reply: str, size: int
+    form: CallFormat, reply: str, size: int
 ) -> None:
     pieces = [reply[i : i + size] for i in range(0, len(reply), size)]
     assert found(form, pieces) == (reply, [])
@@ -169,7 +166,7 @@ PARTS = st.sampled_from(
     parallel=st.booleans(),
 )
 def test_calls_do_not_depend_on_how_the_text_arrives(
-    form: CallForm, parts: list[str], cuts: list[int], parallel: bool
+    form: CallFormat, parts: list[str], cuts: list[int], parallel: bool
 ) -> None:
     reply = "".join(parts)
     borders = [0, *sorted(cut for cut in cuts if cut < len(reply)), len(reply)]
@@ -178,7 +175,7 @@ def test_calls_do_not_depend_on_how_the_text_arrives(
 
 
 @pytest.mark.parametrize("form", [HERMES, MISTRAL], ids=["hermes", "mistral"])
-def test_without_parallel_calls_only_the_first_counts(form: CallForm) -> None:
+def test_without_parallel_calls_only_the_first_counts(form: CallFormat) -> None:
     two = f"<tool_call>{OSLO}</tool_call> and <tool_call>{NOW}</tool_call> more"
     reply = two if form is HERMES else f"[TOOL_CALLS] [{OSLO}, {NOW}]"
     assert found(form, [reply], parallel=False) == ("", [OSLO_CALL])
@@ -218,12 +215,12 @@ def test_tools_that_may_not_be_called_are_not_shown() -> None:
     assert parse(tool_choice="auto").tools == TOOLS
 
 
-@pytest.mark.parametrize("family", ["no tools", "mistral v11"])
+@pytest.mark.parametrize("family", ["no tools", "another"])
 def test_a_required_call_in_an_unknown_format_is_refused(family: str) -> None:
     chat_format = tiny.chat_format(OTHERS[family])
     with pytest.raises(RequestRejected, match=r"does not support tools|cannot be required to call"):
         chat_format.tools(parse(tool_choice="required"))
-    if family == "mistral v11":
+    if family == "another":
         assert chat_format.tools(parse()) is None
 
 
@@ -346,7 +343,7 @@ def test_a_required_call_takes_precedence_over_a_schema(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("form", [HERMES, MISTRAL], ids=["hermes", "mistral"])
-def test_a_grammar_repeats_calls_only_with_parallel_calls(form: CallForm) -> None:
+def test_a_grammar_repeats_calls_only_with_parallel_calls(form: CallFormat) -> None:
     (several, one) = (
         Tools(form, SCHEMAS, many).rules(["now"], json.dumps) for many in (True, False)
     )
@@ -368,6 +365,33 @@ def test_a_schema_of_a_tool_that_cannot_be_enforced_is_refused_where_it_would_ha
     with pytest.raises(RequestRejected, match=r"tools cannot be enforced: .*not"):
         replies(engine, parse(tools=[odd], tool_choice="required"))
     assert replies(engine, parse(tools=[odd], max_tokens=2))[0].finish_reason == "length"
+
+
+NO_SCHEMAS: list[Any] = [
+    {"properties": [1]},
+    {"properties": {"a": {"type": 5}}},
+    {"properties": {"a": {"enum": 5}}},
+    {"properties": {"a": {"anyOf": [5]}}},
+    {"properties": {"a": {"type": "string"}}, "required": 5},
+]
+
+
+@pytest.mark.parametrize("parameters", NO_SCHEMAS, ids=str)
+def test_parameters_that_are_no_schema_are_refused_where_they_would_be_enforced(
+    parameters: dict[str, Any],
+) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    tools = Tools(QWEN_CODER, {"f": parameters})
+    with pytest.raises(RequestRejected, match="no valid JSON schema"):
+        tools.rules(["f"], json.dumps)
+    assert parse(tools=[tool]).tools == [tool]
+
+
+def test_references_that_multiply_their_alternatives_are_not_followed_for_long() -> None:
+    many = {"anyOf": [{"$ref": "#/$defs/a"}] * 10}  # to 10⁸ alternatives
+    schema = {"$defs": {"a": many}, "$ref": "#/$defs/a"}
+    assert alternatives(schema) == [{}]
+    assert typed("1", schema) == 1
 
 
 @pytest.fixture(scope="module")
@@ -428,6 +452,29 @@ async def test_calls_come_whole_and_streamed_in_openais_shape(router: litellm.Ro
     assert reasons == {0: "tool_calls", 1: "tool_calls"}
     for index, calls in expected.items():
         assert [streamed[index][i] for i in range(len(calls))] == calls
+
+
+def test_no_chunk_of_a_stream_has_two_kinds_of_content_or_two_calls() -> None:
+    calls = tuple(ToolCall(f"id{number}", "now", "{}") for number in (1, 2))
+    made = _Chunks("m")
+    chunks = [*made.of(Piece(0, "Well.", "Look.", tool_calls=calls)), *made.of(Piece(0, "So."))]
+    shown = [
+        (
+            delta.role,
+            delta.get("reasoning_content"),
+            delta.content,
+            [(call.index, call.id) for call in delta.tool_calls or []],
+        )
+        for chunk in chunks
+        for delta in [chunk.choices[0].delta]
+    ]
+    assert shown == [
+        ("assistant", "Look.", "", []),
+        (None, None, "Well.", []),
+        (None, None, None, [(0, "id1")]),
+        (None, None, None, [(1, "id2")]),
+        (None, None, "So.", []),
+    ]
 
 
 class Point(pydantic.BaseModel):

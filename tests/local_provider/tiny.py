@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.decoders import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -46,6 +46,30 @@ def chat_format(
     template: str = CHATML, words: Sequence[str] = WORDS, special: Sequence[str] = ()
 ) -> ChatFormat:
     return ChatFormat(tokenizer(template, words, special), {END})
+
+
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+LLAMA = [
+    decoders.Replace("\u2581", " "),
+    decoders.ByteFallback(),
+    decoders.Fuse(),
+    decoders.Strip(" ", 1, 0),
+]
+
+
+def byte_fallback_tokenizer(
+    words: Sequence[str], steps: Sequence[decoders.Decoder] = LLAMA
+) -> PreTrainedTokenizerFast:
+    """Return one in the form of Llama 2 and Mistral: `words`, and a token for each other byte."""
+    pieces = ["<unk>", "<s>", "</s>", "<think>", *BYTES, *words]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    backend = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    backend.decoder = decoders.Sequence(list(steps))
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+    fast.add_special_tokens({"additional_special_tokens": ["<s>"]})
+    fast.add_tokens(["<think>"], special_tokens=True)
+    fast.chat_template = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}"
+    return fast
 
 
 def model(context: int = 1024, spread: float = 1.0, spare: int = 7) -> LlamaForCausalLM:

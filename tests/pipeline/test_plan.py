@@ -182,6 +182,25 @@ def test_a_plan_of_rewriters_alone_expects_the_call_that_ends_it() -> None:
     assert plan("reword&reword").expected_calls == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "locally", "remotely"),
+    [
+        pytest.param("deepconf", 1, 32, id="alone"),
+        pytest.param("deepconf(max_traces=100)", 1, 100, id="by its parameters"),
+        pytest.param("deepconf & vote(n=3)", 3, 96, id="each sample is decoded"),
+        pytest.param("reword & cot_decoding(k=4)", 1, 5, id="after a rewriter"),
+        pytest.param("entropy_decoding", 1, 1, id="never remote"),
+        pytest.param("vote(n=3)", 3, 3, id="no decoder"),
+    ],
+)
+def test_a_decoder_on_a_remote_model_is_estimated_at_what_it_may_begin(
+    text: str, locally: int, remotely: int
+) -> None:
+    found = plan(text)
+    assert found.expected_calls == found.calls(decoded_remotely=False) == locally
+    assert found.calls(decoded_remotely=True) == remotely
+
+
 def test_an_approach_of_that_name_cannot_be_registered_twice() -> None:
     with pytest.raises(ValueError, match="registered twice"):
         rewriter("reword", NoParams, cost=lambda _: Cost(0, 0))(lambda *_: None)  # type: ignore[arg-type]

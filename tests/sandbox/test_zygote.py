@@ -272,6 +272,7 @@ async def test_a_zygote_that_does_not_kill_is_killed(
     monkeypatch.setattr(client, "_KILL_S", 0.1)
     task = asyncio.create_task(ask_worker(probe, ENDLESS, LIMITS))
     [worker] = await started()
+    await becomes(lambda: client._zygotes[probe].loaded)
     stopped = client._zygotes[probe]._process.pid
     os.kill(stopped, signal.SIGSTOP)
     task.cancel()

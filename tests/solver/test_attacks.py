@@ -15,6 +15,9 @@ from tests.solver.processes import children
 
 pytestmark = pytest.mark.anyio
 SECRET = "the-canary-sings"
+JSON_MODE = Sampling(fields={"response_format": {"type": "json_object"}})
+"""With it, the plain answer is a call of its own."""
+
 SOLVER_S = 0.6
 MAX_S = 60.0
 """An attack that gets past the limits runs forever; a busy machine is slow to start and to kill."""
@@ -72,9 +75,16 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outside:
     return Outside(tmp_path)
 
 
-async def attack(text: str, outside: Outside, *, fenced: bool) -> None:
+async def attack(
+    text: str, outside: Outside, *, fenced: bool, client: Sampling | None = None
+) -> None:
+    """Check what comes of a reply to the first call, which may be the answer without a `client`.
+
+    A reply that is no formalisation is then the answer, in the model's own words.
+    """
     text = text.replace("{canary}", str(outside.canary)).replace("{new}", str(outside.new))
     written = f"```smt2\n{text}\n```" if fenced else text
+    plain = "plain answer" if fenced or client else written
 
     def reply(asked: Chat, sampling: Sampling) -> str:
         if sampling.purpose == "draft":
@@ -82,14 +92,14 @@ async def attack(text: str, outside: Outside, *, fenced: bool) -> None:
         _, shown, found = asked[-1].text.partition("<part 2 ")
         return found if shown else "plain answer"
 
-    ctx = context(limits=Limits())
+    ctx = context(limits=Limits(), client=client)
     started = time.monotonic()
     result = await answer(
         "z3", chat("?"), AnsweringLLM(reply), ctx, timeout_s=SOLVER_S, memory_mb=512, repairs=0
     )
     assert time.monotonic() - started < MAX_S
     assert SECRET not in result.text
-    assert result.text == "plain answer" or "check 1:" in result.text or "step 1," in result.text
+    assert result.text == plain or "check 1:" in result.text or "step 1," in result.text
     assert len(ctx.trace.events) == 1
     outside.check()
 
@@ -105,9 +115,12 @@ async def test_a_hostile_formalisation_changes_nothing_and_ends(
     await attack(text, outside, fenced=True)
 
 
+@pytest.mark.parametrize("client", [None, JSON_MODE], ids=["text", "JSON"])
 @pytest.mark.parametrize("text", attacks.PYTHON)
-async def test_a_hostile_reply_changes_nothing_and_ends(text: str, outside: Outside) -> None:
-    await attack(text, outside, fenced=False)
+async def test_a_hostile_reply_changes_nothing_and_ends(
+    text: str, client: Sampling | None, outside: Outside
+) -> None:
+    await attack(text, outside, fenced=False, client=client)
 
 
 @pytest.mark.parametrize("text", batched(attacks.EXPRESSIONS), ids=lambda text: text[:60])

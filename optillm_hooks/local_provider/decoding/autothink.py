@@ -23,6 +23,7 @@ class SteeredThinking(Thinking):
             reply.vocabulary.encode,
             reply.vocabulary.token_bytes,
             opened=reply.opened,
+            reasoning=reply.reasoning,
         )
         self._complexity = complexity(reply.question)
         self.steering = settings.pattern_strengths

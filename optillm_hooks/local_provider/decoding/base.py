@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from optillm_hooks.decoding.outcome import Decoded
 from optillm_hooks.local_provider.engine_request import SamplingParams
+from optillm_hooks.local_provider.reasoning import THINK, ReasoningFormat
 from optillm_hooks.local_provider.uncertainty import Uncertainty, UncertaintyMetric
 from optillm_hooks.types import FinishReason, Json
 
@@ -145,6 +146,8 @@ class ReplyContext:
     vocabulary: Vocabulary
     opened: bool
     """Whether the prompt ends inside a thinking block."""
+
+    reasoning: ReasoningFormat = THINK
 
 
 @dataclass(frozen=True, slots=True)

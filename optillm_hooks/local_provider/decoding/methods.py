@@ -1,6 +1,6 @@
 """The decoding methods of the engine, by name."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -22,10 +22,11 @@ from optillm_hooks.local_provider.decoding.base import (
     Samples,
     Vocabulary,
 )
+from optillm_hooks.local_provider.decoding.thinking_budget import LimitedThinking
 from optillm_hooks.local_provider.engine_request import EngineRequest
+from optillm_hooks.local_provider.reasoning import THINK, ReasoningFormat
 
 _MODULES = (autothink, cot_decoding, deepconf, entropy_decoding, thinkdeeper)
-
 METHODS: Mapping[str, DecodingMethod[Any]] = {m.METHOD.name: m.METHOD for m in _MODULES}
 
 
@@ -35,10 +36,12 @@ def steering(request: EngineRequest) -> Mapping[str, float]:
     return settings.pattern_strengths if isinstance(settings, AutoThinkSettings) else {}
 
 
-def markers(request: EngineRequest) -> Markers:
-    """Return the thinking markers for the reply to `request`."""
+def markers(request: EngineRequest) -> Markers | None:
+    """Return the thinking markers that `request` asks for; None: the model's own."""
     settings = request.decoding
-    return settings.markers if isinstance(settings, ThinkSettings) else MARKERS
+    if isinstance(settings, ThinkSettings) and settings.markers != MARKERS:
+        return settings.markers
+    return None
 
 
 def start_decoding(
@@ -48,17 +51,22 @@ def start_decoding(
     vocabulary: Vocabulary,
     *,
     opened: bool = False,
+    reasoning: ReasoningFormat = THINK,
 ) -> Decoding:
     """Return the initial state of the request's decoding method, which is sampling by default.
 
-    `question`: the last user turn. `opened`: the prompt ends inside a thinking block.
+    `question`: the last user turn. `opened`: the prompt ends inside a thinking block. `reasoning`:
+    the markers of the thinking.
 
     Raises:
         RequestRejected: the settings leave no room for an answer.
     """
     sampling, n = request.sampling, request.n
-    reply = ReplyContext(sampling, n, question, max_tokens, vocabulary, opened)
+    reply = ReplyContext(sampling, n, question, max_tokens, vocabulary, opened, reasoning)
     for method in METHODS.values():
         if type(request.decoding) is method.settings:
             return method.start(request.decoding, reply)
-    return Samples(partial(Branch, sampling), n)
+    branch: Callable[[], Branch] = partial(Branch, sampling)
+    if (budget := request.prompt.thinking_budget) is not None:
+        branch = partial(LimitedThinking, sampling, budget, vocabulary, reasoning, opened=opened)
+    return Samples(branch, n)

@@ -10,6 +10,7 @@ from optillm_hooks.decoding.thinkdeeper import ThinkingBudget, ThinkSettings
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.local_provider.decoding.base import Branch, DecodingMethod, ReplyContext, Samples
 from optillm_hooks.local_provider.engine_request import SamplingParams
+from optillm_hooks.local_provider.reasoning import ReasoningFormat
 from optillm_hooks.local_provider.uncertainty import Uncertainty
 from optillm_hooks.types import Json
 
@@ -19,7 +20,7 @@ class Thinking(Branch):
 
     Markers and thought switches are found in the text, however it is tokenized, and are inserted
     as exactly their text. `opened`: the prompt ends inside a thinking block, so no opening marker
-    is inserted.
+    is inserted. `reasoning`: the model's markers; None: those of the settings.
 
     Raises:
         RequestRejected: the prefill leaves no room for an answer.
@@ -34,12 +35,14 @@ class Thinking(Branch):
         token_bytes: Callable[[int], bytes],
         *,
         opened: bool = False,
+        reasoning: ReasoningFormat | None = None,
     ) -> None:
         super().__init__(sampling)
+        markers = reasoning or ReasoningFormat(*settings.markers)
         self._switches = [word.encode() for word in settings.thought_switch_tokens]
-        begin = "" if opened else f"{settings.start_think_token}\n"
+        begin = "" if opened else f"{markers.opening}{markers.lead}"
         self._opening = encode(begin + settings.prefill)
-        self._ending = encode(f"\n{settings.end_think_token}\n\n")
+        self._ending = encode(f"\n{markers.closing}{markers.gap}")
         left = max_tokens - len(self._opening)
         if settings.prefill and left <= len(self._ending) + 1:
             raise RequestRejected(
@@ -48,7 +51,7 @@ class Thinking(Branch):
                 param="prefill",
             )
         self._budget = ThinkingBudget(settings, max(left, 0))
-        self._marker = settings.end_think_token.encode()
+        self._marker = markers.closing.encode()
         self._encode = encode
         self._token_bytes = token_bytes
         self._text = b""
@@ -105,7 +108,7 @@ class Thinking(Branch):
 def _start(settings: ThinkSettings, reply: ReplyContext) -> Samples:
     encode, token_bytes = reply.vocabulary.encode, reply.vocabulary.token_bytes
     branch = partial(Thinking, reply.sampling, settings, reply.max_tokens, encode, token_bytes)
-    return Samples(partial(branch, opened=reply.opened), reply.n)
+    return Samples(partial(branch, opened=reply.opened, reasoning=reply.reasoning), reply.n)
 
 
 METHOD = DecodingMethod("thinkdeeper", ThinkSettings, _start)

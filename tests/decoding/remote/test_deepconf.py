@@ -70,21 +70,34 @@ async def test_offline_the_least_confident_do_not_vote_and_the_rest_weigh_their_
 
 
 async def test_online_a_trace_is_closed_when_its_group_falls_and_does_not_vote() -> None:
-    """Warm-up of 9, 10, 11: low keeps a tenth, the floor is 10.8, groups have 16 tokens."""
+    """Warm-up of 9, 10, 11: high keeps nine tenths, the floor is 9.2, groups have 16 tokens."""
     warmup = [("42", [9.0] * 20), ("43", [10.0] * 20), ("44", [11.0] * 20)]
     later = [("41", [1.0] * 100), ("45", [12.0] * 20)]
     llm = PrefixLLM(Traces(warmup, later), fields=SCORED)
     ended = await ask(llm, "deepconf(warmup_samples=3;max_traces=5;consensus_threshold=1)")
-    # After 44 alone passed the floor there is consensus, so nothing else was begun.
-    assert (facts_of(ended)["traces"], llm.sent) == (3, 0)
-    ended = await ask(
-        llm, "deepconf(warmup_samples=3;max_traces=5;consensus_threshold=1;variant=high)"
-    )
     facts = facts_of(ended)
     assert (facts["traces"], facts["stopped"]) == (5, 1)
     assert facts["votes"] == pytest.approx([12, 11, 10])
     assert ended.answers[0].text == "x" * 20 + " 45"
     assert llm.sent == 16 + 21, "the first stream was closed at its first whole group"
+
+
+async def test_after_a_consensus_no_trace_is_begun() -> None:
+    warmup = [("41", [9.0] * 20), ("44", [10.0] * 20), ("44", [11.0] * 20)]
+    llm = PrefixLLM(Traces(warmup, [("45", [12.0] * 20)] * 2), fields=SCORED)
+    ended = await ask(llm, "deepconf(warmup_samples=3;max_traces=5;consensus_threshold=1)")
+    assert (facts_of(ended)["traces"], llm.sent) == (3, 0)
+
+
+async def test_one_vote_is_no_consensus() -> None:
+    """With low, only the surest of the warm-up passes the floor."""
+    warmup = [("42", [9.0] * 20), ("43", [10.0] * 20), ("44", [11.0] * 20)]
+    llm = PrefixLLM(Traces(warmup, [("45", [12.0] * 20)] * 2), fields=SCORED)
+    ended = await ask(
+        llm, "deepconf(warmup_samples=3;max_traces=5;consensus_threshold=1;variant=low)"
+    )
+    assert facts_of(ended)["traces"] == 5
+    assert ended.answers[0].text == "x" * 20 + " 45"
 
 
 async def test_what_a_closed_stream_wrote_is_paid_for() -> None:

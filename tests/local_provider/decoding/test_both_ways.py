@@ -7,7 +7,7 @@ import litellm
 import pytest
 import torch
 
-from optillm_hooks.local_provider.models import LoadedModel
+from optillm_hooks.local_provider.loading import LoadedModel
 from optillm_hooks.pipeline.events import Request
 from optillm_hooks.pipeline.expression import parse
 from optillm_hooks.pipeline.plan import resolve

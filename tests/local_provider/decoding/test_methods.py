@@ -6,7 +6,7 @@ import litellm
 import pytest
 import torch
 
-from optillm_hooks.local_provider.models import LoadedModel
+from optillm_hooks.local_provider.loading import LoadedModel
 
 pytestmark = [
     pytest.mark.anyio,

@@ -1,4 +1,6 @@
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -108,11 +110,55 @@ def test_the_answer_always_keeps_a_part_of_the_reply(
 
 
 @pytest.mark.parametrize(
-    ("effort", "most", "thoughts"), [("low", 330, 64), ("medium", 660, 256), ("high", 900, 512)]
+    ("effort", "least", "most", "thoughts"),
+    [("low", 32, 330, 64), ("medium", 100, 660, 256), ("high", 100, 900, 512)],
 )
-def test_efforts_are_shares_of_the_reply(effort: str, most: int, thoughts: int) -> None:
+def test_efforts_are_shares_of_the_reply(effort: str, least: int, most: int, thoughts: int) -> None:
     budget = ThinkingBudget(ThinkSettings.model_validate({"reasoning_effort": effort}), 1000)
-    assert (budget.min_tokens, budget.max_tokens, budget.max_thoughts) == (100, most, thoughts)
+    assert (budget.min_tokens, budget.max_tokens, budget.max_thoughts) == (least, most, thoughts)
+
+
+@pytest.mark.parametrize("room", [512, 4096, 32_768])
+def test_a_greeting_is_not_made_to_think_long(room: int) -> None:
+    for settings in (ThinkSettings(), thinking_settings("Hi", AutoThinkSettings(), room)):
+        assert ThinkingBudget(settings, room).min_tokens <= 32
+
+
+DIFFICULTY: dict[str, dict[str, list[str]]] = json.loads(
+    (Path(__file__).parents[2] / "golden" / "questions_by_difficulty.json").read_text()
+)
+"""Easy and hard questions in eight languages."""
+
+
+UNSEEN: dict[str, dict[str, list[str]]] = json.loads(
+    (Path(__file__).parents[2] / "golden" / "questions_of_others.json").read_text()
+)
+"""The same, by somebody who did not know the words that are counted; no rule was changed since."""
+
+
+def share_in_order(easy: list[str], hard: list[str]) -> float:
+    """Return the share of pairs of which the hard question has the higher score."""
+    pairs = [(complexity(one), complexity(other)) for one in easy for other in hard]
+    return sum((one < other) + 0.5 * (one == other) for one, other in pairs) / len(pairs)
+
+
+@pytest.mark.parametrize("language", DIFFICULTY)
+def test_hard_questions_of_a_language_score_higher_than_easy_ones(language: str) -> None:
+    questions = DIFFICULTY[language]
+    assert share_in_order(questions["easy"], questions["hard"]) >= 0.95
+
+
+@pytest.mark.parametrize("language", UNSEEN)
+def test_so_do_questions_that_the_rules_were_not_made_for(language: str) -> None:
+    assert share_in_order(UNSEEN[language]["easy"], UNSEEN[language]["hard"]) >= 0.9
+
+
+def test_easy_and_hard_questions_are_told_apart_across_languages() -> None:
+    easy, hard = (
+        [question for each in DIFFICULTY.values() for question in each[kind]]
+        for kind in ("easy", "hard")
+    )
+    assert share_in_order(easy, hard) >= 0.95
 
 
 def test_a_harder_question_thinks_longer() -> None:
@@ -125,6 +171,9 @@ def test_a_harder_question_thinks_longer() -> None:
     assert budgets[0] is not None
     assert budgets[1] is not None
     assert 100 <= budgets[0] < budgets[1] <= 600
+    greeting, task = (thinking_settings(q, AutoThinkSettings(), 32_768) for q in ("Hi", hard))
+    assert greeting.min_thinking_tokens == 0
+    assert (task.min_thinking_tokens or 0) > 100
 
 
 def test_a_command_of_latex_is_a_sign_of_a_harder_question() -> None:

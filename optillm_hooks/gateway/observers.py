@@ -1,0 +1,95 @@
+"""Observers: what is told of each request that runs a plan, from its start to its end.
+
+The line in the log, metrics, traces and records of conversations are observers. A new one is a
+class here or in a module of its own, and an entry of `OBSERVERS`.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from optillm_hooks.errors import OptiLLMError
+from optillm_hooks.gateway.caller import Caller
+from optillm_hooks.gateway.prepared import Prepared
+from optillm_hooks.gateway.reports import log_line
+from optillm_hooks.pipeline.events import Request
+from optillm_hooks.trace import Watcher
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A request whose plan is about to run."""
+
+    prepared: Prepared
+    request: Request
+    caller: Caller
+    stream: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a plan has ended. With an answer, it is in `Prepared.outcome`."""
+
+    seconds: float
+    error: str = ""
+    """The code of the error, "cancelled", or "" with an answer."""
+
+
+class Watch(Watcher):
+    """Watches one request."""
+
+    def ended(self, end: Ended, /) -> None:
+        """Hear that the plan has ended."""
+
+
+class Observer(Protocol):
+    def begin(self, started: Started, /) -> Watch | None:
+        """Return what watches a request, or None to leave it alone."""
+        ...
+
+
+class LogLines:
+    """Logs one INFO line when a plan ends: with an answer or an error, or cancelled."""
+
+    def begin(self, started: Started, /) -> Watch:
+        return _LogLine(started.prepared)
+
+
+class _LogLine(Watch):
+    def __init__(self, prepared: Prepared) -> None:
+        self._prepared = prepared
+
+    def ended(self, end: Ended, /) -> None:
+        _log.info("%s", log_line(self._prepared, seconds=end.seconds, error=end.error))
+
+
+OBSERVERS: Final[list[Observer]] = [LogLines()]
+
+
+@contextmanager
+def observed(started: Started) -> Iterator[None]:
+    """Run the block, in which a plan runs, before the eyes of each observer."""
+    prepared = started.prepared
+    watches = [watch for each in OBSERVERS if (watch := each.begin(started)) is not None]
+    prepared.trace.watchers += watches
+    began, error = time.monotonic(), ""
+    try:
+        yield
+    except (asyncio.CancelledError, GeneratorExit):
+        error = "cancelled"
+        raise
+    except Exception as exc:
+        error = exc.code if isinstance(exc, OptiLLMError) else type(exc).__name__
+        raise
+    finally:
+        end = Ended(time.monotonic() - began, error)
+        with ExitStack() as stack:
+            for watch in watches:
+                prepared.trace.watchers.remove(watch)
+                stack.callback(watch.ended, end)

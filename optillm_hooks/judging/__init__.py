@@ -1,0 +1,1 @@
+"""Votes over answers, and models that judge them."""

@@ -1,0 +1,1 @@
+"""Tool calls in the models' own formats: detection, parsing of streamed replies, grammars."""

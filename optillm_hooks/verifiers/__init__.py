@@ -1,0 +1,1 @@
+"""Verifiers: they check answers by other means than a model's opinion."""
