@@ -135,7 +135,7 @@ def test_settings_are_those_that_exist(block: Block) -> None:
 
 
 def test_the_parameters_that_take_a_scorer_are_documented() -> None:
-    page = (ROOT / "docs/operating.md").read_text()
+    page = (ROOT / "docs/judges.md").read_text()
     section = page.partition("\n## Judges that score\n")[2].partition("\n```")[0]
     takers = [approach for approach in all_approaches() if approach.params.scorer_fields]
     named = {name for a in takers for name in (a.name, *a.params.scorer_fields)}
@@ -183,6 +183,12 @@ def test_every_link_leads_to_a_file_and_to_a_heading() -> None:
             dead.append(f"{page.name}: {path}#{anchor}")
     assert links
     assert dead == []
+
+
+def test_the_first_page_leads_to_every_page() -> None:
+    listed = {path for path, _ in LINK.findall((ROOT / "docs/README.md").read_text())}
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert pages <= listed
 
 
 def test_the_generated_parts_are_current() -> None:

@@ -1,4 +1,4 @@
-"""The package with an approach that docs/operating.md prints: its test, and how it is found."""
+"""The package with the approach that docs/writing_approaches.md prints: its test and discovery."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from optillm_hooks.registry import ENTRY_POINT_GROUP
 from tests.documents import blocks_of
 from tests.proxy import ROOT
 
-FILES = {b.path: b.text for b in blocks_of(ROOT / "docs/operating.md") if b.path}
+FILES = {b.path: b.text for b in blocks_of(ROOT / "docs/writing_approaches.md") if b.path}
 
 
 @pytest.fixture

@@ -252,7 +252,7 @@ def test_dashboard_and_alerts_ask_for_series_and_labels_that_exist(
         for group in re.findall(r"by \(([^)]*)\)", text):
             asked |= set(group.split(", "))
         assert asked <= known, text
-    table = (ROOT / "docs" / "operating.md").read_text()
+    table = (ROOT / "docs" / "observability.md").read_text()
     ours = {re.sub(r"_(bucket|sum|count)$", "", name) for name in labels}
     assert set(re.findall(r"^\| `(optillm_\w+)` \|", table, re.MULTILINE)) == ours
 
