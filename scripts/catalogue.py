@@ -9,6 +9,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -32,6 +33,21 @@ END_MODULES = "<!-- end of modules -->"
 EVERYWHERE = {"types", "errors"}
 """Modules that everything may import, which the picture leaves out."""
 
+GROUPS = (
+    "answers that can be compared",
+    "a judge that knows better",
+    "answers that can be checked",
+    "open questions",
+    "a single call",
+    "local models and hosts with logprobs",
+    "long texts",
+    "pages and tools",
+    "agents",
+    "the form of answers, and privacy",
+)
+"""What approaches are good for, in the order of README."""
+
+_GOOD_FOR = re.compile(r"^Good for: (.+)\.$", re.MULTILINE)
 _WORTH = re.compile(r"^Worth it when: (.+?)\.$", re.MULTILINE | re.DOTALL)
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
@@ -54,19 +70,50 @@ def sources(approach: Approach) -> str:
     return ", ".join(f"[{i}](https://arxiv.org/abs/{i})" for i in ids) or "-"
 
 
+def good_for(approach: Approach) -> str:
+    """Return the group of an approach, as its docstring says; "" if it does not."""
+    said = _GOOD_FOR.search(approach.doc)
+    return said[1] if said else ""
+
+
 def table() -> str:
-    """Return the Markdown table of all approaches with their cost at default parameters."""
-    rows = ["| approach | kind | what it does | worth it when | source | calls | critical path |"]
+    """Return the Markdown tables of all approaches, by what they are good for."""
+    return "\n\n".join(_group(group) for group in GROUPS)
+
+
+def _group(group: str) -> str:
+    rows = ["| approach | what it does | worth it when | price | path | kind | source |"]
     rows.append("|---|---|---|---|---|---|---|")
-    for approach in all_approaches():
-        chain = (stage_of(approach.name, {}, None),)
-        cost, remote = cost_of(chain), chain[0].cost.remote_calls
-        calls = f"{cost.calls} (remote: {remote})" if remote else cost.calls
-        rows.append(
-            f"| `{approach.name}` | {approach.kind} | {summary(approach)} | {worth(approach)} "
-            f"| {sources(approach)} | {calls} | {cost.depth} |"
-        )
-    return "\n".join(rows)
+    rows += [_row(approach) for approach in all_approaches() if good_for(approach) == group]
+    return "\n".join([f"**{group[0].upper()}{group[1:]}**", "", *rows])
+
+
+def _row(approach: Approach) -> str:
+    cost = cost_of((stage_of(approach.name, {}, None),))
+    return (
+        f"| `{approach.name}` | {summary(approach)} | {worth(approach)} | {price(approach)} "
+        f"| {cost.depth} | {approach.kind} | {sources(approach)} |"
+    )
+
+
+def price(approach: Approach) -> str:
+    """Return the calls of an approach at its defaults as a multiple of a plain call's.
+
+    First what it needed on the simulated model, if it was measured there, then the most.
+    """
+    chain = (stage_of(approach.name, {}, None),)
+    most, remote = cost_of(chain).calls, chain[0].cost.remote_calls
+    needed = measured_calls().get(approach.name)
+    shown = f"{needed}, at most {most}" if needed and most > 1 else f"{most}"
+    return f"{shown} (remote: {remote})" if remote else shown
+
+
+@cache
+def measured_calls() -> dict[str, str]:
+    """Return the calls that approaches needed on the simulated model that is right in 70 %."""
+    page = (PACKAGE.parent / "docs" / "performance.md").read_text()
+    section = page.partition("### A single call is right in 70 %")[2].partition("\n\n†")[0]
+    return dict(re.findall(r"^\| `(\w+)` \| ([\d.-]+) \|", section, re.MULTILINE))
 
 
 def settings() -> str:

@@ -35,7 +35,7 @@ from optillm_hooks.registry import Approach, Cost, DraftingParams, all_approache
 from optillm_hooks.testing import HANG, ONE_CALL, AnsweringLLM, Reply, chat
 from optillm_hooks.trace import Trace
 from optillm_hooks.types import Chat, Completion, Fields, Message, Sampling, Usage
-from scripts.catalogue import worth
+from scripts.catalogue import GROUPS, good_for, worth
 from tests.fakes import SERVICES, filled_form
 
 pytestmark = pytest.mark.anyio
@@ -159,6 +159,11 @@ def test_the_docstring_says_when_it_is_worth_its_cost(approach: Approach) -> Non
     assert said, "add a line `Worth it when: ....` before `Source:`; README's table shows it"
     assert said[0].islower(), said
     assert len(said.split()) <= 20, said
+
+
+@EVERY
+def test_the_docstring_says_what_it_is_good_for(approach: Approach) -> None:
+    assert good_for(approach) in GROUPS, f"add `Good for: ....`, one of {GROUPS}"
 
 
 def _numbers(annotation: object) -> Iterator[object]:

@@ -8,6 +8,7 @@ judge there is no search: answers are sampled as in `verified`, because a model 
 chooses no better than a vote. The search ends in the same way if `decoys` show that the judge is no
 better than chance. If the verifiers fail on all solutions, these vote too.
 
+Good for: answers that can be checked.
 Worth it when: a verifier says how good an answer is, and refining improves it; otherwise `verified`
 is cheaper.
 Source: Inoue et al. 2025, "Wider or Deeper? Scaling LLM Inference-Time Compute with Adaptive

@@ -1,5 +1,6 @@
 """Advisor: a second model reviews the turns that decide, and has a turn redone if it is wrong.
 
+Good for: agents.
 Worth it when: an agent's model is cheap, and a stronger one can tell whether the work is done.
 
 A wrapper for agents. Most turns of an agent call tools; they pass as they are. The turn that ends

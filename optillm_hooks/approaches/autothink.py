@@ -1,5 +1,6 @@
 """AutoThink: the thinking budget of a reply grows with the estimated difficulty of its question.
 
+Good for: local models and hosts with logprobs.
 Worth it when: a reasoning model spends many tokens on easy questions, and cost matters.
 Source: Sharma 2025, "AutoThink: efficient inference for reasoning LLMs", SSRN 5253327.
 Deviations: there a trained classifier chooses between two budgets; here the question's own words

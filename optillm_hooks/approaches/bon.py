@@ -1,5 +1,6 @@
 """Best of n: sample several answers, have each rated, return the one rated highest.
 
+Good for: a judge that knows better.
 Worth it when: a judge is right clearly more often than not, such as a checker; otherwise vote.
 Source: Cobbe et al. 2021, "Training Verifiers to Solve Math Word Problems", arXiv:2110.14168,
 section 4.2 (sample, score, take the best); Zheng et al. 2023, "Judging LLM-as-a-Judge with MT-Bench

@@ -1,5 +1,6 @@
 """Cascade: cheap samples answer if they agree; if not, a stronger model or a higher effort does.
 
+Good for: answers that can be compared.
 Worth it when: a cheap model gets most questions right, and a strong one costs ten times as much.
 
 Source: Chen et al. 2023, "FrugalGPT: How to Use Large Language Models While Reducing Cost and

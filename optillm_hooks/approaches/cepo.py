@@ -1,5 +1,6 @@
 """CePO: best of n answers, each made from several plans that are carried out and compared.
 
+Good for: a judge that knows better.
 Worth it when: a judge is right in 70 % or more; with one that is mostly wrong, one call is better.
 Source: Cerebras 2024, "CePO: Empowering Llama with Reasoning using Test-Time Compute",
 cerebras.ai/blog/cepo (no paper). Each candidate writes plans with a confidence for each step,

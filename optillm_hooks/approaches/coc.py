@@ -1,5 +1,6 @@
 """Chain of Code: a program works the answer out, and a model does the steps that cannot run.
 
+Good for: answers that can be checked.
 Worth it when: the answer needs exact computation with some steps that only a model can do.
 Source: Li et al. 2023, "Chain of Code: Reasoning with a Language Model-Augmented Code Emulator",
 arXiv:2312.04474. The model writes a program that may call functions which it does not define. The

@@ -4,6 +4,7 @@ The latest messages stay as they are, and so do system messages; a call of a too
 from its result. The summary is kept for the caller: later turns of the conversation use it again,
 and only what has come since is summarised with it when the window is nearly full once more.
 
+Good for: long texts.
 Worth it when: conversations come near the model's context window.
 Source: the compaction of coding agents. LiteLLM compacts too, with Claude's own compaction and only
 in its complexity router; this stage does it with any model, and in front of any approach.

@@ -1,5 +1,6 @@
 """CoT decoding: k branches from the top-k first tokens; the most confident answer wins.
 
+Good for: local models and hosts with logprobs.
 Worth it when: a local model answers too early: it solved 77 % of our problems, greedy decoding
 58 %.
 Source: Wang and Zhou 2024, "Chain-of-Thought Reasoning Without Prompting", arXiv:2402.10200,

@@ -1,5 +1,6 @@
 """CoT reflection: the model thinks, checks its thinking, and only then answers, in one call.
 
+Good for: a single call.
 Worth it when: the model does not reason by itself, and one call has to do.
 Source: Madaan et al. 2023, "Self-Refine", arXiv:2303.17651, and Shinn et al. 2023, "Reflexion",
 arXiv:2303.11366, give the idea of a model that criticises its own draft; to do so within one reply

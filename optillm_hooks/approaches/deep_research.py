@@ -1,5 +1,6 @@
 """Deep research: a report on what web pages say, with citations that are checked.
 
+Good for: pages and tools.
 Worth it when: the answer has to be gathered from many web pages and cited.
 Source: Han et al. 2025, "Deep Researcher with Test-Time Diffusion", arXiv:2507.16075, section 2.1
 (a plan; a draft that retrieval corrects round by round; answers synthesised for each question) and

@@ -1,5 +1,6 @@
 """DeepConf: low-confidence traces are stopped early; the others vote, weighted by confidence.
 
+Good for: local models and hosts with logprobs.
 Worth it when: the model's confidence tells right from wrong; otherwise a plain vote is as good.
 Source: Fu et al. 2025, "Deep Think with Confidence", arXiv:2508.15260, sections 3.1 to 3.3: online,
 and offline with as many traces as warm-up samples.

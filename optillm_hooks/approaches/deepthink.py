@@ -5,6 +5,7 @@ task and lays them out as steps. Then it answers `samples` times by these steps.
 samples with the most frequent answer reaches `confidence_threshold`, the first of them is the
 answer. Otherwise one more call, without randomness, gives it.
 
+Good for: answers that can be compared.
 Worth it when: questions of the same kind come again, so that their plan is paid for once.
 Source: Zhou et al. 2024, "Self-Discover: Large Language Models Self-Compose Reasoning Structures",
 arXiv:2402.03620, section 2; Gemini Team 2023, "Gemini: A Family of Highly Capable Multimodal

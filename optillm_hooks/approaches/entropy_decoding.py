@@ -1,5 +1,6 @@
 """Entropy decoding: sampling parameters that follow the model's uncertainty; no known gain.
 
+Good for: local models and hosts with logprobs.
 Worth it when: variety matters and accuracy does not: 37 % of our problems right, greedy decoding 58
 %.
 Source: the sampler of entropix (xjdr, 2024; no paper), in its form on logits alone: entropy and

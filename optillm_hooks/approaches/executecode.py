@@ -1,5 +1,6 @@
 """Executecode: run a program, of the request or of the model, and answer from its result.
 
+Good for: answers that can be checked.
 Worth it when: a short program computes the answer exactly.
 Source: OptiLLM's plugin of this name; the method is that of Chen et al. 2022, "Program of Thoughts
 Prompting", arXiv:2211.12588, with repairs from the error message as in Chen et al. 2023, "Teaching

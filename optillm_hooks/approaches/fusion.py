@@ -5,6 +5,7 @@ right, what only one of them has, and what all of them miss. The last call write
 the responses and this judgement. The panel is the base model alone, or the models that `models` or
 a preset of the operator's names (`optillm_settings.fusion.presets`).
 
+Good for: open questions.
 Worth it when: questions are open, such as research and critique, and several models know different
 things.
 Source: Wang et al. 2024, "Mixture-of-Agents Enhances Large Language Model Capabilities",

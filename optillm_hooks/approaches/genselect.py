@@ -1,5 +1,6 @@
 """GenSelect: sample several solutions, have a model compare their answers, return the winner.
 
+Good for: a judge that knows better.
 Worth it when: a judge compares answers better than chance; a weak one does little harm.
 Source: Moshkov et al. 2025, "AIMO-2 Winning Solution", arXiv:2504.16891 (a model selects among
 solutions); Toshniwal et al. 2025, "GenSelect: A Generative Approach to Best-of-N", arXiv:2507.17797

@@ -8,6 +8,7 @@ comma, a number as a text). Any other is shown to the model with what is wrong i
 error. Nothing is streamed before it is known to match. A request without a JSON `response_format`
 is not changed.
 
+Good for: the form of answers, and privacy.
 Worth it when: the client needs JSON and the model does not guarantee it.
 Source: OptiLLM's plugin has the idea (a local model whose tokens are limited to the schema, after
 Willard and Louf 2023, "Efficient Guided Generation for Large Language Models", arXiv:2307.09702).

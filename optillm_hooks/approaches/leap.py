@@ -1,5 +1,6 @@
 """LEAP: learn principles from the model's own mistakes on examples, then answer with them.
 
+Good for: a single call.
 Worth it when: the prompt has worked examples that the model itself gets wrong.
 Source: Zhang et al. 2024, "In-Context Principle Learning from Mistakes", arXiv:2402.05403. Mistakes
 come from ordinary step-by-step answers to the examples, sampled at a temperature, never from asking

@@ -8,6 +8,7 @@
 5. Reduce: the answer of a sub-question is written from its extracts. The original question comes
    last; its answer is the final call, which is streamed.
 
+Good for: long texts.
 Worth it when: a question is about a text that is longer than the context window.
 Source: Cerebras 2025, "LongCePO", on LLMxMapReduce (Zhou et al. 2024, arXiv:2410.09342) with a plan
 before it. Deviations: sub-questions that do not need each other are answered concurrently; the plan

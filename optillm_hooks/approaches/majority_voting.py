@@ -1,5 +1,6 @@
 """Majority voting: sample the request several times, return the most frequent answer.
 
+Good for: answers that can be compared.
 Worth it when: answers can be compared and there is no good judge; no extra prompt is wanted.
 Source: Wang et al. 2022, arXiv:2203.11171, section 2, without its chain-of-thought prompt: the
 request goes to the model unchanged, and the vote is that of `self_consistency`.

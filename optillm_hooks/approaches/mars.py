@@ -1,5 +1,6 @@
 """MARS: agents explore, merge solutions, exchange strategies, and verify each other's solutions.
 
+Good for: a judge that knows better.
 Worth it when: a judge is right in 70 % or more; one that is mostly wrong makes it worse than one
 call.
 Source: Venkatraman et al. 2025, "Recursive Self-Aggregation Unlocks Deep Thinking in Large

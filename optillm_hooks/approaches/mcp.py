@@ -1,5 +1,6 @@
 """MCP tools: the model calls tools of the operator's MCP servers before it answers.
 
+Good for: pages and tools.
 Worth it when: the answer needs the tools of the operator's MCP servers.
 Source: the Model Context Protocol (https://modelcontextprotocol.io). The servers are those of
 LiteLLM's MCP gateway, which decides what a key may use, holds the credentials, limits, logs and

@@ -1,5 +1,6 @@
 """MCTS: search over solutions and their refinements by UCT, with a judge's ratings as values.
 
+Good for: a judge that knows better.
 Worth it when: a judge is right in 70 % or more; otherwise a vote is better, sometimes even one
 call.
 Source: Kocsis and Szepesvári 2006 (UCT), with full solutions as nodes and refinements as moves as

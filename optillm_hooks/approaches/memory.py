@@ -4,6 +4,7 @@ Everything but the question is read in parts that fit the window, all concurrent
 model notes what helps to answer the question. The stages after this one get the question with the
 notes. A conversation that fits is left as it is.
 
+Good for: long texts.
 Worth it when: a conversation or document is longer than the context window.
 Source: Russak et al. 2024, "Writing in the Margins: Better Inference Pattern for Long Context
 Retrieval", arXiv:2408.14906. The paper keeps the text in the context besides its margins; here only

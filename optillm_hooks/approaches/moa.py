@@ -1,5 +1,6 @@
 """MoA: mixture of agents, whose proposals are criticised and fused into one answer.
 
+Good for: open questions.
 Worth it when: answers are texts to merge; where they can be compared, a vote is as good.
 Source: Wang et al. 2024, "Mixture-of-Agents Enhances Large Language Model Capabilities",
 arXiv:2406.04692, section 2 (layers of proposers, each seeing all of the layer before, and an

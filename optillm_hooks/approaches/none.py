@@ -1,5 +1,6 @@
 """None: a plain call, as a baseline and to switch off an alias's approach.
 
+Good for: a single call.
 Worth it when: a baseline is needed, or an alias's approach is to be switched off.
 Source: the base model, unchanged.
 Cost: one call. Where possible, the gateway forwards the request unchanged instead.

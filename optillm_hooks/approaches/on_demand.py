@@ -1,5 +1,6 @@
 """On demand: an approach as a private tool, which the model calls for the questions that need it.
 
+Good for: agents.
 Worth it when: a few questions of a long task are hard, and the model knows which.
 
 A wrapper. The model gets one tool more beside those of the client, and asks it a question that can

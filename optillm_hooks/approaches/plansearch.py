@@ -1,5 +1,6 @@
 """PlanSearch: search over plans in natural language, answer from each plan, return the best.
 
+Good for: answers that can be checked.
 Worth it when: the request has tests to run, or a judge is good; otherwise a vote or one call is
 better.
 Source: Wang et al. 2024, "Planning In Natural Language Improves LLM Search For Code Generation",

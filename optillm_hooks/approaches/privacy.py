@@ -1,5 +1,6 @@
 """Privacy: reversible pseudonyms in place of private values, which no model gets to see.
 
+Good for: the form of answers, and privacy.
 Worth it when: private values must not reach the model's provider.
 Source: Microsoft's Presidio documents pseudonymisation as a sample; the map here is of our own. One
 map serves a whole conversation: the same value has the same pseudonym in the system prompt, in

@@ -1,5 +1,6 @@
 """Prover-verifier game: a verifier rates solutions, mixed with decoys that test the verifier.
 
+Good for: a judge that knows better.
 Worth it when: nobody knows how good the judge is: decoys show whether to trust it.
 Source: Kirchner et al. 2024, "Prover-Verifier Games improve legibility of LLM outputs",
 arXiv:2407.13692, which trains a helpful prover, a sneaky prover and a verifier. Here nothing is

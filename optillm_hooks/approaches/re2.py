@@ -1,5 +1,6 @@
 """Re2: re-reading. The question is repeated, so that a causal model rereads it knowing its end.
 
+Good for: a single call.
 Worth it when: a model without reasoning misreads long questions, and one call has to do.
 Source: Xu et al. 2023, "Re-Reading Improves Reasoning in Large Language Models",
 arXiv:2309.06275, section 3. As in the paper, only the question is repeated (here: the last user

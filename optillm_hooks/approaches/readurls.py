@@ -1,5 +1,6 @@
 """Read URLs: the pages that the question names are read, and added to it as data.
 
+Good for: pages and tools.
 Worth it when: the question names web pages that the model has to read.
 Source: OptiLLM's plugin of this name. Pages are read concurrently, each once, and only from public
 hosts; `services.Fetch` says how. Links are found as people write them: in Markdown, in brackets,

@@ -13,6 +13,7 @@ Messages that define tools, or end with a tool's result, get the plain call: an 
 its own. An approach that is not in `approaches`, or whose extra is not installed, is passed over.
 The report's note `router` says what was chosen, and why.
 
+Good for: answers that can be compared.
 Worth it when: easy and hard questions come mixed: an easy one costs two calls.
 Source: OptiLLM's plugin has the idea (a classifier that chooses the approach). The agreement of
 samples as a measure of difficulty: Wang et al. 2022, arXiv:2203.11171, section 3.3; Aggarwal et al.

@@ -1,5 +1,6 @@
 """RSA: recursive self-aggregation, in which a population of solutions is merged again and again.
 
+Good for: a judge that knows better.
 Worth it when: problems are hard, and the model can tell right solutions from wrong ones; otherwise
 vote, or make one call.
 Source: Venkatraman et al. 2025, "Recursive Self-Aggregation Unlocks Deep Thinking in Large

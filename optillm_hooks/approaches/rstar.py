@@ -1,5 +1,6 @@
 """rStar: tree search over reasoning actions; a discriminator confirms the answer.
 
+Good for: answers that can be compared.
 Worth it when: a second model can check the answers of a small one; otherwise a vote is better.
 Source: Qi et al. 2024, "Mutual Reasoning Makes Smaller LLMs Stronger Problem-Solvers",
 arXiv:2408.06195. A rollout goes down a tree of five actions (one step; the rest of the solution; a

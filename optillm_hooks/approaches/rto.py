@@ -1,5 +1,6 @@
 """Round-trip optimization: answer with code, describe it, write it again from that, merge the two.
 
+Good for: answers that can be checked.
 Worth it when: the answer is code that a description can reproduce; otherwise a vote is better.
 Source: Allamanis et al. 2024, "Unsupervised Evaluation of Code LLMs with Round-Trip Correctness",
 arXiv:2402.08699, and Sharma 2024, "Patched RTC", arXiv:2407.16557. Both use the round trip to

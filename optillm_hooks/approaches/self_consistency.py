@@ -1,5 +1,6 @@
 """Self-consistency: sample independent reasoning paths, return the most frequent answer.
 
+Good for: answers that can be compared.
 Worth it when: answers can be compared, and there is no good judge.
 Source: Wang et al. 2022, "Self-Consistency Improves Chain of Thought Reasoning in Language
 Models", arXiv:2203.11171, section 2 (unweighted majority over final answers); for free text, Chen

@@ -11,6 +11,7 @@ Rewards come from outside only: from the client (`POST /optillm/feedback`), from
 answer against the `response_format`, and from the tests in the question, where a code runner is on.
 A use without a reward says nothing about a strategy.
 
+Good for: a single call.
 Worth it when: many requests are of one kind, and answers get feedback.
 Source: Karpathy 2025, "System prompt learning"; Thompson 1933, "On the likelihood that one unknown
 probability exceeds another". The questions themselves are not stored, no call sorts them into

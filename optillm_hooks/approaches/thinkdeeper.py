@@ -1,5 +1,6 @@
 """ThinkDeeper: a minimum and a maximum of thinking before the answer (budget forcing).
 
+Good for: local models and hosts with logprobs.
 Worth it when: a reasoning model stops thinking too early, or does not stop.
 Source: Muennighoff et al. 2025, "s1: Simple test-time scaling", arXiv:2501.19393, section 3.1: an
 end of thinking that comes too early is replaced by a word that makes the model continue, and at the

@@ -10,6 +10,7 @@ it. The first that is proven is returned at once. Without proofs, answers that p
 passes, the one with the highest score is returned, and `degraded` says `verified_answers:1/1`. If
 no verifier applies, it is a vote.
 
+Good for: answers that can be checked.
 Worth it when: answers can be checked: programs with tests, equations, a form, or an endpoint that
 knows.
 Source: Cobbe et al. 2021, arXiv:2110.14168 (sample and verify); Brown et al. 2024, "Large Language

@@ -1,5 +1,6 @@
 """Web search: the model's queries are searched for, and what is found is added to the question.
 
+Good for: pages and tools.
 Worth it when: the answer is newer than the model, or must name sources.
 Source: OptiLLM's plugin of this name, which drives a browser; here, LiteLLM's search tools search.
 One call derives the queries from the whole conversation; with `queries: 0`, the question itself is

@@ -1,5 +1,6 @@
 """Z3: the model formalises the problem, a solver solves it, and the result leads to the answer.
 
+Good for: answers that can be checked.
 Worth it when: the task is a puzzle, an optimum or exact algebra.
 Source: the division of labour of Ye et al. 2023, "SatLM: Satisfiability-Aided Language Models
 Using Declarative Prompting", arXiv:2305.09656, and Pan et al. 2023, "Logic-LM", arXiv:2305.12295
