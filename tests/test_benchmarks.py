@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import accuracy, inner_call_cpu, load, local_speed, perplexity
 from benchmarks.report import Interval, interval, table, with_section
+from optillm_hooks.evaluation import worked_examples
 from optillm_hooks.local_provider import provider as local
 from tests.upstream import Call
 
@@ -102,7 +103,7 @@ def test_perplexities_are_compared_window_by_window() -> None:
 async def test_every_method_is_measured_on_the_real_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(litellm, "custom_provider_map", [])
     asked = accuracy.router("float32", threads=1)
-    problem = accuracy.shown(random.Random(0))
+    problem = worked_examples.shown(random.Random(0))
     judged: list[tuple[str, str]] = []
 
     def rated(question: str, candidate: str) -> int:
