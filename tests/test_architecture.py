@@ -181,6 +181,7 @@ OF_ASYNCIO = {"gather", "run", "Runner", "wait_for", "as_completed"}
 
 ALLOWED = {
     "fanout": {"create_task", "TaskGroup", "run"},
+    "evaluation.demo": {"create_task", "TaskGroup", "run"},  # a client, outside the proxy
     "gateway.web_access": {"run_in_executor"},  # the resolution of names blocks
     "store.store": {"run_in_executor"},  # so do transactions
 }
@@ -249,7 +250,8 @@ def test_importing_the_package_loads_no_heavy_one_and_not_litellm() -> None:
 def test_the_proxys_entries_load_no_heavy_package_and_little_time_beyond_litellm() -> None:
     """CPU time as a share of the proxy's own: a slow or a busy machine slows down both.
 
-    Both are compiled before, as what pip installs is. The share is about 0.04.
+    Both are compiled before, as what pip installs is. The share is about 0.05. Other processes can
+    only add to it, so the least of three measurements counts.
     """
     compileall.compile_dir(PACKAGE, quiet=1)
     theirs = sorted(
@@ -262,7 +264,7 @@ def test_the_proxys_entries_load_no_heavy_package_and_little_time_beyond_litellm
             if top(node.module) in ("litellm", "openai", "pydantic", "fastapi", "yaml")
         }
     )
-    found = loaded(
+    script = (
         "import json, sys, time; begun = time.process_time();"
         f"import {', '.join(theirs)};"
         "before = set(sys.modules); started = time.process_time();"
@@ -271,9 +273,13 @@ def test_the_proxys_entries_load_no_heavy_package_and_little_time_beyond_litellm
         f"heavy = [n for n in {HEAVY!r} if n in set(sys.modules) - before];"
         "print(json.dumps({'share': share, 'heavy': heavy}))"
     )
-    assert found["heavy"] == []
-    assert isinstance(found["share"], float)
-    assert found["share"] < 0.06
+    shares = list[float]()
+    while len(shares) < 3 and min(shares, default=1.0) >= 0.06:
+        found = loaded(script)
+        assert found["heavy"] == []
+        assert isinstance(found["share"], float)
+        shares.append(found["share"])
+    assert min(shares) < 0.06
 
 
 def names_in_the_config() -> list[str]:
