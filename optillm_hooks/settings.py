@@ -1,12 +1,21 @@
 """The operator's settings in YAML, as frozen pydantic models. An unknown key is an error."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from optillm_hooks.budget import Limits
 from optillm_hooks.code_execution.runner import RunnerName
@@ -25,12 +34,49 @@ def explain(error: "ErrorDetails", model: type[BaseModel]) -> str:
     if error["type"] == "tuple_type":
         return "must be a list, such as [a, b]"
     if error["type"] != "extra_forbidden":
-        return error["msg"].removeprefix("Value error, ").replace("Tuple should", "List should")
+        return _SUBJECT.sub("must", error["msg"].removeprefix("Value error, "))
     owner: Any = model
     for part in error["loc"][:-1]:
         of_named = get_origin(owner) is dict
         owner = get_args(owner)[1] if of_named else owner.model_fields[part].annotation
-    return f"unknown setting (known: {', '.join(owner.model_fields)})"
+    known = list(owner.model_fields)
+    return f"unknown setting{meant(str(error['loc'][-1]), known)} (known: {', '.join(known)})"
+
+
+_SUBJECT = re.compile(r"^(?:Input|String|Tuple|Dictionary|List) should")
+
+_SECRET = re.compile(r"(?:url|token|key|secret|password)$")
+"""Names of settings whose values no text shows."""
+
+
+def mistakes(exc: ValidationError, model: type[BaseModel], place: str) -> dict[str, str]:
+    """Return what is wrong by where it is, such as `optillm_settings.forms.tag`.
+
+    `place` is where the value of `model` was found.
+    """
+    found: dict[str, list[str]] = {}
+    for error in exc.errors():
+        path = place
+        for part in error["loc"]:
+            if isinstance(part, int):
+                path += f"[{part}]"
+            elif "[" not in part:  # pydantic's name of a member of a union
+                path += f".{part}"
+        value = "" if error["type"] == "extra_forbidden" else shown(error["input"], path)
+        found.setdefault(path, []).append(explain(error, model) + value)
+    return {path: " or ".join(dict.fromkeys(texts)) for path, texts in found.items()}
+
+
+def shown(value: object, path: str = "") -> str:
+    """Return a wrong value for an error message; empty if it is long, no scalar, or a secret."""
+    is_short = isinstance(value, int | float | str) and len(str(value)) < 64
+    return f", got {value!r}" if is_short and not _SECRET.search(path) else ""
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """Return the question whether a similar name was meant, to be put after `name`; or nothing."""
+    close = get_close_matches(name.lower(), list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 Presets = Mapping[str, Mapping[str, Mapping[str, object]]]
@@ -431,3 +477,8 @@ def forbidden(approaches: Iterable[Approach], allowed: NamedApproaches) -> list[
             else isinstance(allowed, tuple) and approach.name in allowed
         )
     ]
+
+
+def variable(name: str) -> str | None:
+    """Return the value of an environment variable, or None."""
+    return os.environ.get(name)

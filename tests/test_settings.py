@@ -37,12 +37,12 @@ SETTINGS = st.builds(
 @pytest.mark.parametrize(
     ("model", "given", "words"),
     [
-        (AliasSettings, {"deadline": 90}, "unknown setting (known: deadline_s, max_calls, "),
+        (AliasSettings, {"deadline": 90}, "unknown setting (did you mean 'deadline_s'?)"),
         (LimitSettings, {"max_cost": 1}, "max_tokens_total, max_cost_usd, max_parallel)"),
         (Settings, {"forms": {"header": "all"}}, "unknown setting (known: body, tag, prefix, "),
         (get_approach("moa").params, {"models": "a+b"}, "must be a list, such as [a, b]"),
-        (get_approach("verified").params, {"verifiers": []}, "List should have at least 1 item"),
-        (Settings, {"max_choices": 0}, "Input should be greater than or equal to 1"),
+        (get_approach("verified").params, {"verifiers": []}, "must have at least 1 item"),
+        (Settings, {"max_choices": 0}, "must be greater than or equal to 1"),
     ],
 )
 def test_a_mistake_is_told_with_what_to_write_instead(

@@ -28,7 +28,7 @@ from optillm_hooks.gateway.sampling_rules import (
 from optillm_hooks.gateway.score_provider import SCORE_PROVIDER, route_of
 from optillm_hooks.llm import ModelFacts, Price
 from optillm_hooks.local_provider.thinking import template_reasons
-from optillm_hooks.settings import DeploymentSettings, explain
+from optillm_hooks.settings import DeploymentSettings, mistakes
 from optillm_hooks.types import Fields, Sampling
 
 _LOCAL_FIELDS = (
@@ -230,11 +230,9 @@ def _continues_prefix(info: dict[str, Any]) -> bool:
     try:
         return DeploymentSettings.model_validate(info.get("optillm") or {}).continues_prefix
     except ValidationError as exc:
-        error = exc.errors()[0]
-        place = ".".join(["model_info.optillm", *map(str, error["loc"])])
-        raise RequestRejected(
-            f"{place}: {explain(error, DeploymentSettings)}", param=place
-        ) from None
+        found = mistakes(exc, DeploymentSettings, "model_info.optillm")
+        place, text = next(iter(found.items()))
+        raise RequestRejected(f"{place}: {text}", param=place) from None
 
 
 def _highest(prices: Sequence[Price | None]) -> Price | None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.pipeline.plan import Plan
-from optillm_hooks.settings import AliasSettings, LimitSettings, Settings, explain
+from optillm_hooks.settings import AliasSettings, LimitSettings, Settings, mistakes
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -121,7 +121,5 @@ def _valid(model: type[S], value: object, where: str) -> S:
     try:
         return model.model_validate(value)
     except ValidationError as exc:
-        problems = "; ".join(
-            f"{where}.{'.'.join(map(str, e['loc']))}: {explain(e, model)}" for e in exc.errors()
-        )
+        problems = "; ".join(f"{at}: {text}" for at, text in mistakes(exc, model, where).items())
         raise RequestRejected(problems, param=where) from None

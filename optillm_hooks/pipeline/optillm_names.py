@@ -5,11 +5,11 @@ entry is removed when an approach of that name, or one that reads that field, is
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any, Final
 
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.registry import all_approaches
+from optillm_hooks.settings import meant
 
 AUTO: Final = "auto"
 """OptiLLM's default approach: the one in the model name."""
@@ -90,7 +90,7 @@ def unknown_approach(name: str) -> str:
     if name == AUTO:
         return f"{name!r} stands for the approach in the model's name: leave it out here"
     known = [approach.name for approach in all_approaches()]
-    return f"unknown approach {name!r}{_meant(name, known)}; known: {', '.join(known)}"
+    return f"unknown approach {name!r}{meant(name, known)}; known: {', '.join(known)}"
 
 
 def is_optillm_field(name: str) -> bool:
@@ -106,9 +106,7 @@ def check_own_fields(request: Iterable[str]) -> None:
     """
     for field in request:
         if field.startswith("optillm_") and field not in OWN_FIELDS:
-            raise RequestRejected(
-                f"unknown field {field!r}{_meant(field, OWN_FIELDS)}", param=field
-            )
+            raise RequestRejected(f"unknown field {field!r}{meant(field, OWN_FIELDS)}", param=field)
 
 
 def check_foreign_fields(request: Mapping[str, object], called: Collection[str]) -> None:
@@ -138,7 +136,7 @@ def check_foreign_fields(request: Mapping[str, object], called: Collection[str])
             )
         if field.startswith(_PREFIXES):
             raise RequestRejected(
-                f"unknown parameter {field!r}{_meant(field, readers)}", param=field
+                f"unknown parameter {field!r}{meant(field, readers)}", param=field
             )
 
 
@@ -150,8 +148,3 @@ def _readers() -> dict[str, str]:
         for field in approach.params.request_fields()
         if field not in _SHARED
     }
-
-
-def _meant(name: str, known: Iterable[str]) -> str:
-    close = get_close_matches(name.lower(), list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -12,7 +12,7 @@ from optillm_hooks.pipeline import expression
 from optillm_hooks.pipeline.expression import Call, Tree
 from optillm_hooks.pipeline.optillm_names import unknown_approach
 from optillm_hooks.registry import Approach, Aside, Cost, Params, get_approach, is_registered
-from optillm_hooks.settings import Presets, explain
+from optillm_hooks.settings import Presets, explain, shown
 
 PASS_THROUGH = "none"  # noqa: S105 (no password)
 """The approach that makes one plain call."""
@@ -315,12 +315,5 @@ def _bad_params(name: str, model: type[Params], exc: ValidationError) -> Request
             problems.append(f"unknown parameter {field_name!r} (it accepts: {allowed})")
         else:
             place = f"{field_name}: " if field_name else ""
-            problems.append(f"{place}{explain(error, model)}{_shown(error['input'])}")
+            problems.append(f"{place}{explain(error, model)}{shown(error['input'])}")
     return RequestRejected(f"{name}: {'; '.join(problems)}", param="optillm_params")
-
-
-def _shown(value: object) -> str:
-    """Return the bad value for an error message, unless it is long or not a scalar."""
-    return (
-        f", got {value!r}" if isinstance(value, int | float | str) and len(str(value)) < 64 else ""
-    )

@@ -1,0 +1,85 @@
+"""All checks of the proxy's YAML. Nothing of it is started."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from optillm_hooks.gateway.config_check.names import Names
+from optillm_hooks.gateway.config_check.own_settings import (
+    check_entry,
+    check_settings,
+    level_of_missing,
+    misplaced,
+    read_settings,
+)
+from optillm_hooks.gateway.config_check.plans import plans_of
+from optillm_hooks.gateway.config_check.problem import Problem
+from optillm_hooks.gateway.config_check.references import (
+    check_callbacks,
+    check_environment,
+    check_providers,
+    resolved,
+)
+from optillm_hooks.gateway.config_check.routing import (
+    check_cooldowns,
+    check_fallbacks,
+    check_health,
+    check_prices,
+    check_retries,
+)
+from optillm_hooks.gateway.config_check.sections import read_sections
+from optillm_hooks.gateway.config_check.services import unreachable
+
+
+def problems(
+    config: Mapping[str, Any], *, folder: Path | None = None, models_come_later: bool = False
+) -> list[Problem]:
+    """Return all that is wrong in `config`, the proxy's YAML, in the order of the checks.
+
+    Args:
+        config: the YAML, with its references to environment variables resolved or not.
+        folder: where the YAML is, in which LiteLLM looks for modules first.
+        models_come_later: whether LiteLLM may add models from its database, whatever the YAML says.
+    """
+    sections, found = read_sections(resolved(config))
+    names, level = Names(sections), level_of_missing(sections, models_come_later=models_come_later)
+    settings, wrong = read_settings(sections)
+    found += [*misplaced(config, sections), *wrong]
+    found += check_settings(settings, sections, names, level)
+    for entry in sections.models:
+        found += check_entry(entry, settings, sections, names, level)
+    plans = plans_of(sections, settings)
+    return [
+        *found,
+        *check_callbacks(sections, folder),
+        *check_providers(sections, folder),
+        *check_prices(sections, plans),
+        *check_retries(sections),
+        *check_fallbacks(sections, names, plans, level),
+        *check_cooldowns(sections, plans),
+        *check_health(sections),
+        *check_environment(config),
+    ]
+
+
+def unset_variables(file: Path | None) -> list[Problem]:
+    """Return a warning for each environment variable that a YAML file refers to and that is unset.
+
+    The proxy's own copy of its configuration has no references any more. Without a file that can
+    be read, the list is empty: LiteLLM says so.
+    """
+    try:
+        config = yaml.safe_load((file or Path()).read_bytes())
+    except (OSError, yaml.YAMLError):
+        return []
+    return list(check_environment(config)) if isinstance(config, dict) else []
+
+
+def unreachable_services(config: Mapping[str, Any]) -> list[Problem]:
+    """Return a warning for each Redis server and database of the YAML that does not answer.
+
+    It opens connections and blocks, for two seconds at most each.
+    """
+    return list(unreachable(read_sections(resolved(config))[0]))
