@@ -18,8 +18,13 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from optillm_hooks.errors import OptiLLMError
+from optillm_hooks.gateway.http_routes import router
+from optillm_hooks.gateway.reports import report_object
+from optillm_hooks.pipeline.events import Report
 from optillm_hooks.registry import all_approaches
 from optillm_hooks.settings import AliasSettings, DeploymentSettings, Settings
+from optillm_hooks.types import Usage
 from scripts.catalogue import reference, with_settings, with_table
 from tests.documents import Block, all_blocks, blocks
 from tests.proxy import ROOT, Proxy
@@ -183,6 +188,29 @@ def test_every_link_leads_to_a_file_and_to_a_heading() -> None:
             dead.append(f"{page.name}: {path}#{anchor}")
     assert links
     assert dead == []
+
+
+def _codes(error: type[OptiLLMError]) -> Iterator[str]:
+    yield error.code
+    for kind in error.__subclasses__():
+        yield from _codes(kind)
+
+
+def test_the_http_reference_names_what_the_code_sends() -> None:
+    page = (ROOT / "docs/http.md").read_text()
+    source = "".join(path.read_text() for path in (ROOT / "optillm_hooks").rglob("*.py"))
+    headers = set(re.findall(r"x-optillm-[a-z][a-z-]*[a-z]", source))
+    assert set(re.findall(r"^\| `(x-optillm-[a-z-]+)` \|", page, re.MULTILINE)) == headers
+    members = page.partition("## The `optillm` object")[2].partition("\n## ")[0]
+    report = Report(
+        approach="none", base="base", calls=0, calls_saved=0, depth=0, usage=Usage(), seconds=0.0,
+        stopped_by=None, degraded=(), choices=(), notes=(), trace=(),
+    )  # fmt: skip
+    assert re.findall(r"^\| `(\w+)` \|", members, re.MULTILINE) == list(report_object(report))
+    inner = {"optillm_error", "truncated"}  # the base class, and a step of cepo
+    assert {code for code in _codes(OptiLLMError) if f"`{code}`" not in page} <= inner
+    paths = {getattr(route, "path", "") for route in router.routes}
+    assert not [path for path in paths if re.sub(r"\{\w+\}", "ID", path) not in page]
 
 
 def test_the_first_page_leads_to_every_page() -> None:

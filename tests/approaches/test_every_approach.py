@@ -27,7 +27,7 @@ from tests.proxy import ROOT
 from tests.test_catalogue import PROGRAM, SCRIPT, VERDICT, Change, Lenient, ask
 
 pytestmark = pytest.mark.anyio
-REQUESTS_PAGE = (ROOT / "docs" / "requests.md").read_text()
+HTTP_PAGE = (ROOT / "docs" / "http.md").read_text()
 
 REFUSED: dict[str, list[dict[str, Any]]] = {
     "abmcts": [
@@ -288,7 +288,7 @@ async def test_a_call_that_brings_nothing_is_reported(way: Way, bad: Reply) -> N
         if not (ended.answers[0].text or bad):
             continue  # nothing else was said: the empty reply is the answer
         kinds = {lost.partition(":")[0] for lost in trace.lost}
-        assert all(f"`{kind}`" in REQUESTS_PAGE for kind in kinds), "not in the manual"
+        assert all(f"`{kind}`" in HTTP_PAGE for kind in kinds), "not in the manual"
         done = [call for call in trace.calls if call.outcome == "ok"]
         assert ended.report.degraded or len(done) == len(whole.calls), f"call {broken}"
 
