@@ -72,6 +72,9 @@ class Trace:
     call_id: str = "-"
     """The request's id in the log."""
 
+    trace_id: str = ""
+    """The OpenTelemetry trace of the request, in hexadecimal; empty without tracing."""
+
     events: list[tuple[str, dict[str, object]]] = field(
         default_factory=list[tuple[str, dict[str, object]]]
     )

@@ -13,6 +13,7 @@ from optillm_hooks.gateway.startup import (
     spare_the_collector,
     use_litellm_logging,
 )
+from optillm_hooks.gateway.tracing import Traces
 from optillm_hooks.registry import load_entry_points
 
 use_litellm_logging()
@@ -21,7 +22,8 @@ load_plugin_files()
 log_problems()
 mount_routes()
 spare_the_collector()
-OBSERVERS.append(Metrics())
+metrics = Metrics()
+OBSERVERS.extend([metrics, Traces(metrics.label)])
 
 hook = Hook()
 provider = Provider()

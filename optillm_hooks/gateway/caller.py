@@ -1,8 +1,9 @@
 """The caller: the key that pays for inner calls, and LiteLLM's check of the models it may use."""
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from litellm import Router
 from litellm.constants import (
@@ -22,6 +23,12 @@ from optillm_hooks.gateway.request_tags import RequestTags, read_request_tags
 CALL_ORIGIN = "optillm"
 """Marks inner calls in LiteLLM's logs. The rate limiter skips marked calls and counts the usage of
 the outer response, which is their sum, so each token counts once."""
+
+SPAN_KEY: Final = "litellm_parent_otel_span"
+"""The entry of a call's metadata by which LiteLLM traces it below a given OpenTelemetry span."""
+
+stage_span: Final[ContextVar[object]] = ContextVar("optillm_stage_span", default=None)
+"""The OpenTelemetry span of the running stage; None without tracing."""
 
 _SHARED = frozenset(
     {
@@ -69,6 +76,9 @@ class Caller:
 
     tags: RequestTags = field(default_factory=RequestTags)
     """The tags by which LiteLLM's router chooses among deployments."""
+
+    span: object = None
+    """The OpenTelemetry span of the client's request; None without tracing."""
 
     @property
     def share(self) -> str:
@@ -124,7 +134,17 @@ def read_caller(
         failures=CountedFailures() if client is None else client.failures,
         session=_session(litellm_params, parent),
         tags=read_request_tags(parent),
+        span=parent.get(SPAN_KEY),
     )
+
+
+def span_metadata() -> dict[str, object]:
+    """Return the entry of a call's metadata by which LiteLLM traces it below the running stage.
+
+    Without it LiteLLM would write what it knows of the call, its texts too, on the stage's span.
+    """
+    span = stage_span.get()
+    return {} if span is None else {SPAN_KEY: span}
 
 
 def _session(litellm_params: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:

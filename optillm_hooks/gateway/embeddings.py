@@ -8,7 +8,7 @@ from litellm import Router
 
 from optillm_hooks.errors import SampleError
 from optillm_hooks.gateway.budgets import paying
-from optillm_hooks.gateway.caller import Caller
+from optillm_hooks.gateway.caller import Caller, span_metadata
 from optillm_hooks.gateway.failures import as_sample_errors, budgets_as_sample_errors
 from optillm_hooks.services import ServiceFailed
 from optillm_hooks.settings import MemorySettings
@@ -52,7 +52,9 @@ class RouterEmbed:
             with as_sample_errors(), budgets_as_sample_errors():
                 async with paying(self.model, *account, lambda: 0.0) as payment:
                     response = await self.router.aembedding(
-                        model=self.model, input=texts, metadata=dict(caller.metadata)
+                        model=self.model,
+                        input=texts,
+                        metadata={**caller.metadata, **span_metadata()},
                     )
                     usage = _usage(response)
                     payment.settle(usage.cost_usd)

@@ -75,9 +75,10 @@ class Metrics:
         if proxy_router() is None:
             return None
         prepared = started.prepared
-        return _Counted(prepared.trace, self._label(prepared.selection), prepared.base, started)
+        return _Counted(prepared.trace, self.label(prepared.selection), prepared.base, started)
 
-    def _label(self, selection: Selection) -> str:
+    def label(self, selection: Selection) -> str:
+        """Return the value of the label "approach"."""
         label = selection.plan.label
         if selection.source in ("alias", "default") or not {"&", "|"} & set(label):
             return label

@@ -15,11 +15,14 @@ from typing import Final, Protocol
 from optillm_hooks.errors import OptiLLMError
 from optillm_hooks.gateway.caller import Caller
 from optillm_hooks.gateway.prepared import Prepared
-from optillm_hooks.gateway.reports import log_line
+from optillm_hooks.gateway.reports import log_fields, log_line
 from optillm_hooks.pipeline.events import Request
 from optillm_hooks.trace import Watcher
 
 _log = logging.getLogger(__name__)
+
+CANCELLED: Final = "cancelled"
+"""The code of an end that is no error: the client has gone, or a stage is not needed any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +58,10 @@ class Observer(Protocol):
 
 
 class LogLines:
-    """Logs one INFO line when a plan ends: with an answer or an error, or cancelled."""
+    """Logs one INFO line when a plan ends: with an answer or an error, or cancelled.
+
+    LiteLLM's JSON logs have its values as fields, and the trace.
+    """
 
     def begin(self, started: Started, /) -> Watch:
         return _LogLine(started.prepared)
@@ -66,10 +72,19 @@ class _LogLine(Watch):
         self._prepared = prepared
 
     def ended(self, end: Ended, /) -> None:
-        _log.info("%s", log_line(self._prepared, seconds=end.seconds, error=end.error))
+        fields = log_fields(self._prepared, seconds=end.seconds, error=end.error)
+        trace = {"otel_trace_id": self._prepared.trace.trace_id or None}
+        _log.info("%s", log_line(fields), extra={**fields, **trace})
 
 
 OBSERVERS: Final[list[Observer]] = [LogLines()]
+
+
+def error_code(error: BaseException) -> str:
+    """Return an error's code, "cancelled", or the name of an error that is not ours."""
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return CANCELLED
+    return error.code if isinstance(error, OptiLLMError) else type(error).__name__
 
 
 @contextmanager
@@ -81,11 +96,8 @@ def observed(started: Started) -> Iterator[None]:
     began, error = time.monotonic(), ""
     try:
         yield
-    except (asyncio.CancelledError, GeneratorExit):
-        error = "cancelled"
-        raise
-    except Exception as exc:
-        error = exc.code if isinstance(exc, OptiLLMError) else type(exc).__name__
+    except BaseException as exc:
+        error = error_code(exc)
         raise
     finally:
         end = Ended(time.monotonic() - began, error)

@@ -1,6 +1,7 @@
 """Reports of how a response was made: an object in its body, headers, a line in the log."""
 
 import re
+from collections.abc import Mapping
 
 from optillm_hooks.errors import OptiLLMError
 from optillm_hooks.gateway.prepared import Prepared
@@ -80,26 +81,38 @@ def _retry_headers(prepared: Prepared, error: OptiLLMError) -> dict[str, str]:
     return headers
 
 
-def log_line(prepared: Prepared, *, seconds: float, error: str) -> str:
-    """Return the log line of a plan that has ended, as `name=value` pairs.
+def log_fields(prepared: Prepared, *, seconds: float, error: str) -> dict[str, Json]:
+    """Return what the log says of a plan that has ended.
 
     It holds no text of the user or of a model; the approach is given without its parameters.
     """
     usage = prepared.trace.usage
     report = None if prepared.outcome is None else prepared.outcome.report
-    values = {
+    return {
         "call_id": prepared.trace.call_id,
         "approach": prepared.plan.label,
         "base": prepared.base,
-        "calls": str(usage.calls),
-        "depth": str(prepared.trace.depth),
-        "seconds": f"{seconds:.3f}",
-        "cost_usd": f"{usage.cost_usd:.8f}",
-        "stopped_by": prepared.trace.stopped_by or "",
-        "degraded": ",".join(report.degraded if report else ()),
-        "error": error,
+        "calls": usage.calls,
+        "depth": prepared.trace.depth,
+        "seconds": round(seconds, 3),
+        "cost_usd": round(usage.cost_usd, 8),
+        "stopped_by": prepared.trace.stopped_by,
+        "degraded": list(report.degraded if report else ()),
+        "error": error or None,
     }
-    return " ".join(f"{name}={word(value)}" for name, value in values.items())
+
+
+def log_line(fields: Mapping[str, Json]) -> str:
+    """Return the fields as one line of `name=value` pairs."""
+    return " ".join(f"{name}={word(_in_line(name, value))}" for name, value in fields.items())
+
+
+def _in_line(name: str, value: Json) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:.8f}" if name == "cost_usd" else f"{value:.3f}"
+    return "" if value is None else str(value)
 
 
 def word(value: str) -> str:

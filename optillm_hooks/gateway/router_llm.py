@@ -14,7 +14,7 @@ from litellm.types.utils import ModelResponse, ModelResponseStream
 from optillm_hooks.answers.deltas import DeltaAccumulator
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.gateway.budgets import check_budgets, paying
-from optillm_hooks.gateway.caller import Caller
+from optillm_hooks.gateway.caller import Caller, span_metadata
 from optillm_hooks.gateway.convert import (
     is_amount,
     read_completions,
@@ -158,6 +158,7 @@ class RouterModel:
             "model": self.model,
             "metadata": {
                 **self._caller.metadata,
+                **span_metadata(),
                 **self._caller.tags.metadata(each.params for each in self.facts.deployments),
                 INNER_CALL_KEY: inner,
             },

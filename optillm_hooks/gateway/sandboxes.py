@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 from optillm_hooks.code_execution.runner import SnippetResult
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.fanout import opened
+from optillm_hooks.gateway.caller import span_metadata
 from optillm_hooks.services import ServiceFailed
 
 T = TypeVar("T")
@@ -74,7 +75,7 @@ class SandboxRunner:
                 template=self.template,
                 timeout=int(needed_s),
                 allow_internet_access=False,
-                litellm_metadata=dict(self.metadata),
+                litellm_metadata={**self.metadata, **span_metadata()},
                 **self.access,
             ),
             self.seconds,
@@ -91,7 +92,7 @@ class SandboxRunner:
                         container=sandbox,
                         code=code,
                         api_key=self.access.get("api_key"),
-                        litellm_metadata=dict(self.metadata),
+                        litellm_metadata={**self.metadata, **span_metadata()},
                     )
                 )
         except TimeoutError:
@@ -110,7 +111,7 @@ class SandboxRunner:
             adelete_sandbox(
                 provider=self.provider,
                 container=sandbox,
-                litellm_metadata=dict(self.metadata),
+                litellm_metadata={**self.metadata, **span_metadata()},
                 **self.access,
             ),
             _CLOSE_S,

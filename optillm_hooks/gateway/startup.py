@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
+from typing import Final
 
 from litellm.secret_managers.main import get_secret_bool
 
@@ -24,6 +25,9 @@ from optillm_hooks.settings import Settings, plugins_directory
 
 _log = logging.getLogger(__name__)
 
+_THEIRS: Final = "LiteLLM Proxy"
+"""The name of LiteLLM's logger."""
+
 
 def use_litellm_logging() -> None:
     """Give our logger LiteLLM's handlers and level, if this process runs the proxy.
@@ -33,13 +37,24 @@ def use_litellm_logging() -> None:
     """
     if proxy_module() is None:
         return
-    ours, theirs = logging.getLogger("optillm_hooks"), logging.getLogger("LiteLLM Proxy")
+    ours, theirs = logging.getLogger("optillm_hooks"), logging.getLogger(_THEIRS)
     if ours.level == logging.NOTSET:
         ours.setLevel(theirs.getEffectiveLevel())
     if not ours.hasHandlers():
         ours.propagate = False  # or each line appears twice if LiteLLM gives the root a handler
-        for handler in theirs.handlers:
-            ours.addHandler(handler)
+        ours.addHandler(_LikeLiteLLM())
+
+
+class _LikeLiteLLM(logging.Handler):
+    """Hands each record to the handlers that LiteLLM's logger has by then.
+
+    LiteLLM may replace them after it has loaded us, by those of its JSON logs.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for handler in logging.getLogger(_THEIRS).handlers:
+            if record.levelno >= handler.level:
+                handler.handle(record)
 
 
 def spare_the_collector() -> None:

@@ -19,7 +19,7 @@ from litellm.llms.custom_httpx.http_handler import get_ssl_configuration
 from litellm.proxy._types import ProxyException
 
 from optillm_hooks.errors import ProviderFailed, Refused
-from optillm_hooks.gateway.caller import Caller
+from optillm_hooks.gateway.caller import Caller, span_metadata
 from optillm_hooks.gateway.deployments import proxy_module
 from optillm_hooks.gateway.failures import as_sample_errors
 from optillm_hooks.sandbox.places import tenant
@@ -193,7 +193,7 @@ class RouterSearch:
                         search_tool_name=self.tool,
                         query=query[:_MAX_QUERY],
                         max_results=max_results,
-                        litellm_metadata=dict(self.caller.metadata),
+                        litellm_metadata={**self.caller.metadata, **span_metadata()},
                     )
         except TimeoutError:
             raise ServiceFailed(f"the search took longer than {self.seconds:g} seconds") from None

@@ -14,7 +14,7 @@ from litellm.utils import custom_llm_setup
 from optillm_hooks.budget import Limits
 from optillm_hooks.gateway import admission, callback, hook, provider
 from optillm_hooks.gateway.prepared import METADATA_KEY, Prepared, attached
-from optillm_hooks.gateway.reports import header_values, log_line
+from optillm_hooks.gateway.reports import header_values, log_fields, log_line
 from optillm_hooks.pipeline.events import Outcome, Report
 from optillm_hooks.trace import CallRecord
 from optillm_hooks.types import Usage
@@ -264,7 +264,7 @@ async def test_headers_and_the_log_line_tell_the_report() -> None:
         "x-optillm-stopped-by": "deadline",
         "x-optillm-degraded": "provider_failed,empty_completion",
     }
-    assert log_line(prepared, seconds=2.0, error="") == (
+    assert log_line(log_fields(prepared, seconds=2.0, error="")) == (
         "call_id=- approach=re2 base=base calls=3 depth=2 seconds=2.000 cost_usd=0.75000000 "
         "stopped_by=deadline degraded=provider_failed,empty_completion error=-"
     )

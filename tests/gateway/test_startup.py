@@ -38,14 +38,32 @@ def stock_loggers(monkeypatch: pytest.MonkeyPatch) -> tuple[logging.Logger, logg
     return ours, theirs
 
 
+class Kept(logging.Handler):
+    """Keeps the records that it gets."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
 @pytest.mark.parametrize("level", [logging.NOTSET, logging.INFO, logging.DEBUG])
 def test_our_logger_follows_litellms(monkeypatch: pytest.MonkeyPatch, level: int) -> None:
     ours, theirs = stock_loggers(monkeypatch)
     theirs.setLevel(level)
     use_litellm_logging()
     assert ours.level == (level or logging.WARNING)
-    assert ours.handlers == theirs.handlers
     assert not ours.propagate
+    assert ours.handlers
+    kept, dropped = Kept(logging.INFO), Kept(logging.INFO)
+    theirs.addHandler(dropped)
+    theirs.handlers = [kept]  # as LiteLLM does when it turns to JSON
+    ours.handle(ours.makeRecord("n", logging.INFO, "f", 1, "said", (), None))
+    ours.handle(ours.makeRecord("n", logging.DEBUG, "f", 1, "below the handler's", (), None))
+    assert [record.msg for record in kept.records] == ["said"]
+    assert dropped.records == []
 
 
 def test_a_logging_configuration_of_the_operators_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,166 @@
+"""Traces, logs in JSON and the log of conversations, of one proxy that has all of them."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from tests.gateway.shared import hang_up
+from tests.otlp import Collected, Collector
+from tests.proxy import Proxy, alias, hooked_config, model_group
+from tests.upstream import HANG, Script, Status, Upstream, always, at, differing
+
+SECRET = "the-question-nobody-may-read"
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": f"{SECRET}: 6 * 7?"}]}
+CHAT_ROUTE = "/v1/chat/completions"
+CALLS = "gen_ai.invoke_workflow.inference_calls"
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    with Collector() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def proxy(
+    tmp_path_factory: pytest.TempPathFactory, upstream: Upstream, collector: Collector
+) -> Iterator[Proxy]:
+    config = hooked_config([model_group("base", upstream.url), alias("rated", "bon(n=2)")])
+    settings = config["litellm_settings"]
+    settings["callbacks"] = [*settings["callbacks"], "otel"]
+    settings["json_logs"] = True
+    env = {
+        "LITELLM_LOG": "INFO",
+        "OTEL_EXPORTER": "otlp_http",
+        "OTEL_ENDPOINT": collector.url,
+        "OTEL_BSP_SCHEDULE_DELAY": "100",
+        "LITELLM_OTEL_INTEGRATION_ENABLE_METRICS": "true",
+    }
+    with Proxy(config, tmp_path_factory.mktemp("proxy"), env=env) as running:
+        yield running
+
+
+def lines(proxy: Proxy) -> list[dict[str, Any]]:
+    """Return our INFO lines about requests."""
+    texts = [line for line in proxy.log.splitlines() if '"message": "call_id=' in line]
+    return [json.loads(text) for text in texts]
+
+
+class Watched:
+    """What the collector and the log get of one request."""
+
+    def __init__(self, proxy: Proxy, collector: Collector) -> None:
+        self._proxy = proxy
+        self._collector = collector
+        self._lines = len(lines(proxy))
+
+    @property
+    def line(self) -> dict[str, Any]:
+        self._proxy.wait_until(lambda proxy: len(lines(proxy)) > self._lines)
+        [line] = lines(self._proxy)[self._lines :]
+        return line
+
+    def spans(self, *names: str) -> Sequence[Collected]:
+        """Return the spans of the request's trace, once as many as `names` are there."""
+        trace = self.line["otel_trace_id"]
+        wanted = Counter(names)
+
+        def here(collector: Collector) -> list[Collected]:
+            return [span for span in collector.spans if span.trace_id == trace]
+
+        self._collector.wait_until(lambda c: wanted <= Counter(span.name for span in here(c)))
+        return here(self._collector)
+
+
+BON = ("invoke_workflow bon", "bon", "litellm_request", "litellm_request", "litellm_request")
+
+
+def only(spans: Sequence[Collected], name: str) -> Collected:
+    [span] = [span for span in spans if span.name == name]
+    return span
+
+
+def children(spans: Sequence[Collected], parent: Collected, name: str) -> list[Collected]:
+    return [span for span in spans if span.parent == parent.span_id and span.name == name]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_request_is_one_tree_in_the_callers_trace(
+    proxy: Proxy, upstream: Upstream, collector: Collector, stream: bool
+) -> None:
+    upstream.play(Script(reply=differing))
+    watched = Watched(proxy, collector)
+    trace, caller = ("ab" if stream else "ba") * 16, "cd" * 8
+    client = proxy.openai(default_headers={"traceparent": f"00-{trace}-{caller}-01"})
+    answer = client.chat.completions.create(model="rated", stream=stream, **CHAT)
+    assert "42" in ("".join(str(c) for c in answer) if stream else str(answer))
+    spans = watched.spans(*BON, "litellm_request", "Received Proxy Server Request")
+    received = only(spans, "Received Proxy Server Request")
+    workflow, stage = only(spans, "invoke_workflow bon"), only(spans, "bon")
+    calls = children(spans, stage, "litellm_request")
+    assert (received.trace_id, received.parent) == (trace, caller)
+    assert (workflow.parent, stage.parent) == (received.span_id, workflow.span_id)
+    costs = [span.attributes["gen_ai.cost.total_cost"] for span in calls]
+    assert len({*costs}) == len(costs) == len(upstream.calls) == 3
+    line = watched.line
+    assert sum(costs) == pytest.approx(line["cost_usd"])
+    assert workflow.attributes["optillm.cost_usd"] == pytest.approx(line["cost_usd"])
+    assert workflow.attributes[CALLS] == line["calls"] == 3
+    assert workflow.attributes["optillm.call_id"] == line["call_id"]
+    assert all(each.started <= each.ended for each in spans)
+    assert SECRET not in f"{workflow} {stage}"
+
+
+def test_a_plan_that_fails(proxy: Proxy, upstream: Upstream, collector: Collector) -> None:
+    upstream.play(Script(fault=always(Status(500))))
+    watched = Watched(proxy, collector)
+    assert proxy.post(CHAT_ROUTE, {"model": "rated", **CHAT}).status_code == 500
+    spans = watched.spans(*BON)
+    for name in ("invoke_workflow bon", "bon"):
+        span = only(spans, name)
+        assert (span.failed, span.attributes["error.type"]) == (True, "provider_failed")
+    assert watched.line["error"] == "provider_failed"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_client_that_has_gone(
+    proxy: Proxy, upstream: Upstream, collector: Collector, stream: bool
+) -> None:
+    upstream.play(Script(reply=differing, fault=at({1: HANG, 2: HANG})))
+    watched = Watched(proxy, collector)
+    hang_up(proxy, upstream, CHAT_ROUTE, {"model": "rated", "stream": stream, **CHAT}, done=2)
+    spans = watched.spans(*BON)
+    stage = only(spans, "bon")
+    assert len(children(spans, stage, "litellm_request")) == 3
+    for span in (stage, only(spans, "invoke_workflow bon")):
+        assert (span.failed, span.attributes["error.type"]) == (False, "cancelled")
+    assert watched.line["error"] == "cancelled"
+
+
+def test_the_duration_of_plans_is_a_metric(
+    proxy: Proxy, upstream: Upstream, collector: Collector
+) -> None:
+    upstream.play(Script())
+    client = proxy.openai()
+    client.chat.completions.create(model="cot_reflection-base", **CHAT)
+    series = {"gen_ai.workflow.name": "cot_reflection"}
+    collector.wait_until(lambda c: (series, 1) in c.histograms.get("gen_ai.workflow.duration", ()))
+
+
+def test_a_line_of_json_has_the_values_as_fields(
+    proxy: Proxy, upstream: Upstream, collector: Collector
+) -> None:
+    upstream.play(Script(reply=differing))
+    watched = Watched(proxy, collector)
+    answer = proxy.post(CHAT_ROUTE, {"model": "rated", **CHAT})
+    line, report = watched.line, answer.json()["optillm"]
+    told = ("calls", "depth", "cost_usd", "stopped_by", "degraded")
+    assert {name: line[name] for name in told} == {name: report[name] for name in told}
+    assert (line["approach"], line["base"], line["error"]) == ("bon", "base", None)
+    assert line["call_id"] == answer.headers["x-litellm-call-id"]
+    assert line["seconds"] > 0
+    assert line["level"] == "INFO"
+    assert line["message"].startswith(f"call_id={line['call_id']} approach=bon base=base calls=3 ")
