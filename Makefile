@@ -33,7 +33,7 @@ help:
 	@echo "make install  only install, into $(VENV)"
 
 serve: $(INSTALLED)
-	@$(RUN) -m optillm_hooks.serve
+	@$(RUN) -m optillm_hooks serve
 
 demo: $(INSTALLED)
 	@$(RUN) -m optillm_hooks.evaluation.demo

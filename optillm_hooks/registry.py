@@ -10,21 +10,25 @@ There are four kinds of stage:
 
 import inspect
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from importlib.metadata import entry_points
-from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Final, Literal, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from optillm_hooks.context import Context
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.llm import LLM, FinalCall, Scorer
+from optillm_hooks.packages import allowed_entries, package_of
 from optillm_hooks.services import Services
 from optillm_hooks.types import Answer, Chat, Completion, Delta, Sampling
 
 ENTRY_POINT_GROUP = "optillm_hooks.approaches"
 """Other packages name a module under it; loading the module registers its approaches."""
+
+OWN_PACKAGE: Final = "optillm-hooks"
 
 Kind = Literal["rewriter", "wrapper", "decoder", "answerer"]
 Need = Literal["code", "solver", "network", "tools", "memory"]
@@ -333,6 +337,8 @@ class Approach:
     run: Callable[..., Awaitable[Any]]
     cost: Callable[[Any], Cost]
     needs: frozenset[Need]
+    origin: str = OWN_PACKAGE
+    """The installed package that it comes from, or the path of a plugin file."""
 
     @property
     def doc(self) -> str:
@@ -341,6 +347,17 @@ class Approach:
 
 
 _approaches: dict[str, Approach] = {}
+_origin: Final = ContextVar("origin", default=OWN_PACKAGE)
+
+
+@contextmanager
+def registering(origin: str) -> Iterator[None]:
+    """Note `origin` (see `Approach`) on the approaches that are registered within the block."""
+    token = _origin.set(origin)
+    try:
+        yield
+    finally:
+        _origin.reset(token)
 
 
 def _register(
@@ -351,7 +368,7 @@ def _register(
             raise ValueError(f"approach name {name!r} must be letters, digits and underscores")
         if name in _approaches:
             raise ValueError(f"approach {name!r} is registered twice")
-        _approaches[name] = Approach(name, kind, params, fn, cost, frozenset(needs))
+        _approaches[name] = Approach(name, kind, params, fn, cost, frozenset(needs), _origin.get())
 
     return register
 
@@ -431,7 +448,20 @@ def all_approaches() -> list[Approach]:
     return [_approaches[name] for name in sorted(_approaches)]
 
 
-def load_entry_points() -> None:
-    """Register the approaches of other installed packages."""
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
-        entry.load()
+def load_entry_points() -> list[str]:
+    """Register the approaches of the packages that the operator allows (`packages.allow`).
+
+    Returns:
+        What is wrong with those that cannot be loaded.
+    """
+    problems: list[str] = []
+    for entry in allowed_entries(ENTRY_POINT_GROUP):
+        package = package_of(entry)
+        try:
+            with registering(package):
+                entry.load()
+        # An import can end in any way, such as by sys.exit(). The proxy starts all the same.
+        except (Exception, SystemExit) as exc:
+            where = f"approach {entry.name!r} of the package {package} ({entry.value})"
+            problems.append(f"{where}: {type(exc).__name__}: {exc}")
+    return problems

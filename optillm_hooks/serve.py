@@ -1,10 +1,9 @@
-"""Starts the LiteLLM proxy from a checkout: `make serve`.
+"""Starts the LiteLLM proxy: `optillm-hooks serve`, or in a checkout `make serve`.
 
 It checks for the most common mistakes before LiteLLM is loaded, keeps a random master key in
 `.env`, and prints an example request once the proxy answers.
 """
 
-import argparse
 import json
 import os
 import re
@@ -23,8 +22,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
 from dotenv import dotenv_values
+
+from optillm_hooks.config_files import HERE, SHIPPED, CannotRun, read_yaml
+from optillm_hooks.embedded_model import with_local_models
 
 KEY = "LITELLM_MASTER_KEY"
 WILDCARD = "optillm/*"
@@ -36,26 +37,22 @@ _STOP_S = 15.0
 _LITELLM = "import litellm; litellm.run_server()"
 
 
-class CannotServe(Exception):
-    """The proxy cannot start; the message is one line for the user."""
-
-
 def read_env(path: Path) -> dict[str, str]:
     """Return the variables in a `.env` file, read as LiteLLM reads it; none if it is missing.
 
     Raises:
-        CannotServe: the file cannot be read, or a value cannot be passed to a process.
+        CannotRun: the file cannot be read, or a value cannot be passed to a process.
     """
     try:
         read = dotenv_values(path)
     except OSError as exc:
-        raise CannotServe(f"{path} cannot be read: {exc.strerror}") from exc
+        raise CannotRun(f"{path} cannot be read: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:
-        raise CannotServe(f"{path} is not UTF-8: {exc.reason} at byte {exc.start}") from exc
+        raise CannotRun(f"{path} is not UTF-8: {exc.reason} at byte {exc.start}") from exc
     env = {name: value for name, value in read.items() if value is not None}
     for name, value in env.items():
         if "\0" in name + value:
-            raise CannotServe(f"{path}: {name!r} contains a null byte")
+            raise CannotRun(f"{path}: {name!r} contains a null byte")
     return env
 
 
@@ -63,11 +60,11 @@ def ensure_key(path: Path) -> None:
     """Give the file `path` a random master key, readable by its owner only, if it has none.
 
     Raises:
-        CannotServe: the file names the key and leaves it empty, or it cannot be written.
+        CannotRun: the file names the key and leaves it empty, or it cannot be written.
     """
     key = read_env(path).get(KEY)
     if key == "":
-        raise CannotServe(f"{KEY} in {path} is empty: give it a value or delete the line")
+        raise CannotRun(f"{KEY} in {path} is empty: give it a value or delete the line")
     if key is not None:
         return
     before = path.read_text() if path.exists() else ""
@@ -77,40 +74,31 @@ def ensure_key(path: Path) -> None:
             os.fchmod(file.fileno(), 0o600)
             file.write(f"{line_break}{KEY}=sk-{secrets.token_urlsafe(32)}\n")
     except OSError as exc:
-        raise CannotServe(
+        raise CannotRun(
             f"a master key cannot be written to {path}: {exc.strerror}; set {KEY} in the "
             "environment instead"
         ) from exc
 
 
 def check_key(key: str) -> None:
-    """Raise `CannotServe` if no client can send `key` in a header."""
+    """Raise `CannotRun` if no client can send `key` in a header."""
     if not (key.isascii() and key.isprintable()):
-        raise CannotServe(f"{KEY} must consist of printable ASCII characters")
+        raise CannotRun(f"{KEY} must consist of printable ASCII characters")
 
 
 def read_config(path: Path, env: Mapping[str, str]) -> dict[str, Any]:
     """Return LiteLLM's configuration in the YAML file `path`.
 
     Raises:
-        CannotServe: it cannot be read, it is not YAML, it has no models, or it names a variable
+        CannotRun: it cannot be read, it is not YAML, it has no models, or it names a variable
             that `env` lacks.
     """
-    try:
-        config = yaml.safe_load(path.read_text())
-    except OSError as exc:
-        raise CannotServe(f"{path} cannot be read: {exc.strerror}") from exc
-    except yaml.MarkedYAMLError as exc:
-        mark = exc.problem_mark
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise CannotServe(f"{path}{where}: {exc.problem}") from exc
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
-        raise CannotServe(f"{path} is not YAML: {' '.join(str(exc).split())}") from exc
-    if not isinstance(config, dict) or not isinstance(config.get("model_list"), list):
-        raise CannotServe(f"{path} has no model_list")
+    config = read_yaml(path)
+    if not isinstance(config.get("model_list"), list):
+        raise CannotRun(f"{path} has no model_list")
     for where, name in _variables(config, ""):
         if not env.get(name):
-            raise CannotServe(f"{path}: {where} needs {name}, which is not set: put it into .env")
+            raise CannotRun(f"{path}: {where} needs {name}, which is not set: put it into .env")
     return config
 
 
@@ -128,17 +116,17 @@ def _variables(node: object, where: str) -> Iterator[tuple[str, str]]:
 
 def read_port(text: str) -> int:
     if not re.fullmatch("[0-9]{1,5}", text) or not 0 < int(text) < 65536:
-        raise CannotServe(f"PORT must be a number from 1 to 65535, got {text!r}")
+        raise CannotRun(f"PORT must be a number from 1 to 65535, got {text!r}")
     return int(text)
 
 
 def check_free(host: str, port: int) -> None:
-    """Raise `CannotServe` if nothing can listen on `port` of `host`."""
+    """Raise `CannotRun` if nothing can listen on `port` of `host`."""
     try:
         socket.create_server((host, port)).close()
     except OSError as exc:
-        raise CannotServe(
-            f"port {port} of {host} is not free ({exc.strerror}): try PORT={port + 1} make serve"
+        raise CannotRun(
+            f"port {port} of {host} is not free ({exc.strerror}): try PORT={port + 1}"
         ) from exc
 
 
@@ -206,7 +194,7 @@ def serve(config_path: Path, env_file: Path, given: Mapping[str, str]) -> int:
     `given` is the environment; `env_file` adds what it lacks.
 
     Raises:
-        CannotServe: the proxy cannot start.
+        CannotRun: the proxy cannot start.
     """
     host, port = given.get("HOST", "127.0.0.1"), read_port(given.get("PORT", "4000"))
     if not given.get(KEY):
@@ -219,6 +207,7 @@ def serve(config_path: Path, env_file: Path, given: Mapping[str, str]) -> int:
     check_key(env[KEY])
     config = read_config(config_path, env)
     check_free(host, port)
+    env = with_local_models(config, env)
     command = [sys.executable, "-c", _LITELLM, "--config", str(config_path)]
     process = subprocess.Popen(  # noqa: S603 (our own interpreter, our own arguments)
         [*command, "--host", host, "--port", str(port)],
@@ -260,8 +249,8 @@ def _until_ready(
             log = output.all_held()
             sys.stderr.write(log)
             last = next((line for line in reversed(log.splitlines()) if line.strip()), "")
-            raise CannotServe(f"LiteLLM ended with status {code} before it was ready: {last}")
-    raise CannotServe(f"LiteLLM was not ready after {_START_S:.0f} s")
+            raise CannotRun(f"LiteLLM ended with status {code} before it was ready: {last}")
+    raise CannotRun(f"LiteLLM was not ready after {_START_S:.0f} s")
 
 
 def _models(url: str, key: str) -> list[str] | None:
@@ -275,7 +264,7 @@ def _models(url: str, key: str) -> list[str] | None:
             return [model["id"] for model in json.load(answer)["data"]]
     except urllib.error.HTTPError as exc:
         if exc.code in (401, 403):
-            raise CannotServe(
+            raise CannotRun(
                 f"LiteLLM rejects our {KEY}: general_settings.master_key must be os.environ/{KEY}"
             ) from exc
         return None
@@ -296,18 +285,21 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m optillm_hooks.serve", description=__doc__)
-    parser.add_argument("config", nargs="?", default="litellm_config.yaml", type=Path)
+def run(config: Path | None, host: str | None, port: str | None) -> int:
+    """Serve until a signal, and return the exit status: 130 after one.
+
+    Args:
+        config: LiteLLM's YAML; None is `HERE`, or `SHIPPED` if there is none.
+        host: the address to listen on; None is HOST in the environment, or 127.0.0.1.
+        port: the port as text; None is PORT, or 4000.
+
+    Raises:
+        CannotRun: the proxy cannot start.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
+    given = {name: value for name, value in (("HOST", host), ("PORT", port)) if value is not None}
+    path = config or (HERE if HERE.exists() else SHIPPED)
     try:
-        return serve(parser.parse_args().config, Path(".env"), os.environ)
-    except CannotServe as exc:
-        sys.stderr.write(f"serve: {exc}\n")
-        return 1
+        return serve(path, Path(".env"), {**os.environ, **given})
     except KeyboardInterrupt:
         return 130
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -19,6 +19,7 @@ from pydantic import (
 
 from optillm_hooks.budget import Limits
 from optillm_hooks.code_execution.runner import RunnerName
+from optillm_hooks.packages import AllowedPackages
 from optillm_hooks.registry import Approach
 
 if TYPE_CHECKING:
@@ -439,6 +440,12 @@ class Settings(RunSettings):
         "all rights of the proxy. Read at start-up; unset: the environment variable "
         "`OPTILLM_PLUGINS_DIR`.",
     )
+    allowed_packages: AllowedPackages = Field(
+        default=(),
+        description="Installed packages whose approaches, plugins and verifiers are loaded at "
+        "start-up, with all rights of the proxy: names, or all. Unset: those that the environment "
+        "variable `OPTILLM_ALLOWED_PACKAGES` lists, with commas.",
+    )
     web: WebSettings = Field(
         default_factory=WebSettings, description="How approaches reach the web."
     )
@@ -462,6 +469,13 @@ def plugins_directory(settings: Settings) -> Path | None:
     """Return the operator's directory of plugin files, if there is one."""
     given = settings.plugins_dir or os.environ.get("OPTILLM_PLUGINS_DIR")
     return Path(given).expanduser() if given else None
+
+
+def allowed_packages(settings: Settings) -> AllowedPackages:
+    """Return the packages whose entry points the operator allows to be loaded."""
+    given = os.environ.get("OPTILLM_ALLOWED_PACKAGES", "").strip()
+    listed = tuple(name for each in given.split(",") if (name := each.strip()))
+    return settings.allowed_packages or ("all" if given == "all" else listed)
 
 
 def forbidden(approaches: Iterable[Approach], allowed: NamedApproaches) -> list[str]:

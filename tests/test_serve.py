@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optillm_hooks import serve
+from optillm_hooks.config_files import CannotRun
 from optillm_hooks.serve import (
     KEY,
-    CannotServe,
     check_free,
     check_key,
     ensure_key,
@@ -61,7 +61,7 @@ def test_other_variables_of_the_file_stay(tmp_path: Path) -> None:
 
 def test_an_empty_key_is_refused(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text(f"{KEY}=\n")
-    with pytest.raises(CannotServe, match=f"{KEY} in .* is empty"):
+    with pytest.raises(CannotRun, match=f"{KEY} in .* is empty"):
         ensure_key(tmp_path / ".env")
 
 
@@ -109,7 +109,7 @@ def test_a_name_without_a_value_is_no_variable(tmp_path: Path) -> None:
 )
 def test_a_broken_env_file_is_one_clear_line(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / ".env").write_bytes(content)
-    with pytest.raises(CannotServe, match=message):
+    with pytest.raises(CannotRun, match=message):
         ensure_key(tmp_path / ".env")
 
 
@@ -120,13 +120,13 @@ def test_an_env_file_that_may_not_be_read_is_one_clear_line(
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(serve, "dotenv_values", denied)
-    with pytest.raises(CannotServe, match=r"\.env cannot be read: Permission denied"):
+    with pytest.raises(CannotRun, match=r"\.env cannot be read: Permission denied"):
         ensure_key(tmp_path / ".env")
 
 
 @pytest.mark.parametrize("key", ["sk-\u00fc", "sk-\u20ac", "sk-a\nb"])
 def test_a_key_that_no_header_can_hold_is_refused(key: str) -> None:
-    with pytest.raises(CannotServe, match=f"{KEY} must consist of printable ASCII"):
+    with pytest.raises(CannotRun, match=f"{KEY} must consist of printable ASCII"):
         check_key(key)
 
 
@@ -140,7 +140,7 @@ def test_no_file_has_no_variables(tmp_path: Path) -> None:
         ("a: [1\nb: 2", r"config.yaml, line 2, column 2: .*expected ',' or '\]'"),
         ("a: \x00", "config.yaml is not YAML"),
         ("", "config.yaml has no model_list"),
-        ("- a", "config.yaml has no model_list"),
+        ("- a", "config.yaml must be an object with keys"),
         ("model_list: 3", "config.yaml has no model_list"),
         (
             "model_list: [{litellm_params: {api_key: os.environ/NO_SUCH}}]",
@@ -151,13 +151,13 @@ def test_no_file_has_no_variables(tmp_path: Path) -> None:
 )
 def test_a_broken_configuration_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(CannotServe, match=message) as refused:
+    with pytest.raises(CannotRun, match=message) as refused:
         read_config(tmp_path / "config.yaml", {"OTHER": "x", "NO_SUCH": ""})
     assert "\n" not in str(refused.value)
 
 
 def test_a_missing_configuration_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(CannotServe, match="cannot be read: No such file"):
+    with pytest.raises(CannotRun, match="cannot be read: No such file"):
         read_config(tmp_path / "none.yaml", {})
 
 
@@ -173,14 +173,14 @@ def test_a_port_is_read_as_written(port: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "65536", "-1", "4000x", "\uff11"])
 def test_a_bad_port_is_refused(text: str) -> None:
-    with pytest.raises(CannotServe, match="PORT must be a number from 1 to 65535"):
+    with pytest.raises(CannotRun, match="PORT must be a number from 1 to 65535"):
         read_port(text)
 
 
 def test_a_busy_port_is_refused_and_another_proposed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(CannotServe, match=f"port {port} .*PORT={port + 1} make serve"):
+        with pytest.raises(CannotRun, match=f"port {port} .*PORT={port + 1}"):
             check_free("127.0.0.1", port)
 
 
@@ -193,7 +193,7 @@ def test_a_key_that_cannot_be_written_is_one_line(
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
     monkeypatch.setattr(os, "open", read_only)
-    with pytest.raises(CannotServe, match=r"written to .*\.env: Read-only file system; set"):
+    with pytest.raises(CannotRun, match=r"written to .*\.env: Read-only file system; set"):
         ensure_key(tmp_path / ".env")
 
 
@@ -236,7 +236,7 @@ def upstream() -> Iterator[Upstream]:
 
 def start(folder: Path, **env: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "optillm_hooks.serve", "config.yaml"],
+        [sys.executable, "-m", "optillm_hooks", "serve", "config.yaml"],
         cwd=folder,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(folder), **env},
         stdout=subprocess.PIPE,

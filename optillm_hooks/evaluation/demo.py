@@ -120,7 +120,7 @@ def own_proxy() -> Iterator[tuple[str, str]]:
         port = free.getsockname()[1]
     key = f"sk-{secrets.token_urlsafe(32)}"
     process = subprocess.Popen(
-        [sys.executable, "-m", "optillm_hooks.serve"],
+        [sys.executable, "-m", "optillm_hooks", "serve"],
         env={**os.environ, "HOST": "127.0.0.1", "PORT": str(port), "LITELLM_MASTER_KEY": key},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -7,18 +7,16 @@ from optillm_hooks.gateway.metrics import Metrics
 from optillm_hooks.gateway.observers import OBSERVERS
 from optillm_hooks.gateway.score_provider import ScoreProvider
 from optillm_hooks.gateway.startup import (
-    load_plugin_files,
+    load_what_is_allowed,
     log_problems,
     mount_routes,
     spare_the_collector,
     use_litellm_logging,
 )
 from optillm_hooks.gateway.tracing import Traces
-from optillm_hooks.registry import load_entry_points
 
 use_litellm_logging()
-load_entry_points()
-load_plugin_files()
+load_what_is_allowed()
 log_problems()
 mount_routes()
 spare_the_collector()

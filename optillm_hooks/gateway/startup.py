@@ -3,14 +3,13 @@
 import gc
 import logging
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Final
 
 from litellm.secret_managers.main import get_secret_bool
 
-from optillm_hooks.errors import RequestRejected
+from optillm_hooks.extensions import extension_settings, load_extensions, not_loaded
 from optillm_hooks.gateway import cut_off, request_tags, web_access
 from optillm_hooks.gateway.config_check import (
     Problem,
@@ -19,9 +18,6 @@ from optillm_hooks.gateway.config_check import (
     unset_variables,
 )
 from optillm_hooks.gateway.deployments import proxy_module
-from optillm_hooks.gateway.operator_settings import valid_settings
-from optillm_hooks.plugin_files.loading import load_plugins
-from optillm_hooks.settings import Settings, plugins_directory
 
 _log = logging.getLogger(__name__)
 
@@ -67,17 +63,17 @@ def spare_the_collector() -> None:
         gc.freeze()
 
 
-def load_plugin_files() -> None:
-    """Register the plugins of the operator's directory and of installed packages.
+def load_what_is_allowed() -> None:
+    """Register the operator's plugin files, and what the packages that are allowed offer.
 
     What is wrong with one is logged, and the proxy starts without it.
     """
     config = getattr(getattr(proxy_module(), "proxy_config", None), "config", None) or {}
-    settings = Settings()
-    with suppress(RequestRejected):  # `log_problems` says so
-        settings = valid_settings((config.get("litellm_settings") or {}).get("optillm_settings"))
-    for problem in load_plugins(plugins_directory(settings)):
+    given = (config.get("litellm_settings") or {}).get("optillm_settings")
+    for problem in load_extensions(extension_settings(given)):
         _log.error("optillm: %s", problem)
+    for each in not_loaded():
+        _log.warning("optillm: %s", each)
 
 
 def mount_routes() -> None:

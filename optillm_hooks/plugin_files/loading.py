@@ -4,13 +4,14 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
+from optillm_hooks.packages import allowed_entries, package_of
 from optillm_hooks.plugin_files.running import PluginParams, runner
-from optillm_hooks.registry import Cost, approach, is_registered
+from optillm_hooks.registry import Cost, approach, is_registered, registering
 
 ENTRY_POINT_GROUP: Final = "optillm_hooks.plugins"
 """Other packages name a module with `SLUG` and `run` under it."""
@@ -33,6 +34,19 @@ class Plugin:
     calls: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A module that may be a plugin."""
+
+    name: str
+    """For error messages."""
+
+    origin: str
+    """See `registry.Approach`."""
+
+    load: Callable[[], object]
+
+
 class BadPlugin(Exception):
     """A module is not a plugin; the message says why."""
 
@@ -44,22 +58,22 @@ def load_plugins(directory: Path | None) -> list[str]:
 
     Args:
         directory: the operator's; its `*.py` files, and those in `optillm/plugins` below it.
+            Installed packages are loaded if the operator allows them (`packages.allow`).
     """
     problems: list[str] = []
-    for where, load in _sources(directory, problems):
+    for source in _sources(directory, problems):
         try:
-            _register(_plugin(load()))
+            with registering(source.origin):
+                _register(_plugin(source.load()))
         # An import can end in any way, such as by sys.exit(). The proxy starts all the same.
         except (Exception, SystemExit) as exc:
             reason = str(exc) if isinstance(exc, BadPlugin) else f"{type(exc).__name__}: {exc}"
-            problems.append(f"plugin {where}: {reason}")
+            problems.append(f"plugin {source.name}: {reason}")
     return problems
 
 
-def _sources(
-    directory: Path | None, problems: list[str]
-) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Yield the name of each module, and the function that loads it."""
+def _sources(directory: Path | None, problems: list[str]) -> Iterator[_Source]:
+    """Yield each module of the directory and of the packages that the operator allows."""
     if directory is not None:
         if not directory.is_absolute():
             problems.append(f"plugins_dir {str(directory)!r} must be an absolute path")
@@ -67,10 +81,9 @@ def _sources(
             problems.append(f"plugins_dir {str(directory)!r} is not a directory")
         else:
             for file in [*_files(directory), *_files(directory / OPTILLM_FOLDER)]:
-                yield str(file), lambda file=file: _module(file)  # type: ignore[misc]
-    entry: EntryPoint
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
-        yield f"{entry.name!r} ({entry.value})", entry.load
+                yield _Source(str(file), str(file), partial(_module, file))
+    for entry in allowed_entries(ENTRY_POINT_GROUP):
+        yield _Source(f"{entry.name!r} ({entry.value})", package_of(entry), entry.load)
 
 
 def _files(directory: Path) -> list[Path]:

@@ -4,13 +4,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
-from importlib.metadata import entry_points
 from statistics import fmean
 from typing import Final
 
 from optillm_hooks.answers.extraction import without_reasoning
 from optillm_hooks.errors import Refused, SampleError
 from optillm_hooks.fanout import outcomes, speculating
+from optillm_hooks.packages import allowed_entries
 from optillm_hooks.services import Services
 from optillm_hooks.types import Answer
 from optillm_hooks.verifiers.calculator import Calculator
@@ -33,7 +33,7 @@ _GIVEN_UP: Final = 2
 
 @cache
 def all_verifiers() -> Mapping[str, Verifier]:
-    """Return the built-in verifiers and those of other installed packages, by name."""
+    """Return the built-in verifiers and those of the packages that the operator allows, by name."""
     built_in: dict[str, Verifier] = {
         "tests": RequestTests(),
         "sympy": Equation(),
@@ -43,7 +43,7 @@ def all_verifiers() -> Mapping[str, Verifier]:
         "calculator": Calculator(),
         "http": HttpCheck(),
     }
-    others = {entry.name: entry.load() for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    others = {entry.name: entry.load() for entry in allowed_entries(ENTRY_POINT_GROUP)}
     return {**others, **built_in}
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from litellm import Router
 
-from optillm_hooks.converters.__main__ import main
+from optillm_hooks.cli import main
 from tests.proxy import ROOT
 from tests.upstream import Script, Status, Upstream, always
 
@@ -29,7 +29,7 @@ def convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
         file = tmp_path / "config"
         text = document if isinstance(document, str) else json.dumps(document)
         file.write_text(text)
-        status = main([kind, str(file)])
+        status = main(["convert", f"--{kind}-config", str(file)])
         out, err = capsys.readouterr()
         return Converted(status, yaml.safe_load(out), err)
 
@@ -68,39 +68,37 @@ class TestMcp:
     def test_servers(self, convert: Any) -> None:
         status, found, _ = convert("mcp", MCP)
         assert status == 0
-        assert found == {
-            "mcp_servers": {
-                "my_files": {
-                    "transport": "stdio",
-                    "description": "Files",
-                    "command": "npx",
-                    "args": ["-y", "server-filesystem", "/data"],
-                    "env": {
-                        "MODE": "read",
-                        "API_TOKEN": "os.environ/MY_FILES_API_TOKEN",
-                        "OTHER": "os.environ/OTHER_KEY",
-                    },
-                    "timeout": 20,
+        assert found["mcp_servers"] == {
+            "my_files": {
+                "transport": "stdio",
+                "description": "Files",
+                "command": "npx",
+                "args": ["-y", "server-filesystem", "/data"],
+                "env": {
+                    "MODE": "read",
+                    "API_TOKEN": "os.environ/MY_FILES_API_TOKEN",
+                    "OTHER": "os.environ/OTHER_KEY",
                 },
-                "github": {
-                    "transport": "http",
-                    "url": "os.environ/GITHUB_MCP",
-                    "static_headers": {
-                        "Authorization": "Bearer ${GITHUB_TOKEN}",
-                        "X-Api-Key": "os.environ/GITHUB_X_API_KEY",
-                        "X-Whole": "os.environ/WHOLE",
-                        "Accept": "text/plain",
-                    },
-                    "env_vars": [
-                        {
-                            "name": "GITHUB_TOKEN",
-                            "value": "os.environ/GITHUB_TOKEN",
-                            "scope": "global",
-                        }
-                    ],
+                "timeout": 20,
+            },
+            "github": {
+                "transport": "http",
+                "url": "os.environ/GITHUB_MCP",
+                "static_headers": {
+                    "Authorization": "Bearer ${GITHUB_TOKEN}",
+                    "X-Api-Key": "os.environ/GITHUB_X_API_KEY",
+                    "X-Whole": "os.environ/WHOLE",
+                    "Accept": "text/plain",
                 },
-                "events": {"transport": "sse", "url": "http://127.0.0.1:9/sse"},
-            }
+                "env_vars": [
+                    {
+                        "name": "GITHUB_TOKEN",
+                        "value": "os.environ/GITHUB_TOKEN",
+                        "scope": "global",
+                    }
+                ],
+            },
+            "events": {"transport": "sse", "url": "http://127.0.0.1:9/sse"},
         }
 
     def test_every_other_key_is_reported_and_no_secret_is(self, convert: Any) -> None:
@@ -134,7 +132,7 @@ class TestMcp:
     )
     def test_an_invalid_file_gives_no_yaml(self, convert: Any, document: Any, said: str) -> None:
         status, found, report = convert("mcp", document)
-        assert (status, found) == (2, None)
+        assert (status, found) == (1, None)
         assert said in report
 
 
@@ -171,7 +169,9 @@ monitoring: {log_level: INFO, track_latency: true, track_errors: false}
 class TestProxy:
     def test_models(self, convert: Any) -> None:
         _, found, _ = convert("proxy", PROXY)
-        rows = {model["model_info"]["id"]: model for model in found["model_list"]}
+        *served, free = found["model_list"]
+        assert free["model_name"] == "optillm/*"
+        rows = {model["model_info"]["id"]: model for model in served}
         assert list(rows) == [
             f"{provider}/{model}"
             for model in ("fast", "strong", "*")
@@ -221,6 +221,9 @@ class TestProxy:
             "disable_cooldowns": True,
         }
         assert found["general_settings"] == {
+            "master_key": "os.environ/LITELLM_MASTER_KEY",
+            "cancel_on_disconnect": True,
+            "health_check_skip_disabled_background_models": True,
             "background_health_checks": True,
             "enable_health_check_routing": True,
             "health_check_interval": 45,
@@ -254,7 +257,12 @@ class TestProxy:
         providers = [one, one | {"fallback_only": True}, one]
         document = {"providers": providers, "routing": {"strategy": "failover"}}
         _, found, _ = convert("proxy", document)
-        assert [row["litellm_params"]["order"] for row in found["model_list"]] == [1, 3, 2]
+        assert [row["litellm_params"].get("order") for row in found["model_list"]] == [
+            1,
+            3,
+            2,
+            None,
+        ]
 
     def test_the_defaults_are_optillms(self, convert: Any) -> None:
         document = {"providers": [{"base_url": "http://a", "api_key": "${K}"}]}
@@ -283,7 +291,7 @@ class TestProxy:
     )
     def test_an_invalid_file_gives_no_yaml(self, convert: Any, document: Any, said: str) -> None:
         status, found, report = convert("proxy", document)
-        assert (status, found) == (2, None)
+        assert (status, found) == (1, None)
         assert said in report
 
 
@@ -299,7 +307,7 @@ async def load():
     }
     print(json.dumps({
         "models": sorted(set(router.get_model_names())),
-        "keys": sorted({d["litellm_params"]["api_key"] for d in router.get_model_list()}),
+        "keys": sorted({d["litellm_params"].get("api_key") or "" for d in router.get_model_list()}),
         "servers": servers,
     }), flush=True)
     os._exit(0)  # LiteLLM is still connecting to the servers, and does not stop when asked to
@@ -307,9 +315,13 @@ asyncio.run(load())
 """
 
 
-def test_litellm_loads_what_comes_out(convert: Any, tmp_path: Path) -> None:
-    both = convert("proxy", PROXY).yaml | convert("mcp", MCP).yaml
-    (tmp_path / "all.yaml").write_text(yaml.safe_dump(both))
+def test_litellm_loads_what_comes_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "proxy.yaml").write_text(PROXY)
+    (tmp_path / "mcp.json").write_text(json.dumps(MCP))
+    files = ["--proxy-config", str(tmp_path / "proxy.yaml"), "--mcp-config"]
+    options = ["--best-of-n", "4", "--approach", "re2", "--model", "fast", "--no-ssl-verify"]
+    assert main(["convert", *files, str(tmp_path / "mcp.json"), *options]) == 0
+    (tmp_path / "all.yaml").write_text(capsys.readouterr().out)
     env = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(ROOT),
@@ -336,8 +348,8 @@ def test_litellm_loads_what_comes_out(convert: Any, tmp_path: Path) -> None:
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
     loaded = json.loads(ended.stdout.splitlines()[-1])
-    assert loaded["models"] == ["*", "fast", "strong"]
-    assert loaded["keys"] == ["first", "second", "third"]
+    assert loaded["models"] == ["*", "bon-fast", "fast", "optillm/*", "strong"]
+    assert loaded["keys"] == ["", "first", "second", "third"]
     assert loaded["servers"] == {
         "my_files": [
             "stdio",
@@ -360,7 +372,8 @@ def test_a_router_goes_to_the_next_provider(convert: Any, monkeypatch: pytest.Mo
             {"name": "b", "base_url": good.url, "api_key": "y", "fallback_only": True},
         ]
         found = convert("proxy", {"providers": providers}).yaml
-        router = Router(model_list=found["model_list"], **found["router_settings"])
+        models = [m for m in found["model_list"] if m["model_name"] != "optillm/*"]
+        router = Router(model_list=models, **found["router_settings"])
         question = [{"role": "user", "content": "6 * 7?"}]
         answer = asyncio.run(router.acompletion(model="fast", messages=question))
         assert answer.choices[0].message.content.endswith("42")

@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from optillm_hooks import registry
+from optillm_hooks import packages, registry
 from optillm_hooks.budget import Limits
 from optillm_hooks.context import Context
 from optillm_hooks.errors import (
@@ -23,7 +24,6 @@ from optillm_hooks.errors import (
     UnusableReply,
 )
 from optillm_hooks.fanout import LoopOfThread, in_thread
-from optillm_hooks.plugin_files import loading
 from optillm_hooks.plugin_files.loading import load_plugins
 from optillm_hooks.plugin_files.running import flattened
 from optillm_hooks.registry import get_approach
@@ -93,7 +93,9 @@ def test_installed_packages_offer_plugins(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(str(package))
     entries = [EntryPoint(name, name, group) for name in ("their_plugin", "not_there")]
     found = {group: EntryPoints(entries)}
-    monkeypatch.setattr(loading, "entry_points", lambda group: found[group])
+    monkeypatch.setattr(packages, "entry_points", lambda group: found[group])
+    assert load_plugins(None) == []  # none is allowed
+    monkeypatch.setattr(packages, "_ALLOWED", SimpleNamespace(packages="all"))
     [problem] = load_plugins(None)
     assert "not_there" in problem
     assert get_approach("lists").kind == "answerer"

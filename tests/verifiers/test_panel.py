@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from optillm_hooks import packages
 from optillm_hooks.budget import Limits
 from optillm_hooks.code_execution.runner import MontyRunner
 from optillm_hooks.context import Context, MeteredLLM
@@ -280,7 +282,10 @@ SHORT = Short()
 
 async def test_other_packages_add_verifiers(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = EntryPoint("short", f"{__name__}:SHORT", panel.ENTRY_POINT_GROUP)
-    monkeypatch.setattr(panel, "entry_points", lambda *, group: [entry] if group else [])
+    monkeypatch.setattr(packages, "entry_points", lambda *, group: [entry] if group else [])
+    assert "short" not in all_verifiers()  # no package is allowed
+    all_verifiers.cache_clear()
+    monkeypatch.setattr(packages, "_ALLOWED", SimpleNamespace(packages="all"))
     all_verifiers.cache_clear()
     try:
         assert await verdicts(["short"], "Why?", ["So.", "No"]) == [FAIL, PASS]

@@ -1,0 +1,82 @@
+"""The command line: `optillm-hooks serve | check | approaches | estimate | convert | schema`."""
+
+import argparse
+import inspect
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Final, Protocol
+
+from optillm_hooks.commands import approaches, check, convert, estimate, schema, serve
+from optillm_hooks.config_files import CannotRun
+from optillm_hooks.registry import OWN_PACKAGE
+
+
+class Command(Protocol):
+    """A module of `commands`. Its docstring is its description.
+
+    It imports the gateway and other large modules when it runs, so that `--help` is quick.
+    """
+
+    def add_arguments(self, parser: argparse.ArgumentParser, /) -> None:
+        """Declare the command's arguments."""
+        ...
+
+    def run(self, given: argparse.Namespace, /) -> int:
+        """Run the command and return its exit status.
+
+        Raises:
+            CannotRun: it cannot.
+        """
+        ...
+
+
+COMMANDS: Final[Mapping[str, Command]] = {
+    "serve": serve,
+    "check": check,
+    "approaches": approaches,
+    "estimate": estimate,
+    "convert": convert,
+    "schema": schema,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status.
+
+    Args:
+        arguments: those of the command line; None are those of this process.
+    """
+    given = parser().parse_args(arguments)
+    # What is loaded logs as it does in a proxy; a command says such things in its own way.
+    logging.getLogger("optillm_hooks").addHandler(logging.NullHandler())
+    try:
+        return COMMANDS[given.command].run(given)
+    except CannotRun as exc:
+        sys.stderr.write(f"{given.command}: {exc}\n")
+        return 1
+    except BrokenPipeError:  # what reads the output has seen enough, as `head` has
+        return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    made = argparse.ArgumentParser(
+        prog="optillm-hooks",
+        description="Inference-time methods for every model behind a LiteLLM proxy.",
+        epilog="optillm-hooks COMMAND --help explains a command.",
+    )
+    made.add_argument("--version", action="version", version=f"%(prog)s {version(OWN_PACKAGE)}")
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        description = inspect.getdoc(command) or ""
+        command.add_arguments(
+            commands.add_parser(
+                name,
+                help=description.splitlines()[0],
+                description=description,
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
+        )
+    return made
