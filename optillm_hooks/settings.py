@@ -56,6 +56,7 @@ def mistakes(exc: ValidationError, model: type[BaseModel], place: str) -> dict[s
     `place` is where the value of `model` was found.
     """
     found: dict[str, list[str]] = {}
+    values: dict[str, str] = {}
     for error in exc.errors():
         path = place
         for part in error["loc"]:
@@ -63,9 +64,10 @@ def mistakes(exc: ValidationError, model: type[BaseModel], place: str) -> dict[s
                 path += f"[{part}]"
             elif "[" not in part:  # pydantic's name of a member of a union
                 path += f".{part}"
-        value = "" if error["type"] == "extra_forbidden" else shown(error["input"], path)
-        found.setdefault(path, []).append(explain(error, model) + value)
-    return {path: " or ".join(dict.fromkeys(texts)) for path, texts in found.items()}
+        found.setdefault(path, []).append(explain(error, model))
+        if error["type"] != "extra_forbidden":
+            values[path] = shown(error["input"], path)
+    return {path: " or ".join(texts) + values.get(path, "") for path, texts in found.items()}
 
 
 def shown(value: object, path: str = "") -> str:

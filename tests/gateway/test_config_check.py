@@ -1,12 +1,19 @@
 """Each mistake in the proxy's YAML is told with its place, and with what to write instead."""
 
 import logging
+import re
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from optillm_hooks.gateway.config_check import problems
-from tests.proxy import Config, alias, hooked_config, model_group
+from optillm_hooks.gateway.config_check import problems, unreachable_services
+from tests.documents import all_blocks
+from tests.proxy import ROOT, Config, alias, hooked_config, model_group, shipped_config
 
 MODEL = model_group("base", "http://127.0.0.1:9")
 SCORER = model_group("rank", "http://127.0.0.1:9", model="cohere/rerank-v3.5")
@@ -146,3 +153,134 @@ def test_every_kind_of_name_is_a_model(base: str) -> None:
         "routing_groups": [{"group_name": "everything", "models": ["base"]}],
     }
     assert problems(right) == []
+
+
+BROKEN = sorted((ROOT / "tests" / "golden" / "broken_configs").glob("*.yaml"))
+"""Each begins with what is wrong in it, a comment a line: level, path and the text's beginning."""
+
+
+@pytest.mark.parametrize("file", BROKEN, ids=lambda file: file.stem)
+def test_a_broken_file_is_told_with_path_and_cure(file: Path) -> None:
+    expected = re.findall(r"^# (\w+ .*)$", file.read_text(), re.MULTILINE)
+    found = problems(yaml.safe_load(file.read_text()), folder=file.parent)
+    told = [f"{logging.getLevelName(each.level).lower()} {each}" for each in found]
+    assert len(told) == len(expected), told
+    for line, begins in zip(told, expected, strict=True):
+        assert line.startswith(begins)
+        assert "geheim" not in line
+        assert "271828" not in line
+
+
+def test_there_are_enough_broken_files() -> None:
+    assert len(BROKEN) >= 25
+
+
+OF_README = [
+    model_group(name, "http://127.0.0.1:9") for name in ("gpt-4o-mini", "claude", "smollm2")
+]
+"""Models that excerpts call and do not show."""
+
+
+def whole(excerpt: Config) -> Config:
+    """Return an excerpt of a YAML with what it leaves out: our hook, providers and other models."""
+    ours = shipped_config()["litellm_settings"]
+    shown = {model["model_name"] for model in excerpt.get("model_list", [])}
+    rest = [model for model in OF_README if model["model_name"] not in shown]
+    return excerpt | {
+        "model_list": [*excerpt.get("model_list", []), *rest],
+        "litellm_settings": {**ours, **excerpt.get("litellm_settings", {})},
+    }
+
+
+def shown_configs() -> list[object]:
+    found = [block for block in all_blocks() if block.language == "yaml"]
+    ours = ("model_list:", "optillm_settings:")
+    return [
+        pytest.param(block.text, id=f"{block.file} {number}")
+        for number, block in enumerate(found)
+        if any(name in block.text for name in ours)
+    ]
+
+
+@pytest.mark.parametrize("text", [*shown_configs(), (ROOT / "litellm_config.yaml").read_text()])
+def test_what_we_ship_and_show_has_no_problems(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in re.findall(r"os\.environ/(\w+)", text):
+        monkeypatch.setenv(name, "postgresql://host/name" if name.endswith("_URL") else "sk-none")
+    text = text.replace("/opt/science/bin/python", sys.executable).replace("/srv/tables", "/usr")
+    assert problems(whole(yaml.safe_load(text))) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("mine.logger", "class Logger: ...\nlogger = Logger()", None),
+        ("mine.logger", "if True:\n    from elsewhere import logger", None),
+        ("mine.logger", "def __getattr__(name): ...", None),
+        ("mine.logger", "try:\n    import x as y\nexcept ImportError:\n    logger = 3", None),
+        ("mine.loger", "logger = 3", "the module 'mine' has no 'loger' (did you mean 'logger'?)"),
+        ("mine.logger", "logger = (", "the module 'mine' has a mistake in line 1"),
+        ("json.dumps", "", None),
+        ("_socket.socket", "", None),
+        ("no_such_module_1.logger", "", "there is no module 'no_such_module_1'"),
+    ],
+)
+def test_a_callback_is_looked_for_beside_the_yaml_first_and_is_not_run(
+    tmp_path: Path, name: str, text: str, says: str | None
+) -> None:
+    (tmp_path / "mine.py").write_text(f"{text}\nraise SystemExit('run')")
+    wrong = config()
+    wrong["litellm_settings"]["callbacks"].append(name)
+    told = [str(problem) for problem in problems(wrong, folder=tmp_path)]
+    place = f"litellm_settings.callbacks[{len(wrong['litellm_settings']['callbacks']) - 1}]"
+    assert told == ([] if says is None else [f"{place}: {says}: LiteLLM does not start with it"])
+
+
+def test_a_service_that_does_not_answer_is_told_without_its_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as answers, socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        good, bad = answers.getsockname()[1], silent.getsockname()[1]
+        monkeypatch.setenv("TEST_REDIS_HOST", "127.0.0.1")
+        monkeypatch.setenv("DATABASE_URL", f"postgresql://anna:geheim@127.0.0.1:{bad}/name")
+
+        def told(of_redis: Mapping[str, object], port: int) -> list[str]:
+            settings = {
+                "litellm_settings": {"cache": True, "cache_params": of_redis},
+                "router_settings": {"redis_host": "127.0.0.1", "redis_port": str(port)},
+            }
+            found = unreachable_services(settings)
+            assert all(each.level == logging.WARNING for each in found)
+            assert not any("geheim" in each.text for each in found)
+            return [each.path for each in found]
+
+        host = {"host": "os.environ/TEST_REDIS_HOST", "port": bad}
+        assert told(host, good) == ["litellm_settings.cache_params.host", "DATABASE_URL"]
+        url = {"url": f"redis://:geheim@127.0.0.1:{good}"}
+        assert told(url, bad) == ["router_settings.redis_host", "DATABASE_URL"]
+
+
+def test_nothing_of_the_yaml_makes_the_check_itself_fail() -> None:
+    """Whatever stands in a section: a mistake that hides the others helps nobody."""
+    odd: list[object] = [None, 3, "text", [], [3], {}, {"a": 3}, {"model": 3}, [[]], {3: 4}]
+    right = config(alias("careful", "moa"))
+    for section in ("model_list", "litellm_settings", "router_settings", "general_settings"):
+        for value in odd:
+            problems(right | {section: value})
+            unreachable_services(right | {section: value})
+    inner = {
+        "model_list": ("litellm_params", "model_info"),
+        "litellm_settings": ("callbacks", "custom_provider_map", "optillm_settings", "fallbacks"),
+        "router_settings": (
+            "fallbacks",
+            "default_fallbacks",
+            "allowed_fails_policy",
+            "model_group_alias",
+            "routing_groups",
+        ),
+    }
+    for section, names in inner.items():
+        for name in names:
+            for value in odd:
+                given = {name: value}
+                problems(right | {section: [given] if section == "model_list" else given})

@@ -1,7 +1,12 @@
 """Our part of the proxy's start: its log, and the problems of its configuration."""
 
 import logging
+import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +25,21 @@ def config(*models: dict[str, Any], **settings: object) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def _variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITELLM_MASTER_KEY", "sk-none")
+
+
+@contextmanager
+def told(caplog: pytest.LogCaptureFixture, text: str) -> Iterator[Event]:
+    """Yield an event that is set once a line with `text` is logged, in whatever thread."""
+    found = Event()
+
+    def look(record: logging.LogRecord) -> bool:
+        if text in record.getMessage():
+            found.set()
+        return True
+
+    caplog.handler.addFilter(look)
+    yield found
+    caplog.handler.removeFilter(look)
 
 
 def stock_loggers(monkeypatch: pytest.MonkeyPatch) -> tuple[logging.Logger, logging.Logger]:
@@ -90,3 +110,25 @@ def test_all_problems_are_logged(
     monkeypatch.setitem(sys.modules, "litellm.proxy.proxy_server", proxy)
     log_problems()
     assert [record.levelno for record in caplog.records] == [logging.ERROR] * 3
+
+
+def test_what_only_the_file_shows_and_what_only_a_connection_shows_is_logged_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """The proxy has put values in place of the references; it does not wait for a connection."""
+    (tmp_path / "config.yaml").write_text("a: [{b: os.environ/OPTILLM_TEST_NO_SUCH_KEY}]")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
+        settings = {"general_settings": {"database_url": f"postgresql://127.0.0.1:{port}/name"}}
+        proxy = SimpleNamespace(
+            proxy_config=SimpleNamespace(config=settings),
+            user_config_file_path=str(tmp_path / "config.yaml"),
+        )
+        monkeypatch.setitem(sys.modules, "litellm.proxy.proxy_server", proxy)
+        with told(caplog, "general_settings.database_url: no connection") as connected:
+            log_problems()
+            assert connected.wait(30)
+    [first, second] = caplog.records
+    assert "a[0].b: the environment variable OPTILLM_TEST_NO_SUCH_KEY is not set" in first.message
+    assert first.levelno == second.levelno == logging.WARNING

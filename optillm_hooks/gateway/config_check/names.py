@@ -1,10 +1,10 @@
 """The model names that the proxy's YAML serves."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from litellm.router_utils.pattern_match_deployments import PatternMatchRouter
 
-from optillm_hooks.gateway.config_check.sections import Entry, Sections
+from optillm_hooks.gateway.config_check.sections import Entry, Sections, listed
 from optillm_hooks.gateway.local_models import LOCAL_PROVIDER
 from optillm_hooks.gateway.model_facts import only_scores
 from optillm_hooks.gateway.model_names import PROVIDER
@@ -21,9 +21,10 @@ class Names:
         self._writers: set[str] = set()
         self._scorers: set[str] = set()
         self._wildcards = PatternMatchRouter()
-        router = config.router
-        groups = [each.get("group_name") for each in router.get("routing_groups") or ()]
-        self._names.update(router.get("model_group_alias") or {}, map(str, groups))
+        groups = listed(config.router.get("routing_groups"))
+        self._names.update(str(g.get("group_name")) for g in groups if isinstance(g, Mapping))
+        others = config.router.get("model_group_alias")
+        self._names.update(map(str, others) if isinstance(others, Mapping) else ())
         for entry in config.models:
             for name in (
                 entry.name,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from optillm_hooks.gateway.config_check.problem import Problem
-from optillm_hooks.gateway.config_check.sections import Sections
+from optillm_hooks.gateway.config_check.sections import Sections, listed
 from optillm_hooks.gateway.local_models import LOCAL_PROVIDER
 from optillm_hooks.gateway.model_names import PROVIDER
 from optillm_hooks.gateway.score_provider import SCORE_PROVIDER
@@ -34,13 +34,13 @@ def check_callbacks(config: Sections, folder: Path | None) -> Iterator[Problem]:
     `folder` is that of the YAML: LiteLLM looks for modules there first.
     """
     for name in _CALLBACKS:
-        for at, each in enumerate(_listed(config.litellm.get(name))):
+        for at, each in enumerate(listed(config.litellm.get(name))):
             if isinstance(each, str) and "." in each and "://" not in each:
                 path = f"litellm_settings.{name}[{at}]"
                 if (lacking := _lacking(each, folder)) is not None:
                     yield Problem(path, f"{lacking}: LiteLLM does not start with it")
     uses_us = any(entry.alias_model is not None for entry in config.models)
-    if uses_us and _HOOK not in _listed(config.litellm.get("callbacks")):
+    if uses_us and _HOOK not in listed(config.litellm.get("callbacks")):
         yield Problem(
             "litellm_settings.callbacks",
             f"lacks {_HOOK}: requests with an approach are refused. Add it to the list",
@@ -51,7 +51,7 @@ def check_providers(config: Sections, folder: Path | None) -> Iterator[Problem]:
     """Yield handlers that LiteLLM cannot load, and those of ours that a model needs."""
     place = "litellm_settings.custom_provider_map"
     served = set[str]()
-    for at, each in enumerate(_listed(config.litellm.get("custom_provider_map"))):
+    for at, each in enumerate(listed(config.litellm.get("custom_provider_map"))):
         provider = each.get("provider") if isinstance(each, Mapping) else None
         handler = each.get("custom_handler") if isinstance(each, Mapping) else None
         if not isinstance(provider, str) or not isinstance(handler, str):
@@ -109,12 +109,6 @@ def _texts(value: object, path: str) -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         for at, each in enumerate(value):
             yield from _texts(each, f"{path}[{at}]")
-
-
-def _listed(given: object) -> list[Any]:
-    if given is None:
-        return []
-    return given if isinstance(given, list) else [given]
 
 
 def _lacking(name: str, folder: Path | None) -> str | None:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import litellm
 
@@ -12,7 +12,7 @@ from optillm_hooks.gateway import model_names
 from optillm_hooks.gateway.config_check.names import Names
 from optillm_hooks.gateway.config_check.plans import AliasPlan
 from optillm_hooks.gateway.config_check.problem import Problem
-from optillm_hooks.gateway.config_check.sections import Entry, Sections
+from optillm_hooks.gateway.config_check.sections import Entry, Sections, listed
 from optillm_hooks.gateway.local_models import LOCAL_PROVIDER
 from optillm_hooks.settings import meant
 
@@ -115,7 +115,7 @@ def check_fallbacks(
             for fallback in _fallbacks(f"{section}.{name}", given):
                 yield from _check_fallback(fallback, names, calls, level)
         given = settings.get("default_fallbacks")
-        for at, target in enumerate(_as_list(given)):
+        for at, target in enumerate(listed(given)):
             path = f"{section}.default_fallbacks[{at}]"
             yield from _check_fallback(_Fallback(path, None, target), names, calls, level)
 
@@ -126,15 +126,9 @@ def _fallbacks(path: str, given: object) -> Iterator[_Fallback]:
         places = [(f"{path}[{at}]", each) for at, each in enumerate(given)]
     for place, each in places:
         for source, targets in each.items() if isinstance(each, Mapping) else ():
-            for at, target in enumerate(_as_list(targets)):
+            for at, target in enumerate(listed(targets)):
                 name = None if source == "*" else str(source)
                 yield _Fallback(f"{place}.{source}[{at}]", name, target)
-
-
-def _as_list(given: object) -> list[Any]:
-    if given is None:
-        return []
-    return given if isinstance(given, list) else [given]
 
 
 def _check_fallback(

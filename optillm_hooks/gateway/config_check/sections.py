@@ -53,7 +53,7 @@ def read_sections(config: Mapping[str, Any]) -> tuple[Sections, list[Problem]]:
 
     def mapping(value: object, path: str) -> dict[str, Any]:
         if isinstance(value, Mapping):
-            return dict(value)
+            return {str(name): each for name, each in value.items()}
         if value is not None:
             got = shown(value, path)
             wrong.append(Problem(path, f"must be a mapping, such as `name: value`{got}"))
@@ -83,3 +83,10 @@ def read_sections(config: Mapping[str, Any]) -> tuple[Sections, list[Problem]]:
     )
     tools = tuple(tool for _, tool in entries("sandbox_tools"))
     return Sections(tuple(models), litellm, router, general, tools), wrong
+
+
+def listed(given: object) -> list[Any]:
+    """Return a list as it is, nothing as an empty one, and any other value as a list of it."""
+    if given is None:
+        return []
+    return given if isinstance(given, list) else [given]
