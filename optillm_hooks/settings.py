@@ -498,3 +498,12 @@ def forbidden(approaches: Iterable[Approach], allowed: NamedApproaches) -> list[
 def variable(name: str) -> str | None:
     """Return the value of an environment variable, or None."""
     return os.environ.get(name)
+
+
+def approaches_disabled() -> bool:
+    """Return whether the environment switches every approach off (`OPTILLM_DISABLED`).
+
+    Whatever is no clear no counts as a yes: it is set in a hurry.
+    """
+    given = (variable("OPTILLM_DISABLED") or "").strip().lower()
+    return given not in ("", "0", "false", "no", "off")

@@ -32,7 +32,7 @@ from optillm_hooks.gateway.prepared import (
     attached,
     attached_to,
 )
-from optillm_hooks.gateway.reports import header_values
+from optillm_hooks.gateway.reports import header_values, headers_of_plain
 from optillm_hooks.gateway.route_responses import completed, stream_completed
 from optillm_hooks.gateway.routes import ROUTES, refuse_route, without_nulls
 from optillm_hooks.gateway.selection import deployment_id, names_approach, on_deployment
@@ -86,6 +86,8 @@ class Hook(CustomLogger):
             ignores_tag=planned.ignores_tag,
         )
         attach(client, request)
+        if planned.switched_off:
+            client.instead = client.model if prepared is None else prepared.base
         if prepared is None:
             return request
         if prepared.selection.passes_through:
@@ -163,6 +165,8 @@ class Hook(CustomLogger):
         if client is None:
             return None
         headers = {"x-optillm-tag": "ignored"} if client.ignores_tag else {}
+        if client.instead is not None:
+            headers |= headers_of_plain(client.instead)
         if client.answering is not None:
             headers |= header_values(client.answering, answered=response is not None)
         return headers or None

@@ -50,6 +50,7 @@ from optillm_hooks.gateway.deployments import proxy_router
 from optillm_hooks.gateway.failures import as_sample_errors, budgets_as_sample_errors, to_litellm
 from optillm_hooks.gateway.host_limits import seconds_left
 from optillm_hooks.gateway.inner_call import inner_call
+from optillm_hooks.gateway.kill_switch import as_plain, is_off
 from optillm_hooks.gateway.local_models import LOCAL_PROVIDER
 from optillm_hooks.gateway.messages_route import (
     END_OF_PROGRESS,
@@ -369,18 +370,23 @@ async def _admitted(
         if before is not None:
             asked = before.asked
             selection = replace(selection, asked=asked, limits=selection.limits.lowered(asked))
-    key = metadata.get("user_api_key_auth")
+    found = metadata.get("user_api_key_auth")
+    key = found if isinstance(found, UserAPIKeyAuth) else None
+    if switched_off := is_off(key):
+        selection = as_plain(selection)
     with as_sample_errors(), budgets_as_sample_errors():
         prepared = await admit(
             selection,
             read_settings(),
             router,
-            key if isinstance(key, UserAPIKeyAuth) else None,
+            key,
             n=optional.get("n"),
             route="chat" if client is None else client.route,
             reservation=read_reservation(metadata),
             before=before,
         )
+    if switched_off:
+        prepared.trace.note("switched_off")
     if of_client and client is not None:
         client.prepared = prepared
     return prepared

@@ -1,6 +1,6 @@
 """Plans a client's request: selects its approach and admits it, for each deployment of an alias."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from litellm.proxy._types import ProxyException, UserAPIKeyAuth
 from optillm_hooks.errors import OptiLLMError, RequestRejected
 from optillm_hooks.gateway.admission import admit, refuse_unknown_prefix
 from optillm_hooks.gateway.deployments import deployments, is_alias
+from optillm_hooks.gateway.kill_switch import as_plain, check_one_base, is_off
 from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.prepared import Prepared, Route
 from optillm_hooks.gateway.routes import check_fields_of_base, check_request
@@ -36,6 +37,9 @@ class Planned:
 
     ignores_tag: bool = False
     """Whether the request has a tag without effect."""
+
+    switched_off: bool = False
+    """Whether the plain call of `prepared` stands in for an approach that is switched off."""
 
 
 async def plan_request(
@@ -86,12 +90,32 @@ async def _for_each(
             refused += [] if each is None else [each]
     if not planned:
         raise errors[0]
+    if planned[0].switched_off:
+        return _plain_form(requested, planned, found)
     prepared = planned[0].prepared
     if aliases and not (prepared and prepared.selection.is_aliass_own):
         refused += [each for each in found if not is_alias(each)]
     served = {each.prepared.selection.deployment_id for each in planned if each.prepared}
     ids = {deployment_id(each) for each in refused} - served
     return replace(planned[0], refused_deployments=frozenset(filter(None, ids)))
+
+
+def _plain_form(
+    requested: object, planned: Sequence[Planned], found: Sequence[Mapping[str, Any]]
+) -> Planned:
+    """Return what answers in place of plans that are switched off.
+
+    It is their base model, or the plain deployments of the same name where there are some.
+
+    Raises:
+        RequestRejected: the plans have several base models.
+    """
+    aliases = [each for each in found if is_alias(each)]
+    if aliases and len(aliases) < len(found):
+        ids = filter(None, map(deployment_id, aliases))
+        return replace(planned[0], prepared=None, refused_deployments=frozenset(ids))
+    check_one_base(requested, [each.prepared.base for each in planned if each.prepared])
+    return planned[0]
 
 
 async def _for(
@@ -109,7 +133,10 @@ async def _for(
     selection = select(request, router, settings, key=key, tag=tag, deployment=deployment)
     if selection is None:
         return Planned(request=request, prepared=None)
-    if invalid is not None:
+    switched_off = is_off(key) and not selection.passes_through
+    if switched_off:
+        selection = as_plain(selection)
+    elif invalid is not None:
         raise invalid
     if not selection.passes_through:
         check_request(request, route)
@@ -125,7 +152,7 @@ async def _for(
     )
     if not selection.passes_through:
         check_fields_of_base(request, route, prepared.facts_of(prepared.base))
-    return Planned(request=request, prepared=prepared)
+    return Planned(request=request, prepared=prepared, switched_off=switched_off)
 
 
 def _settings() -> tuple[Settings, RequestRejected | None]:

@@ -117,6 +117,9 @@ class ClientRequest:
     ignores_tag: bool = False
     """Whether the request has a tag without effect."""
 
+    instead: str | None = None
+    """The model that answers plainly in place of an approach that is switched off."""
+
     is_plain: bool = False
     """Whether the router has chosen a plain deployment, of a model that has aliases too."""
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from optillm_hooks.errors import OptiLLMError
 from optillm_hooks.gateway.prepared import Prepared
 from optillm_hooks.pipeline.events import Report
+from optillm_hooks.pipeline.plan import PASS_THROUGH
 from optillm_hooks.types import Json
 
 _UNSAFE = re.compile(r"[^ -~]")
@@ -66,6 +67,21 @@ def header_values(prepared: Prepared, *, answered: bool) -> dict[str, str]:
         headers["x-optillm-degraded"] = "fallback"
     elif prepared.error is not None:
         headers |= _retry_headers(prepared, prepared.error)
+    return _safe(headers)
+
+
+def headers_of_plain(model: str) -> dict[str, str]:
+    """Return the headers of a plain answer of `model`, for which an approach was switched off."""
+    return _safe(
+        {
+            "x-optillm-approach": PASS_THROUGH,
+            "x-optillm-base-model": model,
+            "x-optillm-degraded": "switched_off",
+        }
+    )
+
+
+def _safe(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: _UNSAFE.sub("?", value) for name, value in headers.items()}
 
 

@@ -18,6 +18,7 @@ from optillm_hooks.gateway.config_check import (
     unset_variables,
 )
 from optillm_hooks.gateway.deployments import proxy_module
+from optillm_hooks.settings import approaches_disabled
 
 _log = logging.getLogger(__name__)
 
@@ -95,6 +96,10 @@ def log_problems() -> None:
     proxy_config = getattr(proxy, "proxy_config", None)
     if proxy_config is None:
         return
+    if approaches_disabled():
+        _log.warning(
+            "optillm: OPTILLM_DISABLED is set: every approach is a plain call of its base model"
+        )
     config, file = proxy_config.config or {}, getattr(proxy, "user_config_file_path", None)
     path = None if file is None else Path(file)
     found = problems(

@@ -20,6 +20,12 @@ KEYS: dict[str, dict[str, object]] = {
     "sk-dollars": {"models": [], "metadata": {"optillm": {"max_cost_usd": 1}}},
     "sk-unknown": {"models": [], "metadata": {"optillm": {"max_call": 2}}},
     "sk-list": {"models": [], "team_metadata": {"optillm": []}},
+    "sk-off": {"models": [], "metadata": {"optillm": "off"}},
+    "sk-team-off": {
+        "models": [],
+        "metadata": {"optillm": {"max_calls": 2}},
+        "team_metadata": {"optillm": False},
+    },
 }
 ASKED = {"messages": [{"role": "user", "content": "What is six times seven?"}]}
 
@@ -90,3 +96,19 @@ def test_the_estimated_calls_are_known_before_the_start(proxy: Proxy, stream: bo
     assert response.headers["x-optillm-estimated-calls"] == str(2 * (3 + 3))  # each sample is rated
     plain = proxy.post("/v1/chat/completions", {"model": "base", **ASKED}, key="sk-free")
     assert "x-optillm-estimated-calls" not in plain.headers
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("model", ["three", "bon(n=3)-base"])
+@pytest.mark.parametrize("key", ["sk-off", "sk-team-off"])
+def test_a_key_for_which_approaches_are_off_gets_plain_answers(
+    proxy: Proxy, upstream: Upstream, key: str, model: str, stream: bool
+) -> None:
+    before = len(upstream.calls)
+    body = {"model": model, **ASKED, "stream": stream}
+    response = proxy.post("/v1/chat/completions", body, key=key)
+    assert response.status_code == 200, response.text
+    assert response.headers["x-optillm-degraded"] == "switched_off"
+    assert len(upstream.calls) - before == 1
+    other = proxy.post("/v1/chat/completions", body, key="sk-free")
+    assert other.headers["x-optillm-approach"] == "bon"
