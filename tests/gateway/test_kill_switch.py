@@ -10,6 +10,7 @@ from litellm import Router
 from litellm.proxy._types import UserAPIKeyAuth
 
 from optillm_hooks.errors import RequestRejected
+from optillm_hooks.gateway import admission
 from optillm_hooks.gateway.kill_switch import is_off
 from optillm_hooks.gateway.planning import plan_request
 from tests.proxy import Proxy, alias, hooked_config, model_group
@@ -159,6 +160,10 @@ def test_an_alias_that_is_a_fallback_makes_one_call_too(
 
 @pytest.mark.anyio
 async def test_wrong_settings_refuse_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def allowed(*_: object) -> None: ...
+
+    for check in ("check_access", "check_budgets"):  # they load LiteLLM's proxy
+        monkeypatch.setattr(admission, check, allowed)
     monkeypatch.setattr(litellm, "optillm_settings", {"max_choice": 3}, raising=False)
     router = Router(model_list=[model_group("base", "http://127.0.0.1:9")])
     body = body_for(ROUTES[0], {"model": "bon-base"}, stream=False)
