@@ -405,6 +405,19 @@ class FusionSettings(_Settings):
     )
 
 
+class PageSettings(_Settings):
+    """The page at `/optillm`."""
+
+    enabled: bool = Field(default=True, description="Serve the page and its data.")
+    plans: int = Field(
+        default=200,
+        ge=0,
+        le=10_000,
+        description="Finished plans that a worker keeps in memory for their replay; 0 keeps none.",
+    )
+    texts: bool = Field(default=False, description="Keep their questions and answers too.")
+
+
 class Settings(RunSettings):
     """`litellm_settings.optillm_settings`: the settings of requests that name no alias."""
 
@@ -454,6 +467,7 @@ class Settings(RunSettings):
     privacy: PrivacySettings = Field(
         default_factory=PrivacySettings, description="How private values are found."
     )
+    page: PageSettings = Field(default_factory=PageSettings, description="The page at `/optillm`.")
     allow_no_log: bool = Field(
         default=False,
         description="Let a request's `no-log: true` keep its inner calls out of LiteLLM's logs and "

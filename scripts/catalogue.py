@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 import optillm_hooks.approaches  # noqa: F401 (registers them)
+from optillm_hooks.approach_docs import bounds, good_for, summary, type_name, worth
 from optillm_hooks.local_provider.model_spec import ModelSpec
 from optillm_hooks.pipeline.plan import cost_of, stage_of
 from optillm_hooks.registry import Approach, all_approaches
@@ -47,33 +47,13 @@ GROUPS = (
 )
 """What approaches are good for, in the order of README."""
 
-_GOOD_FOR = re.compile(r"^Good for: (.+)\.$", re.MULTILINE)
-_WORTH = re.compile(r"^Worth it when: (.+?)\.$", re.MULTILINE | re.DOTALL)
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
-
-
-def summary(approach: Approach) -> str:
-    """Return the summary of an approach: the first paragraph of its docstring, without its name."""
-    first = approach.doc.split("\n\n", 1)[0].replace("\n", " ")
-    return first.split(": ", 1)[-1]
-
-
-def worth(approach: Approach) -> str:
-    """Return when an approach is worth its cost, as its docstring says; "" if it does not."""
-    said = _WORTH.search(approach.doc)
-    return " ".join(said[1].split()) if said else ""
 
 
 def sources(approach: Approach) -> str:
     """Return links to the papers that the docstring names, or a dash."""
     ids = dict.fromkeys(_ARXIV.findall(approach.doc))
     return ", ".join(f"[{i}](https://arxiv.org/abs/{i})" for i in ids) or "-"
-
-
-def good_for(approach: Approach) -> str:
-    """Return the group of an approach, as its docstring says; "" if it does not."""
-    said = _GOOD_FOR.search(approach.doc)
-    return said[1] if said else ""
 
 
 def table() -> str:
@@ -186,26 +166,9 @@ def _fields(
         default = field.get_default(call_default_factory=True)
         shown = "required" if field.is_required() else f"`{default!r}`"
         yield (
-            f"| `{name}` | `{_type(field)}` | {shown} | {_bounds(field)} "
+            f"| `{name}` | `{type_name(field)}` | {shown} | {bounds(field) or '-'} "
             f"| {field.description}{also} |"
         )
-
-
-def _type(field: FieldInfo) -> str:
-    annotation = field.annotation
-    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    return text.replace("typing.", "").replace("|", "or").replace("NoneType", "None")
-
-
-def _bounds(field: FieldInfo) -> str:
-    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "max_length": "length ≤"}
-    found = [
-        f"{sign} {getattr(rule, name)}"
-        for rule in field.metadata
-        for name, sign in signs.items()
-        if getattr(rule, name, None) is not None
-    ]
-    return ", ".join(found) or "-"
 
 
 def with_table(readme: str) -> str:

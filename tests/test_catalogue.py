@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 import optillm_hooks.approaches  # noqa: F401 (registers them)
+from optillm_hooks.approach_docs import good_for, worth
 from optillm_hooks.budget import Limits
 from optillm_hooks.decoding.field import FIELD as DECODING
 from optillm_hooks.errors import (
@@ -35,7 +36,7 @@ from optillm_hooks.registry import Approach, Cost, DraftingParams, all_approache
 from optillm_hooks.testing import HANG, ONE_CALL, AnsweringLLM, Reply, chat
 from optillm_hooks.trace import Trace
 from optillm_hooks.types import Chat, Completion, Fields, Message, Sampling, Usage
-from scripts.catalogue import GROUPS, good_for, worth
+from scripts.catalogue import GROUPS
 from tests.fakes import SERVICES, filled_form
 
 pytestmark = pytest.mark.anyio

@@ -40,11 +40,11 @@ from benchmarks.simulated_model import (
 from optillm_hooks import merging
 from optillm_hooks.answers.equivalence import equivalent
 from optillm_hooks.answers.extraction import extract_answers
+from optillm_hooks.approach_docs import worth
 from optillm_hooks.approaches import mars
 from optillm_hooks.registry import all_approaches, get_approach
 from optillm_hooks.testing import chat
 from optillm_hooks.types import Message, Sampling
-from scripts.catalogue import worth
 
 pytestmark = pytest.mark.anyio
 PROBLEM = Problem(("4312", "1234", "5678", "8765"), 0.5)

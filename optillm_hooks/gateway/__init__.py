@@ -5,6 +5,7 @@ from optillm_hooks.gateway.callback import Hook
 from optillm_hooks.gateway.custom_llm import Provider
 from optillm_hooks.gateway.metrics import Metrics
 from optillm_hooks.gateway.observers import OBSERVERS
+from optillm_hooks.gateway.recent_plans import PLANS
 from optillm_hooks.gateway.score_provider import ScoreProvider
 from optillm_hooks.gateway.startup import (
     load_what_is_allowed,
@@ -21,7 +22,7 @@ log_problems()
 mount_routes()
 spare_the_collector()
 metrics = Metrics()
-OBSERVERS.extend([metrics, Traces(metrics.label)])
+OBSERVERS.extend([metrics, Traces(metrics.label), PLANS])
 
 hook = Hook()
 provider = Provider()

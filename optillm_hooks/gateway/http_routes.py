@@ -4,7 +4,7 @@ A caller reaches the rows of its own key, team and user. An admin of the proxy a
 others, by `owner`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, Final, TypeVar
 
@@ -22,21 +22,21 @@ from optillm_hooks.store.store import Store
 
 M = TypeVar("M", bound=BaseModel)
 
-_PREFIX: Final = "/optillm"
+PREFIX: Final = "/optillm"
 _MAX_BODY: Final = 10_000
 _MAX_VERSION: Final = 1_000_000
 _NO_NUL: Final = r"^[^\x00]*$"
 """PostgreSQL takes no text with that character."""
 
-router: Final = APIRouter(prefix=_PREFIX, tags=["optillm"])
+router: Final = APIRouter(prefix=PREFIX, tags=["optillm"])
 Key = Annotated[UserAPIKeyAuth, Depends(user_api_key_auth)]
 
 
-class _Given(BaseModel):
+class Given(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class _Whose(_Given):
+class _Whose(Given):
     """Whose rows: `owner` is the id of a key (its hash), a team or a user."""
 
     scope: Scope = "key"
@@ -48,7 +48,7 @@ class _Page(_Whose):
     after: str | None = Field(default=None, max_length=100)
 
 
-class _Feedback(_Given):
+class _Feedback(Given):
     request_id: str = Field(min_length=1, max_length=200)
     reward: float = Field(ge=0, le=1, allow_inf_nan=False)
     scope: Scope | None = None
@@ -65,7 +65,7 @@ async def list_notes(request: Request, key: Key) -> dict[str, Any]:
 
     Query: `scope` (key, team or user), `owner`, `limit`, `after`.
     """
-    asked = _query(_Page, request)
+    asked = query_of(_Page, request)
     with _refusals():
         namespace = _namespace(asked, key)
         notes = await _store().notes(namespace, limit=asked.limit + 1, after=asked.after)
@@ -76,7 +76,7 @@ async def list_notes(request: Request, key: Key) -> dict[str, Any]:
 @router.delete("/notes")
 async def delete_notes(request: Request, key: Key) -> dict[str, Any]:
     """Delete all notes and cached texts. Query: `scope`, `owner`."""
-    asked = _query(_Whose, request)
+    asked = query_of(_Whose, request)
     with _refusals():
         namespace = _namespace(asked, key)
         notes = await _store().clear_notes(namespace)
@@ -87,7 +87,7 @@ async def delete_notes(request: Request, key: Key) -> dict[str, Any]:
 @router.delete("/notes/{note_id}")
 async def delete_note(note_id: str, request: Request, key: Key) -> dict[str, Any]:
     """Delete a note. Query: `scope`, `owner`."""
-    asked = _query(_Whose, request)
+    asked = query_of(_Whose, request)
     with _refusals():
         found = await _store().delete_note(_namespace(asked, key), note_id)
     return _deleted("optillm.note", note_id, found)
@@ -117,7 +117,7 @@ async def give_feedback(request: Request, key: Key) -> dict[str, Any]:
 @router.get("/strategies")
 async def list_strategies(request: Request, key: Key) -> dict[str, Any]:
     """Return the strategies with their counts. Query: `scope`, `owner`."""
-    asked = _query(_Whose, request)
+    asked = query_of(_Whose, request)
     with _refusals():
         found = await _store().strategies(_namespace(asked, key))
     return {"object": "list", "data": [*map(_strategy, found)], "has_more": False}
@@ -126,7 +126,7 @@ async def list_strategies(request: Request, key: Key) -> dict[str, Any]:
 @router.delete("/strategies/{strategy_id}")
 async def delete_strategy(strategy_id: str, request: Request, key: Key) -> dict[str, Any]:
     """Delete a strategy with all its versions. Query: `scope`, `owner`."""
-    asked = _query(_Whose, request)
+    asked = query_of(_Whose, request)
     with _refusals():
         found = await _store().delete_strategy(_namespace(asked, key), strategy_id)
     return _deleted("optillm.strategy", strategy_id, found)
@@ -140,24 +140,26 @@ async def roll_back_strategy(strategy_id: str, request: Request, key: Key) -> di
         namespace = _namespace(given, key)
         found = await _store().roll_back_strategy(namespace, strategy_id, given.version)
     if not found:
-        raise _missing("strategy or version")
+        raise missing("strategy or version")
     return {"object": "optillm.strategy", "id": strategy_id, "version": given.version}
 
 
-def mount(app: FastAPI) -> str | None:
-    """Add the routes to LiteLLM's application; return what it lacks for virtual keys to call them.
+def mount(app: FastAPI, routers: Iterable[APIRouter] = (router,)) -> str | None:
+    """Add routes to LiteLLM's application; return what it lacks for virtual keys to call them.
 
     LiteLLM keeps routes that it does not know for admins. Its `self_managed_routes` are those that
     check by themselves what a caller may do.
     """
-    app.include_router(router)
+    routers = list(routers)
+    for each in routers:
+        app.include_router(each)
     managed = getattr(getattr(LiteLLMRoutes, "self_managed_routes", None), "value", None)
     if not isinstance(managed, list):
         return (
             "this version of LiteLLM has no list of self-managed routes: only admins can call "
-            f"{_PREFIX}/..."
+            f"{PREFIX}/..."
         )
-    paths = [getattr(route, "path", "") for route in router.routes]
+    paths = [getattr(route, "path", "") for each in routers for route in each.routes]
     managed.extend(path for path in dict.fromkeys(paths) if path not in managed)
     return None
 
@@ -184,7 +186,7 @@ def _namespace(asked: _Whose, key: UserAPIKeyAuth) -> Namespace:
     """
     if asked.owner is None:
         return owner_of(key).namespace(asked.scope)
-    if key.user_role != LitellmUserRoles.PROXY_ADMIN:
+    if not is_admin(key):
         raise ProxyException(
             message="only an admin of the proxy may name an owner",
             type="permission_error",
@@ -194,7 +196,12 @@ def _namespace(asked: _Whose, key: UserAPIKeyAuth) -> Namespace:
     return Namespace(asked.scope, asked.owner)
 
 
-def _query(model: type[M], request: Request) -> M:
+def is_admin(key: UserAPIKeyAuth) -> bool:
+    """Return whether a key is an admin's of the proxy."""
+    return bool(key.user_role == LitellmUserRoles.PROXY_ADMIN)
+
+
+def query_of(model: type[M], request: Request) -> M:
     return _valid(model, dict(request.query_params))
 
 
@@ -226,11 +233,12 @@ def _rejected(error: ValidationError) -> RequestRejected:
 
 def _deleted(kind: str, row_id: str, found: bool) -> dict[str, Any]:
     if not found:
-        raise _missing(kind.removeprefix("optillm."))
+        raise missing(kind.removeprefix("optillm."))
     return {"object": kind, "id": row_id, "deleted": True}
 
 
-def _missing(what: str) -> ProxyException:
+def missing(what: str) -> ProxyException:
+    """Return the error of something that is not there, or not for this caller."""
     return ProxyException(
         message=f"no such {what}", type="invalid_request_error", param=None, code=404
     )

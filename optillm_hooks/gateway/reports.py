@@ -1,7 +1,7 @@
 """Reports of how a response was made: an object in its body, headers, a line in the log."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from optillm_hooks.errors import OptiLLMError
 from optillm_hooks.gateway.prepared import Prepared
@@ -32,7 +32,7 @@ def report_object(report: Report) -> dict[str, Json]:
         "stopped_by": report.stopped_by,
         "degraded": list(report.degraded),
         "choices": list(report.choices),
-        "notes": [{"name": name, **_plain(facts)} for name, facts in report.notes],
+        "notes": notes_json(report.notes),
     }
 
 
@@ -134,6 +134,11 @@ def _in_line(name: str, value: Json) -> str:
 def word(value: str) -> str:
     """Return `value` as a single word for a log line, with unsafe characters replaced."""
     return _NO_WORD.sub("?", value)[:_MAX_WORD_CHARS] or "-"
+
+
+def notes_json(notes: Iterable[tuple[str, Mapping[str, object]]]) -> list[Json]:
+    """Return the notes of a trace as objects, each with its name."""
+    return [{"name": name, **_plain(facts)} for name, facts in notes]
 
 
 def _plain(facts: object) -> dict[str, Json]:

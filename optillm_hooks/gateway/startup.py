@@ -82,11 +82,13 @@ def mount_routes() -> None:
     app = getattr(proxy_module(), "app", None)
     if app is not None:
         # These load LiteLLM's authentication.
-        from optillm_hooks.gateway import http_routes
+        from optillm_hooks.gateway import http_routes, page_routes
         from optillm_hooks.gateway.key_errors import refuse_clearly
 
         refuse_clearly(app)
-        if (lacking := http_routes.mount(app)) is not None:
+        if (
+            lacking := http_routes.mount(app, [http_routes.router, page_routes.router])
+        ) is not None:
             _log.error("optillm: %s", lacking)
 
 

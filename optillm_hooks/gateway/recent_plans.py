@@ -1,0 +1,243 @@
+"""The plans that have ended in this worker of late, for their replay on the page `/optillm`.
+
+They are kept in memory, the newest of them, and without text unless the operator's settings ask for
+it. Each belongs to the key that asked for it.
+"""
+
+import asyncio
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+import litellm
+from litellm.proxy._types import UserAPIKeyAuth
+
+from optillm_hooks.gateway.deployments import proxy_router
+from optillm_hooks.gateway.observers import Ended, Started, Watch
+from optillm_hooks.gateway.operator_settings import read_settings
+from optillm_hooks.gateway.reports import notes_json
+from optillm_hooks.gateway.services import owner_of
+from optillm_hooks.prompts import question
+from optillm_hooks.settings import PageSettings
+from optillm_hooks.trace import CallRecord, StageRun
+from optillm_hooks.types import Json, Usage
+
+MAX_CHARS: Final = 16_000_000
+"""What all plans of a worker may take, as JSON."""
+
+MAX_TEXT_CHARS: Final = 20_000
+"""What is kept of a question, and of each answer."""
+
+_SKEW_S: Final = 0.01
+"""By how much the start of a call may seem to lie before that of its stage."""
+
+Whose = tuple[Literal["key", "user"], str]
+"""A key, by its hash; or a user who has none, as with tokens of a company's own login."""
+
+
+class KeptPlan(NamedTuple):
+    whose: Whose | None
+    """None if nobody but an admin may see it."""
+
+    ended_at: float
+    """Seconds since 1970."""
+
+    summary: dict[str, Json]
+    text: str
+    """The whole plan, as JSON."""
+
+
+class RecentPlans:
+    """An LRU store of ended plans, bounded in number and in size. It observes all requests."""
+
+    def __init__(self, max_chars: int = MAX_CHARS) -> None:
+        self._plans: OrderedDict[tuple[Whose | None, str], KeptPlan] = OrderedDict()
+        self._max_chars = max_chars
+        self._chars = 0
+
+    def begin(self, started: Started, /) -> Watch | None:
+        settings = read_settings().page
+        if proxy_router() is None or not settings.enabled or not settings.plans:
+            return None
+        return _Recorder(self, started, settings)
+
+    def keep(self, call_id: str, plan: KeptPlan, max_plans: int) -> None:
+        """Keep a plan in place of its owner's with the same id. The least recently used ones go.
+
+        One that is larger than the whole store is not kept.
+        """
+        if len(plan.text) > self._max_chars:
+            return
+        at = (plan.whose, call_id)
+        if (before := self._plans.pop(at, None)) is not None:
+            self._chars -= len(before.text)
+        self._plans[at] = plan
+        self._chars += len(plan.text)
+        while len(self._plans) > max_plans or self._chars > self._max_chars:
+            _, gone = self._plans.popitem(last=False)
+            self._chars -= len(gone.text)
+
+    def summaries(self, whose: Whose | None, *, everyones: bool, limit: int) -> list[Json]:
+        """Return the summaries of the plans that a caller may see, the latest first."""
+        seen = [
+            plan
+            for plan in self._plans.values()
+            if everyones or (whose is not None and plan.whose == whose)
+        ]
+        seen.sort(key=lambda plan: plan.ended_at, reverse=True)
+        return [plan.summary for plan in seen[:limit]]
+
+    def find(self, call_id: str, whose: Whose | None, *, everyones: bool) -> str | None:
+        """Return a plan as JSON and mark it as used; None if the caller has none of that id."""
+        for at in reversed(self._plans):
+            if at[1] == call_id and (everyones or (whose is not None and at[0] == whose)):
+                self._plans.move_to_end(at)
+                return self._plans[at].text
+        return None
+
+
+PLANS: Final = RecentPlans()
+
+
+def whose_of(key: UserAPIKeyAuth | None) -> Whose | None:
+    """Return who may see the plans of a key; None if that cannot be told."""
+    owner = owner_of(key)
+    if owner.key:
+        return ("key", owner.key)
+    return ("user", owner.user) if owner.user else None
+
+
+@dataclass(slots=True)
+class _Span:
+    """A stage while it runs, and afterwards. Its times count as those of `CallRecord`."""
+
+    stage: StageRun
+    started_s: float
+    seconds: float = 0.0
+    outcome: Literal["ok", "failed", "cancelled"] = "ok"
+
+    def holds(self, call: CallRecord) -> bool:
+        """Return whether a call may have been made by this stage."""
+        return (
+            (self.stage.run, self.stage.chain) == (call.run, call.stage)
+            and self.started_s - _SKEW_S <= call.started_s
+            and call.started_s <= self.started_s + self.seconds
+        )
+
+
+class _Recorder(Watch):
+    def __init__(self, plans: RecentPlans, started: Started, settings: PageSettings) -> None:
+        self._plans = plans
+        self._settings = settings
+        self._started = started
+        self._trace = started.prepared.trace
+        self._first_call = len(self._trace.calls)
+        self._first_note = len(self._trace.events)
+        self._clock = asyncio.get_running_loop().time
+        self._began = self._clock()
+        self._spans: list[_Span] = []
+
+    @contextmanager
+    def stage(self, stage: StageRun, /) -> Iterator[None]:
+        span = _Span(stage, self._clock() - self._began)
+        self._spans.append(span)
+        try:
+            yield
+        except (asyncio.CancelledError, GeneratorExit):
+            span.outcome = "cancelled"
+            raise
+        except BaseException:
+            span.outcome = "failed"
+            raise
+        finally:
+            span.seconds = self._clock() - self._began - span.started_s
+
+    def ended(self, end: Ended, /) -> None:
+        ended_at = time.time()
+        summary = {**self._summary(end), "ended_at": ended_at}
+        calls = self._trace.calls[self._first_call :]
+        plan = {
+            **summary,
+            "stages": [_stage_json(span) for span in self._spans],
+            "model_calls": [self._call_json(call) for call in calls],
+            "notes": notes_json(self._trace.events[self._first_note :]),
+            "texts": self._texts(),
+        }
+        whose = whose_of(self._started.caller.key)
+        kept = KeptPlan(whose, ended_at, summary, json.dumps(plan))
+        self._plans.keep(self._trace.call_id, kept, self._settings.plans)
+
+    def _summary(self, end: Ended) -> dict[str, Json]:
+        prepared, trace = self._started.prepared, self._trace
+        calls = trace.calls[self._first_call :]
+        usage = sum((call.usage for call in calls), Usage())
+        report = None if prepared.outcome is None else prepared.outcome.report
+        return {
+            "object": "optillm.plan",
+            "id": trace.call_id,
+            "approach": prepared.plan.text,
+            "base_model": prepared.base,
+            "route": prepared.route,
+            "stream": self._started.stream,
+            "n": self._started.request.n,
+            "seconds": round(end.seconds, 3),
+            "error": end.error or None,
+            "stopped_by": trace.stopped_by,
+            "degraded": [*(report.degraded if report else ())],
+            "choices": [*(report.choices if report else ())],
+            "calls": usage.calls,
+            "calls_saved": trace.calls_saved,
+            "depth": max((call.depth for call in calls), default=0),
+            **_usage_json(usage),
+        }
+
+    def _call_json(self, call: CallRecord) -> dict[str, Json]:
+        inner = [at for at, span in enumerate(self._spans) if span.holds(call)]
+        return {
+            # Of stages within each other, the one that has started last.
+            "stage": max(inner, key=lambda at: self._spans[at].started_s) if inner else None,
+            "run": call.run,
+            "model": call.model,
+            "purpose": call.purpose,
+            "depth": call.depth,
+            "started_s": round(call.started_s, 4),
+            "seconds": round(call.seconds, 4),
+            "outcome": call.outcome,
+            "choices": call.choices,
+            **_usage_json(call.usage),
+        }
+
+    def _texts(self) -> Json:
+        """Return question and answers, if the operator keeps them and nothing speaks against it."""
+        prepared, caller = self._started.prepared, self._started.caller
+        secret = prepared.plan.is_confidential or caller.extra.get("no-log")
+        if not self._settings.texts or secret or litellm.turn_off_message_logging:
+            return None
+        answers = () if prepared.outcome is None else prepared.outcome.answers
+        return {
+            "question": question(self._started.request.chat)[:MAX_TEXT_CHARS],
+            "answers": [answer.text[:MAX_TEXT_CHARS] for answer in answers],
+        }
+
+
+def _stage_json(span: _Span) -> dict[str, Json]:
+    return {
+        "name": span.stage.name,
+        "chain": span.stage.chain,
+        "run": span.stage.run,
+        "started_s": round(span.started_s, 4),
+        "seconds": round(span.seconds, 4),
+        "outcome": span.outcome,
+    }
+
+
+def _usage_json(usage: Usage) -> dict[str, Json]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "cost_usd": round(usage.cost_usd, 8),
+    }
