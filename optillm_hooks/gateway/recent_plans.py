@@ -17,7 +17,7 @@ import litellm
 from litellm.proxy._types import UserAPIKeyAuth
 
 from optillm_hooks.gateway.deployments import proxy_router
-from optillm_hooks.gateway.observers import Ended, Started, Watch
+from optillm_hooks.gateway.observers import CANCELLED, Ended, Started, Watch, error_code
 from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.reports import notes_json
 from optillm_hooks.gateway.services import owner_of
@@ -147,11 +147,8 @@ class _Recorder(Watch):
         self._spans.append(span)
         try:
             yield
-        except (asyncio.CancelledError, GeneratorExit):
-            span.outcome = "cancelled"
-            raise
-        except BaseException:
-            span.outcome = "failed"
+        except BaseException as exc:
+            span.outcome = "cancelled" if error_code(exc) == CANCELLED else "failed"
             raise
         finally:
             span.seconds = self._clock() - self._began - span.started_s
@@ -179,6 +176,7 @@ class _Recorder(Watch):
         return {
             "object": "optillm.plan",
             "id": trace.call_id,
+            "trace_id": trace.trace_id or None,
             "approach": prepared.plan.text,
             "base_model": prepared.base,
             "route": prepared.route,
