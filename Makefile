@@ -36,7 +36,7 @@ serve: $(INSTALLED)
 	@$(RUN) -m optillm_hooks serve
 
 demo: $(INSTALLED)
-	@$(RUN) -m optillm_hooks.evaluation.demo
+	@$(RUN) -m optillm_hooks demo
 
 test: lint unit
 

@@ -1,4 +1,4 @@
-"""The command line: `optillm-hooks serve | check | approaches | estimate | convert | schema`."""
+"""The command line, `optillm-hooks`."""
 
 import argparse
 import inspect
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Final, Protocol
 
-from optillm_hooks.commands import approaches, check, convert, estimate, schema, serve
+from optillm_hooks.commands import approaches, check, convert, demo, estimate, schema, serve
 from optillm_hooks.config_files import CannotRun
 from optillm_hooks.registry import OWN_PACKAGE
 
@@ -34,6 +34,7 @@ class Command(Protocol):
 
 COMMANDS: Final[Mapping[str, Command]] = {
     "serve": serve,
+    "demo": demo,
     "check": check,
     "approaches": approaches,
     "estimate": estimate,

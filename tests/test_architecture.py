@@ -62,7 +62,8 @@ LAYERS = [
     {"approaches", "local_provider", "plugin_files"},
     {"pipeline", "testing", "extensions"},
     {"gateway", "converters", "serve", "__init__"},
-    {"evaluation", "commands"},
+    {"evaluation"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,11 +1,10 @@
 """Asks the small local model the same problems twice: plainly, and through `cot_decoding`.
 
-`make demo` starts the proxy for it. Each problem is a sum or a product in words, after four worked
-examples. They are the first ones that `benchmarks.accuracy` draws, so they were not chosen by
-their result.
+`make demo` and `optillm-hooks demo` start the proxy for it. Each problem is a sum or a product in
+words, after four worked examples. They are the first ones that `benchmarks.accuracy` draws, so they
+were not chosen by their result.
 """
 
-import argparse
 import asyncio
 import os
 import random
@@ -15,13 +14,16 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Thread
 from typing import Final
 
 from openai import AsyncOpenAI
 
+from optillm_hooks.config_files import SHIPPED
 from optillm_hooks.evaluation.statistics import wilson
 from optillm_hooks.evaluation.worked_examples import Problem, last_number, shown
 
@@ -119,8 +121,8 @@ def own_proxy() -> Iterator[tuple[str, str]]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     key = f"sk-{secrets.token_urlsafe(32)}"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "optillm_hooks", "serve"],
+    process = subprocess.Popen(  # noqa: S603 (our own interpreter, our own arguments)
+        [sys.executable, "-m", "optillm_hooks", "serve", str(SHIPPED)],
         env={**os.environ, "HOST": "127.0.0.1", "PORT": str(port), "LITELLM_MASTER_KEY": key},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -130,6 +132,7 @@ def own_proxy() -> Iterator[tuple[str, str]]:
         lines = process.stdout or ()
         if not any(line.startswith(_READY) for line in lines):
             raise SystemExit(process.wait())
+        Thread(target=deque, args=(lines, 0), daemon=True).start()  # or a full pipe stops it
         yield f"http://127.0.0.1:{port}/v1", key
     finally:
         process.send_signal(signal.SIGTERM)
@@ -144,14 +147,8 @@ async def run(url: str, key: str, count: int) -> None:
     _say(f"\n{summary(problems, answers)}\n{time.perf_counter() - begun:.0f} s.")
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(prog="make demo", description=__doc__)
-    options.add_argument("--problems", type=int, default=40)
-    count = options.parse_args().problems
+def demonstrate(count: int) -> None:
+    """Serve the shipped configuration, ask `count` problems twice, and print what comes of it."""
     _say(f"{count} problems, twice. The proxy starts and loads the model first.")
     with own_proxy() as (url, key):
         asyncio.run(run(url, key, count))
-
-
-if __name__ == "__main__":
-    main()

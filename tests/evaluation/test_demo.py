@@ -62,7 +62,7 @@ def test_the_accuracies_come_with_their_intervals() -> None:
 
 @pytest.mark.benchmark
 def test_the_demonstration_runs_on_the_real_model() -> None:
-    command = [sys.executable, "-m", "optillm_hooks.evaluation.demo", "--problems", "2"]
+    command = [sys.executable, "-m", "optillm_hooks", "demo", "--problems", "2"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert f"{METHOD} solved " in ended.stdout
