@@ -1,6 +1,6 @@
 """LiteLLM's YAML files, as commands find and read them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,15 +38,52 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return config or {}
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the keys of `path` and of the files that it includes, merged as LiteLLM merges them.
+
+    Lists are put together; of other values, the included file's is taken. The name of an included
+    file is relative to the file that includes it, or else to `path`.
+
+    Raises:
+        CannotRun: as `read_yaml`, or `include` is no list of names.
+    """
+    merged: dict[str, Any] = {}
+    pending, seen = [path], set[Path]()
+    while pending:
+        file = pending.pop(0)
+        if file.resolve() in seen:
+            continue
+        seen.add(file.resolve())
+        read = read_yaml(file)
+        pending += _included(read.pop("include", []), file, path)
+        for key, value in read.items():
+            merged[key] = _together(merged.get(key), value)
+    return merged
+
+
+def _together(before: object, value: object) -> object:
+    if isinstance(before, list) and isinstance(value, list):
+        return [*before, *value]
+    return value
+
+
+def _included(given: object, file: Path, root: Path) -> Iterator[Path]:
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise CannotRun(f"{file}: include must be a list of file names")
+    for name in given:
+        beside, below_root = file.parent / name, root.parent / name
+        yield below_root if below_root.exists() and not beside.exists() else beside
+
+
 def read_if_there(path: Path | None) -> dict[str, Any]:
     """Return the keys of `path`; of `HERE` if it is None, and none if there is no such file.
 
     Raises:
-        CannotRun: as `read_yaml`.
+        CannotRun: as `read_config`.
     """
     if path is None and not HERE.exists():
         return {}
-    return read_yaml(path or HERE)
+    return read_config(path or HERE)
 
 
 def our_settings(config: Mapping[str, Any]) -> object:

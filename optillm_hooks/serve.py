@@ -24,7 +24,7 @@ from typing import Any
 
 from dotenv import dotenv_values
 
-from optillm_hooks.config_files import HERE, SHIPPED, CannotRun, read_yaml
+from optillm_hooks.config_files import HERE, SHIPPED, CannotRun, read_config
 from optillm_hooks.embedded_model import with_local_models
 
 KEY = "LITELLM_MASTER_KEY"
@@ -86,14 +86,14 @@ def check_key(key: str) -> None:
         raise CannotRun(f"{KEY} must consist of printable ASCII characters")
 
 
-def read_config(path: Path, env: Mapping[str, str]) -> dict[str, Any]:
+def servable(path: Path, env: Mapping[str, str]) -> dict[str, Any]:
     """Return LiteLLM's configuration in the YAML file `path`.
 
     Raises:
         CannotRun: it cannot be read, it is not YAML, it has no models, or it names a variable
             that `env` lacks.
     """
-    config = read_yaml(path)
+    config = read_config(path)
     if not isinstance(config.get("model_list"), list):
         raise CannotRun(f"{path} has no model_list")
     for where, name in _variables(config, ""):
@@ -205,7 +205,7 @@ def serve(config_path: Path, env_file: Path, given: Mapping[str, str]) -> int:
         | {name: value for name, value in given.items() if value}
     )
     check_key(env[KEY])
-    config = read_config(config_path, env)
+    config = servable(config_path, env)
     check_free(host, port)
     env = with_local_models(config, env)
     command = [sys.executable, "-c", _LITELLM, "--config", str(config_path)]

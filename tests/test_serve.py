@@ -26,9 +26,9 @@ from optillm_hooks.serve import (
     check_free,
     check_key,
     ensure_key,
-    read_config,
     read_env,
     read_port,
+    servable,
     welcome,
 )
 from tests.proxy import ROOT, free_port, model_group, plain_config
@@ -153,17 +153,17 @@ def test_no_file_has_no_variables(tmp_path: Path) -> None:
 def test_a_broken_configuration_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(CannotRun, match=message) as refused:
-        read_config(tmp_path / "config.yaml", {"OTHER": "x", "NO_SUCH": ""})
+        servable(tmp_path / "config.yaml", {"OTHER": "x", "NO_SUCH": ""})
     assert "\n" not in str(refused.value)
 
 
 def test_a_missing_configuration_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(CannotRun, match="cannot be read: No such file"):
-        read_config(tmp_path / "none.yaml", {})
+        servable(tmp_path / "none.yaml", {})
 
 
 def test_our_own_configuration_needs_nothing_but_the_key() -> None:
-    config = read_config(ROOT / "litellm_config.yaml", {KEY: "sk-x"})
+    config = servable(ROOT / "litellm_config.yaml", {KEY: "sk-x"})
     assert config["model_list"][0]["model_name"] == "smollm2"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from optillm_hooks.commands.loading import load_gateway
-from optillm_hooks.config_files import HERE, CannotRun, read_yaml
+from optillm_hooks.config_files import HERE, CannotRun, read_config
 
 _ERROR: Final = "error"
 _ALLOWED: Final = "litellm_settings.optillm_settings.allowed_packages"
@@ -47,7 +47,7 @@ def run(given: argparse.Namespace) -> int:
 def _found(path: Path) -> list[_Found]:
     """Return what is wrong with a file; one that cannot be read is a problem too."""
     try:
-        config = read_yaml(path)
+        config = read_config(path)
     except CannotRun as exc:
         return [_Found(_ERROR, "", str(exc))]
     lacking = load_gateway(config)
