@@ -380,6 +380,29 @@ class SplSettings(_Settings):
     )
 
 
+Redaction = Literal["private", "credentials", "texts"]
+"""What a log of conversations has no longer: private values, only credentials, or all texts."""
+
+
+class ConversationLogSettings(_Settings):
+    """The log of conversations."""
+
+    directory: AbsolutePath | None = Field(
+        default=None, description="Folder of the files, one for each day; unset, there are none."
+    )
+    max_bytes_per_day: int = Field(
+        default=1 << 30, ge=1 << 16, description="Bytes of a day's file, of all workers together."
+    )
+    keep_days: int | None = Field(
+        default=None, ge=1, description="Days after which a file is deleted; unset, never."
+    )
+    redact: Redaction = Field(
+        default="private",
+        description="What is replaced: private values as in `privacy`, only credentials, or all "
+        "texts.",
+    )
+
+
 class FusionPreset(_Settings):
     """A panel of `fusion`. What it does not set is as in a request without it."""
 
@@ -468,6 +491,9 @@ class Settings(RunSettings):
         default_factory=PrivacySettings, description="How private values are found."
     )
     page: PageSettings = Field(default_factory=PageSettings, description="The page at `/optillm`.")
+    conversation_log: ConversationLogSettings = Field(
+        default_factory=ConversationLogSettings, description="A log of the conversations."
+    )
     allow_no_log: bool = Field(
         default=False,
         description="Let a request's `no-log: true` keep its inner calls out of LiteLLM's logs and "

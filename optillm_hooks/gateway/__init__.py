@@ -2,6 +2,7 @@
 
 import optillm_hooks.approaches  # noqa: F401 (registers them)
 from optillm_hooks.gateway.callback import Hook
+from optillm_hooks.gateway.conversation_log import ConversationLog
 from optillm_hooks.gateway.custom_llm import Provider
 from optillm_hooks.gateway.metrics import Metrics
 from optillm_hooks.gateway.observers import OBSERVERS
@@ -22,7 +23,7 @@ log_problems()
 mount_routes()
 spare_the_collector()
 metrics = Metrics()
-OBSERVERS.extend([metrics, Traces(metrics.label), PLANS])
+OBSERVERS.extend([metrics, Traces(metrics.label), PLANS, ConversationLog()])
 
 hook = Hook()
 provider = Provider()

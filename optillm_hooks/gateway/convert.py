@@ -423,7 +423,7 @@ def write_response(
         Choices(
             index=index,
             finish_reason=answer.finish_reason,
-            message=_write_message(answer),
+            message=write_message(answer),
             logprobs=_write_logprobs(answer.logprobs),
             provider_specific_fields=dict(answer.choice_fields) or None,
         )
@@ -435,7 +435,8 @@ def write_response(
     return response
 
 
-def _write_message(answer: Answer) -> LiteLLMMessage:
+def write_message(answer: Answer) -> LiteLLMMessage:
+    """Return an answer as a message of OpenAI's."""
     old = [call for call in answer.tool_calls if call.type == "function_call"]
     # Beside other content, an empty text would become an empty block of Anthropic's.
     nothing = None if answer.tool_calls or answer.fields or answer.reasoning else ""

@@ -16,6 +16,7 @@ from anyio import create_memory_object_stream
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from anyio.streams.memory import MemoryObjectReceiveStream
 from litellm import Router
+from litellm.litellm_core_utils.redact_messages import should_redact_message_logging
 from litellm.llms.custom_llm import CustomLLM
 from litellm.proxy._types import UserAPIKeyAuth
 from litellm.types.router import Deployment
@@ -219,7 +220,13 @@ class Provider(CustomLLM):
             caller=key,
             caller_cache=self._caller_cache.for_caller(key),
         )
-        started = Started(prepared=prepared, request=request, caller=caller, stream=stream)
+        started = Started(
+            prepared=prepared,
+            request=request,
+            caller=caller,
+            stream=stream,
+            hides_texts=_hides_texts(call),
+        )
         return started, _models(router, caller, prepared)
 
 
@@ -235,6 +242,12 @@ def _made_for_base(prepared: Prepared) -> dict[str, Any]:
     if not prepared.body or not deployments or not all(each.is_claude for each in deployments):
         return {}
     return for_claude(prepared.body, deployments[0].model, deployments[0].provider)
+
+
+def _hides_texts(call: Mapping[str, Any]) -> bool:
+    """Return whether LiteLLM leaves the texts of a call out of its logs."""
+    log = call.get("logging_obj")
+    return log is not None and bool(should_redact_message_logging(log.model_call_details))
 
 
 def _of_client(optional: Mapping[str, Any], prepared: Prepared) -> Mapping[str, Any]:
@@ -472,7 +485,7 @@ async def _chunks(
         begun.update(pieces)
         return write_chunk(pieces, stream_id=stream_id, model=prepared.requested, role=role)
 
-    with observed(started):
+    with observed(started) as show:
         async with aclosing(stream(request, models, prepared.trace)) as events:
             async for event in events:
                 match event:
@@ -483,6 +496,7 @@ async def _chunks(
                         if not seen_piece:
                             seen_piece = True
                             prepared.trace.first_piece()
+                        show(choice, delta)
                         if delta.finish_reason is not None:
                             ends[choice] = delta.finish_reason
                         piece = replace(delta, finish_reason=None, usage=None)

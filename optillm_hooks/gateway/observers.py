@@ -7,8 +7,8 @@ class here or in a module of its own, and an entry of `OBSERVERS`.
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -17,7 +17,9 @@ from optillm_hooks.gateway.caller import Caller
 from optillm_hooks.gateway.prepared import Prepared
 from optillm_hooks.gateway.reports import log_fields, log_line
 from optillm_hooks.pipeline.events import Request
+from optillm_hooks.pipeline.logs import format_traceback
 from optillm_hooks.trace import Watcher
+from optillm_hooks.types import Delta
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +35,8 @@ class Started:
     request: Request
     caller: Caller
     stream: bool
+    hides_texts: bool = False
+    """Whether LiteLLM's own logs may not have the request's texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,9 @@ class Ended:
 
 class Watch(Watcher):
     """Watches one request."""
+
+    def piece(self, choice: int, delta: Delta, /) -> None:
+        """Hear what a streaming client is shown of a choice."""
 
     def ended(self, end: Ended, /) -> None:
         """Hear that the plan has ended."""
@@ -88,20 +95,35 @@ def error_code(error: BaseException) -> str:
 
 
 @contextmanager
-def observed(started: Started) -> Iterator[None]:
-    """Run the block, in which a plan runs, before the eyes of each observer."""
+def observed(started: Started) -> Iterator[Callable[[int, Delta], None]]:
+    """Run the block, in which a plan runs, before the eyes of each observer.
+
+    The block calls what it gets with each piece that a streaming client is shown.
+    """
     prepared = started.prepared
     watches = [watch for each in OBSERVERS if (watch := each.begin(started)) is not None]
     prepared.trace.watchers += watches
     began, error = time.monotonic(), ""
+
+    def show(choice: int, delta: Delta) -> None:
+        for watch in watches:
+            watch.piece(choice, delta)
+
     try:
-        yield
+        yield show
     except BaseException as exc:
         error = error_code(exc)
         raise
     finally:
         end = Ended(time.monotonic() - began, error)
-        with ExitStack() as stack:
-            for watch in watches:
-                prepared.trace.watchers.remove(watch)
-                stack.callback(watch.ended, end)
+        for watch in watches:
+            prepared.trace.watchers.remove(watch)
+            _tell_end(watch, end)
+
+
+def _tell_end(watch: Watch, end: Ended) -> None:
+    """Tell a watch that the plan has ended. A bug in it does not cost the client its answer."""
+    try:
+        watch.ended(end)
+    except Exception as exc:
+        _log.error("optillm: an observer failed: %s", format_traceback(exc))

@@ -50,7 +50,9 @@ _DATA_URL: Final = Pattern(
     r"data:[\w.+-]{1,100}/[\w.+-]{1,100}(?:;[\w.+-]{1,100}=[\w.+-]{1,100}){0,4};base64,[\w+/=-]*"
 )
 
-_PLAIN_PARTS: Final = frozenset({"text", "input_text", "output_text", "refusal", "thinking"})
+PLAIN_PARTS: Final = frozenset({"text", "input_text", "output_text", "refusal", "thinking"})
+"""Types of content parts that are text."""
+
 _PEOPLE: Final = frozenset({"user", "assistant", "system", "developer"})
 """Roles whose `name` is that of a person; of the others it is a function's."""
 
@@ -82,7 +84,7 @@ def attachments(chat: Chat) -> list[str]:
     """Return the types of content parts that are no text, each once."""
     parts = [part for m in chat if isinstance(m.content, tuple) for part in m.content]
     types = (str(part.get("type")) for part in parts)
-    return [name for name in dict.fromkeys(types) if name not in _PLAIN_PARTS]
+    return [name for name in dict.fromkeys(types) if name not in PLAIN_PARTS]
 
 
 def visit_chat(chat: Chat, visitor: Visitor) -> Chat:

@@ -1,15 +1,19 @@
 """Traces, logs in JSON and the log of conversations, of one proxy that has all of them."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from stat import S_IMODE
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.gateway.shared import hang_up
 from tests.otlp import Collected, Collector
-from tests.proxy import Proxy, alias, hooked_config, model_group
+from tests.proxy import Proxy, alias, hooked_config, model_group, whole_lines
 from tests.upstream import HANG, Script, Status, Upstream, always, at, differing
 
 SECRET = "the-question-nobody-may-read"
@@ -25,10 +29,26 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the log of conversations, which is made with the first line."""
+    return tmp_path_factory.mktemp("logs") / "conversations"
+
+
+@pytest.fixture(scope="module")
 def proxy(
-    tmp_path_factory: pytest.TempPathFactory, upstream: Upstream, collector: Collector
+    tmp_path_factory: pytest.TempPathFactory,
+    upstream: Upstream,
+    collector: Collector,
+    folder: Path,
 ) -> Iterator[Proxy]:
-    config = hooked_config([model_group("base", upstream.url), alias("rated", "bon(n=2)")])
+    models = [model_group("base", upstream.url), alias("rated", "bon(n=2)")]
+    config = hooked_config(
+        models,
+        optillm_settings={
+            "conversation_log": {"directory": str(folder)},
+            "allow_no_log": True,
+        },
+    )
     settings = config["litellm_settings"]
     settings["callbacks"] = [*settings["callbacks"], "otel"]
     settings["json_logs"] = True
@@ -164,3 +184,144 @@ def test_a_line_of_json_has_the_values_as_fields(
     assert line["seconds"] > 0
     assert line["level"] == "INFO"
     assert line["message"].startswith(f"call_id={line['call_id']} approach=bon base=base calls=3 ")
+
+
+ADDRESS = "ann.lee@example.org"
+PRIVATE = [{"role": "user", "content": f"Who is {ADDRESS}? My key is sk-abcdef1234567890abcdef."}]
+FAMILIAR = f"That is {ADDRESS} again.\nRating: 7"
+
+
+class Conversations:
+    """The lines of requests since it was made."""
+
+    def __init__(self, proxy: Proxy, folder: Path) -> None:
+        self._proxy = proxy
+        self._folder = folder
+        self._before = len(self._lines)
+
+    @property
+    def _lines(self) -> list[dict[str, Any]]:
+        files = sorted(self._folder.glob("conversations-*.jsonl"))
+        return [json.loads(line) for file in files for line in whole_lines(file)]
+
+    @property
+    def line(self) -> dict[str, Any]:
+        self._proxy.wait_until(lambda _: len(self._lines) > self._before)
+        [line] = self._lines[self._before :]
+        return line
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_conversation_is_a_line_without_its_private_values(
+    proxy: Proxy, upstream: Upstream, folder: Path, stream: bool
+) -> None:
+    upstream.play(Script(reply=lambda *_: FAMILIAR))
+    kept = Conversations(proxy, folder)
+    body = {"model": "rated", "stream": stream, "messages": PRIVATE}
+    answer = proxy.post(CHAT_ROUTE, body)
+    line = kept.line
+    assert (line["approach"], line["requested"], line["route"]) == ("bon", "rated", "chat")
+    assert (line["calls"], line["error"], line["stream"]) == (1, None, stream)  # samples agree
+    assert line["call_id"] == answer.headers["x-litellm-call-id"]
+    assert line["redacted"] == "private"
+    [asked], [choice] = line["messages"], line["choices"]
+    assert choice["finish_reason"] == "stop"
+    assert ADDRESS not in json.dumps(line)
+    assert "sk-abcdef" not in json.dumps(line)
+    [pseudonym] = re.findall(r"Who is (\S+)\?", asked["content"])
+    assert choice["message"]["content"] == f"That is {pseudonym} again.\nRating: 7"
+    assert {S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+    assert S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_plan_that_fails_has_a_line(proxy: Proxy, upstream: Upstream, folder: Path) -> None:
+    upstream.play(Script(fault=always(Status(500))))
+    kept = Conversations(proxy, folder)
+    proxy.post(CHAT_ROUTE, {"model": "rated", **CHAT})
+    line = kept.line
+    assert (line["error"], line["choices"]) == ("provider_failed", [])
+    assert SECRET in line["messages"][0]["content"]
+
+
+def test_of_a_stream_that_is_closed_in_its_middle_the_line_has_what_was_shown(
+    proxy: Proxy, upstream: Upstream, folder: Path
+) -> None:
+    upstream.play(Script(reply=lambda *_: "word " * 1000, piece_s=0.02))
+    kept = Conversations(proxy, folder)
+    headers = {"authorization": f"Bearer {proxy.master_key}"}
+    body = {"model": "re2-base", "stream": True, **CHAT}
+    with httpx.stream("POST", f"{proxy.url}{CHAT_ROUTE}", json=body, headers=headers) as answer:
+        next(line for line in answer.iter_lines() if "word" in line)
+    line = kept.line
+    [choice] = line["choices"]
+    assert line["error"] == "cancelled"
+    assert choice["message"]["content"].startswith("word")
+    assert choice["finish_reason"] is None
+
+
+def test_a_client_that_has_gone_before_the_answer_has_a_line(
+    proxy: Proxy, upstream: Upstream, folder: Path
+) -> None:
+    upstream.play(Script(fault=always(HANG)))
+    kept = Conversations(proxy, folder)
+    hang_up(proxy, upstream, CHAT_ROUTE, {"model": "rated", **CHAT}, done=0)
+    assert (kept.line["error"], kept.line["choices"]) == ("cancelled", [])
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("messages", {**CHAT, "max_tokens": 99}),
+        ("responses", {"input": CHAT["messages"][0]["content"]}),
+        ("completions", {"prompt": CHAT["messages"][0]["content"]}),
+    ],
+)
+def test_so_on_the_other_routes(
+    proxy: Proxy, upstream: Upstream, folder: Path, route: str, body: dict[str, Any]
+) -> None:
+    upstream.play(Script())
+    kept = Conversations(proxy, folder)
+    proxy.post(f"/v1/{route}", {"model": "re2-base", **body}).raise_for_status()
+    line = kept.line
+    assert line["route"] == route
+    assert SECRET in json.dumps(line["messages"])
+    assert "42" in line["choices"][0]["message"]["content"]
+
+
+def test_of_attachments_only_the_type_is_kept(
+    proxy: Proxy, upstream: Upstream, folder: Path
+) -> None:
+    upstream.play(Script())
+    kept = Conversations(proxy, folder)
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    content = [{"type": "text", "text": "What is this?"}, image]
+    body = {"model": "re2-base", "messages": [{"role": "user", "content": content}]}
+    proxy.post(CHAT_ROUTE, body).raise_for_status()
+    [asked] = kept.line["messages"]
+    assert asked["content"] == [content[0], {"type": "image_url", "omitted": True}]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_what_litellm_leaves_out_of_its_logs_has_no_texts(
+    proxy: Proxy, upstream: Upstream, folder: Path, stream: bool
+) -> None:
+    upstream.play(Script())
+    kept = Conversations(proxy, folder)
+    client = proxy.openai(default_headers={"x-litellm-enable-message-redaction": "true"})
+    answer = client.chat.completions.create(model="rated", stream=stream, **CHAT)
+    list(answer)
+    line = kept.line
+    assert line["redacted"] == "texts"
+    assert line["messages"] == [{"role": "user", "content": "redacted-by-litellm"}]
+    [choice] = line["choices"]
+    assert choice["message"] == {"role": "assistant", "content": "redacted-by-litellm"}
+
+
+def test_a_request_that_is_not_to_be_logged_has_no_line(
+    proxy: Proxy, upstream: Upstream, folder: Path
+) -> None:
+    upstream.play(Script())
+    kept = Conversations(proxy, folder)
+    proxy.post(CHAT_ROUTE, {"model": "re2-base", "no-log": True, **CHAT}).raise_for_status()
+    proxy.post(CHAT_ROUTE, {"model": "rated", **CHAT}).raise_for_status()
+    assert kept.line["requested"] == "rated"

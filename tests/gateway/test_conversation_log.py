@@ -1,0 +1,134 @@
+"""The log of conversations: what it leaves out, and what happens if texts cannot be searched."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import litellm
+import pytest
+from litellm.utils import custom_llm_setup
+
+from optillm_hooks.gateway import observers, provider
+from optillm_hooks.gateway.conversation_log import SEARCHES, files_in
+from optillm_hooks.gateway.observers import Ended, Started, Watch
+from optillm_hooks.settings import ConversationLogSettings
+from tests.proxy import alias, model_group
+from tests.upstream import Script, Upstream
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("litellm_in_this_loop")]
+ADDRESS, KEY = "ann.lee@example.org", "sk-abcdef1234567890abcdef"
+ASKED = [{"role": "user", "content": f"Who is {ADDRESS}? My key is {KEY}."}]
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as running:
+        yield running
+
+
+@pytest.fixture
+def router(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Iterator[litellm.Router]:
+    handler = {"provider": "optillm", "custom_handler": provider}
+    monkeypatch.setattr(litellm, "custom_provider_map", [handler])
+    custom_llm_setup()
+    upstream.play(Script())
+    models = [model_group("base", upstream.url), alias("reread", "re2")]
+    made = litellm.Router(models, num_retries=0)
+    provider.use(made)
+    yield made
+    provider.use(None)
+
+
+def only_line(folder: Path) -> dict[str, Any]:
+    [written] = folder.iterdir()
+    line: dict[str, Any] = json.loads(written.read_bytes())
+    return line
+
+
+async def logged(
+    router: litellm.Router,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    privacy: dict[str, Any] | None = None,
+    **log: object,
+) -> dict[str, Any]:
+    """Return the line of a request with these settings."""
+    settings = {"conversation_log": {"directory": str(folder), **log}, "privacy": privacy or {}}
+    monkeypatch.setattr(litellm, "optillm_settings", settings, raising=False)
+    await router.acompletion(model="reread", messages=ASKED)
+    await SEARCHES.ended()
+    files = files_in(str(folder), ConversationLogSettings().max_bytes_per_day, None)
+    files.thread.shutdown()  # once it has written
+    return only_line(folder)
+
+
+async def test_credentials_only(
+    router: litellm.Router, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    line = await logged(router, monkeypatch, tmp_path, redact="credentials")
+    text = line["messages"][0]["content"]
+    assert line["redacted"] == "credentials"
+    assert (ADDRESS in text, KEY in text) == (True, False)
+
+
+async def test_credentials_are_replaced_whatever_the_operator_calls_private(
+    router: litellm.Router, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    line = await logged(router, monkeypatch, tmp_path, {"entities": ["PHONE"]})
+    text = line["messages"][0]["content"]
+    assert (ADDRESS in text, KEY in text) == (True, False)
+
+
+async def test_no_texts(
+    router: litellm.Router, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    line = await logged(router, monkeypatch, tmp_path, redact="texts")
+    assert line["messages"] == [{"role": "user", "content": "redacted-by-litellm"}]
+    assert line["choices"][0]["message"]["content"] == "redacted-by-litellm"
+    assert line["calls"] == 1
+
+
+@pytest.mark.parametrize(
+    ("privacy", "said"),
+    [
+        ({"detectors": ["presidio_service"]}, "PRESIDIO_ANALYZER_API_BASE"),
+        ({"presidio_url": "http://127.0.0.1:9"}, "did not answer"),
+    ],
+    ids=["missing", "down"],
+)
+async def test_what_cannot_be_searched_is_left_out(
+    router: litellm.Router,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    privacy: dict[str, Any],
+    said: str,
+) -> None:
+    line = await logged(router, monkeypatch, tmp_path, privacy)
+    assert line["redacted"] == "texts"
+    assert line["messages"] == [{"role": "user", "content": "redacted-by-litellm"}]
+    [record] = [record for record in caplog.records if "conversation_log" in record.getMessage()]
+    assert (record.levelno, said in record.getMessage()) == (logging.WARNING, True)
+
+
+async def test_an_observer_with_a_bug_costs_nobody_an_answer(
+    router: litellm.Router, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Watch):
+        def ended(self, _end: Ended, /) -> None:
+            raise ValueError("a text of the client's")
+
+    class Observer:
+        def begin(self, _started: Started, /) -> Watch:
+            return Broken()
+
+    monkeypatch.setattr(observers, "OBSERVERS", [Observer(), observers.LogLines()])
+    caplog.set_level(logging.INFO, "optillm_hooks")
+    answer = await router.acompletion(model="reread", messages=ASKED)
+    assert "42" in answer.choices[0].message.content
+    told = [record.getMessage() for record in caplog.records if "optillm" in record.name]
+    assert told[0].startswith("optillm: an observer failed: ValueError at ")
+    assert "text of the client" not in told[0]
+    assert "approach=re2" in told[1]
