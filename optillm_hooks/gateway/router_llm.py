@@ -345,11 +345,16 @@ class RouterLLM(RouterModel):
                 REFUSALS.add(self.model, refused)
 
     def _count_fallback(self, response: object, inner: InnerCall) -> None:
-        """Count an answered call, which is lost if a router's fallback has answered it."""
+        """Count an answered call, which is lost if another model group has answered it.
+
+        The router counts as a fallback, too, that another deployment of the group has answered.
+        """
         hidden = getattr(response, "_hidden_params", None) or {}
         headers = hidden.get("additional_headers") or {}
-        fell = inner.answered_by_alias or bool(headers.get(_FALLBACKS_HEADER))
-        self._trace.count("fallbacks", lost=int(fell), of=1)
+        fell = bool(headers.get(_FALLBACKS_HEADER)) and (
+            hidden.get("model_id") not in self.facts.prices
+        )
+        self._trace.count("fallbacks", lost=int(fell or inner.answered_by_alias), of=1)
 
     @staticmethod
     def _cost(response: ModelResponse) -> float:
