@@ -158,7 +158,7 @@ def test_routing_by_latency_and_by_cost_fails_over(
 ) -> None:
     config = recipe(group)
     hurried: dict[str, object] = {"timeout": TIMEOUT_S} if fault == "hang" else {}
-    models = at_providers(config, upstream, second, **hurried)
+    models = at_providers(config, upstream, second, "", **hurried)
     handler = [{"provider": "optillm", "custom_handler": provider}]
     monkeypatch.setattr(litellm, "custom_provider_map", handler)
     play(upstream, second, FAULTS[fault])
