@@ -24,5 +24,5 @@ CMD ["--config", "/app/config.yaml"]
 FROM slim AS local
 USER 0
 RUN ./scripts/install.sh local
-COPY litellm_config.yaml ./config.yaml
+COPY optillm_hooks/litellm_config.yaml ./config.yaml
 USER 10001

@@ -31,14 +31,15 @@ _PARAMETERS: Final[Mapping[str, tuple[str, str]]] = {
 }
 """Options that are parameters of an approach, and which."""
 
+_CONVERSATIONS: Final = Given("~/.optillm/conversations", "--conversation-log-dir")
+"""OptiLLM's default."""
+
 _OTHERWISE: Final[Mapping[str, str]] = {
     "n": "no default here: clients send n",
     "host": "optillm-hooks serve --host {value}",
     "port": "optillm-hooks serve --port {value}",
     "log": "set the environment variable LITELLM_LOG to {value}, in capitals",
     "launch_gui": "left out: use a client, such as Open WebUI (docs/clients.md)",
-    "log_conversations": "left out: use a logging callback of LiteLLM's",
-    "conversation_log_dir": "left out, as --log-conversations",
     "batch_mode": "not needed: requests run concurrently, and local models batch them",
     "batch_size": "not needed, as --batch-mode",
     "batch_wait_ms": "not needed, as --batch-mode",
@@ -287,6 +288,16 @@ def _settings(options: Mapping[str, Given], report: Report) -> dict[str, Any]:
         settings["memory"] = {"store": True}
         report.say(
             file.where, "optillm_settings.memory.store; notes are kept in the store, for their key"
+        )
+    if (log := options.get("log_conversations")) is not None and log.value:
+        folder = options.get("conversation_log_dir", _CONVERSATIONS)
+        settings["conversation_log"] = {
+            "directory": str(Path(folder.value).expanduser().absolute())
+        }
+        report.say(
+            f"{log.where}, {folder.where}",
+            "optillm_settings.conversation_log; private values in it are replaced unless you set "
+            "redact",
         )
     return settings
 

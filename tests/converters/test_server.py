@@ -173,6 +173,28 @@ def test_settings(convert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert unverified.yaml["litellm_settings"]["ssl_verify"] is False
 
 
+@pytest.mark.parametrize(
+    ("options", "directory"),
+    [
+        (["--log-conversations", "--conversation-log-dir", "/var/log/mine"], "/var/log/mine"),
+        (["--log-conversations"], "/home/me/.optillm/conversations"),
+        (["--conversation-log-dir", "/var/log/mine"], None),
+    ],
+)
+def test_conversations_are_logged_if_they_were(
+    convert: Any, options: list[str], directory: str | None
+) -> None:
+    found = convert(options, HOME="/home/me", OPENAI_API_KEY="x")
+    assert found.settings.get("conversation_log", {}).get("directory") == directory
+    assert found.said_of("--conversation-log-dir")
+    assert problems(found.yaml) == []
+
+
+def test_a_flag_is_stronger_than_its_variable(convert: Any) -> None:
+    found = convert(["--approach", "moa"], OPTILLM_APPROACH="re2")
+    assert found.settings == {"default_approach": "moa"}
+
+
 def test_every_option_of_the_command_line_is_reported(convert: Any, tmp_path: Path) -> None:
     texts: dict[type, str] = {int: "2", float: "0.5", str: "bon"}
     (tmp_path / "cepo.yaml").write_text("bestofn_n: 2")
