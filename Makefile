@@ -15,7 +15,7 @@ NEWEST_TESTS := $(patsubst %,tests/gateway/test_%.py,callback provider clients s
 	balanced_alias models_of_others sandboxes mcp web_access spl)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint unit newest benchmarks-check install
+.PHONY: help serve demo test lint unit newest page benchmarks-check install
 # Run lint and tests in parallel: lint takes half a minute on one core, tests several minutes on two.
 MAKEFLAGS += --jobs=2
 # A module's tests share a proxy or a model, and so do the modules of a folder: each worker takes
@@ -29,6 +29,7 @@ help:
 	@echo "make lint     the checks without the tests"
 	@echo "make unit     the tests without the other checks; T=tests/test_settings.py for some of them"
 	@echo "make newest   the core of the gateway's tests with the newest LiteLLM"
+	@echo "make page     the tests of the page /optillm, in Chromium"
 	@echo "make benchmarks-check  the benchmarks on the real model, as tests"
 	@echo "make install  only install, into $(VENV)"
 
@@ -45,6 +46,14 @@ unit: $(INSTALLED)
 
 newest: $(NEWEST)/.installed
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(NEWEST)/bin/python -m pytest $(or $(T),$(IN_PARALLEL) $(NEWEST_TESTS))
+
+# As root, it installs the browser if there is none.
+page: $(INSTALLED)
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
+		|| { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -yqq \
+			--no-install-recommends chromium chromium-driver fonts-liberation >/dev/null; } \
+		|| { echo "make page needs a browser: apt-get install chromium chromium-driver" >&2; exit 1; }
+	$(RUN) -m pytest -m browser tests/gateway/test_page_in_browser.py
 
 benchmarks-check: $(INSTALLED)
 	$(RUN) -m pytest -m benchmark tests/test_benchmarks.py tests/test_simulated.py

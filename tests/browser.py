@@ -15,14 +15,12 @@ from selenium.webdriver.support.ui import WebDriverWait
 WIDE: Final = (1280, 900)
 PHONE: Final = (320, 700)
 _WITHIN_S: Final = 30.0
-_BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome")
 
 
 @contextmanager
 def chromium() -> Iterator["Browser"]:
     """Yield the machine's Chromium, which `make page` installs. Nothing else is downloaded."""
-    browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
-    driver = shutil.which("chromedriver")
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     assert browser, "there is no Chromium: `make page` installs it"
     assert driver, "there is no chromedriver: `make page` installs it"
     options = ChromeOptions()

@@ -25,7 +25,12 @@ from optillm_hooks.settings import variable
 from optillm_hooks.types import Json
 
 _FILES: Final = Path(__file__).parent / "page"
-_TYPES: Final = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_TYPES: Final = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -64,7 +69,7 @@ def page() -> Response:
 
 @router.get("/page/{name}", include_in_schema=False)
 def page_file(name: str) -> Response:
-    """Return a style sheet or a script of the page."""
+    """Return a style sheet, a script or the icon of the page."""
     return _file(name)
 
 

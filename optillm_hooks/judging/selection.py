@@ -58,10 +58,13 @@ async def pick(
     )
     of_text = dict(zip(different, rated, strict=True))
     ratings = [of_text[candidate.text.strip()] for candidate in candidates]
-    ctx.trace.note("ratings", candidates=len(candidates), ratings=rated)
     if trust == "chance" or not any(rating is not None for rating in rated):
+        ctx.trace.note("ratings", candidates=len(candidates), ratings=rated)
         return await vote(candidates, chat, llm, ctx)
-    return await rated_best(candidates, ratings, equal, chat, ctx, choose_by=choose_by, trust=trust)
+    best = await rated_best(candidates, ratings, equal, chat, ctx, choose_by=choose_by, trust=trust)
+    winner = different.index(best.text.strip())
+    ctx.trace.note("ratings", candidates=len(candidates), ratings=rated, winner=winner)
+    return best
 
 
 async def rate_measured(

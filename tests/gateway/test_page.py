@@ -57,7 +57,7 @@ def test_the_shell_is_open_and_strict(proxy: Proxy) -> None:
     assert "unsafe" not in policy
     assert shell.headers["x-content-type-options"] == "nosniff"
     files = re.findall(r'"(optillm/page/[\w.]+)"', shell.text)
-    assert len(files) == 2
+    assert len(files) == 3
     for file in files:
         assert get(proxy, file.removeprefix("optillm")).status_code == 200
     for inline in (r"<script(?![^>]*src=)", r"<style", r"\sstyle=", r"\son\w+=", "https?://"):

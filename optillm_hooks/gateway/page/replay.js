@@ -92,7 +92,7 @@ function heading(plan) {
 }
 
 function texts(plan) {
-  if (!plan.texts) return el("p", { class: "hint" }, "The operator does not keep questions and answers.");
+  if (!plan.texts) return el("p", { class: "hint" }, "Question and answer are not kept.");
   const answers = plan.texts.answers.map((text, at) =>
     el("blockquote", {}, el("p", { class: "who" }, `Answer${plan.texts.answers.length > 1 ? ` ${at + 1}` : ""}`),
       el("p", { class: "answer" }, text)));
