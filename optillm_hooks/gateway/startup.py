@@ -109,7 +109,7 @@ def log_problems() -> None:
         folder=None if path is None else path.parent,
         models_come_later=bool(get_secret_bool("STORE_MODEL_IN_DB")),
     )
-    _log_all([*found, *unset_variables(path)])
+    _log_all([*found, *([] if path is None else unset_variables(path))])
     for lacking in filter(None, (cut_off.problem(), request_tags.problem(), web_access.problem())):
         _log.error("optillm: %s", lacking)
     # A connection may take seconds, and this runs in LiteLLM's event loop.

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from optillm_hooks.config_files import CannotRun, read_config
 from optillm_hooks.gateway.config_check.names import Names
 from optillm_hooks.gateway.config_check.own_settings import (
     check_entry,
@@ -64,17 +63,16 @@ def problems(
     ]
 
 
-def unset_variables(file: Path | None) -> list[Problem]:
+def unset_variables(file: Path) -> list[Problem]:
     """Return a warning for each environment variable that a YAML file refers to and that is unset.
 
-    The proxy's own copy of its configuration has no references any more. Without a file that can
-    be read, the list is empty: LiteLLM says so.
+    The proxy's own copy of its configuration has no references any more. If the file cannot be
+    read, the list is empty: LiteLLM says so.
     """
     try:
-        config = yaml.safe_load((file or Path()).read_bytes())
-    except (OSError, yaml.YAMLError):
+        return list(check_environment(read_config(file)))
+    except CannotRun:
         return []
-    return list(check_environment(config)) if isinstance(config, dict) else []
 
 
 def unreachable_services(config: Mapping[str, Any]) -> list[Problem]:
