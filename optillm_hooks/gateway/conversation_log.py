@@ -57,7 +57,8 @@ class ConversationLog:
 class _Conversation(Watch):
     def __init__(self, started: Started, settings: ConversationLogSettings, directory: str) -> None:
         self._started = started
-        self._redact: Redaction = "texts" if started.hides_texts else settings.redact
+        hidden = started.hides_texts or started.prepared.plan.is_confidential
+        self._redact: Redaction = "texts" if hidden else settings.redact
         self._files = files_in(directory, settings.max_bytes_per_day, settings.keep_days)
         self._shown: dict[int, DeltaAccumulator] = {}
 

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-import litellm
 from litellm.proxy._types import UserAPIKeyAuth
 
 from optillm_hooks.gateway.deployments import proxy_router
@@ -211,9 +210,10 @@ class _Recorder(Watch):
 
     def _texts(self) -> Json:
         """Return question and answers, if the operator keeps them and nothing speaks against it."""
-        prepared, caller = self._started.prepared, self._started.caller
-        secret = prepared.plan.is_confidential or caller.extra.get("no-log")
-        if not self._settings.texts or secret or litellm.turn_off_message_logging:
+        started = self._started
+        prepared, no_log = started.prepared, started.caller.extra.get("no-log")
+        secret = prepared.plan.is_confidential or no_log or started.hides_texts
+        if not self._settings.texts or secret:
             return None
         answers = () if prepared.outcome is None else prepared.outcome.answers
         return {

@@ -34,8 +34,8 @@ def router(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Iterator[lite
     monkeypatch.setattr(litellm, "custom_provider_map", [handler])
     custom_llm_setup()
     upstream.play(Script())
-    models = [model_group("base", upstream.url), alias("reread", "re2")]
-    made = litellm.Router(models, num_retries=0)
+    aliases = [alias("reread", "re2"), alias("hidden", "privacy")]
+    made = litellm.Router([model_group("base", upstream.url), *aliases], num_retries=0)
     provider.use(made)
     yield made
     provider.use(None)
@@ -52,12 +52,13 @@ async def logged(
     monkeypatch: pytest.MonkeyPatch,
     folder: Path,
     privacy: dict[str, Any] | None = None,
+    model: str = "reread",
     **log: object,
 ) -> dict[str, Any]:
     """Return the line of a request with these settings."""
     settings = {"conversation_log": {"directory": str(folder), **log}, "privacy": privacy or {}}
     monkeypatch.setattr(litellm, "optillm_settings", settings, raising=False)
-    await router.acompletion(model="reread", messages=ASKED)
+    await router.acompletion(model=model, messages=ASKED)
     await SEARCHES.ended()
     files = files_in(str(folder), ConversationLogSettings().max_bytes_per_day, None)
     files.thread.shutdown()  # once it has written
@@ -88,6 +89,14 @@ async def test_no_texts(
     assert line["messages"] == [{"role": "user", "content": "redacted-by-litellm"}]
     assert line["choices"][0]["message"]["content"] == "redacted-by-litellm"
     assert line["calls"] == 1
+
+
+async def test_a_plan_that_hides_private_values_from_models_hides_the_texts(
+    router: litellm.Router, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    line = await logged(router, monkeypatch, tmp_path, model="hidden", redact="credentials")
+    assert line["redacted"] == "texts"
+    assert line["messages"] == [{"role": "user", "content": "redacted-by-litellm"}]
 
 
 @pytest.mark.parametrize(
