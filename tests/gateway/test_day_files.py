@@ -1,5 +1,6 @@
 """Files of lines: whole lines only, a bound on their size, and a mode that nobody else reads."""
 
+import fcntl
 import logging
 import os
 from collections.abc import Callable
@@ -62,6 +63,20 @@ def test_writers_at_once_leave_whole_lines_and_one_last_line(tmp_path: Path) -> 
     wanted = sorted(line for line, was_kept in zip(lines, kept, strict=True) if was_kept)
     assert sorted(written.removesuffix(END).splitlines(keepends=True)) == wanted
     assert 0 < len(wanted) < len(lines)
+
+
+def test_a_writer_waits_for_another(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with path.open("ab") as other, ThreadPoolExecutor(1) as writer:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        second = writer.submit(append, path, b"second\n", MAX)
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.2)
+        other.write(b"first\n")
+        other.flush()
+        fcntl.flock(other, fcntl.LOCK_UN)
+        assert second.result()
+    assert path.read_bytes() == b"first\nsecond\n"
 
 
 def test_after_the_last_line_even_a_short_one_is_left_out(
