@@ -159,7 +159,7 @@ def main() -> None:
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as folder, Upstream(SCRIPT) as upstream:
         config = hooked_config([model_group("base", upstream.url), alias("reread", "re2")])
-        with Proxy(config, Path(folder), ledger=False) as proxy:
+        with Proxy(config, Path(folder), ledger=False, command=True) as proxy:
             burst(proxy, requests=len(MODELS) * 2, concurrency=4)
             upstream.play(SCRIPT)
             load = burst(proxy, requests=given.at_once, concurrency=given.at_once)

@@ -84,8 +84,8 @@ def proxies(upstream: Upstream, folder: Path) -> Iterator[tuple[Proxy, Proxy]]:
     (folder / "hooked").mkdir()
     hooked_models = hooked_config([base, alias("reread", "re2")])
     with (
-        Proxy(plain_config([base]), folder / "stock", ledger=False) as stock,
-        Proxy(hooked_models, folder / "hooked", ledger=False) as hooked,
+        Proxy(plain_config([base]), folder / "stock", ledger=False, command=True) as stock,
+        Proxy(hooked_models, folder / "hooked", ledger=False, command=True) as hooked,
     ):
         yield stock, hooked
 

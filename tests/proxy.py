@@ -28,6 +28,7 @@ import openai
 import yaml
 
 from optillm_hooks.llm import Price
+from tests.preloaded import Forked
 
 ROOT: Final = Path(__file__).parent.parent
 PRICE: Final = Price(prompt=2e-6, completion=8e-6)
@@ -162,6 +163,8 @@ class Proxy:
             knows the master key only.
         env: more variables of the environment.
         ledger: whether each call is written down; a benchmark goes without.
+        command: whether it starts by LiteLLM's own command, and not as a fork of a process that
+            has imported it; always so with `env`, as LiteLLM reads variables when it is imported.
     """
 
     def __init__(
@@ -172,12 +175,14 @@ class Proxy:
         keys: Mapping[str, Mapping[str, object]] | None = None,
         env: Mapping[str, str] | None = None,
         ledger: bool = True,
+        command: bool = False,
     ) -> None:
         self._config = _with_inside(config, custom_auth=keys is not None, ledger=ledger)
         self._folder = folder
         self._keys = keys
         self._extra_env = dict(env or {})
-        self._process: subprocess.Popen[bytes] | None = None
+        self._command = command or bool(env)
+        self._process: subprocess.Popen[bytes] | Forked | None = None
         self._clients = ExitStack()
         self.http = self._clients.enter_context(httpx.Client())
         self.port = free_port()
@@ -289,15 +294,8 @@ class Proxy:
         (self._folder / "config.yaml").write_text(yaml.safe_dump(self._config))
         (self._folder / "keys.json").write_text(json.dumps(self._keys))
         address = ("--host", "127.0.0.1", "--port", str(self.port))
-        with (self._folder / "proxy.log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _LITELLM, "--config", "config.yaml", *address],
-                cwd=self._folder,
-                env=self._env(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        arguments = ("--config", "config.yaml", *address)
+        self._process = self._by_command(arguments) if self._command else self._forked(arguments)
         try:
             self.wait_until(_is_ready, within_s=_START_S)
         except BaseException:
@@ -314,6 +312,22 @@ class Proxy:
         self._end()
         if error is None:
             assert not self.blocked, f"the proxy tried to reach {sorted(set(self.blocked))}"
+
+    def _by_command(self, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+        with (self._folder / "proxy.log").open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-c", _LITELLM, *arguments],
+                cwd=self._folder,
+                env=self._env(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def _forked(self, arguments: Sequence[str]) -> Forked:
+        log = self._folder / "proxy.log"
+        log.touch()
+        return Forked(arguments, folder=self._folder, env=self._env(), log=log)
 
     def _end(self) -> None:
         assert self._process is not None

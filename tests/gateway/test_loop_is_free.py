@@ -80,7 +80,9 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
     folder = tmp_path_factory.mktemp("proxy")
     with (
         WebWorld(PAGES) as world,
-        Proxy(with_services(config, world), folder, keys=keys, ledger=False) as running,
+        Proxy(
+            with_services(config, world), folder, keys=keys, ledger=False, command=True
+        ) as running,
     ):
         yield running
 

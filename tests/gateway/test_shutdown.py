@@ -26,7 +26,7 @@ def test_running_requests_end_with_the_best_answer_so_far(
         [model_group("base", upstream.url), alias("hurried", "bon(n=2)", deadline_s=3)]
     )
     upstream.play(Script(reply=by_way, fault=hang_at_ratings))
-    with Proxy(config, tmp_path) as proxy, ThreadPoolExecutor() as threads:
+    with Proxy(config, tmp_path, command=True) as proxy, ThreadPoolExecutor() as threads:
         running = [
             threads.submit(proxy.post, "/v1/chat/completions", {**ASKED, "stream": stream})
             for stream in (False, True)
