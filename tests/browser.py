@@ -7,6 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from selenium.common.exceptions import (
+    NoSuchElementException,
+    StaleElementReferenceException,
+    TimeoutException,
+)
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -93,11 +98,19 @@ class Browser:
         self._driver.switch_to.active_element.send_keys(*keys)
 
     def wait(self, holds: Callable[["Browser"], object]) -> None:
-        """Wait until `holds`; an element that is not there yet is waited for."""
-        said = f"not so: {self.one('main').text[-1500:]}\n{self.problems}"
-        WebDriverWait(self._driver, _WITHIN_S, poll_frequency=0.05).until(
-            lambda _: holds(self), said
+        """Wait until `holds`; an element that is not there yet, or not any more, is waited for.
+
+        Raises:
+            AssertionError: it does not hold in time; with what the page shows.
+        """
+        waiting = WebDriverWait(
+            self._driver, _WITHIN_S, 0.05, (NoSuchElementException, StaleElementReferenceException)
         )
+        try:
+            waiting.until(lambda _: holds(self))
+        except TimeoutException:
+            said = f"not so: {self.text('main')[-1500:]}\n{self.problems}"
+            raise AssertionError(said) from None
 
     @property
     def problems(self) -> list[str]:

@@ -2,12 +2,20 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
+import litellm
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from litellm.proxy._types import LitellmUserRoles, ProxyException, UserAPIKeyAuth
 
+from optillm_hooks.gateway import page_routes
 from optillm_hooks.gateway.recent_plans import KeptPlan, RecentPlans, Whose
 from tests.proxy import PRICE, Proxy, alias, hooked_config, model_group
 from tests.upstream import Script, Status, Upstream, always, differing
@@ -142,6 +150,33 @@ def test_a_failed_plan_is_kept_with_its_error(proxy: Proxy, upstream: Upstream) 
 @pytest.mark.parametrize("query", ["limit=0", "limit=x", "all=1"])
 def test_a_wrong_query_is_refused(proxy: Proxy, query: str) -> None:
     assert get(proxy, f"/plans?{query}", "sk-anna").status_code == 400
+
+
+COUNT = """
+from prometheus_client import Counter
+Counter("optillm_of_workers", "Of a worker.", ["approach"]).labels("bon").inc(2)
+Counter("litellm_of_workers", "Not ours.").inc()
+"""
+
+
+def test_counters_add_up_what_the_workers_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", COUNT], check=True)
+    admin = UserAPIKeyAuth(api_key="sk-x", user_role=LitellmUserRoles.PROXY_ADMIN)
+    sample = {"name": "optillm_of_workers_total", "labels": {"approach": "bon"}, "value": 4}
+    assert page_routes.counters(admin)["data"] == [sample]
+
+
+@pytest.mark.parametrize("path", ["", "/page/app.js", "/approaches", "/plans", "/counters"])
+def test_the_operator_can_switch_the_page_off(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = FastAPI()
+    app.include_router(page_routes.router)
+    monkeypatch.setattr(litellm, "optillm_settings", {"page": {"enabled": False}}, raising=False)
+    with TestClient(app) as client, pytest.raises(ProxyException, match=r"page\.enabled is false"):
+        client.get(f"/optillm{path}")
 
 
 def kept(whose: Whose | None, at: float, text: str = "{}") -> KeptPlan:

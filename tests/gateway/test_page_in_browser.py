@@ -130,6 +130,14 @@ def test_answers_are_shown_side_by_side_as_text_with_what_they_cost(
     assert "done" in browser.run("return document.getElementById('said').textContent")
 
 
+def test_the_choices_of_an_answer_stay_apart(browser: "Browser", upstream: Upstream) -> None:
+    upstream.play(Script(reply=lambda call, _: f"{call.index} is it", piece_s=0.01))
+    enter(browser, "sk-anna")
+    run(browser, "re2|re2")
+    ended(browser, "done")
+    assert {answer.text for answer in browser.all(".card .answer")} == {"0 is it", "1 is it"}
+
+
 def test_a_request_is_replayed(browser: "Browser", upstream: Upstream) -> None:
     upstream.play(Script(reply=rated, n="ignored"))
     enter(browser, "sk-anna")

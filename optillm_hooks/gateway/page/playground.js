@@ -33,7 +33,7 @@ function estimate() {
   const costs = chosen.map((name) => known.find((each) => each.name === name)?.calls);
   const sum = costs.reduce((total, each) => total + (each ?? 0), 0);
   if (!chosen.length) return "Add an approach.";
-  const others = costs.includes(undefined) ? ", and those with parameters" : "";
+  const others = costs.includes(undefined) ? ", besides those with parameters and combinations" : "";
   return sum ? `About ${calls(sum)}${others}, if nothing fails.` : "";
 }
 
@@ -88,7 +88,8 @@ class Card {
     this.abort = new AbortController();
     this.state = el("span", { class: "state" }, "waiting");
     this.thinking = el("p", { class: "thinking" });
-    this.text = el("p", { class: "answer" });
+    this.texts = el("div", { class: "answers" });
+    this.choices = [];
     this.facts = el("dl", { class: "facts" });
     this.marks = el("p", { class: "marks" });
     this.stopper = button("Stop", () => this.stop(), {
@@ -97,7 +98,7 @@ class Card {
     this.foot = el("p", { class: "foot" }, this.stopper);
     this.node = el("article", { class: "panel card", "aria-label": expression },
       el("h2", {}, el("code", {}, expression), this.state),
-      this.thinking, this.text, this.marks, this.facts, this.foot);
+      this.thinking, this.texts, this.marks, this.facts, this.foot);
   }
 
   stop() {
@@ -134,14 +135,23 @@ class Card {
   }
 
   take(chunk) {
-    const delta = chunk.choices?.[0]?.delta ?? {};
-    if (delta.reasoning_content) this.thinking.append(delta.reasoning_content);
-    if (delta.content) {
+    for (const { index, delta } of chunk.choices ?? []) {
+      if (delta.reasoning_content) this.thinking.append(delta.reasoning_content);
+      if (!delta.content) continue;
       this.first ??= this.elapsed();
-      this.text.append(delta.content);
+      this.answer(index ?? 0).append(delta.content);
     }
     this.usage = chunk.usage ?? this.usage;
     this.report = chunk.optillm ?? this.report;
+  }
+
+  // The text of one choice; they stand in their order, whichever begins first.
+  answer(index) {
+    while (this.choices.length <= index) {
+      this.choices.push(el("p", { class: "answer" }));
+      this.texts.append(this.choices.at(-1));
+    }
+    return this.choices[index];
   }
 
   finish(end) {
@@ -166,7 +176,7 @@ class Card {
     } else if (this.id && end !== "failed") {
       this.foot.append(el("a", { href: `#plans/${encodeURIComponent(this.id)}` }, "How it was made"));
     }
-    if (!this.text.textContent && end === "done") this.text.append("(an empty answer)");
+    if (!this.texts.textContent && end === "done") this.answer(0).append("(an empty answer)");
     const spent = made === null ? "" : `, ${calls(made)}`;
     byId("said").textContent = `${this.expression}: ${end} after ${seconds(this.elapsed())}${spent}.`;
   }

@@ -145,7 +145,7 @@ function timeline(plan, width) {
   let y = 4;
   for (const block of blocks(plan)) {
     const lane = lanes(block.calls);
-    const height = (Math.max(...lane, 0) + 1) * (BAR + GAP) + GAP;
+    const height = lane.length ? (Math.max(...lane) + 1) * (BAR + GAP) + GAP : GAP;
     const from = block.stage ? block.stage.started_s : 0;
     const length = block.stage ? block.stage.seconds : longest;
     marks.push(
@@ -189,7 +189,7 @@ function decisions(plan) {
       .map((name) => boxes(note, name)));
   const others = plan.notes.length ? [noteList(plan.notes)] : [];
   if (found.length) return [...found, ...others];
-  return [el("p", { class: "hint" }, "No candidates were compared."), ...others];
+  return [el("p", { class: "hint" }, "No votes and no ratings."), ...others];
 }
 
 function boxes(note, name) {
