@@ -107,7 +107,7 @@ async def admit(
             await check_budgets(model, key, router, reservation)
     if not (selection.on_alias or selection.passes_through):
         _check_wildcard(router)
-    if final and not selection.passes_through:
+    if final and not (selection.passes_through or selection.dry_run):
         await _count_request(selection, key, before)
     choices = n if isinstance(n, int) else 1
     prepared = Prepared(
@@ -115,7 +115,7 @@ async def admit(
     )
     if before is not None:
         prepared.user, prepared.fields, prepared.cache = before.user, before.fields, before.cache
-        prepared.body = before.body
+        prepared.body, prepared.prompt_tokens = before.body, before.prompt_tokens
     return prepared
 
 

@@ -18,6 +18,7 @@ from optillm_hooks.gateway.convert import is_amount
 from optillm_hooks.gateway.cut_off import note_log
 from optillm_hooks.gateway.dear_fallbacks import within_held_cost
 from optillm_hooks.gateway.deployments import alias_model, proxy_router
+from optillm_hooks.gateway.estimates import count_prompt
 from optillm_hooks.gateway.failures import over_budget, to_proxy
 from optillm_hooks.gateway.inner_call import inner_call
 from optillm_hooks.gateway.local_models import allowing_reasoning, for_local, is_local
@@ -279,18 +280,24 @@ def _fields_lost(data: Mapping[str, Any], prepared: Prepared) -> Fields:
     return {"verbosity": verbosity} if known else {}
 
 
+def _may_not_fall_back(prepared: Prepared) -> bool:
+    """Return whether a fallback would send a model what the plan keeps from it, or a dry run."""
+    return prepared.plan.is_confidential or prepared.selection.dry_run
+
+
 def _rewritten(data: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
     """Return the request for our provider; what LiteLLM would lose is kept in `prepared`."""
     prepared.user = _end_user(data, prepared.route)
     prepared.fields = _fields_lost(data, prepared)
     if prepared.route == "messages":
         prepared.body = {name: data[name] for name in CONVERTED if data.get(name) is not None}
+    if prepared.selection.dry_run or prepared.has_known_prices:
+        prepared.prompt_tokens = count_prompt(data)
     prepared.cache = data["cache"] if isinstance(data.get("cache"), dict) else {}
     return {
         **allowing_reasoning(without_nulls(data), "verbosity"),
         "model": prepared.deployment,
         "num_retries": 0,  # a retry would run, and pay, the whole plan again
         "cache": _UNCACHED,
-        # A fallback would send a plain model what the plan keeps from models.
-        **({"disable_fallbacks": True} if prepared.plan.is_confidential else {}),
+        **({"disable_fallbacks": True} if _may_not_fall_back(prepared) else {}),
     }

@@ -48,6 +48,7 @@ from optillm_hooks.gateway.convert import (
 )
 from optillm_hooks.gateway.cooldowns import do_not_count
 from optillm_hooks.gateway.deployments import proxy_router
+from optillm_hooks.gateway.estimates import dry_outcome
 from optillm_hooks.gateway.failures import as_sample_errors, budgets_as_sample_errors, to_litellm
 from optillm_hooks.gateway.host_limits import seconds_left
 from optillm_hooks.gateway.inner_call import inner_call
@@ -69,7 +70,7 @@ from optillm_hooks.gateway.router_scorer import RouterScorer
 from optillm_hooks.gateway.sampling_rules import check_client
 from optillm_hooks.gateway.selection import on_deployment, select_deployment
 from optillm_hooks.gateway.services import services_for
-from optillm_hooks.pipeline.events import Models, Outcome, Piece, Progress, Report, Request
+from optillm_hooks.pipeline.events import Event, Models, Outcome, Piece, Progress, Report, Request
 from optillm_hooks.pipeline.run import run
 from optillm_hooks.pipeline.stream import stream
 from optillm_hooks.types import Answer, Delta, FinishReason, Usage
@@ -117,7 +118,10 @@ class Provider(CustomLLM):
             if _client(call) is None and is_health_check(metadata_of(call["litellm_params"])):
                 return write_response(call["model_response"], (Answer(""),), Usage(), request.base)
             with observed(started):
-                outcome = prepared.outcome = await run(request, models, prepared.trace)
+                if prepared.selection.dry_run:
+                    outcome = prepared.outcome = dry_outcome(prepared)
+                else:
+                    outcome = prepared.outcome = await run(request, models, prepared.trace)
             _tell(_client(call), outcome)
         response = write_response(
             call["model_response"], outcome.answers, outcome.report.usage, prepared.requested
@@ -464,6 +468,20 @@ def _seconds(timeout: object) -> float | None:
     return float(value)
 
 
+async def _events(
+    prepared: Prepared, request: Request, models: Models
+) -> AsyncGenerator[Event, None]:
+    """Yield the events of the plan's stream; of a dry run, its answer and its outcome."""
+    if not prepared.selection.dry_run:
+        async with aclosing(stream(request, models, prepared.trace)) as events:
+            async for event in events:
+                yield event
+        return
+    outcome = dry_outcome(prepared)
+    yield Piece(0, Delta(text=outcome.answers[0].text))
+    yield outcome
+
+
 async def _chunks(
     started: Started, models: Models, client: ClientRequest | None
 ) -> AsyncGenerator[ModelResponseStream, None]:
@@ -486,7 +504,7 @@ async def _chunks(
         return write_chunk(pieces, stream_id=stream_id, model=prepared.requested, role=role)
 
     with observed(started) as show:
-        async with aclosing(stream(request, models, prepared.trace)) as events:
+        async with aclosing(_events(prepared, request, models)) as events:
             async for event in events:
                 match event:
                     case Progress(text):

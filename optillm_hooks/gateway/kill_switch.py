@@ -32,7 +32,16 @@ def _says_off(value: object) -> bool:
 
 
 def as_plain(selection: Selection) -> Selection:
-    """Return the plain call of the base model in place of what a request has selected."""
+    """Return the plain call of the base model in place of what a request has selected.
+
+    Raises:
+        RequestRejected: it asks for a dry run, and the call would be a real one.
+    """
+    if selection.dry_run:
+        raise RequestRejected(
+            "approaches are switched off here, so there is no plan for a dry run to show",
+            param="optillm_params",
+        )
     return replace(
         selection,
         plan=_plain_plan(),

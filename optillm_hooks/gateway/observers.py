@@ -96,12 +96,13 @@ def error_code(error: BaseException) -> str:
 
 @contextmanager
 def observed(started: Started) -> Iterator[Callable[[int, Delta], None]]:
-    """Run the block, in which a plan runs, before the eyes of each observer.
+    """Run the block, in which a plan runs, before the eyes of each observer; of none in a dry run.
 
     The block calls what it gets with each piece that a streaming client is shown.
     """
     prepared = started.prepared
-    watches = [watch for each in OBSERVERS if (watch := each.begin(started)) is not None]
+    watching = [] if prepared.selection.dry_run else OBSERVERS
+    watches = [watch for each in watching if (watch := each.begin(started)) is not None]
     prepared.trace.watchers += watches
     began, error = time.monotonic(), ""
 

@@ -50,6 +50,9 @@ class Prepared:
     cache: Fields = field(default_factory=dict[str, Json])
     """The client's `cache` field for LiteLLM, which applies to the inner calls."""
 
+    prompt_tokens: int = 0
+    """About how many tokens the client's text has; 0 outside a proxy."""
+
     trace: Trace = field(default_factory=Trace)
     outcome: Outcome | None = None
     """The result, once there is one; the response headers are made from it."""
@@ -81,8 +84,17 @@ class Prepared:
     @property
     def estimated_calls(self) -> int:
         """The calls of the request if nothing fails, as `plan_calls` limits them."""
-        remote = self.plan.has_remote_decoder and not self.facts_of(self.base).supports(DECODING)
-        return self.n * self.plan.calls(decoded_remotely=remote)
+        return self.n * self.plan.calls(decoded_remotely=self.is_decoded_remotely)
+
+    @property
+    def has_known_prices(self) -> bool:
+        """Whether the price of each of its models is known."""
+        return all(self.facts_of(model).price is not None for model in self.selection.models)
+
+    @property
+    def is_decoded_remotely(self) -> bool:
+        """Whether a decoder of the plan makes calls, because the base does not run its method."""
+        return self.plan.has_remote_decoder and not self.facts_of(self.base).supports(DECODING)
 
     @property
     def of_whole_request(self) -> Limits:

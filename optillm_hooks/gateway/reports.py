@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from optillm_hooks.errors import OptiLLMError
+from optillm_hooks.gateway.estimates import estimate
 from optillm_hooks.gateway.prepared import Prepared
 from optillm_hooks.pipeline.events import Report
 from optillm_hooks.pipeline.plan import PASS_THROUGH
@@ -33,6 +34,7 @@ def report_object(report: Report) -> dict[str, Json]:
         "degraded": list(report.degraded),
         "choices": list(report.choices),
         "notes": notes_json(report.notes),
+        **({} if report.plan is None else {"plan": dict(report.plan)}),
     }
 
 
@@ -46,6 +48,8 @@ def header_values(prepared: Prepared, *, answered: bool) -> dict[str, str]:
         "x-optillm-base-model": prepared.base,
         "x-optillm-estimated-calls": str(prepared.estimated_calls),
     }
+    if (usd := estimate(prepared).cost_usd) is not None and prepared.prompt_tokens:
+        headers["x-optillm-estimated-cost"] = f"{usd.low:.8f}"
     limits = prepared.limits
     if limits.deadline_s is not None:
         headers["x-optillm-deadline-s"] = f"{limits.deadline_s:g}"

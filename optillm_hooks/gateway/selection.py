@@ -58,6 +58,11 @@ _MAX_ENTRIES = 1000
 """Maximum entries of a client's parameters or limits, on all levels together."""
 
 
+_DRY_RUN = "dry_run"
+_DRY_RUN_HEADER = "x-optillm-dry-run"
+_SWITCH = {"true": True, "1": True, "false": False, "0": False}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
     """The plan that a request selects, before admission."""
@@ -90,6 +95,9 @@ class Selection:
     """Parameters that the client gives, by approach."""
 
     inherits_access: bool = False
+    dry_run: bool = False
+    """Whether the client wants the plan only, without any call of a model."""
+
     called: Mapping[str, str] = field(default_factory=dict[str, str])
     """The models that aliases of the key put in place of those that the plan names."""
 
@@ -106,7 +114,8 @@ class Selection:
     @property
     def is_aliass_own(self) -> bool:
         """Whether the request asks for nothing but an alias, as it is."""
-        return self.source == "alias" and not self.given and self.asked == Limits()
+        asks = self.given or self.dry_run or self.asked != Limits()
+        return self.source == "alias" and not asks
 
     @property
     def deployment(self) -> str:
@@ -116,7 +125,8 @@ class Selection:
     @property
     def passes_through(self) -> bool:
         """Whether LiteLLM alone can serve the request, from the base model."""
-        return self.plan.passes_through and not self.on_alias and self.asked == Limits()
+        ours = self.on_alias or self.dry_run or self.asked != Limits()
+        return self.plan.passes_through and not ours
 
     @property
     def models(self) -> list[str]:
@@ -132,6 +142,7 @@ class _OwnFields(NamedTuple):
     params: object
     limits: object
     decoding: object
+    dry_run: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +217,7 @@ def select(
         deployment_id=target.deployment_id,
         given=given,
         inherits_access=target.alias is not None and target.alias.inherit_access,
+        dry_run=fields.dry_run,
     )
 
 
@@ -383,12 +395,34 @@ def _take_own_fields(request: dict[str, Any]) -> _OwnFields:
     check_own_fields(request)
     _check_size(request.get("optillm_limits"), "optillm_limits")
     approach = request.pop("optillm_approach", None)
+    params = request.pop("optillm_params", None)
+    dry_run = _asks_for_dry_run(request, params)
+    if isinstance(params, dict):
+        params = {name: value for name, value in params.items() if name != _DRY_RUN}
     return _OwnFields(
         approach=None if approach == AUTO else approach,
-        params=request.pop("optillm_params", None),
+        params=params,
         limits=request.pop("optillm_limits", None),
         decoding=request.pop("decoding", None),
+        dry_run=dry_run,
     )
+
+
+def _asks_for_dry_run(request: Mapping[str, Any], params: object) -> bool:
+    """Return whether a request asks for its plan only, in `optillm_params` or by a header.
+
+    Raises:
+        RequestRejected: what it says is neither yes nor no; a call would cost money.
+    """
+    headers = (request.get("proxy_server_request") or {}).get("headers") or {}
+    told = str(headers.get(_DRY_RUN_HEADER, "false")).strip().lower()
+    asked = params.get(_DRY_RUN, False) if isinstance(params, dict) else False
+    if told not in _SWITCH or not isinstance(asked, bool):
+        raise RequestRejected(
+            f"dry_run in optillm_params, and the header {_DRY_RUN_HEADER}, must be true or false",
+            param="optillm_params",
+        )
+    return asked or _SWITCH[told]
 
 
 def _chosen(
@@ -413,7 +447,12 @@ def _chosen(
 
 
 def _check_unused_fields(fields: _OwnFields) -> None:
-    """Refuse parameters and limits without an approach; empty ones ask for nothing."""
+    """Refuse parameters, limits and a dry run without an approach; empty ones ask for nothing."""
+    if fields.dry_run:
+        raise RequestRejected(
+            "a dry run shows the plan of an approach, and this request names none",
+            param="optillm_params",
+        )
     if fields.params not in (None, {}) or fields.limits not in (None, {}):
         raise RequestRejected(
             "optillm_params and optillm_limits need an approach to apply to",

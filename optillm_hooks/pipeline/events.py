@@ -14,6 +14,7 @@ from optillm_hooks.types import (
     Answer,
     Chat,
     Delta,
+    Fields,
     Sampling,
     StoppedBy,
     Usage,
@@ -66,6 +67,8 @@ class Report:
 
     notes: tuple[tuple[str, Mapping[str, object]], ...]
     trace: tuple[CallRecord, ...]
+    plan: Fields | None = None
+    """What a dry run has planned, which called no model; None if a plan has run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,12 @@
 """Ceilings in the metadata of a virtual key and of its team lower the limits of a request."""
 
+import json
+import re
 from collections.abc import Iterator
 
 import pytest
 
-from tests.proxy import Proxy, alias, hooked_config, model_group
+from tests.proxy import PRICE, Proxy, alias, hooked_config, model_group
 from tests.upstream import Upstream
 
 NO_PRICE = {"input_cost_per_token": None, "output_cost_per_token": None}
@@ -26,6 +28,12 @@ KEYS: dict[str, dict[str, object]] = {
         "metadata": {"optillm": {"max_calls": 2}},
         "team_metadata": {"optillm": False},
     },
+}
+ROUTES: dict[str, dict[str, object]] = {
+    "/v1/chat/completions": {"max_tokens": 50},
+    "/v1/messages": {"max_tokens": 50},
+    "/v1/responses": {"input": "What is six times seven?", "messages": None},
+    "/v1/completions": {"prompt": "What is six times seven?", "messages": None},
 }
 ASKED = {"messages": [{"role": "user", "content": "What is six times seven?"}]}
 
@@ -112,3 +120,86 @@ def test_a_key_for_which_approaches_are_off_gets_plain_answers(
     assert len(upstream.calls) - before == 1
     other = proxy.post("/v1/chat/completions", body, key="sk-free")
     assert other.headers["x-optillm-approach"] == "bon"
+
+
+def on_route(route: str, **more: object) -> dict[str, object]:
+    body = {"model": "three", **ASKED, **ROUTES[route], **more}
+    return {name: value for name, value in body.items() if value is not None}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_dry_run_shows_the_plan_and_calls_no_model(
+    proxy: Proxy, upstream: Upstream, route: str, stream: bool
+) -> None:
+    before = len(upstream.calls)
+    asked = {"optillm_params": {"dry_run": True}, "optillm_limits": {"deadline_s": 20}}
+    response = proxy.post(route, on_route(route, stream=stream, **asked), key="sk-key")
+    assert response.status_code == 200, response.text
+    assert "Dry run" in response.text
+    found = re.search(r'"optillm":\s*(\{.*)', response.text)
+    assert found is not None, response.text
+    report, _ = json.JSONDecoder().raw_decode(found[1])
+    plan = report["plan"]
+    assert (plan["base_model"], plan["estimated_calls"], plan["depth"]) == ("base", 6, 2)
+    assert 5 <= plan["prompt_tokens"] <= 9
+    calls, usual = 6, plan["prompt_tokens"] * PRICE.prompt + 400 * PRICE.completion
+    assert plan["cost_usd"]["low"] == pytest.approx(calls * usual)
+    assert plan["cost_usd"]["high"] > plan["cost_usd"]["low"]
+    assert plan["limits"]["max_calls"] == {"value": 2, "from": "key or team"}
+    assert plan["limits"]["deadline_s"] == {"value": 20, "from": "request"}
+    assert (report["calls"], report["cost_usd"]) == (0, 0)
+    assert len(upstream.calls) == before
+
+
+def test_a_dry_run_is_no_request_in_the_metrics(proxy: Proxy, upstream: Upstream) -> None:
+    def counted() -> list[str]:
+        return [line for line in metrics(proxy).splitlines() if line.startswith("optillm_requests")]
+
+    before, calls = counted(), len(upstream.calls)
+    response = proxy.http.post(
+        f"{proxy.url}/v1/chat/completions",
+        json=on_route("/v1/chat/completions"),
+        headers={"authorization": f"Bearer {proxy.master_key}", "x-optillm-dry-run": "true"},
+    )
+    assert response.json()["optillm"]["plan"]["estimated_calls"] == 6
+    assert response.json()["usage"]["total_tokens"] == 0
+    assert counted() == before
+    assert len(upstream.calls) == calls
+
+
+def metrics(proxy: Proxy) -> str:
+    key = {"authorization": f"Bearer {proxy.master_key}"}
+    return proxy.http.get(f"{proxy.url}/metrics/", headers=key).raise_for_status().text
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "dry_run", "told"),
+    [
+        ("base", "sk-free", True, "names none"),
+        ("three", "sk-free", "yes", "must be true or false"),
+        ("three", "sk-off", True, "switched off"),
+        ("three", "sk-unknown", True, "max_call"),
+        ("bon(n=40)-base", "sk-free", True, "estimated at 80 model calls"),
+    ],
+)
+def test_a_dry_run_that_cannot_be_planned_costs_nothing(
+    proxy: Proxy, upstream: Upstream, model: str, key: str, dry_run: object, told: str
+) -> None:
+    before = len(upstream.calls)
+    body = {"model": model, **ASKED, "optillm_params": {"dry_run": dry_run}}
+    response = proxy.post("/v1/chat/completions", body, key=key)
+    assert response.status_code == 400, response.text
+    assert told in response.text
+    assert len(upstream.calls) == before
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_estimated_cost_is_known_before_the_start(proxy: Proxy, stream: bool) -> None:
+    body = {"model": "three", **ASKED, "stream": stream}
+    headers = proxy.post("/v1/chat/completions", body).headers
+    floor = 6 * 400 * PRICE.completion
+    assert floor < float(headers["x-optillm-estimated-cost"]) < floor + 6 * 20 * PRICE.prompt
+    unpriced = proxy.post("/v1/chat/completions", {"model": "re2-unpriced", **ASKED}).headers
+    assert unpriced["x-optillm-estimated-calls"] == "1"
+    assert "x-optillm-estimated-cost" not in unpriced
