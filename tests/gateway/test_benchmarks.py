@@ -1,8 +1,9 @@
 """The benchmarks that need a proxy run, and detect what they are made to detect."""
 
+import httpx
 import pytest
 
-from benchmarks import inner_call_cpu, load, overhead
+from benchmarks import inner_call_cpu, load, overhead, soak
 from benchmarks.report import Interval
 from tests.proxy import Proxy
 from tests.upstream import Script, Upstream
@@ -50,3 +51,43 @@ def test_our_cpu_per_inner_call(upstream: Upstream) -> None:
     for row in (few, many):
         assert 0 < row.alone_ms < row.router_ms
         assert 0 < row.profiled_ms < row.router_ms
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "outcome"),
+    [
+        (200, '{"content": "marker-1-end"}', "answered"),
+        (200, '{"content": "marker-2-end"}', "problem"),
+        (503, '{"error": {"message": "busy", "code": "503"}}', "refused with 503"),
+        (500, "Internal Server Error", "problem"),
+        (500, '{"error": "busy"}', "problem"),
+    ],
+)
+def test_a_soak_tells_answers_and_refusals_from_problems(
+    status: int, text: str, outcome: str
+) -> None:
+    seen = soak.Seen()
+    soak.judge(httpx.Response(status, text=text), "re2-base", "marker-1-end", seen, stream=False)
+    assert seen.outcomes == {outcome: 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        ('data: {"content": "marker-1-end"}\n\ndata: [DONE]\n\n', "answered"),
+        ('data: {"content": "marker-1-end"}\n\n', "problem"),
+        ('data: {"error": {"message": "late", "code": "504"}}\n\n', "refused with 504"),
+    ],
+)
+def test_a_soak_reads_streams(text: str, outcome: str) -> None:
+    seen = soak.Seen()
+    soak.judge(httpx.Response(200, text=text), "re2-base", "marker-1-end", seen, stream=True)
+    assert seen.outcomes == {outcome: 1}
+
+
+def test_the_books_of_a_soak_agree_but_for_replies_that_nobody_read() -> None:
+    assert soak.Books(2, 300, 2, 300, crossed=0).agree
+    assert soak.Books(2, 300, 3, 400, crossed=1).agree
+    assert not soak.Books(2, 300, 3, 400, crossed=0).agree
+    assert not soak.Books(2, 300, 2, 301, crossed=5).agree
+    assert not soak.Books(3, 300, 2, 200, crossed=5).agree
