@@ -1,4 +1,4 @@
-"""What an installation takes, and that the README says so; OptiLLM's names in the README."""
+"""What an installation takes, and that the documentation says so, with OptiLLM's names."""
 
 import re
 
@@ -8,7 +8,7 @@ from optillm_hooks.pipeline.optillm_names import AUTO, PLUGINS
 from optillm_hooks.registry import all_approaches
 from tests.proxy import ROOT
 
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs/migrating.md").read_text()
 SLUGS = {
     "none", "mcts", "bon", "moa", "rto", "z3", "self_consistency", "pvg", "rstar", "cot_reflection",
     "plansearch", "leap", "re2", "cepo", "mars", "auto",
@@ -21,7 +21,7 @@ SLUGS = {
 
 
 def test_the_readme_has_every_name_of_optillm() -> None:
-    table = README.partition("## Coming from OptiLLM")[2].partition("\n## ")[0]
+    table = PAGE.partition("\n## ")[0]
     assert set(re.findall(r"`(\w+)`", table)) >= SLUGS
 
 
@@ -37,7 +37,7 @@ def test_the_default_installation_has_nothing_heavy() -> None:
 
 
 def test_the_size_in_the_readme_is_about_right() -> None:
-    said = re.search(r"has (\d+) distributions, (\d+) MB", README)
+    said = re.search(r"has (\d+) distributions, (\d+) MB", PAGE)
     assert said
     size = installed(dependencies())
     assert abs(size.distributions - int(said[1])) <= 10

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -192,25 +193,45 @@ def test_json_has_the_grammar_of_a_local_model_for_its_support(client: openai.Op
     assert answer.optillm["calls"] == 1
 
 
-@pytest.mark.parametrize("block", blocks("sh", "curl "))
+def in_a_terminal(command: str, client: openai.OpenAI, folder: Path) -> str:
+    """Return what a command of the documentation prints, with `.env` beside it."""
+    (folder / ".env").write_text(f"{KEY}='{client.api_key}'\n")
+    address = str(client.base_url).removesuffix("/v1/")
+    return subprocess.run(
+        ["/bin/sh", "-c", command.replace("http://127.0.0.1:4000", address)],
+        env={"PATH": os.environ["PATH"]},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+@pytest.mark.parametrize("block", blocks("sh", "curl -sN"))
 def test_a_request_is_answered_as_the_documentation_shows(
     block: Block, client: openai.OpenAI, tmp_path: Path
 ) -> None:
     """In a new terminal, where the key is in `.env` only."""
-    (tmp_path / ".env").write_text(f"{KEY}='{client.api_key}'\n")
-    address = str(client.base_url).removesuffix("/v1/")
-    ended = subprocess.run(
-        ["/bin/sh", "-c", block.text.replace("http://127.0.0.1:4000", address)],
-        env={"PATH": os.environ["PATH"]},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    printed = in_a_terminal(block.text, client, tmp_path)
     shown = next(b for b in all_blocks() if b.language == "json" and b.file == block.file)
-    lines = [line.removeprefix("data: ") for line in ended.stdout.splitlines()]
+    lines = [line.removeprefix("data: ") for line in printed.splitlines()]
     [reply] = [json.loads(line) for line in lines if '"optillm"' in line]
     assert _shape(reply) == _shape(json.loads(shown.text))
+
+
+@pytest.mark.parametrize("block", blocks("sh", "for model in"))
+def test_the_recipe_shows_calls_cost_and_time(
+    block: Block, client: openai.OpenAI, tmp_path: Path
+) -> None:
+    """On the model that is here, whose calls are free: LiteLLM has no cost of them."""
+    command = block.text.replace("gpt-4o-mini", "smollm2").replace("300", "8")
+    plain, approach = in_a_terminal(command, client, tmp_path).split("self_consistency-smollm2\n")
+    assert plain.startswith("smollm2\n")
+    shown = [sorted(re.findall(r'^"?([\w-]+)"?:', part, re.M)) for part in (plain, approach)]
+    assert shown == [
+        ["content", "seconds"],
+        ["content", "seconds", "x-optillm-calls", "x-optillm-cost-usd"],
+    ]
 
 
 def _shape(value: object) -> object:
