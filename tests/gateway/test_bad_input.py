@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.gateway.shared import shared_config
 from tests.proxy import Proxy
 from tests.upstream import Script, Upstream
 
@@ -312,9 +313,11 @@ def test_half_a_character_is_an_error_or_an_answer_and_never_a_traceback(
     ],
 )
 def test_an_alias_that_cannot_be_served_is_in_the_log_from_the_start(
-    proxy: Proxy, model: str, said: str
+    proxy: Proxy, upstream: Upstream, model: str, said: str
 ) -> None:
-    [line] = [line for line in proxy.log.splitlines() if f"optillm: model '{model}': " in line]
+    names = [entry["model_name"] for entry in shared_config(upstream)["model_list"]]
+    path = f"optillm: model_list[{names.index(model)}]."
+    [line] = [line for line in proxy.log.splitlines() if path in line]
     assert said in line
 
 
