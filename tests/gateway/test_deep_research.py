@@ -99,7 +99,6 @@ def proxy(
             "claude", upstream.url.removesuffix("/v1"), model="anthropic/claude-sonnet-4-5"
         ),
         alias("researcher", "deep_research(results=8)"),
-        alias("hurried", "deep_research", deadline_s=1.5),
     ]
     config = with_web(hooked_config(models), world, cache_s=0)
     with Proxy(config, tmp_path_factory.mktemp("proxy")) as running:
@@ -238,12 +237,23 @@ def test_a_client_that_goes_away_leaves_nothing_running(
     assert not any("Now write" in call.text for call in upstream.calls if words != "Now write")
 
 
+DEADLINES_S = (1.5, 6.0, 24.0)
+"""Tried one after another: on a busy machine a short one ends before there is a draft."""
+
+
 @pytest.mark.parametrize("words", ["still lacks", "Now write"])
 def test_a_deadline_ends_with_the_last_draft(
     client: openai.OpenAI, upstream: Upstream, words: str
 ) -> None:
-    upstream.play(hanging(words))
-    answer = client.chat.completions.create(model="hurried", messages=MESSAGES)
+    for deadline_s in DEADLINES_S:
+        upstream.play(hanging(words))
+        answer = client.chat.completions.create(
+            model="deep_research-base",
+            messages=MESSAGES,
+            extra_body={"optillm_limits": {"deadline_s": deadline_s}},
+        )
+        if any(words in call.text for call in upstream.calls):
+            break
     text = answer.choices[0].message.content or ""
     assert "The moon pulls the water of the sea towards itself. [" in text
     assert "evil.example" not in text

@@ -137,5 +137,5 @@ def test_a_panel_is_for_keys_that_may_call_all_of_its_models(
 
 
 def test_a_panel_that_is_broken_is_told_at_the_start(proxy: Proxy) -> None:
-    assert "fusion.presets.broken names 'nobody', which is not configured" in proxy.log
-    assert "fusion.presets.nested names 'panel', which is itself an alias" in proxy.log
+    assert "fusion.presets.broken: it names 'nobody', which is not configured" in proxy.log
+    assert "fusion.presets.nested: it names 'panel', which is itself an alias" in proxy.log
