@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, Protocol, Self, TypeVar
 
+from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from optillm_hooks.context import Context
@@ -82,6 +83,9 @@ class Params(BaseModel):
     reads_any_field: ClassVar[bool] = False
     """Whether it reads request fields that are not known here, as plugin files of OptiLLM do."""
 
+    samples_field: ClassVar[str] = ""
+    """The parameter that says how many answers are sampled side by side, if there is one."""
+
     confidential: ClassVar[bool] = False
     """Whether the stage keeps from models what the client sends. It has to be the first of its
     chain, and no fallback of the router may answer the request in its place."""
@@ -118,6 +122,15 @@ class Params(BaseModel):
             value = getattr(self, name)
             named += [value] if isinstance(value, str) else list(value or ())
         return tuple(named)
+
+    def narrowed(self, width: int) -> Self:
+        """Return these parameters with `width` samples at most, or the fewest that there can be."""
+        samples = getattr(self, self.samples_field, None)
+        if samples is None or samples <= width:
+            return self
+        bounds = type(self).model_fields[self.samples_field].metadata
+        least = next((int(str(bound.ge)) for bound in bounds if isinstance(bound, Ge)), 1)
+        return self.model_copy(update={self.samples_field: max(width, least)})
 
     def runs_of_rest(self) -> int:
         """Return how often a wrapper may run the stages inside it at most."""
@@ -188,7 +201,13 @@ class SamplerParams(SettlingParams):
     )
 
     samples_field: ClassVar[str] = "n"
-    """The parameter that says how many samples there are."""
+
+    def narrowed(self, width: int) -> Self:
+        fewer = super().narrowed(width)
+        samples = getattr(fewer, self.samples_field, None)
+        if fewer is self or fewer.first_m is None or samples is None:
+            return fewer
+        return fewer.model_copy(update={"first_m": min(fewer.first_m, samples)})
 
     @model_validator(mode="after")
     def _first_m_of_them(self) -> Self:

@@ -441,6 +441,23 @@ class PageSettings(_Settings):
     texts: bool = Field(default=False, description="Keep their questions and answers too.")
 
 
+class BrownoutSettings(_Settings):
+    """When plans take fewer samples because a worker is busy."""
+
+    calls: int | None = Field(
+        default=None,
+        ge=1,
+        description="Model calls of plans, under way or waiting in a worker, from which plans that "
+        "begin take at most 3 samples; from twice as many, one. Unset: never.",
+    )
+    hold_s: float = Field(
+        default=10.0,
+        ge=0,
+        le=3600,
+        description="Seconds for which the calls have to stay below 70 % of that until it ends.",
+    )
+
+
 class Settings(RunSettings):
     """`litellm_settings.optillm_settings`: the settings of requests that name no alias."""
 
@@ -489,6 +506,16 @@ class Settings(RunSettings):
     )
     privacy: PrivacySettings = Field(
         default_factory=PrivacySettings, description="How private values are found."
+    )
+    max_inner_calls: int | None = Field(
+        default=None,
+        ge=1,
+        description="Model calls of plans that a worker has under way at once; others wait, in "
+        "turn over the requests. Unset: no limit.",
+    )
+    brownout: BrownoutSettings = Field(
+        default_factory=BrownoutSettings,
+        description="When plans take fewer samples because a worker is busy.",
     )
     page: PageSettings = Field(default_factory=PageSettings, description="The page at `/optillm`.")
     conversation_log: ConversationLogSettings = Field(

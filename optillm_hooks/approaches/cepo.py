@@ -129,6 +129,7 @@ class CepoParams(SettlingParams, JudgedParams, DraftingParams):
     model_group_fields: ClassVar[tuple[str, ...]] = ("models", "rating_model")
     judge_fields: ClassVar[tuple[str, ...]] = ("rating_model",)
     scorer_fields: ClassVar[tuple[str, ...]] = ("rating_model",)
+    samples_field: ClassVar[str] = "bestofn_n"
 
     preset: Preset = Field(default="default", description="Defaults of the other parameters.")
     bestofn_n: int = Field(default=3, ge=1, le=16, description="Number of candidates.")

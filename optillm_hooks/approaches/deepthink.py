@@ -108,6 +108,8 @@ _NUMBERS: Final = re.compile(r"\d+")
 
 
 class DeepthinkParams(DraftingParams):
+    samples_field: ClassVar[str] = "samples"
+
     samples: int = Field(default=3, ge=1, le=10, description="Answers to sample.")
     confidence_threshold: float = Field(
         default=0.6,

@@ -173,6 +173,11 @@ class FusionParams(SamplerParams, MeasuredParams, DraftingParams):
             raise ValueError(f"unknown preset {name[:80]!r} (known: {names})")
         return {**known[name], **given}
 
+    def narrowed(self, width: int) -> Self:
+        n = min(self.responses, width)
+        first_m = None if self.first_m is None else min(self.first_m, n)
+        return self.model_copy(update={"n": n, "first_m": first_m}) if n < self.responses else self
+
     @property
     def responses(self) -> int:
         return self.n or len(self.models) or PANEL

@@ -71,6 +71,7 @@ class PvgParams(ChoosingParams, DraftingParams):
     model_group_fields: ClassVar[tuple[str, ...]] = ("verifier",)
     judge_fields: ClassVar[tuple[str, ...]] = ("verifier",)
     scorer_fields: ClassVar[tuple[str, ...]] = ("verifier",)
+    samples_field: ClassVar[str] = "num_solutions"
 
     num_rounds: int = Field(default=2, ge=1, le=8, description="Maximum rounds of the game.")
     num_solutions: int = Field(

@@ -1,10 +1,11 @@
 """The objects that the proxy's YAML loads: `hook` (`callbacks`), `provider` and `scorer`."""
 
 import optillm_hooks.approaches  # noqa: F401 (registers them)
+from optillm_hooks.gateway.call_queue import QUEUE
 from optillm_hooks.gateway.callback import Hook
 from optillm_hooks.gateway.conversation_log import ConversationLog
 from optillm_hooks.gateway.custom_llm import Provider
-from optillm_hooks.gateway.metrics import Metrics
+from optillm_hooks.gateway.metrics import Metrics, QueueMetrics
 from optillm_hooks.gateway.observers import OBSERVERS
 from optillm_hooks.gateway.recent_plans import PLANS
 from optillm_hooks.gateway.score_provider import ScoreProvider
@@ -23,6 +24,7 @@ log_problems()
 mount_routes()
 spare_the_collector()
 metrics = Metrics()
+QUEUE.watches.append(QueueMetrics())
 OBSERVERS.extend([metrics, Traces(metrics.label), PLANS, ConversationLog()])
 
 hook = Hook()

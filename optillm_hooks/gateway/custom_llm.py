@@ -32,6 +32,7 @@ from optillm_hooks.errors import (
     RequestRejected,
 )
 from optillm_hooks.gateway.admission import admit
+from optillm_hooks.gateway.brownout import BROWNOUT
 from optillm_hooks.gateway.caller import (
     Caller,
     is_health_check,
@@ -60,6 +61,7 @@ from optillm_hooks.gateway.messages_route import (
     with_files,
     with_stand_ins,
 )
+from optillm_hooks.gateway.metrics import count_brownout
 from optillm_hooks.gateway.observers import Started, observed
 from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.plain_base import PlainBase
@@ -71,8 +73,10 @@ from optillm_hooks.gateway.sampling_rules import check_client
 from optillm_hooks.gateway.selection import on_deployment, select_deployment
 from optillm_hooks.gateway.services import services_for
 from optillm_hooks.pipeline.events import Event, Models, Outcome, Piece, Progress, Report, Request
+from optillm_hooks.pipeline.plan import Plan
 from optillm_hooks.pipeline.run import run
 from optillm_hooks.pipeline.stream import stream
+from optillm_hooks.settings import Settings
 from optillm_hooks.types import Answer, Delta, FinishReason, Usage
 
 _log = logging.getLogger(__name__)
@@ -211,7 +215,7 @@ class Provider(CustomLLM):
         )
         key = str(caller.metadata.get("user_api_key") or "")
         request = Request(
-            plan=prepared.plan,
+            plan=_within_width(prepared, settings),
             base=prepared.base,
             chat=read_chat(with_files(messages) if prepared.route == "messages" else messages),
             client=client,
@@ -232,6 +236,19 @@ class Provider(CustomLLM):
             hides_texts=_hides_texts(call),
         )
         return started, _models(router, caller, prepared)
+
+
+def _within_width(prepared: Prepared, settings: Settings) -> Plan:
+    """Return the plan to run: in a brown-out, one with fewer samples, which the report says."""
+    width = BROWNOUT.width(settings.brownout)
+    if width is None or prepared.selection.dry_run:
+        return prepared.plan
+    plan = prepared.plan.narrowed(width)
+    if plan == prepared.plan:
+        return plan
+    prepared.trace.doubt(f"brownout:{width}")
+    count_brownout(prepared, width)
+    return plan
 
 
 def _made_for_base(prepared: Prepared) -> dict[str, Any]:

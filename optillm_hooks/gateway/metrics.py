@@ -1,17 +1,19 @@
 """Metrics of the requests that run a plan, on `prometheus_client`'s default registry.
 
-LiteLLM's `/metrics` exports them with its own. They are counters and histograms, which are summed
-over the workers of a proxy (`PROMETHEUS_MULTIPROC_DIR`). No label holds text that a client can
+LiteLLM's `/metrics` exports them with its own. They are summed over the workers of a proxy
+(`PROMETHEUS_MULTIPROC_DIR`); the gauge, over those that live. No label holds text that a client can
 choose freely: its number of series is bounded by the configuration.
 """
 
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from optillm_hooks.gateway.deployments import proxy_router
 from optillm_hooks.gateway.observers import Ended, Started, Watch
+from optillm_hooks.gateway.prepared import Prepared
 from optillm_hooks.gateway.selection import Selection
 from optillm_hooks.trace import CallRecord, Trace
 
@@ -55,6 +57,28 @@ AMPLIFICATION: Final = Histogram(
     _REQUEST,
     buckets=_TIMES,
 )
+CANDIDATES: Final = Histogram(
+    "optillm_candidates", "Answers among which a plan chose.", _REQUEST, buckets=_TIMES
+)
+AGREEMENT: Final = Histogram(
+    "optillm_agreement",
+    "Share of the voters that gave the most frequent answer.",
+    _REQUEST,
+    buckets=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1),
+)
+QUEUE_CALLS: Final = Gauge(
+    "optillm_queue_calls", "Calls of plans by state.", ("state",), multiprocess_mode="livesum"
+)
+QUEUE_SECONDS: Final = Histogram(
+    "optillm_queue_seconds",
+    "Seconds that a call waited for others to end.",
+    buckets=(0.01, *_SECONDS),
+)
+BROWNOUT_REQUESTS: Final = Counter(
+    "optillm_brownout_requests_total",
+    "Requests that took fewer samples because the worker was busy.",
+    ("model_group", "width"),
+)
 
 _OTHER: Final = "other"
 _MAX_COMBINATIONS: Final = 32
@@ -92,6 +116,7 @@ class _Counted(Watch):
         self._trace = trace
         self._began = time.monotonic()
         self._first_call = len(trace.calls)
+        self._first_event = len(trace.events)
         self._saved = trace.calls_saved
         self._approach = approach
         self._labels = (approach, group_label(base))
@@ -115,6 +140,10 @@ class _Counted(Watch):
         SECONDS.labels(*self._labels).observe(end.seconds)
         CRITICAL_PATH.labels(*self._labels).observe(max((c.depth for c in calls), default=0))
         CALLS_SAVED.labels(*self._labels).inc(self._trace.calls_saved - self._saved)
+        if candidates := sum(call.choices for call in calls if _answered(call)):
+            CANDIDATES.labels(*self._labels).observe(candidates)
+        for share in _agreements(self._trace.events[self._first_event :]):
+            AGREEMENT.labels(*self._labels).observe(share)
         if answering := [tokens for call in calls if (tokens := _answered(call))]:
             written = sum(call.usage.completion_tokens for call in calls)
             AMPLIFICATION.labels(*self._labels).observe(written / (answering[-1] * self._n))
@@ -127,6 +156,30 @@ class _Counted(Watch):
         if end.error or self._prepared.outcome is None:
             return "error"
         return "degraded" if self._prepared.outcome.report.degraded else "ok"
+
+
+class QueueMetrics:
+    """Tells of the queue of a worker's calls."""
+
+    def changed(self, *, running: int, waiting: int) -> None:
+        QUEUE_CALLS.labels("running").set(running)
+        QUEUE_CALLS.labels("waiting").set(waiting)
+
+    def began(self, waited_s: float) -> None:
+        QUEUE_SECONDS.observe(waited_s)
+
+
+def count_brownout(prepared: Prepared, width: int) -> None:
+    """Count a request that runs with at most `width` samples."""
+    BROWNOUT_REQUESTS.labels(group_label(prepared.base), str(width)).inc()
+
+
+def _agreements(events: Sequence[tuple[str, Mapping[str, object]]]) -> Iterator[float]:
+    """Yield the share of the most frequent answer in each vote."""
+    for name, facts in events:
+        votes, voters = facts.get("votes"), facts.get("voters")
+        if name == "vote" and isinstance(votes, list) and isinstance(voters, int) and voters:
+            yield max(votes, default=0) / voters
 
 
 def _answered(call: CallRecord) -> float:

@@ -14,6 +14,7 @@ from litellm.types.utils import ModelResponse, ModelResponseStream
 from optillm_hooks.answers.deltas import DeltaAccumulator
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.gateway.budgets import check_budgets, paying
+from optillm_hooks.gateway.call_queue import QUEUE
 from optillm_hooks.gateway.caller import Caller, span_metadata
 from optillm_hooks.gateway.convert import (
     is_amount,
@@ -30,6 +31,7 @@ from optillm_hooks.gateway.failures import (
 )
 from optillm_hooks.gateway.inner_call import INNER_CALL_KEY, Held, InnerCall
 from optillm_hooks.gateway.model_facts import FactsOf, GroupFacts
+from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.rates import Counted, ModelRates
 from optillm_hooks.gateway.refusals import (
     REFUSALS,
@@ -100,11 +102,15 @@ class RouterModel:
                 prompt_tokens=prompt, completion_tokens=choices * (sampling.max_tokens or 0)
             )
 
+        caller = self._caller
         if self._router is not None:
-            await wait_for_turn(self._caller.share)
+            await wait_for_turn(caller.share)
         async with AsyncExitStack() as stack:
             with as_sample_errors(), budgets_as_sample_errors():
                 await stack.enter_async_context(self._paying(chat, sampling, choices, inner))
+            if caller.call is None and self._router is not None:  # others have a place already
+                limit = read_settings().max_inner_calls
+                await stack.enter_async_context(QUEUE.place(id(caller.account), limit))
             yield await stack.enter_async_context(self._rates.counting(expected))
 
     @asynccontextmanager

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from pydantic import ValidationError
@@ -84,6 +84,10 @@ class Plan:
         """Whether a decoder needs more calls on a model that does not run the method itself."""
         return any(stage.cost.remote_calls is not None for stage in self.stages)
 
+    def narrowed(self, width: int) -> "Plan":
+        """Return this plan with at most `width` samples in each stage, as far as it can have so."""
+        return replace(self, chains=tuple(_narrowed(chain, width) for chain in self.chains))
+
     def calls(self, *, decoded_remotely: bool) -> int:
         """Return the calls of one run of every chain if nothing fails.
 
@@ -96,6 +100,13 @@ class Plan:
     def planned_calls(self) -> int:
         """The expected calls without those of chains that a stage may run beside its own work."""
         return sum(cost_of(chain, asides=False).calls for chain in self.chains)
+
+
+def _narrowed(chain: Chain, width: int) -> Chain:
+    return tuple(
+        replace(stage, params=stage.params.narrowed(width), inside=_narrowed(stage.inside, width))
+        for stage in chain
+    )
 
 
 def cost_of(chain: Chain, *, decoded_remotely: bool = False, asides: bool = True) -> Cost:

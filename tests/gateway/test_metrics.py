@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import product
 from typing import Any
 
@@ -39,8 +39,11 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
         alias("saved", "re2", on_error="plain"),
         alias("mixed", "re2&moa"),
         alias("rated", "bon(n=2)"),
+        model_group("single", upstream.url, model="cerebras/single"),  # known not to take n
+        alias("busy", "self_consistency(n=5,first_m=5)", base="single"),
     ]
-    config = hooked_config(models)
+    busy = {"max_inner_calls": 2, "brownout": {"calls": 5, "hold_s": 0}}
+    config = hooked_config(models, optillm_settings=busy)
     with Proxy(config, tmp_path_factory.mktemp("proxy")) as running:
         yield running
 
@@ -156,6 +159,41 @@ def test_a_client_that_hangs_up_is_counted(proxy: Proxy, upstream: Upstream) -> 
     assert grown.sum("optillm_calls_total") == 1
 
 
+def brown_out(proxy: Proxy, upstream: Upstream, grown: Growth) -> Any:
+    """Return the report of a request that begins while two calls of another hang and three wait."""
+    upstream.play(Script(reply=differing, fault=at({0: HANG, 1: HANG})))
+    asked: list[Future[Any]] = []
+
+    def ask_another() -> None:
+        waiting = ("optillm_queue_calls", frozenset({("state", "waiting")}))
+        proxy.wait_until(lambda _: exported(proxy).get(waiting) == 3)
+        body = {"model": "self_consistency(n=8)-base", **CHAT}
+        asked.append(threads.submit(proxy.post, "/v1/chat/completions", body))
+        proxy.wait_until(lambda _: grown.sum("optillm_brownout_requests_total", width="3") == 1)
+
+    with ThreadPoolExecutor(1) as threads:
+        body = {"model": "busy", **CHAT}
+        hang_up(proxy, upstream, "/v1/chat/completions", body, done=1, until=ask_another)
+        return asked[0].result().raise_for_status().json()["optillm"]
+
+
+def test_a_busy_worker_queues_calls_and_takes_fewer_samples(
+    proxy: Proxy, upstream: Upstream
+) -> None:
+    grown = Growth(proxy)
+    report = brown_out(proxy, upstream, grown)
+    assert "brownout:3" in report["degraded"]
+    proxy.wait_until(lambda _: grown.sum("optillm_requests_total") == 2)
+    assert grown.sum("optillm_candidates_sum") == 3
+    assert grown.sum("optillm_agreement_count") == 1
+    assert grown.sum("optillm_brownout_requests_total", model_group="base") == 1
+    assert grown.sum("optillm_queue_seconds_count") == 3  # those that still waited never began
+    states = [
+        value for (name, _), value in exported(proxy).items() if name == "optillm_queue_calls"
+    ]
+    assert states == [0, 0]
+
+
 def test_what_clients_choose_adds_a_bounded_number_of_series(
     proxy: Proxy, upstream: Upstream
 ) -> None:
@@ -172,7 +210,7 @@ def test_what_clients_choose_adds_a_bounded_number_of_series(
     ask("re2-house/two", user="someone", temperature=0.7, optillm_limits={"max_calls": 9})
     ask("re2-house/one", metadata={"tags": ["t"]})
     assert set(exported(proxy)) == before
-    assert names("model_group") == {"base", "house/*"}
+    assert names("model_group") == {"base", "single", "house/*"}
     pairs = [
         "|".join(chains)
         for size in (2, 3)
@@ -238,7 +276,7 @@ def test_litellms_own_series_count_once_without_the_clients_requests(
 def test_dashboard_and_alerts_ask_for_series_and_labels_that_exist(
     proxy: Proxy, upstream: Upstream
 ) -> None:
-    upstream.play(Script())
+    brown_out(proxy, upstream, Growth(proxy))
     proxy.post("/v1/chat/completions", {"model": "careful", "stream": True, **CHAT})
     labels: dict[str, set[str]] = {}
     for name, having in exported(proxy):
