@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Final, Protocol
 
-from optillm_hooks.commands import approaches, check, convert, demo, estimate, schema, serve
+from optillm_hooks.commands import approaches, check, convert, demo, estimate, eval, schema, serve
 from optillm_hooks.config_files import CannotRun
 from optillm_hooks.registry import OWN_PACKAGE
 
@@ -38,6 +38,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "check": check,
     "approaches": approaches,
     "estimate": estimate,
+    "eval": eval,
     "convert": convert,
     "schema": schema,
 }

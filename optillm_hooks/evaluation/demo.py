@@ -6,24 +6,16 @@ were not chosen by their result.
 """
 
 import asyncio
-import os
 import random
-import secrets
-import signal
-import socket
-import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from threading import Thread
 from typing import Final
 
 from openai import AsyncOpenAI
 
-from optillm_hooks.config_files import SHIPPED
+from optillm_hooks.evaluation.own_proxy import own_proxy
 from optillm_hooks.evaluation.statistics import wilson
 from optillm_hooks.evaluation.worked_examples import Problem, last_number, shown
 
@@ -31,7 +23,6 @@ PLAIN: Final = "smollm2"
 METHOD: Final = "cot_decoding"
 _SEED: Final = 2026
 _MAX_TOKENS: Final = 64
-_READY: Final = "optillm_hooks is ready."
 _LINE: Final = "{:>2}  {:<50}{:>6}{:>10}{:>14}"
 
 
@@ -109,34 +100,6 @@ def _accuracy(name: str, right: Sequence[bool]) -> str:
 def _say(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
-
-
-@contextmanager
-def own_proxy() -> Iterator[tuple[str, str]]:
-    """Serve the shipped configuration on a free port; yield its URL and a key.
-
-    Raises:
-        SystemExit: it does not start; it has said why.
-    """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    key = f"sk-{secrets.token_urlsafe(32)}"
-    process = subprocess.Popen(  # noqa: S603 (our own interpreter, our own arguments)
-        [sys.executable, "-m", "optillm_hooks", "serve", str(SHIPPED)],
-        env={**os.environ, "HOST": "127.0.0.1", "PORT": str(port), "LITELLM_MASTER_KEY": key},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        lines = process.stdout or ()
-        if not any(line.startswith(_READY) for line in lines):
-            raise SystemExit(process.wait())
-        Thread(target=deque, args=(lines, 0), daemon=True).start()  # or a full pipe stops it
-        yield f"http://127.0.0.1:{port}/v1", key
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate()
 
 
 async def run(url: str, key: str, count: int) -> None:

@@ -1,0 +1,185 @@
+"""Compare models on problems: right answers, tokens, dollars, seconds.
+
+--models are names that the endpoint knows: plain models, aliases, prefixes such as
+self_consistency-gpt-4o-mini. The first is what the others are compared with.
+
+--tasks are worked_examples and one_step (arithmetic, made up), reasoning_gym/FAMILY (needs the
+extra eval), or JSONL files of your own; TASK:N takes N problems. A line of a file has question (or
+messages) and answer, and may have id and check: auto, number, choice, exact, regex (with pattern)
+or json_schema (with response_format).
+
+Each outcome is kept in OUT/outcomes.jsonl at once. The same command goes on after a kill. The
+report is printed, and written to OUT/report.csv and OUT/report.html.
+
+Without --base-url, a proxy with the small local model smollm2 is started for it.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optillm_hooks.config_files import CannotRun
+
+if TYPE_CHECKING:
+    from optillm_hooks.evaluation.asking import Endpoint, Outcome
+    from optillm_hooks.evaluation.problems import Problem
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", required=True, type=_names, metavar="A,B,C")
+    parser.add_argument("--tasks", required=True, type=_names, metavar="TASK[:N],...")
+    parser.add_argument("--base-url", help="of OpenAI's API, such as http://127.0.0.1:4000/v1")
+    parser.add_argument("--key", default="none", help="the key for it; @FILE reads it from a file")
+    parser.add_argument(
+        "--out", type=Path, default=Path("evaluation"), help="(default: evaluation)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="chooses the problems (default: 1)")
+    parser.add_argument(
+        "--at-once", type=_positive, default=8, help="requests at once (default: 8)"
+    )
+    parser.add_argument("--per-second", type=float, help="requests started in a second, at most")
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds of a request")
+    parser.add_argument("--max-tokens", type=_positive, help="of every request")
+    parser.add_argument("--temperature", type=float, help="of every request")
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"must be different names with commas, got {text!r}")
+    return names
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a number from 1, got {text!r}")
+    return int(text)
+
+
+def run(given: argparse.Namespace) -> int:
+    from optillm_hooks.evaluation.asking import read_outcomes
+    from optillm_hooks.evaluation.problems import problems_of
+
+    problems = [problem for task in given.tasks for problem in problems_of(task, given.seed)]
+    _check_ids(problems)
+    file = _folder(given) / "outcomes.jsonl"
+    with _endpoint(given) as endpoint:
+        asyncio.run(_ask(endpoint, given.models, problems, file))
+    wanted = {problem.id for problem in problems}
+    outcomes = [each for each in read_outcomes(file) if each.problem in wanted]
+    return _report(given, outcomes)
+
+
+def _check_ids(problems: "Sequence[Problem]") -> None:
+    seen = set[str]()
+    for problem in problems:
+        if problem.id in seen:
+            raise CannotRun(f"two problems have the id {problem.id!r}")
+        seen.add(problem.id)
+
+
+def _folder(given: argparse.Namespace) -> Path:
+    """Return the folder of the run, made if it is missing.
+
+    Raises:
+        CannotRun: it has outcomes of another run.
+    """
+    settings = {
+        name: getattr(given, name) for name in ("tasks", "seed", "max_tokens", "temperature")
+    }
+    try:
+        given.out.mkdir(parents=True, exist_ok=True)
+        described = given.out / "run.json"
+        if not described.exists():
+            described.write_text(json.dumps(settings))
+        elif json.loads(described.read_text()) != settings:
+            raise CannotRun(f"{given.out} has a run with other settings: choose another --out")
+    except OSError as exc:
+        raise CannotRun(f"{given.out} cannot be written to: {exc.strerror}") from None
+    return Path(given.out)
+
+
+@contextmanager
+def _endpoint(given: argparse.Namespace) -> "Iterator[Endpoint]":
+    """Yield the endpoint that is named, or one of a proxy with the small local model."""
+    from optillm_hooks.evaluation.asking import Endpoint
+    from optillm_hooks.evaluation.own_proxy import own_proxy
+
+    fields = {"max_tokens": given.max_tokens, "temperature": given.temperature}
+
+    def made(url: str, key: str) -> Endpoint:
+        return Endpoint(
+            url, key, at_once=given.at_once, per_second=given.per_second, timeout_s=given.timeout,
+            fields={name: value for name, value in fields.items() if value is not None},
+        )  # fmt: skip
+
+    if given.base_url is not None:
+        yield made(given.base_url, _key(given.key))
+        return
+    _say("The proxy starts and loads the model first.")
+    with own_proxy() as (url, key):
+        yield made(url, key)
+
+
+def _key(text: str) -> str:
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text().strip()
+    except OSError as exc:
+        raise CannotRun(f"{text[1:]} cannot be read: {exc.strerror}") from None
+
+
+async def _ask(
+    endpoint: "Endpoint", models: Sequence[str], problems: "Sequence[Problem]", file: Path
+) -> None:
+    from optillm_hooks.evaluation.asking import ask_all, kept, read_outcomes
+
+    done = read_outcomes(file)
+    counted = len({(o.model, o.problem) for o in done if o.error is None})
+    total = len(models) * len(problems)
+    with kept(file) as keep:
+
+        def keep_and_show(outcome: "Outcome") -> None:
+            nonlocal counted
+            keep(outcome)
+            counted += 1
+            if sys.stderr.isatty():
+                sys.stderr.write(f"\r{min(counted, total)} of {total}")
+
+        await ask_all(endpoint, models, problems, done, keep_and_show)
+    if sys.stderr.isatty():
+        sys.stderr.write("\n")
+
+
+def _report(given: argparse.Namespace, outcomes: "Sequence[Outcome]") -> int:
+    from optillm_hooks.evaluation.page import as_html
+    from optillm_hooks.evaluation.report import as_csv, as_table, rows_of
+
+    rows = rows_of(outcomes, given.models)
+    for error, count in _errors(outcomes).items():
+        _say(f"{count} without a reply: {error}")
+    if not rows:
+        raise CannotRun("no model has given a reply")
+    title = ", ".join(given.tasks)
+    (given.out / "report.csv").write_text(as_csv(rows))
+    (given.out / "report.html").write_text(as_html(rows, title))
+    _say(f"{as_table(rows)}\n\n{given.out / 'report.html'} has the pictures.")
+    return 0
+
+
+def _errors(outcomes: "Sequence[Outcome]") -> dict[str, int]:
+    from collections import Counter
+
+    latest: dict[Any, Outcome] = {(each.model, each.problem): each for each in outcomes}
+    return Counter(f"{o.model}: {o.error}" for o in latest.values() if o.error is not None)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

@@ -1,0 +1,243 @@
+"""Asks models for replies to problems, at a bounded rate, and keeps each outcome at once.
+
+Outcomes are lines of a JSONL file. A run that was killed goes on where it stopped: only the calls
+under way are lost.
+"""
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import openai
+from openai import AsyncOpenAI
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from optillm_hooks.evaluation.grading import Grade
+from optillm_hooks.evaluation.problems import Problem
+
+_TRIES: Final = 4
+"""Requests for a reply, not counting those that an overloaded host has refused."""
+
+_REFUSALS: Final = 30
+"""How often an overloaded host may refuse the same request."""
+
+_FIRST_PAUSE_S: Final = 1.0
+_LONGEST_PAUSE_S: Final = 60.0
+_OVERLOADED: Final = frozenset({429, 503, 529})
+_MAY_PASS: Final = frozenset({408, 409, 500, 502, 504})
+
+
+class Outcome(BaseModel):
+    """What came of asking a model for one problem."""
+
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+    model: str
+    problem: str
+    grade: Grade | None = None
+    """None if there is no reply."""
+
+    error: str | None = None
+    """The status and code of the last failure; an outcome with one is asked for again."""
+
+    seconds: float
+    """From the request that was answered, or the last that failed, to its end."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = None
+    """As the response says; None if it does not."""
+
+    calls: int = 1
+    depth: int = 1
+    degraded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where to ask, and how."""
+
+    url: str
+    key: str
+    at_once: int = 8
+    per_second: float | None = None
+    timeout_s: float = 600.0
+    fields: Mapping[str, Any] | None = None
+    """Fields of every request, such as `max_tokens` and `temperature`."""
+
+
+class Pace:
+    """Lets requests start: so many at once, so many a second, and none while a host is overloaded.
+
+    A host that answers 429 slows down all requests, so that a storm of them costs no request its
+    reply.
+    """
+
+    def __init__(self, at_once: int, per_second: float | None) -> None:
+        self._free = asyncio.Semaphore(at_once)
+        self._gap_s = 1 / per_second if per_second else 0.0
+        self._next = self._closed_until = 0.0
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for a turn, and have it until the block ends."""
+        async with self._free:
+            clock = asyncio.get_running_loop().time
+            start = max(clock(), self._next)
+            self._next = start + self._gap_s
+            # `pause` may move the time that this waits for.
+            while (wait_s := max(start, self._closed_until) - clock()) > 0:  # noqa: ASYNC110
+                await asyncio.sleep(wait_s)
+            yield
+
+    def pause(self, seconds: float) -> None:
+        """Start no request for so long."""
+        until = asyncio.get_running_loop().time() + seconds
+        self._closed_until = max(self._closed_until, until)
+
+
+async def ask_all(
+    endpoint: Endpoint,
+    models: Sequence[str],
+    problems: Sequence[Problem],
+    done: Iterable[Outcome],
+    keep: Callable[[Outcome], None],
+) -> None:
+    """Ask every model every problem that `done` lacks, and `keep` each outcome when it comes.
+
+    Models and problems come in random order, so that a host that slows down slows all models.
+    """
+    answered = {(outcome.model, outcome.problem) for outcome in done if outcome.error is None}
+    pairs = [(m, p) for p in problems for m in models if (m, p.id) not in answered]
+    random.Random(0).shuffle(pairs)  # noqa: S311
+    pace = Pace(endpoint.at_once, endpoint.per_second)
+    async with (
+        AsyncOpenAI(
+            base_url=endpoint.url,
+            api_key=endpoint.key,
+            max_retries=0,
+            timeout=endpoint.timeout_s,
+        ) as client,
+        asyncio.TaskGroup() as group,
+    ):
+
+        async def solve(model: str, problem: Problem) -> None:
+            keep(await _outcome(client, pace, endpoint, model, problem))
+
+        for model, problem in pairs:
+            group.create_task(solve(model, problem))
+
+
+async def _outcome(
+    client: AsyncOpenAI, pace: Pace, endpoint: Endpoint, model: str, problem: Problem
+) -> Outcome:
+    tries = refusals = 0
+    while True:
+        async with pace.turn():
+            begun = time.perf_counter()
+            try:
+                response = await client.chat.completions.with_raw_response.create(
+                    model=model,
+                    messages=problem.messages,  # type: ignore[arg-type]
+                    extra_body=dict(endpoint.fields or {}),
+                )
+                completion = response.parse()
+            except openai.OpenAIError as exc:
+                failed = exc
+            else:
+                seconds = time.perf_counter() - begun
+                return await _graded(model, problem, completion, response.headers, seconds)
+        status = getattr(failed, "status_code", None)
+        if status in _OVERLOADED and refusals < _REFUSALS:
+            pace.pause(_pause_s(failed, refusals))
+            refusals += 1
+        elif (status is None or status in _MAY_PASS) and tries + 1 < _TRIES:
+            await asyncio.sleep(_pause_s(failed, tries))
+            tries += 1
+        else:
+            seconds = time.perf_counter() - begun
+            return Outcome(model=model, problem=problem.id, error=_said(failed), seconds=seconds)
+
+
+def _said(failed: openai.OpenAIError) -> str:
+    """Return an error in a few words, without what it may quote."""
+    if not isinstance(failed, openai.APIStatusError):
+        return type(failed).__name__
+    return f"{failed.status_code} {failed.code or failed.type or ''}".strip()
+
+
+def _pause_s(failed: openai.OpenAIError, before: int) -> float:
+    """Return what the host asks for in seconds, or a time that doubles with each pause before."""
+    response = getattr(failed, "response", None)
+    try:
+        asked = float(response.headers["retry-after"]) if response else math.nan
+    except (KeyError, ValueError):
+        asked = math.nan
+    if not asked >= 0:
+        asked = _FIRST_PAUSE_S * 2.0 ** min(before, 10)
+    return min(asked, _LONGEST_PAUSE_S)
+
+
+async def _graded(
+    model: str, problem: Problem, completion: Any, headers: Mapping[str, str], seconds: float
+) -> Outcome:
+    """Return the outcome of a reply; reading one may take a second, so it has its own thread."""
+    choices = completion.choices or []
+    text = (choices[0].message.content if choices else None) or ""
+    report = getattr(completion, "optillm", None) or {}
+    usage = completion.usage
+    return Outcome(
+        model=model,
+        problem=problem.id,
+        grade=await asyncio.to_thread(problem.grade, text),
+        seconds=seconds,
+        prompt_tokens=usage.prompt_tokens if usage else 0,
+        completion_tokens=usage.completion_tokens if usage else 0,
+        cost_usd=_cost(report, headers),
+        calls=report.get("calls", 1),
+        depth=report.get("depth", 1),
+        degraded=tuple(report.get("degraded", ())),
+    )
+
+
+def _cost(report: Mapping[str, Any], headers: Mapping[str, str]) -> float | None:
+    """Return the dollars of a response: those of our report, or LiteLLM's header of a plain one."""
+    said = report.get("cost_usd", headers.get("x-litellm-response-cost"))
+    try:
+        return None if said is None else float(said)
+    except ValueError:
+        return None
+
+
+def read_outcomes(path: Path) -> list[Outcome]:
+    """Return the outcomes in a file; none if it is missing. A line that was cut off is left out."""
+    if not path.exists():
+        return []
+    found = list[Outcome]()
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            found.append(Outcome.model_validate_json(line))
+        except ValidationError:
+            continue
+    return found
+
+
+@contextmanager
+def kept(path: Path) -> Iterator[Callable[[Outcome], None]]:
+    """Yield a function that adds an outcome to a file, as a line that the system gets at once."""
+    cut_off = path.exists() and not path.read_bytes().endswith(b"\n")
+    with path.open("a") as file:
+        if cut_off and file.tell():
+            file.write("\n")
+
+        def keep(outcome: Outcome) -> None:
+            file.write(f"{outcome.model_dump_json(exclude_defaults=True)}\n")
+            file.flush()
+
+        yield keep

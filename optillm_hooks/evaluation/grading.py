@@ -1,0 +1,68 @@
+"""Whether a model's reply to a problem is right."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from optillm_hooks.answers.equivalence import equivalent
+from optillm_hooks.answers.extraction import AnswerFormat, extract_answer, without_reasoning
+from optillm_hooks.answers.response_format import fit
+from optillm_hooks.types import Json
+
+Grade = Literal["right", "wrong", "unread"]
+"""`unread`: the reply has no answer that could be read. It counts as wrong, and is reported."""
+
+Grader = Callable[[str], Grade]
+Kind = Literal["auto", "number", "choice", "exact", "regex", "json_schema"]
+
+_FORMATS: Final[dict[str, AnswerFormat]] = {"number": "number", "choice": "choice", "auto": "auto"}
+
+
+def _graded(right: bool) -> Grade:
+    return "right" if right else "wrong"
+
+
+@dataclass(frozen=True, slots=True)
+class ByAnswer:
+    """Right if the final answer of the reply is equivalent to the answer that is known."""
+
+    answer: str
+    kind: Literal["auto", "number", "choice"] = "auto"
+    question: str = ""
+    """It says what kind of answer is asked for."""
+
+    def __call__(self, reply: str) -> Grade:
+        said = extract_answer(reply, _FORMATS[self.kind], question=self.question)
+        return "unread" if said is None else _graded(equivalent(said, self.answer))
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """Right if the reply, without its reasoning and outer whitespace, is the answer."""
+
+    answer: str
+
+    def __call__(self, reply: str) -> Grade:
+        return _graded(without_reasoning(reply).strip() == self.answer.strip())
+
+
+@dataclass(frozen=True, slots=True)
+class ByPattern:
+    """Right if the operator's expression is found in the reply, without its reasoning."""
+
+    pattern: re.Pattern[str]
+
+    def __call__(self, reply: str) -> Grade:
+        return _graded(self.pattern.search(without_reasoning(reply)) is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class ByFormat:
+    """Right if the reply matches a `response_format`: JSON, and the schema if it has one."""
+
+    response_format: Json
+
+    def __call__(self, reply: str) -> Grade:
+        matches = fit([without_reasoning(reply)], self.response_format)
+        return "unread" if matches is None else _graded(matches)

@@ -1,0 +1,45 @@
+"""A proxy of one's own, which serves the small local model while something is measured."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Thread
+from typing import Final
+
+from optillm_hooks.config_files import SHIPPED
+
+_READY: Final = "optillm_hooks is ready."
+
+
+@contextmanager
+def own_proxy() -> Iterator[tuple[str, str]]:
+    """Serve the shipped configuration on a free port; yield its URL and a key.
+
+    Raises:
+        SystemExit: it does not start; it has said why.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    key = f"sk-{secrets.token_urlsafe(32)}"
+    process = subprocess.Popen(  # noqa: S603 (our own interpreter, our own arguments)
+        [sys.executable, "-m", "optillm_hooks", "serve", str(SHIPPED)],
+        env={**os.environ, "HOST": "127.0.0.1", "PORT": str(port), "LITELLM_MASTER_KEY": key},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        lines = process.stdout or ()
+        if not any(line.startswith(_READY) for line in lines):
+            raise SystemExit(process.wait())
+        Thread(target=deque, args=(lines, 0), daemon=True).start()  # or a full pipe stops it
+        yield f"http://127.0.0.1:{port}/v1", key
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate()

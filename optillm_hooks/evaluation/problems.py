@@ -1,0 +1,218 @@
+"""Problems that models are compared on: generated, from a package, or the operator's own."""
+
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from optillm_hooks.answers.extraction import extract_answer, without_reasoning
+from optillm_hooks.config_files import CannotRun
+from optillm_hooks.evaluation import worked_examples
+from optillm_hooks.evaluation.grading import (
+    ByAnswer,
+    ByFormat,
+    ByPattern,
+    Exact,
+    Grade,
+    Grader,
+    Kind,
+)
+from optillm_hooks.types import Json
+
+Messages = list[dict[str, Any]]
+
+REASONING_GYM: Final = (
+    "basic_arithmetic", "calendar_arithmetic", "chain_sum", "countdown", "family_relationships",
+    "gsm_symbolic", "knights_knaves", "letter_counting", "mini_sudoku", "puzzle24", "syllogism",
+    "word_sorting", "zebra_puzzles",
+)  # fmt: skip
+"""Families of reasoning-gym whose verifiers accept right answers and refuse wrong ones.
+
+Left out are families whose verifiers accept nonsense or fail, such as `game_of_life_halting`,
+`prime_factorization` and `figlet_font`.
+"""
+
+_DEFAULT_COUNT: Final = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A request whose reply can be graded."""
+
+    id: str
+    """The same in each run with the same tasks and seed."""
+
+    messages: Messages
+    grade: Grader
+
+
+class _Own(BaseModel):
+    """A line of a file of one's own questions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+    id: str | None = None
+    question: str | None = None
+    messages: Messages | None = None
+    answer: str | int | float | None = None
+    check: Kind = "auto"
+    pattern: str | None = Field(default=None, description="with check: regex")
+    response_format: Json = Field(default=None, description="with check: json_schema")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if (self.question is None) == (self.messages is None):
+            raise ValueError("needs either question or messages")
+        needed = {"regex": "pattern", "json_schema": "response_format"}.get(self.check, "answer")
+        if getattr(self, needed) is None:
+            raise ValueError(f"check {self.check!r} needs {needed}")
+        if self.pattern is not None:
+            re.compile(self.pattern)
+        return self
+
+    def grader(self) -> Grader:
+        answer = str(self.answer)
+        match self.check:
+            case "exact":
+                return Exact(answer)
+            case "regex":
+                return ByPattern(re.compile(self.pattern or ""))
+            case "json_schema":
+                return ByFormat(self.response_format)
+            case kind:
+                return ByAnswer(answer, kind, question=self.question or "")
+
+
+def problems_of(task: str, seed: int) -> list[Problem]:
+    """Return the problems of a task.
+
+    Args:
+        task: `worked_examples`, `one_step`, `reasoning_gym/FAMILY`, or the path of a JSONL file;
+            `:N` at the end takes N problems. Generated tasks have 50 by default, a file has all.
+        seed: chooses the problems.
+
+    Raises:
+        CannotRun: there is no such task, or the file cannot be read.
+    """
+    name, _, number = task.rpartition(":") if re.search(r":\d+$", task) else (task, "", "")
+    count = int(number) if number else None
+    if count == 0:
+        raise CannotRun(f"{task}: at least one problem is needed")
+    if (make := _GENERATED.get(name)) is not None:
+        return _generated(name, make, seed, count or _DEFAULT_COUNT)
+    if name.startswith("reasoning_gym/"):
+        return _from_gym(name.partition("/")[2], seed, count or _DEFAULT_COUNT)
+    return _sampled(_from_file(Path(name)), seed, count)
+
+
+_GENERATED: Final[dict[str, Callable[[random.Random], worked_examples.Problem]]] = {
+    "worked_examples": worked_examples.shown,
+    "one_step": worked_examples.bare,
+}
+
+
+def _generated(
+    name: str, make: Callable[[random.Random], worked_examples.Problem], seed: int, count: int
+) -> list[Problem]:
+    rng = random.Random(f"{name} {seed}")  # noqa: S311 (problems, not secrets)
+    drawn = [make(rng) for _ in range(count)]
+    return [
+        Problem(f"{name}/{seed}/{index}", each.messages, _LastNumber(each.answer))
+        for index, each in enumerate(drawn)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _LastNumber:
+    """Right if the last number of the reply is the answer; worked examples end so."""
+
+    answer: int
+
+    def __call__(self, reply: str) -> Grade:
+        said = worked_examples.last_number(without_reasoning(reply))
+        if said is None:
+            return "unread"
+        return "right" if said == self.answer else "wrong"
+
+
+def _from_gym(family: str, seed: int, count: int) -> list[Problem]:
+    if family not in REASONING_GYM:
+        raise CannotRun(
+            f"reasoning_gym/{family}: not a family that can be graded; "
+            f"known: {', '.join(REASONING_GYM)}"
+        )
+    try:
+        gym = import_module("reasoning_gym")
+    except ImportError:
+        raise CannotRun(
+            f"reasoning_gym/{family} needs the extra eval: pip install 'optillm-hooks[eval]'"
+        ) from None
+    dataset = gym.create_dataset(family, seed=seed, size=count)
+    return [
+        Problem(
+            f"reasoning_gym/{family}/{seed}/{index}",
+            [{"role": "user", "content": f"{entry['question']}\n\n{_FINAL_ANSWER}"}],
+            _OfGym(dataset, entry),
+        )
+        for index, entry in enumerate(dataset)
+    ]
+
+
+_FINAL_ANSWER: Final = "End your reply with a line `ANSWER: ` and the answer alone."
+
+
+@dataclass(frozen=True, slots=True)
+class _OfGym:
+    """Right if the family's own verifier gives the answer its full score."""
+
+    dataset: Any
+    entry: dict[str, Any]
+
+    def __call__(self, reply: str) -> Grade:
+        said = extract_answer(reply, "marked")
+        if said is None:
+            return "unread"
+        return "right" if self.dataset.score_answer(said, self.entry) >= 1.0 else "wrong"
+
+
+def _from_file(path: Path) -> list[Problem]:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise CannotRun(
+            f"{path}: no task of that name, and it cannot be read as a file ({_reason(exc)})"
+        ) from None
+    found = [*_parsed(path, lines)]
+    if not found:
+        raise CannotRun(f"{path} has no questions")
+    return found
+
+
+def _reason(exc: Exception) -> str:
+    return exc.strerror or "" if isinstance(exc, OSError) else "it is not UTF-8"
+
+
+def _parsed(path: Path, lines: Sequence[str]) -> Iterator[Problem]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            own = _Own.model_validate_json(line)
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise CannotRun(f"{path}, line {number}: {where or 'line'}: {first['msg']}") from None
+        messages = own.messages or [{"role": "user", "content": own.question}]
+        yield Problem(own.id or f"{path.name}/{number}", messages, own.grader())
+
+
+def _sampled(problems: list[Problem], seed: int, count: int | None) -> list[Problem]:
+    if count is None or count >= len(problems):
+        return problems
+    rng = random.Random(f"sample {seed}")  # noqa: S311
+    return [problems[index] for index in sorted(rng.sample(range(len(problems)), count))]

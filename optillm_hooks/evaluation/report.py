@@ -1,0 +1,198 @@
+"""What an evaluation shows: a line for each model, and pictures of what accuracy costs."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Final
+
+from optillm_hooks.evaluation.asking import Outcome
+from optillm_hooks.evaluation.statistics import holm, mcnemar, problems_needed, quantile, wilson
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How a model differs from the first one, over the problems that both have answered."""
+
+    points: float
+    """Difference of the accuracies, from -1 to 1."""
+
+    wins: int
+    losses: int
+    p: float
+    """McNemar's exact p, corrected by Holm for the number of models that are compared."""
+
+    needed: int | None
+    """Problems that would show such a difference at 5 % with a power of 80 %."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A model's figures."""
+
+    model: str
+    problems: int
+    accuracy: float
+    low: float
+    high: float
+    """The 95 % interval of the accuracy (Wilson)."""
+
+    tokens: float
+    """Prompt and completion tokens of a problem, on average."""
+
+    cost_usd: float | None
+    """Of a problem, on average; None if any is unknown."""
+
+    p50_s: float
+    p95_s: float
+    calls: float
+    depth: float
+    unread: int
+    """Replies without an answer that could be read. They count as wrong."""
+
+    degraded: int
+    failed: int
+    """Problems without a reply, which count for nothing."""
+
+    difference: Difference | None
+    """None for the first model."""
+
+
+def rows_of(outcomes: Iterable[Outcome], models: Sequence[str]) -> list[Row]:
+    """Return the figures of the models that have any reply, in the order of `models`.
+
+    The others are compared with the first of `models`. Of several outcomes of a model for a
+    problem, the last counts.
+    """
+    latest = {(outcome.model, outcome.problem): outcome for outcome in outcomes}
+    of = {
+        model: {problem: each for (name, problem), each in latest.items() if name == model}
+        for model in models
+    }
+    base = of[models[0]]
+    pairs = {model: _discordant(of[model], base) for model in models[1:]}
+    corrected = holm([mcnemar(wins, losses) for wins, losses, _ in pairs.values()])
+    differences = {
+        model: Difference(
+            (wins - losses) / both if both else 0.0,
+            wins,
+            losses,
+            p,
+            problems_needed(wins, losses, both),
+        )
+        for (model, (wins, losses, both)), p in zip(pairs.items(), corrected, strict=True)
+    }
+    found = (_row(model, of[model].values(), differences.get(model)) for model in models)
+    return [row for row in found if row is not None]
+
+
+def _discordant(ours: Mapping[str, Outcome], base: Mapping[str, Outcome]) -> tuple[int, int, int]:
+    """Return the problems that only `ours` solves, those that only `base` does, and all of both."""
+    both = [
+        (ours[problem].grade == "right", base[problem].grade == "right")
+        for problem in ours.keys() & base.keys()
+        if ours[problem].grade is not None and base[problem].grade is not None
+    ]
+    return both.count((True, False)), both.count((False, True)), len(both)
+
+
+def _row(model: str, outcomes: Iterable[Outcome], difference: Difference | None) -> Row | None:
+    every = [*outcomes]
+    answered = [outcome for outcome in every if outcome.grade is not None]
+    if not answered:
+        return None
+    grades = Counter(outcome.grade for outcome in answered)
+    costs = [outcome.cost_usd for outcome in answered if outcome.cost_usd is not None]
+    seconds = [outcome.seconds for outcome in answered]
+    low, high = wilson(grades["right"], len(answered))
+    return Row(
+        model=model,
+        problems=len(answered),
+        accuracy=grades["right"] / len(answered),
+        low=low,
+        high=high,
+        tokens=fmean(each.prompt_tokens + each.completion_tokens for each in answered),
+        cost_usd=fmean(costs) if len(costs) == len(answered) else None,
+        p50_s=quantile(seconds, 0.5),
+        p95_s=quantile(seconds, 0.95),
+        calls=fmean(outcome.calls for outcome in answered),
+        depth=fmean(outcome.depth for outcome in answered),
+        unread=grades["unread"],
+        degraded=sum(bool(outcome.degraded) for outcome in answered),
+        failed=len(every) - len(answered),
+        difference=difference,
+    )
+
+
+def frontier(rows: Sequence[Row], price: Callable[[Row], float]) -> list[Row]:
+    """Return the rows that no other beats (Pareto), cheapest first: none is as right for less."""
+    best, found = -1.0, list[Row]()
+    for row in sorted(rows, key=lambda row: (price(row), -row.accuracy)):
+        if row.accuracy > best:
+            found.append(row)
+            best = row.accuracy
+    return found
+
+
+COLUMNS: Final = (
+    "model", "problems", "right % [95 %]", "points", "wins:losses", "p (Holm)", "needed", "tokens",
+    "USD", "p50 s", "p95 s", "calls", "depth", "unread", "degraded", "failed",
+)  # fmt: skip
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """Return a row as text, by `COLUMNS`."""
+    by = row.difference
+    compared = (
+        ("", "", "", "")
+        if by is None
+        else (
+            f"{100 * by.points:+.1f}",
+            f"{by.wins}:{by.losses}",
+            f"{by.p:.2g}",
+            "" if by.needed is None else str(by.needed),
+        )
+    )
+    return (
+        row.model,
+        str(row.problems),
+        f"{100 * row.accuracy:.1f} [{100 * row.low:.0f}, {100 * row.high:.0f}]",
+        *compared,
+        f"{row.tokens:.0f}",
+        "?" if row.cost_usd is None else f"{row.cost_usd:.6f}",
+        f"{row.p50_s:.2f}",
+        f"{row.p95_s:.2f}",
+        f"{row.calls:.1f}",
+        f"{row.depth:.1f}",
+        str(row.unread),
+        str(row.degraded),
+        str(row.failed),
+    )
+
+
+def as_table(rows: Sequence[Row]) -> str:
+    """Return the rows for a terminal."""
+    lines = [COLUMNS, *map(cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            f"{text:<{width}}" if place == 0 else f"{text:>{width}}"
+            for place, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """Return the rows as CSV, with figures that are not rounded."""
+    names = [name for name in Row.__slots__ if name != "difference"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*names, *Difference.__slots__])
+    for row in rows:
+        by = row.difference
+        compared = [None if by is None else getattr(by, name) for name in Difference.__slots__]
+        writer.writerow([*(getattr(row, name) for name in names), *compared])
+    return text.getvalue()
