@@ -15,7 +15,7 @@ NEWEST_TESTS := $(patsubst %,tests/gateway/test_%.py,callback provider clients s
 	balanced_alias models_of_others sandboxes mcp web_access spl)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint unit newest page benchmarks-check install
+.PHONY: help serve demo eval test lint unit newest page benchmarks-check install
 # Run lint and tests in parallel: lint takes half a minute on one core, tests several minutes on two.
 MAKEFLAGS += --jobs=2
 # A module's tests share a proxy or a model, and so do the modules of a folder: each worker takes
@@ -25,6 +25,7 @@ IN_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 help:
 	@echo "make serve    install, then start the proxy on PORT (4000)"
 	@echo "make demo     install, then ask a small model 40 problems, plainly and with an approach"
+	@echo "make eval     install, then compare a small model with itself under three methods"
 	@echo "make test     install, then run lint and the tests"
 	@echo "make lint     the checks without the tests"
 	@echo "make unit     the tests without the other checks; T=tests/test_settings.py for some of them"
@@ -38,6 +39,10 @@ serve: $(INSTALLED)
 
 demo: $(INSTALLED)
 	@$(RUN) -m optillm_hooks demo
+
+eval: $(INSTALLED)
+	@$(RUN) -m optillm_hooks eval --max-tokens 64 --temperature 0 --at-once 32 --tasks worked_examples:40 \
+		--models smollm2,cot_reflection-smollm2,self_consistency-smollm2,cot_decoding-smollm2
 
 test: lint unit
 
@@ -56,7 +61,8 @@ page: $(INSTALLED)
 	$(RUN) -m pytest -m browser tests/gateway/test_page_in_browser.py
 
 benchmarks-check: $(INSTALLED)
-	$(RUN) -m pytest -m benchmark tests/test_benchmarks.py tests/test_simulated.py
+	$(RUN) -m pytest -m benchmark tests/test_benchmarks.py tests/test_simulated.py \
+		tests/evaluation/test_demo.py
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff format --check .

@@ -8,9 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from optillm_hooks.answers.extraction import extract_answer, without_reasoning
+from optillm_hooks.answers.extraction import without_reasoning
 from optillm_hooks.config_files import CannotRun
 from optillm_hooks.evaluation import worked_examples
 from optillm_hooks.evaluation.grading import (
@@ -22,7 +22,6 @@ from optillm_hooks.evaluation.grading import (
     Grader,
     Kind,
 )
-from optillm_hooks.types import Json
 
 Messages = list[dict[str, Any]]
 
@@ -38,6 +37,8 @@ Left out are families whose verifiers accept nonsense or fail, such as `game_of_
 """
 
 _DEFAULT_COUNT: Final = 50
+_DRAWS: Final = 20
+"""How many problems are drawn for each that is kept: equal ones are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class _Own(BaseModel):
     answer: str | int | float | None = None
     check: Kind = "auto"
     pattern: str | None = Field(default=None, description="with check: regex")
-    response_format: Json = Field(default=None, description="with check: json_schema")
+    response_format: JsonValue = Field(default=None, description="with check: json_schema")
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
@@ -120,10 +121,17 @@ def _generated(
     name: str, make: Callable[[random.Random], worked_examples.Problem], seed: int, count: int
 ) -> list[Problem]:
     rng = random.Random(f"{name} {seed}")  # noqa: S311 (problems, not secrets)
-    drawn = [make(rng) for _ in range(count)]
+    drawn = dict[str, worked_examples.Problem]()
+    for _ in range(_DRAWS * count):
+        problem = make(rng)
+        drawn.setdefault(problem.messages[-1]["content"], problem)
+        if len(drawn) == count:
+            break
+    else:
+        raise CannotRun(f"{name} has fewer than {count} different problems")
     return [
-        Problem(f"{name}/{seed}/{index}", each.messages, _LastNumber(each.answer))
-        for index, each in enumerate(drawn)
+        Problem(f"{name}/{seed}/{index}", [*each.messages], _LastNumber(each.answer))
+        for index, each in enumerate(drawn.values())
     ]
 
 
@@ -163,7 +171,7 @@ def _from_gym(family: str, seed: int, count: int) -> list[Problem]:
     ]
 
 
-_FINAL_ANSWER: Final = "End your reply with a line `ANSWER: ` and the answer alone."
+_FINAL_ANSWER: Final = "Put the answer alone between <answer> and </answer> at the end."
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +182,11 @@ class _OfGym:
     entry: dict[str, Any]
 
     def __call__(self, reply: str) -> Grade:
-        said = extract_answer(reply, "marked")
-        if said is None:
+        _, tag, rest = without_reasoning(reply).rpartition("<answer>")
+        said, end, _ = rest.partition("</answer>")
+        if not tag or not end:
             return "unread"
-        return "right" if self.dataset.score_answer(said, self.entry) >= 1.0 else "wrong"
+        return "right" if self.dataset.score_answer(said.strip(), self.entry) >= 1.0 else "wrong"
 
 
 def _from_file(path: Path) -> list[Problem]:
