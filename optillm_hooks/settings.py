@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
@@ -16,6 +17,7 @@ from pydantic import (
     ValidationError,
     field_validator,
 )
+from pydantic.fields import FieldInfo
 
 from optillm_hooks.budget import Limits
 from optillm_hooks.code_execution.runner import RunnerName
@@ -39,9 +41,15 @@ def explain(error: "ErrorDetails", model: type[BaseModel]) -> str:
     owner: Any = model
     for part in error["loc"][:-1]:
         of_named = get_origin(owner) is dict
-        owner = get_args(owner)[1] if of_named else owner.model_fields[part].annotation
+        owner = get_args(owner)[1] if of_named else _without_none(owner.model_fields[part])
     known = list(owner.model_fields)
     return f"unknown setting{meant(str(error['loc'][-1]), known)} (known: {', '.join(known)})"
+
+
+def _without_none(field: FieldInfo) -> Any:
+    """Return the type of a field; of an optional one, the type of what may be given."""
+    given = [kind for kind in get_args(field.annotation) if kind is not NoneType]
+    return given[0] if isinstance(field.annotation, UnionType) else field.annotation
 
 
 _SUBJECT = re.compile(r"^(?:Input|String|Tuple|Dictionary|List) should")
@@ -380,6 +388,11 @@ class SplSettings(_Settings):
     )
 
 
+SigningAlgorithm = Literal[
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
+]
+"""An algorithm whose signatures a public key verifies; the others are not for access tokens."""
+
 Redaction = Literal["private", "credentials", "texts"]
 """What a log of conversations has no longer: private values, only credentials, or all texts."""
 
@@ -458,6 +471,56 @@ class BrownoutSettings(_Settings):
     )
 
 
+class OAuthClaims(_Settings):
+    """What a token's claims say about its bearer, by the names of the claims."""
+
+    user: str = Field(default="sub", description="The claim with the user.")
+    team: str | None = Field(default=None, description="The claim with the team.")
+    metadata: tuple[str, ...] = Field(
+        default=(), description="Claims that become metadata of the caller's key in LiteLLM."
+    )
+
+
+class OAuthSettings(_Settings):
+    """Access tokens of an OAuth 2.1 authorization server, as JWTs."""
+
+    issuer: str = Field(min_length=1, description="What `iss` must be, to the letter.")
+    audience: str = Field(min_length=1, description="What `aud` must be or contain.")
+    jwks_url: str = Field(
+        pattern="^https?://", description="Where the issuer publishes its public keys."
+    )
+    scopes: dict[str, tuple[str, ...]] = Field(
+        min_length=1,
+        description="The models that each scope grants: model groups, aliases, patterns such as "
+        "`openai/*`.",
+    )
+    algorithms: tuple[SigningAlgorithm, ...] = Field(
+        default=("RS256", "PS256", "ES256", "EdDSA"),
+        min_length=1,
+        description="Algorithms that a signature may have.",
+    )
+    claims: OAuthClaims = Field(default_factory=OAuthClaims, description="Who the bearer is.")
+    leeway_s: float = Field(
+        default=30.0, ge=0, le=600, description="Seconds that clocks may differ by."
+    )
+    jwks_ttl_s: float = Field(
+        default=300.0, gt=0, description="Seconds after which the keys are fetched again."
+    )
+    jwks_pause_s: float = Field(
+        default=10.0,
+        ge=0,
+        description="Least seconds between two fetches, whatever tokens name an unknown key.",
+    )
+
+    @field_validator("scopes")
+    @classmethod
+    def _grants_models(cls, scopes: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for scope, models in scopes.items():
+            if not models:
+                raise ValueError(f"must name at least one model for {scope!r}")
+        return scopes
+
+
 class Settings(RunSettings):
     """`litellm_settings.optillm_settings`: the settings of requests that name no alias."""
 
@@ -520,6 +583,10 @@ class Settings(RunSettings):
     page: PageSettings = Field(default_factory=PageSettings, description="The page at `/optillm`.")
     conversation_log: ConversationLogSettings = Field(
         default_factory=ConversationLogSettings, description="A log of the conversations."
+    )
+    oauth: OAuthSettings | None = Field(
+        default=None,
+        description="Access tokens in place of keys, by `custom_auth`.",
     )
     allow_no_log: bool = Field(
         default=False,

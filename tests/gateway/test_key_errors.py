@@ -1,12 +1,14 @@
 """A request without a valid key gets a clear 401 from the shipped proxy, which has no database."""
 
+from typing import Any
+
 import httpx
 import openai
 import pytest
 
 from tests.proxy import Proxy
 
-ROUTES = {
+ROUTES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "base", "messages": [{"role": "user", "content": "Hi"}]},
     "/v1/messages": {
         "model": "base",
