@@ -5,6 +5,7 @@ from base64 import b64encode
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.util import find_spec
 from time import monotonic
 from typing import Final
@@ -31,8 +32,9 @@ _MAX_CACHED: Final = 16_000_000
 _places: WeakKeyDictionary[asyncio.AbstractEventLoop, Places] = WeakKeyDictionary()
 
 
+@cache  # each request asks, and a search of the import path takes half a millisecond
 def can_read_pages() -> bool:
-    """Return whether the packages that read pages are installed."""
+    """Return whether the packages that read pages were installed when this was first asked."""
     return all(find_spec(name) is not None for name in ("trafilatura", "pypdf"))
 
 

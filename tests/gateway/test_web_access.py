@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import socket
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import litellm
@@ -17,6 +18,7 @@ from optillm_hooks.sandbox.places import tenant
 from optillm_hooks.services import Page, ServiceFailed
 from optillm_hooks.settings import RunSettings, Settings, WebSettings
 from optillm_hooks.testing import params
+from optillm_hooks.web.pages import can_read_pages
 from tests.web_world import WebWorld, redirect, site
 
 pytestmark = pytest.mark.anyio
@@ -216,7 +218,16 @@ async def test_pages_are_off_if_the_operator_says_so() -> None:
     assert page_reader(WebSettings(fetch=False), "") is None
 
 
+@pytest.fixture
+def packages_not_looked_up() -> Iterator[None]:
+    """Have the packages looked up anew, as in a new process."""
+    can_read_pages.cache_clear()
+    yield
+    can_read_pages.cache_clear()
+
+
 @pytest.mark.parametrize("missing", ["trafilatura", "pypdf"])
+@pytest.mark.usefixtures("packages_not_looked_up")
 def test_without_the_extra_pages_are_not_read(
     monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
