@@ -487,7 +487,8 @@ class OAuthSettings(_Settings):
     issuer: str = Field(min_length=1, description="What `iss` must be, to the letter.")
     audience: str = Field(min_length=1, description="What `aud` must be or contain.")
     jwks_url: str = Field(
-        pattern="^https?://", description="Where the issuer publishes its public keys."
+        pattern=r"^(?:https://|http://(?:127\.0\.0\.1|localhost|\[::1\])[:/])",
+        description="Where the issuer publishes its public keys: by HTTPS, or on this host.",
     )
     scopes: dict[str, tuple[str, ...]] = Field(
         min_length=1,

@@ -73,10 +73,16 @@ class IssuerKeys:
     async def find(self, kid: str | None, settings: OAuthSettings) -> Jwk | None:
         """Return the key `kid`, or None if the issuer has none; the only key if `kid` is None.
 
+        A known key does not wait for a fetch that is under way: an issuer that hangs delays one
+        request at a time, not all of them.
+
         Raises:
-            ProxyException: 503, as no keys could be fetched yet.
+            ProxyException: 503, as the issuer's current keys are not known.
         """
         url = settings.jwks_url
+        found = self._known(kid, url)
+        if found is not None and self._lock.locked():
+            return found
         async with self._lock:
             found = self._known(kid, url)
             stale = self._age(self._fetched, url) >= settings.jwks_ttl_s
@@ -84,9 +90,13 @@ class IssuerKeys:
             if may_try and (stale or found is None):
                 await self._refresh(url)
                 found = self._known(kid, url)
-        if url not in self._keys:
+        if found is None and not self._is_current(url):
             raise _unavailable("the issuer's keys cannot be fetched; try again")
         return found
+
+    def _is_current(self, url: str) -> bool:
+        """Whether the last attempt to fetch the keys has succeeded."""
+        return url in self._fetched and self._fetched[url] >= self._tried[url]
 
     async def _refresh(self, url: str) -> None:
         self._tried[url] = self._clock()

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import ModuleType
 from typing import Any
 
+import anyio
 import httpx
 import jwt
 import litellm
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fastapi import Request
 from jwt.algorithms import RSAAlgorithm
 from litellm.proxy._types import LitellmUserRoles, ProxyException
+from pydantic import ValidationError
 
 from optillm_hooks.gateway.oauth import IssuerKeys, caller_of, user_api_key_auth, verified_claims
 from optillm_hooks.settings import OAuthSettings
@@ -291,7 +293,7 @@ def test_while_the_issuer_is_down_its_last_keys_stay_valid(proxy: Proxy, issuer:
     assert asked(proxy, issuer.key.token()).status_code == 200
     issuer.down = True
     assert asked(proxy, issuer.key.token()).status_code == 200
-    assert "no such key" in refusal(asked(proxy, SigningKey("unknown").token()), 401)
+    assert "cannot be fetched" in refusal(asked(proxy, SigningKey("unknown").token()), 503)
     issuer.down = False
 
 
@@ -380,6 +382,34 @@ async def test_stale_keys_outlast_an_issuer_that_fails(fault: Exception) -> None
     published.now, published.fault = 1000, fault
     assert await verified_claims(KEY.token(), settings(), cache)
     assert published.fetches == 2
+
+
+@pytest.mark.anyio
+async def test_an_issuer_that_hangs_delays_no_token_with_a_known_key_but_one() -> None:
+    published = Published(KEY)
+    asked, answered = anyio.Event(), anyio.Event()
+
+    async def hanging(url: str) -> list[Any]:
+        if published.now:
+            asked.set()
+            await answered.wait()
+        return await published.fetch(url)
+
+    cache = IssuerKeys(hanging, lambda: published.now)
+    await cache.find("a", settings())
+    published.now = 1000
+    async with anyio.create_task_group() as group:
+        group.start_soon(cache.find, "a", settings())
+        await asked.wait()
+        with anyio.fail_after(5):
+            assert await cache.find("a", settings()) is not None
+        answered.set()
+
+
+@pytest.mark.parametrize("url", ["http://issuer.example/jwks", "http://localhost.evil.example/"])
+def test_keys_come_by_https_or_from_this_host(url: str) -> None:
+    with pytest.raises(ValidationError, match="jwks_url"):
+        settings(jwks_url=url)
 
 
 @pytest.mark.anyio
