@@ -4,8 +4,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 case "${1:-}" in
-  slim) extras=solver,sandbox,web ;;
-  local) extras=local,int8,solver,sandbox,web ;;
+  slim) extras=solver,sandbox,web,otel ;;
+  local) extras=local,int8,solver,sandbox,web,otel ;;
   *) echo "usage: $0 slim|local" >&2; exit 2 ;;
 esac
 python -m pip install --quiet -c constraints.txt ".[$extras]"
