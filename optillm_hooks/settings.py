@@ -575,7 +575,7 @@ class Settings(RunSettings):
         default=None,
         ge=1,
         description="Model calls of plans that a worker has under way at once; others wait, in "
-        "turn over the requests. Unset: no limit.",
+        "turn over the keys and their requests. Unset: no limit.",
     )
     brownout: BrownoutSettings = Field(
         default_factory=BrownoutSettings,

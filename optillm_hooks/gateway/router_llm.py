@@ -14,7 +14,7 @@ from litellm.types.utils import ModelResponse, ModelResponseStream
 from optillm_hooks.answers.deltas import DeltaAccumulator
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.gateway.budgets import check_budgets, paying
-from optillm_hooks.gateway.call_queue import QUEUE
+from optillm_hooks.gateway.call_queue import QUEUE, Whose
 from optillm_hooks.gateway.caller import Caller, span_metadata
 from optillm_hooks.gateway.convert import (
     is_amount,
@@ -110,7 +110,8 @@ class RouterModel:
                 await stack.enter_async_context(self._paying(chat, sampling, choices, inner))
             if caller.call is None and self._router is not None:  # others have a place already
                 limit = read_settings().max_inner_calls
-                await stack.enter_async_context(QUEUE.place(id(caller.account), limit))
+                whose = Whose(caller.share, id(caller.account))
+                await stack.enter_async_context(QUEUE.place(whose, limit))
             yield await stack.enter_async_context(self._rates.counting(expected))
 
     @asynccontextmanager

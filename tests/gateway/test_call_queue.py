@@ -1,4 +1,4 @@
-"""The queue of inner calls: a wide plan does not starve small ones, and no place is lost."""
+"""The queue of inner calls: wide plans and busy keys starve nobody, and no place is lost."""
 
 import asyncio
 import random
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from optillm_hooks.gateway.call_queue import CallQueue
+from optillm_hooks.gateway.call_queue import CallQueue, Whose
 
 LIMIT = 8
 
@@ -23,7 +23,9 @@ class World:
         self.most = 0
 
     async def call(self, request: str) -> None:
-        async with self.queue.place(request, self.limit):
+        """Make a call of a request, named `key` or `key/request`."""
+        key, _, number = request.partition("/")
+        async with self.queue.place(Whose(key, int(number or 0)), self.limit):
             end = asyncio.Event()
             self.under_way.append((request, end))
             self.most = max(self.most, len(self.under_way))
@@ -51,20 +53,35 @@ async def settled() -> None:
 @pytest.mark.anyio
 async def test_small_requests_end_in_few_waves_beside_a_wide_one() -> None:
     world = World()
-    tasks = world.begin("wide", 64)
+    tasks = world.begin("key/0", 64)
     await settled()
-    small = [f"small {number}" for number in range(8)]
+    small = [f"key/{number}" for number in range(1, 9)]
     for request in small:
         tasks += world.begin(request, 2)
     await world.wave()  # what was under way before they came
     for _ in range(3):
         await world.wave()
     assert [world.ended[request] for request in small] == [2] * 8
-    assert world.ended["wide"] <= 8 + 3 * LIMIT - 16
+    assert world.ended["key/0"] <= 8 + 3 * LIMIT - 16
     while not all(task.done() for task in tasks):
         await world.wave()
-    assert world.ended["wide"] == 64
+    assert world.ended["key/0"] == 64
     assert world.most == LIMIT
+    assert (world.queue.running, world.queue.waiting) == (0, 0)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("limit", [1, 4])
+async def test_a_key_with_many_requests_does_not_hold_up_another(limit: int) -> None:
+    world = World(limit)
+    tasks = [task for number in range(50) for task in world.begin(f"many/{number}", 2)]
+    await settled()
+    tasks += world.begin("one", 2)
+    for _ in range(5):  # the first two may be of the other key
+        await world.wave()
+    assert world.ended["one"] == 2
+    while not all(task.done() for task in tasks):
+        await world.wave()
     assert (world.queue.running, world.queue.waiting) == (0, 0)
 
 
@@ -100,7 +117,7 @@ async def test_without_a_limit_nothing_waits_and_a_lifted_one_lets_all_go() -> N
 async def test_no_place_is_lost_whenever_calls_are_cancelled(seed: int) -> None:
     rng, world = random.Random(seed), World(limit=3)
     tasks: Sequence[asyncio.Task[None]] = [
-        task for request in "abcd" for task in world.begin(request, 6)
+        task for request in ("a/1", "a/2", "b/1", "c") for task in world.begin(request, 6)
     ]
     while pending := [task for task in tasks if not task.done()]:
         if rng.random() < 0.5:
