@@ -6,11 +6,16 @@ from typing import Any, Final
 
 import yaml
 
+from optillm_hooks.types import has_more_entries
+
 HERE: Final = Path("litellm_config.yaml")
 """The file that is read if none is named."""
 
 SHIPPED: Final = Path(__file__).parent / HERE
 """The file that is served where there is none: the embedded model and a few aliases."""
+
+_MAX_ENTRIES: Final = 1_000_000
+"""Of a file; where its aliases repeat a list, each time counts, as it does for who reads it."""
 
 
 class CannotRun(Exception):
@@ -31,10 +36,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         mark = exc.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise CannotRun(f"{path}{where}: {exc.problem}") from exc
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+    except Exception as exc:  # PyYAML's own, and what it lets through of a date or deep nesting
         raise CannotRun(f"{path} is not YAML: {' '.join(str(exc).split())}") from exc
     if config is not None and not isinstance(config, dict):
         raise CannotRun(f"{path} must be an object with keys")
+    if has_more_entries(config, _MAX_ENTRIES):
+        raise CannotRun(f"{path} repeats itself by its aliases (*) more than {_MAX_ENTRIES} times")
     return config or {}
 
 

@@ -57,6 +57,9 @@ _SUBJECT = re.compile(r"^(?:Input|String|Tuple|Dictionary|List) should")
 _SECRET = re.compile(r"(?:url|token|key|secret|password)$")
 """Names of settings whose values no text shows."""
 
+_UNTOLD = frozenset({"extra_forbidden", "model_type", "model_attributes_type", "dict_type"})
+"""Errors that leave out the value: what stands in place of settings may be their URL or token."""
+
 
 def mistakes(exc: ValidationError, model: type[BaseModel], place: str) -> dict[str, str]:
     """Return what is wrong by where it is, such as `optillm_settings.forms.tag`.
@@ -73,7 +76,7 @@ def mistakes(exc: ValidationError, model: type[BaseModel], place: str) -> dict[s
             elif "[" not in part:  # pydantic's name of a member of a union
                 path += f".{part}"
         found.setdefault(path, []).append(explain(error, model))
-        if error["type"] != "extra_forbidden":
+        if error["type"] not in _UNTOLD:
             values[path] = shown(error["input"], path)
     return {path: " or ".join(texts) + values.get(path, "") for path, texts in found.items()}
 

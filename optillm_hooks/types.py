@@ -227,3 +227,20 @@ class TextFilter(Protocol):
     def close(self) -> str:
         """Return the rest of the text, now that the reply has ended."""
         ...
+
+
+def has_more_entries(value: object, most: int) -> bool:
+    """Return whether the lists and mappings of `value` have more than `most` entries together.
+
+    A list counts wherever it stands, so one that holds itself has more.
+    """
+    left, found = most, [value]
+    while found:
+        at = found.pop()
+        if not isinstance(at, dict | list | tuple):
+            continue
+        left -= len(at)
+        if left < 0:
+            return True
+        found += at.values() if isinstance(at, dict) else at
+    return False

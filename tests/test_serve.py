@@ -135,11 +135,21 @@ def test_no_file_has_no_variables(tmp_path: Path) -> None:
     assert read_env(tmp_path / ".env") == {}
 
 
+BOMB = "a0: &a0 [x]\n" + "".join(
+    f"a{level}: &a{level} [{','.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 9)
+)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a: [1\nb: 2", r"config.yaml, line 2, column 2: .*expected ',' or '\]'"),
         ("a: \x00", "config.yaml is not YAML"),
+        ("a: 2026-13-45", "config.yaml is not YAML: month must be in 1..12"),
+        ('a: !!int ""', "config.yaml is not YAML"),
+        ("[" * 5000, "config.yaml is not YAML"),
+        ("a: &a [*a]", "config.yaml repeats itself"),
+        (BOMB, "config.yaml repeats itself"),
         ("", "config.yaml has no model_list"),
         ("- a", "config.yaml must be an object with keys"),
         ("model_list: 3", "config.yaml has no model_list"),
@@ -148,7 +158,19 @@ def test_no_file_has_no_variables(tmp_path: Path) -> None:
             r"model_list\[0\].litellm_params.api_key needs NO_SUCH, which is not set",
         ),
     ],
-    ids=["unclosed list", "zero byte", "empty", "a list", "no list of models", "unset variable"],
+    ids=[
+        "unclosed list",
+        "zero byte",
+        "no date",
+        "no number",
+        "too deep",
+        "in itself",
+        "huge",
+        "empty",
+        "a list",
+        "no list of models",
+        "unset variable",
+    ],
 )
 def test_a_broken_configuration_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "config.yaml").write_text(text)

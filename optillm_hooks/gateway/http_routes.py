@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, Final, TypeVar
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from litellm.proxy._types import LiteLLMRoutes, LitellmUserRoles, ProxyException, UserAPIKeyAuth
 from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -28,7 +28,16 @@ _MAX_VERSION: Final = 1_000_000
 _NO_NUL: Final = r"^[^\x00]*$"
 """PostgreSQL takes no text with that character."""
 
-router: Final = APIRouter(prefix=PREFIX, tags=["optillm"])
+NOT_KEPT: Final = {"cache-control": "no-store"}
+"""Headers of a caller's own data: a cache may not know each header in which LiteLLM takes keys."""
+
+
+def not_kept(response: Response) -> None:
+    """Tell caches not to keep what a route returns. A `Response` of its own says so itself."""
+    response.headers.update(NOT_KEPT)
+
+
+router: Final = APIRouter(prefix=PREFIX, tags=["optillm"], dependencies=[Depends(not_kept)])
 Key = Annotated[UserAPIKeyAuth, Depends(user_api_key_auth)]
 
 

@@ -16,7 +16,16 @@ from pydantic import BaseModel, Field
 from optillm_hooks.approach_docs import bounds, good_for, summary, type_name, worth
 from optillm_hooks.errors import OptiLLMError
 from optillm_hooks.gateway.failures import to_proxy
-from optillm_hooks.gateway.http_routes import PREFIX, Given, Key, is_admin, missing, query_of
+from optillm_hooks.gateway.http_routes import (
+    NOT_KEPT,
+    PREFIX,
+    Given,
+    Key,
+    is_admin,
+    missing,
+    not_kept,
+    query_of,
+)
 from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.recent_plans import PLANS, whose_of
 from optillm_hooks.pipeline.plan import cost_of, stage_of
@@ -54,7 +63,9 @@ def _served() -> None:
         raise missing("page: optillm_settings.page.enabled is false")
 
 
-router: Final = APIRouter(prefix=PREFIX, tags=["optillm"], dependencies=[Depends(_served)])
+router: Final = APIRouter(
+    prefix=PREFIX, tags=["optillm"], dependencies=[Depends(_served), Depends(not_kept)]
+)
 
 
 class _Listed(Given):
@@ -113,7 +124,7 @@ async def get_plan(call_id: str, key: Key) -> Response:
     found = PLANS.find(call_id, whose_of(key), everyones=is_admin(key))
     if found is None:
         raise missing("plan in this worker")
-    return Response(found, media_type="application/json")
+    return Response(found, media_type="application/json", headers=NOT_KEPT)
 
 
 def _file(name: str) -> Response:

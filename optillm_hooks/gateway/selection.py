@@ -45,6 +45,7 @@ from optillm_hooks.pipeline.optillm_names import (
 from optillm_hooks.pipeline.plan import PASS_THROUGH, Plan, resolve
 from optillm_hooks.registry import Approach, all_approaches
 from optillm_hooks.settings import AliasSettings, RunSettings, Settings
+from optillm_hooks.types import has_more_entries
 
 Form = Literal["body", "tag", "prefix"]
 """How a client names an approach."""
@@ -608,14 +609,5 @@ def _check_size(value: object, field: str) -> None:
     Raises:
         RequestRejected: the message names `field`.
     """
-    left, found = _MAX_ENTRIES, [value]
-    while found:
-        at = found.pop()
-        if not isinstance(at, dict | list | tuple):
-            continue
-        left -= len(at)
-        if left < 0:
-            raise RequestRejected(
-                f"{field}: at most {_MAX_ENTRIES} entries are allowed", param=field
-            )
-        found += at.values() if isinstance(at, dict) else at
+    if has_more_entries(value, _MAX_ENTRIES):
+        raise RequestRejected(f"{field}: at most {_MAX_ENTRIES} entries are allowed", param=field)

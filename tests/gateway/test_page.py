@@ -121,6 +121,14 @@ def test_a_plan_is_its_keys_own(proxy: Proxy, upstream: Upstream, stream: bool) 
         assert get(proxy, f"/plans/{call_id}", key).json()["id"] == call_id
 
 
+@pytest.mark.parametrize("path", ["/approaches", "/counters", "/plans", "/plans/{id}"])
+def test_no_cache_keeps_data(proxy: Proxy, upstream: Upstream, path: str) -> None:
+    upstream.play(Script(reply=differing))
+    path = path.format(id=ask(proxy, "saved", "sk-anna"))
+    read = get(proxy, path, proxy.master_key).raise_for_status()
+    assert read.headers["cache-control"] == "no-store"
+
+
 def test_a_plan_says_which_stage_spent_what(proxy: Proxy, upstream: Upstream) -> None:
     upstream.play(Script(reply=differing))
     call_id = ask(proxy, "rated", "sk-anna")
