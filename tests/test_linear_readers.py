@@ -129,6 +129,7 @@ from optillm_hooks.prompts import enclose
 from optillm_hooks.retrieval import bm25, chunks
 from optillm_hooks.solver.client import find_formalisation
 from optillm_hooks.types import Answer, Delta, Message, Sampling, TokenLogprob
+from tests.growth import forget_readings
 from tests.long_context.fakes import SmallLLM
 
 FLOOR_S = 0.05
@@ -433,6 +434,7 @@ OTHERS: Mapping[str, Reader] = {
 
 
 def cpu_s(run: Callable[[], object]) -> float:
+    forget_readings()
     started = time.process_time()
     run()
     return time.process_time() - started

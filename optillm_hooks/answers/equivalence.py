@@ -35,6 +35,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import lru_cache
 
 from optillm_hooks.answers.dates import dates_in, time_of
 from optillm_hooks.answers.extraction import read_json
@@ -290,8 +291,11 @@ def equivalent_pairs(ones: Sequence[str | None], others: Sequence[str | None]) -
 def form_of(answer: str) -> Form:
     """Return `answer` in the normalised forms in which it is compared."""
     answer = _in_ascii_digits(answer.strip())
-    if len(answer) > _MAX_PARSED_LENGTH:
-        return _long_form(answer)
+    return _long_form(answer) if len(answer) > _MAX_PARSED_LENGTH else _parsed_form(answer)
+
+
+@lru_cache(maxsize=256)  # an approach compares its samples' answers several times
+def _parsed_form(answer: str) -> Form:
     text = plain(numerals(_MATH.sub(_inside, _STRONG.sub(_inside, answer))))
     bare = text.strip(_ENDS).removesuffix(".") if text.count(".") < 2 else text.strip(_ENDS)
     if whole := _whole(bare):

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal
 
 from optillm_hooks.answers.code_blocks import code_blocks
@@ -346,16 +346,23 @@ def extract(
     stripped = visible.strip()
     if not stripped:
         return None
-    if how == "auto":
-        stripped = _first_turn(stripped)
-    readers = _readers(how, question, lenient=lenient)
-    found = next(filter(None, (read(stripped) for read in readers)), None)
+    found = _first_found(stripped, how, question, lenient=lenient)
     if found is None:
         return None
     leading = len(visible) - len(visible.lstrip())
-    is_local = how == "auto" and has_decimal_comma(stripped)
-    answer = in_decimal_points(found.answer) if is_local else found.answer
-    return _in_original(found.moved(leading)._replace(answer=answer), spans)
+    return _in_original(found.moved(leading), spans)
+
+
+@lru_cache(maxsize=64)  # an approach reads its samples several times
+def _first_found(text: str, how: AnswerFormat, question: str, *, lenient: bool) -> Extracted | None:
+    """Return the answer that the first reader finds in a text of limited length."""
+    if how == "auto":
+        text = _first_turn(text)
+    readers = _readers(how, question, lenient=lenient)
+    found = next(filter(None, (read(text) for read in readers)), None)
+    if found is None or how != "auto" or not has_decimal_comma(text):
+        return found
+    return found._replace(answer=in_decimal_points(found.answer))
 
 
 def _long_json(text: str, spans: Sequence[tuple[int, int]], how: AnswerFormat) -> Extracted | None:
