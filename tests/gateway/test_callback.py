@@ -256,6 +256,7 @@ async def test_headers_and_the_log_line_tell_the_report() -> None:
         "x-optillm-approach": "re2",
         "x-optillm-base-model": "base",
         "x-optillm-estimated-calls": "1",
+        "x-optillm-estimated-cost": "0.00024015",  # a prompt of one token, 400 of a reply
         "x-optillm-max-calls": "9",
         "x-optillm-calls": "3",
         "x-optillm-depth": "2",
