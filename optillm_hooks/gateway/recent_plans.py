@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -31,8 +32,8 @@ MAX_CHARS: Final = 16_000_000
 MAX_TEXT_CHARS: Final = 20_000
 """What is kept of a question, and of each answer."""
 
-_SKEW_S: Final = 0.01
-"""By how much the start of a call may seem to lie before that of its stage."""
+_stage: Final[ContextVar[int | None]] = ContextVar("optillm_kept_stage", default=None)
+"""The innermost stage that runs, by its place in the plan; None beside the stages."""
 
 Whose = tuple[Literal["key", "user"], str]
 """A key, by its hash; or a user who has none, as with tokens of a company's own login."""
@@ -112,20 +113,12 @@ def whose_of(key: UserAPIKeyAuth | None) -> Whose | None:
 
 @dataclass(slots=True)
 class _Span:
-    """A stage while it runs, and afterwards. Its times count as those of `CallRecord`."""
+    """A stage while it runs, and afterwards."""
 
     stage: StageRun
     started_s: float
     seconds: float = 0.0
     outcome: Literal["ok", "failed", "cancelled"] = "ok"
-
-    def holds(self, call: CallRecord) -> bool:
-        """Return whether a call may have been made by this stage."""
-        return (
-            (self.stage.run, self.stage.chain) == (call.run, call.stage)
-            and self.started_s - _SKEW_S <= call.started_s
-            and call.started_s <= self.started_s + self.seconds
-        )
 
 
 class _Recorder(Watch):
@@ -134,7 +127,7 @@ class _Recorder(Watch):
         self._settings = settings
         self._started = started
         self._trace = started.prepared.trace
-        self._first_call = len(self._trace.calls)
+        self._calls: list[tuple[CallRecord, int | None]] = []
         self._first_note = len(self._trace.events)
         self._clock = asyncio.get_running_loop().time
         self._began = self._clock()
@@ -143,6 +136,7 @@ class _Recorder(Watch):
     @contextmanager
     def stage(self, stage: StageRun, /) -> Iterator[None]:
         span = _Span(stage, self._clock() - self._began)
+        outer = _stage.set(len(self._spans))
         self._spans.append(span)
         try:
             yield
@@ -150,16 +144,19 @@ class _Recorder(Watch):
             span.outcome = "cancelled" if error_code(exc) == CANCELLED else "failed"
             raise
         finally:
+            _stage.reset(outer)
             span.seconds = self._clock() - self._began - span.started_s
+
+    def call_ended(self, call: CallRecord, /) -> None:
+        self._calls.append((call, _stage.get()))
 
     def ended(self, end: Ended, /) -> None:
         ended_at = time.time()
         summary = {**self._summary(end), "ended_at": ended_at}
-        calls = self._trace.calls[self._first_call :]
         plan = {
             **summary,
             "stages": [_stage_json(span) for span in self._spans],
-            "model_calls": [self._call_json(call) for call in calls],
+            "model_calls": [_call_json(call, stage) for call, stage in self._calls],
             "notes": notes_json(self._trace.events[self._first_note :]),
             "texts": self._texts(),
         }
@@ -169,7 +166,7 @@ class _Recorder(Watch):
 
     def _summary(self, end: Ended) -> dict[str, Json]:
         prepared, trace = self._started.prepared, self._trace
-        calls = trace.calls[self._first_call :]
+        calls = [call for call, _ in self._calls]
         usage = sum((call.usage for call in calls), Usage())
         report = None if prepared.outcome is None else prepared.outcome.report
         return {
@@ -190,22 +187,6 @@ class _Recorder(Watch):
             "calls_saved": trace.calls_saved,
             "depth": max((call.depth for call in calls), default=0),
             **_usage_json(usage),
-        }
-
-    def _call_json(self, call: CallRecord) -> dict[str, Json]:
-        inner = [at for at, span in enumerate(self._spans) if span.holds(call)]
-        return {
-            # Of stages within each other, the one that has started last.
-            "stage": max(inner, key=lambda at: self._spans[at].started_s) if inner else None,
-            "run": call.run,
-            "model": call.model,
-            "purpose": call.purpose,
-            "depth": call.depth,
-            "started_s": round(call.started_s, 4),
-            "seconds": round(call.seconds, 4),
-            "outcome": call.outcome,
-            "choices": call.choices,
-            **_usage_json(call.usage),
         }
 
     def _texts(self) -> Json:
@@ -230,6 +211,21 @@ def _stage_json(span: _Span) -> dict[str, Json]:
         "started_s": round(span.started_s, 4),
         "seconds": round(span.seconds, 4),
         "outcome": span.outcome,
+    }
+
+
+def _call_json(call: CallRecord, stage: int | None) -> dict[str, Json]:
+    return {
+        "stage": stage,
+        "run": call.run,
+        "model": call.model,
+        "purpose": call.purpose,
+        "depth": call.depth,
+        "started_s": round(call.started_s, 4),
+        "seconds": round(call.seconds, 4),
+        "outcome": call.outcome,
+        "choices": call.choices,
+        **_usage_json(call.usage),
     }
 
 
