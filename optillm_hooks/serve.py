@@ -4,6 +4,7 @@ It checks for the most common mistakes before LiteLLM is loaded, keeps a random 
 `.env`, and prints an example request once the proxy answers.
 """
 
+import errno
 import json
 import os
 import re
@@ -125,6 +126,8 @@ def check_free(host: str, port: int) -> None:
     try:
         socket.create_server((host, port)).close()
     except OSError as exc:
+        if exc.errno != errno.EADDRINUSE:
+            raise CannotRun(f"nothing can listen on port {port} of {host}: {exc.strerror}") from exc
         raise CannotRun(
             f"port {port} of {host} is not free ({exc.strerror}): try PORT={port + 1}"
         ) from exc

@@ -207,6 +207,12 @@ def test_a_busy_port_is_refused_and_another_proposed() -> None:
             check_free("127.0.0.1", port)
 
 
+def test_a_host_of_another_machine_is_not_taken_for_a_busy_port() -> None:
+    """192.0.2.1 is reserved for documentation: no machine has it."""
+    with pytest.raises(CannotRun, match=r"nothing can listen on port 4000 of 192\.0\.2\.1: "):
+        check_free("192.0.2.1", 4000)
+
+
 def test_a_key_that_cannot_be_written_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
