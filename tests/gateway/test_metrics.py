@@ -244,7 +244,11 @@ def test_sums_over_two_workers_equal_the_providers_log(
     with Proxy(config, folder, ledger=False, env=env) as running, ThreadPoolExecutor(8) as threads:
 
         def ask(_: int) -> int:
-            return running.post("/v1/chat/completions", {"model": "rated", **CHAT}).status_code
+            # A connection stays with its worker, and the first that is up may take all of them.
+            headers = {"authorization": f"Bearer {running.master_key}", "connection": "close"}
+            body = {"model": "rated", **CHAT}
+            url = f"{running.url}/v1/chat/completions"
+            return running.http.post(url, json=body, headers=headers, timeout=60).status_code
 
         while counting() < 2:
             assert asked < 2000
