@@ -8,10 +8,11 @@ import litellm
 import pytest
 import torch
 
-from benchmarks import accuracy, inner_call_cpu, load, local_speed, perplexity
+from benchmarks import accuracy, inner_call_cpu, load, local_speed, perplexity, request_cpu
 from benchmarks.report import Interval, interval, table, with_section
 from optillm_hooks.evaluation import worked_examples
 from optillm_hooks.local_provider import provider as local
+from tests.proxy import PRICE, model_group
 from tests.upstream import Call
 
 
@@ -52,6 +53,17 @@ def test_the_upstream_replies_with_the_markers_of_the_prompt() -> None:
     messages = [{"role": "user", "content": "Say marker-7-end."}]
     call = Call(0, {"messages": messages}, {}, 0.0)
     assert load.markers(load.marked(call, 0)) == {"marker-7-end"}
+
+
+def test_the_prices_of_a_model_are_moved_and_nothing_else() -> None:
+    group = model_group("base", "http://127.0.0.1:1")
+    moved = request_cpu.priced_in_info(group)
+    assert moved["model_info"] == {
+        "input_cost_per_token": PRICE.prompt,
+        "output_cost_per_token": PRICE.completion,
+    }
+    assert moved["litellm_params"] | moved["model_info"] == group["litellm_params"]
+    assert not moved["litellm_params"].keys() & moved["model_info"].keys()
 
 
 @pytest.mark.parametrize(
