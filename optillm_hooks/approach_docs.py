@@ -8,7 +8,6 @@ from pydantic.fields import FieldInfo
 from optillm_hooks.registry import Approach
 
 _GOOD_FOR: Final = re.compile(r"^Good for: (.+)\.$", re.MULTILINE)
-_WORTH: Final = re.compile(r"^Worth it when: (.+?)\.$", re.MULTILINE | re.DOTALL)
 _SIGNS: Final = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "max_length": "length ≤"}
 
 
@@ -20,8 +19,8 @@ def summary(approach: Approach) -> str:
 
 def worth(approach: Approach) -> str:
     """Return when an approach is worth its cost, as its docstring says; "" if it does not."""
-    said = _WORTH.search(approach.doc)
-    return " ".join(said[1].split()) if said else ""
+    _, _, said = approach.doc.partition("\nWorth it when: ")
+    return " ".join(f"{said}\n".partition(".\n")[0].split())
 
 
 def good_for(approach: Approach) -> str:

@@ -148,7 +148,7 @@ _ENDS_AS_JSON = Pattern(r"[}\]][^\w}\]]*+\Z")
 
 _NOUN = (
     r"(?:answers?|response|candidate|solution|option|choice|number|no\.?|nr\.?|n°|antwort|réponse|respuesta|"
-    r"risposta|resposta|答案|回答|选项|回答|解答|第)"
+    r"risposta|resposta|答案|回答|选项|解答|第)"
 )
 _SMALL_WORDS = (
     r"(?:is|the|as|to|be|a|an|one|final|ist|est|es|è|é|la|el|il|le|die|"

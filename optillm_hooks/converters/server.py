@@ -15,6 +15,7 @@ from optillm_hooks.pipeline.plan import PASS_THROUGH, resolve
 _MODEL: Final = "gpt-4o-mini"
 """OptiLLM's default."""
 
+_NAME: Final = re.compile(r"\w+")
 _PARAMETERS: Final[Mapping[str, tuple[str, str]]] = {
     "mcts_simulations": ("mcts", "simulations"),
     "mcts_exploration": ("mcts", "exploration"),
@@ -240,7 +241,7 @@ def _aliases(
         if text is None:
             continue
         name = f"{approach}-{model}"
-        also = " and the default approach" if re.search(rf"\b{approach}\b", default or "") else ""
+        also = " and the default approach" if approach in _NAME.findall(default or "") else ""
         report.say(places, f"the model {name}, which is {text}{also}")
         yield {
             "model_name": name,

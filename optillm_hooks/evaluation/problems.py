@@ -62,7 +62,7 @@ class _Own(BaseModel):
     messages: Messages | None = None
     answer: str | int | float | None = None
     check: Kind = "auto"
-    pattern: str | None = Field(default=None, description="with check: regex")
+    pattern: re.Pattern[str] | None = Field(default=None, description="with check: regex")
     response_format: JsonValue = Field(default=None, description="with check: json_schema")
 
     @model_validator(mode="after")
@@ -72,8 +72,6 @@ class _Own(BaseModel):
         needed = {"regex": "pattern", "json_schema": "response_format"}.get(self.check, "answer")
         if getattr(self, needed) is None:
             raise ValueError(f"check {self.check!r} needs {needed}")
-        if self.pattern is not None:
-            re.compile(self.pattern)
         return self
 
     def grader(self) -> Grader:
@@ -81,12 +79,13 @@ class _Own(BaseModel):
         match self.check:
             case "exact":
                 return Exact(answer)
-            case "regex":
-                return ByPattern(re.compile(self.pattern or ""))
+            case "regex" if self.pattern is not None:
+                return ByPattern(self.pattern)
             case "json_schema":
                 return ByFormat(self.response_format)
-            case kind:
+            case "auto" | "number" | "choice" as kind:
                 return ByAnswer(answer, kind, question=self.question or "")
+        raise AssertionError(self.check)  # `_is_whole` has refused it
 
 
 def problems_of(task: str, seed: int) -> list[Problem]:
