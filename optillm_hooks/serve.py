@@ -29,6 +29,9 @@ from optillm_hooks.config_files import HERE, SHIPPED, CannotRun, read_config
 from optillm_hooks.embedded_model import with_local_models
 
 KEY = "LITELLM_MASTER_KEY"
+_OURS = "optillm: "
+"""How the text of our lines in the log begins."""
+
 WILDCARD = "optillm/*"
 """The model name that allows prefixes such as `bon-smollm2`; LiteLLM does not list it."""
 
@@ -68,9 +71,9 @@ def ensure_key(path: Path) -> None:
         raise CannotRun(f"{KEY} in {path} is empty: give it a value or delete the line")
     if key is not None:
         return
-    before = path.read_text() if path.exists() else ""
-    line_break = "\n" if before and not before.endswith("\n") else ""
     try:
+        before = path.read_text() if path.exists() else ""
+        line_break = "\n" if before and not before.endswith("\n") else ""
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a") as file:
             os.fchmod(file.fileno(), 0o600)
             file.write(f"{line_break}{KEY}=sk-{secrets.token_urlsafe(32)}\n")
@@ -162,7 +165,11 @@ def welcome(url: str, env_file: Path, key_from_env: bool, models: list[str], fre
 
 
 class _Output:
-    """The proxy's output, held back until `show` and then passed on line by line."""
+    """The proxy's output, held back until `show` and then passed on line by line.
+
+    Of what was held back, `show` passes on our own lines: they name what is wrong in the
+    configuration.
+    """
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._lines = lines
@@ -183,6 +190,8 @@ class _Output:
 
     def show(self) -> None:
         with self._lock:
+            sys.stdout.writelines(line for line in self._held if _OURS in line)
+            sys.stdout.flush()
             self._shown = True
 
     def all_held(self) -> str:

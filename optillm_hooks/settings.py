@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -32,10 +32,15 @@ class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
+_ABSOLUTE: Final = r"^/[^/\x00][^\x00]*$"
+
+
 def explain(error: "ErrorDetails", model: type[BaseModel]) -> str:
     """Return an error of pydantic about `model` in words that say what to write instead."""
     if error["type"] == "tuple_type":
         return "must be a list, such as [a, b]"
+    if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] == _ABSOLUTE:
+        return "must be an absolute path"
     if error["type"] != "extra_forbidden":
         return _SUBJECT.sub("must", error["msg"].removeprefix("Value error, "))
     owner: Any = model
@@ -224,7 +229,7 @@ class MontyOptions(_Settings):
     memory_mb: int = Field(default=256, ge=16, le=16_384, description="Memory in MiB.")
 
 
-AbsolutePath = Annotated[str, Field(pattern=r"^/[^/\x00][^\x00]*$", max_length=4096)]
+AbsolutePath = Annotated[str, Field(pattern=_ABSOLUTE, max_length=4096)]
 
 
 class BubblewrapOptions(_Settings):

@@ -23,6 +23,7 @@ from optillm_hooks.config_files import CannotRun
 from optillm_hooks.embedded_model import with_local_models
 from optillm_hooks.serve import (
     KEY,
+    _Output,
     check_free,
     check_key,
     ensure_key,
@@ -224,6 +225,20 @@ def test_a_key_that_cannot_be_written_is_one_line(
     monkeypatch.setattr(os, "open", read_only)
     with pytest.raises(CannotRun, match=r"written to .*\.env: Read-only file system; set"):
         ensure_key(tmp_path / ".env")
+
+
+def test_a_folder_in_the_place_of_the_env_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / ".env").mkdir()
+    with pytest.raises(CannotRun, match=r"written to .*\.env: Is a directory"):
+        ensure_key(tmp_path / ".env")
+
+
+def test_what_is_wrong_in_the_configuration_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = "09:00:00 - optillm_hooks:ERROR: startup.py:1 - optillm: model_list[1]: no such model\n"
+    output = _Output(iter(["INFO: Started server process\n", wrong]))
+    output.all_held()
+    output.show()
+    assert capsys.readouterr().out == wrong
 
 
 def test_make_says_that_a_python_is_not_found(tmp_path: Path) -> None:

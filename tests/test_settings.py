@@ -42,6 +42,7 @@ SETTINGS = st.builds(
         (Settings, {"forms": {"header": "all"}}, "unknown setting (known: body, tag, prefix, "),
         (get_approach("moa").params, {"models": "a+b"}, "must be a list, such as [a, b]"),
         (get_approach("verified").params, {"verifiers": []}, "must have at least 1 item"),
+        (Settings, {"conversation_log": {"directory": "logs"}}, "must be an absolute path"),
         (Settings, {"max_choices": 0}, "must be greater than or equal to 1"),
     ],
 )

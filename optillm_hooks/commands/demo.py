@@ -6,9 +6,11 @@ started for it on a free port, and stopped.
 
 import argparse
 
+from optillm_hooks.commands.arguments import positive
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--problems", type=int, default=40, metavar="N", help="(default: 40)")
+    parser.add_argument("--problems", type=positive, default=40, metavar="N", help="(default: 40)")
 
 
 def run(given: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optillm_hooks.commands.arguments import positive
 from optillm_hooks.config_files import CannotRun
 
 if TYPE_CHECKING:
@@ -39,12 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("evaluation"), help="(default: evaluation)"
     )
     parser.add_argument("--seed", type=int, default=1, help="chooses the problems (default: 1)")
-    parser.add_argument(
-        "--at-once", type=_positive, default=8, help="requests at once (default: 8)"
-    )
+    parser.add_argument("--at-once", type=positive, default=8, help="requests at once (default: 8)")
     parser.add_argument("--per-second", type=float, help="requests started in a second, at most")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds of a request")
-    parser.add_argument("--max-tokens", type=_positive, help="of every request")
+    parser.add_argument("--max-tokens", type=positive, help="of every request")
     parser.add_argument("--temperature", type=float, help="of every request")
 
 
@@ -53,12 +52,6 @@ def _names(text: str) -> list[str]:
     if not names or len(set(names)) < len(names):
         raise argparse.ArgumentTypeError(f"must be different names with commas, got {text!r}")
     return names
-
-
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a number from 1, got {text!r}")
-    return int(text)
 
 
 def run(given: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import sys
 import pytest
 from openai import AsyncOpenAI
 
+from optillm_hooks.cli import main
 from optillm_hooks.evaluation.demo import METHOD, PLAIN, Answers, ask, drawn, summary
 from optillm_hooks.evaluation.worked_examples import is_right
 from tests.proxy import ROOT
@@ -58,6 +59,12 @@ def test_the_accuracies_come_with_their_intervals() -> None:
     plain, method, _ = summary(problems, answers).splitlines()
     assert plain.split() == [PLAIN, "0", "%", "right", "[0,", "66]"]
     assert method.split() == [METHOD, "100", "%", "right", "[34,", "100]"]
+
+
+def test_no_problems_are_a_wrong_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["demo", "--problems", "0"])
+    assert "must be a number from 1" in capsys.readouterr().err
 
 
 @pytest.mark.benchmark
