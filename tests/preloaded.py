@@ -9,15 +9,22 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from unittest.mock import patch
 
 _IMPORTED: Final = ["litellm.proxy.proxy_server", "uvicorn", "optillm_hooks.approaches", __name__]
 """Not `optillm_hooks.gateway`: its import acts on the YAML, the working directory and variables."""
 
 _CONTEXT: Final = multiprocessing.get_context("forkserver")
+
+
+def processes() -> set[int | None]:
+    """Return the ids of the fork server and of multiprocessing's tracker, if they run."""
+    server: Any = forkserver._forkserver
+    tracker: Any = resource_tracker._resource_tracker
+    return {server._forkserver_pid, tracker._pid}
 
 
 class Forked:

@@ -5,13 +5,22 @@ from contextlib import suppress
 from pathlib import Path
 
 from optillm_hooks.sandbox import client
+from tests import preloaded
 
 
 def children() -> list[int]:
-    """Return the ids of this process's descendants, without the zygotes: these stay."""
-    parents = _parents()
+    """Return the ids of this process's descendants, without the zygotes: these stay.
+
+    So does the fork server that modules before may have had for their proxies.
+    """
+    parents, others = _parents(), preloaded.processes()
     descendants: set[int] = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in descendants} - descendants:
+    while (
+        more := {
+            pid for pid, parent in parents.items() if parent in descendants and pid not in others
+        }
+        - descendants
+    ):
         descendants |= more
     return sorted(descendants - {os.getpid()} - set(zygotes()))
 
