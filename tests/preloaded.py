@@ -4,6 +4,7 @@ The imports take most of a start's CPU time. The process is multiprocessing's fo
 server; it starts with the first proxy and ends with the tests.
 """
 
+import faulthandler
 import multiprocessing
 import os
 import subprocess
@@ -72,6 +73,7 @@ def _serve(arguments: Sequence[str], folder: Path, env: Mapping[str, str], log: 
         os.dup2(nothing.fileno(), 0)
         os.dup2(written.fileno(), 1)
         os.dup2(written.fileno(), 2)
+    faulthandler.enable()  # a crash of the interpreter is told in the log
     sys.argv = ["-c", *arguments]
     sys.path.insert(0, "")
     litellm.run_server()

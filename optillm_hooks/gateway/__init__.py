@@ -10,6 +10,7 @@ from optillm_hooks.gateway.observers import OBSERVERS
 from optillm_hooks.gateway.recent_plans import PLANS
 from optillm_hooks.gateway.score_provider import ScoreProvider
 from optillm_hooks.gateway.startup import (
+    keep_finalizers_off_contexts,
     load_what_is_allowed,
     log_problems,
     mount_routes,
@@ -23,6 +24,7 @@ load_what_is_allowed()
 log_problems()
 mount_routes()
 spare_the_collector()
+keep_finalizers_off_contexts()
 metrics = Metrics()
 QUEUE.watches.append(QueueMetrics())
 OBSERVERS.extend([metrics, Traces(metrics.label), PLANS, ConversationLog()])

@@ -2,11 +2,14 @@
 
 import gc
 import logging
+import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Final
 
+from litellm.litellm_core_utils.streaming_handler import CustomStreamWrapper
 from litellm.secret_managers.main import get_secret_bool
 
 from optillm_hooks.extensions import extension_settings, load_extensions, not_loaded
@@ -62,6 +65,18 @@ def spare_the_collector() -> None:
     """
     if proxy_module() is not None:
         gc.freeze()
+
+
+def keep_finalizers_off_contexts() -> None:
+    """Take the finalizer from LiteLLM's streams, if this process runs the proxy below Python 3.12.
+
+    It sets context variables. There, a garbage collection may begin within `ContextVar.set`; what a
+    finalizer then sets frees what the interrupted call reads, and the process ends with SIGSEGV.
+    The finalizer only corrects the ids in log lines after a stream that nobody read to its end.
+    """
+    if sys.version_info < (3, 12) and proxy_module() is not None:
+        with suppress(AttributeError):
+            del CustomStreamWrapper.__del__
 
 
 def load_what_is_allowed() -> None:

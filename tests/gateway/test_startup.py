@@ -1,18 +1,25 @@
 """Our part of the proxy's start: its log, and the problems of its configuration."""
 
+import gc
 import logging
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from litellm.litellm_core_utils.streaming_handler import CustomStreamWrapper
 
-from optillm_hooks.gateway.startup import log_problems, use_litellm_logging
+from optillm_hooks.gateway.startup import (
+    keep_finalizers_off_contexts,
+    log_problems,
+    use_litellm_logging,
+)
 from tests.proxy import alias, hooked_config, model_group
 
 MODEL = model_group("base", "http://127.0.0.1:9")
@@ -132,3 +139,26 @@ def test_what_only_the_file_shows_and_what_only_a_connection_shows_is_logged_too
     [first, second] = caplog.records
     assert "a[0].b: the environment variable OPTILLM_TEST_NO_SUCH_KEY is not set" in first.message
     assert first.levelno == second.levelno == logging.WARNING
+
+
+def test_a_stream_that_is_collected_sets_no_context_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Put back after the test.
+    monkeypatch.setattr(CustomStreamWrapper, "__del__", CustomStreamWrapper.__del__)
+    stock_loggers(monkeypatch)
+    assert collecting_a_stream_sets_a_variable()
+    keep_finalizers_off_contexts()
+    assert collecting_a_stream_sets_a_variable() == (sys.version_info >= (3, 12))
+    keep_finalizers_off_contexts()
+
+
+def collecting_a_stream_sets_a_variable() -> bool:
+    told: ContextVar[bool] = ContextVar("told", default=False)
+    stream = CustomStreamWrapper.__new__(CustomStreamWrapper)
+    stream.logging_obj = SimpleNamespace(
+        _restore_correlation_context_if_unclaimed=lambda: told.set(True), stream=stream
+    )
+    del stream
+    gc.collect()
+    return told.get()
