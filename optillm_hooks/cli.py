@@ -3,9 +3,12 @@
 import argparse
 import inspect
 import logging
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
+from types import FrameType
 from typing import Final, Protocol
 
 from optillm_hooks.commands import approaches, check, convert, demo, estimate, eval, schema, serve
@@ -45,7 +48,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status.
+    """Run a command and return its exit status: 130 after SIGINT or SIGTERM.
 
     Args:
         arguments: those of the command line; None are those of this process.
@@ -54,12 +57,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # What is loaded logs as it does in a proxy; a command says such things in its own way.
     logging.getLogger("optillm_hooks").addHandler(logging.NullHandler())
     try:
-        return COMMANDS[given.command].run(given)
+        with _terminated_as_interrupted():
+            return COMMANDS[given.command].run(given)
     except CannotRun as exc:
         sys.stderr.write(f"{given.command}: {exc}\n")
         return 1
     except BrokenPipeError:  # what reads the output has seen enough, as `head` has
         return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM raise `KeyboardInterrupt` in the block, which so ends the processes it began."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +19,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from dotenv import dotenv_values
@@ -293,12 +291,8 @@ def _stop(process: "subprocess.Popen[str]") -> None:
         process.wait()
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def run(config: Path | None, host: str | None, port: str | None) -> int:
-    """Serve until a signal, and return the exit status: 130 after one.
+    """Serve until `KeyboardInterrupt`, and return the proxy's exit status if it ends by itself.
 
     Args:
         config: LiteLLM's YAML; None is `HERE`, or `SHIPPED` if there is none.
@@ -308,10 +302,6 @@ def run(config: Path | None, host: str | None, port: str | None) -> int:
     Raises:
         CannotRun: the proxy cannot start.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
     given = {name: value for name, value in (("HOST", host), ("PORT", port)) if value is not None}
     path = config or (HERE if HERE.exists() else SHIPPED)
-    try:
-        return serve(path, Path(".env"), {**os.environ, **given})
-    except KeyboardInterrupt:
-        return 130
+    return serve(path, Path(".env"), {**os.environ, **given})

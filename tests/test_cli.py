@@ -333,3 +333,32 @@ _Loader.yaml_implicit_resolvers = {
     first: [each for each in resolvers if each[0] != "tag:yaml.org,2002:bool" or first in "tTfF"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+
+
+def test_a_command_that_is_terminated_ends_the_proxy_that_it_started() -> None:
+    """The proxy is a stand-in here, which never says that it is ready."""
+    code = """\
+import subprocess, sys
+from optillm_hooks.cli import main
+from optillm_hooks.evaluation import own_proxy
+
+started = subprocess.Popen
+stand_in = [sys.executable, "-c", "import time; time.sleep(600)"]
+pids = []
+subprocess.Popen = lambda _, **given: (
+    process := started(stand_in, **given), pids.append(process.pid)
+)[0]
+own_proxy.any = lambda lines: (print(*pids, flush=True), any(lines))[1]
+sys.exit(main(["demo", "--problems", "1"]))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    first, proxy = process.stdout.readline(), int(process.stdout.readline())
+    assert "The proxy starts" in first
+    process.terminate()
+    _, err = process.communicate()
+    assert process.returncode == 130, err
+    assert not err
+    assert not Path(f"/proc/{proxy}").exists()
