@@ -84,7 +84,10 @@ class Params(BaseModel):
     """Whether it reads request fields that are not known here, as plugin files of OptiLLM do."""
 
     samples_field: ClassVar[str] = ""
-    """The parameter that says how many answers are sampled side by side, if there is one."""
+    """The parameter that says how many answers are sampled, at most, if there is one."""
+
+    width_fields: ClassVar[tuple[str, ...]] = ()
+    """Further parameters that are lowered with it when a worker is busy, such as rounds."""
 
     confidential: ClassVar[bool] = False
     """Whether the stage keeps from models what the client sends. It has to be the first of its
@@ -125,12 +128,14 @@ class Params(BaseModel):
 
     def narrowed(self, width: int) -> Self:
         """Return these parameters with `width` samples at most, or the fewest that there can be."""
-        samples = getattr(self, self.samples_field, None)
-        if samples is None or samples <= width:
-            return self
-        bounds = type(self).model_fields[self.samples_field].metadata
-        least = next((int(str(bound.ge)) for bound in bounds if isinstance(bound, Ge)), 1)
-        return self.model_copy(update={self.samples_field: max(width, least)})
+        fewer: dict[str, int] = {}
+        for name in (self.samples_field, *self.width_fields):
+            value = getattr(self, name, None)
+            if value is not None and value > width:
+                bounds = type(self).model_fields[name].metadata
+                least = next((int(str(bound.ge)) for bound in bounds if isinstance(bound, Ge)), 1)
+                fewer[name] = max(width, least)
+        return self.model_copy(update=fewer) if fewer else self
 
     def runs_of_rest(self) -> int:
         """Return how often a wrapper may run the stages inside it at most."""

@@ -79,6 +79,7 @@ class AbmctsParams(VerifyingParams, MeasuredParams, DraftingParams):
     model_group_fields: ClassVar[tuple[str, ...]] = ("models", "judge")
     judge_fields: ClassVar[tuple[str, ...]] = ("judge",)
     scorer_fields: ClassVar[tuple[str, ...]] = ("judge",)
+    samples_field: ClassVar[str] = "rollouts"
 
     rollouts: int = Field(default=8, ge=1, le=64, description="Maximum number of solutions.")
     parallel: int = Field(

@@ -47,6 +47,7 @@ class CotDecodingParams(CotSettings, Params):
 
     body_fields: ClassVar[Mapping[str, str]] = {"k": "k", "aggregate_paths": "aggregate_paths"}
     ignored = NoBeamSearch
+    samples_field: ClassVar[str] = "k"
 
     def check_model(self, model: str, supports: Supports) -> None:
         check_continues("cot_decoding", model, supports, "it chooses first tokens")

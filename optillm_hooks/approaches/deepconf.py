@@ -59,6 +59,8 @@ class DeepConfParams(DeepConfSettings, Params):
         "confidence_metric": "confidence_metric",
     }
     ignored = StatsSwitch
+    samples_field: ClassVar[str] = "max_traces"
+    width_fields: ClassVar[tuple[str, ...]] = ("warmup_samples",)
 
     def check_model(self, model: str, supports: Supports) -> None:
         check_top_logprobs("deepconf", model, supports, "confidence is computed from them")

@@ -151,6 +151,12 @@ class MarsParams(SettlingParams, MeasuredParams, DraftingParams):
     model_group_fields: ClassVar[tuple[str, ...]] = ("models", "judge")
     judge_fields: ClassVar[tuple[str, ...]] = ("judge",)
     body_fields = {"mars_config": "mars_config"}  # noqa: RUF012 (ClassVar of the base)
+    samples_field: ClassVar[str] = "num_agents"
+    width_fields: ClassVar[tuple[str, ...]] = (
+        "population_size",
+        "aggregation_loops",
+        "max_iterations",
+    )
 
     num_agents: int = Field(default=3, ge=1, le=16, description="Number of agents.")
     models: tuple[str, ...] = Field(
@@ -250,6 +256,11 @@ class MarsParams(SettlingParams, MeasuredParams, DraftingParams):
     @property
     def exchanges_strategies(self) -> bool:
         return self.enable_strategy_network and self.num_agents > 1
+
+    def narrowed(self, width: int) -> "MarsParams":
+        given = self.lighter() if self.lightweight else self
+        fewer = super(MarsParams, given).narrowed(width)
+        return self if fewer is given else fewer
 
     def lighter(self) -> "MarsParams":
         """Return the parameters with the values of `LIGHTWEIGHT` where none was given."""

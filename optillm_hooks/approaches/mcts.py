@@ -67,6 +67,8 @@ class MctsParams(SamplerParams, JudgedParams, DraftingParams):
     model_group_fields: ClassVar[tuple[str, ...]] = ("models", "judge")
     judge_fields: ClassVar[tuple[str, ...]] = ("judge",)
     scorer_fields: ClassVar[tuple[str, ...]] = ("judge",)
+    samples_field: ClassVar[str] = "branching"
+    width_fields: ClassVar[tuple[str, ...]] = ("simulations",)
 
     simulations: int = Field(
         default=4, ge=1, le=64, description="Maximum simulations after the first solutions."

@@ -77,6 +77,7 @@ class PlansearchParams(JudgedParams, DraftingParams):
     model_group_fields: ClassVar[tuple[str, ...]] = ("judge",)
     judge_fields: ClassVar[tuple[str, ...]] = ("judge",)
     scorer_fields: ClassVar[tuple[str, ...]] = ("judge",)
+    samples_field: ClassVar[str] = "leaves"
 
     leaves: int = Field(default=3, ge=1, le=32, description="Plans to make and answers to write.")
     observations: int = Field(default=3, ge=1, le=10, description="First-order observations.")

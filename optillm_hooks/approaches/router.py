@@ -27,7 +27,7 @@ Cost: at most `samples` calls, all concurrent, and then those of the dearest app
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal, Self
 
 from pydantic import Field
 
@@ -73,13 +73,31 @@ class RouterParams(Params):
     temperature: float = Field(
         default=0.7, gt=0, le=2, description="Samples must differ, so 0 is not allowed."
     )
+    width: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Most samples of the chosen approach; unset: as many as its default.",
+    )
+    samples_field: ClassVar[str] = "samples"
+
+    def narrowed(self, width: int) -> Self:
+        fewer = super().narrowed(width)
+        least = width if self.width is None else min(self.width, width)
+        made = fewer.model_copy(update={"width": least})
+        narrower = any(made.params_of(name) != self.params_of(name) for name in self.approaches)
+        return made if narrower else fewer
+
+    def params_of(self, name: str) -> Params:
+        """Return the parameters with which the approach `name` runs."""
+        params = get_approach(name).params()
+        return params if self.width is None else params.narrowed(self.width)
 
 
 def _cost(params: RouterParams) -> Cost:
     """Return the cost of the dearest way; the plain call at its end is counted elsewhere."""
-    costs = [found.cost(found.params()) for found in map(get_approach, params.approaches)] or [
-        Cost(0, 0)
-    ]
+    costs = [get_approach(name).cost(params.params_of(name)) for name in params.approaches]
+    costs = costs or [Cost(0, 0)]
     return Cost(
         calls=params.samples + max(0, max(cost.calls for cost in costs) - 1),
         depth=max(1, *(cost.depth for cost in costs)),
@@ -100,7 +118,7 @@ async def router(chat: Chat, rest: Rest, llm: LLM, params: RouterParams, ctx: Co
     if task not in _COMPARED:
         name = _choose(task, params)
         _note(ctx, task, name, "kind")
-        return await _led_by(name, rest, ctx)(chat)
+        return await _led_by(name, rest, params, ctx)(chat)
     marked = needs_mark(chat, ctx)
     asked = reasoning_aloud(chat, llm, ctx, marked=marked)
     sampling = Sampling(temperature=params.temperature)
@@ -121,7 +139,7 @@ async def router(chat: Chat, rest: Rest, llm: LLM, params: RouterParams, ctx: Co
     if name == PLAIN:
         return first
     ctx.offer(first)
-    return await _led_by(name, rest, ctx)(chat)
+    return await _led_by(name, rest, params, ctx)(chat)
 
 
 async def _task(chat: Chat, ctx: Context) -> Task:
@@ -140,11 +158,11 @@ def _choose(task: Task, params: RouterParams) -> str:
     return next(usable, PLAIN)
 
 
-def _led_by(name: str, rest: Rest, ctx: Context) -> Rest:
+def _led_by(name: str, rest: Rest, params: RouterParams, ctx: Context) -> Rest:
     if name == PLAIN:
         return rest
     ctx.progress(f"answering by {name}")
-    return rest.behind(name)
+    return rest.behind(name, **params.params_of(name).model_dump(exclude_unset=True))
 
 
 def _note(ctx: Context, task: Task, chosen: str, reason: str) -> None:

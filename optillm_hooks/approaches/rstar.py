@@ -101,6 +101,7 @@ class RstarParams(DraftingParams):
         "rstar_c": "c",
     }
     model_group_fields: ClassVar[tuple[str, ...]] = ("discriminator",)
+    samples_field: ClassVar[str] = "num_rollouts"
 
     max_depth: int = Field(
         default=3,

@@ -23,6 +23,7 @@ from optillm_hooks.gateway.failures import over_budget, to_proxy
 from optillm_hooks.gateway.inner_call import inner_call
 from optillm_hooks.gateway.local_models import allowing_reasoning, for_local, is_local
 from optillm_hooks.gateway.messages_route import CONVERTED
+from optillm_hooks.gateway.metrics import count_switched_off
 from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.planning import plan_request
 from optillm_hooks.gateway.prepared import (
@@ -89,6 +90,7 @@ class Hook(CustomLogger):
         attach(client, request)
         if planned.switched_off:
             client.instead = client.model if prepared is None else prepared.base
+            count_switched_off(client.instead)
         if prepared is None:
             return request
         if prepared.selection.passes_through:

@@ -78,6 +78,7 @@ class _Conversation(Watch):
         prepared, owner = started.prepared, started.request.services.owner
         told = log_fields(prepared, seconds=end.seconds, error=end.error)
         answers, whole = self._answers()
+        ids = _CallIds()
         facts: dict[str, Json] = {
             "call_id": told.pop("call_id"),
             "otel_trace_id": prepared.trace.trace_id or None,
@@ -92,8 +93,8 @@ class _Conversation(Watch):
         return _Entry(
             datetime.now(UTC),
             facts,
-            tuple(_plain_message(message) for message in started.request.chat),
-            tuple(_plain_message(_as_message(answer)) for answer in answers),
+            tuple(_plain_message(message, ids) for message in started.request.chat),
+            tuple(_plain_message(_as_message(answer), ids) for answer in answers),
             [answer.finish_reason if whole else None for answer in answers],
         )
 
@@ -129,13 +130,32 @@ def _as_message(answer: Answer) -> Message:
     return message
 
 
-def _plain_message(message: Message) -> Message:
+class _CallIds(dict[Json, str]):
+    """Numbers in place of the ids of tool calls, which a client can choose freely."""
+
+    def __missing__(self, given: Json) -> str:
+        made = self[given] = f"call_{len(self) + 1}"
+        return made
+
+
+def _plain_message(message: Message, ids: _CallIds) -> Message:
     """Return a message without images, sound and files, of which only the type is kept."""
     content = message.content
     if isinstance(content, tuple):
         content = tuple(_plain_part(part) for part in content)
     fields = {k: v for k, v in message.fields.items() if k not in _OMITTED and v is not None}
+    if isinstance(answered := fields.get("tool_call_id"), str):
+        fields["tool_call_id"] = ids[answered]
+    if isinstance(calls := fields.get("tool_calls"), list):
+        fields["tool_calls"] = [_numbered(call, ids) for call in calls]
     return replace(message, content=content, fields=fields)
+
+
+def _numbered(call: Json, ids: _CallIds) -> Json:
+    """Return a tool call with a number in place of its id."""
+    if isinstance(call, dict) and isinstance(given := call.get("id"), str):
+        return {**call, "id": ids[given]}
+    return call
 
 
 def _plain_part(part: Fields) -> Fields:

@@ -53,7 +53,7 @@ from optillm_hooks.gateway.estimates import dry_outcome
 from optillm_hooks.gateway.failures import as_sample_errors, budgets_as_sample_errors, to_litellm
 from optillm_hooks.gateway.host_limits import seconds_left
 from optillm_hooks.gateway.inner_call import inner_call
-from optillm_hooks.gateway.kill_switch import as_plain, is_off
+from optillm_hooks.gateway.kill_switch import SWITCHED_OFF, as_plain, is_off
 from optillm_hooks.gateway.local_models import LOCAL_PROVIDER
 from optillm_hooks.gateway.messages_route import (
     END_OF_PROGRESS,
@@ -420,7 +420,7 @@ async def _admitted(
             before=before,
         )
     if switched_off:
-        prepared.trace.note("switched_off")
+        prepared.trace.note(SWITCHED_OFF)
     if of_client and client is not None:
         client.prepared = prepared
     return prepared

@@ -7,6 +7,7 @@ key or a team (`optillm: off` in its metadata).
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
+from typing import Final
 
 from litellm.proxy._types import UserAPIKeyAuth
 
@@ -16,6 +17,9 @@ from optillm_hooks.gateway.selection import Selection
 from optillm_hooks.pipeline.expression import Call
 from optillm_hooks.pipeline.plan import PASS_THROUGH, Plan, resolve
 from optillm_hooks.settings import approaches_disabled
+
+SWITCHED_OFF: Final = "switched_off"
+"""How reports, headers and metrics call a plain answer in place of an approach."""
 
 
 def is_off(key: UserAPIKeyAuth | None) -> bool:

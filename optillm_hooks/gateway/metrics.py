@@ -12,9 +12,11 @@ from typing import Final
 from prometheus_client import Counter, Gauge, Histogram
 
 from optillm_hooks.gateway.deployments import proxy_router
+from optillm_hooks.gateway.kill_switch import SWITCHED_OFF
 from optillm_hooks.gateway.observers import Ended, Started, Watch
 from optillm_hooks.gateway.prepared import Prepared
 from optillm_hooks.gateway.selection import Selection
+from optillm_hooks.pipeline.plan import PASS_THROUGH
 from optillm_hooks.trace import CallRecord, Trace
 
 _REQUEST: Final = ("approach", "model_group")
@@ -22,7 +24,7 @@ _SECONDS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 _TIMES: Final = (1, 2, 3, 4, 5, 8, 12, 16, 24, 32, 64, 128)
 
 REQUESTS: Final = Counter(
-    "optillm_requests_total", "Requests that ran a plan.", (*_REQUEST, "outcome")
+    "optillm_requests_total", "Requests for approaches.", (*_REQUEST, "outcome")
 )
 CALLS: Final = Counter(
     "optillm_calls_total",
@@ -155,6 +157,8 @@ class _Counted(Watch):
             return self._trace.stopped_by
         if end.error or self._prepared.outcome is None:
             return "error"
+        if any(name == SWITCHED_OFF for name, _ in self._trace.events):
+            return SWITCHED_OFF
         return "degraded" if self._prepared.outcome.report.degraded else "ok"
 
 
@@ -172,6 +176,11 @@ class QueueMetrics:
 def count_brownout(prepared: Prepared, width: int) -> None:
     """Count a request that runs with at most `width` samples."""
     BROWNOUT_REQUESTS.labels(group_label(prepared.base), str(width)).inc()
+
+
+def count_switched_off(base: str) -> None:
+    """Count a request that the kill switch has made a plain call of `base`."""
+    REQUESTS.labels(PASS_THROUGH, group_label(base), SWITCHED_OFF).inc()
 
 
 def _agreements(events: Sequence[tuple[str, Mapping[str, object]]]) -> Iterator[float]:

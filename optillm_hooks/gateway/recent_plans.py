@@ -7,7 +7,7 @@ it. Each belongs to the key that asked for it.
 import asyncio
 import json
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -52,12 +52,18 @@ class KeptPlan(NamedTuple):
 
 
 class RecentPlans:
-    """An LRU store of ended plans, bounded in number and in size. It observes all requests."""
+    """A store of ended plans, bounded in number and in size. It observes all requests.
+
+    If it is full, the least recently used plan goes of the owner who takes most room: one with many
+    requests cannot push out the plans of others.
+    """
 
     def __init__(self, max_chars: int = MAX_CHARS) -> None:
-        self._plans: OrderedDict[tuple[Whose | None, str], KeptPlan] = OrderedDict()
+        self._plans: dict[Whose | None, OrderedDict[str, KeptPlan]] = {}
+        """Plans by owner and id; in both, the least recently used ones come first."""
+
+        self._chars = Counter[Whose | None]()
         self._max_chars = max_chars
-        self._chars = 0
 
     def begin(self, started: Started, /) -> Watch | None:
         settings = read_settings().page
@@ -66,38 +72,53 @@ class RecentPlans:
         return _Recorder(self, started, settings)
 
     def keep(self, call_id: str, plan: KeptPlan, max_plans: int) -> None:
-        """Keep a plan in place of its owner's with the same id. The least recently used ones go.
+        """Keep a plan in place of its owner's with the same id.
 
         One that is larger than the whole store is not kept.
         """
         if len(plan.text) > self._max_chars:
             return
-        at = (plan.whose, call_id)
-        if (before := self._plans.pop(at, None)) is not None:
-            self._chars -= len(before.text)
-        self._plans[at] = plan
-        self._chars += len(plan.text)
-        while len(self._plans) > max_plans or self._chars > self._max_chars:
-            _, gone = self._plans.popitem(last=False)
-            self._chars -= len(gone.text)
+        before = self._used(plan.whose).pop(call_id, None)
+        self._chars[plan.whose] += len(plan.text) - (0 if before is None else len(before.text))
+        self._plans[plan.whose][call_id] = plan
+        while sum(map(len, self._plans.values())) > max_plans:
+            self._drop_of(max(self._plans, key=lambda whose: len(self._plans[whose])))
+        while self._chars.total() > self._max_chars:
+            self._drop_of(max(self._plans, key=self._chars.__getitem__))
+
+    def _used(self, whose: Whose | None) -> OrderedDict[str, KeptPlan]:
+        """Return the plans of an owner, who is the last to have used any."""
+        plans = self._plans[whose] = self._plans.pop(whose, OrderedDict())
+        return plans
+
+    def _drop_of(self, whose: Whose | None) -> None:
+        """Drop the least recently used plan of an owner."""
+        _, gone = self._plans[whose].popitem(last=False)
+        self._chars[whose] -= len(gone.text)
+        if not self._plans[whose]:
+            del self._plans[whose], self._chars[whose]
 
     def summaries(self, whose: Whose | None, *, everyones: bool, limit: int) -> list[Json]:
         """Return the summaries of the plans that a caller may see, the latest first."""
-        seen = [
-            plan
-            for plan in self._plans.values()
-            if everyones or (whose is not None and plan.whose == whose)
-        ]
+        owners = self._visible(whose, everyones=everyones)
+        seen = [plan for owner in owners for plan in self._plans[owner].values()]
         seen.sort(key=lambda plan: plan.ended_at, reverse=True)
         return [plan.summary for plan in seen[:limit]]
 
     def find(self, call_id: str, whose: Whose | None, *, everyones: bool) -> str | None:
         """Return a plan as JSON and mark it as used; None if the caller has none of that id."""
-        for at in reversed(self._plans):
-            if at[1] == call_id and (everyones or (whose is not None and at[0] == whose)):
-                self._plans.move_to_end(at)
-                return self._plans[at].text
+        for owner in self._visible(whose, everyones=everyones):
+            if call_id in self._plans[owner]:
+                plans = self._used(owner)
+                plans.move_to_end(call_id)
+                return plans[call_id].text
         return None
+
+    def _visible(self, whose: Whose | None, *, everyones: bool) -> list[Whose | None]:
+        """Return the owners whose plans a caller may see, who used one last first."""
+        if everyones:
+            return [*reversed(self._plans)]
+        return [whose] if whose is not None and whose in self._plans else []
 
 
 PLANS: Final = RecentPlans()

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from optillm_hooks.errors import OptiLLMError
 from optillm_hooks.gateway.estimates import estimate
+from optillm_hooks.gateway.kill_switch import SWITCHED_OFF
 from optillm_hooks.gateway.prepared import Prepared
 from optillm_hooks.pipeline.events import Report
 from optillm_hooks.pipeline.plan import PASS_THROUGH
@@ -80,7 +81,7 @@ def headers_of_plain(model: str) -> dict[str, str]:
         {
             "x-optillm-approach": PASS_THROUGH,
             "x-optillm-base-model": model,
-            "x-optillm-degraded": "switched_off",
+            "x-optillm-degraded": SWITCHED_OFF,
         }
     )
 

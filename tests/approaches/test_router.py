@@ -203,3 +203,11 @@ async def test_the_clients_temperature_is_that_of_the_chosen_approach_too() -> N
     request = Request(plan=plan, base="base", chat=chat("What is 1+1?"), client=client)
     await run(request, {"base": llm}.__getitem__)
     assert {sampling.temperature for _, sampling in llm.calls} == {0.3}
+
+
+async def test_its_width_is_that_of_the_approach_that_it_chooses() -> None:
+    llm = ScriptedLLM(["ANSWER: 390", "ANSWER: 391", "ANSWER: 392"])
+    outcome = await ended(llm, "What is 17*23?", "router(width=1)")
+    llm.assert_used_up()
+    assert outcome.answers[0].text == "392"
+    assert note(outcome)["chosen"] == "self_consistency"

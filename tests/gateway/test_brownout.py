@@ -87,6 +87,13 @@ def test_it_is_off_by_default(load: int) -> None:
         ("fusion(models=[a;b;c;d])", None, None),
         ("genselect(n=8)", None, None),
         ("re2&bon(n=6)", 6, 1),
+        ("mcts(first_m=3)", 12, 4),
+        ("rstar", 12, 4),
+        ("abmcts", 3, 1),
+        ("plansearch(leaves=9)", 10, 3),
+        ("mars", 22, 4),
+        ("mars(lightweight=true)", 3, 2),
+        ("router(approaches=[self_consistency])", 5, 3),
         ("self_consistency(n=2)", 2, 1),
     ],
 )
@@ -111,4 +118,17 @@ def test_every_approach_can_be_narrowed_to_valid_parameters() -> None:
         assert type(params).model_validate(narrowed.model_dump(exclude_unset=False)) == narrowed
         if approach.cost(narrowed).calls < approach.cost(params).calls:
             narrower.add(approach.name)
-    assert {"bon", "cepo", "deepthink", "fusion", "moa", "pvg", "rsa", "verified"} <= narrower
+    assert narrower >= {
+        *("abmcts", "bon", "cepo", "deepthink", "fusion", "mars", "mcts", "moa", "plansearch"),
+        *("pvg", "router", "rsa", "rstar", "verified"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("expression", "at_three", "at_one"),
+    [("cot_decoding", 4, 2), ("deepconf", 3, 1), ("autothink", 2, 2)],
+)
+def test_a_decoder_tries_fewer_branches(expression: str, at_three: int, at_one: int) -> None:
+    plan = resolve(parse(expression))
+    made = [plan.narrowed(width).calls(decoded_remotely=True) for width in (3, 1)]
+    assert made == [at_three, at_one]

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,13 @@ async def logged(
     folder: Path,
     privacy: dict[str, Any] | None = None,
     model: str = "reread",
+    asked: Sequence[Mapping[str, object]] = ASKED,
     **log: object,
 ) -> dict[str, Any]:
     """Return the line of a request with these settings."""
     settings = {"conversation_log": {"directory": str(folder), **log}, "privacy": privacy or {}}
     monkeypatch.setattr(litellm, "optillm_settings", settings, raising=False)
-    await router.acompletion(model=model, messages=ASKED)
+    await router.acompletion(model=model, messages=[*asked])
     await SEARCHES.ended()
     files = files_in(str(folder), ConversationLogSettings().max_bytes_per_day, None)
     files.thread.shutdown()  # once it has written
@@ -80,6 +81,24 @@ async def test_credentials_are_replaced_whatever_the_operator_calls_private(
     line = await logged(router, monkeypatch, tmp_path, {"entities": ["PHONE"]})
     text = line["messages"][0]["content"]
     assert (ADDRESS in text, KEY in text) == (True, False)
+
+
+async def test_ids_of_tool_calls_are_numbers(
+    router: litellm.Router, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A client can write anything into them, and they are not searched for private values."""
+    called = {"type": "function", "function": {"name": "look", "arguments": "{}"}}
+    ids = (KEY, ADDRESS)
+    turns = [
+        {"role": "assistant", "tool_calls": [{"id": each, **called} for each in ids]},
+        *({"role": "tool", "tool_call_id": each, "content": "seen"} for each in reversed(ids)),
+    ]
+    line = await logged(router, monkeypatch, tmp_path, asked=[*ASKED, *turns])
+    _, asking, *answers = line["messages"]
+    assert [call["id"] for call in asking["tool_calls"]] == ["call_1", "call_2"]
+    assert [answer["tool_call_id"] for answer in answers] == ["call_2", "call_1"]
+    assert KEY not in json.dumps(line)
+    assert ADDRESS not in json.dumps(line)
 
 
 async def test_no_texts(

@@ -13,6 +13,7 @@ from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway import admission
 from optillm_hooks.gateway.kill_switch import is_off
 from optillm_hooks.gateway.planning import plan_request
+from tests.gateway.test_metrics import Growth
 from tests.proxy import Proxy, alias, hooked_config, model_group
 from tests.upstream import Call, Fault, Script, Status, Upstream
 
@@ -26,6 +27,7 @@ SWITCHED_OFF = {
     "x-optillm-base-model": "base",
     "x-optillm-degraded": "switched_off",
 }
+COUNTED = {"approach": "none", "model_group": "base", "outcome": "switched_off"}
 QUESTION = "What is six times seven?"
 FORMS: dict[str, dict[str, Any]] = {
     "alias": {"model": "three"},
@@ -83,10 +85,13 @@ def test_every_form_is_one_plain_call_of_the_base(
     proxy: Proxy, upstream: Upstream, route: str, form: str, stream: bool
 ) -> None:
     upstream.play(Script())
+    grown = Growth(proxy)
     answer = proxy.post(route, body_for(route, FORMS[form], stream=stream), key="sk-all")
     assert answer.status_code == 200, answer.text
     assert "42" in answer.text
     assert {name: answer.headers.get(name) for name in SWITCHED_OFF} == SWITCHED_OFF
+    assert grown.sum("optillm_requests_total") == 1
+    assert grown.sum("optillm_requests_total", **COUNTED) == 1
     [call] = upstream.calls
     assert call.body["model"] == "base"
     assert call.text.strip() == QUESTION
@@ -151,8 +156,11 @@ def test_an_alias_that_is_a_fallback_makes_one_call_too(
 
     upstream.play(Script(fault=broken))
     body = body_for(ROUTES[0], {"model": model}, stream=stream)
+    grown = Growth(proxy)
     answer = proxy.post(ROUTES[0], body, key="sk-all")
     assert answer.status_code == 200, answer.text
+    asked = 1 + (model == "failing")  # a fallback's plan counts too
+    assert grown.sum("optillm_requests_total", outcome="switched_off") == asked
     assert [call.body["model"] for call in upstream.calls] == ["broken", "base"]
     assert '"approach": "none"' in answer.text.replace('":"', '": "')
     assert "switched_off" in answer.text

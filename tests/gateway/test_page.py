@@ -213,6 +213,18 @@ def test_the_store_is_bounded_in_size_and_counts_a_replaced_plan_once() -> None:
     assert len(plans.summaries(ANNA, everyones=False, limit=9)) == 2
 
 
+def test_a_key_with_many_plans_pushes_out_its_own_only() -> None:
+    plans = RecentPlans(max_chars=100)
+    plans.keep("one", kept(BEN, 0, "x" * 10), 5)
+    for at in range(1, 20):
+        plans.keep(str(at), kept(ANNA, at), 5)
+    assert len(plans.summaries(ANNA, everyones=False, limit=9)) == 4
+    for at in range(20, 30):
+        plans.keep(str(at), kept(ANNA, at, "x" * 40), 5)
+    assert len(plans.summaries(ANNA, everyones=False, limit=9)) == 2
+    assert plans.find("one", BEN, everyones=False)
+
+
 def test_two_keys_may_send_the_same_id() -> None:
     plans = RecentPlans()
     plans.keep("id", kept(ANNA, 1, "anna's"), 9)

@@ -55,7 +55,7 @@ def read_sections(config: Mapping[str, Any]) -> tuple[Sections, list[Problem]]:
         if isinstance(value, Mapping):
             return {str(name): each for name, each in value.items()}
         if value is not None:
-            got = shown(value, path)
+            got = ", got a text" if isinstance(value, str) else shown(value, path)
             wrong.append(Problem(path, f"must be a mapping, such as `name: value`{got}"))
         return {}
 
