@@ -89,11 +89,11 @@ async def test_ids_of_tool_calls_are_numbers(
     """A client can write anything into them, and they are not searched for private values."""
     called = {"type": "function", "function": {"name": "look", "arguments": "{}"}}
     ids = (KEY, ADDRESS)
-    turns = [
+    turns: list[dict[str, object]] = [
         {"role": "assistant", "tool_calls": [{"id": each, **called} for each in ids]},
         *({"role": "tool", "tool_call_id": each, "content": "seen"} for each in reversed(ids)),
     ]
-    line = await logged(router, monkeypatch, tmp_path, asked=[*ASKED, *turns])
+    line = await logged(router, monkeypatch, tmp_path, asked=(*ASKED, *turns))
     _, asking, *answers = line["messages"]
     assert [call["id"] for call in asking["tool_calls"]] == ["call_1", "call_2"]
     assert [answer["tool_call_id"] for answer in answers] == ["call_2", "call_1"]
