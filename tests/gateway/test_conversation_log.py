@@ -88,10 +88,10 @@ async def test_ids_of_tool_calls_are_numbers(
 ) -> None:
     """A client can write anything into them, and they are not searched for private values."""
     called = {"type": "function", "function": {"name": "look", "arguments": "{}"}}
-    ids = (KEY, ADDRESS)
     turns: list[dict[str, object]] = [
-        {"role": "assistant", "tool_calls": [{"id": each, **called} for each in ids]},
-        *({"role": "tool", "tool_call_id": each, "content": "seen"} for each in reversed(ids)),
+        {"role": "assistant", "tool_calls": [{"id": each, **called} for each in (KEY, ADDRESS)]},
+        {"role": "tool", "tool_call_id": ADDRESS, "content": "seen"},
+        {"role": "tool", "tool_call_id": KEY, "content": "seen"},
     ]
     line = await logged(router, monkeypatch, tmp_path, asked=(*ASKED, *turns))
     _, asking, *answers = line["messages"]
