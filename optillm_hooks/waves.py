@@ -166,6 +166,8 @@ class _Race:
         samples = list(self.samples)
         if (m := self.params.first_m) is not None:
             return "stop" if len(samples) >= m else "wait"
+        if len(samples) >= self.n:
+            return "stop"  # none is missing, whatever they say
         in_first = len(samples) <= self.first < self.n
         may_be_decided = not self.judged and len(samples) >= max(self.not_before, self.n // 2 + 1)
         if not (in_first or may_be_decided or self.escalates):

@@ -253,6 +253,16 @@ async def test_where_n_is_honoured_the_price_of_the_prompt_decides(
     assert len(llm.calls) == 1
 
 
+async def test_the_last_samples_are_not_read_as_nothing_depends_on_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted: list[object] = []
+    monkeypatch.setattr(waves, "count_votes", lambda *given: counted.append(given))
+    ctx = context()
+    assert await sample(ScriptedLLM([A, B, C], max_n=3), 3, ctx) == [A, B, C]
+    assert (counted, ctx.trace.lost, ctx.trace.calls_saved) == ([], (), 0)
+
+
 class Sparing(AnsweringLLM):
     """Answers a call for several with one choice."""
 

@@ -14,6 +14,7 @@ from optillm_hooks.gateway.startup import (
     load_what_is_allowed,
     log_problems,
     mount_routes,
+    remember_what_is_missing,
     spare_the_collector,
     use_litellm_logging,
 )
@@ -25,6 +26,7 @@ log_problems()
 mount_routes()
 spare_the_collector()
 keep_finalizers_off_contexts()
+remember_what_is_missing()
 metrics = Metrics()
 QUEUE.watches.append(QueueMetrics())
 OBSERVERS.extend([metrics, Traces(metrics.label), PLANS, ConversationLog()])

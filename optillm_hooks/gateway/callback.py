@@ -21,6 +21,7 @@ from optillm_hooks.gateway.deployments import alias_model, proxy_router
 from optillm_hooks.gateway.estimates import count_prompt
 from optillm_hooks.gateway.failures import over_budget, to_proxy
 from optillm_hooks.gateway.inner_call import inner_call
+from optillm_hooks.gateway.listed_prices import without_listed_prices
 from optillm_hooks.gateway.local_models import allowing_reasoning, for_local, is_local
 from optillm_hooks.gateway.messages_route import CONVERTED
 from optillm_hooks.gateway.metrics import count_switched_off
@@ -102,13 +103,13 @@ class Hook(CustomLogger):
     async def async_pre_call_deployment_hook(
         self,
         kwargs: dict[str, Any],
-        call_type: CallTypes | None,  # noqa: ARG002 (LiteLLM's signature)
+        call_type: CallTypes | None,
     ) -> dict[str, Any] | None:
         """Note the deployment that the router has chosen for a client, or for a plan's own call.
 
         The headers of a stream tell of the deployment's plan. LiteLLM's log of a plan's call is
         where it is booked if it is cut off. An alias that answers it may get fields of reasoning,
-        and so may a local model.
+        and so may a local model. Prices that LiteLLM knows are not told again.
         """
         metadata = metadata_of(kwargs)
         client, router = attached(metadata), proxy_router()
@@ -116,11 +117,11 @@ class Hook(CustomLogger):
             note_log(kwargs)
             if alias_model({"litellm_params": kwargs}) is not None:
                 return allowing_reasoning(kwargs, "verbosity")
-            made = within_held_cost(kwargs, inner, str(metadata.get("model_group")))
-            return for_local(made or kwargs) if is_local(kwargs) else made
-        if client is not None and router and metadata.get("model_group") == client.model:
+            kwargs = within_held_cost(kwargs, inner, str(metadata.get("model_group"))) or kwargs
+        elif client is not None and router and metadata.get("model_group") == client.model:
             _note_deployment(client, router, metadata, kwargs.get("temperature"))
-        return for_local(kwargs) if is_local(kwargs) else None
+        made = for_local(kwargs) if is_local(kwargs) else kwargs
+        return without_listed_prices(made) if call_type is CallTypes.acompletion else made
 
     async def async_log_success_event(
         self,

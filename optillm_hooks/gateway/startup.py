@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 from typing import Final
@@ -65,6 +66,16 @@ def spare_the_collector() -> None:
     """
     if proxy_module() is not None:
         gc.freeze()
+
+
+def remember_what_is_missing() -> None:
+    """Have Python remember that Prisma is not installed, if this process runs the proxy.
+
+    Without a database it is not, but LiteLLM tries to import it for every call that it counts, and
+    Python looks through all folders each time for a package that it has not found.
+    """
+    if proxy_module() is not None and find_spec("prisma") is None:
+        sys.modules["prisma"] = None  # type: ignore[assignment] # Python's mark of a missing module
 
 
 def keep_finalizers_off_contexts() -> None:

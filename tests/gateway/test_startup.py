@@ -1,6 +1,7 @@
 """Our part of the proxy's start: its log, and the problems of its configuration."""
 
 import gc
+import importlib
 import logging
 import socket
 import sys
@@ -18,6 +19,7 @@ from litellm.litellm_core_utils.streaming_handler import CustomStreamWrapper
 from optillm_hooks.gateway.startup import (
     keep_finalizers_off_contexts,
     log_problems,
+    remember_what_is_missing,
     use_litellm_logging,
 )
 from tests.proxy import alias, hooked_config, model_group
@@ -162,3 +164,24 @@ def collecting_a_stream_sets_a_variable() -> bool:
     del stream
     gc.collect()
     return told.get()
+
+
+def test_python_does_not_look_again_for_a_package_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Looks:
+        found = 0
+
+        def find_spec(self, name: str, *_: object) -> None:
+            self.found += name == "prisma"
+
+    looks = Looks()
+    monkeypatch.setitem(sys.modules, "prisma", None)  # put back after the test
+    del sys.modules["prisma"]
+    stock_loggers(monkeypatch)
+    remember_what_is_missing()
+    monkeypatch.setattr(sys, "meta_path", [looks, *sys.meta_path])
+    with pytest.raises(ModuleNotFoundError, match="prisma"):
+        importlib.import_module("prisma.errors")
+    assert looks.found == 0
+    remember_what_is_missing()
