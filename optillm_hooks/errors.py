@@ -187,7 +187,7 @@ class BudgetExceeded(SampleError):
 
 
 class SamplesFailed(SampleError):
-    """Fewer samples finished than the approach needs.
+    """Fewer samples finished than the approach needs. A call without budget is none that failed.
 
     Its status is that of the first failure, or of one that rejects the prompt: the samples after it
     were cancelled.
@@ -196,8 +196,9 @@ class SamplesFailed(SampleError):
     def __init__(self, errors: Sequence[SampleError]) -> None:
         self.errors = tuple(leaf for error in errors for leaf in _leaves(error))
         reasons = "; ".join(dict.fromkeys(str(e) or type(e).__name__ for e in self.errors))
-        calls = "a call" if len(self.errors) == 1 else f"{len(self.errors)} calls"
-        super().__init__(f"{calls} failed: {reasons}")
+        made = sum(not isinstance(e, BudgetExceeded) for e in self.errors)
+        calls = "a call failed" if made == 1 else f"{made} calls failed"
+        super().__init__(f"{calls}: {reasons}" if made else reasons)
         if self.errors:
             first = next((e for e in self.errors if e.rejects_prompt), self.errors[0])
             self.status, self.code, self.retry_after = first.status, first.code, first.retry_after

@@ -32,6 +32,7 @@ from optillm_hooks.errors import (
     RequestRejected,
 )
 from optillm_hooks.gateway.admission import admit
+from optillm_hooks.gateway.applied_limits import tell_limit
 from optillm_hooks.gateway.brownout import BROWNOUT
 from optillm_hooks.gateway.caller import (
     Caller,
@@ -202,7 +203,8 @@ class Provider(CustomLLM):
                 drop_params=bool(litellm_params.get("drop_params")),
             )
         timeout = Limits(deadline_s=_seconds(call.get("timeout")))
-        host = Limits(deadline_s=seconds_left(stream=stream))
+        host = timeout.lowered(Limits(deadline_s=seconds_left(stream=stream)))
+        prepared.host_s = host.deadline_s
         of_client = _client(call)
         limits = prepared.limits if of_client is None else of_client.begin(prepared)
         settings = read_settings()
@@ -220,7 +222,7 @@ class Provider(CustomLLM):
             chat=read_chat(with_files(messages) if prepared.route == "messages" else messages),
             client=client,
             n=optional.get("n") or 1,
-            limits=limits.lowered(timeout).lowered(host),
+            limits=limits.lowered(host),
             on_error=prepared.settings.on_error,
             progress=prepared.settings.progress,
             scorers=_scorers(router, caller, prepared),
@@ -333,6 +335,7 @@ def _as_litellm_errors(
         client = _client(call)
         if client is not None and client.prepared is not None:
             client.prepared.error = exc
+            tell_limit(exc, client.prepared)
         # LiteLLM reports a bad request if the chain of exceptions contains an AttributeError.
         exc.__cause__ = exc.__context__ = None
         routed = before_stream() and "model_group" in metadata_of(call.get("litellm_params") or {})

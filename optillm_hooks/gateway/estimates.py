@@ -5,12 +5,12 @@ with replies of usual length, and a high one, with the longest that the models w
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 import litellm
 
-from optillm_hooks.budget import Limits
+from optillm_hooks.gateway.applied_limits import applied_limits
 from optillm_hooks.gateway.prepared import Prepared
 from optillm_hooks.pipeline.events import Outcome, Report
 from optillm_hooks.pipeline.plan import cost_of
@@ -139,30 +139,13 @@ def _plan_object(prepared: Prepared, found: Estimate) -> dict[str, Json]:
         "prompt_tokens": prepared.prompt_tokens,
         "tokens": _rounded(found.tokens, 0),
         "cost_usd": None if found.cost_usd is None else _rounded(found.cost_usd, 8),
-        "limits": _limits(prepared),
+        "limits": {
+            name: {"value": limit.value, "from": limit.source}
+            for name, limit in applied_limits(prepared).items()
+        },
     }
 
 
 def _rounded(found: Range, digits: int) -> dict[str, Json]:
     low, high = round(found.low, digits), round(found.high, digits)
     return {"low": low, "high": high} if digits else {"low": int(low), "high": int(high)}
-
-
-def _limits(prepared: Prepared) -> dict[str, Json]:
-    """Return each limit that applies, with where it comes from."""
-    selection = prepared.selection
-    operators = "alias" if selection.on_alias else "optillm_settings"
-    sources: list[tuple[str, Limits]] = [
-        (operators, selection.settings.limits()),
-        ("key or team", selection.of_key),
-        ("request", selection.asked),
-        (selection.calls.setting, Limits(max_calls=selection.calls.max_calls)),
-    ]
-    given = {name: value for name, value in asdict(selection.limits).items() if value is not None}
-    return {
-        name: {
-            "value": value,
-            "from": next((of for of, limits in sources if getattr(limits, name) == value), None),
-        }
-        for name, value in given.items()
-    }

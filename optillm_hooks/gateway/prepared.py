@@ -54,6 +54,9 @@ class Prepared:
     """About how many tokens the client's text has; 0 outside a proxy."""
 
     trace: Trace = field(default_factory=Trace)
+    host_s: float | None = None
+    """Seconds that LiteLLM's own timeouts leave to the request, once it runs."""
+
     outcome: Outcome | None = None
     """The result, once there is one; the response headers are made from it."""
 

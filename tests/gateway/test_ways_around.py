@@ -182,7 +182,10 @@ def test_the_clients_limits_hold_for_a_fallbacks_plan(
     upstream.play(Script())
     fields: dict[str, Any] = {"fallbacks": ["careful"], "stream": streamed}
     refused = ask(proxy, "lent", optillm_limits={"max_tokens_total": 1}, **fields)
-    assert "no room left under max_tokens_total" in refused.text
+    assert (
+        "no room left under max_tokens_total (max_tokens_total is 1; it is set by "
+        "optillm_limits of the request)"
+    ) in refused.text
     assert upstream.calls == []
 
 
