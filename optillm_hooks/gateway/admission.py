@@ -29,17 +29,17 @@ from optillm_hooks.decoding.field import FIELD as DECODING
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway.budgets import check_budgets
 from optillm_hooks.gateway.caller import Caller, check_access, model_for_key
-from optillm_hooks.gateway.deployments import alias_model, deployments, is_configured
+from optillm_hooks.gateway.deployments import alias_model, deployments, is_configured, names_for
 from optillm_hooks.gateway.inner_call import InnerCall
 from optillm_hooks.gateway.key_limits import key_limits
 from optillm_hooks.gateway.model_facts import FactsOf, cached_model_facts
-from optillm_hooks.gateway.model_names import PROVIDER, Named, refuse_second_prefix
+from optillm_hooks.gateway.model_names import PROVIDER, Named, from_prefix, refuse_second_prefix
 from optillm_hooks.gateway.prepared import Prepared, Route
 from optillm_hooks.gateway.rates import ModelRates
 from optillm_hooks.gateway.selection import Selection, unknown_prefix
 from optillm_hooks.gateway.services import services_for
 from optillm_hooks.pipeline.plan import Chain, Plan
-from optillm_hooks.settings import Settings, forbidden
+from optillm_hooks.settings import Settings, forbidden, meant
 
 _SINGLE_ANSWER_ROUTES: frozenset[Route] = frozenset({"messages", "responses"})
 """Routes whose responses have no list of choices."""
@@ -176,18 +176,42 @@ def _check_choices(selection: Selection, n: object, route: Route, max_choices: i
         )
 
 
-async def refuse_unknown_prefix(model: object, router: Router, key: UserAPIKeyAuth) -> None:
-    """Refuse a model name with a misspelt approach, unless the key may not call its base.
+async def refuse_unknown_model(
+    data: Mapping[str, Any], router: Router, key: UserAPIKeyAuth
+) -> None:
+    """Refuse a model name with a misspelt approach, or one that is nearly that of a model.
+
+    Only models that the key may call are named. Other unknown names, and all where there is a
+    fallback for them, are left to LiteLLM.
 
     Raises:
-        RequestRejected: the message has the approaches, or the one that is meant.
+        RequestRejected: the message has the approaches, or the name that is meant.
     """
-    mistake = unknown_prefix(model, router, key) if isinstance(model, str) else None
-    if mistake is None:
+    model = data.get("model")
+    if not isinstance(model, str):
         return
-    with suppress(ProxyException):
-        await check_access(mistake.base, key, router)
-        raise mistake.error
+    mistake = unknown_prefix(model, router, key)
+    if mistake is not None:
+        with suppress(ProxyException):
+            await check_access(mistake.base, key, router)
+            raise mistake.error
+        return
+    if data.get("fallbacks") or _may_serve(router, model, key):
+        return
+    if hint := meant(model, names_for(router, key)):
+        raise RequestRejected(f"no model {model!r} is configured{hint}", param="model")
+
+
+def _may_serve(router: Router, model: str, key: UserAPIKeyAuth) -> bool:
+    """Return whether a plan, or LiteLLM by whatever setting, may have an answer for `model`."""
+    return bool(
+        from_prefix(model)
+        or deployments(router, model, key)
+        or model in router.deployment_names
+        or router.fallbacks
+        or router.default_deployment
+        or router.router_general_settings.pass_through_all_models
+    )
 
 
 async def _check_access(selection: Selection, router: Router, key: UserAPIKeyAuth) -> None:
@@ -220,8 +244,9 @@ def _check_base(selection: Selection, router: Router, key: UserAPIKeyAuth | None
     if not configured:
         refuse_second_prefix(Named(selection.plan.label, base))
     if not found or (is_alias and not configured):
+        hint = "" if key is None else meant(base, names_for(router, key))
         raise RequestRejected(
-            f"no model {base!r} is configured (requested as {selection.requested!r})",
+            f"no model {base!r} is configured{hint} (requested as {selection.requested!r})",
             param="model",
         )
     if is_alias:

@@ -7,6 +7,11 @@ from typing import Any
 
 from litellm import BadRequestError, Router
 from litellm.proxy._types import LitellmUserRoles, UserAPIKeyAuth
+from litellm.proxy.auth.model_checks import (
+    get_complete_model_list,
+    get_key_models,
+    get_team_models,
+)
 
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway.model_names import PROVIDER
@@ -70,6 +75,20 @@ def is_configured(router: Router, name: str, key: UserAPIKeyAuth | None = None) 
         return True
     team = None if key is None else key.team_id
     return (team, name) in router.team_model_to_deployment_indices or router.has_model_id(name)
+
+
+def names_for(router: Router, key: UserAPIKeyAuth) -> list[str]:
+    """Return the models that `key` may call, as LiteLLM lists them to it, without wildcards."""
+    configured = router.get_model_names(team_id=key.team_id)
+    groups = router.get_model_access_groups()
+    listed = get_complete_model_list(
+        get_key_models(key, configured, groups),
+        get_team_models(key.team_models, configured, groups),
+        configured,
+        user_model=None,
+        infer_model_from_keys=False,
+    )
+    return [name for name in listed if "*" not in name and is_configured(router, name, key)]
 
 
 def is_alias(deployment: Mapping[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from litellm import BudgetExceededError, Router
 from litellm.proxy._types import ProxyException, UserAPIKeyAuth
 
 from optillm_hooks.errors import OptiLLMError, RequestRejected
-from optillm_hooks.gateway.admission import admit, refuse_unknown_prefix
+from optillm_hooks.gateway.admission import admit, refuse_unknown_model
 from optillm_hooks.gateway.deployments import deployments, is_alias
 from optillm_hooks.gateway.kill_switch import as_plain, check_one_base, is_off
 from optillm_hooks.gateway.operator_settings import read_settings
@@ -53,7 +53,7 @@ async def plan_request(
     Raises:
         OptiLLMError, ProxyException, BudgetExceededError: the request is refused.
     """
-    await refuse_unknown_prefix(data.get("model"), router, key)
+    await refuse_unknown_model(data, router, key)
     found = read_tags(data)
     tag = None if found.approach == AUTO else found.approach
     if tag is not None:
