@@ -1,10 +1,12 @@
 """The limits of one request, and what it has spent."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from optillm_hooks.errors import BudgetExceeded, SampleError
+from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, SampleError
 from optillm_hooks.llm import LLM, Price, Scorer
 from optillm_hooks.pauses import Pauses
 from optillm_hooks.types import Chat, Purpose, Sampling, StoppedBy, Usage
@@ -67,7 +69,7 @@ def _stricter(one: N | None, other: N | None) -> N | None:
     return min(one, other)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Budget:
     """The budget that all runs of one request share: its time, calls, tokens and money.
 
@@ -96,12 +98,44 @@ class Budget:
     """The pauses that overloaded models have asked for."""
 
     _slots: asyncio.Semaphore | None = None
+    _hurried: float = float("inf")
+    _scopes: dict[asyncio.Timeout, float] = field(default_factory=dict[asyncio.Timeout, float])
+    """The blocks that run until the deadline, with their seconds of grace."""
 
     @property
     def deadline(self) -> float:
         """Instant on the loop's clock, not a duration: nesting needs no arithmetic."""
         seconds = self.limits.deadline_s
-        return float("inf") if seconds is None else self.started + seconds
+        return self._hurried if seconds is None else min(self._hurried, self.started + seconds)
+
+    @asynccontextmanager
+    async def in_time(self, grace_s: float = 0.0) -> AsyncIterator[None]:
+        """Run the block until `grace_s` seconds after the deadline, wherever that moves meanwhile.
+
+        Raises:
+            DeadlineExceeded: that time has passed.
+        """
+        scope = asyncio.timeout_at(self.deadline + grace_s)
+        self._scopes[scope] = grace_s
+        try:
+            async with scope:
+                yield
+        except TimeoutError as exc:
+            if not scope.expired():
+                raise
+            self.stop("deadline")
+            raise DeadlineExceeded("the deadline passed") from exc
+        finally:
+            del self._scopes[scope]
+
+    def hurry(self, deadline: float) -> None:
+        """Move the deadline forward to an instant on the loop's clock, if it is later."""
+        if deadline >= self.deadline:
+            return
+        self._hurried = deadline
+        for scope, grace_s in self._scopes.items():
+            if not scope.expired():
+                scope.reschedule(deadline + grace_s)
 
     @property
     def slots(self) -> asyncio.Semaphore:

@@ -366,20 +366,16 @@ class _Metered:
             started=asyncio.get_running_loop().time(),
             choices=choices,
         )
-        scope = asyncio.timeout_at(ctx.deadline)
         try:
-            async with scope, budget.slots:
+            async with budget.in_time(), budget.slots:
                 await budget.pauses.over(self.model, ctx.deadline)
                 call.usage = Usage(calls=1)  # from here on it may have been sent
                 yield call
             call.outcome = "ok"
             budget.pauses.answered(self.model)
-        except TimeoutError as exc:
+        except (TimeoutError, DeadlineExceeded):
             call.outcome = "failed"
-            if not scope.expired():
-                raise
-            budget.stop("deadline")
-            raise DeadlineExceeded("deadline passed while waiting for the model") from exc
+            raise
         except BudgetExceeded:
             call.outcome, call.refused = "failed", True
             budget.stop("caller_budget")

@@ -9,6 +9,7 @@ from optillm_hooks.gateway.metrics import Metrics, QueueMetrics
 from optillm_hooks.gateway.observers import OBSERVERS
 from optillm_hooks.gateway.recent_plans import PLANS
 from optillm_hooks.gateway.score_provider import ScoreProvider
+from optillm_hooks.gateway.shutdown import watch_for_shutdown
 from optillm_hooks.gateway.startup import (
     keep_finalizers_off_contexts,
     load_what_is_allowed,
@@ -27,6 +28,7 @@ mount_routes()
 spare_the_collector()
 keep_finalizers_off_contexts()
 remember_what_is_missing()
+watch_for_shutdown()
 metrics = Metrics()
 QUEUE.watches.append(QueueMetrics())
 OBSERVERS.extend([metrics, Traces(metrics.label), PLANS, ConversationLog()])

@@ -76,6 +76,7 @@ from optillm_hooks.gateway.services import services_for
 from optillm_hooks.pipeline.events import Event, Models, Outcome, Piece, Progress, Report, Request
 from optillm_hooks.pipeline.plan import Plan
 from optillm_hooks.pipeline.run import run
+from optillm_hooks.pipeline.running import RUNNING
 from optillm_hooks.pipeline.stream import stream
 from optillm_hooks.settings import Settings
 from optillm_hooks.types import Answer, Delta, FinishReason, Usage
@@ -346,8 +347,10 @@ def _as_litellm_errors(
 
 
 def _hurries(call: Mapping[str, Any]) -> bool:
-    """Return whether the client, or its key, has a deadline of its own."""
+    """Return whether the deadline is not the alias's own: the client's, or its key's, is."""
     client = _client(call)
+    if RUNNING.are_hurried or (client is not None and client.is_hurried):
+        return True
     prepared = None if client is None else client.prepared
     deadline = None if prepared is None else prepared.of_whole_request.deadline_s
     return bool(deadline or (call.get("litellm_params") or {}).get("client_side_timeout"))

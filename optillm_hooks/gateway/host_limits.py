@@ -11,10 +11,15 @@ _MAX_MARGIN_S: Final = 2.0
 """Time for the last step and for what LiteLLM does with an answer."""
 
 
+def in_time_for(limit_s: float) -> float:
+    """Return the seconds in which a plan must end to be answered within a limit of the host."""
+    return limit_s - min(_MARGIN * limit_s, _MAX_MARGIN_S)
+
+
 def seconds_left(*, stream: bool) -> float | None:
     """Return the seconds in which a plan must end, so that LiteLLM does not end it."""
     left = constants.LITELLM_MAX_STREAMING_DURATION_SECONDS if stream else _total_timeout()
-    return None if left is None else float(left) - min(_MARGIN * float(left), _MAX_MARGIN_S)
+    return None if left is None else in_time_for(float(left))
 
 
 def _total_timeout() -> float | None:

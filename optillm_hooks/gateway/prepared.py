@@ -6,8 +6,9 @@ variable would be lost where LiteLLM reads a stream in another task. No client c
 a body has only JSON. It is freed with the request, and never logged or sent to a provider.
 """
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 from litellm.litellm_core_utils.core_helpers import get_or_create_metadata_bucket
@@ -141,6 +142,13 @@ class ClientRequest:
     outcome: Outcome | None = None
     """The result of the plan that has answered, which may be a fallback's."""
 
+    began: float = field(default_factory=time.monotonic)
+    until: float = float("inf")
+    """Instant on `time.monotonic`, as `began`: the deadline of the request."""
+
+    is_hurried: bool = False
+    """Whether the deadline is not that of the plan that has begun last."""
+
     runs: list[Trace] = field(default_factory=list[Trace])
     """The traces of the plans that have run, fallbacks' included; each once."""
 
@@ -148,14 +156,23 @@ class ClientRequest:
         """Note that a plan runs, and return what is left of its limits.
 
         It may have run before: LiteLLM's gateway of MCP calls a model again with a tool's result.
-        The limits of the client and of its key are for its whole request, with every fallback.
+        The limits of the client and of its key are for its whole request, with every fallback, and
+        so is the deadline of each plan for those after it.
         """
+        now = time.monotonic()
+        for since, limits in ((self.began, prepared.of_whole_request), (now, prepared.limits)):
+            if limits.deadline_s is not None:
+                self.until = min(self.until, since + limits.deadline_s)
         spent = sum((trace.usage for trace in self.runs), Usage())
         shared = prepared.of_whole_request.left(spent)
         limits = prepared.limits.left(prepared.trace.usage).lowered(shared)
         if all(trace is not prepared.trace for trace in self.runs):
             self.runs.append(prepared.trace)
-        return limits
+        if self.until == float("inf"):
+            return limits
+        own = prepared.limits.deadline_s
+        self.is_hurried = own is None or self.until < now + own
+        return replace(limits, deadline_s=max(0.0, self.until - now))
 
     failures: CountedFailures = field(default_factory=CountedFailures)
     """The failures of its inner calls."""

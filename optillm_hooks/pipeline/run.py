@@ -37,6 +37,7 @@ from optillm_hooks.pipeline.plan import (
     cost_of,
     stage_of,
 )
+from optillm_hooks.pipeline.running import RUNNING
 from optillm_hooks.pipeline.sparing_llm import SparingLLM
 from optillm_hooks.prompts import ask, data_notice, enclose, fence
 from optillm_hooks.registry import DraftingParams, Result, Scoring, Through
@@ -81,7 +82,8 @@ class PlanRun:
 
     async def outcome(self) -> Outcome:
         try:
-            return await self._outcome()
+            with RUNNING.plan(self._budget):
+                return await self._outcome()
         finally:
             self._trace.stopped_by = self._budget.stopped_by
 
@@ -163,18 +165,14 @@ class PlanRun:
 
     async def _in_time(self, work: Callable[[], Awaitable[T]], ctx: Context, grace_s: float) -> T:
         """Return the result of `work`; any error is raised as a `SampleError`."""
-        scope = asyncio.timeout_at(ctx.deadline + grace_s)
         try:
-            async with scope:
+            async with self._budget.in_time(grace_s):
                 return await work()
         except SampleError:
             raise
         except RequestRejected as exc:
             raise Refused(str(exc)) from exc
         except Exception as exc:
-            if isinstance(exc, TimeoutError) and scope.expired():
-                self._budget.stop("deadline")
-                raise DeadlineExceeded("the deadline passed") from exc
             where = f"call_id={ctx.trace.call_id} chain={ctx.stage} choice={ctx.run}"
             _log.error("stage failed: %s error=%s", where, format_traceback(exc))
             raise StageFailed(ctx.stage) from exc

@@ -1,5 +1,6 @@
 """The ceilings of a key: one for a request and all of its fallbacks, and whose deadline it is."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -63,6 +64,22 @@ def test_a_limit_of_an_alias_is_for_its_own_plan() -> None:
     spend(first, Usage(calls=4))
     assert client.begin(prepared(own=Limits(max_calls=4))).max_calls == 4
     assert client.begin(first).max_calls == 0  # it goes on where it was
+
+
+def test_a_deadline_is_for_the_request_with_its_fallbacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = ClientRequest("chat", "alias", began=100.0)
+    now = 102.0  # a plain model has failed
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    assert client.begin(prepared(of_key=Limits(deadline_s=10))).deadline_s == 8
+    assert client.is_hurried
+    now = 103.0
+    assert client.begin(prepared(own=Limits(deadline_s=4))).deadline_s == 4
+    assert not client.is_hurried
+    now = 106.0
+    assert client.begin(prepared(own=Limits(deadline_s=9))).deadline_s == 1
+    assert client.is_hurried
+    now = 109.0
+    assert client.begin(prepared()).deadline_s == 0
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,27 @@
 """A proxy that is told to end while requests are running."""
 
+import asyncio
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+from litellm.proxy.shutdown.graceful_shutdown_manager import GracefulShutdownManager
+
+from optillm_hooks.errors import SampleError
+from optillm_hooks.gateway.shutdown import hurry_when_draining
+from optillm_hooks.pipeline.events import Outcome, Request
+from optillm_hooks.pipeline.expression import parse
+from optillm_hooks.pipeline.plan import resolve
+from optillm_hooks.pipeline.run import run
+from optillm_hooks.pipeline.running import RUNNING
+from optillm_hooks.testing import HANG as NO_REPLY
+from optillm_hooks.testing import ScriptedLLM, chat
 from tests.proxy import Proxy, alias, hooked_config, model_group
 from tests.upstream import HANG, Broken, Call, Script, Upstream
 
-ASKED = {"model": "hurried", "messages": [{"role": "user", "content": "6 * 7?"}]}
+MODELS = ("hurried", "patient")
 
 
 def by_way(call: Call, choice: int) -> str:
@@ -23,18 +36,46 @@ def test_running_requests_end_with_the_best_answer_so_far(
     tmp_path: Path, upstream: Upstream
 ) -> None:
     config = hooked_config(
-        [model_group("base", upstream.url), alias("hurried", "bon(n=2)", deadline_s=3)]
+        [
+            model_group("base", upstream.url),
+            alias("hurried", "bon(n=2)", deadline_s=3),
+            alias("patient", "bon(n=2)"),
+        ]
     )
     upstream.play(Script(reply=by_way, fault=hang_at_ratings))
-    with Proxy(config, tmp_path, command=True) as proxy, ThreadPoolExecutor() as threads:
-        running = [
-            threads.submit(proxy.post, "/v1/chat/completions", {**ASKED, "stream": stream})
-            for stream in (False, True)
-        ]
-        upstream.wait_until(lambda u: len(u.alive) >= 2)
+    grace = {"GRACEFUL_SHUTDOWN_TIMEOUT": "5"}
+    with Proxy(config, tmp_path, env=grace) as proxy, ThreadPoolExecutor() as threads:
+        asked = {"messages": [{"role": "user", "content": "6 * 7?"}]}
+        bodies = [{**asked, "model": m, "stream": s} for m in MODELS for s in (False, True)]
+        running = [threads.submit(proxy.post, "/v1/chat/completions", body) for body in bodies]
+        upstream.wait_until(lambda u: len(u.alive) >= 2 * len(bodies))
         os.kill(proxy.pid, signal.SIGTERM)
         answers = [request.result() for request in running]
-        assert [answer.status_code for answer in answers] == [200, 200]
+        assert [answer.status_code for answer in answers] == [200] * 4
         for answer in answers:
             assert "By way" in answer.text
             assert '"stopped_by":"deadline"' in answer.text
+
+
+async def running(llm: ScriptedLLM) -> Outcome:
+    request = Request(plan=resolve(parse("bon(n=2)")), base="base", chat=chat("6 * 7?"))
+    return await run(request, {"base": llm}.__getitem__)
+
+
+@pytest.mark.anyio
+async def test_a_drain_hurries_plans_under_way_and_to_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GRACEFUL_SHUTDOWN_TIMEOUT", "0")
+    monkeypatch.setattr(GracefulShutdownManager, "_is_shutting_down", False)
+    monkeypatch.setattr(RUNNING, "_until", float("inf"))
+    llm = ScriptedLLM(["By tens.\nANSWER: 41", "ANSWER: 42", NO_REPLY, NO_REPLY])
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(hurry_when_draining(RUNNING))
+        plan = tasks.create_task(running(llm))
+        await llm.until_hanging(2)
+        GracefulShutdownManager.start_shutdown()
+    assert plan.result().answers[0].text
+    assert plan.result().report.stopped_by == "deadline"
+    with pytest.raises(SampleError, match="the deadline passed"):
+        await running(ScriptedLLM([NO_REPLY, NO_REPLY]))
