@@ -19,8 +19,6 @@ from optillm_hooks.pipeline.running import RUNNING, Running
 _EVERY_S: Final = 0.5
 """How often it is looked whether LiteLLM drains."""
 
-_watching: Final[set[asyncio.Task[None]]] = set()
-
 
 def watch_for_shutdown() -> None:
     """Begin to watch for the end of this process, if it runs the proxy in its main thread."""
@@ -30,7 +28,7 @@ def watch_for_shutdown() -> None:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         return  # nothing is served yet
-    _watching.add(loop.create_task(hurry_when_draining(RUNNING)))
+    hurry_when_draining(RUNNING)
     before = signal.getsignal(signal.SIGTERM)
 
     def told(number: int, frame: FrameType | None) -> None:
@@ -42,11 +40,12 @@ def watch_for_shutdown() -> None:
         signal.signal(signal.SIGTERM, told)
 
 
-async def hurry_when_draining(running: Running) -> None:
-    """Wait until LiteLLM drains this worker, and hurry the plans."""
-    while not GracefulShutdownManager.is_shutting_down():  # noqa: ASYNC110 (no event tells of it)
-        await asyncio.sleep(_EVERY_S)
-    hurry(running)
+def hurry_when_draining(running: Running) -> None:
+    """Hurry the plans as soon as LiteLLM drains this worker, which no event tells of."""
+    if GracefulShutdownManager.is_shutting_down():
+        hurry(running)
+    else:
+        asyncio.get_running_loop().call_later(_EVERY_S, hurry_when_draining, running)
 
 
 def hurry(running: Running) -> None:

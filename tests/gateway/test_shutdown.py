@@ -71,7 +71,7 @@ async def test_a_drain_hurries_plans_under_way_and_to_come(
     monkeypatch.setattr(RUNNING, "_until", float("inf"))
     llm = ScriptedLLM(["By tens.\nANSWER: 41", "ANSWER: 42", NO_REPLY, NO_REPLY])
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(hurry_when_draining(RUNNING))
+        hurry_when_draining(RUNNING)
         plan = tasks.create_task(running(llm))
         await llm.until_hanging(2)
         GracefulShutdownManager.start_shutdown()
