@@ -2,21 +2,43 @@
 
 Each request carries a marker of its own, which the upstream puts into its replies: an answer with
 another marker, or none, is cross-talk.
+
+With `--optillm ENVIRONMENT` the proxy is compared with OptiLLM 0.4.0 from that virtual environment,
+and with LiteLLM alone. All are asked in turn, round by round, so that their ratios hold on a busy
+machine too. The environment takes 3 GB and needs no other package:
+
+    python -m venv ENVIRONMENT
+    ENVIRONMENT/bin/pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
+    ENVIRONMENT/bin/pip install optillm==0.4.0
 """
 
 import asyncio
+import os
 import re
+import statistics
+import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import httpx
 
 from benchmarks.report import parser, publish, table
-from tests.proxy import Proxy, alias, hooked_config, model_group
+from tests.proxy import (
+    Footprint,
+    Proxy,
+    alias,
+    footprint,
+    free_port,
+    hooked_config,
+    model_group,
+    plain_config,
+)
 from tests.upstream import Call, Script, Upstream
 
 MODELS: Final = (
@@ -32,6 +54,14 @@ MODELS: Final = (
     "reread",
 )
 LATENCY_S: Final = 0.05
+PLAIN_AT_ONCE: Final = (1, 8, 32, 64)
+MOA_AT_ONCE: Final = (1, 32, 128)
+MOA_LATENCY_S: Final = 0.2
+_START_S: Final = 120.0
+_CHECK_S: Final = 0.2
+_TO_LOG_S: Final = 0.1
+"""How long a server may take to log what it has answered."""
+
 _MARKER: Final = re.compile(r"marker-\d+-end")
 
 
@@ -49,6 +79,17 @@ def marked(call: Call, choice: int) -> str:
 SCRIPT: Final = Script(reply=marked, latency_s=LATENCY_S)
 
 
+class Server(Protocol):
+    """A server that is put under load."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def master_key(self) -> str: ...
+    @property
+    def footprint(self) -> Footprint: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """What came of a batch of requests."""
@@ -64,9 +105,11 @@ class Load:
         return sorted(self.seconds)[min(int(share * len(self.seconds)), len(self.seconds) - 1)]
 
 
-async def _one(client: httpx.AsyncClient, model: str, number: int) -> tuple[float, str, str]:
+async def _one(
+    client: httpx.AsyncClient, model: str, number: int, *, stream: bool
+) -> tuple[float, str, str]:
     """Return the latency of a request, its failure if any, and its cross-talk if any."""
-    marker, stream = f"marker-{number}-end", number % 2 == 1
+    marker = f"marker-{number}-end"
     body = {
         "model": model,
         "stream": stream,
@@ -86,19 +129,29 @@ async def _one(client: httpx.AsyncClient, model: str, number: int) -> tuple[floa
 
 
 async def _all(
-    proxy: Proxy, models: Sequence[str], numbers: Sequence[int], concurrency: int
+    server: Server,
+    models: Sequence[str],
+    numbers: Sequence[int],
+    concurrency: int,
+    *,
+    streams: bool,
 ) -> Load:
     limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
     async with httpx.AsyncClient(
-        base_url=proxy.url,
-        headers={"authorization": f"Bearer {proxy.master_key}"},
+        base_url=server.url,
+        headers={"authorization": f"Bearer {server.master_key}"},
         limits=limits,
         timeout=300,
     ) as client:
+        places = asyncio.Semaphore(concurrency)  # a request's time begins once it is sent
+
+        async def ask(number: int) -> tuple[float, str, str]:
+            async with places:
+                stream = streams and number % 2 == 1
+                return await _one(client, models[number % len(models)], number, stream=stream)
+
         started = time.perf_counter()
-        results = await asyncio.gather(
-            *(_one(client, models[number % len(models)], number) for number in numbers)
-        )
+        results = await asyncio.gather(*map(ask, numbers))
         wall_s = time.perf_counter() - started
     return Load(
         tuple(seconds for seconds, _, _ in results),
@@ -109,10 +162,17 @@ async def _all(
 
 
 def burst(
-    proxy: Proxy, *, requests: int, concurrency: int, first: int = 0, models: Sequence[str] = MODELS
+    server: Server,
+    *,
+    requests: int,
+    concurrency: int,
+    first: int = 0,
+    models: Sequence[str] = MODELS,
+    streams: bool = True,
 ) -> Load:
-    """Send `requests` mixed requests, `concurrency` at a time."""
-    return asyncio.run(_all(proxy, models, range(first, first + requests), concurrency))
+    """Send `requests` mixed requests, `concurrency` at a time; every other one is streamed."""
+    numbers = range(first, first + requests)
+    return asyncio.run(_all(server, models, numbers, concurrency, streams=streams))
 
 
 def memory(
@@ -151,12 +211,195 @@ def show_burst(load: Load, calls: int) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class OptiLLM:
+    """OptiLLM's own server."""
+
+    url: str
+    pid: int
+    master_key: str = "none"
+
+    @property
+    def footprint(self) -> Footprint:
+        return footprint(self.pid)
+
+
+@contextmanager
+def optillm(environment: Path, upstream: Upstream, folder: Path) -> Iterator[OptiLLM]:
+    """Yield OptiLLM's server, which runs from a virtual environment of its own."""
+    port = free_port()
+    options = ("--host", "127.0.0.1", "--port", str(port), "--base-url", upstream.url)
+    with (folder / "optillm.log").open("wb") as log:
+        process = subprocess.Popen(
+            [environment / "bin" / "optillm", *options],
+            cwd=folder,
+            env={
+                "PATH": os.environ["PATH"],
+                "HOME": str(folder),
+                "OPENAI_API_KEY": "upstream-key",
+                "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+                "HF_HUB_OFFLINE": "1",
+            },
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        made = OptiLLM(f"http://127.0.0.1:{port}", process.pid)
+        _wait_for(made, process)
+        yield made
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait_for(server: OptiLLM, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + _START_S
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            httpx.get(f"{server.url}/health", timeout=5).raise_for_status()
+        except httpx.HTTPError:
+            time.sleep(_CHECK_S)
+        else:
+            return
+    raise RuntimeError(f"OptiLLM has not started: exit status {process.poll()}")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server, and the model that is asked for."""
+
+    name: str
+    server: Server
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A burst of requests to one target."""
+
+    load: Load
+    cpu_s: float
+    """Per request."""
+
+    rss_bytes: int
+
+
+Rounds = Mapping[str, Sequence[Measured]]
+"""The bursts of each target, round by round."""
+
+
+def compare(targets: Sequence[Target], *, rounds: int, requests: int, at_once: int) -> Rounds:
+    """Return the bursts of each target, which are asked in turn."""
+    found: dict[str, list[Measured]] = {target.name: [] for target in targets}
+    for _ in range(rounds):
+        for target in targets:
+            before = target.server.footprint.cpu_s
+            load = burst(
+                target.server,
+                requests=requests,
+                concurrency=at_once,
+                models=[target.model],
+                streams=False,
+            )
+            time.sleep(_TO_LOG_S)
+            after = target.server.footprint
+            spent = (after.cpu_s - before) / requests
+            found[target.name].append(Measured(load, spent, after.rss_bytes))
+    return found
+
+
+def rows_of(at_once: int, found: Rounds, over: str) -> list[tuple[str, ...]]:
+    """Return a row per target; its time is put in ratio to that of the target `over`."""
+    return [_row(at_once, name, measured, found[over]) for name, measured in found.items()]
+
+
+def _row(
+    at_once: int, name: str, found: Sequence[Measured], over: Sequence[Measured]
+) -> tuple[str, ...]:
+    loads = [each.load for each in found]
+    seconds = tuple(second for load in loads for second in load.seconds)
+    together = Load(seconds, sum(load.wall_s for load in loads), (), ())
+    ratios = [one.load.wall_s / two.load.wall_s for one, two in zip(found, over, strict=True)]
+    return (
+        str(at_once),
+        name,
+        f"{statistics.median(load.wall_s for load in loads):.2f}",
+        f"{statistics.median(ratios):.2f}",
+        f"{len(seconds) / together.wall_s:.1f}",
+        *(f"{1000 * together.percentile(share):.0f}" for share in (0.5, 0.95, 0.99)),
+        f"{1000 * statistics.median(each.cpu_s for each in found):.0f}",
+        f"{found[-1].rss_bytes / 2**20:.0f}",
+        str(sum(len(load.failures) + len(load.cross_talk) for load in loads)),
+    )
+
+
+_HEAD: Final = (
+    "at once", "server", "wall s", "to OptiLLM", "requests/s", "p50 ms", "p95 ms", "p99 ms",
+    "CPU ms per request", "MB", "errors",
+)  # fmt: skip
+
+
+def comparison(environment: Path, *, rounds: int, requests: int) -> str:
+    """Return tables of plain requests and of `moa` by each server, at several rates."""
+    with ExitStack() as stack:
+        upstream = stack.enter_context(Upstream(SCRIPT))
+        group = model_group("base", upstream.url)
+
+        def folder() -> Path:
+            return Path(stack.enter_context(tempfile.TemporaryDirectory()))
+
+        ours, alone = (
+            stack.enter_context(Proxy(config, folder(), ledger=False, command=True))
+            for config in (hooked_config([group]), plain_config([group]))
+        )
+        other = stack.enter_context(optillm(environment, upstream, folder()))
+        plain = [
+            Target("this extension", ours, "none-base"),
+            Target("LiteLLM alone", alone, "base"),
+            Target("OptiLLM", other, "none-base"),
+        ]
+        moa = [Target("this extension", ours, "moa-base"), Target("OptiLLM", other, "moa-base")]
+        compare([*plain, *moa], rounds=1, requests=8, at_once=4)  # caches, connections
+        tables = []
+        for targets, latency_s, counts in (
+            (plain, LATENCY_S, [(n, max(requests, 3 * n)) for n in PLAIN_AT_ONCE]),
+            (moa, MOA_LATENCY_S, [(n, n) for n in MOA_AT_ONCE]),
+        ):
+            upstream.play(Script(reply=marked, latency_s=latency_s))
+            found = [
+                (n, compare(targets, rounds=rounds, requests=count, at_once=n))
+                for n, count in counts
+            ]
+            tables.append(
+                table(_HEAD, [row for n, each in found for row in rows_of(n, each, "OptiLLM")])
+            )
+        return "\n\n".join(tables)
+
+
+def _publish_comparison(environment: Path, *, rounds: int, requests: int, write: bool) -> None:
+    before = os.getloadavg()[0]
+    shown = comparison(environment, rounds=rounds, requests=requests)
+    note = (
+        f"{datetime.now(UTC):%Y-%m-%d}, load of the machine before the run: {before:.1f}. {rounds}"
+        " rounds, in which the servers are asked in turn; medians of the rounds, and percentiles of"
+        " all requests together. First plain requests (`none-` in a server with approaches, and an"
+        f" upstream of {1000 * LATENCY_S:.0f} ms), then `moa` (three calls, one after the other, of"
+        f" {1000 * MOA_LATENCY_S:.0f} ms). Wall times are those of a round."
+    )
+    publish("Load compared", "benchmarks.load", f"{note}\n\n{shown}", write=write)
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--at-once", type=int, default=200)
     options.add_argument("--batches", type=int, default=10)
     options.add_argument("--requests", type=int, default=200, help="of each batch")
+    options.add_argument("--optillm", type=Path, help="compare with OptiLLM from this environment")
+    options.add_argument("--rounds", type=int, default=5, help="of a comparison")
     given = options.parse_args()
+    if given.optillm is not None:
+        _publish_comparison(given.optillm, rounds=given.rounds, requests=30, write=given.write)
+        return
     with tempfile.TemporaryDirectory() as folder, Upstream(SCRIPT) as upstream:
         config = hooked_config([model_group("base", upstream.url), alias("reread", "re2")])
         with Proxy(config, Path(folder), ledger=False, command=True) as proxy:

@@ -1,5 +1,8 @@
 """The benchmarks that need a proxy run, and detect what they are made to detect."""
 
+import sys
+from pathlib import Path
+
 import httpx
 import pytest
 
@@ -35,6 +38,48 @@ def test_a_burst_sees_cross_talk(proxy: Proxy, upstream: Upstream) -> None:
         "marker-1-end got ['marker-0-end']",
         "marker-2-end got ['marker-0-end']",
     ]
+    assert sum(burst.seconds) <= burst.wall_s  # the wait for a place is not a request's time
+
+
+def test_servers_are_compared(stock: Proxy, proxy: Proxy, upstream: Upstream) -> None:
+    upstream.play(load.SCRIPT)
+    targets = [load.Target("ours", proxy, "none-base"), load.Target("alone", stock, "base")]
+    found = load.compare(targets, rounds=2, requests=3, at_once=2)
+    ours, alone = load.rows_of(2, found, "alone")
+    assert (ours[:2], alone[:2]) == (("2", "ours"), ("2", "alone"))
+    assert (float(ours[3]) > 0, alone[3]) == (True, "1.00")
+    assert float(ours[5]) >= 1000 * load.LATENCY_S
+    assert float(ours[8]) > 0
+    assert ours[-1] == alone[-1] == "0"
+    assert len(upstream.calls) == 2 * 2 * 3
+
+
+SERVER = """
+import http.server, sys
+address = ("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1]))
+class Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/health" else 404)
+        self.end_headers()
+http.server.HTTPServer(address, Health).serve_forever()
+"""
+
+
+@pytest.mark.parametrize("program", [SERVER, "raise SystemExit(3)"], ids=["starts", "fails"])
+def test_optillm_runs_from_its_own_environment(
+    tmp_path: Path, upstream: Upstream, program: str
+) -> None:
+    command = tmp_path / "bin" / "optillm"
+    command.parent.mkdir()
+    command.write_text(f"#!{sys.executable}\n{program}")
+    command.chmod(0o755)
+    if program != SERVER:
+        with pytest.raises(RuntimeError, match="3"), load.optillm(tmp_path, upstream, tmp_path):
+            pass
+        return
+    with load.optillm(tmp_path, upstream, tmp_path) as server:
+        assert server.footprint.rss_bytes > 0
+    assert server.footprint.rss_bytes == 0
 
 
 def test_memory_is_read_after_each_batch(proxy: Proxy, upstream: Upstream) -> None:
