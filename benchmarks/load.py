@@ -380,13 +380,16 @@ def _publish_comparison(environment: Path, *, rounds: int, requests: int, write:
     before = os.getloadavg()[0]
     shown = comparison(environment, rounds=rounds, requests=requests)
     note = (
-        f"{datetime.now(UTC):%Y-%m-%d}, load of the machine before the run: {before:.1f}. {rounds}"
-        " rounds, in which the servers are asked in turn; medians of the rounds, and percentiles of"
-        " all requests together. First plain requests (`none-` in a server with approaches, and an"
-        f" upstream of {1000 * LATENCY_S:.0f} ms), then `moa` (three calls, one after the other, of"
+        f"{datetime.now(UTC):%Y-%m-%d}; the machine's load, this run's included, was {before:.1f}"
+        f" before and {os.getloadavg()[0]:.1f} after. {rounds} rounds, in which the servers are"
+        " asked in turn; medians of the rounds, and percentiles of all requests together. First"
+        " plain requests (`none-` in a server with approaches, and an upstream of"
+        f" {1000 * LATENCY_S:.0f} ms), then `moa` (three calls, one after the other, of"
         f" {1000 * MOA_LATENCY_S:.0f} ms). Wall times are those of a round."
     )
-    publish("Load compared", "benchmarks.load", f"{note}\n\n{shown}", write=write)
+    publish(
+        "Load compared", "benchmarks.load --optillm ENVIRONMENT", f"{note}\n\n{shown}", write=write
+    )
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from benchmarks import accuracy, inner_call_cpu, load, local_speed, perplexity, 
 from benchmarks.report import Interval, interval, table, with_section
 from optillm_hooks.evaluation import worked_examples
 from optillm_hooks.local_provider import provider as local
-from tests.proxy import PRICE, model_group
+from tests.proxy import model_group
 from tests.upstream import Call
 
 
@@ -55,15 +55,14 @@ def test_the_upstream_replies_with_the_markers_of_the_prompt() -> None:
     assert load.markers(load.marked(call, 0)) == {"marker-7-end"}
 
 
-def test_the_prices_of_a_model_are_moved_and_nothing_else() -> None:
+def test_a_measure_changes_one_setting_of_the_shipped_ones() -> None:
     group = model_group("base", "http://127.0.0.1:1")
-    moved = request_cpu.priced_in_info(group)
-    assert moved["model_info"] == {
-        "input_cost_per_token": PRICE.prompt,
-        "output_cost_per_token": PRICE.completion,
-    }
-    assert moved["litellm_params"] | moved["model_info"] == group["litellm_params"]
-    assert not moved["litellm_params"].keys() & moved["model_info"].keys()
+    shipped, *others = (each.config(group) for each in request_cpu.MEASURES.values())
+    for measure, config in zip(list(request_cpu.MEASURES.values())[1:], others, strict=True):
+        assert config == shipped | {
+            "litellm_settings": {**shipped["litellm_settings"], **measure.litellm_settings}
+        }
+        assert len(measure.litellm_settings) + len(measure.env) == 1
 
 
 @pytest.mark.parametrize(
