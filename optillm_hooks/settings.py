@@ -23,6 +23,7 @@ from optillm_hooks.budget import Limits
 from optillm_hooks.code_execution.runner import RunnerName
 from optillm_hooks.packages import AllowedPackages
 from optillm_hooks.registry import Approach
+from optillm_hooks.wrong_values import wrong_value
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -37,12 +38,10 @@ _ABSOLUTE: Final = r"^/[^/\x00][^\x00]*$"
 
 def explain(error: "ErrorDetails", model: type[BaseModel]) -> str:
     """Return an error of pydantic about `model` in words that say what to write instead."""
-    if error["type"] == "tuple_type":
-        return "must be a list, such as [a, b]"
     if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] == _ABSOLUTE:
         return "must be an absolute path"
     if error["type"] != "extra_forbidden":
-        return _SUBJECT.sub("must", error["msg"].removeprefix("Value error, "))
+        return wrong_value(error)
     owner: Any = model
     for part in error["loc"][:-1]:
         of_named = get_origin(owner) is dict
@@ -56,8 +55,6 @@ def _without_none(field: FieldInfo) -> Any:
     given = [kind for kind in get_args(field.annotation) if kind is not NoneType]
     return given[0] if isinstance(field.annotation, UnionType) else field.annotation
 
-
-_SUBJECT = re.compile(r"^(?:Input|String|Tuple|Dictionary|List) should")
 
 _SECRET = re.compile(r"(?:url|token|key|secret|password)$")
 """Names of settings whose values no text shows."""

@@ -17,6 +17,7 @@ from optillm_hooks.llm import LLM, ModelFacts
 from optillm_hooks.prompts import ask, follow_up
 from optillm_hooks.reading import read_or
 from optillm_hooks.types import Answer, Chat, Json, Sampling
+from optillm_hooks.wrong_values import wrong_value
 
 F = TypeVar("F", bound=BaseModel)
 
@@ -151,7 +152,7 @@ def _retype(value: Any, place: Sequence[int | str], wrong: str) -> None:
 
 def _problems(error: ValidationError) -> str:
     found = [
-        f"{'.'.join(map(str, each['loc'])) or 'object'}: {each['msg']}"
+        f"{'.'.join(map(str, each['loc'])) or 'object'}: {wrong_value(each)}"
         for each in error.errors()[:_MAX_PROBLEMS]
     ]
     return "; ".join(problem[:_MAX_PROBLEM] for problem in found)

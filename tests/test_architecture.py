@@ -31,7 +31,7 @@ EVERY = pytest.mark.parametrize("module", MODULES)
 
 LAYERS = [
     {"types"},
-    {"errors", "machine", "packages", "config_files"},
+    {"errors", "machine", "packages", "config_files", "wrong_values"},
     {"answers", "search", "sandbox", "llm", "prompts", "pauses", "embedded_model"},
     {
         "solver",
@@ -139,7 +139,7 @@ def test_an_approach_that_can_run_programs_declares_it() -> None:
     assert can_run <= declared
 
 
-LOCAL = {"types", "errors", "machine", "answers", "decoding", "local_provider"}
+LOCAL = {"types", "errors", "machine", "answers", "decoding", "local_provider", "wrong_values"}
 
 
 def test_the_grammar_knows_no_approach_and_the_local_provider_no_pipeline() -> None:

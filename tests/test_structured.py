@@ -64,8 +64,8 @@ async def test_a_bad_reply_is_shown_with_what_is_wrong() -> None:
     assert note.relevant
     asked, _ = llm.calls[1]
     assert [message.role for message in asked] == ["user", "assistant", "user"]
-    assert "relevant: Input should be a valid boolean" in asked[-1].text
-    assert "text: Field required" in asked[-1].text
+    assert "relevant: must be true or false" in asked[-1].text
+    assert "text: is missing" in asked[-1].text
 
 
 async def test_it_ends_after_its_attempts() -> None:

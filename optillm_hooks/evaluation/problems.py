@@ -22,6 +22,7 @@ from optillm_hooks.evaluation.grading import (
     Grader,
     Kind,
 )
+from optillm_hooks.wrong_values import wrong_value
 
 Messages = list[dict[str, Any]]
 
@@ -214,7 +215,9 @@ def _parsed(path: Path, lines: Sequence[str]) -> Iterator[Problem]:
         except ValidationError as exc:
             first = exc.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise CannotRun(f"{path}, line {number}: {where or 'line'}: {first['msg']}") from None
+            raise CannotRun(
+                f"{path}, line {number}: {where or 'line'}: {wrong_value(first)}"
+            ) from None
         messages = own.messages or [{"role": "user", "content": own.question}]
         yield Problem(own.id or f"{path.name}/{number}", messages, own.grader())
 

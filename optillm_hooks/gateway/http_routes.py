@@ -19,6 +19,7 @@ from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.services import owner_of, store_of
 from optillm_hooks.store.records import Namespace, Note, Scope, Strategy
 from optillm_hooks.store.store import Store
+from optillm_hooks.wrong_values import wrong_value
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -237,7 +238,7 @@ def _valid(model: type[M], given: Mapping[str, object]) -> M:
 def _rejected(error: ValidationError) -> RequestRejected:
     first = error.errors()[0]
     field = ".".join(map(str, first["loc"]))
-    return RequestRejected(f"{field or 'body'}: {first['msg']}", param=field or None)
+    return RequestRejected(f"{field or 'body'}: {wrong_value(first)}", param=field or None)
 
 
 def _deleted(kind: str, row_id: str, found: bool) -> dict[str, Any]:

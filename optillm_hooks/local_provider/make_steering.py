@@ -23,6 +23,7 @@ from optillm_hooks.errors import OptiLLMError, ProviderFailed
 from optillm_hooks.local_provider import models
 from optillm_hooks.local_provider.chat_format import ChatFormat
 from optillm_hooks.local_provider.steering import TENSOR, decoder_layers, fingerprint
+from optillm_hooks.wrong_values import wrong_value
 
 
 class Pair(BaseModel):
@@ -64,7 +65,7 @@ def read_pairs(path: Path) -> list[Pair]:
         except ValidationError as exc:
             error = exc.errors()[0]
             where = ".".join(map(str, error["loc"]))
-            raise ProviderFailed(f"{path}, line {number}: {where} {error['msg']}") from None
+            raise ProviderFailed(f"{path}, line {number}: {where} {wrong_value(error)}") from None
     if not pairs:
         raise ProviderFailed(f"{path} has no pairs")
     return pairs

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.local_provider.engine_request import UnknownModel
+from optillm_hooks.wrong_values import wrong_value
 
 
 class ModelSpec(BaseModel):
@@ -148,7 +149,7 @@ def find(name: str, configured: object = None) -> ModelSpec:
         except ValidationError as exc:
             error = exc.errors()[0]
             place = ".".join(["model_info.optillm_local", *map(str, error["loc"])])
-            raise ProviderFailed(f"{place}: {error['msg']}", status=500) from None
+            raise ProviderFailed(f"{place}: {wrong_value(error)}", status=500) from None
     if name not in BUILT_IN:
         raise UnknownModel(f"no local model {name!r}; known: {', '.join(sorted(BUILT_IN))}")
     return BUILT_IN[name]()

@@ -26,6 +26,7 @@ from optillm_hooks.local_provider.engine_request import (
     PromptOptions,
     SamplingParams,
 )
+from optillm_hooks.wrong_values import wrong_value
 
 _WITHOUT_EFFECT = frozenset(
     {"extra_body", "extra_headers", "max_retries", "metadata", "prediction", "prompt_cache_key",
@@ -378,11 +379,9 @@ def _rejection(exc: ValidationError) -> RequestRejected:
     name = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return RequestRejected(f"local models do not support the field {name!r}", param=name)
-    is_object = error["type"] in ("dict_type", "model_type", "model_attributes_type")
-    message = "Input should be an object" if is_object else error["msg"]
     value = error["input"]
     shown = value[:80] if isinstance(value, str) else reprlib.repr(value)
-    return RequestRejected(f"{name}: {message}, got {shown}", param=name)
+    return RequestRejected(f"{name}: {wrong_value(error)}, got {shown}", param=name)
 
 
 def _with_one_unknown(fields: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:

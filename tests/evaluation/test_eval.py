@@ -187,10 +187,10 @@ def test_own_questions_have_ids_that_stay(own: list[Problem], tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"question": "?"}', "line 1: line: Value error, check 'auto' needs answer"),
+        ('{"question": "?"}', "line 1: line: check 'auto' needs answer"),
         ('{"answer": "a"}', "either question or messages"),
         ('{"question": "?", "answer": "a", "chek": "exact"}', "line 1: chek"),
-        ("{", "line 1: line: Invalid JSON"),
+        ("{", "line 1: line: is not valid JSON"),
         ("", "has no questions"),
     ],
 )

@@ -32,7 +32,9 @@ def test_a_right_configuration_has_no_problems() -> None:
     careful, ranked = alias("careful", "moa", max_calls=9), alias("ranked", "bon(judge=rank)")
     right = config(SCORER, careful, ranked, default_approach="re2", max_choices=3)
     assert problems(right) == []
-    assert problems({}) == problems({"litellm_settings": None, "model_list": None}) == []
+    assert (
+        problems({"model_list": []}) == problems({"litellm_settings": None, "model_list": []}) == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,10 @@ def test_a_right_configuration_has_no_problems() -> None:
             config(fusion={"presets": {"a": {"models": ["x"]}}}),
             "fusion.presets.a: it names 'x', which is not configured",
         ),
-        (config(fusion={"presets": {"a": {"judge": "base"}}}), "fusion.presets.a.models: Field"),
+        (
+            config(fusion={"presets": {"a": {"judge": "base"}}}),
+            "fusion.presets.a.models: is missing",
+        ),
         (config(alias("a", "fusion(preset=b)")), "unknown preset 'b' (known: none; the operator"),
         (config(plan_calls={"client": 0}), "optillm_settings.plan_calls.client"),
         (config(default_approach="mao"), "unknown approach 'mao'"),

@@ -129,7 +129,10 @@ def test_what_only_the_file_shows_and_what_only_a_connection_shows_is_logged_too
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         port = silent.getsockname()[1]
-        settings = {"general_settings": {"database_url": f"postgresql://127.0.0.1:{port}/name"}}
+        settings = {
+            "model_list": [],
+            "general_settings": {"database_url": f"postgresql://127.0.0.1:{port}/name"},
+        }
         proxy = SimpleNamespace(
             proxy_config=SimpleNamespace(config=settings),
             user_config_file_path=str(tmp_path / "config.yaml"),

@@ -132,9 +132,9 @@ def test_a_deployment_can_allow_the_fields_itself(proxy: Proxy) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"chat_template_kwargs": 3}, "chat_template_kwargs: Input should be an object"),
+        ({"chat_template_kwargs": 3}, "chat_template_kwargs: must be an object with keys"),
         ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs.tools: a request cannot"),
-        ({"extra_body": {"min_tokens": "many"}}, "min_tokens: Input should be a valid integer"),
+        ({"extra_body": {"min_tokens": "many"}}, "min_tokens: must be a whole number"),
     ],
     ids=["type", "reserved", "extra_body"],
 )

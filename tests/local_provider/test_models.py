@@ -58,8 +58,8 @@ def test_an_unknown_name_loads_nothing() -> None:
 @pytest.mark.parametrize(
     ("configured", "message"),
     [
-        ({}, "optillm_local.path: Field required"),
-        ({"path": "x", "dtyp": "auto"}, "optillm_local.dtyp: Extra inputs"),
+        ({}, "optillm_local.path: is missing"),
+        ({"path": "x", "dtyp": "auto"}, "optillm_local.dtyp: is unknown"),
         ({"path": "x", "device": "tpu"}, "optillm_local.device"),
         ({"path": "x", "rows": 0}, "optillm_local.rows"),
         ("/models/mine", "optillm_local: settings are expected"),

@@ -215,7 +215,7 @@ def test_the_tool_writes_the_mean_difference_of_the_layers_output(
 @pytest.mark.parametrize(
     ("lines", "layer", "message"),
     [
-        ('{"prompt": "a", "positive": "b"}', "1", "line 1: negative Field required"),
+        ('{"prompt": "a", "positive": "b"}', "1", "line 1: negative is missing"),
         ("", "1", "has no pairs"),
         (json.dumps(PAIRS[0]), "3", "layers are 0 to 2, not 3"),
     ],

@@ -338,7 +338,7 @@ def test_a_schema_that_cannot_be_enforced_is_refused_by_field(
     ("form", "message"),
     [
         ({"type": "yaml"}, "response_format.*json_object"),
-        ({"type": "json_schema"}, "json_schema: Field required"),
+        ({"type": "json_schema"}, "json_schema: is missing"),
         ({"type": "json_schema", "json_schema": {"schema": 3}}, "schema.*object"),
         ("json", "response_format"),
     ],

@@ -1,5 +1,6 @@
 """All checks of the proxy's YAML. Nothing of it is started."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from optillm_hooks.gateway.config_check.references import (
     check_callbacks,
     check_environment,
     check_providers,
+    check_tokens,
     resolved,
 )
 from optillm_hooks.gateway.config_check.routing import (
@@ -44,6 +46,8 @@ def problems(
     """
     sections, found = read_sections(resolved(config))
     names, level = Names(sections), level_of_missing(sections, models_come_later=models_come_later)
+    if config.get("model_list") is None and level >= logging.ERROR:
+        found.append(Problem("model_list", "is missing: the proxy has no model to serve"))
     settings, wrong = read_settings(sections)
     found += [*misplaced(config, sections), *wrong]
     found += check_settings(settings, sections, names, level)
@@ -54,6 +58,7 @@ def problems(
         *found,
         *check_callbacks(sections, folder),
         *check_providers(sections, folder),
+        *check_tokens(sections),
         *check_prices(sections, plans),
         *check_retries(sections),
         *check_fallbacks(sections, names, plans, level),

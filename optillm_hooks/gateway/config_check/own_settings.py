@@ -1,7 +1,9 @@
 """Checks of our own settings: `optillm_settings`, and `model_info.optillm` of each model."""
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -87,9 +89,20 @@ def check_settings(settings: Settings, config: Sections, names: Names, level: in
             said = names.missing(plan.model_groups)
             refused = "requests for it are refused"
             found += [Problem(path, f"it names {each}; {refused}", level) for each in said]
+    directory = settings.conversation_log.directory
+    if directory is not None and not _can_be_written(Path(directory)):
+        path = f"{PLACE}.conversation_log.directory"
+        lost = f"this process may not write to {directory!r}: no conversation is logged"
+        found.append(Problem(path, lost, logging.WARNING))
     if (lacking := _runner_problem(settings.code_runner, settings, config)) is not None:
         found.append(Problem(f"{PLACE}.code_runner", f"{lacking}; {_REFUSED}"))
     return found
+
+
+def _can_be_written(directory: Path) -> bool:
+    """Return whether files can be made in `directory`, which is made if it does not exist."""
+    existing = next(each for each in (directory, *directory.parents) if each.exists())
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 
 
 def check_entry(

@@ -24,6 +24,7 @@ _HANDLERS: Final = {
     LOCAL_PROVIDER: "optillm_hooks.local_provider.provider",
     SCORE_PROVIDER: f"{_GATEWAY}.scorer",
 }
+_TOKENS: Final = f"{_GATEWAY}.oauth.user_api_key_auth"
 _REFERENCE: Final = "os.environ/"
 _CALLBACKS: Final = ("callbacks", "success_callback", "failure_callback", "audit_log_callbacks")
 
@@ -45,6 +46,20 @@ def check_callbacks(config: Sections, folder: Path | None) -> Iterator[Problem]:
             "litellm_settings.callbacks",
             f"lacks {_HOOK}: requests with an approach are refused. Add it to the list",
         )
+
+
+def check_tokens(config: Sections) -> Iterator[Problem]:
+    """Yield the switches that are off without which LiteLLM ignores what an access token grants."""
+    if config.general.get("custom_auth") != _TOKENS:
+        return
+    for path, section in (
+        ("general_settings.custom_auth_run_common_checks", config.general),
+        ("litellm_settings.enable_post_custom_auth_checks", config.litellm),
+    ):
+        if section.get(path.partition(".")[2]) is not True:
+            yield Problem(
+                path, "is not true: LiteLLM does not hold access tokens to their models and limits"
+            )
 
 
 def check_providers(config: Sections, folder: Path | None) -> Iterator[Problem]:
