@@ -156,7 +156,7 @@ def main() -> None:
         samples = Path(folder) / "samples"
         samples.mkdir()
         env = {"NUM_WORKERS": "2", "PROMETHEUS_MULTIPROC_DIR": str(samples)}
-        with Proxy(config, Path(folder), ledger=False, env=env) as proxy:
+        with Proxy(config, Path(folder), ledger=False, env=env, command=True) as proxy:
             lost = asyncio.run(kill_one(proxy, upstream, given.requests))
     rows = [
         ("killed worker", str(lost.of_killed), str(lost.answered_of_killed)),

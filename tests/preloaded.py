@@ -32,16 +32,24 @@ class Forked:
     """A proxy that was forked, with the part of `subprocess.Popen` that `tests.proxy` uses."""
 
     def __init__(
-        self, arguments: Sequence[str], *, folder: Path, env: Mapping[str, str], log: Path
+        self,
+        arguments: Sequence[str],
+        *,
+        folder: Path,
+        env: Mapping[str, str],
+        more_env: Mapping[str, str],
+        log: Path,
     ) -> None:
-        """Start LiteLLM's command with `arguments` and nothing but `env`, as in a new process.
+        """Start LiteLLM's command with `arguments` and these variables alone, as in a new process.
 
-        What is read from the environment on import is that of the first start.
+        What is read from the environment on import is that of the first start, without its
+        `more_env`: so a proxy's own variables do not reach those of other modules.
         """
         forkserver.set_forkserver_preload(_IMPORTED)
         with patch.dict(os.environ, env, clear=True):
             forkserver.ensure_running()
-        self._process = _CONTEXT.Process(target=_serve, args=(arguments, folder, dict(env), log))
+        env = {**env, **more_env}
+        self._process = _CONTEXT.Process(target=_serve, args=(arguments, folder, env, log))
         self._process.start()
         assert self._process.pid is not None
         self.pid: Final = self._process.pid

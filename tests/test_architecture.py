@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from graphlib import CycleError, TopologicalSorter
 
 import pytest
@@ -27,7 +28,6 @@ from scripts.imports import (
 )
 
 CONFIG = PACKAGE.parent / "litellm_config.yaml"
-EVERY = pytest.mark.parametrize("module", MODULES)
 
 LAYERS = [
     {"types"},
@@ -81,12 +81,18 @@ def foreign_imports(module: str) -> set[str]:
     return {name.split(".")[0] for name in imports(MODULES[module])}
 
 
-@EVERY
-def test_imports_go_one_way(module: str) -> None:
-    here = top(module)
-    assert here in RANKS, f"say in LAYERS where {here} stands"
-    wrong = {name for name in own_imports(module) if RANKS[name] >= RANKS[here] and name != here}
-    assert not wrong
+def offenders(found: Callable[[str], set[str]]) -> dict[str, set[str]]:
+    """Return what is found in modules where nothing should be."""
+    return {module: names for module in MODULES if (names := found(module))}
+
+
+def test_imports_go_one_way() -> None:
+    def upwards(module: str) -> set[str]:
+        here = top(module)
+        assert here in RANKS, f"say in LAYERS where {here} stands"
+        return {name for name in own_imports(module) if RANKS[name] >= RANKS[here] and name != here}
+
+    assert not offenders(upwards)
 
 
 def test_no_module_imports_itself_by_a_detour() -> None:
@@ -110,12 +116,14 @@ def test_every_layer_has_its_modules() -> None:
     assert set(RANKS) == TOPS
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("approaches.")])
-def test_an_approach_is_one_file(module: str) -> None:
-    others = {
-        name for name in imports(MODULES[module]) if name.startswith("optillm_hooks.approaches")
-    }
-    assert not others
+def test_an_approach_is_one_file() -> None:
+    def others(module: str) -> set[str]:
+        if not module.startswith("approaches."):
+            return set()
+        names = imports(MODULES[module])
+        return {name for name in names if name.startswith("optillm_hooks.approaches")}
+
+    assert not offenders(others)
 
 
 RUNNERS = ("runner", "monty", "bubblewrap_runner", "bubblewrap", "harness")
@@ -150,40 +158,39 @@ def test_the_grammar_knows_no_approach_and_the_local_provider_no_pipeline() -> N
             assert not any(p[1:3] == ["decoding", "remote"] for p in used_names(module)), module
 
 
-@EVERY
-def test_only_the_gateway_and_the_local_handler_import_litellm(module: str) -> None:
-    may = top(module) == "gateway" or module == "local_provider.custom_llm"
-    assert may or "litellm" not in foreign_imports(module)
+def test_only_the_gateway_and_the_local_handler_import_litellm() -> None:
+    importing = offenders(lambda module: {"litellm"} & foreign_imports(module))
+    may = {"local_provider.custom_llm"}
+    assert {module for module in importing if top(module) != "gateway"} <= may
 
 
-@EVERY
-def test_only_the_local_provider_imports_torch(module: str) -> None:
-    may = top(module) == "local_provider"
-    assert may or not {"torch", "transformers"} & foreign_imports(module)
+def test_only_the_local_provider_imports_torch() -> None:
+    importing = offenders(lambda module: {"torch", "transformers"} & foreign_imports(module))
+    assert {top(module) for module in importing} <= {"local_provider"}
 
 
-@EVERY
-def test_heavy_packages_are_imported_where_they_are_used(module: str) -> None:
+def test_heavy_packages_are_imported_where_they_are_used() -> None:
     """Of the solver, the store and the local provider, what a process or a first use loads."""
-    if top(module) in ("solver", "local_provider", "store"):
-        return
-    at_once = [n for n in MODULES[module].body if isinstance(n, ast.Import | ast.ImportFrom)]
-    assert not {name.split(".")[0] for node in at_once for name in imports(node)} & set(HEAVY)
+
+    def at_once(module: str) -> set[str]:
+        nodes = [n for n in MODULES[module].body if isinstance(n, ast.Import | ast.ImportFrom)]
+        return {name.split(".")[0] for node in nodes for name in imports(node)} & set(HEAVY)
+
+    assert {top(module) for module in offenders(at_once)} <= {"solver", "local_provider", "store"}
 
 
-@EVERY
-def test_only_the_settings_read_the_environment(module: str) -> None:
-    # `serve` and the demonstration pass it to a proxy, the commands read what OptiLLM reads.
-    may = ("settings", "serve", "evaluation.own_proxy", "commands.convert", "commands.loading")
-    if module in may:
-        return
-    found = [
-        node
-        for node in ast.walk(MODULES[module])
-        if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv")
-    ]
-    assert not found
-    assert not {"os.environ", "os.environb", "os.getenv"} & set(imports(MODULES[module]))
+READERS = {"settings", "serve", "evaluation.own_proxy", "commands.convert", "commands.loading"}
+"""`serve` and the demonstration pass it to a proxy, the commands read what OptiLLM reads."""
+
+
+def test_only_the_settings_read_the_environment() -> None:
+    def read(module: str) -> set[str]:
+        nodes = ast.walk(MODULES[module])
+        names = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        names |= {name.removeprefix("os.") for name in imports(MODULES[module])}
+        return names & {"environ", "environb", "getenv"}
+
+    assert offenders(read).keys() <= READERS
 
 
 STARTERS = {
@@ -204,42 +211,29 @@ ALLOWED = {
 }
 
 
-@EVERY
-def test_only_the_fanout_starts_tasks(module: str) -> None:
-    found = set()
-    for node in ast.walk(MODULES[module]):
-        if isinstance(node, ast.Attribute):
-            of_asyncio = isinstance(node.value, ast.Name) and node.value.id == "asyncio"
-            if node.attr in STARTERS or (of_asyncio and node.attr in OF_ASYNCIO):
-                found.add(node.attr)
-    found |= {
-        name.removeprefix("asyncio.")
-        for name in imports(MODULES[module])
-        if name.removeprefix("asyncio.") in STARTERS | OF_ASYNCIO
-    }
-    assert found <= ALLOWED.get(module, set())
+def test_only_the_fanout_starts_tasks() -> None:
+    def started(module: str) -> set[str]:
+        found = set()
+        for node in ast.walk(MODULES[module]):
+            if isinstance(node, ast.Attribute):
+                of_asyncio = isinstance(node.value, ast.Name) and node.value.id == "asyncio"
+                if node.attr in STARTERS or (of_asyncio and node.attr in OF_ASYNCIO):
+                    found.add(node.attr)
+        imported = {name.removeprefix("asyncio.") for name in imports(MODULES[module])}
+        return (found | imported & (STARTERS | OF_ASYNCIO)) - ALLOWED.get(module, set())
+
+    assert not offenders(started)
 
 
-@EVERY
-def test_nothing_sleeps_or_evaluates(module: str) -> None:
+def test_nothing_sleeps_or_evaluates() -> None:
     """No code out of a model's mouth but in the sandbox, and no blocking of the event loop."""
-    if module == "code_execution.harness":
-        return
-    names = {
-        node.func.id
-        for node in ast.walk(MODULES[module])
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    }
-    assert not names & {"eval", "exec", "compile", "__import__"}
-    assert (
-        "time.sleep"
-        not in {
-            ast.unparse(node.func)
-            for node in ast.walk(MODULES[module])
-            if isinstance(node, ast.Call)
-        }
-        or module == "serve"
-    )
+
+    def called(module: str) -> set[str]:
+        calls = [node for node in ast.walk(MODULES[module]) if isinstance(node, ast.Call)]
+        names = {ast.unparse(call.func) for call in calls}
+        return names & {"eval", "exec", "compile", "__import__", "time.sleep"}
+
+    assert offenders(called).keys() == {"code_execution.harness"}
 
 
 def loaded(statements: str) -> dict[str, object]:

@@ -119,7 +119,7 @@ def proxy(clone: Path, tmp_path: Path) -> Iterator[Proxy]:
     with Upstream() as upstream:
         config = hooked_config([model_group("smollm2", upstream.url)])
         env = {"PYTHONPATH": path, "LITELLM_LOG": "DEBUG"}
-        with Proxy(config, tmp_path, env=env, ledger=False) as running:
+        with Proxy(config, tmp_path, env=env, ledger=False, command=True) as running:
             yield running
 
 

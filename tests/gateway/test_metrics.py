@@ -241,7 +241,10 @@ def test_sums_over_two_workers_equal_the_providers_log(
     upstream.play(Script(reply=differing))
     asked = 0
     folder = tmp_path_factory.mktemp("workers")
-    with Proxy(config, folder, ledger=False, env=env) as running, ThreadPoolExecutor(8) as threads:
+    with (
+        Proxy(config, folder, ledger=False, env=env, command=True) as running,
+        ThreadPoolExecutor(8) as threads,
+    ):
 
         def ask(_: int) -> int:
             # A connection stays with its worker, and the first that is up may take all of them.

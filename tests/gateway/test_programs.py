@@ -66,6 +66,7 @@ def proxy(
         tmp_path_factory.mktemp("proxy"),
         keys=keys,
         env={"SECRET_OF_THE_OPERATOR": "hunter2-secret"},
+        command=True,  # a fork's /proc/self/environ is that of its parent
     ) as running:
         yield running
 
