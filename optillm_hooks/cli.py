@@ -53,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: those of the command line; None are those of this process.
     """
-    given = parser().parse_args(arguments)
+    given, unknown = parser().parse_known_args(arguments)
+    if unknown:
+        given.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     # What is loaded logs as it does in a proxy; a command says such things in its own way.
     logging.getLogger("optillm_hooks").addHandler(logging.NullHandler())
     try:
@@ -93,12 +95,12 @@ def parser() -> argparse.ArgumentParser:
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         description = inspect.getdoc(command) or ""
-        command.add_arguments(
-            commands.add_parser(
-                name,
-                help=description.splitlines()[0],
-                description=description,
-                formatter_class=argparse.RawDescriptionHelpFormatter,
-            )
+        of_command = commands.add_parser(
+            name,
+            help=description.splitlines()[0],
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        of_command.set_defaults(parser=of_command)  # whose usage an unknown option shows
+        command.add_arguments(of_command)
     return made

@@ -108,13 +108,15 @@ CHECKS = {
 }
 ESTIMATES = {
     "expression": ["estimate", "bon(n=5)", "--model", "gpt-4o-mini"],
-    "model name": ["estimate", "bon(n=5)-gpt-4o-mini", "--prompt-tokens", "0"],
+    "model name": ["estimate", "bon(n=5)-gpt-4o-mini", "--prompt-tokens", "1"],
     "no model": ["estimate", "moa&re2"],
     "alias": ["estimate", "alias", "--config", "priced.yaml", "--prompt-tokens", "1000"],
     "local": ["estimate", "cot_decoding-small", "--config", "priced.yaml"],
     "remote": ["estimate", "cot_decoding-priced", "--config", "priced.yaml"],
     "no price": ["estimate", "bon", "--model", "nowhere"],
     "too dear": ["estimate", "bon(n=64)", "--model", "priced", "--config", "priced.yaml"],
+    "misspelt alias": ["estimate", "alais", "--config", "priced.yaml"],
+    "plain model": ["estimate", "priced", "--config", "priced.yaml"],
     "unknown": ["estimate", "bonn", "--model", "priced"],
 }
 
@@ -173,7 +175,10 @@ class TestEstimate:
         [
             # bon(n=5) samples 5 and rates 5. LiteLLM's prices of gpt-4o-mini: 0.15 and 0.6 $/M.
             ("expression", {"calls": 10, "depth": 3, "plain_call_usd": 500 * 1.5e-7 + 400 * 6e-7}),
-            ("model name", {"calls": 10, "models": "gpt-4o-mini", "plain_call_usd": 400 * 6e-7}),
+            (
+                "model name",
+                {"calls": 10, "models": "gpt-4o-mini", "plain_call_usd": 1.5e-7 + 400 * 6e-7},
+            ),
             ("no model", {"models": None, "plain_call_usd": None, "cost_usd": None}),
             ("alias", {"calls": 6, "models": "priced, small", "cost_usd": 6 * (1e-3 + 8e-4)}),
             ("local", {"calls": 1, "cost_usd": 0.0}),
@@ -200,6 +205,13 @@ class TestEstimate:
         assert "did you mean 'bon'" in err
         assert err.count("\n") == 1
 
+    def test_a_name_that_is_no_approach_is_told_by_the_models(
+        self, ended: dict[str, Ended]
+    ) -> None:
+        told = "estimate: there is no approach or alias 'alais' (did you mean 'alias'?)\n"
+        assert ended["misspelt alias"] == (1, "", told)
+        assert "put an approach before it, such as bon-priced" in ended["plain model"].err
+
     def test_people_get_lines(self, ended: dict[str, Ended]) -> None:
         lines = dict(line.split(maxsplit=1) for line in ended["for people"].out.splitlines())
         assert lines["calls"] == "10"
@@ -217,6 +229,16 @@ def test_help_names_every_command_and_loads_no_litellm() -> None:
     loaded = {line.rpartition("|")[2].strip() for line in said.stderr.splitlines()}
     assert "optillm_hooks.cli" in loaded
     assert loaded.isdisjoint({"litellm", "torch", "optillm_hooks.gateway"})
+
+
+def test_an_unknown_option_shows_the_usage_of_its_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["estimate", "bon", "--promt-tokens", "5"])
+    told = capsys.readouterr().err
+    assert told.startswith("usage: optillm-hooks estimate ")
+    assert "unrecognized arguments: --promt-tokens 5" in told
 
 
 def test_approaches_are_listed_with_package_needs_and_cost(

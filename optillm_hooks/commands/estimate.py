@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from optillm_hooks.commands.arguments import positive
 from optillm_hooks.commands.loading import load_gateway
 from optillm_hooks.config_files import CannotRun, our_settings, read_if_there
 
@@ -23,15 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, help="LiteLLM's YAML; by default litellm_config.yaml, if it is here"
     )
-    parser.add_argument("--prompt-tokens", type=_tokens, default=500, help="(default: 500)")
-    parser.add_argument("--answer-tokens", type=_tokens, default=400, help="(default: 400)")
+    parser.add_argument("--prompt-tokens", type=positive, default=500, help="(default: 500)")
+    parser.add_argument("--answer-tokens", type=positive, default=400, help="(default: 400)")
     parser.add_argument("--json", action="store_true", help="print JSON")
-
-
-def _tokens(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"must be a number of tokens, got {text!r}")
-    return int(text)
 
 
 class _Asked(NamedTuple):
@@ -49,7 +44,7 @@ def run(given: argparse.Namespace) -> int:
     try:
         facts = _estimate(given, config)
     except RequestRejected as exc:
-        raise CannotRun(str(exc)) from None
+        raise CannotRun(_told(exc, given.approach, config)) from None
     if given.json:
         sys.stdout.write(f"{json.dumps(facts, indent=1)}\n")
         return 0
@@ -58,6 +53,17 @@ def run(given: argparse.Namespace) -> int:
         if value is not None:
             sys.stdout.write(f"{name:{width}}  {_shown(value)}\n")
     return 0
+
+
+def _told(exc: Exception, text: str, config: Mapping[str, Any]) -> str:
+    """Return why `text` cannot be estimated, by the models of the configuration first."""
+    from optillm_hooks.settings import meant
+
+    models = [str(entry.get("model_name")) for entry in config.get("model_list") or ()]
+    if text in models:
+        return f"{text!r} is a plain model: put an approach before it, such as bon-{text}"
+    hint = meant(text, models)
+    return f"there is no approach or alias {text!r}{hint}" if hint else str(exc)
 
 
 def _shown(value: object) -> str:
