@@ -4,6 +4,7 @@ The data need a key, as LiteLLM checks it. A key sees its own plans; an admin of
 those of all, and the counters.
 """
 
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +16,8 @@ from pydantic import BaseModel, Field
 
 from optillm_hooks.approach_docs import bounds, good_for, summary, type_name, worth
 from optillm_hooks.errors import OptiLLMError
+from optillm_hooks.gateway.caller import check_access
+from optillm_hooks.gateway.deployments import proxy_router
 from optillm_hooks.gateway.failures import to_proxy
 from optillm_hooks.gateway.http_routes import (
     NOT_KEPT,
@@ -26,6 +29,7 @@ from optillm_hooks.gateway.http_routes import (
     not_kept,
     query_of,
 )
+from optillm_hooks.gateway.model_facts import model_facts
 from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.recent_plans import PLANS, whose_of
 from optillm_hooks.pipeline.plan import cost_of, stage_of
@@ -72,6 +76,10 @@ class _Listed(Given):
     limit: int = Field(default=50, ge=1, le=500)
 
 
+class _Priced(Given):
+    model: str = Field(max_length=256)
+
+
 @router.get("", include_in_schema=False)
 def page() -> Response:
     """Return the page. It holds no data, so it needs no key."""
@@ -88,6 +96,20 @@ def page_file(name: str) -> Response:
 def list_approaches(_key: Key) -> dict[str, Any]:
     """Return the approaches with their parameters, and their cost at the defaults of these."""
     return {"object": "list", "data": [*map(_approach, all_approaches())]}
+
+
+@router.get("/price")
+async def price(request: Request, key: Key) -> dict[str, Any]:
+    """Return a model's price in US dollars per token, or null if it is not known. Query: `model`.
+
+    LiteLLM tells nobody what a streamed plain call has cost.
+    """
+    model, models = query_of(_Priced, request).model, proxy_router()
+    if models is None:
+        raise missing("router")
+    await check_access(model, key, models)
+    found = model_facts(models, model, key).price
+    return {"object": "optillm.price", "model": model, "usd": found and asdict(found)}
 
 
 @router.get("/counters")

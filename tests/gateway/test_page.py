@@ -23,6 +23,7 @@ from tests.upstream import Script, Status, Upstream, always, differing
 KEYS: dict[str, dict[str, object]] = {
     "sk-anna": {"models": [], "user_role": "internal_user"},
     "sk-ben": {"models": [], "user_role": "internal_user"},
+    "sk-cleo": {"models": ["careful"], "user_role": "internal_user"},
 }
 SECRET = "What is 6 times 7, my dear Watson?"
 ANNA: Whose = ("key", "anna")
@@ -77,7 +78,9 @@ def test_no_other_file_is_served(proxy: Proxy, name: str) -> None:
     assert get(proxy, f"/page/{name}").status_code == 404
 
 
-@pytest.mark.parametrize("path", ["/approaches", "/counters", "/plans", "/plans/x"])
+@pytest.mark.parametrize(
+    "path", ["/approaches", "/price?model=base", "/counters", "/plans", "/plans/x"]
+)
 @pytest.mark.parametrize("key", [None, "sk-unknown"])
 def test_data_need_a_key(proxy: Proxy, path: str, key: str | None) -> None:
     assert get(proxy, path, key).status_code == 401
@@ -91,6 +94,15 @@ def test_approaches_come_with_parameters_and_cost(proxy: Proxy) -> None:
     [n] = [each for each in bon["parameters"] if each["name"] == "n"]
     assert n["bounds"].startswith("≥ ")
     assert n["description"]
+
+
+def test_a_price_is_for_keys_that_may_call_the_model(proxy: Proxy) -> None:
+    """The playground shows with it what a plain call has cost."""
+    found = get(proxy, "/price?model=base", "sk-anna").raise_for_status().json()
+    assert found["usd"] == {"prompt": PRICE.prompt, "completion": PRICE.completion}
+    assert get(proxy, "/price", "sk-anna").status_code == 400
+    assert get(proxy, "/price?model=careful", "sk-anna").json()["usd"] is None
+    assert get(proxy, "/price?model=base", "sk-cleo").status_code in (401, 403)
 
 
 def test_counters_are_an_admins(proxy: Proxy, upstream: Upstream) -> None:

@@ -1,6 +1,6 @@
 // One question through several approaches, side by side, streamed.
 
-import { stream } from "./api.js";
+import { getJson, stream } from "./api.js";
 import { button, byId, calls, count, el, pairs, seconds, usd } from "./dom.js";
 
 const MOST = 6;
@@ -123,7 +123,20 @@ class Card {
       if (end === "failed") this.marks.replaceChildren(el("span", { class: "problem" }, error.message));
     }
     clearInterval(this.ticks);
+    const cost = this.report ? this.report.cost_usd : await this.plainCost(asked.model);
+    this.cost = cost === null ? "–" : usd(cost);
     this.finish(end);
+  }
+
+  // What a plain call has cost, by the model's price; null if that is not known.
+  async plainCost(model) {
+    if (!this.usage) return null;
+    try {
+      const { usd: price } = await getJson(`optillm/price?model=${encodeURIComponent(model)}`);
+      return price && price.prompt * this.usage.prompt_tokens + price.completion * this.usage.completion_tokens;
+    } catch {
+      return null;
+    }
   }
 
   tick() {
@@ -163,7 +176,7 @@ class Card {
     const facts = [
       ["Calls", made === null ? "–" : count(made)],
       ["Tokens", usage ? count(usage.total_tokens) : "–"],
-      ["Cost", report ? usd(report.cost_usd) : "–"],
+      ["Cost", this.cost],
       ["Time", seconds(this.elapsed())],
     ];
     if (this.first !== null) facts.push(["First token", seconds(this.first)]);
