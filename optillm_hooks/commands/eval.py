@@ -5,8 +5,8 @@ self_consistency-gpt-4o-mini. The first is what the others are compared with.
 
 --tasks are worked_examples and one_step (arithmetic, made up), reasoning_gym/FAMILY (needs the
 extra eval), or JSONL files of your own; TASK:N takes N problems. A line of a file has question (or
-messages) and answer, and may have id and check: auto, number, choice, exact, regex (with pattern)
-or json_schema (with response_format).
+messages) and answer, and may have id and check: auto, number, choice, exact, regex (with pattern),
+json_schema (with response_format), tests (with tests, and --code-runner) or judge (with --judge).
 
 Each outcome is kept in OUT/outcomes.jsonl at once. The same command goes on after a kill. The
 report is printed, and written to OUT/report.csv and OUT/report.html.
@@ -27,8 +27,9 @@ from optillm_hooks.commands.arguments import positive
 from optillm_hooks.config_files import CannotRun
 
 if TYPE_CHECKING:
+    from optillm_hooks.code_execution.runner import CodeRunner
     from optillm_hooks.evaluation.asking import Endpoint, Outcome
-    from optillm_hooks.evaluation.problems import Problem
+    from optillm_hooks.evaluation.problems import Graders, Problem
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("evaluation"), help="(default: evaluation)"
     )
     parser.add_argument("--seed", type=int, default=1, help="chooses the problems (default: 1)")
+    parser.add_argument("--judge", metavar="MODEL", help="of the endpoint, for check: judge")
+    parser.add_argument(
+        "--code-runner", choices=("bubblewrap", "monty"), help="the sandbox for check: tests"
+    )
     parser.add_argument("--at-once", type=positive, default=8, help="requests at once (default: 8)")
     parser.add_argument("--per-second", type=float, help="requests started in a second, at most")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds of a request")
@@ -58,7 +63,8 @@ def run(given: argparse.Namespace) -> int:
     from optillm_hooks.evaluation.asking import read_outcomes
     from optillm_hooks.evaluation.problems import problems_of
 
-    problems = [problem for task in given.tasks for problem in problems_of(task, given.seed)]
+    graders = _graders(given)
+    problems = [each for task in given.tasks for each in problems_of(task, given.seed, graders)]
     _check_ids(problems)
     file = _folder(given) / "outcomes.jsonl"
     with _endpoint(given) as endpoint:
@@ -66,6 +72,38 @@ def run(given: argparse.Namespace) -> int:
     wanted = {problem.id for problem in problems}
     outcomes = [each for each in read_outcomes(file) if each.problem in wanted]
     return _report(given, outcomes)
+
+
+def _graders(given: argparse.Namespace) -> "Graders":
+    """Return what the checks need, as far as it is named."""
+    from optillm_hooks.evaluation.judge import ReferenceJudge
+    from optillm_hooks.evaluation.problems import Graders
+
+    if given.judge is not None and given.base_url is None:
+        raise CannotRun("--judge needs --base-url: it names a model of that endpoint")
+    return Graders(
+        runner=None if given.code_runner is None else _runner(given.code_runner),
+        judge=None
+        if given.judge is None
+        else ReferenceJudge(given.judge, given.base_url, _key(given.key), given.timeout),
+    )
+
+
+def _runner(name: str) -> "CodeRunner":
+    """Return a code runner with its defaults, without the gateway, which takes seconds to load."""
+    from optillm_hooks.code_execution.bubblewrap_runner import bubblewrap_runner
+    from optillm_hooks.code_execution.runner import monty_runner
+    from optillm_hooks.errors import RequestRejected
+    from optillm_hooks.settings import CodeRunnerOptions
+
+    options = CodeRunnerOptions()
+    try:
+        if name == "monty":
+            return monty_runner(options.monty.seconds, options.monty.memory_mb)
+        own = options.bubblewrap
+        return bubblewrap_runner(own.python, own.binds, own.seconds, own.memory_mb)
+    except RequestRejected as exc:
+        raise CannotRun(str(exc)) from None
 
 
 def _check_ids(problems: "Sequence[Problem]") -> None:
@@ -83,7 +121,8 @@ def _folder(given: argparse.Namespace) -> Path:
         CannotRun: it has outcomes of another run.
     """
     settings = {
-        name: getattr(given, name) for name in ("tasks", "seed", "max_tokens", "temperature")
+        name: getattr(given, name)
+        for name in ("tasks", "seed", "max_tokens", "temperature", "judge", "code_runner")
     }
     try:
         given.out.mkdir(parents=True, exist_ok=True)
@@ -156,7 +195,7 @@ def _report(given: argparse.Namespace, outcomes: "Sequence[Outcome]") -> int:
 
     rows = rows_of(outcomes, given.models)
     for error, count in _errors(outcomes).items():
-        _say(f"{count} without a reply: {error}")
+        _say(f"{count} without a grade: {error}")
     if not rows:
         raise CannotRun("no model has given a reply")
     title = ", ".join(given.tasks)

@@ -5,6 +5,7 @@ under way are lost.
 """
 
 import asyncio
+import inspect
 import math
 import random
 import time
@@ -27,6 +28,7 @@ _TRIES: Final = 4
 _REFUSALS: Final = 30
 """How often an overloaded host may refuse the same request."""
 
+_NO_VERDICT: Final = "the judge gave no verdict"
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 60.0
 _OVERLOADED: Final = frozenset({429, 503, 529})
@@ -41,7 +43,10 @@ class Outcome(BaseModel):
     model: str
     problem: str
     grade: Grade | None = None
-    """None if there is no reply."""
+    """None if there is no reply, or no verdict on it."""
+
+    unjudged: bool = False
+    """There is a reply, but the judge gave no verdict on it."""
 
     error: str | None = None
     """The status and code of the last failure; an outcome with one is asked for again."""
@@ -187,15 +192,18 @@ def _pause_s(failed: openai.OpenAIError, before: int) -> float:
 async def _graded(
     model: str, problem: Problem, completion: Any, headers: Mapping[str, str], seconds: float
 ) -> Outcome:
-    """Return the outcome of a reply; reading one may take a second, so it has its own thread."""
+    """Return the outcome of a reply."""
     choices = completion.choices or []
     text = (choices[0].message.content if choices else None) or ""
     report = getattr(completion, "optillm", None) or {}
     usage = completion.usage
+    grade = await _grade(problem, text)
     return Outcome(
         model=model,
         problem=problem.id,
-        grade=await asyncio.to_thread(problem.grade, text),
+        grade=grade,
+        unjudged=grade is None,
+        error=_NO_VERDICT if grade is None else None,
         seconds=seconds,
         prompt_tokens=usage.prompt_tokens if usage else 0,
         completion_tokens=usage.completion_tokens if usage else 0,
@@ -204,6 +212,12 @@ async def _graded(
         depth=report.get("depth", 1),
         degraded=tuple(report.get("degraded", ())),
     )
+
+
+async def _grade(problem: Problem, text: str) -> Grade | None:
+    """Return the grade of a reply; reading one may take a second, so it has its own thread."""
+    found = await asyncio.to_thread(problem.grade, text)
+    return await found if inspect.isawaitable(found) else found
 
 
 def _cost(report: Mapping[str, Any], headers: Mapping[str, str]) -> float | None:

@@ -1,20 +1,28 @@
 """Whether a model's reply to a problem is right."""
 
 import re
-from collections.abc import Callable
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from optillm_hooks.answers.equivalence import equivalent
 from optillm_hooks.answers.extraction import AnswerFormat, extract_answer, without_reasoning
 from optillm_hooks.answers.response_format import fit
+from optillm_hooks.code_execution.public_tests import CallTest, InputTest, PublicTests
+from optillm_hooks.code_execution.runner import CodeRunner
+from optillm_hooks.code_execution.testing import count_passed, find_program
+from optillm_hooks.errors import UnusableReply
 from optillm_hooks.types import Json
 
 Grade = Literal["right", "wrong", "unread"]
 """`unread`: the reply has no answer that could be read. It counts as wrong, and is reported."""
 
 Grader = Callable[[str], Grade]
-Kind = Literal["auto", "number", "choice", "exact", "regex", "json_schema"]
+Checker = Callable[[str], Awaitable[Grade | None]]
+"""A grader that waits for a program or a model; None: a judge gave no verdict."""
+
+Kind = Literal["auto", "number", "choice", "exact", "regex", "json_schema", "tests", "judge"]
 
 _FORMATS: Final[dict[str, AnswerFormat]] = {"number": "number", "choice": "choice", "auto": "auto"}
 
@@ -66,3 +74,33 @@ class ByFormat:
     def __call__(self, reply: str) -> Grade:
         matches = fit([without_reasoning(reply)], self.response_format)
         return "unread" if matches is None else _graded(matches)
+
+
+@dataclass(frozen=True, slots=True)
+class ByTests:
+    """Right if the program in the reply passes all tests, in the sandbox."""
+
+    snippets: Sequence[str]
+    """Each runs after the program, and fails if it does not run to its end."""
+
+    inputs: Sequence[InputTest]
+    runner: CodeRunner
+
+    async def __call__(self, reply: str) -> Grade:
+        try:
+            program = await find_program(reply)
+        except UnusableReply:
+            return "unread"
+        if program is None:
+            return "unread"
+        tests = PublicTests([_marked(each) for each in self.snippets], self.inputs)
+        return _graded(await count_passed(program, tests, self.runner) == len(tests))
+
+
+def _marked(snippet: str) -> CallTest:
+    """Return a test that prints a mark at its end, after whatever the program prints.
+
+    Otherwise a program that exits would have passed: its exit is no error.
+    """
+    mark = secrets.token_hex(8)
+    return CallTest(f"{snippet}\nprint({mark!r})", expected=f"...{mark}")

@@ -6,22 +6,27 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from optillm_hooks.answers.extraction import without_reasoning
+from optillm_hooks.code_execution.public_tests import InputTest
+from optillm_hooks.code_execution.runner import CodeRunner
 from optillm_hooks.config_files import CannotRun
 from optillm_hooks.evaluation import worked_examples
 from optillm_hooks.evaluation.grading import (
     ByAnswer,
     ByFormat,
     ByPattern,
+    ByTests,
+    Checker,
     Exact,
     Grade,
     Grader,
     Kind,
 )
+from optillm_hooks.evaluation.judge import ByJudge, ReferenceJudge
 from optillm_hooks.wrong_values import wrong_value
 
 Messages = list[dict[str, Any]]
@@ -50,7 +55,30 @@ class Problem:
     """The same in each run with the same tasks and seed."""
 
     messages: Messages
-    grade: Grader
+    grade: Grader | Checker
+
+
+@dataclass(frozen=True, slots=True)
+class Graders:
+    """What some checks need."""
+
+    runner: CodeRunner | None = None
+    """For `tests`."""
+
+    judge: ReferenceJudge | None = None
+    """For `judge`."""
+
+
+NO_GRADERS: Final = Graders()
+
+
+class _InputOutput(BaseModel):
+    """What a program is to print for an input."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+    input: str
+    output: str
 
 
 class _Own(BaseModel):
@@ -65,17 +93,25 @@ class _Own(BaseModel):
     check: Kind = "auto"
     pattern: re.Pattern[str] | None = Field(default=None, description="with check: regex")
     response_format: JsonValue = Field(default=None, description="with check: json_schema")
+    tests: list[str | _InputOutput] | None = Field(
+        default=None, min_length=1, description="with check: tests"
+    )
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
         if (self.question is None) == (self.messages is None):
             raise ValueError("needs either question or messages")
-        needed = {"regex": "pattern", "json_schema": "response_format"}.get(self.check, "answer")
+        needed = _NEEDED.get(self.check, "answer")
         if getattr(self, needed) is None:
             raise ValueError(f"check {self.check!r} needs {needed}")
         return self
 
-    def grader(self) -> Grader:
+    def grader(self, graders: Graders) -> Grader | Checker:
+        """Return what grades a reply.
+
+        Raises:
+            CannotRun: `graders` lacks what the check needs.
+        """
         answer = str(self.answer)
         match self.check:
             case "exact":
@@ -84,21 +120,47 @@ class _Own(BaseModel):
                 return ByPattern(self.pattern)
             case "json_schema":
                 return ByFormat(self.response_format)
+            case "tests":
+                tests = self.tests or []
+                return ByTests(
+                    [test for test in tests if isinstance(test, str)],
+                    [InputTest(t.input, t.output) for t in tests if isinstance(t, _InputOutput)],
+                    _needed(graders.runner, "tests", "--code-runner"),
+                )
+            case "judge":
+                judge = _needed(graders.judge, "judge", "--judge")
+                return ByJudge(judge, self.question or _last_text(self.messages or []), answer)
             case "auto" | "number" | "choice" as kind:
                 return ByAnswer(answer, kind, question=self.question or "")
         raise AssertionError(self.check)  # `_is_whole` has refused it
 
 
-def problems_of(task: str, seed: int) -> list[Problem]:
+_NEEDED: Final = {"regex": "pattern", "json_schema": "response_format", "tests": "tests"}
+
+N = TypeVar("N")
+
+
+def _needed(given: N | None, check: Kind, option: str) -> N:
+    if given is None:
+        raise CannotRun(f"check {check!r} needs the option {option}")
+    return given
+
+
+def _last_text(messages: Messages) -> str:
+    return str(messages[-1].get("content") or "") if messages else ""
+
+
+def problems_of(task: str, seed: int, graders: Graders = NO_GRADERS) -> list[Problem]:
     """Return the problems of a task.
 
     Args:
         task: `worked_examples`, `one_step`, `reasoning_gym/FAMILY`, or the path of a JSONL file;
             `:N` at the end takes N problems. Generated tasks have 50 by default, a file has all.
         seed: chooses the problems.
+        graders: what the checks of a file need.
 
     Raises:
-        CannotRun: there is no such task, or the file cannot be read.
+        CannotRun: there is no such task, the file cannot be read, or `graders` lacks something.
     """
     name, _, number = task.rpartition(":") if re.search(r":\d+$", task) else (task, "", "")
     count = int(number) if number else None
@@ -108,7 +170,7 @@ def problems_of(task: str, seed: int) -> list[Problem]:
         return _generated(name, make, seed, count or _DEFAULT_COUNT)
     if name.startswith("reasoning_gym/"):
         return _from_gym(name.partition("/")[2], seed, count or _DEFAULT_COUNT)
-    return _sampled(_from_file(Path(name)), seed, count)
+    return _sampled(_from_file(Path(name), graders), seed, count)
 
 
 _GENERATED: Final[dict[str, Callable[[random.Random], worked_examples.Problem]]] = {
@@ -189,14 +251,14 @@ class _OfGym:
         return "right" if self.dataset.score_answer(said.strip(), self.entry) >= 1.0 else "wrong"
 
 
-def _from_file(path: Path) -> list[Problem]:
+def _from_file(path: Path, graders: Graders) -> list[Problem]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as exc:
         raise CannotRun(
             f"{path}: no task of that name, and it cannot be read as a file ({_reason(exc)})"
         ) from None
-    found = [*_parsed(path, lines)]
+    found = [*_parsed(path, lines, graders)]
     if not found:
         raise CannotRun(f"{path} has no questions")
     return found
@@ -206,7 +268,7 @@ def _reason(exc: Exception) -> str:
     return exc.strerror or "" if isinstance(exc, OSError) else "it is not UTF-8"
 
 
-def _parsed(path: Path, lines: Sequence[str]) -> Iterator[Problem]:
+def _parsed(path: Path, lines: Sequence[str], graders: Graders) -> Iterator[Problem]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -219,7 +281,7 @@ def _parsed(path: Path, lines: Sequence[str]) -> Iterator[Problem]:
                 f"{path}, line {number}: {where or 'line'}: {wrong_value(first)}"
             ) from None
         messages = own.messages or [{"role": "user", "content": own.question}]
-        yield Problem(own.id or f"{path.name}/{number}", messages, own.grader())
+        yield Problem(own.id or f"{path.name}/{number}", messages, own.grader(graders))
 
 
 def _sampled(problems: list[Problem], seed: int, count: int | None) -> list[Problem]:

@@ -56,6 +56,9 @@ class Row:
     failed: int
     """Problems without a reply, which count for nothing."""
 
+    unjudged: int
+    """Replies on which the judge gave no verdict. They count for nothing either."""
+
     difference: Difference | None
     """None for the first model."""
 
@@ -104,6 +107,7 @@ def _row(model: str, outcomes: Iterable[Outcome], difference: Difference | None)
     if not answered:
         return None
     grades = Counter(outcome.grade for outcome in answered)
+    unjudged = sum(outcome.unjudged for outcome in every)
     costs = [outcome.cost_usd for outcome in answered if outcome.cost_usd is not None]
     seconds = [outcome.seconds for outcome in answered]
     low, high = wilson(grades["right"], len(answered))
@@ -121,7 +125,8 @@ def _row(model: str, outcomes: Iterable[Outcome], difference: Difference | None)
         depth=fmean(outcome.depth for outcome in answered),
         unread=grades["unread"],
         degraded=sum(bool(outcome.degraded) for outcome in answered),
-        failed=len(every) - len(answered),
+        failed=len(every) - len(answered) - unjudged,
+        unjudged=unjudged,
         difference=difference,
     )
 
@@ -139,6 +144,7 @@ def frontier(rows: Sequence[Row], price: Callable[[Row], float]) -> list[Row]:
 COLUMNS: Final = (
     "model", "problems", "right % [95 %]", "points", "wins:losses", "p (Holm)", "needed", "tokens",
     "USD", "p50 s", "p95 s", "calls", "depth", "unread", "degraded", "failed",
+    "unjudged",
 )  # fmt: skip
 
 
@@ -169,6 +175,7 @@ def cells(row: Row) -> tuple[str, ...]:
         str(row.unread),
         str(row.degraded),
         str(row.failed),
+        str(row.unjudged),
     )
 
 

@@ -7,7 +7,7 @@ zero nor as a vote for the first candidate.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from optillm_hooks.answers.extraction import without_reasoning
 from optillm_hooks.answers.patterns import Pattern
@@ -15,12 +15,19 @@ from optillm_hooks.context import Context, MeteredScorer
 from optillm_hooks.errors import BudgetExceeded, DeadlineExceeded, SampleError
 from optillm_hooks.llm import LLM
 from optillm_hooks.prompts import follow_up
-from optillm_hooks.types import Chat, Sampling
+from optillm_hooks.types import Chat, Completion, Sampling
 
 V = TypeVar("V")
 
 Judge = LLM | MeteredScorer
 """A model that gives its verdict in words, or a reward model or reranker that scores."""
+
+
+class Writes(Protocol):
+    """The part of an `LLM` that a judge needs."""
+
+    async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion: ...
+
 
 JUDGING: Final = Sampling(temperature=0.1, purpose="judge")
 _AS_IT_IS: Final = Pattern(r"(?!\w)(?!\W*+(?i:except|but|if|unless|no|not)\b)")
@@ -38,7 +45,7 @@ def judge_of(name: str | None, llm: LLM, ctx: Context) -> Judge:
 
 
 async def ask_twice(
-    judge: LLM,
+    judge: Writes,
     prompt: Chat,
     sampling: Sampling,
     read: Callable[[str], Awaitable[V | None]],

@@ -128,13 +128,13 @@ def test_what_a_host_refuses_is_reported_and_asked_for_again(
     with Upstream(Script(reply=answering, fault=refused)) as upstream:
         assert evaluate(upstream, tmp_path, "--at-once", "1", models=STRONG) == 0
         assert len(upstream.calls) == 30
-        assert "1 without a reply: strong: 400 model_not_found" in capsys.readouterr().out
+        assert "1 without a grade: strong: 400 model_not_found" in capsys.readouterr().out
         [row] = csv.DictReader((tmp_path / "report.csv").read_text().splitlines())
         assert [row["problems"], row["failed"]] == ["28", "2"]
         upstream.play(Script(reply=answering))
         assert evaluate(upstream, tmp_path, models=STRONG) == 0
         assert len(upstream.calls) == 2
-    assert "without a reply" not in capsys.readouterr().out
+    assert "without a grade" not in capsys.readouterr().out
     [row] = csv.DictReader((tmp_path / "report.csv").read_text().splitlines())
     assert [row["problems"], row["failed"]] == ["30", "0"]
 
