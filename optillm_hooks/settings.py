@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 
@@ -139,8 +140,37 @@ class RunSettings(LimitSettings):
     )
 
 
+class ShadowSettings(_Settings):
+    """Another approach that runs beside some requests of a model, after their answers."""
+
+    approach: str = Field(
+        min_length=1, max_length=1000, description="The other approach; none is a plain call."
+    )
+    share: float = Field(gt=0, le=1, description="Share of the requests, chosen by chance.")
+    judge: str | None = Field(
+        default=None, description="Model group that says blindly which answer is better."
+    )
+    check: Literal["auto", "number", "choice", "exact"] | None = Field(
+        default=None,
+        description="Compare the final answers, of this kind, instead of asking a judge.",
+    )
+
+    @model_validator(mode="after")
+    def _has_one_way(self) -> Self:
+        if (self.judge is None) == (self.check is None):
+            raise ValueError("must have either judge or check")
+        return self
+
+
+_SHADOW = Field(
+    default=None, description="Another approach that runs beside some requests, unseen by users."
+)
+
+
 class AliasSettings(RunSettings):
     """`model_info.optillm` of a deployment that is an alias."""
+
+    shadow: ShadowSettings | None = _SHADOW
 
     locked: bool = Field(
         default=False, description="Refuse a body field that replaces the approach."
@@ -154,6 +184,7 @@ class AliasSettings(RunSettings):
 class DeploymentSettings(_Settings):
     """`model_info.optillm` of an ordinary deployment: what LiteLLM does not know about it."""
 
+    shadow: ShadowSettings | None = _SHADOW
     continues_prefix: bool = Field(
         default=False,
         description="Whether it continues a final assistant message (continue_final_message, as "
@@ -421,6 +452,27 @@ class ConversationLogSettings(_Settings):
     )
 
 
+class ShadowLogSettings(_Settings):
+    """What the shadows of all models may spend, and where their results are kept."""
+
+    directory: AbsolutePath | None = Field(
+        default=None,
+        description="Folder of the files, one for each day; unset, no shadow runs.",
+    )
+    max_cost_per_day: float = Field(
+        default=1.0,
+        gt=0,
+        description="US dollars of a day (UTC), of all workers together, after which none begins.",
+    )
+    at_once: int = Field(default=2, ge=1, le=64, description="Shadows of a worker at once.")
+    max_bytes_per_day: int = Field(
+        default=1 << 26, ge=1 << 16, description="Bytes of a day's file; no shadow begins after."
+    )
+    keep_days: int | None = Field(
+        default=None, ge=1, description="Days after which a file is deleted; unset, never."
+    )
+
+
 class FusionPreset(_Settings):
     """A panel of `fusion`. What it does not set is as in a request without it."""
 
@@ -589,6 +641,10 @@ class Settings(RunSettings):
     page: PageSettings = Field(default_factory=PageSettings, description="The page at `/optillm`.")
     conversation_log: ConversationLogSettings = Field(
         default_factory=ConversationLogSettings, description="A log of the conversations."
+    )
+    shadow: ShadowLogSettings = Field(
+        default_factory=ShadowLogSettings,
+        description="What shadows may spend, and where their results are kept.",
     )
     oauth: OAuthSettings | None = Field(
         default=None,

@@ -39,6 +39,7 @@ from optillm_hooks.gateway.reports import header_values, headers_of_plain
 from optillm_hooks.gateway.route_responses import completed, stream_completed
 from optillm_hooks.gateway.routes import ROUTES, refuse_route, without_nulls
 from optillm_hooks.gateway.selection import deployment_id, names_approach, on_deployment
+from optillm_hooks.gateway.shadow import SHADOWS, seconds_between
 from optillm_hooks.types import Fields
 
 _UNCACHED = {"no-cache": True, "no-store": True}
@@ -88,6 +89,7 @@ class Hook(CustomLogger):
             refused_deployments=planned.refused_deployments,
             ignores_tag=planned.ignores_tag,
         )
+        client.shadowed.task = asyncio.current_task()
         attach(client, request)
         if planned.switched_off:
             client.instead = client.model if prepared is None else prepared.base
@@ -120,18 +122,26 @@ class Hook(CustomLogger):
             kwargs = within_held_cost(kwargs, inner, str(metadata.get("model_group"))) or kwargs
         elif client is not None and router and metadata.get("model_group") == client.model:
             _note_deployment(client, router, metadata, kwargs.get("temperature"))
+            SHADOWS.draw(client, metadata, kwargs, call_type)
         made = for_local(kwargs) if is_local(kwargs) else kwargs
         return without_listed_prices(made) if call_type is CallTypes.acompletion else made
 
     async def async_log_success_event(
         self,
         kwargs: dict[str, Any],
-        response_obj: object,  # noqa: ARG002 (LiteLLM's signature)
-        start_time: object,  # noqa: ARG002
-        end_time: object,  # noqa: ARG002
+        response_obj: object,
+        start_time: object,
+        end_time: object,
     ) -> None:
-        """Note that a plan's call is booked, once this task has called all other callbacks too."""
-        call = inner_call(metadata_of(kwargs.get("litellm_params") or {}))
+        """Note that a plan's call is booked, once this task has called all other callbacks too.
+
+        A client's request may have a shadow from now on.
+        """
+        metadata = metadata_of(kwargs.get("litellm_params") or {})
+        call, client = inner_call(metadata), attached(metadata)
+        if call is None and client is not None and client.shadowed.settings is not None:
+            seconds = seconds_between(start_time, end_time)
+            SHADOWS.answered(client, metadata, kwargs, response_obj, seconds)
         task = asyncio.current_task()
         if call is not None and task is not None:
             task.add_done_callback(lambda _: call.payment.book())

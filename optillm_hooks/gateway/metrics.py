@@ -81,6 +81,9 @@ BROWNOUT_REQUESTS: Final = Counter(
     "Requests that took fewer samples because the worker was busy.",
     ("model_group", "width"),
 )
+SHADOWS: Final = Counter(
+    "optillm_shadows_total", "Requests chosen for a shadow.", ("model_group", "outcome")
+)
 
 _OTHER: Final = "other"
 _MAX_COMBINATIONS: Final = 32
@@ -181,6 +184,11 @@ def count_brownout(prepared: Prepared, width: int) -> None:
 def count_switched_off(base: str) -> None:
     """Count a request that the kill switch has made a plain call of `base`."""
     REQUESTS.labels(PASS_THROUGH, group_label(base), SWITCHED_OFF).inc()
+
+
+def count_shadow(model: str, outcome: str) -> None:
+    """Count how the shadow of a request for `model` has ended, or why there was none."""
+    SHADOWS.labels(group_label(model), outcome).inc()
 
 
 def _agreements(events: Sequence[tuple[str, Mapping[str, object]]]) -> Iterator[float]:

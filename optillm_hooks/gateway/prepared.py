@@ -20,6 +20,7 @@ from optillm_hooks.gateway.cooldowns import CountedFailures
 from optillm_hooks.gateway.model_facts import FactsOf
 from optillm_hooks.gateway.payments import Account
 from optillm_hooks.gateway.selection import Selection
+from optillm_hooks.gateway.shadowed import Shadowed
 from optillm_hooks.pipeline.events import Outcome
 from optillm_hooks.pipeline.plan import Plan
 from optillm_hooks.settings import RunSettings
@@ -179,6 +180,9 @@ class ClientRequest:
 
     account: Account = field(default_factory=Account)
     """What its inner calls cost."""
+
+    shadowed: Shadowed = field(default_factory=Shadowed)
+    """What a shadow of the request needs."""
 
     @property
     def answering(self) -> Prepared | None:

@@ -19,12 +19,20 @@ from optillm_hooks.gateway.config_check.sections import Entry, Sections
 from optillm_hooks.gateway.operator_settings import call_limit
 from optillm_hooks.pipeline.expression import parse
 from optillm_hooks.pipeline.plan import Plan, resolve
-from optillm_hooks.settings import AliasSettings, DeploymentSettings, Settings, meant, mistakes
+from optillm_hooks.settings import (
+    AliasSettings,
+    DeploymentSettings,
+    Settings,
+    ShadowSettings,
+    meant,
+    mistakes,
+)
 
 S = TypeVar("S", bound=BaseModel)
 
 PLACE = "litellm_settings.optillm_settings"
 _REFUSED = "requests that name an approach are refused"
+_NO_SHADOW = "no shadow runs"
 
 
 def read_settings(config: Sections) -> tuple[Settings, list[Problem]]:
@@ -115,7 +123,9 @@ def check_entry(
     if entry.is_alias:
         yield from _check_alias(entry, settings, config, names, level)
     elif entry.alias_model is None:
-        yield from _of_model(entry, DeploymentSettings)[1]
+        own, wrong = _of_model(entry, DeploymentSettings)
+        yield from wrong
+        yield from _check_shadow(entry, None if own is None else own.shadow, settings, names, level)
 
 
 def _check_alias(
@@ -137,6 +147,31 @@ def _check_alias(
         return
     for said in names.missing({named.base, *plan.model_groups}):
         yield Problem(path, f"it calls {said}; {_refused(entry)}", level)
+    shadow = None if own is None else own.shadow
+    yield from _check_shadow(entry, shadow, settings, names, level)
+    if shadow is not None and plan.is_confidential:
+        place = f"{entry.path}.model_info.optillm.shadow"
+        yield Problem(
+            place, f"the alias keeps texts from models, which a shadow would not; {_NO_SHADOW}"
+        )
+
+
+def _check_shadow(
+    entry: Entry, shadow: ShadowSettings | None, settings: Settings, names: Names, level: int
+) -> Iterator[Problem]:
+    if shadow is None:
+        return
+    path = f"{entry.path}.model_info.optillm.shadow"
+    if settings.shadow.directory is None:
+        yield Problem(path, f"needs a folder in {PLACE}.shadow.directory; {_NO_SHADOW}")
+    try:
+        plan = _checked(shadow.approach, settings)
+    except RequestRejected as exc:
+        yield Problem(f"{path}.approach", f"{exc}; {_NO_SHADOW}")
+        return
+    judges = set() if shadow.judge is None else {shadow.judge}
+    for said in names.missing({*judges, *plan.model_groups}):
+        yield Problem(path, f"it calls {said}; {_NO_SHADOW}", level)
 
 
 def _of_model(entry: Entry, model: type[S]) -> tuple[S | None, list[Problem]]:
