@@ -12,6 +12,8 @@ Each outcome is kept in OUT/outcomes.jsonl at once. The same command goes on aft
 report is printed, and written to OUT/report.csv and OUT/report.html.
 
 Without --base-url, a proxy with the small local model smollm2 is started for it.
+
+--shadow DIR asks nothing. It reports what the shadows of a proxy have shown, from their files.
 """
 
 import argparse
@@ -30,11 +32,13 @@ if TYPE_CHECKING:
     from optillm_hooks.code_execution.runner import CodeRunner
     from optillm_hooks.evaluation.asking import Endpoint, Outcome
     from optillm_hooks.evaluation.problems import Graders, Problem
+    from optillm_hooks.evaluation.report import Row
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models", required=True, type=_names, metavar="A,B,C")
-    parser.add_argument("--tasks", required=True, type=_names, metavar="TASK[:N],...")
+    parser.add_argument("--models", type=_names, metavar="A,B,C")
+    parser.add_argument("--tasks", type=_names, metavar="TASK[:N],...")
+    parser.add_argument("--shadow", type=Path, metavar="DIR", help="folder of shadows' results")
     parser.add_argument("--base-url", help="of OpenAI's API, such as http://127.0.0.1:4000/v1")
     parser.add_argument("--key", default="none", help="the key for it; @FILE reads it from a file")
     parser.add_argument(
@@ -63,6 +67,10 @@ def run(given: argparse.Namespace) -> int:
     from optillm_hooks.evaluation.asking import read_outcomes
     from optillm_hooks.evaluation.problems import problems_of
 
+    if given.shadow is not None:
+        return _report_shadows(given)
+    if given.models is None or given.tasks is None:
+        raise CannotRun("--models and --tasks are needed, or --shadow")
     graders = _graders(given)
     problems = [each for task in given.tasks for each in problems_of(task, given.seed, graders)]
     _check_ids(problems)
@@ -189,19 +197,40 @@ async def _ask(
         sys.stderr.write("\n")
 
 
+def _report_shadows(given: argparse.Namespace) -> int:
+    from optillm_hooks.evaluation.shadow_report import read_shadows, shadow_rows, unjudged
+
+    records = read_shadows(given.shadow)
+    for reason, count in unjudged(records).items():
+        _say(f"{count} without a verdict: {reason}")
+    rows = shadow_rows(records)
+    if not rows:
+        raise CannotRun(f"{given.shadow} has no verdict")
+    try:
+        given.out.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise CannotRun(f"{given.out} cannot be written to: {exc.strerror}") from None
+    return _show(given.out, rows, "Shadows")
+
+
 def _report(given: argparse.Namespace, outcomes: "Sequence[Outcome]") -> int:
-    from optillm_hooks.evaluation.page import as_html
-    from optillm_hooks.evaluation.report import as_csv, as_table, rows_of
+    from optillm_hooks.evaluation.report import rows_of
 
     rows = rows_of(outcomes, given.models)
     for error, count in _errors(outcomes).items():
         _say(f"{count} without a grade: {error}")
     if not rows:
         raise CannotRun("no model has given a reply")
-    title = ", ".join(given.tasks)
-    (given.out / "report.csv").write_text(as_csv(rows))
-    (given.out / "report.html").write_text(as_html(rows, title))
-    _say(f"{as_table(rows)}\n\n{given.out / 'report.html'} has the pictures.")
+    return _show(given.out, rows, ", ".join(given.tasks))
+
+
+def _show(out: Path, rows: "Sequence[Row]", title: str) -> int:
+    from optillm_hooks.evaluation.page import as_html
+    from optillm_hooks.evaluation.report import as_csv, as_table
+
+    (out / "report.csv").write_text(as_csv(rows))
+    (out / "report.html").write_text(as_html(rows, title))
+    _say(f"{as_table(rows)}\n\n{out / 'report.html'} has the pictures.")
     return 0
 
 

@@ -22,7 +22,7 @@ from litellm.types.utils import CallTypes
 from pydantic import ValidationError
 
 from optillm_hooks.errors import OptiLLMError
-from optillm_hooks.fanout import Background
+from optillm_hooks.fanout import Background, in_thread
 from optillm_hooks.gateway.brownout import BROWNOUT
 from optillm_hooks.gateway.deployments import proxy_router
 from optillm_hooks.gateway.kill_switch import is_off
@@ -129,7 +129,7 @@ class Shadows:
         model = job.served.side.model
         if BROWNOUT.width(read_settings().brownout) is not None or is_off(None):
             count_shadow(model, "busy")
-        elif not await asyncio.to_thread(job.log.may_spend):
+        elif not await in_thread(lambda _: job.log.may_spend()):
             count_shadow(model, "over_budget")
         else:
             record = await self._record(job)
@@ -173,7 +173,7 @@ class Shadows:
         """Return the verdict, None if it cannot be read, and what it cost."""
         served, judge, kind = job.served.text, job.settings.judge, job.settings.check
         if kind is not None:
-            return await asyncio.to_thread(checked, kind, messages, served, shadow), 0.0
+            return await in_thread(lambda _: checked(kind, messages, served, shadow)), 0.0
         answers, shadow_first = shuffled(served, shadow, self._rng)
         router = proxy_router()
         if router is None or judge is None:

@@ -1,12 +1,12 @@
 """Which of two answers is better: by a judge that does not know which is which, or by a check."""
 
-import re
 from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any, Final, Literal
 
 from optillm_hooks.answers.equivalence import equivalent
 from optillm_hooks.answers.extraction import extract_answer, without_reasoning
+from optillm_hooks.answers.patterns import Pattern
 from optillm_hooks.gateway.convert import read_chat, write_chat
 from optillm_hooks.gateway.shadow_log import Verdict
 from optillm_hooks.prompts import ask, data_notice, enclose, fence
@@ -19,7 +19,9 @@ Two assistants have answered the conversation above. {notice}
 Which answer is more correct and more helpful to the user? Length alone is no merit. Explain in a \
 few sentences, then end with one line: BETTER: 1, BETTER: 2, or BETTER: tie."""
 
-_VERDICT: Final = re.compile(r"^\W*BETTER\W{1,8}(1|2|tie)\b\W*$", re.IGNORECASE | re.MULTILINE)
+_VERDICT: Final = Pattern(r"(?i)better: {0,4}(1|2|tie)")
+_AROUND: Final = " \t*_#>`.[]()"
+"""Marks that models put around a line."""
 
 
 def shuffled(served: str, shadow: str, rng: Random) -> tuple[tuple[str, str], bool]:
@@ -40,12 +42,16 @@ def judging(messages: object, answers: Sequence[str]) -> list[dict[str, Any]]:
 
 def read_verdict(reply: str, *, shadow_first: bool) -> Verdict | None:
     """Return a judge's verdict by the last line that has one; None if there is none."""
-    found = _VERDICT.findall(without_reasoning(reply))
-    if not found:
-        return None
-    if found[-1].lower() == "tie":
-        return "tie"
-    return "shadow" if (found[-1] == "1") == shadow_first else "served"
+    for line in reversed(without_reasoning(reply).splitlines()):
+        plain = line.strip(_AROUND).replace("*", "")
+        if (found := _VERDICT.fullmatch(plain)) is not None:
+            said = found[1].lower()
+            return "tie" if said == "tie" else _side(first=said == "1", shadow_first=shadow_first)
+    return None
+
+
+def _side(*, first: bool, shadow_first: bool) -> Verdict:
+    return "shadow" if first == shadow_first else "served"
 
 
 def checked(

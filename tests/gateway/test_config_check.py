@@ -23,6 +23,14 @@ def config(*models: dict[str, Any], **settings: object) -> dict[str, Any]:
     return hooked_config([MODEL, *models], optillm_settings=settings)
 
 
+def shadowed(**shadow: object) -> Config:
+    """Return a plain model with a shadow."""
+    given = {"approach": "re2", "share": 0.1, "check": "auto", **shadow}
+    return model_group("plain", "http://127.0.0.1:9") | {
+        "model_info": {"optillm": {"shadow": given}}
+    }
+
+
 @pytest.fixture(autouse=True)
 def _variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITELLM_MASTER_KEY", "sk-none")
@@ -55,6 +63,8 @@ def test_a_right_configuration_has_no_problems() -> None:
             "fusion.presets.a.models: is missing",
         ),
         (config(alias("a", "fusion(preset=b)")), "unknown preset 'b' (known: none; the operator"),
+        (config(shadowed(judge="base")), "info.optillm.shadow: must have either judge or check"),
+        (config(shadowed(share=0)), "optillm.shadow.share: must be greater than 0, got 0"),
         (config(plan_calls={"client": 0}), "optillm_settings.plan_calls.client"),
         (config(default_approach="mao"), "unknown approach 'mao'"),
         (config(default_approach="auto"), "'auto' stands for the approach in the model's name"),
@@ -105,6 +115,28 @@ def test_each_problem_is_told_once(wrong: dict[str, Any], said: str) -> None:
     assert said in str(problem)
     assert "refused" in problem.text
     assert problem.level == logging.ERROR
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (shadowed(approach="mao"), "optillm.shadow.approach: unknown approach 'mao'"),
+        (shadowed(judge="x", check=None), "optillm.shadow: it calls 'x', which is not configured"),
+        (
+            alias("a", "privacy", shadow={"approach": "re2", "share": 1, "check": "auto"}),
+            "optillm.shadow: the alias keeps texts from models",
+        ),
+    ],
+)
+def test_a_shadow_that_cannot_run_is_told(model: Config, said: str) -> None:
+    [problem] = problems(config(model, shadow={"directory": "/tmp/shadows"}))  # noqa: S108
+    assert said in str(problem)
+    assert problem.text.endswith("no shadow runs")
+
+
+def test_a_shadow_needs_a_folder() -> None:
+    [problem] = problems(config(shadowed()))
+    assert "needs a folder in litellm_settings.optillm_settings.shadow.dir" in problem.text
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Shadows: through the proxy on each route, and their parts: chance, verdicts, budget."""
 
+import asyncio
 import json
 import math
 from collections.abc import Iterator
@@ -8,11 +9,15 @@ from random import Random
 from typing import Any
 
 import anthropic
+import litellm
 import pytest
+from litellm.types.utils import CallTypes
 
-from optillm_hooks.gateway.shadow import Shadows
-from optillm_hooks.gateway.shadow_log import Record, ShadowLog, Side
+from optillm_hooks.gateway.prepared import ClientRequest
+from optillm_hooks.gateway.shadow import Shadows, background_of
+from optillm_hooks.gateway.shadow_log import Record, ShadowLog, Side, log_of
 from optillm_hooks.gateway.shadow_verdict import checked, judging, read_verdict, shuffled
+from optillm_hooks.gateway.shadowed import copy_of
 from optillm_hooks.settings import ShadowLogSettings
 from tests.proxy import Proxy, alias, hooked_config, model_group, whole_lines
 from tests.upstream import Call, Script, Upstream
@@ -143,7 +148,7 @@ def test_tools_and_what_no_shadow_may_see(
     assert shadowing.log.count("keeps texts from models") == 1
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
     with shadowing.openai(KEY) as client:
-        client.chat.completions.create(model="watched", messages=ASKED, tools=[tool])  # type: ignore[list-item]
+        client.chat.completions.create(model="watched", messages=ASKED, tools=[tool])  # type: ignore[list-item,arg-type]
     record = after(shadowing, folder, known)
     assert record["verdict"] == "same"
     assert upstream.calls[-1].body["tools"] == [tool]
@@ -202,7 +207,7 @@ def test_the_order_for_the_judge_is_random_and_read_back() -> None:
         ("BETTER: 1", True, "shadow"),
         ("BETTER: 1", False, "served"),
         ("BETTER: 2", True, "served"),
-        ("First BETTER: 1?\nBETTER: 1\nNo.\n**BETTER: Tie**", True, "tie"),
+        ("First BETTER: 1?\nBETTER: 1\nNo.\n**BETTER:** Tie.", True, "tie"),
         ("I cannot say which is BETTER: 1 or 2", True, None),
         ("<think>BETTER: 1</think>", True, None),
     ],
@@ -268,3 +273,57 @@ def test_a_full_file_ends_the_day(tmp_path: Path) -> None:
         log.add(record_of(0.0))
     log.files.thread.shutdown()
     assert not log.may_spend()
+
+
+@pytest.mark.anyio
+async def test_nothing_begins_before_the_answer_has_been_sent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sent, sending, asked = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def answer() -> None:
+        sending.set()
+        await sent.wait()
+
+    async def acompletion(**_: object) -> None:
+        assert sent.is_set()
+        asked.set()
+        raise RuntimeError("secret text")
+
+    monkeypatch.setattr(litellm, "acompletion", acompletion)
+    settings = ShadowLogSettings(directory=str(tmp_path))
+    monkeypatch.setattr(
+        litellm, "optillm_settings", {"shadow": settings.model_dump()}, raising=False
+    )
+    task = asyncio.create_task(answer())
+    client = ClientRequest("chat", "served")
+    client.shadowed.task = task
+    metadata = {
+        "model_group": "served",
+        "model_info": {"optillm": {"shadow": {"approach": "re2", "share": 1, "check": "auto"}}},
+    }
+    shadows = Shadows()
+    shadows.draw(client, metadata, {"messages": ASKED}, CallTypes.acompletion)
+    response = {"choices": [{"message": {"content": "42"}}]}
+    shadows.answered(client, metadata, {"litellm_call_id": "a"}, response, 1.0)
+    shadows.answered(client, metadata, {"litellm_call_id": "a"}, response, 1.0)
+    await sending.wait()
+    assert not asked.is_set()
+    sent.set()
+    await background_of(settings.at_once).ended()
+    log = log_of(settings)
+    assert log is not None
+    log.files.thread.shutdown()
+    [record] = records(tmp_path)
+    assert (record["error"], record["verdict"]) == ("failed", None)
+    assert "secret" not in json.dumps(record)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [{"n": 2}, {"previous_response_id": "a"}, {"no-log": True}],
+)
+def test_a_request_that_no_shadow_can_repeat_is_left_alone(call: dict[str, Any]) -> None:
+    assert copy_of(CallTypes.acompletion, {"messages": ASKED, **call}) is None
+    assert copy_of(CallTypes.aembedding, {"input": "x"}) is None
+    assert copy_of(CallTypes.acompletion, {"messages": ASKED, "n": None}) is not None
