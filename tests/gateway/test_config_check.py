@@ -120,7 +120,10 @@ def test_each_problem_is_told_once(wrong: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (shadowed(approach="mao"), "optillm.shadow.approach: unknown approach 'mao'"),
+        (
+            shadowed(approach="mao"),
+            "optillm.shadow.approach: approach expression, column 1: unknown",
+        ),
         (shadowed(judge="x", check=None), "optillm.shadow: it calls 'x', which is not configured"),
         (
             alias("a", "privacy", shadow={"approach": "re2", "share": 1, "check": "auto"}),
