@@ -3,12 +3,13 @@
 Both are read in a worker, and the program runs in one.
 """
 
+import secrets
 from typing import Final
 
 from pydantic import TypeAdapter
 
 from optillm_hooks.code_execution import reader
-from optillm_hooks.code_execution.public_tests import PublicTests
+from optillm_hooks.code_execution.public_tests import CallTest, PublicTests
 from optillm_hooks.code_execution.runner import CodeRunner
 from optillm_hooks.errors import UnusableReply
 from optillm_hooks.sandbox.client import WorkerFailed, WorkerLimits, ask_worker
@@ -49,14 +50,20 @@ async def find_program(reply: str) -> str | None:
 
 
 async def count_passed(program: str, tests: PublicTests, runner: CodeRunner) -> int:
-    """Return the number of `tests` that a program passes; 0 if the program itself fails."""
-    passed = 0
+    """Return the number of `tests` that a program passes; 0 if the program itself fails.
+
+    A snippet that the program leaves by `exit()` has not passed, although that is no error: it
+    does not print the mark at its end.
+    """
+    passed, mark = 0, secrets.token_hex(8)
     if tests.calls:
-        ran = await runner.run([program, *(test.snippet for test in tests.calls)])
+        ran = await runner.run([program, *(_to_its_end(test, mark) for test in tests.calls)])
         if ran and not ran[0].error:
             passed += sum(
-                test.passed(result.output, result.error)
+                test.passed(before, result.error)
                 for test, result in zip(tests.calls, ran[1:], strict=False)
+                for before, found, _ in [result.output.rpartition(mark)]
+                if found or test.raises
             )
     for case in tests.inputs:
         ran = await runner.run([program], stdin=case.stdin)
@@ -64,3 +71,7 @@ async def count_passed(program: str, tests: PublicTests, runner: CodeRunner) -> 
             break
         passed += case.passed(ran[0].output, ran[0].error)
     return passed
+
+
+def _to_its_end(test: CallTest, mark: str) -> str:
+    return test.snippet if test.raises else f"{test.snippet}\nprint({mark!r})"

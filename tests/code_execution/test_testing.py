@@ -42,6 +42,7 @@ TESTS = read_tests(
         pytest.param("import nothing_of_the_kind\n" + PROGRAM, 0, id="a program that fails"),
         pytest.param("while True: pass", 0, id="a program without an end"),
         pytest.param("def f(x):\n    return", 0, id="a function that returns nothing"),
+        pytest.param("def f(x):\n    raise SystemExit(0)", 0, id="a function that exits"),
     ],
 )
 async def test_how_many_calls_come_out_as_shown(program: str, passed: int) -> None:
