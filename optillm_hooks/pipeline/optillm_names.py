@@ -90,7 +90,8 @@ def unknown_approach(name: str) -> str:
     if name == AUTO:
         return f"{name!r} stands for the approach in the model's name: leave it out here"
     known = [approach.name for approach in all_approaches()]
-    return f"unknown approach {name!r}{meant(name, known)}; known: {', '.join(known)}"
+    hint = meant(name, known) or f"; known: {', '.join(known)}"
+    return f"unknown approach {name!r}{hint}"
 
 
 def is_optillm_field(name: str) -> bool:

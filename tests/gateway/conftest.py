@@ -8,13 +8,19 @@ import pytest
 
 from tests.gateway.shared import STOCK_KEYS, shared_config
 from tests.proxy import Proxy, model_group, plain_config
-from tests.upstream import Upstream
+from tests.upstream import Script, Upstream
 
 
 @pytest.fixture(scope="package")
 def upstream() -> Iterator[Upstream]:
     with Upstream() as server:
         yield server
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plain_script(upstream: Upstream) -> None:
+    """Let the provider answer at once, whatever the module before has told it to do."""
+    upstream.play(Script())
 
 
 @pytest.fixture(scope="package")

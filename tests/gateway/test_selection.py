@@ -196,7 +196,7 @@ def test_own_fields_are_taken_out_of_the_request(router: Router) -> None:
         pytest.param(ask("base", optillm_approach=""), "column 1: expected the name", id="empty"),
         pytest.param(
             ask("mcst-base"),
-            r"model 'mcst-base': unknown approach 'mcst' \(did you mean 'mcts'\?\); known: ",
+            r"model 'mcst-base': unknown approach 'mcst' \(did you mean 'mcts'\?\)",
             id="typo",
         ),
         pytest.param(ask("re2-moa-base"), "write re2&moa-", id="two slugs"),
