@@ -39,11 +39,16 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
         alias("saved", "re2", on_error="plain"),
         alias("mixed", "re2&moa"),
         alias("rated", "bon(n=2)"),
+        alias("watched", "re2", shadow={"approach": "none", "share": 1.0, "check": "auto"}),
         model_group("single", upstream.url, model="cerebras/single"),  # known not to take n
         alias("busy", "self_consistency(n=5,first_m=5)", base="single"),
     ]
-    busy = {"max_inner_calls": 2, "brownout": {"calls": 5, "hold_s": 0}}
-    config = hooked_config(models, optillm_settings=busy)
+    settings = {
+        "max_inner_calls": 2,
+        "brownout": {"calls": 5, "hold_s": 0},
+        "shadow": {"directory": str(tmp_path_factory.mktemp("shadows"))},
+    }
+    config = hooked_config(models, optillm_settings=settings)
     with Proxy(config, tmp_path_factory.mktemp("proxy")) as running:
         yield running
 
@@ -285,6 +290,8 @@ def test_dashboard_and_alerts_ask_for_series_and_labels_that_exist(
 ) -> None:
     brown_out(proxy, upstream, Growth(proxy))
     proxy.post("/v1/chat/completions", {"model": "careful", "stream": True, **CHAT})
+    proxy.post("/v1/chat/completions", {"model": "watched", **CHAT}).raise_for_status()
+    proxy.wait_until(lambda it: any(n == "optillm_shadows_total" for n, _ in exported(it)))
     labels: dict[str, set[str]] = {}
     for name, having in exported(proxy):
         labels.setdefault(name, set()).update(dict(having))
