@@ -70,10 +70,6 @@ class Shadows:
     def __init__(self, rng: Random | None = None) -> None:
         self._rng = rng or SystemRandom()  # workers that are forks of one process differ too
 
-    def chosen(self, share: float) -> bool:
-        """Return whether chance chooses a request, of which it chooses `share` on average."""
-        return self._rng.random() < share
-
     def draw(
         self,
         client: ClientRequest,
@@ -89,7 +85,7 @@ class Shadows:
         if not shadowed.is_drawn:
             shadowed.is_drawn = True
             settings = _settings_for(client, metadata)
-            if settings is not None and self.chosen(settings.share):
+            if settings is not None and self._rng.random() < settings.share:
                 shadowed.settings = settings
         if shadowed.settings is not None:
             shadowed.copied = copy_of(call_type, call)
