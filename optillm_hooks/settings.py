@@ -10,6 +10,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -23,6 +24,7 @@ from pydantic.fields import FieldInfo
 from optillm_hooks.budget import Limits
 from optillm_hooks.code_execution.runner import RunnerName
 from optillm_hooks.packages import AllowedPackages
+from optillm_hooks.policies import read_policy
 from optillm_hooks.registry import Approach
 from optillm_hooks.wrong_values import wrong_value
 
@@ -473,6 +475,22 @@ class ShadowLogSettings(_Settings):
     )
 
 
+def _with_policy(path: str) -> str:
+    read_policy(path)
+    return path
+
+
+class AutoSettings(_Settings):
+    """What `auto` has learned."""
+
+    policies: dict[str, Annotated[AbsolutePath, AfterValidator(_with_policy)]] = Field(
+        default_factory=dict[str, str],
+        max_length=64,
+        description="Absolute paths of policy files, which `optillm-hooks eval --policy` writes; a "
+        "request names one as `auto(policy=NAME)`. Read at start-up.",
+    )
+
+
 class FusionPreset(_Settings):
     """A panel of `fusion`. What it does not set is as in a request without it."""
 
@@ -606,6 +624,7 @@ class Settings(RunSettings):
     answer_check: AnswerCheckSettings = Field(
         default_factory=AnswerCheckSettings, description="Your own check of answers."
     )
+    auto: AutoSettings = Field(default_factory=AutoSettings, description="What `auto` has learned.")
     fusion: FusionSettings = Field(
         default_factory=FusionSettings, description="The panels that `fusion` has by name."
     )
@@ -659,8 +678,11 @@ class Settings(RunSettings):
     @property
     def presets(self) -> Presets:
         """The parameters of the operator's presets."""
-        panels = self.fusion.presets
-        return {"fusion": {name: panels[name].model_dump(exclude_unset=True) for name in panels}}
+        panels, policies = self.fusion.presets, self.auto.policies
+        return {
+            "fusion": {name: panels[name].model_dump(exclude_unset=True) for name in panels},
+            "auto": {name: read_policy(path).parameters for name, path in policies.items()},
+        }
 
 
 def plugins_directory(settings: Settings) -> Path | None:

@@ -11,6 +11,9 @@ json_schema (with response_format), tests (with tests, and --code-runner) or jud
 Each outcome is kept in OUT/outcomes.jsonl at once. The same command goes on after a kill. The
 report is printed, and written to OUT/report.csv and OUT/report.html.
 
+--policy writes a policy for auto. It needs among --models auto(agree=0)-MODEL, and what auto may
+escalate to: plain models, and methods as prefixes.
+
 Without --base-url, a proxy with the small local model smollm2 is started for it.
 
 --shadow DIR asks nothing. It reports what the shadows of a proxy have shown, from their files.
@@ -43,6 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", default="none", help="the key for it; @FILE reads it from a file")
     parser.add_argument(
         "--out", type=Path, default=Path("evaluation"), help="(default: evaluation)"
+    )
+    parser.add_argument("--policy", type=Path, help="write a policy for auto to this file")
+    parser.add_argument(
+        "--usd-per-point", type=float, help="what the policy may pay for a point of accuracy"
     )
     parser.add_argument("--seed", type=int, default=1, help="chooses the problems (default: 1)")
     parser.add_argument("--judge", metavar="MODEL", help="of the endpoint, for check: judge")
@@ -79,7 +86,10 @@ def run(given: argparse.Namespace) -> int:
         asyncio.run(_ask(endpoint, given.models, problems, file))
     wanted = {problem.id for problem in problems}
     outcomes = [each for each in read_outcomes(file) if each.problem in wanted]
-    return _report(given, outcomes)
+    done = _report(given, outcomes)
+    if given.policy is not None:
+        _write_policy(given, outcomes)
+    return done
 
 
 def _graders(given: argparse.Namespace) -> "Graders":
@@ -214,6 +224,7 @@ def _report_shadows(given: argparse.Namespace) -> int:
 
 
 def _report(given: argparse.Namespace, outcomes: "Sequence[Outcome]") -> int:
+    from optillm_hooks.evaluation.policy import calibration_lines
     from optillm_hooks.evaluation.report import rows_of
 
     rows = rows_of(outcomes, given.models)
@@ -221,7 +232,10 @@ def _report(given: argparse.Namespace, outcomes: "Sequence[Outcome]") -> int:
         _say(f"{count} without a grade: {error}")
     if not rows:
         raise CannotRun("no model has given a reply")
-    return _show(given.out, rows, ", ".join(given.tasks))
+    _show(given.out, rows, ", ".join(given.tasks))
+    for line in calibration_lines(outcomes):
+        _say(line)
+    return 0
 
 
 def _show(out: Path, rows: "Sequence[Row]", title: str) -> int:
@@ -232,6 +246,17 @@ def _show(out: Path, rows: "Sequence[Row]", title: str) -> int:
     (out / "report.html").write_text(as_html(rows, title))
     _say(f"{as_table(rows)}\n\n{out / 'report.html'} has the pictures.")
     return 0
+
+
+def _write_policy(given: argparse.Namespace, outcomes: "Sequence[Outcome]") -> None:
+    from optillm_hooks.evaluation.policy import as_yaml, fit
+
+    text = as_yaml(fit(outcomes, given.models, given.usd_per_point))
+    try:
+        given.policy.write_text(text)
+    except OSError as exc:
+        raise CannotRun(f"{given.policy} cannot be written: {exc.strerror}") from None
+    _say(f"{given.policy} has the policy: name it in optillm_settings.auto.policies.")
 
 
 def _errors(outcomes: "Sequence[Outcome]") -> dict[str, int]:

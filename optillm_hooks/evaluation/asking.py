@@ -35,6 +35,20 @@ _OVERLOADED: Final = frozenset({429, 503, 529})
 _MAY_PASS: Final = frozenset({408, 409, 500, 502, 504})
 
 
+class AutoChoice(BaseModel):
+    """What the report of `auto` says."""
+
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+    chosen: str
+    samples: int
+    votes: int = 0
+    """The samples that agreed."""
+
+    expected: float | None = None
+    """The accuracy that its calibration expects."""
+
+
 class Outcome(BaseModel):
     """What came of asking a model for one problem."""
 
@@ -62,6 +76,10 @@ class Outcome(BaseModel):
     calls: int = 1
     depth: int = 1
     degraded: tuple[str, ...] = ()
+    approach: str | None = None
+    """As our report says; None of a plain model."""
+
+    auto: AutoChoice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +229,8 @@ async def _graded(
         calls=report.get("calls", 1),
         depth=report.get("depth", 1),
         degraded=tuple(report.get("degraded", ())),
+        approach=report.get("approach"),
+        auto=_choice_of(report),
     )
 
 
@@ -218,6 +238,12 @@ async def _grade(problem: Problem, text: str) -> Grade | None:
     """Return the grade of a reply; reading one may take a second, so it has its own thread."""
     found = await asyncio.to_thread(problem.grade, text)
     return await found if inspect.isawaitable(found) else found
+
+
+def _choice_of(report: Mapping[str, Any]) -> AutoChoice | None:
+    notes = (note for note in report.get("notes", ()) if note.get("name") == "auto")
+    note = next(notes, None)
+    return None if note is None else AutoChoice.model_validate(note)
 
 
 def _cost(report: Mapping[str, Any], headers: Mapping[str, str]) -> float | None:

@@ -40,6 +40,15 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
     ],
     "bon": [{"n": 0}, {"temperature": 0}, {"ratings": 0}, {"k": 3}, {"decoys": 17}],
     "advisor": [{"every": 0}, {"max_redos": 0}, {"max_reviews": 0}, {"timeout_s": 0}],
+    "auto": [
+        {"samples": 1},
+        {"agree": 4},  # above samples
+        {"temperature": 0},
+        {"policy": "x"},
+        {"max_error": 0.05},  # without a policy
+        {"max_error": 0},
+        {"escalate": ""},
+    ],
     "cascade": [
         {"n": 1},
         {"temperature": 0},

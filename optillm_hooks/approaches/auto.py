@@ -1,0 +1,209 @@
+"""Auto: cheap samples answer where they agree; elsewhere it escalates, or abstains.
+
+`optillm-hooks eval --policy FILE` learns from your own problems how many samples have to agree,
+what to escalate to, and how often each is right; `optillm_settings.auto.policies` names the file.
+Without a policy all samples have to agree, `self_consistency` decides otherwise, and the report
+says that no accuracy is expected. With `max_error`, an answer is only given where the calibration
+proves that it is wrong no more often; elsewhere `auto` abstains. The promise is for questions like
+those of the calibration. The report's note `auto` has the choice, its reason and the expected
+accuracy.
+
+Good for: answers that can be compared.
+Worth it when: easy and hard questions come mixed, and you have some with known answers.
+Source: Wang et al. 2022, arXiv:2203.11171, section 3.3 (agreement measures certainty); Chen et al.
+2023, "FrugalGPT", arXiv:2305.05176 (escalation by a learned threshold); Angelopoulos et al. 2021,
+"Learn then Test", arXiv:2110.01052, and Geifman and El-Yaniv 2017, arXiv:1705.08500 (a bound of the
+error by exact tests). Deviation: the tests share their risk equally (Bonferroni), so that each
+number of agreeing samples can be answered, escalated or left by itself.
+On reasoning models: the same; they are not asked to reason step by step.
+Cost: `samples` calls, all concurrent; then those of `escalate`, where they disagree. A request
+for a text, with tools or with a format of its own cannot be compared: it gets the plain call, or
+with `max_error` no answer.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal, Self
+
+from pydantic import Field, ValidationInfo, model_validator
+
+from optillm_hooks.answers.voting import contenders
+from optillm_hooks.context import Context
+from optillm_hooks.errors import SampleError
+from optillm_hooks.fanout import sample_many
+from optillm_hooks.final_answer import needs_mark, reasoning_aloud, without_mark
+from optillm_hooks.judging.voting import agreement, wants_text
+from optillm_hooks.llm import LLM
+from optillm_hooks.policies import MOST_SAMPLES, Level, check_levels, holds
+from optillm_hooks.registry import Aside, Cost, Params, Rest, Result, wrapper
+from optillm_hooks.types import Answer, Chat, Sampling
+
+SETTING: Final = "optillm_settings.auto.policies"
+ABSTAINS: Final = "I abstain: no answer to this is certain enough."
+"""The answer where none is within `max_error`."""
+
+_SHARE: Final = 0.9
+"""Share of the remaining time after which an escalation is given up."""
+
+Choice = Literal["answer", "escalate", "abstain"]
+
+
+class AutoParams(Params):
+    """Parameters that are not given take the values of the policy, if one is named."""
+
+    model_group_fields = ("strong",)
+
+    policy: str | None = Field(
+        default=None, description="A policy of the operator's, by its name in the settings."
+    )
+    samples: int = Field(default=3, ge=2, le=MOST_SAMPLES, description="Cheap samples.")
+    agree: int | None = Field(
+        default=None,
+        ge=0,
+        le=MOST_SAMPLES,
+        description="Samples whose agreement is enough; 0 always answers, as a calibration needs; "
+        "unset: all.",
+    )
+    escalate: str = Field(
+        default="self_consistency",
+        min_length=1,
+        max_length=1000,
+        description="The approach that answers otherwise, as an expression without `|`; in quotes "
+        "if it has parameters or several stages. `none` is a plain call.",
+    )
+    strong: str | None = Field(
+        default=None, description="Model group that it runs on; unset: the base model."
+    )
+    max_error: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="The share of wrong answers that is permitted; needs a policy. Unset: any.",
+    )
+    levels: tuple[Level, ...] = Field(
+        default=(),
+        max_length=MOST_SAMPLES + 1,
+        description="The calibration: right answers by agreeing samples, from the policy.",
+    )
+    temperature: float = Field(
+        default=0.7, gt=0, le=2, description="Samples must differ, so 0 is not allowed."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_policy(cls, given: Any, info: ValidationInfo) -> Any:
+        """Return `given` over the values of its policy, which the context has by name."""
+        if not isinstance(given, dict) or given.get("policy") is None:
+            return given
+        known: Mapping[str, Mapping[str, object]] = info.context or {}
+        name = str(given["policy"])
+        if name not in known:
+            names = ", ".join(sorted(known)) or f"none; the operator sets them in {SETTING}"
+            raise ValueError(f"unknown policy {name[:80]!r} (known: {names})")
+        if learned := sorted({"samples", "escalate", "strong", "levels"} & given.keys()):
+            raise ValueError(f"{learned[0]} cannot be given beside a policy, which was learned so")
+        return {**known[name], **given}
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.agree is not None and self.agree > self.samples:
+            raise ValueError(f"agree must be at most samples ({self.samples}), got {self.agree}")
+        check_levels(self.levels, self.samples)
+        if self.max_error is not None and not self.levels:
+            raise ValueError("max_error needs a policy, which says how often answers are right")
+        return self
+
+    def aside(self) -> Aside:
+        return Aside(expression=self.escalate, parameter="escalate", times=1, model=self.strong)
+
+    def chosen(self, votes: int) -> Choice:
+        """Return what to do if so many samples agree."""
+        needed = self.samples if self.agree is None else self.agree
+        first: Choice = "answer" if votes >= needed else "escalate"
+        if self.max_error is None:
+            return first
+        other: Choice = "escalate" if first == "answer" else "answer"
+        return next((each for each in (first, other) if self._is_safe(each, votes)), "abstain")
+
+    def expected(self, choice: Choice, votes: int) -> float | None:
+        """Return the calibrated accuracy of a choice; None if it is not known."""
+        level = self._level(votes)
+        return None if level is None else _right(choice, level) / level.of
+
+    def _is_safe(self, choice: Choice, votes: int) -> bool:
+        level, permitted = self._level(votes), self.max_error
+        if level is None or permitted is None:
+            return False
+        return holds(level.of - _right(choice, level), level.of, permitted, 2 * len(self.levels))
+
+    def _level(self, votes: int) -> Level | None:
+        return next((level for level in self.levels if level.votes == votes), None)
+
+
+def _right(choice: Choice, level: Level) -> int:
+    return level.right if choice == "answer" else level.escalated_right
+
+
+def _cost(params: AutoParams) -> Cost:
+    """Return the cost without the escalation, and without the plain call that may replace both."""
+    return Cost(calls=params.samples - 1, depth=1)
+
+
+@wrapper("auto", AutoParams, cost=_cost)
+async def auto(chat: Chat, rest: Rest, llm: LLM, params: AutoParams, ctx: Context) -> Result:
+    """Return the answer on which the samples agree, that of the escalation, or an abstention.
+
+    If the escalation fails, the most frequent sample is returned, or with `max_error` none. The
+    stages after this one answer what cannot be compared.
+
+    Raises:
+        SamplesFailed: no sample finished.
+    """
+    strict = params.max_error is not None
+    if strict:
+        ctx.offer(_abstention())  # what an early end returns, in place of a sample
+    if ctx.client.fields.get("tools") or ctx.forms_answers or wants_text(chat, ctx):
+        _note(ctx, params, "abstain" if strict else "plain", "nothing_to_compare")
+        return _abstention() if strict else await rest(chat)
+    marked = needs_mark(chat, ctx)
+    asked = reasoning_aloud(chat, llm, ctx, marked=marked)
+    sampling = Sampling(temperature=params.temperature)
+    voters = contenders(await sample_many(llm, asked, sampling, ctx, n=params.samples))
+    tally = await agreement(voters, chat, ctx)
+    votes = 0 if voters[0].truncated else max(tally.votes.values(), default=0)
+    first: Answer = voters[tally.winner]
+    if marked:
+        first = without_mark(first)
+    choice = params.chosen(votes)
+    if not strict:
+        ctx.offer(first)
+    reason = "max_error" if choice == "abstain" else "agreement"
+    _note(ctx, params, choice, reason, votes=votes, expected=params.expected(choice, votes))
+    if choice == "escalate":
+        return await _escalated(chat, rest, _abstention() if strict else first, ctx)
+    return first if choice == "answer" else _abstention()
+
+
+async def _escalated(chat: Chat, rest: Rest, otherwise: Answer, ctx: Context) -> Answer:
+    ctx.progress("the samples disagree: escalating")
+    try:
+        with ctx.trace.step("escalations"):
+            return await rest.aside(chat, until=ctx.within(_SHARE))
+    except SampleError:
+        return otherwise
+
+
+def _abstention() -> Answer:
+    return Answer(ABSTAINS, "stop")
+
+
+def _note(ctx: Context, params: AutoParams, chosen: str, reason: str, **facts: object) -> None:
+    """Say in the report what was chosen and why, and by which calibration."""
+    calibrated = sum(level.of for level in params.levels)
+    ctx.trace.note(
+        "auto",
+        chosen=chosen,
+        reason=reason,
+        samples=params.samples,
+        calibrated_on=calibrated,
+        **facts,
+    )

@@ -1,0 +1,132 @@
+"""auto: when samples answer, when it escalates or abstains, and that it says so."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from optillm_hooks.approaches.auto import ABSTAINS, AutoParams
+from optillm_hooks.budget import Limits
+from optillm_hooks.errors import ProviderFailed, RequestRejected
+from optillm_hooks.pipeline.events import Outcome, Request
+from optillm_hooks.pipeline.expression import parse
+from optillm_hooks.pipeline.plan import resolve
+from optillm_hooks.pipeline.run import run
+from optillm_hooks.policies import Level, at_most, holds
+from optillm_hooks.testing import HANG, Reply, ScriptedLLM, chat
+
+pytestmark = pytest.mark.anyio
+ASKED = "What is 6 * 7?"
+A, B, C = "ANSWER: 41", "ANSWER: 42", "ANSWER: 43"
+BUSY = ProviderFailed("busy", status=429)
+SURE = {"votes": 3, "of": 400, "right": 399, "escalated_right": 399}
+"""Three of three are nearly always right, two of three escalated so, the rest nothing."""
+PAIR = {"votes": 2, "of": 400, "right": 300, "escalated_right": 398}
+ODD = {"votes": 1, "of": 400, "right": 100, "escalated_right": 300}
+POLICY: Mapping[str, Any] = {
+    "samples": 3, "agree": 2, "escalate": "none", "strong": "strong", "levels": [SURE, PAIR, ODD],
+}  # fmt: skip
+
+
+async def ended(
+    cheap: list[Reply],
+    strong: list[Reply],
+    expression: str = "auto(policy=mine)",
+    asked: str = ASKED,
+    **how: Any,
+) -> Outcome:
+    groups = {"base": ScriptedLLM(cheap), "strong": ScriptedLLM(strong, model="strong")}
+    plan = resolve(parse(expression), presets={"auto": {"mine": POLICY}})
+    request = Request(plan=plan, base="base", chat=chat(asked), **how)
+    outcome = await run(request, groups.__getitem__)
+    for llm in groups.values():
+        llm.assert_used_up()
+    assert "stage_failed" not in outcome.report.degraded
+    return outcome
+
+
+def note(outcome: Outcome) -> Mapping[str, object]:
+    return dict(outcome.report.notes)["auto"]
+
+
+@pytest.mark.parametrize(
+    ("cheap", "strong", "expression", "text", "chosen", "expected"),
+    [
+        ([B, B, B], [], "auto(policy=mine)", "42", "answer", 399 / 400),
+        ([B, A, B], [], "auto(policy=mine)", "42", "answer", 300 / 400),
+        ([A, B, C], ["It is 42."], "auto(policy=mine)", "It is 42.", "escalate", 300 / 400),
+        ([B, B, B], [], "auto(policy=mine;max_error=0.05)", "42", "answer", 399 / 400),
+        ([B, A, B], ["42."], "auto(policy=mine;max_error=0.05)", "42.", "escalate", 398 / 400),
+        ([A, B, C], [], "auto(policy=mine;max_error=0.05)", ABSTAINS, "abstain", None),
+        ([B, B, BUSY], ["42."], "auto(policy=mine;max_error=0.05)", "42.", "escalate", 398 / 400),
+        ([A, B, BUSY], ["42."], "auto(policy=mine;agree=3)", "42.", "escalate", 300 / 400),
+        ([A, B, C], [], "auto(policy=mine;agree=0)", "41", "answer", 100 / 400),
+        ([B, B, B], [], "auto", "42", "answer", None),
+        ([A, B, B, B, B, A, B, B], [], "auto", "42", "escalate", None),
+    ],
+)
+async def test_what_it_chooses(
+    cheap: list[Reply],
+    strong: list[Reply],
+    expression: str,
+    text: str,
+    chosen: str,
+    expected: float | None,
+) -> None:
+    outcome = await ended(cheap, strong, expression)
+    assert outcome.answers[0].text == text
+    assert note(outcome)["chosen"] == chosen
+    if chosen != "abstain":
+        assert note(outcome)["expected"] == expected
+
+
+async def test_a_text_gets_the_plain_call_and_no_promise() -> None:
+    outcome = await ended(["Tides rise."], [], asked="Explain how tides work.")
+    assert outcome.answers[0].text == "Tides rise."
+    assert note(outcome)["reason"] == "nothing_to_compare"
+    strict = "auto(policy=mine;max_error=0.05)"
+    outcome = await ended([], [], strict, "Explain how tides work.")
+    assert outcome.answers[0].text == ABSTAINS
+
+
+@pytest.mark.parametrize("expression", ["auto(policy=mine)", "auto(policy=mine;max_error=0.4)"])
+async def test_a_failed_escalation_leaves_a_sample_or_nothing(expression: str) -> None:
+    outcome = await ended([A, B, C], [BUSY], expression)
+    strict = "max_error" in expression
+    assert outcome.answers[0].text == (ABSTAINS if strict else "41")
+    assert outcome.report.degraded
+
+
+async def test_the_callers_limit_is_kept() -> None:
+    outcome = await ended([A, B, C], [], limits=Limits(max_calls=3))
+    assert outcome.answers[0].text == "41"
+    assert outcome.report.calls == 3
+
+
+async def test_an_early_end_breaks_no_promise() -> None:
+    """One sample arrived before the deadline: without a promise it would be the answer."""
+    limits = Limits(deadline_s=0.0)
+    plan = resolve(parse("auto(policy=mine;max_error=0.05)"), presets={"auto": {"mine": POLICY}})
+    request = Request(plan=plan, base="base", chat=chat(ASKED), limits=limits)
+    outcome = await run(request, {"base": ScriptedLLM([A, HANG, HANG])}.__getitem__)
+    assert outcome.answers[0].text == ABSTAINS
+
+
+def test_what_a_policy_learned_cannot_be_changed_beside_it() -> None:
+    with pytest.raises(RequestRejected, match="samples cannot be given beside a policy"):
+        resolve(parse("auto(policy=mine;samples=2)"), presets={"auto": {"mine": POLICY}})
+
+
+def test_the_binomial_bound() -> None:
+    """By hand: 0.95^59 is just below 0.05, and two of two coins show at most one head in 3/4."""
+    assert holds(0, 59, 0.05, 1)
+    assert not holds(0, 58, 0.05, 1)
+    assert not holds(0, 59, 0.05, 2)
+    assert at_most(1, 2, 0.5) == pytest.approx(0.75)
+
+
+def test_a_group_of_few_problems_promises_nothing() -> None:
+    levels = (Level(votes=3, of=50, right=50, escalated_right=50),)
+    params = AutoParams(levels=levels, max_error=0.05)
+    assert params.chosen(3) == "abstain"
+    assert params.expected("answer", 3) == 1.0
