@@ -54,6 +54,9 @@ class Aside:
     model: str | None = None
     """The model group it runs on; None is the base model."""
 
+    answers: bool = False
+    """Whether its answer may be the client's, for which the client's sampling holds."""
+
 
 class Params(BaseModel):
     """Base class of an approach's parameters: immutable, and an unknown name is an error.

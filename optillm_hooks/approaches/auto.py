@@ -16,7 +16,7 @@ Source: Wang et al. 2022, arXiv:2203.11171, section 3.3 (agreement measures cert
 error by exact tests). Deviation: the tests share their risk equally (Bonferroni), so that each
 number of agreeing samples can be answered, escalated or left by itself.
 On reasoning models: the same; they are not asked to reason step by step.
-Cost: `samples` calls, all concurrent; then those of `escalate`, where they disagree. A request
+Cost: `samples` calls, all concurrent; then at most those of `escalate`, where they disagree. A request
 for a text, with tools or with a format of its own cannot be compared: it gets the plain call, or
 with `max_error` no answer.
 """
@@ -113,7 +113,13 @@ class AutoParams(Params):
         return self
 
     def aside(self) -> Aside:
-        return Aside(expression=self.escalate, parameter="escalate", times=1, model=self.strong)
+        return Aside(
+            expression=self.escalate,
+            parameter="escalate",
+            times=1,
+            model=self.strong,
+            answers=True,
+        )
 
     def chosen(self, votes: int) -> Choice:
         """Return what to do if so many samples agree."""

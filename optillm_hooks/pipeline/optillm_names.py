@@ -87,8 +87,6 @@ def unknown_approach(name: str) -> str:
     """Return the message about an approach that does not exist."""
     if name in PLUGINS:
         return f"{name!r} is a plugin of OptiLLM that does not exist here: {PLUGINS[name]}"
-    if name == AUTO:
-        return f"{name!r} stands for the approach in the model's name: leave it out here"
     known = [approach.name for approach in all_approaches()]
     hint = meant(name, known) or f"; known: {', '.join(known)}"
     return f"unknown approach {name!r}{hint}"

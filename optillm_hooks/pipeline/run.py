@@ -285,7 +285,10 @@ class PlanRun:
     async def _aside(self, stage: Stage, chat: Chat, ctx: Context, until: float) -> Answer:
         """Return the answer of the chain inside `stage`, or its best so far if it ends early."""
         aside, params = stage.params.aside(), stage.params
-        beside = ctx.aside(params.draft_tokens if isinstance(params, DraftingParams) else None)
+        if aside is not None and aside.answers:
+            beside = replace(ctx.child(ctx.run), when_answered=[])
+        else:
+            beside = ctx.aside(params.draft_tokens if isinstance(params, DraftingParams) else None)
         beside.decoded = lambda inner: SparingLLM(ctx.decoded(inner), ctx.budget)
         self._budget.expected_calls += cost_of(stage.inside).calls
         llm = beside.llm((aside and aside.model) or self._request.base)
