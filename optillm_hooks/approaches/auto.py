@@ -16,9 +16,9 @@ Source: Wang et al. 2022, arXiv:2203.11171, section 3.3 (agreement measures cert
 error by exact tests). Deviation: the tests share their risk equally (Bonferroni), so that each
 number of agreeing samples can be answered, escalated or left by itself.
 On reasoning models: the same; they are not asked to reason step by step.
-Cost: `samples` calls, all concurrent; then at most those of `escalate`, where they disagree. A request
-for a text, with tools or with a format of its own cannot be compared: it gets the plain call, or
-with `max_error` no answer.
+Cost: `samples` calls, all concurrent; then at most those of `escalate`, where they disagree. A
+request for a text, with tools or with a format of its own cannot be compared: it gets the plain
+call, or with `max_error` no answer.
 """
 
 from collections.abc import Mapping
