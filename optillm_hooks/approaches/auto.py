@@ -21,6 +21,7 @@ request for a text, with tools or with a format of its own cannot be compared: i
 call, or with `max_error` no answer.
 """
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, Final, Literal, Self
 
@@ -131,8 +132,8 @@ class AutoParams(Params):
         return next((each for each in (first, other) if self._is_safe(each, votes)), "abstain")
 
     def expected(self, choice: Choice, votes: int) -> float | None:
-        """Return the calibrated accuracy of a choice; None if it is not known."""
-        level = self._level(votes)
+        """Return the calibrated accuracy of a choice; None if it is not known, or abstains."""
+        level = None if choice == "abstain" else self._level(votes)
         return None if level is None else _right(choice, level) / level.of
 
     def _is_safe(self, choice: Choice, votes: int) -> bool:
@@ -158,8 +159,9 @@ def _cost(params: AutoParams) -> Cost:
 async def auto(chat: Chat, rest: Rest, llm: LLM, params: AutoParams, ctx: Context) -> Result:
     """Return the answer on which the samples agree, that of the escalation, or an abstention.
 
-    If the escalation fails, the most frequent sample is returned, or with `max_error` none. The
-    stages after this one answer what cannot be compared.
+    If the escalation fails, the most frequent sample is returned; with `max_error`, none, and a
+    part of an escalation that was cut short is none either. The stages after this one answer what
+    cannot be compared.
 
     Raises:
         SamplesFailed: no sample finished.
@@ -183,19 +185,29 @@ async def auto(chat: Chat, rest: Rest, llm: LLM, params: AutoParams, ctx: Contex
     if not strict:
         ctx.offer(first)
     reason = "max_error" if choice == "abstain" else "agreement"
+    answer: Answer | None = first if choice == "answer" else None
+    if choice == "escalate" and (answer := await _escalated(chat, rest, ctx, strict)) is None:
+        choice, reason = ("abstain" if strict else "answer"), "escalation_failed"
+        answer = None if strict else first
     _note(ctx, params, choice, reason, votes=votes, expected=params.expected(choice, votes))
-    if choice == "escalate":
-        return await _escalated(chat, rest, _abstention() if strict else first, ctx)
-    return first if choice == "answer" else _abstention()
+    return answer or _abstention()
 
 
-async def _escalated(chat: Chat, rest: Rest, otherwise: Answer, ctx: Context) -> Answer:
+async def _escalated(chat: Chat, rest: Rest, ctx: Context, strict: bool) -> Answer | None:
+    """Return the answer of the escalation, None if it failed.
+
+    If `strict`, it has also failed if it lost a step or ran out of time: what is left of it is not
+    what was calibrated.
+    """
     ctx.progress("the samples disagree: escalating")
+    until, lost = ctx.within(_SHARE), ctx.trace.lost
     try:
         with ctx.trace.step("escalations"):
-            return await rest.aside(chat, until=ctx.within(_SHARE))
+            answer = await rest.aside(chat, until=until)
     except SampleError:
-        return otherwise
+        return None
+    cut_short = ctx.trace.lost != lost or asyncio.get_running_loop().time() >= until
+    return None if strict and cut_short else answer
 
 
 def _abstention() -> Answer:

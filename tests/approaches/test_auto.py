@@ -76,8 +76,7 @@ async def test_what_it_chooses(
     outcome = await ended(cheap, strong, expression)
     assert outcome.answers[0].text == text
     assert note(outcome)["chosen"] == chosen
-    if chosen != "abstain":
-        assert note(outcome)["expected"] == expected
+    assert note(outcome)["expected"] == expected
 
 
 async def test_a_text_gets_the_plain_call_and_no_promise() -> None:
@@ -103,12 +102,35 @@ async def test_the_callers_limit_is_kept() -> None:
     assert outcome.report.calls == 3
 
 
-async def test_an_early_end_breaks_no_promise() -> None:
-    """One sample arrived before the deadline: without a promise it would be the answer."""
-    limits = Limits(deadline_s=0.0)
-    plan = resolve(parse("auto(policy=mine;max_error=0.05)"), presets={"auto": {"mine": POLICY}})
+STRICT = "auto(policy=mine;max_error=0.05)"
+VOTING = {**POLICY, "escalate": "self_consistency(n=3)"}
+
+
+async def stopped(
+    base: ScriptedLLM, strong: ScriptedLLM, expression: str, limits: Limits
+) -> Outcome:
+    plan = resolve(parse(expression), presets={"auto": {"mine": VOTING}})
     request = Request(plan=plan, base="base", chat=chat(ASKED), limits=limits)
-    outcome = await run(request, {"base": ScriptedLLM([A, HANG, HANG])}.__getitem__)
+    return await run(request, {"base": base, "strong": strong}.__getitem__)
+
+
+@pytest.mark.parametrize("limits", [Limits(max_calls=5), Limits(deadline_s=1.0)], ids=str)
+@pytest.mark.parametrize("expression", ["auto(policy=mine;agree=3)", STRICT])
+async def test_a_part_of_an_escalation_is_not_what_was_promised(
+    limits: Limits, expression: str
+) -> None:
+    """It is cut short by calls or by time after a wrong sample of the strong model."""
+    strong = ScriptedLLM([A, HANG, HANG] if limits.max_calls is None else [A, A], model="strong")
+    outcome = await stopped(ScriptedLLM([B, A, B]), strong, expression, limits)
+    is_strict = expression == STRICT
+    assert outcome.answers[0].text.removeprefix("ANSWER: ") == (ABSTAINS if is_strict else "41")
+    assert note(outcome)["chosen"] == ("abstain" if is_strict else "escalate")
+
+
+async def test_a_deadline_before_any_sample_ends_in_an_abstention() -> None:
+    limits = Limits(deadline_s=0.0)
+    base, strong = ScriptedLLM([HANG, HANG, HANG]), ScriptedLLM([], model="strong")
+    outcome = await stopped(base, strong, STRICT, limits)
     assert outcome.answers[0].text == ABSTAINS
 
 
