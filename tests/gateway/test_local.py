@@ -51,6 +51,11 @@ def upstream() -> None:
 
 
 @pytest.fixture(autouse=True)
+def plain_script() -> None:
+    """Nor has it a script."""
+
+
+@pytest.fixture(autouse=True)
 def nothing_left_alive() -> None:
     """Nor are there any calls to it."""
 

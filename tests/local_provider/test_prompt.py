@@ -451,7 +451,7 @@ def test_a_control_token_in_the_message_to_continue_is_text() -> None:
         ({"stop_token_ids": "x"}, "stop_token_ids", "list"),
         ({"stop": ["x"] * 129}, "stop", "128"),
         ({"seed": 2**64}, "seed", "less than"),
-        ({"skip_special_tokens": "perhaps"}, "skip_special_tokens", "boolean"),
+        ({"skip_special_tokens": "perhaps"}, "skip_special_tokens", "true or false"),
         ({"extra_body": [1]}, "extra_body", "an object"),
     ],
 )
