@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, Protocol, Self, TypeVar
 
 from annotated_types import Ge
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from optillm_hooks.context import Context
 from optillm_hooks.errors import RequestRejected
@@ -56,6 +56,24 @@ class Aside:
 
     answers: bool = False
     """Whether its answer may be the client's, for which the client's sampling holds."""
+
+
+def over_named(
+    given: dict[str, Any], field: str, info: ValidationInfo, place: str
+) -> dict[str, Any]:
+    """Return parameters over the values of the set that `field` names, which the context has.
+
+    `place` says where the operator writes such sets, for the error.
+
+    Raises:
+        ValueError: there is no set of this name.
+    """
+    known: Mapping[str, Mapping[str, object]] = info.context or {}
+    name = str(given[field])
+    if name not in known:
+        names = ", ".join(sorted(known)) or f"none; the operator sets them in {place}"
+        raise ValueError(f"unknown {field} {name[:80]!r} (known: {names})")
+    return {**known[name], **given}
 
 
 class Params(BaseModel):

@@ -22,7 +22,6 @@ call, or with `max_error` no answer.
 """
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any, Final, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
@@ -35,7 +34,7 @@ from optillm_hooks.final_answer import needs_mark, reasoning_aloud, without_mark
 from optillm_hooks.judging.voting import agreement, wants_text
 from optillm_hooks.llm import LLM
 from optillm_hooks.policies import MOST_SAMPLES, Level, check_levels, holds
-from optillm_hooks.registry import Aside, Cost, Params, Rest, Result, wrapper
+from optillm_hooks.registry import Aside, Cost, Params, Rest, Result, over_named, wrapper
 from optillm_hooks.types import Answer, Chat, Sampling
 
 SETTING: Final = "optillm_settings.auto.policies"
@@ -95,14 +94,10 @@ class AutoParams(Params):
         """Return `given` over the values of its policy, which the context has by name."""
         if not isinstance(given, dict) or given.get("policy") is None:
             return given
-        known: Mapping[str, Mapping[str, object]] = info.context or {}
-        name = str(given["policy"])
-        if name not in known:
-            names = ", ".join(sorted(known)) or f"none; the operator sets them in {SETTING}"
-            raise ValueError(f"unknown policy {name[:80]!r} (known: {names})")
+        merged = over_named(given, "policy", info, SETTING)
         if learned := sorted({"samples", "escalate", "strong", "levels"} & given.keys()):
             raise ValueError(f"{learned[0]} cannot be given beside a policy, which was learned so")
-        return {**known[name], **given}
+        return merged
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -45,6 +45,7 @@ from optillm_hooks.registry import (
     Result,
     SamplerParams,
     approach,
+    over_named,
 )
 from optillm_hooks.structured import fill
 from optillm_hooks.types import Chat, Completion, Purpose, Sampling
@@ -166,12 +167,7 @@ class FusionParams(SamplerParams, MeasuredParams, DraftingParams):
         """Return `given` over the values of its preset, which the context has by name."""
         if not isinstance(given, dict) or given.get("preset") is None:
             return given
-        known: Mapping[str, Mapping[str, object]] = info.context or {}
-        name = str(given["preset"])
-        if name not in known:
-            names = ", ".join(sorted(known)) or f"none; the operator sets them in {SETTING}"
-            raise ValueError(f"unknown preset {name[:80]!r} (known: {names})")
-        return {**known[name], **given}
+        return over_named(given, "preset", info, SETTING)
 
     def narrowed(self, width: int) -> Self:
         n = min(self.responses, width)
