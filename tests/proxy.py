@@ -241,7 +241,13 @@ class Proxy:
         return self._clients.enter_context(made)
 
     def post(
-        self, path: str, body: object, *, key: str | None = None, timeout_s: float = 60
+        self,
+        path: str,
+        body: object,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = 60,
     ) -> httpx.Response:
         """Send `body` as JSON; bytes are sent unchanged.
 
@@ -256,6 +262,7 @@ class Proxy:
                 headers={
                     "authorization": f"Bearer {key or self.master_key}",
                     "content-type": "application/json",
+                    **(headers or {}),
                 },
                 timeout=timeout_s,
             )

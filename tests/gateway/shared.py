@@ -87,6 +87,7 @@ def hang_up(
     *,
     done: int,
     key: str | None = None,
+    headers: Mapping[str, str] | None = None,
     until: Callable[[], None] = lambda: None,
 ) -> None:
     """Send a request, and close the connection once a call beyond the first `done` hangs.
@@ -94,10 +95,11 @@ def hang_up(
     Before that, wait for `until` too.
     """
     content = json.dumps(body)
+    more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
     head = (
         f"POST {route} HTTP/1.1\r\nhost: proxy\r\n"
         f"authorization: Bearer {key or proxy.master_key}\r\n"
-        f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(content)}\r\n{more}\r\n"
     )
     with socket.create_connection(("127.0.0.1", proxy.port)) as connection:
         connection.sendall(f"{head}{content}".encode())

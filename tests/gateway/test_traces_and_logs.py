@@ -3,10 +3,11 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from stat import S_IMODE
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -19,6 +20,7 @@ from tests.upstream import HANG, Script, Status, Upstream, always, at, differing
 SECRET = "the-question-nobody-may-read"
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": f"{SECRET}: 6 * 7?"}]}
 CHAT_ROUTE = "/v1/chat/completions"
+CALL_ID = "x-litellm-call-id"
 CALLS = "gen_ai.invoke_workflow.inference_calls"
 
 
@@ -63,6 +65,17 @@ def proxy(
         yield running
 
 
+def line_of(call_id: str, proxy: Proxy, read: Callable[[], list[dict[str, Any]]]) -> dict[str, Any]:
+    """Wait for the line of a request; those of requests before it may still come."""
+
+    def own() -> list[dict[str, Any]]:
+        return [line for line in read() if line["call_id"] == call_id]
+
+    proxy.wait_until(lambda _: bool(own()))
+    [line] = own()
+    return line
+
+
 def lines(proxy: Proxy) -> list[dict[str, Any]]:
     """Return our INFO lines about requests."""
     texts = [line for line in proxy.log.splitlines() if '"message": "call_id=' in line]
@@ -70,18 +83,17 @@ def lines(proxy: Proxy) -> list[dict[str, Any]]:
 
 
 class Watched:
-    """What the collector and the log get of one request."""
+    """What the collector and the log get of one request, which is sent with `headers`."""
 
     def __init__(self, proxy: Proxy, collector: Collector) -> None:
         self._proxy = proxy
         self._collector = collector
-        self._lines = len(lines(proxy))
+        self.call_id = str(uuid4())
+        self.headers = {CALL_ID: self.call_id}
 
     @property
     def line(self) -> dict[str, Any]:
-        self._proxy.wait_until(lambda proxy: len(lines(proxy)) > self._lines)
-        [line] = lines(self._proxy)[self._lines :]
-        return line
+        return line_of(self.call_id, self._proxy, lambda: lines(self._proxy))
 
     def spans(self, *names: str) -> Sequence[Collected]:
         """Return the spans of the request's trace, once as many as `names` are there."""
@@ -114,7 +126,9 @@ def test_a_request_is_one_tree_in_the_callers_trace(
     upstream.play(Script(reply=differing))
     watched = Watched(proxy, collector)
     trace, caller = ("ab" if stream else "ba") * 16, "cd" * 8
-    client = proxy.openai(default_headers={"traceparent": f"00-{trace}-{caller}-01"})
+    client = proxy.openai(
+        default_headers={"traceparent": f"00-{trace}-{caller}-01", **watched.headers}
+    )
     answer = client.chat.completions.create(model="rated", stream=stream, **CHAT)
     assert "42" in ("".join(str(c) for c in answer) if stream else str(answer))
     spans = watched.spans(*BON, "litellm_request", "Received Proxy Server Request")
@@ -137,7 +151,8 @@ def test_a_request_is_one_tree_in_the_callers_trace(
 def test_a_plan_that_fails(proxy: Proxy, upstream: Upstream, collector: Collector) -> None:
     upstream.play(Script(fault=always(Status(500))))
     watched = Watched(proxy, collector)
-    assert proxy.post(CHAT_ROUTE, {"model": "rated", **CHAT}).status_code == 500
+    answer = proxy.post(CHAT_ROUTE, {"model": "rated", **CHAT}, headers=watched.headers)
+    assert answer.status_code == 500
     spans = watched.spans(*BON)
     for name in ("invoke_workflow bon", "bon"):
         span = only(spans, name)
@@ -151,7 +166,8 @@ def test_a_client_that_has_gone(
 ) -> None:
     upstream.play(Script(reply=differing, fault=at({1: HANG, 2: HANG})))
     watched = Watched(proxy, collector)
-    hang_up(proxy, upstream, CHAT_ROUTE, {"model": "rated", "stream": stream, **CHAT}, done=2)
+    body = {"model": "rated", "stream": stream, **CHAT}
+    hang_up(proxy, upstream, CHAT_ROUTE, body, done=2, headers=watched.headers)
     spans = watched.spans(*BON)
     stage = only(spans, "bon")
     assert len(children(spans, stage, "litellm_request")) == 3
@@ -175,12 +191,12 @@ def test_a_line_of_json_has_the_values_as_fields(
 ) -> None:
     upstream.play(Script(reply=differing))
     watched = Watched(proxy, collector)
-    answer = proxy.post(CHAT_ROUTE, {"model": "rated", **CHAT})
+    answer = proxy.post(CHAT_ROUTE, {"model": "rated", **CHAT}, headers=watched.headers)
     line, report = watched.line, answer.json()["optillm"]
     told = ("calls", "depth", "cost_usd", "stopped_by", "degraded")
     assert {name: line[name] for name in told} == {name: report[name] for name in told}
     assert (line["approach"], line["base"], line["error"]) == ("bon", "base", None)
-    assert line["call_id"] == answer.headers["x-litellm-call-id"]
+    assert line["call_id"] == answer.headers[CALL_ID] == watched.call_id
     assert line["seconds"] > 0
     assert line["level"] == "INFO"
     assert line["message"].startswith(f"call_id={line['call_id']} approach=bon base=base calls=3 ")
@@ -191,24 +207,14 @@ PRIVATE = [{"role": "user", "content": f"Who is {ADDRESS}? My key is sk-abcdef12
 FAMILIAR = f"That is {ADDRESS} again.\nRating: 7"
 
 
-class Conversations:
-    """The lines of requests since it was made."""
+def conversation(call_id: str, proxy: Proxy, folder: Path) -> dict[str, Any]:
+    """Return the line that the log of conversations has of a request."""
+    return line_of(call_id, proxy, lambda: conversations(folder))
 
-    def __init__(self, proxy: Proxy, folder: Path) -> None:
-        self._proxy = proxy
-        self._folder = folder
-        self._before = len(self._lines)
 
-    @property
-    def _lines(self) -> list[dict[str, Any]]:
-        files = sorted(self._folder.glob("conversations-*.jsonl"))
-        return [json.loads(line) for file in files for line in whole_lines(file)]
-
-    @property
-    def line(self) -> dict[str, Any]:
-        self._proxy.wait_until(lambda _: len(self._lines) > self._before)
-        [line] = self._lines[self._before :]
-        return line
+def conversations(folder: Path) -> list[dict[str, Any]]:
+    files = sorted(folder.glob("conversations-*.jsonl"))
+    return [json.loads(line) for file in files for line in whole_lines(file)]
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
@@ -216,13 +222,11 @@ def test_a_conversation_is_a_line_without_its_private_values(
     proxy: Proxy, upstream: Upstream, folder: Path, stream: bool
 ) -> None:
     upstream.play(Script(reply=lambda *_: FAMILIAR))
-    kept = Conversations(proxy, folder)
     body = {"model": "rated", "stream": stream, "messages": PRIVATE}
     answer = proxy.post(CHAT_ROUTE, body)
-    line = kept.line
+    line = conversation(answer.headers[CALL_ID], proxy, folder)
     assert (line["approach"], line["requested"], line["route"]) == ("bon", "rated", "chat")
     assert (line["calls"], line["error"], line["stream"]) == (1, None, stream)  # samples agree
-    assert line["call_id"] == answer.headers["x-litellm-call-id"]
     assert line["redacted"] == "private"
     [asked], [choice] = line["messages"], line["choices"]
     assert choice["finish_reason"] == "stop"
@@ -236,9 +240,8 @@ def test_a_conversation_is_a_line_without_its_private_values(
 
 def test_a_plan_that_fails_has_a_line(proxy: Proxy, upstream: Upstream, folder: Path) -> None:
     upstream.play(Script(fault=always(Status(500))))
-    kept = Conversations(proxy, folder)
-    proxy.post(CHAT_ROUTE, {"model": "rated", **CHAT})
-    line = kept.line
+    answer = proxy.post(CHAT_ROUTE, {"model": "rated", **CHAT})
+    line = conversation(answer.headers[CALL_ID], proxy, folder)
     assert (line["error"], line["choices"]) == ("provider_failed", [])
     assert SECRET in line["messages"][0]["content"]
 
@@ -247,12 +250,11 @@ def test_of_a_stream_that_is_closed_in_its_middle_the_line_has_what_was_shown(
     proxy: Proxy, upstream: Upstream, folder: Path
 ) -> None:
     upstream.play(Script(reply=lambda *_: "word " * 1000, piece_s=0.02))
-    kept = Conversations(proxy, folder)
     headers = {"authorization": f"Bearer {proxy.master_key}"}
     body = {"model": "re2-base", "stream": True, **CHAT}
     with httpx.stream("POST", f"{proxy.url}{CHAT_ROUTE}", json=body, headers=headers) as answer:
         next(line for line in answer.iter_lines() if "word" in line)
-    line = kept.line
+    line = conversation(answer.headers[CALL_ID], proxy, folder)
     [choice] = line["choices"]
     assert line["error"] == "cancelled"
     assert choice["message"]["content"].startswith("word")
@@ -263,9 +265,11 @@ def test_a_client_that_has_gone_before_the_answer_has_a_line(
     proxy: Proxy, upstream: Upstream, folder: Path
 ) -> None:
     upstream.play(Script(fault=always(HANG)))
-    kept = Conversations(proxy, folder)
-    hang_up(proxy, upstream, CHAT_ROUTE, {"model": "rated", **CHAT}, done=0)
-    assert (kept.line["error"], kept.line["choices"]) == ("cancelled", [])
+    call_id = str(uuid4())
+    body = {"model": "rated", **CHAT}
+    hang_up(proxy, upstream, CHAT_ROUTE, body, done=0, headers={CALL_ID: call_id})
+    line = conversation(call_id, proxy, folder)
+    assert (line["error"], line["choices"]) == ("cancelled", [])
 
 
 @pytest.mark.parametrize(
@@ -280,9 +284,8 @@ def test_so_on_the_other_routes(
     proxy: Proxy, upstream: Upstream, folder: Path, route: str, body: dict[str, Any]
 ) -> None:
     upstream.play(Script())
-    kept = Conversations(proxy, folder)
-    proxy.post(f"/v1/{route}", {"model": "re2-base", **body}).raise_for_status()
-    line = kept.line
+    answer = proxy.post(f"/v1/{route}", {"model": "re2-base", **body}).raise_for_status()
+    line = conversation(answer.headers[CALL_ID], proxy, folder)
     assert line["route"] == route
     assert SECRET in json.dumps(line["messages"])
     assert "42" in line["choices"][0]["message"]["content"]
@@ -292,12 +295,11 @@ def test_of_attachments_only_the_type_is_kept(
     proxy: Proxy, upstream: Upstream, folder: Path
 ) -> None:
     upstream.play(Script())
-    kept = Conversations(proxy, folder)
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
     content = [{"type": "text", "text": "What is this?"}, image]
     body = {"model": "re2-base", "messages": [{"role": "user", "content": content}]}
-    proxy.post(CHAT_ROUTE, body).raise_for_status()
-    [asked] = kept.line["messages"]
+    answer = proxy.post(CHAT_ROUTE, body).raise_for_status()
+    [asked] = conversation(answer.headers[CALL_ID], proxy, folder)["messages"]
     assert asked["content"] == [content[0], {"type": "image_url", "omitted": True}]
 
 
@@ -306,11 +308,11 @@ def test_what_litellm_leaves_out_of_its_logs_has_no_texts(
     proxy: Proxy, upstream: Upstream, folder: Path, stream: bool
 ) -> None:
     upstream.play(Script())
-    kept = Conversations(proxy, folder)
-    client = proxy.openai(default_headers={"x-litellm-enable-message-redaction": "true"})
+    headers = {"x-litellm-enable-message-redaction": "true", CALL_ID: str(uuid4())}
+    client = proxy.openai(default_headers=headers)
     answer = client.chat.completions.create(model="rated", stream=stream, **CHAT)
     list(answer)
-    line = kept.line
+    line = conversation(headers[CALL_ID], proxy, folder)
     assert line["redacted"] == "texts"
     assert line["messages"] == [{"role": "user", "content": "redacted-by-litellm"}]
     [choice] = line["choices"]
@@ -321,7 +323,9 @@ def test_a_request_that_is_not_to_be_logged_has_no_line(
     proxy: Proxy, upstream: Upstream, folder: Path
 ) -> None:
     upstream.play(Script())
-    kept = Conversations(proxy, folder)
-    proxy.post(CHAT_ROUTE, {"model": "re2-base", "no-log": True, **CHAT}).raise_for_status()
-    proxy.post(CHAT_ROUTE, {"model": "rated", **CHAT}).raise_for_status()
-    assert kept.line["requested"] == "rated"
+    unlogged = proxy.post(CHAT_ROUTE, {"model": "re2-base", "no-log": True, **CHAT})
+    logged = proxy.post(CHAT_ROUTE, {"model": "rated", **CHAT})
+    assert (unlogged.status_code, logged.status_code) == (200, 200)
+    assert conversation(logged.headers[CALL_ID], proxy, folder)["requested"] == "rated"
+    known = [line["call_id"] for line in conversations(folder)]
+    assert unlogged.headers[CALL_ID] not in known
