@@ -81,6 +81,26 @@ _TEXTS = {
 """What hosts say in a bad request whose kind LiteLLM does not know."""
 
 
+class _Refusal(ProxyException):
+    """A request that is refused before a call is made, with its status in both places.
+
+    LiteLLM's routes read one or the other: without `status_code`, a file that is sent to an alias
+    would be answered as an error of the server's, which clients send again.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: str,
+        status: int,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message=message, type=kind, param=param, code=status, headers=headers)
+        self.status_code = status
+
+
 class _LongPromptBeforeStream(MidStreamFallbackError, litellm.ContextWindowExceededError):
     """See `_before_stream`."""
 
@@ -246,20 +266,15 @@ def _response(status: int) -> httpx.Response:
 
 def to_proxy(error: OptiLLMError) -> ProxyException:
     """Return the proxy's exception for a request that the hook refuses."""
-    return ProxyException(
-        message=str(error),
-        type="rate_limit_error" if error.status == 429 else "invalid_request_error",
+    return _Refusal(
+        str(error),
+        kind="rate_limit_error" if error.status == 429 else "invalid_request_error",
+        status=error.status,
         param=error.param if isinstance(error, RequestRejected) else None,
-        code=error.status,
         headers=None if error.retry_after is None else {"retry-after": error.retry_after},
     )
 
 
 def over_budget(error: litellm.BudgetExceededError) -> ProxyException:
     """Return the exception that the proxy's own checks raise for an exceeded budget."""
-    return ProxyException(
-        message=str(error),
-        type=ProxyErrorTypes.budget_exceeded,
-        param=None,
-        code=error.status_code,
-    )
+    return _Refusal(str(error), kind=ProxyErrorTypes.budget_exceeded, status=error.status_code)

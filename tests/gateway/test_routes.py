@@ -336,6 +336,11 @@ def test_openais_client_gets_a_bad_request_for_embeddings(client: openai.OpenAI)
         client.embeddings.create(model="careful", input="hi")
 
 
+def test_openais_client_gets_a_bad_request_for_a_file(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="only answers on /v1/chat/completions"):
+        client.audio.transcriptions.create(model="careful", file=("a.wav", b"RIFF"))
+
+
 def test_a_health_check_of_an_alias_checks_its_plan_and_calls_no_model(
     proxy: Proxy, upstream: Upstream
 ) -> None:
