@@ -7,6 +7,7 @@ Networks", arXiv:1705.08500 (exact binomial bounds).
 """
 
 import math
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Self
@@ -107,14 +108,28 @@ def holds(errors: int, of: int, max_error: float, tests: int) -> bool:
 
 
 def at_most(errors: int, of: int, rate: float) -> float:
-    """Return the probability of at most `errors` errors in `of` problems, each with `rate`."""
-    return sum(
-        math.exp(
+    """Return the probability of at most `errors` errors in `of` problems, each with `rate`.
+
+    The smaller tail is summed, from its largest term on: a client may send a calibration with
+    millions of problems, and all terms would take half a minute.
+    """
+    if errors > of * rate:
+        return 1 - _sum_of_falling(range(errors + 1, of + 1), of, rate)
+    return _sum_of_falling(range(errors, -1, -1), of, rate)
+
+
+def _sum_of_falling(errors: Iterable[int], of: int, rate: float) -> float:
+    """Return the sum of the probabilities of `errors`, which fall, until they add nothing."""
+    total = 0.0
+    for k in errors:
+        term = math.exp(
             math.lgamma(of + 1)
             - math.lgamma(k + 1)
             - math.lgamma(of - k + 1)
             + k * math.log(rate)
             + (of - k) * math.log1p(-rate)
         )
-        for k in range(errors + 1)
-    )
+        if total + term == total:
+            break
+        total += term
+    return total

@@ -1,5 +1,7 @@
 """auto: when samples answer, when it escalates or abstains, and that it says so."""
 
+import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -145,6 +147,19 @@ def test_the_binomial_bound() -> None:
     assert not holds(0, 58, 0.05, 1)
     assert not holds(0, 59, 0.05, 2)
     assert at_most(1, 2, 0.5) == pytest.approx(0.75)
+    for errors in range(31):
+        exactly = sum(math.comb(30, k) * 0.3**k * 0.7 ** (30 - k) for k in range(errors + 1))
+        assert at_most(errors, 30, 0.3) == pytest.approx(exactly)
+
+
+@pytest.mark.parametrize("right", [0, 5_000_000, 9_500_000, 10_000_000])
+def test_a_clients_calibration_does_not_hold_the_event_loop(right: int) -> None:
+    """All terms of the sum would take half a minute."""
+    level = {"votes": 3, "of": 10_000_000, "right": right, "escalated_right": right}
+    before = time.thread_time()
+    for max_error in (0.05, 0.5):
+        AutoParams.model_validate({"levels": [level], "max_error": max_error}).chosen(3)
+    assert time.thread_time() - before < 0.2
 
 
 def test_a_group_of_few_problems_promises_nothing() -> None:
