@@ -215,7 +215,7 @@ async def _graded(
     text = (choices[0].message.content if choices else None) or ""
     report = getattr(completion, "optillm", None) or {}
     usage = completion.usage
-    grade = await _grade(problem, text)
+    grade = await grade_of(problem, text)
     return Outcome(
         model=model,
         problem=problem.id,
@@ -234,8 +234,11 @@ async def _graded(
     )
 
 
-async def _grade(problem: Problem, text: str) -> Grade | None:
-    """Return the grade of a reply; reading one may take a second, so it has its own thread."""
+async def grade_of(problem: Problem, text: str) -> Grade | None:
+    """Return the grade of a reply, read in a thread because that may take a second.
+
+    None: a judge gave no verdict.
+    """
     found = await asyncio.to_thread(problem.grade, text)
     return await found if inspect.isawaitable(found) else found
 
