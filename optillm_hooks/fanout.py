@@ -645,8 +645,12 @@ class Background:
         while self._tasks:
             await asyncio.wait(list(self._tasks))
 
-    async def stop(self) -> None:
+    def cancel(self) -> None:
         """Cancel what has not ended."""
         for task in self._tasks:
             task.cancel()
+
+    async def stop(self) -> None:
+        """Cancel what has not ended, and wait until it has."""
+        self.cancel()
         await self.ended()

@@ -29,12 +29,13 @@ from optillm_hooks.gateway.kill_switch import is_off
 from optillm_hooks.gateway.metrics import count_shadow
 from optillm_hooks.gateway.model_names import PROVIDER
 from optillm_hooks.gateway.operator_settings import read_settings
-from optillm_hooks.gateway.prepared import ClientRequest
+from optillm_hooks.gateway.prepared import METADATA_KEY, ClientRequest
 from optillm_hooks.gateway.shadow_log import Record, ShadowLog, Side, Verdict, log_of
 from optillm_hooks.gateway.shadow_verdict import checked, judging, read_verdict, shuffled
 from optillm_hooks.gateway.shadowed import Copied, copy_of
 from optillm_hooks.pipeline.logs import format_traceback
 from optillm_hooks.settings import ShadowSettings
+from optillm_hooks.types import Usage
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class Shadows:
 
     def __init__(self, rng: Random | None = None) -> None:
         self._rng = rng or SystemRandom()  # workers that are forks of one process differ too
+        self._is_stopped = False
 
     def draw(
         self,
@@ -116,8 +118,13 @@ class Shadows:
         own = {} if prepared is None else {k: v for k, v in info.items() if k != "shadow"}
         job = _Job(client.route, settings, copied, base, own, served, log)
         background = background_of(read_settings().shadow.at_once)
-        if not background.accept("", lambda: self._run(job, shadowed.task)):
+        if self._is_stopped or not background.accept("", lambda: self._run(job, shadowed.task)):
             count_shadow(served.side.model, "busy")
+
+    def stop(self) -> None:
+        """Cut off what is under way, which is recorded with its cost, and begin no more."""
+        self._is_stopped = True
+        background_of(read_settings().shadow.at_once).cancel()
 
     async def _run(self, job: _Job, answering: asyncio.Task[Any] | None) -> None:
         if answering is not None:
@@ -133,26 +140,48 @@ class Shadows:
             count_shadow(model, record.error or "judged")
 
     async def _record(self, job: _Job) -> Record:
-        settings = job.settings
-        name = f"{settings.approach} on {job.base}"
-        begun = time.monotonic()
+        name = f"{job.settings.approach} on {job.base}"
+        request, begun = ClientRequest("chat", name), time.monotonic()
         try:
-            request = job.copied.as_chat()
-            shadow = await _answer(job, request, name)
+            return await self._compared(job, request)
         except Exception as exc:
-            failed = Side(model=name, call_id=None, seconds=time.monotonic() - begun, cost_usd=None)
             _log.info("optillm: a shadow failed: %s", type(exc).__name__)
-            return self._made(job, failed, None, 0.0, error="failed")
+            return self._unanswered(job, request, begun, "failed")
+        except asyncio.CancelledError:
+            job.log.add(self._unanswered(job, request, begun, "cut_off"))
+            count_shadow(job.served.side.model, "cut_off")
+            raise
+
+    async def _compared(self, job: _Job, request: ClientRequest) -> Record:
+        """Return what came of a shadow, once it has answered."""
+        asked = job.copied.as_chat()
+        shadow = await _answer(job, asked, request)
         spent = shadow.side.cost_usd or 0.0
         if not shadow.text:
             return self._made(job, shadow.side, None, spent, error="no_text")
         try:
-            verdict, cost = await self._verdict(job, request["messages"], shadow.text)
+            verdict, cost = await self._verdict(job, asked["messages"], shadow.text)
         except Exception as exc:
             _log.info("optillm: the judge of a shadow failed: %s", type(exc).__name__)
             return self._made(job, shadow.side, None, spent, error="judge_failed")
         error = "unread" if verdict is None else None
         return self._made(job, shadow.side, verdict, spent + cost, error=error)
+
+    def _unanswered(self, job: _Job, request: ClientRequest, begun: float, error: str) -> Record:
+        """Return the record of a shadow without an answer, with what its calls have cost."""
+        calls = [call for trace in request.runs for call in trace.calls]
+        used = sum((call.usage for call in calls), Usage())
+        side = Side(
+            model=request.model,
+            call_id=None,
+            seconds=time.monotonic() - begun,
+            cost_usd=used.cost_usd,
+            prompt_tokens=used.prompt_tokens,
+            completion_tokens=used.completion_tokens,
+            calls=len(calls),
+            depth=max((trace.depth for trace in request.runs), default=0),
+        )
+        return self._made(job, side, None, used.cost_usd or 0.0, error=error)
 
     def _made(
         self, job: _Job, shadow: Side, verdict: Verdict | None, cost: float, *, error: str | None
@@ -223,17 +252,18 @@ def _identity() -> dict[str, Any]:
     }
 
 
-async def _answer(job: _Job, request: Mapping[str, Any], name: str) -> _Reply:
+async def _answer(job: _Job, asked: Mapping[str, Any], request: ClientRequest) -> _Reply:
+    """Return the shadow's answer; what its calls cost is in `request`, also if there is none."""
     begun = time.monotonic()
     response = await litellm.acompletion(
         model=f"{PROVIDER}/{job.settings.approach}/{job.base}",
-        metadata=_identity(),
+        metadata={**_identity(), METADATA_KEY: request},
         model_info={"optillm": job.info},
         num_retries=0,
         cache=_UNCACHED,
-        **request,
+        **asked,
     )
-    return _reply_of(response, name, time.monotonic() - begun)
+    return _reply_of(response, request.model, time.monotonic() - begun)
 
 
 def _reply_of(response: Any, model: str, seconds: float) -> _Reply:

@@ -14,6 +14,7 @@ from litellm.proxy.shutdown.graceful_shutdown_manager import GracefulShutdownMan
 
 from optillm_hooks.gateway.deployments import proxy_module
 from optillm_hooks.gateway.host_limits import in_time_for
+from optillm_hooks.gateway.shadow import SHADOWS
 from optillm_hooks.pipeline.running import RUNNING, Running
 
 _EVERY_S: Final = 0.5
@@ -49,6 +50,7 @@ def hurry_when_draining(running: Running) -> None:
 
 
 def hurry(running: Running) -> None:
-    """Give the plans until shortly before LiteLLM ends what still runs."""
+    """Give the plans until shortly before LiteLLM ends what still runs, and stop the shadows."""
+    SHADOWS.stop()
     left = max(0.0, in_time_for(GracefulShutdownManager.get_timeout()))
     running.hurry(asyncio.get_running_loop().time() + left)

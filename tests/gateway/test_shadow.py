@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,17 +12,20 @@ from typing import Any
 import anthropic
 import litellm
 import pytest
+from litellm.proxy._types import UserAPIKeyAuth
 from litellm.types.utils import CallTypes
+from litellm.utils import custom_llm_setup
 
-from optillm_hooks.gateway import shadow
+from optillm_hooks.gateway import provider, shadow
+from optillm_hooks.gateway.brownout import Brownout
 from optillm_hooks.gateway.prepared import ClientRequest
 from optillm_hooks.gateway.shadow import Shadows, background_of
 from optillm_hooks.gateway.shadow_log import Record, ShadowLog, Side, log_of
 from optillm_hooks.gateway.shadow_verdict import checked, judging, read_verdict, shuffled
 from optillm_hooks.gateway.shadowed import copy_of
-from optillm_hooks.settings import ShadowLogSettings
-from tests.proxy import Proxy, alias, hooked_config, model_group, whole_lines
-from tests.upstream import Call, Script, Upstream
+from optillm_hooks.settings import BrownoutSettings, ShadowLogSettings
+from tests.proxy import PRICE, Proxy, alias, hooked_config, model_group, whole_lines
+from tests.upstream import HANG, Call, Script, Status, Upstream, differing
 
 KEY = "sk-shadowed"
 ASKED: list[dict[str, Any]] = [{"role": "user", "content": "What is 6 times 7, secretly?"}]
@@ -62,7 +66,8 @@ def shadowing(
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for file in folder.glob("*.jsonl") for line in whole_lines(file)]
+    days = sorted(folder.glob("*.jsonl"))
+    return [json.loads(line) for day in days for line in whole_lines(day)]
 
 
 def after(shadowing: Proxy, folder: Path, known: int) -> dict[str, Any]:
@@ -168,7 +173,7 @@ def test_a_share_is_drawn_by_its_exact_law(monkeypatch: pytest.MonkeyPatch) -> N
     metadata, shadows = watched(share), Shadows()
 
     def is_drawn() -> bool:
-        client = ClientRequest("chat", "served")
+        client = ClientRequest("chat", "base")
         for _ in range(2):  # a retry is no second chance
             shadows.draw(client, metadata, {"messages": ASKED}, CallTypes.acompletion)
         return client.shadowed.copied is not None
@@ -178,10 +183,10 @@ def test_a_share_is_drawn_by_its_exact_law(monkeypatch: pytest.MonkeyPatch) -> N
     assert high - low < 400
 
 
-def watched(share: float) -> dict[str, Any]:
+def watched(share: float, approach: str = "re2") -> dict[str, Any]:
     """Return the metadata of a request for a plain model with a shadow."""
-    shadow = {"approach": "re2", "share": share, "check": "auto"}
-    return {"model_group": "served", "model_info": {"optillm": {"shadow": shadow}}}
+    shadow = {"approach": approach, "share": share, "check": "auto"}
+    return {"model_group": "base", "model_info": {"optillm": {"shadow": shadow}}}
 
 
 def bounds(n: int, p: float, tail: float) -> tuple[int, int]:
@@ -290,12 +295,61 @@ def test_a_full_file_ends_the_day(tmp_path: Path) -> None:
     assert not log.may_spend()
 
 
+@dataclass(frozen=True)
+class Shadowing:
+    """A plain model with a shadow, in this process: the shadow's calls go to the provider."""
+
+    folder: Path
+    shadows: Shadows = field(default_factory=Shadows)
+    sent: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def settings(self) -> ShadowLogSettings:
+        return ShadowLogSettings(directory=str(self.folder))
+
+    def answer(self, approach: str = "re2", key: UserAPIKeyAuth | None = None) -> None:
+        """Answer a client's request, whose answer has been sent once `sent` is set."""
+        client, metadata = ClientRequest("chat", "base"), watched(1.0, approach)
+        client.shadowed.task = asyncio.create_task(self.sent.wait())
+        metadata["user_api_key_auth"] = key
+        self.shadows.draw(client, metadata, {"messages": ASKED}, CallTypes.acompletion)
+        response = {"choices": [{"message": {"content": "42"}}]}
+        for _ in range(2):  # LiteLLM may log a request twice
+            self.shadows.answered(client, metadata, {"litellm_call_id": "a"}, response, 1.0)
+
+    async def recorded(self) -> list[dict[str, Any]]:
+        """Return the records, once all shadows have ended."""
+        self.sent.set()
+        await background_of(self.settings.at_once).ended()
+        log = log_of(self.settings)
+        assert log is not None
+        log.files.thread.shutdown()
+        return records(self.folder)
+
+
+@pytest.fixture
+def here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, upstream: Upstream, litellm_in_this_loop: None
+) -> Iterator[Shadowing]:
+    del litellm_in_this_loop  # its end closes what LiteLLM opens for the shadow's calls
+    background_of.cache_clear()  # its semaphore belongs to the loop of the test before
+    handler = {"provider": "optillm", "custom_handler": provider}
+    monkeypatch.setattr(litellm, "custom_provider_map", [handler])
+    custom_llm_setup()
+    provider.use(litellm.Router(model_list=[model_group("base", upstream.url)], num_retries=0))
+    made = Shadowing(tmp_path)
+    given = {"shadow": made.settings.model_dump()}
+    monkeypatch.setattr(litellm, "optillm_settings", given, raising=False)
+    upstream.play(Script(reply=answering))
+    yield made
+    provider.use(None)
+
+
 @pytest.mark.anyio
 async def test_nothing_begins_before_the_answer_has_been_sent(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    here: Shadowing, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shadow that fails leaves a code, and no text of its error."""
-    sent, began = asyncio.Event(), asyncio.Event()
 
     async def inline(work: Callable[[None], object]) -> object:
         return work(None)
@@ -304,29 +358,71 @@ async def test_nothing_begins_before_the_answer_has_been_sent(
         began.set()
         raise RuntimeError("secret text")
 
+    began = asyncio.Event()
     monkeypatch.setattr(shadow, "in_thread", inline)  # so that turns of the loop are all it needs
     monkeypatch.setattr(litellm, "acompletion", acompletion)
-    settings = ShadowLogSettings(directory=str(tmp_path))
-    given = {"shadow": settings.model_dump()}
-    monkeypatch.setattr(litellm, "optillm_settings", given, raising=False)
-    client, metadata, shadows = ClientRequest("chat", "served"), watched(1.0), Shadows()
-    client.shadowed.task = asyncio.create_task(sent.wait())
-    shadows.draw(client, metadata, {"messages": ASKED}, CallTypes.acompletion)
-    response = {"choices": [{"message": {"content": "42"}}]}
-    for _ in range(2):  # LiteLLM may log a request twice
-        shadows.answered(client, metadata, {"litellm_call_id": "a"}, response, 1.0)
+    here.answer()
     for _ in range(100):
         await asyncio.sleep(0)
     assert not began.is_set()
-    sent.set()
-    await background_of(settings.at_once).ended()
+    [record] = await here.recorded()
     assert began.is_set()
-    log = log_of(settings)
-    assert log is not None
-    log.files.thread.shutdown()
-    [record] = records(tmp_path)
-    assert (record["error"], record["verdict"]) == ("failed", None)
+    assert (record["error"], record["verdict"], record["cost_usd"]) == ("failed", None, 0.0)
     assert "secret" not in json.dumps(record)
+    assert upstream.calls == []
+
+
+@pytest.mark.anyio
+async def test_what_a_failed_shadow_has_paid_counts(here: Shadowing, upstream: Upstream) -> None:
+    upstream.play(Script(reply=answering, fault=lambda call: Status(500) if call.index else None))
+    here.answer("deepthink")
+    [record] = await here.recorded()
+    assert record["error"] == "failed"
+    paid, *others = upstream.calls
+    assert others
+    assert paid.told is not None
+    cost = paid.told.cost(PRICE.prompt, PRICE.completion)
+    assert record["cost_usd"] == record["shadow"]["cost_usd"] == pytest.approx(cost)
+    assert record["shadow"]["calls"] == len(upstream.calls)
+    assert record["shadow"]["model"] == "deepthink on base"
+
+
+@pytest.mark.anyio
+async def test_a_shutdown_cuts_shadows_off_and_books_what_they_have_paid(
+    here: Shadowing, upstream: Upstream
+) -> None:
+    upstream.play(Script(reply=differing, fault=lambda call: HANG if call.index else None))
+    here.answer("bon(n=2)")
+    here.sent.set()
+    await asyncio.to_thread(upstream.wait_until, lambda u: len(u.calls) > 1, within_s=60)
+    here.shadows.stop()
+    here.answer("bon(n=2)")  # too late
+    [record] = await here.recorded()
+    assert (record["error"], record["verdict"]) == ("cut_off", None)
+    paid = upstream.calls[0].told
+    assert paid is not None
+    assert record["cost_usd"] >= 0.999 * paid.cost(PRICE.prompt, PRICE.completion)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("why", ["kill switch", "kill switch of the key", "brown-out"])
+async def test_none_runs_where_the_operator_spares(
+    here: Shadowing, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """The switch may be turned, and the load may rise, while the answer is being sent."""
+    off = UserAPIKeyAuth(metadata={"optillm": "off"})
+    here.answer(key=off if why == "kill switch of the key" else None)
+    if why == "kill switch":
+        monkeypatch.setenv("OPTILLM_DISABLED", "1")
+    if why == "brown-out":
+        busy = Brownout()
+        busy.width(BrownoutSettings(calls=1))
+        busy.changed(running=1, waiting=0)
+        monkeypatch.setattr(shadow, "BROWNOUT", busy)
+        given = {"shadow": here.settings.model_dump(), "brownout": {"calls": 1}}
+        monkeypatch.setattr(litellm, "optillm_settings", given)
+    assert await here.recorded() == []
+    assert upstream.calls == []
 
 
 @pytest.mark.parametrize(
