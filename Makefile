@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 NEWEST := .venv-newest
 NEWEST_TESTS := $(patsubst %,tests/gateway/test_%.py,callback provider clients sdks failures \
 	disconnect ways_around budgets rates stream_helpers wire_replies cooldowns \
-	balanced_alias models_of_others sandboxes mcp web_access spl)
+	balanced_alias models_of_others sandboxes mcp web_access spl oauth)
 
 .DEFAULT_GOAL := help
 .PHONY: help serve demo eval test lint unit newest page benchmarks-check install

@@ -7,12 +7,10 @@ be answered, and so must those that clients send again.
 
 import asyncio
 import os
-import re
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +21,9 @@ import httpx
 from benchmarks.report import parser, publish, table
 from tests.proxy import Proxy, alias, hooked_config, model_group
 from tests.upstream import Script, Upstream, differing
+from tests.workers import own_port, owners, workers
 
 LATENCY_S: Final = 1.0
-_SOCKET: Final = re.compile(r"socket:\[(\d+)\]")
 _START_S: Final = 120.0
 
 
@@ -44,38 +42,6 @@ class Lost:
     """Whether the proxy has replaced the worker."""
 
 
-def _children(pid: int) -> list[int]:
-    """Return the processes that `pid` has started and that serve, from /proc."""
-    path = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in path.read_text().split()]
-
-
-def _served_ports(pid: int) -> set[int]:
-    """Return the clients' ports of the connections that `pid` serves."""
-    inodes = set[str]()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            found = _SOCKET.fullmatch(str(entry.readlink()))
-        except FileNotFoundError:
-            continue
-        inodes |= {found[1]} if found else set()
-    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
-    rows = [line.split() for line in lines]
-    return {int(row[2].partition(":")[2], 16) for row in rows if row[9] in inodes}
-
-
-def _workers(proxy: Proxy) -> list[int]:
-    """Return the processes that listen on the proxy's port, without their parent."""
-    return [pid for pid in _children(proxy.pid) if b"spawn_main" in _command(pid)]
-
-
-def _command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except FileNotFoundError:
-        return b""
-
-
 async def _ask(client: httpx.AsyncClient) -> bool:
     """Return whether a request is answered."""
     body = {"model": "fused", "messages": [{"role": "user", "content": "What is 6 times 7?"}]}
@@ -90,9 +56,7 @@ async def _connected(client: httpx.AsyncClient) -> int:
     """Open the client's connection, and return its port on this side."""
     async with client.stream("GET", "/health/liveliness") as answer:
         await answer.aread()
-        stream = answer.extensions["network_stream"]
-        port: int = stream.get_extra_info("client_addr")[1]
-        return port
+        return own_port(answer)
 
 
 async def kill_one(proxy: Proxy, upstream: Upstream, requests: int) -> Lost:
@@ -109,8 +73,9 @@ async def kill_one(proxy: Proxy, upstream: Upstream, requests: int) -> Lost:
             for _ in range(requests)
         ]
         ports = [await _connected(client) for client in clients]
-        owners = _owners(_workers(proxy), ports)
-        victim = max(set(owners), key=owners.count)
+        owner_of = owners(proxy, ports)
+        owned = [owner_of[port] for port in ports]
+        victim = max(set(owned), key=owned.count)
         asked = [asyncio.create_task(_ask(client)) for client in clients]
         # Each plan has made its first call, and waits for the second.
         await asyncio.to_thread(
@@ -118,29 +83,23 @@ async def kill_one(proxy: Proxy, upstream: Upstream, requests: int) -> Lost:
         )
         os.kill(victim, signal.SIGKILL)
         answered = await asyncio.gather(*asked)
-        killed = [client for client, owner in zip(clients, owners, strict=True) if owner == victim]
+        killed = [client for client, owner in zip(clients, owned, strict=True) if owner == victim]
         again = await asyncio.gather(*(_ask(client) for client in killed))
-    pairs = list(zip(owners, answered, strict=True))
+    pairs = list(zip(owned, answered, strict=True))
     return Lost(
-        of_killed=owners.count(victim),
+        of_killed=owned.count(victim),
         answered_of_killed=sum(ok for owner, ok in pairs if owner == victim),
-        of_other=len(owners) - owners.count(victim),
+        of_other=len(owned) - owned.count(victim),
         answered_of_other=sum(ok for owner, ok in pairs if owner != victim),
         answered_again=sum(again),
         restarted=await _has_two_workers(proxy),
     )
 
 
-def _owners(workers: Sequence[int], ports: Sequence[int]) -> list[int]:
-    """Return the worker that serves each of the clients' ports."""
-    served: Mapping[int, set[int]] = {pid: _served_ports(pid) for pid in workers}
-    return [next(pid for pid in workers if port in served[pid]) for port in ports]
-
-
 async def _has_two_workers(proxy: Proxy) -> bool:
     end = time.monotonic() + _START_S
     while time.monotonic() < end:
-        if len(_workers(proxy)) == 2:
+        if len(workers(proxy)) == 2:
             return True
         await asyncio.sleep(0.2)
     return False

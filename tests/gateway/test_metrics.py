@@ -231,45 +231,6 @@ def test_what_clients_choose_adds_a_bounded_number_of_series(
     grown.assert_billed(upstream)
 
 
-def test_sums_over_two_workers_equal_the_providers_log(
-    tmp_path_factory: pytest.TempPathFactory, upstream: Upstream
-) -> None:
-    samples = tmp_path_factory.mktemp("samples")
-    config = hooked_config([model_group("base", upstream.url), alias("rated", "bon(n=2)")])
-    env = {"NUM_WORKERS": "2", "PROMETHEUS_MULTIPROC_DIR": str(samples)}
-
-    def counting() -> int:
-        """Return how many workers have counted a request."""
-        files = list(samples.glob("counter_*.db"))
-        return sum(b"optillm_requests_total" in file.read_bytes() for file in files)
-
-    upstream.play(Script(reply=differing))
-    asked = 0
-    folder = tmp_path_factory.mktemp("workers")
-    with (
-        Proxy(config, folder, ledger=False, env=env, command=True) as running,
-        ThreadPoolExecutor(8) as threads,
-    ):
-
-        def ask(_: int) -> int:
-            # A connection stays with its worker, and the first that is up may take all of them.
-            headers = {"authorization": f"Bearer {running.master_key}", "connection": "close"}
-            body = {"model": "rated", **CHAT}
-            url = f"{running.url}/v1/chat/completions"
-            return running.http.post(url, json=body, headers=headers, timeout=60).status_code
-
-        while counting() < 2:
-            assert asked < 2000
-            assert set(threads.map(ask, range(8))) == {200}
-            asked += 8
-        having = exported(running)
-        total = {name: sum(v for (n, _), v in having.items() if n == name) for name, _ in having}
-        assert total["optillm_requests_total"] == asked
-        assert total["optillm_request_seconds_count"] == asked
-        assert total["optillm_calls_total"] == len(upstream.calls) == 3 * asked
-        assert total["optillm_tokens_total"] == upstream.bill.total_tokens
-
-
 def test_litellms_own_series_count_once_without_the_clients_requests(
     proxy: Proxy, upstream: Upstream
 ) -> None:
