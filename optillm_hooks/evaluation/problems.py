@@ -4,6 +4,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -27,6 +28,7 @@ from optillm_hooks.evaluation.grading import (
     Kind,
 )
 from optillm_hooks.evaluation.judge import ByJudge, ReferenceJudge
+from optillm_hooks.evaluation.number_puzzles import solves
 from optillm_hooks.wrong_values import wrong_value
 
 Messages = list[dict[str, Any]]
@@ -39,7 +41,7 @@ REASONING_GYM: Final = (
 """Families of reasoning-gym whose verifiers accept right answers and refuse wrong ones.
 
 Left out are families whose verifiers accept nonsense or fail, such as `game_of_life_halting`,
-`prime_factorization` and `figlet_font`.
+`prime_factorization` and `figlet_font`. Of `countdown` and `puzzle24` only the problems are used.
 """
 
 _DEFAULT_COUNT: Final = 50
@@ -227,7 +229,7 @@ def _from_gym(family: str, seed: int, count: int) -> list[Problem]:
         Problem(
             f"reasoning_gym/{family}/{seed}/{index}",
             [{"role": "user", "content": f"{entry['question']}\n\n{_FINAL_ANSWER}"}],
-            _OfGym(dataset, entry),
+            _gym_grader(family, dataset, entry),
         )
         for index, entry in enumerate(dataset)
     ]
@@ -236,19 +238,38 @@ def _from_gym(family: str, seed: int, count: int) -> list[Problem]:
 _FINAL_ANSWER: Final = "Put the answer alone between <answer> and </answer> at the end."
 
 
-@dataclass(frozen=True, slots=True)
-class _OfGym:
-    """Right if the family's own verifier gives the answer its full score."""
+def _gym_grader(family: str, dataset: Any, entry: dict[str, Any]) -> Grader:
+    """Return the family's own verifier, or ours where that runs a reply as Python."""
+    told = entry.get("metadata", {})
+    match family:
+        case "countdown":
+            return _Tagged(partial(solves, numbers=told["numbers"], value=told["target"]))
+        case "puzzle24":
+            return _Tagged(partial(solves, numbers=told["numbers"], value=24))
+        case _:
+            return _Tagged(partial(_gym_agrees, dataset, entry))
 
-    dataset: Any
-    entry: dict[str, Any]
+
+def _gym_agrees(dataset: Any, entry: dict[str, Any], answer: str) -> bool:
+    """Return whether a family's verifier gives an answer its full score."""
+    try:
+        return bool(dataset.score_answer(answer, entry) >= 1.0)
+    except Exception:  # any, by another package that reads what a model has written
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Tagged:
+    """Right if what stands between the last tags is."""
+
+    is_right: Callable[[str], bool]
 
     def __call__(self, reply: str) -> Grade:
         _, tag, rest = without_reasoning(reply).rpartition("<answer>")
         said, end, _ = rest.partition("</answer>")
         if not tag or not end:
             return "unread"
-        return "right" if self.dataset.score_answer(said.strip(), self.entry) >= 1.0 else "wrong"
+        return "right" if self.is_right(said.strip()) else "wrong"
 
 
 def _from_file(path: Path, graders: Graders) -> list[Problem]:

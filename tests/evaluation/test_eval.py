@@ -269,6 +269,52 @@ def test_families_of_reasoning_gym_are_graded_by_their_own_verifiers(
     assert one.grade("1 2\n2 1") == "unread"
 
 
+def gym_with(monkeypatch: pytest.MonkeyPatch, dataset: list[dict[str, object]]) -> None:
+    gym = types.ModuleType("reasoning_gym")
+    monkeypatch.setattr(gym, "create_dataset", lambda *_, **__: dataset, raising=False)
+    monkeypatch.setitem(sys.modules, "reasoning_gym", gym)
+
+
+@pytest.mark.parametrize(
+    ("family", "metadata"),
+    [
+        ("countdown", {"numbers": [3, 8, 8, 3], "target": 24}),
+        ("puzzle24", {"numbers": [8, 3, 3, 8]}),
+    ],
+)
+def test_expressions_are_verified_exactly_and_never_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family: str, metadata: dict[str, object]
+) -> None:
+    """The verifiers of reasoning-gym run a reply as Python; puzzle24's takes any four numbers."""
+    gym_with(monkeypatch, [{"question": "24?", "answer": "", "metadata": metadata}])
+    [problem] = problems_of(f"reasoning_gym/{family}:1", 1)
+
+    def grade(answer: str) -> object:
+        return problem.grade(f"<answer>{answer}</answer>")
+
+    assert grade("8 / (3 - 8/3)") == grade("8 ÷ (3 − (8 ÷ 3))") == "right"
+    assert grade("-8 / -(3 - 8/3)") == "right"
+    made = tmp_path / "made"
+    program = f"__import__('pathlib').Path({str(made)!r}).touch()"
+    for wrong in (
+        "6 * 4 * 1 * 1", "8 + 8 + 3 + 3", "8 * 3 + 8 * 0 * 3", "24", "8 / (3 - 8/3) + 0", "",
+        "8.0 / (3 - 8/3)", "8 // 3", "8 / (3 - 3) * 8", "9**9**9**9**9", "(" * 500, "-" * 900 + "8",
+        "8 +" * 10_000, program, f"8 / (3 - 8/3) if {program} else 0", "True", "len([1])",
+    ):  # fmt: skip
+        assert grade(wrong) == "wrong"
+    assert not made.exists()
+
+
+def test_a_verifier_that_fails_costs_its_own_problem_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(list[dict[str, object]]):
+        def score_answer(self, answer: str, _: object) -> float:
+            raise OverflowError(answer)
+
+    gym_with(monkeypatch, Failing([{"question": "?", "answer": "1"}]))
+    [problem] = problems_of("reasoning_gym/calendar_arithmetic:1", 1)
+    assert problem.grade("<answer>1</answer>") == "wrong"
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(CannotRun, match=r"optillm-hooks\[eval\]"):
