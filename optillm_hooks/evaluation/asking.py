@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import openai
 from openai import AsyncOpenAI
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -28,6 +29,7 @@ _TRIES: Final = 4
 _REFUSALS: Final = 30
 """How often an overloaded host may refuse the same request."""
 
+_NEWER: Final[Mapping[str, str]] = {"max_tokens": "max_completion_tokens"}
 _NO_VERDICT: Final = "the judge gave no verdict"
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 60.0
@@ -80,6 +82,71 @@ class Outcome(BaseModel):
     """As our report says; None of a plain model."""
 
     auto: AutoChoice | None = None
+
+
+class _Note(BaseModel):
+    model_config = ConfigDict(frozen=True, defer_build=True, extra="allow")
+
+    name: str = ""
+
+
+class _Report(BaseModel):
+    """Our report, of a plain model the default."""
+
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+    approach: str | None = None
+    calls: int = 1
+    depth: int = 1
+    cost_usd: float | None = None
+    degraded: tuple[str, ...] = ()
+    notes: tuple[_Note, ...] = ()
+
+    @property
+    def auto(self) -> AutoChoice | None:
+        note = next((each for each in self.notes if each.name == "auto"), None)
+        return None if note is None else AutoChoice.model_validate(note.model_extra)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+    type: str = ""
+    text: str | None = None
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+    content: str | tuple[_Part, ...] | None = None
+
+
+class _Choice(BaseModel):
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+    message: _Message
+
+
+class _Reply(BaseModel):
+    """What is read of a response. Some hosts give the text in parts, others leave out the usage."""
+
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+    choices: tuple[_Choice, ...]
+    usage: Mapping[str, Any] | None = None
+    optillm: _Report = _Report()
+
+    @property
+    def text(self) -> str:
+        """The text of the answer; "" if there is none."""
+        content = self.choices[0].message.content if self.choices else None
+        if isinstance(content, tuple):
+            return "".join(part.text or "" for part in content if part.type == "text")
+        return content or ""
+
+    def tokens(self, name: str) -> int:
+        found = (self.usage or {}).get(name)
+        return found if isinstance(found, int) else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +207,7 @@ async def ask_all(
     pairs = [(m, p) for p in problems for m in models if (m, p.id) not in answered]
     random.Random(0).shuffle(pairs)  # noqa: S311
     pace = Pace(endpoint.at_once, endpoint.per_second)
+    fields = _Fields(endpoint.fields or {})
     async with (
         AsyncOpenAI(
             base_url=endpoint.url,
@@ -151,31 +219,52 @@ async def ask_all(
     ):
 
         async def solve(model: str, problem: Problem) -> None:
-            keep(await _outcome(client, pace, endpoint, model, problem))
+            keep(await _outcome(client, pace, fields, model, problem))
 
         for model, problem in pairs:
             group.create_task(solve(model, problem))
 
 
+class _Fields:
+    """Fields of every request. OpenAI's reasoning models take the limit by its newer name only."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self._given = given
+        self._newer = {_NEWER.get(name, name): value for name, value in given.items()}
+        self._renamed = set[str]()
+
+    def of(self, model: str) -> dict[str, Any]:
+        return dict(self._newer if model in self._renamed else self._given)
+
+    def renames(self, model: str, refused: Mapping[str, Any], failed: openai.OpenAIError) -> bool:
+        """Return whether a model refused its fields for their names, and takes the newer ones."""
+        if refused == self._newer or not any(name in str(failed) for name in _NEWER.values()):
+            return False
+        self._renamed.add(model)
+        return True
+
+
 async def _outcome(
-    client: AsyncOpenAI, pace: Pace, endpoint: Endpoint, model: str, problem: Problem
+    client: AsyncOpenAI, pace: Pace, fields: _Fields, model: str, problem: Problem
 ) -> Outcome:
     tries = refusals = 0
     while True:
         async with pace.turn():
-            begun = time.perf_counter()
+            begun, sent = time.perf_counter(), fields.of(model)
             try:
                 response = await client.chat.completions.with_raw_response.create(
                     model=model,
                     messages=problem.messages,  # type: ignore[arg-type]
-                    extra_body=dict(endpoint.fields or {}),
+                    extra_body=sent,
                 )
-                completion = response.parse()
+                reply = _read(response.http_response)
             except openai.OpenAIError as exc:
                 failed = exc
             else:
                 seconds = time.perf_counter() - begun
-                return await _graded(model, problem, completion, response.headers, seconds)
+                return await _graded(model, problem, reply, response.headers, seconds)
+        if fields.renames(model, sent, failed):
+            continue
         status = getattr(failed, "status_code", None)
         if status in _OVERLOADED and refusals < _REFUSALS:
             pace.pause(_pause_s(failed, refusals))
@@ -186,6 +275,18 @@ async def _outcome(
         else:
             seconds = time.perf_counter() - begun
             return Outcome(model=model, problem=problem.id, error=_said(failed), seconds=seconds)
+
+
+def _read(response: httpx.Response) -> _Reply:
+    """Return the reply that a host's response has.
+
+    Raises:
+        APIResponseValidationError: it has none, as the page of a host in between.
+    """
+    try:
+        return _Reply.model_validate_json(response.content)
+    except ValidationError:
+        raise openai.APIResponseValidationError(response, None) from None
 
 
 def _said(failed: openai.OpenAIError) -> str:
@@ -208,29 +309,29 @@ def _pause_s(failed: openai.OpenAIError, before: int) -> float:
 
 
 async def _graded(
-    model: str, problem: Problem, completion: Any, headers: Mapping[str, str], seconds: float
+    model: str, problem: Problem, reply: _Reply, headers: Mapping[str, str], seconds: float
 ) -> Outcome:
     """Return the outcome of a reply."""
-    choices = completion.choices or []
-    text = (choices[0].message.content if choices else None) or ""
-    report = getattr(completion, "optillm", None) or {}
-    usage = completion.usage
-    grade = await grade_of(problem, text)
+    report, error = reply.optillm, None
+    try:
+        grade = await grade_of(problem, reply.text)
+    except Exception as exc:  # a check of another package; it may not end the run
+        grade, error = None, f"the check failed: {type(exc).__name__}"
     return Outcome(
         model=model,
         problem=problem.id,
         grade=grade,
         unjudged=grade is None,
-        error=_NO_VERDICT if grade is None else None,
+        error=error or (_NO_VERDICT if grade is None else None),
         seconds=seconds,
-        prompt_tokens=usage.prompt_tokens if usage else 0,
-        completion_tokens=usage.completion_tokens if usage else 0,
+        prompt_tokens=reply.tokens("prompt_tokens"),
+        completion_tokens=reply.tokens("completion_tokens"),
         cost_usd=_cost(report, headers),
-        calls=report.get("calls", 1),
-        depth=report.get("depth", 1),
-        degraded=tuple(report.get("degraded", ())),
-        approach=report.get("approach"),
-        auto=_choice_of(report),
+        calls=report.calls,
+        depth=report.depth,
+        degraded=report.degraded,
+        approach=report.approach,
+        auto=report.auto,
     )
 
 
@@ -243,15 +344,11 @@ async def grade_of(problem: Problem, text: str) -> Grade | None:
     return await found if inspect.isawaitable(found) else found
 
 
-def _choice_of(report: Mapping[str, Any]) -> AutoChoice | None:
-    notes = (note for note in report.get("notes", ()) if note.get("name") == "auto")
-    note = next(notes, None)
-    return None if note is None else AutoChoice.model_validate(note)
-
-
-def _cost(report: Mapping[str, Any], headers: Mapping[str, str]) -> float | None:
+def _cost(report: _Report, headers: Mapping[str, str]) -> float | None:
     """Return the dollars of a response: those of our report, or LiteLLM's header of a plain one."""
-    said = report.get("cost_usd", headers.get("x-litellm-response-cost"))
+    if report.cost_usd is not None:
+        return report.cost_usd
+    said = headers.get("x-litellm-response-cost")
     try:
         return None if said is None else float(said)
     except ValueError:

@@ -1,14 +1,16 @@
 """A judge of an evaluation: a model of the same endpoint that compares replies with answers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import openai
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, omit
+from openai.types.chat import ChatCompletion
 
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.evaluation.grading import Grade
+from optillm_hooks.gateway.refusals import refused_fields
 from optillm_hooks.judging.verdicts import JUDGING, ask_twice, says, shown
 from optillm_hooks.prompts import data_notice, enclose, fence
 from optillm_hooks.types import Chat, Completion, Message, Sampling
@@ -26,18 +28,28 @@ class EndpointModel:
     model: str
 
     async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
+        """Return a reply; without a temperature if the model refuses it."""
         try:
-            completion = await self.client.chat.completions.create(
-                model=self.model,
-                messages=[_as_json(message) for message in chat],  # type: ignore[misc]
-                temperature=sampling.temperature,
-            )
-        except openai.OpenAIError as exc:
-            raise ProviderFailed(type(exc).__name__) from exc
+            completion = await self._asked(chat, sampling)
+        except ProviderFailed as failed:
+            if "temperature" not in refused_fields(failed, sampling):
+                raise
+            completion = await self._asked(chat, replace(sampling, temperature=None))
         choices = completion.choices or []
         if not choices:
             return Completion("")
         return Completion(choices[0].message.content or "", finish_reason=choices[0].finish_reason)
+
+    async def _asked(self, chat: Chat, sampling: Sampling) -> ChatCompletion:
+        try:
+            return await self.client.chat.completions.create(
+                model=self.model,
+                messages=[_as_json(message) for message in chat],  # type: ignore[misc]
+                temperature=omit if sampling.temperature is None else sampling.temperature,
+            )
+        except openai.OpenAIError as exc:
+            status = getattr(exc, "status_code", 502)
+            raise ProviderFailed(type(exc).__name__, status=status) from exc
 
 
 def _as_json(message: Message) -> Mapping[str, Any]:
