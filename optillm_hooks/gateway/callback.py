@@ -21,7 +21,7 @@ from optillm_hooks.gateway.deployments import alias_model, proxy_router
 from optillm_hooks.gateway.estimates import count_prompt
 from optillm_hooks.gateway.failures import over_budget, to_proxy
 from optillm_hooks.gateway.inner_call import inner_call
-from optillm_hooks.gateway.listed_prices import without_listed_prices
+from optillm_hooks.gateway.listed_prices import without_listed_prices, without_prices
 from optillm_hooks.gateway.local_models import allowing_reasoning, for_local, is_local
 from optillm_hooks.gateway.messages_route import CONVERTED
 from optillm_hooks.gateway.metrics import count_switched_off
@@ -111,18 +111,21 @@ class Hook(CustomLogger):
 
         The headers of a stream tell of the deployment's plan. LiteLLM's log of a plan's call is
         where it is booked if it is cut off. An alias that answers it may get fields of reasoning,
-        and so may a local model. Prices that LiteLLM knows are not told again.
+        and so may a local model. An alias has no price. Prices that LiteLLM knows are not told
+        again.
         """
         metadata = metadata_of(kwargs)
         client, router = attached(metadata), proxy_router()
         if (inner := inner_call(metadata)) is not None:
             note_log(kwargs)
             if alias_model({"litellm_params": kwargs}) is not None:
-                return allowing_reasoning(kwargs, "verbosity")
+                return without_prices(allowing_reasoning(kwargs, "verbosity"))
             kwargs = within_held_cost(kwargs, inner, str(metadata.get("model_group"))) or kwargs
         elif client is not None and router and metadata.get("model_group") == client.model:
             _note_deployment(client, router, metadata, kwargs.get("temperature"))
             SHADOWS.draw(client, metadata, kwargs, call_type)
+        if alias_model({"litellm_params": kwargs}) is not None:
+            return without_prices(kwargs)
         made = for_local(kwargs) if is_local(kwargs) else kwargs
         return without_listed_prices(made) if call_type is CallTypes.acompletion else made
 

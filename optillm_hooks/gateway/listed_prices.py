@@ -1,4 +1,4 @@
-"""Prices of deployments that LiteLLM need not enter into its price list anew for every call.
+"""Prices that LiteLLM need not enter into its price list anew for every call, or must not book.
 
 The router enters the prices of `litellm_params` when it reads the configuration. LiteLLM enters
 them again for each call that has them, and forgets what it has derived from the list, which takes
@@ -14,6 +14,20 @@ from litellm.types.utils import CustomPricingLiteLLMParams
 from optillm_hooks.gateway.caller import metadata_of
 
 _PRICES: Final = frozenset(CustomPricingLiteLLMParams.model_fields)
+_OF_ALIASES: Final = _PRICES | {"off_peak_pricing"}  # which LiteLLM takes from model_info only
+
+
+def without_prices(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return a call of an alias without the alias's own prices.
+
+    LiteLLM would book a stream at them, on top of the plan's calls. The metadata is changed in
+    place.
+    """
+    metadata = metadata_of(kwargs)
+    info = metadata.get("model_info")
+    if isinstance(metadata, dict) and isinstance(info, Mapping):
+        metadata["model_info"] = {name: info[name] for name in info.keys() - _OF_ALIASES}
+    return {name: value for name, value in kwargs.items() if name not in _OF_ALIASES}
 
 
 def without_listed_prices(kwargs: dict[str, Any]) -> dict[str, Any]:

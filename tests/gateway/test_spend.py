@@ -12,6 +12,7 @@ from tests.gateway.shared import hang_up
 from tests.proxy import PRICE, Entry, Proxy, alias, hooked_config, model_group
 from tests.upstream import (
     CLOSED,
+    CUT,
     HANG,
     MALFORMED,
     NULL,
@@ -22,6 +23,7 @@ from tests.upstream import (
     Script,
     Status,
     Upstream,
+    always,
     at,
     differing,
     every,
@@ -114,9 +116,18 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
         alias("careful", "re2"),
         alias("lent", "re2", inherit_access=True),
         alias("hurried", "moa", deadline_s=3),
+        priced("priced", "litellm_params"),
+        priced("informed", "model_info"),
     ]
     with Proxy(hooked_config(models), tmp_path_factory.mktemp("proxy"), keys=KEYS) as running:
         yield running
+
+
+def priced(name: str, section: str) -> dict[str, Any]:
+    """Return an alias to which its operator has given a price, where LiteLLM looks for one."""
+    entry = alias(name, "re2")
+    entry[section] |= {"input_cost_per_token": 0.01, "output_cost_per_token": 0.01}
+    return entry
 
 
 def cost(bill: Billed) -> float:
@@ -247,10 +258,20 @@ def test_so_on_every_route(
     proxy: Proxy, upstream: Upstream, spending: Spending, route: str, stream: bool
 ) -> None:
     upstream.play(Script(reply=differing))
-    for model in ("re2-base", "moa-base"):
+    for model in ("re2-base", "moa-base", "priced", "informed"):
         body = {"model": model, "stream": stream, **ROUTES[route]}
         assert proxy.post(route, body, key="sk-spender").status_code == 200
     spending.assert_equals(upstream.bill)
+
+
+@pytest.mark.parametrize("model", ["priced", "informed"])
+def test_a_stream_that_breaks_off_is_not_booked_at_the_price_of_its_alias(
+    proxy: Proxy, upstream: Upstream, spending: Spending, model: str
+) -> None:
+    upstream.play(Script(reply=differing, fault=always(CUT)))
+    ask(proxy, model, stream=True)
+    [outer] = [entry for entry in spending.entries if entry.provider == "optillm"]
+    assert (outer.status, outer.cost) == ("failure", 0)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 import litellm
+from litellm.types.utils import CustomPricingLiteLLMParams
 
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway import model_names
@@ -17,6 +18,7 @@ from optillm_hooks.gateway.local_models import LOCAL_PROVIDER
 from optillm_hooks.settings import meant
 
 _PRICES: Final = ("input_cost_per_token", "output_cost_per_token")
+_PRICE_FIELDS: Final = frozenset(CustomPricingLiteLLMParams.model_fields)
 _FALLBACKS: Final = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
 _SECTIONS: Final = ("litellm_settings", "router_settings")
 _NO_CHECK: Final = "disable_background_health_check"
@@ -24,14 +26,14 @@ _SKIPS: Final = "health_check_skip_disabled_background_models"
 
 
 def check_prices(config: Sections, plans: Sequence[AliasPlan]) -> Iterator[Problem]:
-    """Yield prices of zero by which budgets would not hold."""
+    """Yield prices of zero by which budgets would not hold, and prices without effect."""
     called = {name for plan in plans for name in plan.models}
     capped = {name for plan in plans if plan.has_max_cost for name in plan.models}
     for entry in config.models:
         path = _place_of_zeros(entry)
         if path is None:
-            continue
-        if entry.alias_model is not None:
+            yield from _without_effect(entry)
+        elif entry.alias_model is not None:
             yield Problem(
                 path,
                 "is 0, so that LiteLLM skips every budget check of requests for "
@@ -44,6 +46,19 @@ def check_prices(config: Sections, plans: Sequence[AliasPlan]) -> Iterator[Probl
                 "not hold. Remove both prices for those of LiteLLM's map, or write the real ones",
                 logging.WARNING,
             )
+
+
+def _without_effect(entry: Entry) -> Iterator[Problem]:
+    """Yield the first price of an alias, whose plan's calls are billed singly."""
+    for section, given in (("litellm_params", entry.params), ("model_info", entry.info)):
+        if entry.alias_model is not None and (found := _PRICE_FIELDS & given.keys()):
+            yield Problem(
+                f"{entry.path}.{section}.{min(found)}",
+                f"has no effect: the calls of {entry.name!r} are billed singly, each at the price "
+                "of its model. Remove it",
+                logging.WARNING,
+            )
+            return
 
 
 def _place_of_zeros(entry: Entry) -> str | None:
