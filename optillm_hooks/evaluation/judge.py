@@ -1,87 +1,123 @@
-"""A judge of an evaluation: a model of the same endpoint that compares replies with answers."""
+"""A judge of an evaluation: a model of the same endpoint that grades the replies of others."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from random import Random
+from ssl import SSLContext
 from typing import Any, Final
 
+import httpx
 import openai
-from openai import AsyncOpenAI, omit
-from openai.types.chat import ChatCompletion
+from openai import AsyncOpenAI
 
+from optillm_hooks.answers.verdicts import last_part, read_choice
 from optillm_hooks.errors import ProviderFailed
-from optillm_hooks.evaluation.grading import Grade
+from optillm_hooks.evaluation.bills import NOTHING, Bill
+from optillm_hooks.evaluation.grading import Grade, Judged
+from optillm_hooks.evaluation.replies import Reply, reply_in
 from optillm_hooks.gateway.refusals import refused_fields
+from optillm_hooks.judging.choosing import BEST, choice_prompt
 from optillm_hooks.judging.verdicts import JUDGING, ask_twice, says, shown
 from optillm_hooks.prompts import data_notice, enclose, fence
 from optillm_hooks.types import Chat, Completion, Message, Sampling
 
-_PLEA: Final = "Give the verdict alone: RIGHT or WRONG."
+Messages = Sequence[Mapping[str, Any]]
+
 _TRIES: Final = 4
 """How often a request is made again, after the pause that the host asks for."""
 
 
+@cache
+def _tls() -> SSLContext:
+    """Return the context of all connections, which takes longer to make than most calls."""
+    return httpx.create_ssl_context()
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointModel:
-    """A model behind an endpoint, which gives whole replies."""
+    """A model behind an endpoint of OpenAI's API."""
 
-    client: AsyncOpenAI
-    model: str
-
-    async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
-        """Return a reply; without a temperature if the model refuses it."""
-        try:
-            completion = await self._asked(chat, sampling)
-        except ProviderFailed as failed:
-            if "temperature" not in refused_fields(failed, sampling):
-                raise
-            completion = await self._asked(chat, replace(sampling, temperature=None))
-        choices = completion.choices or []
-        if not choices:
-            return Completion("")
-        return Completion(choices[0].message.content or "", finish_reason=choices[0].finish_reason)
-
-    async def _asked(self, chat: Chat, sampling: Sampling) -> ChatCompletion:
-        try:
-            return await self.client.chat.completions.create(
-                model=self.model,
-                messages=[_as_json(message) for message in chat],  # type: ignore[misc]
-                temperature=omit if sampling.temperature is None else sampling.temperature,
-            )
-        except openai.OpenAIError as exc:
-            status = getattr(exc, "status_code", 502)
-            raise ProviderFailed(type(exc).__name__, status=status) from exc
-
-
-def _as_json(message: Message) -> Mapping[str, Any]:
-    return {"role": message.role, "content": message.text}
-
-
-@dataclass(frozen=True, slots=True)
-class ReferenceJudge:
-    """Says whether replies agree with answers that are known."""
-
-    model: str
+    name: str
     url: str
     key: str
     timeout_s: float
+    fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Fields of every request."""
 
-    async def grade(self, question: str, answer: str, reply: str) -> Grade | None:
-        """Return the verdict on a reply; None if the judge gives none, asked twice."""
+    async def reply(self, messages: Messages, **fields: Any) -> Reply:
+        """Return a reply; `fields` are those of this request.
 
-        async def read(text: str) -> Grade | None:
-            right, wrong = says("RIGHT", text), says("WRONG", text)
-            if right == wrong:
-                return None
-            return "right" if right else "wrong"
-
+        Raises:
+            ProviderFailed: there is none.
+        """
         async with AsyncOpenAI(
-            base_url=self.url, api_key=self.key, max_retries=_TRIES, timeout=self.timeout_s
+            base_url=self.url,
+            api_key=self.key,
+            max_retries=_TRIES,
+            timeout=self.timeout_s,
+            http_client=openai.DefaultAsyncHttpxClient(verify=_tls()),
         ) as client:
-            llm = EndpointModel(client, self.model)
-            return await ask_twice(llm, _prompt(question, answer, reply), JUDGING, read, _PLEA)
+            try:
+                response = await client.chat.completions.with_raw_response.create(
+                    model=self.name,
+                    messages=messages,  # type: ignore[arg-type]
+                    extra_body={**self.fields, **fields},
+                )
+                return reply_in(response.http_response)
+            except openai.OpenAIError as exc:
+                status = getattr(exc, "status_code", 502)
+                raise ProviderFailed(type(exc).__name__, status=status) from exc
 
 
-def _prompt(question: str, answer: str, reply: str) -> Chat:
+class _Metered:
+    """A model that is asked for a verdict, with what its calls have cost."""
+
+    def __init__(self, model: EndpointModel) -> None:
+        self._model = model
+        self.bill = NOTHING
+
+    async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
+        """Return a reply; without a temperature if the model refuses it."""
+        messages = [{"role": message.role, "content": message.text} for message in chat]
+        try:
+            reply = await self._model.reply(messages, temperature=sampling.temperature)
+        except ProviderFailed as failed:
+            if "temperature" not in refused_fields(failed, sampling):
+                raise
+            reply = await self._model.reply(messages)
+        self.bill += reply.bill
+        return Completion(reply.text, finish_reason="length" if reply.is_cut_off else "stop")
+
+
+@dataclass(frozen=True, slots=True)
+class ByJudge:
+    """Right if the judge says that the reply agrees with the answer that is known."""
+
+    judge: EndpointModel
+    question: str
+    answer: str
+
+    async def __call__(self, reply: str) -> Judged:
+        if not reply.strip():
+            return Judged("unread")
+        llm = _Metered(self.judge)
+        prompt = _comparison(self.question, self.answer, reply)
+        return Judged(await ask_twice(llm, prompt, JUDGING, _right_or_wrong, _PLEA), llm.bill)
+
+
+_PLEA: Final = "Give the verdict alone: RIGHT or WRONG."
+
+
+async def _right_or_wrong(text: str) -> Grade | None:
+    right, wrong = says("RIGHT", text), says("WRONG", text)
+    if right == wrong:
+        return None
+    return "right" if right else "wrong"
+
+
+def _comparison(question: str, answer: str, reply: str) -> Chat:
     texts = [question, answer, *shown([reply])]
     mark = fence((), texts)
     return (
@@ -102,15 +138,48 @@ first. End with a line that is one word: RIGHT or WRONG.""",
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ByJudge:
-    """Right if the judge says that the reply agrees with the answer that is known."""
+class ByPreference:
+    """Right if the judge prefers the reply to another one, not knowing which is which.
 
-    judge: ReferenceJudge
-    question: str
-    answer: str
+    The order in which it sees them is drawn for each question, and is the same for all models: a
+    judge that prefers a place helps none of them.
+    """
 
-    async def __call__(self, reply: str) -> Grade | None:
+    def __init__(self, judge: EndpointModel, asked: Messages, other: EndpointModel | str) -> None:
+        self._judge = judge
+        self._asked = asked
+        self._other = other
+        self._one_at_a_time = asyncio.Lock()
+
+    async def __call__(self, reply: str) -> Judged:
         if not reply.strip():
-            return "unread"
-        return await self.judge.grade(self.question, self.answer, reply)
+            return Judged("unread")
+        try:
+            other, bill = await self._others_reply()
+        except ProviderFailed:
+            return Judged(None)
+        llm = _Metered(self._judge)
+        chat = tuple(Message(each["role"], str(each.get("content") or "")) for each in self._asked)
+        place = Random(chat[-1].text).randrange(2)  # noqa: S311 (an order, not a secret)
+        pair = [other, reply] if place else [reply, other]
+
+        async def read(text: str) -> Grade | None:
+            chosen = read_choice(last_part(text), 2)
+            if chosen is None:
+                return None
+            return "right" if chosen == place else "wrong"
+
+        prompt = choice_prompt(chat, pair, BEST)
+        return Judged(await ask_twice(llm, prompt, JUDGING, read, _CHOOSE), bill + llm.bill)
+
+    async def _others_reply(self) -> tuple[str, Bill]:
+        """Return the other reply, which is made once, and what making it has cost this time."""
+        async with self._one_at_a_time:
+            if isinstance(self._other, str):
+                return self._other, NOTHING
+            reply = await self._other.reply(self._asked)
+            self._other = reply.text
+            return reply.text, reply.bill
+
+
+_CHOOSE: Final = "Name your choice alone: 1 or 2."

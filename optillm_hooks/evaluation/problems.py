@@ -1,37 +1,24 @@
-"""Problems that models are compared on: generated, from a package, or the operator's own."""
+"""Problems that models are compared on: generated, of known sets, or the operator's own."""
 
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from yaml import YAMLError
 
 from optillm_hooks.answers.extraction import without_reasoning
-from optillm_hooks.code_execution.public_tests import InputTest
-from optillm_hooks.code_execution.runner import CodeRunner
 from optillm_hooks.config_files import CannotRun
 from optillm_hooks.evaluation import worked_examples
-from optillm_hooks.evaluation.grading import (
-    ByAnswer,
-    ByFormat,
-    ByPattern,
-    ByTests,
-    Checker,
-    Exact,
-    Grade,
-    Grader,
-    Kind,
-)
-from optillm_hooks.evaluation.judge import ByJudge, ReferenceJudge
+from optillm_hooks.evaluation.grading import Grade, Grader
+from optillm_hooks.evaluation.known_sets import KNOWN_SETS
 from optillm_hooks.evaluation.number_puzzles import solves
-from optillm_hooks.wrong_values import wrong_value
-
-Messages = list[dict[str, Any]]
+from optillm_hooks.evaluation.questions import NO_GRADERS, Graders, Problem, question_of
+from optillm_hooks.evaluation.rows import lines_of, rows_of_file, text_of
 
 REASONING_GYM: Final = (
     "basic_arithmetic", "calendar_arithmetic", "chain_sum", "countdown", "family_relationships",
@@ -49,120 +36,18 @@ _DRAWS: Final = 20
 """How many problems are drawn for each that is kept: equal ones are left out."""
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A request whose reply can be graded."""
-
-    id: str
-    """The same in each run with the same tasks and seed."""
-
-    messages: Messages
-    grade: Grader | Checker
-
-
-@dataclass(frozen=True, slots=True)
-class Graders:
-    """What some checks need."""
-
-    runner: CodeRunner | None = None
-    """For `tests`."""
-
-    judge: ReferenceJudge | None = None
-    """For `judge`."""
-
-
-NO_GRADERS: Final = Graders()
-
-
-class _InputOutput(BaseModel):
-    """What a program is to print for an input."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
-
-    input: str
-    output: str
-
-
-class _Own(BaseModel):
-    """A line of a file of one's own questions."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
-
-    id: str | None = None
-    question: str | None = None
-    messages: Messages | None = None
-    answer: str | int | float | None = None
-    check: Kind = "auto"
-    pattern: re.Pattern[str] | None = Field(default=None, description="with check: regex")
-    response_format: JsonValue = Field(default=None, description="with check: json_schema")
-    tests: list[str | _InputOutput] | None = Field(
-        default=None, min_length=1, description="with check: tests"
-    )
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> Self:
-        if (self.question is None) == (self.messages is None):
-            raise ValueError("needs either question or messages")
-        needed = _NEEDED.get(self.check, "answer")
-        if getattr(self, needed) is None:
-            raise ValueError(f"check {self.check!r} needs {needed}")
-        return self
-
-    def grader(self, graders: Graders) -> Grader | Checker:
-        """Return what grades a reply.
-
-        Raises:
-            CannotRun: `graders` lacks what the check needs.
-        """
-        answer = str(self.answer)
-        match self.check:
-            case "exact":
-                return Exact(answer)
-            case "regex" if self.pattern is not None:
-                return ByPattern(self.pattern)
-            case "json_schema":
-                return ByFormat(self.response_format)
-            case "tests":
-                tests = self.tests or []
-                return ByTests(
-                    [test for test in tests if isinstance(test, str)],
-                    [InputTest(t.input, t.output) for t in tests if isinstance(t, _InputOutput)],
-                    _needed(graders.runner, "tests", "--code-runner"),
-                )
-            case "judge":
-                judge = _needed(graders.judge, "judge", "--judge")
-                return ByJudge(judge, self.question or _last_text(self.messages or []), answer)
-            case "auto" | "number" | "choice" as kind:
-                return ByAnswer(answer, kind, question=self.question or "")
-        raise AssertionError(self.check)  # `_is_whole` has refused it
-
-
-_NEEDED: Final = {"regex": "pattern", "json_schema": "response_format", "tests": "tests"}
-
-N = TypeVar("N")
-
-
-def _needed(given: N | None, check: Kind, option: str) -> N:
-    if given is None:
-        raise CannotRun(f"check {check!r} needs the option {option}")
-    return given
-
-
-def _last_text(messages: Messages) -> str:
-    return str(messages[-1].get("content") or "") if messages else ""
-
-
 def problems_of(task: str, seed: int, graders: Graders = NO_GRADERS) -> list[Problem]:
     """Return the problems of a task.
 
     Args:
-        task: `worked_examples`, `one_step`, `reasoning_gym/FAMILY`, or the path of a JSONL file;
-            `:N` at the end takes N problems. Generated tasks have 50 by default, a file has all.
+        task: `worked_examples`, `one_step`, `reasoning_gym/FAMILY`, a known set, `SET=FILE` for a
+            known set in a file, or the path of a file of one's own; `:N` at the end takes N
+            problems. Generated tasks have 50 by default, sets and files have all.
         seed: chooses the problems.
         graders: what the checks of a file need.
 
     Raises:
-        CannotRun: there is no such task, the file cannot be read, or `graders` lacks something.
+        CannotRun: there is no such task, it cannot be read, or `graders` lacks something.
     """
     name, _, number = task.rpartition(":") if re.search(r":\d+$", task) else (task, "", "")
     count = int(number) if number else None
@@ -172,6 +57,9 @@ def problems_of(task: str, seed: int, graders: Graders = NO_GRADERS) -> list[Pro
         return _generated(name, make, seed, count or _DEFAULT_COUNT)
     if name.startswith("reasoning_gym/"):
         return _from_gym(name.partition("/")[2], seed, count or _DEFAULT_COUNT)
+    known, _, file = name.partition("=")
+    if known in KNOWN_SETS:
+        return _sampled([*_of_set(known, file, graders)], seed, count)
     return _sampled(_from_file(Path(name), graders), seed, count)
 
 
@@ -272,37 +160,36 @@ class _Tagged:
         return "right" if self.is_right(said.strip()) else "wrong"
 
 
+def _of_set(name: str, file: str, graders: Graders) -> Iterator[Problem]:
+    """Yield the problems of a known set, from its own source or from a file."""
+    known = KNOWN_SETS[name]
+    rows = rows_of_file(Path(file)) if file else enumerate(known.source.rows(name), 1)
+    place = f"{file}, line" if file else f"{name}, row"
+    for number, row in rows:
+        where = f"{place} {number}"
+        try:
+            fields = known.fields(row) if known.has(row) else None
+        except KeyError as exc:
+            raise CannotRun(f"{where}: lacks the column {exc}") from None
+        except (AttributeError, IndexError, TypeError, YAMLError):
+            raise CannotRun(f"{where}: its columns do not hold what those of {name} do") from None
+        if fields is not None:
+            yield question_of(fields, where).problem(f"{name}/{number}", graders)
+
+
 def _from_file(path: Path, graders: Graders) -> list[Problem]:
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise CannotRun(
-            f"{path}: no task of that name, and it cannot be read as a file ({_reason(exc)})"
-        ) from None
-    found = [*_parsed(path, lines, graders)]
+        text = text_of(path)
+    except CannotRun as exc:
+        names = ", ".join([*_GENERATED, "reasoning_gym/FAMILY", *KNOWN_SETS])
+        raise CannotRun(f"{exc}, and no task has that name; known: {names}") from None
+    found = [
+        question_of(line, f"{path}, line {number}").problem(f"{path.name}/{number}", graders)
+        for number, line in lines_of(text)
+    ]
     if not found:
         raise CannotRun(f"{path} has no questions")
     return found
-
-
-def _reason(exc: Exception) -> str:
-    return exc.strerror or "" if isinstance(exc, OSError) else "it is not UTF-8"
-
-
-def _parsed(path: Path, lines: Sequence[str], graders: Graders) -> Iterator[Problem]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            own = _Own.model_validate_json(line)
-        except ValidationError as exc:
-            first = exc.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise CannotRun(
-                f"{path}, line {number}: {where or 'line'}: {wrong_value(first)}"
-            ) from None
-        messages = own.messages or [{"role": "user", "content": own.question}]
-        yield Problem(own.id or f"{path.name}/{number}", messages, own.grader(graders))
 
 
 def _sampled(problems: list[Problem], seed: int, count: int | None) -> list[Problem]:

@@ -52,7 +52,7 @@ async def choose(
     plea = f"Name your choice alone: one number from 1 to {len(candidates)}."
 
     def comparison(number: int, order: Sequence[int]) -> Callable[[], Awaitable[int | None]]:
-        prompt = _choice_prompt(chat, [candidates[at] for at in order], criterion)
+        prompt = choice_prompt(chat, [candidates[at] for at in order], criterion)
 
         async def read(text: str) -> int | None:
             place = await read_or(None, ctx, read_choice, last_part(text), len(order))
@@ -90,7 +90,8 @@ def _orders(count: int, orders: int, rng: Random) -> list[list[int]]:
     return made
 
 
-def _choice_prompt(chat: Chat, candidates: Sequence[str], criterion: str) -> Chat:
+def choice_prompt(chat: Chat, candidates: Sequence[str], criterion: str) -> Chat:
+    """Return the request to choose among candidate answers to `chat`; `read_choice` reads it."""
     framed = shown(candidates)
     mark = fence(chat, framed)
     return ask(

@@ -16,7 +16,8 @@ from optillm_hooks.cli import main
 from optillm_hooks.config_files import CannotRun
 from optillm_hooks.evaluation.asking import Outcome, read_outcomes
 from optillm_hooks.evaluation.page import as_html
-from optillm_hooks.evaluation.problems import Problem, problems_of
+from optillm_hooks.evaluation.problems import problems_of
+from optillm_hooks.evaluation.questions import Problem
 from optillm_hooks.evaluation.report import as_csv, as_table, frontier, rows_of
 from tests.proxy import ROOT
 from tests.upstream import Call, Reply, Script, Status, Upstream, at, every

@@ -1,0 +1,120 @@
+"""Reads what hosts reply. They differ: some give a text in parts, others leave out the usage."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import httpx
+import openai
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from optillm_hooks.evaluation.bills import Bill
+
+
+_CUT_OFF: Final = frozenset({"length", "content_filter"})
+
+
+class _Note(BaseModel):
+    model_config = ConfigDict(frozen=True, defer_build=True, extra="allow")
+
+    name: str = ""
+
+
+class Report(BaseModel):
+    """Our report, of a plain model the default."""
+
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+    approach: str | None = None
+    calls: int = 1
+    depth: int = 1
+    cost_usd: float | None = None
+    degraded: tuple[str, ...] = ()
+    notes: tuple[_Note, ...] = ()
+
+    def note(self, name: str) -> Mapping[str, Any] | None:
+        """Return the fields of the first note of that name."""
+        found = next((note for note in self.notes if note.name == name), None)
+        return None if found is None else found.model_extra
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+    type: str = ""
+    text: str | None = None
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+    content: str | tuple[_Part, ...] | None = None
+
+
+class _Choice(BaseModel):
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Completion(BaseModel):
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+    choices: tuple[_Choice, ...]
+    usage: Mapping[str, Any] | None = None
+    optillm: Report = Report()
+
+    def text(self) -> str:
+        content = self.choices[0].message.content if self.choices else None
+        if isinstance(content, tuple):
+            return "".join(part.text or "" for part in content if part.type == "text")
+        return content or ""
+
+    def tokens(self, name: str) -> int:
+        found = (self.usage or {}).get(name)
+        return found if isinstance(found, int) else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A model's reply."""
+
+    text: str
+    """Of the answer; "" if there is none."""
+
+    is_cut_off: bool
+    bill: Bill
+    """With all calls that were made for it."""
+
+    report: Report
+
+
+def reply_in(response: httpx.Response) -> Reply:
+    """Return the reply that a host's response has.
+
+    The dollars are those of our report, or of LiteLLM's header of a plain response.
+
+    Raises:
+        APIResponseValidationError: it has none, as the page of a host in between.
+    """
+    try:
+        found = _Completion.model_validate_json(response.content)
+    except ValidationError:
+        raise openai.APIResponseValidationError(response, None) from None
+    cost = found.optillm.cost_usd
+    if cost is None:
+        cost = _number(response.headers.get("x-litellm-response-cost"))
+    return Reply(
+        found.text(),
+        bool(found.choices) and found.choices[0].finish_reason in _CUT_OFF,
+        Bill(found.tokens("prompt_tokens"), found.tokens("completion_tokens"), cost),
+        found.optillm,
+    )
+
+
+def _number(said: str | None) -> float | None:
+    try:
+        return None if said is None else float(said)
+    except ValueError:
+        return None
