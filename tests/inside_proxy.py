@@ -14,10 +14,14 @@ from typing import Any
 
 from fastapi import HTTPException, Request
 from litellm.integrations.custom_logger import CustomLogger
+from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
 from litellm.proxy import proxy_server
 from litellm.proxy._types import LitellmUserRoles, UserAPIKeyAuth
 from litellm.proxy.auth.auth_checks import is_model_cost_zero, virtual_key_max_budget_check
 from litellm.proxy.hooks.proxy_track_cost_callback import ProxyDBLogger
+
+MARK = "mark"
+"""A model whose entry in the ledger follows those of all calls before."""
 
 KEYS = json.loads(Path(os.environ["TEST_KEYS"]).read_text()) or {}
 
@@ -25,14 +29,16 @@ KEYS = json.loads(Path(os.environ["TEST_KEYS"]).read_text()) or {}
 async def authenticate(request: Request, api_key: str) -> UserAPIKeyAuth:
     """Return what the table of keys grants to `api_key`; the master key may do everything.
 
+    A copy of a key, as `tests.proxy.copy_of` makes it, may do what the key may.
     LiteLLM reads a key's spent budget only where it reads keys from a database, unless it waives
     all budget checks for a model whose price is zero: the same is done here.
     """
     if api_key == os.environ["LITELLM_MASTER_KEY"]:
         return UserAPIKeyAuth(api_key=api_key, user_role=LitellmUserRoles.PROXY_ADMIN)
-    if api_key not in KEYS:
+    fields = KEYS.get(api_key.partition("+")[0])
+    if fields is None:
         raise HTTPException(401, "unknown key")
-    key = UserAPIKeyAuth(api_key=api_key, **KEYS[api_key])
+    key = UserAPIKeyAuth(api_key=api_key, **fields)
     charged = await proxy_server.get_current_spend(f"spend:key:{key.token}", fallback_spend=0.0)
     _append("TEST_CHARGED", {"key": api_key, "charged": charged})
     model = (await request.json()).get("model") if await request.body() else None
@@ -48,6 +54,9 @@ def _append(file: str, entry: dict[str, Any]) -> None:
 
 class Ledger(CustomLogger):  # type: ignore[misc]
     """Writes a line of JSON for each call that LiteLLM logs, both outer and inner calls."""
+
+    _marking: asyncio.Task[None] | None = None
+    """The last one; the loop alone would not keep it alive."""
 
     async def async_log_success_event(
         self,
@@ -90,6 +99,17 @@ class Ledger(CustomLogger):  # type: ignore[misc]
             "end_user": payload["end_user"],
             "error": payload["error_str"],
         }
+        if payload["model_group"] == MARK:
+            self._marking = asyncio.get_running_loop().create_task(self._mark(entry))
+        else:
+            _append("TEST_LEDGER", entry)
+
+    async def _mark(self, entry: dict[str, Any]) -> None:
+        """Write `entry` once LiteLLM has done with all that it had to log and to charge.
+
+        It logs several calls at a time, and charges keys after the ledger has been called.
+        """
+        await GLOBAL_LOGGING_WORKER.flush()
         _append("TEST_LEDGER", entry)
 
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -273,7 +274,7 @@ class Proxy:
                 raise
             raise AssertionError(f"the proxy ended with {code}:\n{self.log[-4000:]}") from None
 
-    def wait_until(self, holds: Callable[["Proxy"], bool], *, within_s: float = 10.0) -> None:
+    def wait_until(self, holds: Callable[["Proxy"], bool], *, within_s: float = 30.0) -> None:
         """Wait until `holds`.
 
         Raises:
@@ -290,13 +291,27 @@ class Proxy:
             raise AssertionError(f"the proxy ended with {code}:\n{self.log[-4000:]}")
 
     def settle(self) -> None:
-        """Wait until LiteLLM has logged what it answered before now; needs the ledger.
+        """Wait until LiteLLM has logged and charged what it answered before now; needs the ledger.
 
-        It logs in the order of the answers, so a call to a model of its own serves as the mark.
+        A call to a model of its own serves as the mark: see `tests.inside_proxy.Ledger`.
         """
         body = {"model": _MARK["model_name"], "messages": [{"role": "user", "content": "mark"}]}
         mark = self.post("/v1/chat/completions", body).headers["x-litellm-call-id"]
         self.wait_until(lambda proxy: any(entry.call_id == mark for entry in proxy.entries))
+
+    def booked(self, own: str) -> list[Entry]:
+        """Return what LiteLLM has logged of a test's own requests and of their inner calls.
+
+        What an earlier request has left to be logged is not among it. A call that was cut off may
+        be logged later: wait for it.
+
+        Args:
+            own: a trace, of requests that were sent with the headers `traceparent(own)`; or a key
+                made by `copy_of`. Embeddings and searches are in no trace.
+        """
+        self.settle()
+        key_hash = sha256(own.encode()).hexdigest()
+        return [e for e in self.entries if e.trace_id == own or e.key_hash == key_hash]
 
     def __enter__(self) -> Self:
         (self._folder / "config.yaml").write_text(yaml.safe_dump(self._config))
@@ -408,6 +423,21 @@ def whole_lines(path: Path) -> list[str]:
     """
     written = path.read_text() if path.exists() else ""
     return written[: written.rfind("\n") + 1].splitlines()
+
+
+def copy_of(key: str) -> str:
+    """Return a virtual key with the rights and limits of `key`, which has spent nothing yet."""
+    return f"{key}+{secrets.token_hex(8)}"
+
+
+def new_trace() -> str:
+    """Return the id of a trace, by which the entries of a test's own requests are found."""
+    return secrets.token_hex(16)
+
+
+def traceparent(trace: str) -> dict[str, str]:
+    """Return the header by which a request belongs to `trace`."""
+    return {"traceparent": f"00-{trace}-{secrets.token_hex(8)}-01"}
 
 
 def free_port() -> int:

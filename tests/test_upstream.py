@@ -44,7 +44,7 @@ def upstream() -> Iterator[Upstream]:
 def client(upstream: Upstream) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=upstream.url, api_key="none", max_retries=0) as made:
         yield made
-    upstream.wait_until(lambda u: not u.alive)
+    upstream.wait_until_idle()
 
 
 def ask(
@@ -235,19 +235,19 @@ def test_a_client_that_hangs_up_ends_its_call(
     upstream.play(Script(fault=always(HANG)))
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(ask, client, stream=stream, timeout=0.2)
-        upstream.wait_until(lambda u: len(u.alive) == 1)
+        upstream.wait_until(lambda u: len(u.calls) == 1)
         with pytest.raises(openai.APITimeoutError):
             waiting.result()
-    upstream.wait_until(lambda u: not u.alive, within_s=1)
+    upstream.wait_until_idle()
     assert upstream.calls[0].outcome == "gone"
 
 
-def test_concurrent_calls_count_as_one_step(upstream: Upstream, client: openai.OpenAI) -> None:
-    upstream.play(Script(latency_s=0.1))
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: ask(client), range(4)))
-    ask(client)
-    assert (len(upstream.calls), upstream.max_concurrency, upstream.depth) == (5, 4, 2)
+def test_concurrent_calls_count_as_one_step() -> None:
+    with Upstream() as provider:
+        for together in (4, 1):
+            for call in [provider.started({}, {}) for _ in range(together)]:
+                provider.ended(call, "answered")
+    assert (len(provider.calls), provider.max_concurrency, provider.depth) == (5, 4, 2)
 
 
 def test_longest_chain() -> None:
@@ -304,9 +304,10 @@ def test_a_script_that_raises_fails_the_test() -> None:
 
 
 def test_a_new_script_needs_the_old_calls_to_be_over(
-    upstream: Upstream, client: openai.OpenAI
+    upstream: Upstream, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upstream.play(Script(fault=always(HANG)))
+    monkeypatch.setattr("tests.upstream._CLOSING_S", 0.1)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(ask, client, timeout=3.0)
         upstream.wait_until(lambda u: len(u.alive) == 1)

@@ -189,7 +189,9 @@ FaultRule = Callable[[Call], Fault | None]
 ReplyRule = Callable[[Call, int], Reply | str]
 
 
-_CLOSING_S: Final = 2.0
+_CLOSING_S: Final = 10.0
+_ROUNDS: Final = 10
+"""Turns of the event loop in which it accepts a connection, reads a request and begins a call."""
 
 
 def no_fault(_: Call) -> Fault | None:
@@ -279,9 +281,7 @@ class Upstream:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def play(self, script: Script) -> None:
-        with self._changed:  # the proxy may still be closing calls of the test before
-            self._changed.wait_for(lambda: not self.alive, _CLOSING_S)
-        assert not self.alive, f"{len(self.alive)} calls of the script before are still alive"
+        self.wait_until_idle()  # the proxy may still be closing calls of the test before
         self.calls = []
         self.script = script
 
@@ -310,7 +310,7 @@ class Upstream:
         """The sum of the usages that clients were told."""
         return sum((call.told for call in self.calls if call.told is not None), Billed())
 
-    def wait_until(self, holds: Callable[["Upstream"], bool], *, within_s: float = 10.0) -> None:
+    def wait_until(self, holds: Callable[["Upstream"], bool], *, within_s: float = 30.0) -> None:
         """Wait until `holds`, which is checked whenever a call starts or ends.
 
         Raises:
@@ -320,6 +320,23 @@ class Upstream:
             assert self._changed.wait_for(lambda: holds(self), within_s), (
                 f"not so after {within_s} s; calls: {[(c.index, c.outcome) for c in self.calls]}"
             )
+
+    def wait_until_idle(self) -> None:
+        """Wait until each call that was sent before now has begun and ended.
+
+        Raises:
+            AssertionError: one is alive for too long.
+        """
+        if self._loop.is_running():
+            asyncio.run_coroutine_threadsafe(self._receive(), self._loop).result()
+        with self._changed:
+            idle = self._changed.wait_for(lambda: not self.alive, _CLOSING_S)
+        assert idle, f"{len(self.alive)} calls are still alive"
+
+    async def _receive(self) -> None:
+        """Begin the calls that are in the sockets, such as one whose client has gone already."""
+        for _ in range(_ROUNDS):
+            await asyncio.sleep(0)
 
     def __enter__(self) -> Self:
         with self._changed:

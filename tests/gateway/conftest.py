@@ -57,4 +57,4 @@ def stock(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
 def nothing_left_alive(upstream: Upstream) -> Iterator[None]:
     """Check after every test that no call to the provider is still running."""
     yield
-    upstream.wait_until(lambda u: not u.alive, within_s=2)
+    upstream.wait_until_idle()

@@ -12,7 +12,7 @@ from litellm.constants import SESSION_ID_GENERATED_METADATA_KEY
 
 from optillm_hooks.gateway.caller import read_caller
 from tests.gateway.test_claude_code import BUDGET, REQUEST
-from tests.proxy import Proxy, alias, hooked_config, model_group
+from tests.proxy import Proxy, alias, hooked_config, model_group, new_trace, traceparent
 from tests.upstream import HANG, Call, Reply, Script, Status, Upstream
 
 PRIVATE: Final = "think_harder"
@@ -310,12 +310,10 @@ def test_the_private_tool_is_never_seen_in_a_loop_of_twelve_turns(
 
 
 def test_the_spend_is_that_of_every_call(proxy: Proxy, upstream: Upstream, agents: Agents) -> None:
-    proxy.settle()
-    before = len(proxy.entries)
     upstream.play(Script(reply=asking))
-    agents("chat", True).run("asking")
-    proxy.settle()
-    entries = [entry for entry in proxy.entries[before:] if entry.model_group == "base"]
+    trace = new_trace()
+    agents("chat", True).run("asking", extra_headers=traceparent(trace))
+    entries = [entry for entry in proxy.booked(trace) if entry.model_group == "base"]
     assert len(entries) == len(upstream.calls)
     assert sum(entry.prompt_tokens for entry in entries) == upstream.bill.prompt_tokens
 

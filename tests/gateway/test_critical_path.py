@@ -42,7 +42,7 @@ def test_calls_that_do_not_need_each_other_run_at_once(
         upstream.play(Script(reply=differing, latency_s=latency_s))
         answer = proxy.post("/v1/chat/completions", body)
         assert answer.status_code == 200, answer.text
-        upstream.wait_until(lambda u: not u.alive)
+        upstream.wait_until_idle()
         if upstream.depth <= depth:
             break
     assert upstream.depth == depth

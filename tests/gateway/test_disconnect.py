@@ -47,7 +47,7 @@ def test_no_call_is_alive_a_second_later(
     upstream.play(Script(reply=differing, fault=hang_after(done)))
     body = {"model": model, "stream": stream, **CHAT}
     hang_up(proxy, upstream, "/v1/chat/completions", body, done=done)
-    upstream.wait_until(lambda u: not u.alive, within_s=1)
+    upstream.wait_until_idle()
     assert {call.outcome for call in upstream.calls[done:]} == {"gone"}
 
 
@@ -57,7 +57,7 @@ def test_so_on_every_route(proxy: Proxy, upstream: Upstream, route: str, stream:
     upstream.play(Script(reply=differing, fault=hang_after(1)))
     body = {"model": "moa-base", "stream": stream, **ROUTES[route]}
     hang_up(proxy, upstream, route, body, done=1)
-    upstream.wait_until(lambda u: not u.alive, within_s=1)
+    upstream.wait_until_idle()
     assert len(upstream.calls) == 2
 
 
@@ -73,7 +73,7 @@ def test_a_stream_that_is_closed_in_the_middle_of_its_answer(
         for line in response.iter_lines():
             if "word" in line:
                 break
-    upstream.wait_until(lambda u: not u.alive, within_s=1)
+    upstream.wait_until_idle()
     assert upstream.calls[0].outcome == "gone"
 
 

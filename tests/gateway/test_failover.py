@@ -15,7 +15,7 @@ import yaml
 from optillm_hooks.gateway import provider
 from optillm_hooks.gateway.config_check import problems
 from tests.documents import blocks_of
-from tests.proxy import PRICE, ROOT, Config, Proxy, hooked_config
+from tests.proxy import PRICE, ROOT, Config, Proxy, hooked_config, new_trace, traceparent
 from tests.upstream import HANG, Fault, Script, Status, Upstream, always, differing
 
 QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": "What is 6 times 7?"}]}
@@ -96,10 +96,12 @@ def proxy(
         yield running
 
 
-def ask(proxy: Proxy, model: str, *, stream: bool) -> Mapping[str, Any]:
+def ask(proxy: Proxy, model: str, *, stream: bool, trace: str = "") -> Mapping[str, Any]:
     """Return the `optillm` object of a request, which is answered."""
     body = {"model": model, "stream": stream, **QUESTION}
-    answer = proxy.post("/v1/chat/completions", body).raise_for_status()
+    answer = proxy.post(
+        "/v1/chat/completions", body, headers=traceparent(trace or new_trace())
+    ).raise_for_status()
     if not stream:
         told: Mapping[str, Any] = answer.json()["optillm"]
         return told
@@ -134,15 +136,13 @@ def test_a_provider_that_falls_ill_loses_no_sample(
 ) -> None:
     """The first request falls over the fault; the deployment then cools down, if it can."""
     play(upstream, second, FAULTS[fault])
-    proxy.settle()
-    before = len(proxy.entries)
+    trace = new_trace()
     for number in range(3):
-        report = ask(proxy, f"{group}-careful-{fault}", stream=number == 1)
+        report = ask(proxy, f"{group}-careful-{fault}", stream=number == 1, trace=trace)
         samples = [reason for reason in report["degraded"] if not reason.startswith("fallbacks:")]
         assert samples == []
         assert bool(report["degraded"]) == (group == "main")
-    proxy.settle()
-    paid = [entry.cost for entry in proxy.entries[before:] if entry.origin == "optillm"]
+    paid = [entry.cost for entry in proxy.booked(trace) if entry.origin == "optillm"]
     assert sum(paid) == pytest.approx(cost(upstream, second))
     if group != "main":  # a group's only deployment does not cool down
         asked = len(upstream.calls)

@@ -14,7 +14,7 @@ from litellm import token_counter
 from tests.documents import all_blocks
 from tests.json_host import json_host
 from tests.long_context.fakes import NEEDLE, QUESTION, haystack
-from tests.proxy import PRICE, Proxy, alias, hooked_config, model_group
+from tests.proxy import PRICE, Proxy, alias, copy_of, hooked_config, model_group
 from tests.upstream import Call, Script, Status, Upstream
 
 WINDOW = 8192
@@ -196,11 +196,9 @@ def test_usage_and_spend_are_the_providers_bill(
     proxy: Proxy, upstream: Upstream, name: str
 ) -> None:
     upstream.play(HONEST)
-    proxy.settle()
-    before = len(proxy.entries)
-    answer = ask(proxy, {"model": f"{name}-alias", "messages": CHAT})
-    proxy.settle()
-    inner = [e for e in proxy.entries[before:] if e.origin == "optillm"]
+    key = copy_of("sk-anna")
+    answer = ask(proxy, {"model": f"{name}-alias", "messages": CHAT}, key)
+    inner = [e for e in proxy.booked(key) if e.origin == "optillm"]
     embedded = [e for e in inner if e.model_group == "embedding"]
     bill = upstream.bill
     prompts = bill.prompt_tokens + sum(e.prompt_tokens for e in embedded)
@@ -219,13 +217,11 @@ def test_embeddings_rank_notes_on_the_callers_account(proxy: Proxy, upstream: Up
         return json.dumps({"notes": [*notes, NEEDLE] if NEEDLE in call.text else notes})
 
     upstream.play(Script(reply=wordy, fault=too_long))
-    proxy.settle()
-    before = len(proxy.entries)
-    answer = ask(proxy, {"model": "memory-small", "messages": CHAT})
+    key = copy_of("sk-anna")
+    answer = ask(proxy, {"model": "memory-small", "messages": CHAT}, key)
     assert answer["choices"][0]["message"]["content"] == "heliotrope-71"
     assert answer["optillm"]["degraded"] == []
-    proxy.settle()
-    embedded = [e for e in proxy.entries[before:] if e.model_group == "embedding"]
+    embedded = [e for e in proxy.booked(key) if e.model_group == "embedding"]
     assert embedded
     assert all(e.cost > 0 for e in embedded)
     assert answer["optillm"]["cost_usd"] == pytest.approx(
@@ -316,7 +312,7 @@ def test_a_client_that_leaves_ends_the_reading(proxy: Proxy, upstream: Upstream)
     upstream.play(slow)
     with pytest.raises(httpx.ReadTimeout):
         proxy.post("/v1/chat/completions", {"model": "memory-small", "messages": CHAT}, timeout_s=2)
-    upstream.wait_until(lambda u: not u.alive, within_s=5)
+    upstream.wait_until_idle()
     assert upstream.calls
 
 

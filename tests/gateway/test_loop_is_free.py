@@ -154,7 +154,7 @@ class Adversary:
         response = self._proxy.post(
             "/v1/chat/completions", {"model": model, **asked}, key="sk-adversary", timeout_s=300
         )
-        self._upstream.wait_until(lambda u: not u.alive)
+        self._upstream.wait_until_idle()
         assert response.status_code in (200, 400, 502), response.text
         assert "Traceback" not in response.text
         self.given = next(numbers)

@@ -19,7 +19,15 @@ from optillm_hooks.gateway.caller import Caller
 from optillm_hooks.gateway.mcp_tools import GatewayTools
 from tests.gateway.shared import hang_up
 from tests.mcp_servers import PIXEL
-from tests.proxy import Config, Proxy, alias, free_port, hooked_config, model_group
+from tests.proxy import (
+    Config,
+    Proxy,
+    alias,
+    copy_of,
+    free_port,
+    hooked_config,
+    model_group,
+)
 from tests.upstream import Call, Reply, ReplyRule, Script, Upstream, differing
 
 SERVERS: Final = Path(__file__).parent.parent / "mcp_servers.py"
@@ -276,21 +284,16 @@ def test_a_tool_that_was_not_offered_cannot_be_called(proxy: Proxy, upstream: Up
 
 def test_tools_are_logged_and_billed_to_the_key(proxy: Proxy, upstream: Upstream) -> None:
     upstream.play(Script(reply=calling(DOUBLE, DOUBLE)))
-    proxy.settle()
-    before, charged = len(proxy.entries), proxy.charged("sk-files")
-    answer = ask(proxy, "files", key="sk-files")
-    assert text_of(answer) == "It is 42."
-    proxy.settle()
-    entries = proxy.entries[before:]
+    key = copy_of("sk-files")
+    assert text_of(ask(proxy, "files", key=key)) == "It is 42."
+    entries = proxy.booked(key)
     tools = [entry for entry in entries if entry.call_type == "call_mcp_tool"]
     assert [(entry.cost, entry.key_alias, entry.status) for entry in tools] == [
         (PRICE, "f", "success")
     ] * 2
     models = [entry.cost for entry in entries if entry.model_group == "base"]
     assert len(models) == 2
-    proxy.wait_until(
-        lambda p: p.charged("sk-files") - charged == pytest.approx(2 * PRICE + sum(models))
-    )
+    proxy.wait_until(lambda p: p.charged(key) == pytest.approx(2 * PRICE + sum(models)))
     assert len({entry.trace_id for entry in entries if entry.model_group == "base"}) == 1
 
 

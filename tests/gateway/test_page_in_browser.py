@@ -188,7 +188,7 @@ def test_a_run_can_be_stopped(browser: "Browser", upstream: Upstream) -> None:
     assert not browser.one("#run").is_enabled()
     browser.click("#stop")
     ended(browser, "stopped", cards=2)
-    upstream.wait_until(lambda u: not u.alive)
+    upstream.wait_until_idle()
     assert [call.outcome for call in upstream.calls] == ["gone", "gone"]
     assert browser.one("#run").is_enabled()
 

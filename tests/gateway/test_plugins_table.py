@@ -14,7 +14,7 @@ from tests.gateway.services import PAGES, with_services
 from tests.gateway.test_kinds_of_models import answering
 from tests.gateway.test_mcp import SERVERS, wait_for
 from tests.plugin_files.written import GOOD, write
-from tests.proxy import Proxy, alias, free_port, hooked_config, model_group
+from tests.proxy import Proxy, alias, free_port, hooked_config, model_group, new_trace, traceparent
 from tests.upstream import CUT, Call, Reply, Script, Status, Upstream, always, at
 from tests.web_world import WebWorld
 
@@ -153,9 +153,8 @@ def told(answer: httpx.Response, route: str) -> tuple[int, int]:
     return usage["input_tokens"], usage["output_tokens"]
 
 
-def check_booked(proxy: Proxy, upstream: Upstream, before: int) -> None:
-    proxy.settle()
-    booked = [entry for entry in proxy.entries[before:] if entry.origin == "optillm"]
+def check_booked(proxy: Proxy, upstream: Upstream, trace: str) -> None:
+    booked = [entry for entry in proxy.booked(trace) if entry.origin == "optillm"]
     bill = upstream.bill
     assert sum(entry.prompt_tokens for entry in booked) == bill.prompt_tokens
     assert sum(entry.completion_tokens for entry in booked) == bill.completion_tokens
@@ -166,15 +165,16 @@ def test_a_stream_tells_and_books_what_is_billed(
     proxy: Proxy, upstream: Upstream, name: str, route: str
 ) -> None:
     upstream.play(Script(reply=reply))
-    before = len(proxy.entries)
+    trace = new_trace()
     counted = {"stream_options": {"include_usage": True}}
     options: dict[str, Any] = counted if route == "chat" else {}
-    answer = proxy.post(ROUTES[route], body_of(route, name, stream=True, **options))
+    body = body_of(route, name, stream=True, **options)
+    answer = proxy.post(ROUTES[route], body, headers=traceparent(trace))
     assert answer.status_code == 200, answer.text
     assert "42" in answer.text
     bill = upstream.bill
     assert told(answer, route) == (bill.prompt_tokens, bill.completion_tokens)
-    check_booked(proxy, upstream, before)
+    check_booked(proxy, upstream, trace)
     if name.startswith("privacy"):
         assert not [call for call in upstream.calls if NAME in json.dumps(dict(call.body))]
 

@@ -11,7 +11,7 @@ import pytest
 import optillm_hooks.approaches  # noqa: F401 (registers them)
 from optillm_hooks.registry import all_approaches
 from tests.json_host import json_host
-from tests.proxy import Proxy, alias, hooked_config, model_group
+from tests.proxy import Proxy, alias, hooked_config, model_group, new_trace, traceparent
 from tests.upstream import Call, Reply, Script, Status, Upstream, always
 
 NAME, MAIL = "Alice Johnson", "alice@example.org"
@@ -98,7 +98,9 @@ def test_chat_completions(
     client: openai.OpenAI, proxy: Proxy, upstream: Upstream, model: str, stream: bool
 ) -> None:
     upstream.play(Script(reply=echo))
+    trace = new_trace()
     asked: Any = {"model": model, "messages": MESSAGES, "user": MAIL}
+    asked["extra_headers"] = traceparent(trace)
     if stream:
         chunks = client.chat.completions.create(**asked, stream=True)
         text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
@@ -106,8 +108,8 @@ def test_chat_completions(
         text = str(client.chat.completions.create(**asked).choices[0].message.content)
     assert text.startswith(SHOWN)
     assert_private(upstream)
-    proxy.settle()
-    inner = [entry for entry in proxy.entries if entry.origin == "optillm"][-len(upstream.calls) :]
+    inner = [entry for entry in proxy.booked(trace) if entry.origin == "optillm"]
+    assert len(inner) == len(upstream.calls)
     assert sum(entry.prompt_tokens for entry in inner) == upstream.bill.prompt_tokens
     assert {entry.end_user for entry in inner} == {MAIL}  # LiteLLM's own books name the user
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.gateway.shared import hang_up
-from tests.proxy import Proxy, alias, hooked_config, model_group
+from tests.proxy import Proxy, alias, copy_of, hooked_config, model_group
 from tests.sandbox_host import HANG as ENDLESS_THERE
 from tests.sandbox_host import KEY, SandboxHost
 from tests.upstream import HANG, Call, Fault, FaultRule, Reply, ReplyRule, Script, Upstream
@@ -216,13 +216,11 @@ def test_it_composes_with_a_vote(proxy: Proxy, upstream: Upstream) -> None:
 
 def test_inner_calls_are_billed_to_the_key(proxy: Proxy, upstream: Upstream) -> None:
     upstream.play(Script(reply=writing(COUNT)))
-    proxy.settle()
-    before, charged = len(proxy.entries), proxy.charged("sk-one")
-    assert text_of(ask(proxy, "chain-monty", key="sk-one")) == "It is 285."
-    proxy.settle()
-    costs = [e.cost for e in proxy.entries[before:] if e.model_group == "base"]
+    key = copy_of("sk-one")
+    assert text_of(ask(proxy, "chain-monty", key=key)) == "It is 285."
+    costs = [entry.cost for entry in proxy.booked(key) if entry.model_group == "base"]
     assert len(costs) == 5
-    proxy.wait_until(lambda p: p.charged("sk-one") - charged == pytest.approx(sum(costs)))
+    proxy.wait_until(lambda p: p.charged(key) == pytest.approx(sum(costs)))
 
 
 @pytest.mark.parametrize("name", ["monty", "bubblewrap"])
@@ -309,7 +307,7 @@ def test_a_client_that_goes_while_the_model_is_asked(
     upstream.play(Script(reply=writing(COUNT), fault=after(done)))
     body = {"model": "chain-bubblewrap", "messages": [{"role": "user", "content": "?"}]}
     hang_up(proxy, upstream, "/v1/chat/completions", body, done=done)
-    upstream.wait_until(lambda u: not u.alive, within_s=2)
+    upstream.wait_until_idle()
 
 
 @contextmanager

@@ -497,7 +497,7 @@ def test_a_synchronous_stream_that_nobody_reads_cancels_its_calls(
     else:
         del stream
         gc.collect()
-    upstream.wait_until(lambda u: not u.alive, within_s=2)
+    upstream.wait_until_idle()
     [line] = [message for message in caplog.messages if "approach=" in message]
     assert line.endswith("error=cancelled")
 

@@ -148,7 +148,7 @@ def test_deepconf_hangs_up_on_streams_that_lose_confidence(
     upstream.play(vllm(deciding, piece_s=0.01, n="refused"))
     fields = {"warmup_samples": 2, "max_traces": 4, "variant": "high", "decoding": "deepconf"}
     answer = ask(proxy, model, **fields)
-    upstream.wait_until(lambda u: not u.alive, within_s=2)
+    upstream.wait_until_idle()
     assert note(answer)["stopped"] == 2
     assert note(answer)["votes"] == pytest.approx([10, 10])
     assert answer["choices"][0]["message"]["content"].startswith("x" * 20)
@@ -196,7 +196,7 @@ def test_a_client_that_hangs_up_ends_every_call(
         headers={"authorization": f"Bearer {proxy.master_key}"},
     ):
         upstream.wait_until(lambda u: len(u.alive) == alive)
-    upstream.wait_until(lambda u: not u.alive, within_s=2)
+    upstream.wait_until_idle()
     assert [call.outcome for call in upstream.calls].count("gone") == alive
 
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.json_host import json_host
-from tests.proxy import PRICE, Entry, Proxy, alias, hooked_config, model_group
+from tests.proxy import PRICE, Entry, Proxy, alias, copy_of, hooked_config, model_group
 from tests.score_hosts import TOO_LONG, ScoreHost
 from tests.upstream import Call, Script, Upstream
 
@@ -95,7 +95,11 @@ def numbers(call: Call, choice: int) -> str:
 
 
 def ask(
-    proxy: Proxy, model: str, key: str = "sk-cut", text: str = QUESTION, **fields: Any
+    proxy: Proxy,
+    model: str,
+    key: str = "sk-cut",
+    text: str = QUESTION,
+    **fields: Any,
 ) -> httpx.Response:
     body = {"model": model, "messages": [{"role": "user", "content": text}], **fields}
     return proxy.post("/v1/chat/completions", body, key=key)
@@ -238,15 +242,20 @@ def test_a_judge_that_hangs_costs_the_deadline_and_is_booked(
     upstream.play(Script(reply=numbers))
     host.play()
     host.opened.clear()
-    before = len(booked(proxy, "cut"))
+    key = copy_of("sk-cut")
     try:
-        response = ask(proxy, "hurried")
+        response = ask(proxy, "hurried", key=key)
         assert text(response).startswith("ANSWER")
         assert report(response)["stopped_by"] == "deadline"
         assert report(response)["degraded"] == ["ratings:3/3"]
     finally:
         host.opened.set()
-    (entry,) = booked(proxy, "cut")[before:]
+
+    def scored() -> list[Entry]:
+        return [entry for entry in proxy.booked(key) if entry.model_group in KINDS]
+
+    proxy.wait_until(lambda _: bool(scored()))
+    [entry] = scored()
     assert entry.model_group == "vllm-score"
     assert entry.cost > 0
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.gateway.shared import hang_up
-from tests.proxy import PRICE, Entry, Proxy, alias, hooked_config, model_group
+from tests.proxy import PRICE, Entry, Proxy, alias, copy_of, hooked_config, model_group
 from tests.upstream import (
     CLOSED,
     CUT,
@@ -135,16 +135,15 @@ def cost(bill: Billed) -> float:
 
 
 class Spending:
-    """The entries that LiteLLM logs for one key from now on."""
+    """The entries that LiteLLM logs for a key of the test's own."""
 
-    def __init__(self, proxy: Proxy, key_alias: str) -> None:
-        self._proxy, self._alias = proxy, key_alias
-        self._before = len(proxy.entries)
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+        self.key = copy_of("sk-spender")
 
     @property
     def entries(self) -> list[Entry]:
-        self._proxy.settle()
-        return [e for e in self._proxy.entries[self._before :] if e.key_alias == self._alias]
+        return self._proxy.booked(self.key)
 
     @property
     def cut_off(self) -> list[Entry]:
@@ -167,7 +166,7 @@ class Spending:
 
 @pytest.fixture
 def spending(proxy: Proxy) -> Spending:
-    return Spending(proxy, "spender")
+    return Spending(proxy)
 
 
 def ask(
@@ -189,7 +188,7 @@ def test_the_key_is_charged_what_the_provider_bills(
 ) -> None:
     upstream.play(Script(reply=differing))
     for n in (1, 2):
-        assert ask(proxy, model, stream=stream, n=n).status_code == 200
+        assert ask(proxy, model, key=spending.key, stream=stream, n=n).status_code == 200
     bill = upstream.bill
     assert bill.prompt_tokens >= 200
     spending.assert_equals(bill)
@@ -210,7 +209,7 @@ def test_the_report_tells_what_litellm_logs_where_tokens_are_cached(
     proxy: Proxy, upstream: Upstream, spending: Spending, stream: bool
 ) -> None:
     upstream.play(Script(reply=differing, cached_tokens=64))
-    told = ask(proxy, "moa-gpt-4o-mini", stream=stream).text
+    told = ask(proxy, "moa-gpt-4o-mini", key=spending.key, stream=stream).text
     [found] = re.findall(r'"cost_usd": ?([\d.e-]+)', told)
     logged = sum(entry.cost for entry in spending.entries)
     assert float(found) == pytest.approx(logged, rel=1e-9)
@@ -232,7 +231,7 @@ def test_a_client_cannot_steer_what_its_inner_calls_cost(
     proxy: Proxy, upstream: Upstream, spending: Spending, fields: dict[str, Any]
 ) -> None:
     upstream.play(Script(reply=differing))
-    answer = ask(proxy, "re2-base", **fields)
+    answer = ask(proxy, "re2-base", key=spending.key, **fields)
     if answer.status_code == 200 and upstream.calls:
         assert [call.body["model"] for call in upstream.calls] == ["base"]
     spending.assert_equals(upstream.bill)
@@ -260,7 +259,8 @@ def test_so_on_every_route(
     upstream.play(Script(reply=differing))
     for model in ("re2-base", "moa-base", "priced", "informed"):
         body = {"model": model, "stream": stream, **ROUTES[route]}
-        assert proxy.post(route, body, key="sk-spender").status_code == 200
+        answer = proxy.post(route, body, key=spending.key)
+        assert answer.status_code == 200
     spending.assert_equals(upstream.bill)
 
 
@@ -283,7 +283,7 @@ def test_so_with_a_failing_inner_call(
     proxy: Proxy, upstream: Upstream, spending: Spending, model: str, fault: Fault, stream: bool
 ) -> None:
     upstream.play(Script(reply=differing, fault=at({1: fault}), n="refused"))
-    ask(proxy, model, stream=stream)
+    ask(proxy, model, key=spending.key, stream=stream)
     spending.assert_equals(upstream.bill)
 
 
@@ -292,7 +292,7 @@ def test_so_with_every_third_call_failing(
 ) -> None:
     upstream.play(Script(reply=differing, fault=every(3, Status(500)), n="refused"))
     for model in MODELS:
-        ask(proxy, model)
+        ask(proxy, model, key=spending.key)
     spending.assert_equals(upstream.bill)
 
 
@@ -302,8 +302,8 @@ def test_so_when_the_client_hangs_up_between_two_stages(
 ) -> None:
     upstream.play(Script(reply=differing, fault=_from(1, HANG)))
     body = {"model": "moa-base", "stream": stream, **ROUTES["/v1/chat/completions"]}
-    hang_up(proxy, upstream, "/v1/chat/completions", body, done=1, key="sk-spender")
-    upstream.wait_until(lambda u: not u.alive, within_s=1)
+    hang_up(proxy, upstream, "/v1/chat/completions", body, done=1, key=spending.key)
+    upstream.wait_until_idle()
     assert upstream.bill.prompt_tokens == 100
     spending.assert_equals(upstream.bill, cut_off=1)
 
@@ -312,7 +312,7 @@ def test_so_when_the_deadline_cuts_the_request(
     proxy: Proxy, upstream: Upstream, spending: Spending
 ) -> None:
     upstream.play(Script(reply=differing, fault=_from(1, HANG)))
-    assert ask(proxy, "hurried").status_code == 200
+    assert ask(proxy, "hurried", key=spending.key).status_code == 200
     spending.assert_equals(upstream.bill, cut_off=1)
 
 
@@ -330,17 +330,18 @@ def test_each_token_counts_once_towards_the_limit_per_minute(
 ) -> None:
     """With SSE keep-alive, LiteLLM itself keeps what it has reserved for a stream."""
 
-    def remaining() -> int:
+    def remaining(key: str) -> int:
         proxy.settle()
-        answer = ask(proxy, "base", key="sk-counted")
+        answer = ask(proxy, "base", key=key)
         return int(answer.headers["x-ratelimit-api_key-remaining-tokens"])
 
     def counted(model: str) -> int:
         upstream.play(Script(reply=differing))
-        before = remaining()
-        assert ask(proxy, model, key="sk-counted", stream=stream).status_code == 200
+        key = copy_of("sk-counted")  # its minute begins now
+        before = remaining(key)
+        assert ask(proxy, model, key=key, stream=stream).status_code == 200
         spent = upstream.bill.total_tokens
-        return before - remaining() - spent
+        return before - remaining(key) - spent
 
     assert counted(model) == (counted("base") if stream else 0)
 
@@ -414,14 +415,16 @@ def test_a_models_limit_of_requests_counts_each_request_once_by_every_form(
 def test_each_token_counts_once_towards_the_models_limit(
     proxy: Proxy, upstream: Upstream, model: str, stream: bool
 ) -> None:
+    key = copy_of("sk-tokens")  # its minute begins now
+
     def remaining() -> int:
         proxy.settle()
-        answer = ask(proxy, "base", key="sk-tokens", max_tokens=1)
+        answer = ask(proxy, "base", key=key, max_tokens=1)
         return int(answer.headers["x-ratelimit-model_per_key-remaining-tokens"])
 
     upstream.play(Script(reply=differing, fault=at({1: Status(500)}), n="refused"))
     before = remaining()
-    ask(proxy, model, key="sk-tokens", stream=stream)
+    ask(proxy, model, key=key, stream=stream)
     spent = upstream.bill.total_tokens
     assert before - remaining() == spent
 
