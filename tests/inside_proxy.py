@@ -26,6 +26,22 @@ MARK = "mark"
 KEYS = json.loads(Path(os.environ["TEST_KEYS"]).read_text()) or {}
 
 
+_COUNTERS = 100_000
+
+
+def keep_all_counters() -> None:
+    """Let LiteLLM keep the counters of all keys of a module.
+
+    By default it keeps 200 entries in memory: the limits and the spend of the other keys are lost.
+    """
+    usage = proxy_server.proxy_logging_obj.internal_usage_cache.dual_cache
+    for cache in (usage, proxy_server.spend_counter_cache):
+        cache.update_in_memory_max_size(_COUNTERS)
+
+
+keep_all_counters()
+
+
 async def authenticate(request: Request, api_key: str) -> UserAPIKeyAuth:
     """Return what the table of keys grants to `api_key`; the master key may do everything.
 
