@@ -5,6 +5,7 @@ from optillm_hooks.gateway.call_queue import QUEUE
 from optillm_hooks.gateway.callback import Hook
 from optillm_hooks.gateway.conversation_log import ConversationLog
 from optillm_hooks.gateway.custom_llm import Provider
+from optillm_hooks.gateway.listed_aliases import list_aliases
 from optillm_hooks.gateway.metrics import Metrics, QueueMetrics
 from optillm_hooks.gateway.observers import OBSERVERS
 from optillm_hooks.gateway.recent_plans import PLANS
@@ -24,6 +25,7 @@ from optillm_hooks.gateway.tracing import Traces
 use_litellm_logging()
 load_what_is_allowed()
 log_problems()
+list_aliases()
 mount_routes()
 spare_the_collector()
 keep_finalizers_off_contexts()

@@ -124,6 +124,15 @@ def only_scores(params: dict[str, Any], info: dict[str, Any]) -> bool:
         return False
 
 
+def told_of(deployment: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what LiteLLM's model map and the operator tell of a deployment's model.
+
+    Raises:
+        RequestRejected: its `model_info` is wrong.
+    """
+    return _deployment(deployment["litellm_params"], deployment.get("model_info") or {}).info
+
+
 def _takes(model: str, known: Callable[[Sampling], bool], sampling: Sampling) -> bool:
     return REFUSALS.takes(model, sampling) and known(sampling)
 

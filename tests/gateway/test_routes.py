@@ -205,6 +205,30 @@ def test_the_models_that_are_listed_are_the_configured_ones(client: openai.OpenA
     assert {"base", "careful"} <= {model.id for model in client.models.list()}
 
 
+def listed_models(proxy: Proxy, route: str, name: str) -> dict[str, dict[str, Any]]:
+    """Return what a route of LiteLLM's lists, by the field `name` of each entry."""
+    master = {"authorization": f"Bearer {proxy.master_key}"}
+    answer = proxy.http.get(f"{proxy.url}{route}", headers=master, timeout=60)
+    return {each[name]: each for each in answer.json()["data"]}
+
+
+def test_clients_see_what_an_aliass_base_can_do_and_no_price(proxy: Proxy) -> None:
+    infos = listed_models(proxy, "/v1/model/info", "model_name")
+    groups = listed_models(proxy, "/model_group/info", "model_group")
+    openais = listed_models(proxy, "/v1/models", "id")
+    both = [(infos["voted"]["model_info"], infos["gpt-4o-mini"]["model_info"])]
+    both.append((groups["voted"], groups["gpt-4o-mini"]))
+    for alias, base in both:
+        skills = ("supports_vision", "supports_function_calling")
+        for field in ("mode", "max_input_tokens", "max_output_tokens", *skills):
+            assert alias[field] == base[field]
+            assert alias[field]
+        assert alias.get("input_cost_per_token") is None
+        assert base["input_cost_per_token"] > 0
+    fields = ("mode", "max_input_tokens", "max_output_tokens")
+    assert [openais["voted"][f] for f in fields] == [openais["gpt-4o-mini"][f] for f in fields]
+
+
 WEATHER: Any = {
     "type": "function",
     "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
