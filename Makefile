@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+# An environment of its own, with the evaluation harnesses of others.
+INTEROP := .venv-interop
 # A second environment on top of the first, with the newest LiteLLM.
 NEWEST := .venv-newest
 NEWEST_TESTS := $(patsubst %,tests/gateway/test_%.py,callback provider clients sdks failures \
@@ -15,7 +17,7 @@ NEWEST_TESTS := $(patsubst %,tests/gateway/test_%.py,callback provider clients s
 	balanced_alias models_of_others sandboxes mcp web_access spl oauth)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve demo eval test lint unit newest page benchmarks-check install
+.PHONY: help serve demo eval test lint unit newest interop page benchmarks-check install
 # Run lint and tests in parallel: lint takes half a minute on one core, tests several minutes on two.
 MAKEFLAGS += --jobs=2
 # A module's tests share a proxy or a model, and so do the modules of a folder: each worker takes
@@ -30,6 +32,7 @@ help:
 	@echo "make lint     the checks without the tests"
 	@echo "make unit     the tests without the other checks; T=tests/test_settings.py for some of them"
 	@echo "make newest   the core of the gateway's tests with the newest LiteLLM"
+	@echo "make interop  Inspect and lm-eval against a proxy, compared with optillm-hooks eval"
 	@echo "make page     the tests of the page /optillm, in Chromium"
 	@echo "make benchmarks-check  the benchmarks on the real model, as tests"
 	@echo "make install  only install, into $(VENV)"
@@ -52,6 +55,9 @@ unit: $(INSTALLED)
 newest: $(NEWEST)/.installed
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(NEWEST)/bin/python -m pytest $(or $(T),$(IN_PARALLEL) $(NEWEST_TESTS))
 
+interop: $(INSTALLED) $(INTEROP)/.installed
+	PATH="$(CURDIR)/$(INTEROP)/bin:$$PATH" $(RUN) -m pytest -m interop tests/evaluation/test_interop.py
+
 # As root, it installs the browser if there is none.
 page: $(INSTALLED)
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
@@ -67,7 +73,7 @@ benchmarks-check: $(INSTALLED)
 lint: $(INSTALLED)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
-	$(RUN) -m mypy optillm_hooks tests benchmarks scripts
+	$(RUN) -m mypy optillm_hooks tests benchmarks scripts interop
 	$(VENV)/bin/hadolint Dockerfile
 	$(RUN) -m scripts.catalogue --check
 
@@ -93,4 +99,10 @@ $(NEWEST)/.installed: $(INSTALLED) constraints-newest.txt
 	@$(RUN) -c "import sysconfig; print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" \
 		> "$$($(NEWEST)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/first.pth"
 	@$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check -r constraints-newest.txt
+	@touch $@
+
+$(INTEROP)/.installed: pyproject.toml constraints-interop.txt
+	@$(PYTHON) -m venv --clear $(INTEROP)
+	@$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints-interop.txt -e . inspect-ai 'lm-eval[api]'
 	@touch $@

@@ -38,8 +38,8 @@ def test_every_block_is_of_a_kind_that_a_test_below_runs() -> None:
     assert {block.language for block in all_blocks() if not block.path} <= kinds
     for block in all_blocks():
         if block.language == "sh":
-            known = ("make ", "curl ", ". ./.env", "pip ", "uvx ", "optillm-hooks ")
-            assert block.text.startswith(known)
+            ours = ("make ", "curl ", ". ./.env", "pip ", "uvx ", "optillm-hooks ")
+            assert block.text.startswith((*ours, "inspect ", "lm_eval "))
         if block.language == "yaml":
             wanted = ("model_list:", "optillm_settings:", "loggers:")
             assert any(key in block.text for key in wanted)
