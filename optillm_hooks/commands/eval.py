@@ -31,7 +31,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from optillm_hooks.commands.arguments import positive
 from optillm_hooks.config_files import CannotRun
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from optillm_hooks.evaluation.asking import Endpoint, Outcome
     from optillm_hooks.evaluation.questions import Graders, Problem
     from optillm_hooks.evaluation.report import Row
+    from optillm_hooks.evaluation.spend_log import Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,21 +85,22 @@ def run(given: argparse.Namespace) -> int:
         return _report_shadows(given)
     if given.models is None or given.tasks is None:
         raise CannotRun("--models and --tasks are needed, or --shadow")
-    graders = _graders(given)
+    run = _run(given)
+    graders = _graders(given, run)
     problems = [each for task in given.tasks for each in problems_of(task, given.seed, graders)]
     _check_ids(problems)
-    file = _folder(given) / "outcomes.jsonl"
-    with _endpoint(given) as endpoint:
+    file = _folder(given, run) / "outcomes.jsonl"
+    with _endpoint(given, run) as endpoint:
         asyncio.run(_ask(endpoint, given.models, problems, file))
-    wanted = {problem.id for problem in problems}
-    outcomes = [each for each in read_outcomes(file) if each.problem in wanted]
-    done = _report(given, outcomes)
+    every, wanted = read_outcomes(file), {problem.id for problem in problems}
+    outcomes = [each for each in every if each.problem in wanted]
+    done = _report(given, outcomes, _dollars(given, run, every))
     if given.policy is not None:
         _write_policy(given, outcomes)
     return done
 
 
-def _graders(given: argparse.Namespace) -> "Graders":
+def _graders(given: argparse.Namespace, run: "Run") -> "Graders":
     """Return what the checks need, as far as it is named."""
     from optillm_hooks.evaluation.judge import EndpointModel
     from optillm_hooks.evaluation.questions import Graders
@@ -108,7 +110,7 @@ def _graders(given: argparse.Namespace) -> "Graders":
             return None
         if given.base_url is None:
             raise CannotRun(f"--{option} needs --base-url: it names a model of that endpoint")
-        return EndpointModel(name, given.base_url, _key(given.key), given.timeout, fields)
+        return EndpointModel(name, given.base_url, _key(given.key), given.timeout, run, fields)
 
     return Graders(
         runner=None if given.code_runner is None else _runner(given.code_runner),
@@ -142,46 +144,60 @@ def _check_ids(problems: "Sequence[Problem]") -> None:
         seen.add(problem.id)
 
 
-def _folder(given: argparse.Namespace) -> Path:
-    """Return the folder of the run, made if it is missing.
+def _run(given: argparse.Namespace) -> "Run":
+    """Return the run that its folder has, or a new one.
 
     Raises:
-        CannotRun: it has outcomes of another run.
+        CannotRun: the folder has one with other settings.
     """
-    settings = {
-        name: getattr(given, name)
-        for name in (
-            "tasks",
-            "seed",
-            "max_tokens",
-            "temperature",
-            "judge",
-            "baseline",
-            "code_runner",
-        )
-    }
+    from pydantic import ValidationError
+
+    from optillm_hooks.evaluation.spend_log import Run, new_run
+
+    described = given.out / _DESCRIBED
+    try:
+        found = json.loads(described.read_text())
+        run = Run.model_validate(found)
+    except FileNotFoundError:
+        return new_run()
+    except (OSError, ValueError, ValidationError):
+        raise CannotRun(f"{described} cannot be read: choose another --out") from None
+    if found["settings"] != _settings(given):
+        raise CannotRun(f"{given.out} has a run with other settings: choose another --out")
+    return run
+
+
+_DESCRIBED: Final = "run.json"
+
+
+def _settings(given: argparse.Namespace) -> dict[str, Any]:
+    names = ("tasks", "seed", "max_tokens", "temperature", "judge", "baseline", "code_runner")
+    return {name: getattr(given, name) for name in names}
+
+
+def _folder(given: argparse.Namespace, run: "Run") -> Path:
+    """Return the folder of a run, which is made, and described in it, if it is new."""
+    described = given.out / _DESCRIBED
     try:
         given.out.mkdir(parents=True, exist_ok=True)
-        described = given.out / "run.json"
         if not described.exists():
-            described.write_text(json.dumps(settings))
-        elif json.loads(described.read_text()) != settings:
-            raise CannotRun(f"{given.out} has a run with other settings: choose another --out")
+            kept = {**run.model_dump(mode="json"), "settings": _settings(given)}
+            described.write_text(json.dumps(kept))
     except OSError as exc:
         raise CannotRun(f"{given.out} cannot be written to: {exc.strerror}") from None
     return Path(given.out)
 
 
 @contextmanager
-def _endpoint(given: argparse.Namespace) -> "Iterator[Endpoint]":
+def _endpoint(given: argparse.Namespace, run: "Run") -> "Iterator[Endpoint]":
     """Yield the endpoint that is named, or one of a proxy with the small local model."""
     from optillm_hooks.evaluation.asking import Endpoint
     from optillm_hooks.evaluation.own_proxy import own_proxy
 
     def made(url: str, key: str) -> Endpoint:
         return Endpoint(
-            url, key, at_once=given.at_once, per_second=given.per_second, timeout_s=given.timeout,
-            fields=_fields(given),
+            url, key, run, at_once=given.at_once, per_second=given.per_second,
+            timeout_s=given.timeout, fields=_fields(given),
         )  # fmt: skip
 
     if given.base_url is not None:
@@ -245,7 +261,20 @@ def _report_shadows(given: argparse.Namespace) -> int:
     return _show(given.out, rows, "Shadows")
 
 
-def _report(given: argparse.Namespace, outcomes: "Sequence[Outcome]") -> int:
+def _dollars(given: argparse.Namespace, run: "Run", outcomes: "Sequence[Outcome]") -> list[str]:
+    """Return lines on what the run has cost; none of a proxy of our own, which is gone."""
+    from optillm_hooks.evaluation.report import dollar_lines
+    from optillm_hooks.evaluation.spend_log import booked
+
+    if given.base_url is None:
+        return []
+    key = _key(given.key)
+    return dollar_lines(outcomes, lambda: booked(given.base_url, key, run, given.timeout))
+
+
+def _report(
+    given: argparse.Namespace, outcomes: "Sequence[Outcome]", dollars: Sequence[str]
+) -> int:
     from optillm_hooks.evaluation.policy import calibration_lines
     from optillm_hooks.evaluation.report import rows_of
 
@@ -254,18 +283,18 @@ def _report(given: argparse.Namespace, outcomes: "Sequence[Outcome]") -> int:
         _say(f"{count} without a grade: {error}")
     if not rows:
         raise CannotRun("no model has given a reply")
-    _show(given.out, rows, ", ".join(given.tasks))
-    for line in calibration_lines(outcomes):
+    _show(given.out, rows, ", ".join(given.tasks), dollars)
+    for line in (*dollars, *calibration_lines(outcomes)):
         _say(line)
     return 0
 
 
-def _show(out: Path, rows: "Sequence[Row]", title: str) -> int:
+def _show(out: Path, rows: "Sequence[Row]", title: str, lines: Sequence[str] = ()) -> int:
     from optillm_hooks.evaluation.page import as_html
     from optillm_hooks.evaluation.report import as_csv, as_table
 
     (out / "report.csv").write_text(as_csv(rows))
-    (out / "report.html").write_text(as_html(rows, title))
+    (out / "report.html").write_text(as_html(rows, title, lines))
     _say(f"{as_table(rows)}\n\n{out / 'report.html'} has the pictures.")
     return 0
 

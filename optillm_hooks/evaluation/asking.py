@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from optillm_hooks.evaluation.grading import Grade, Judged
 from optillm_hooks.evaluation.questions import Problem
 from optillm_hooks.evaluation.replies import Reply, Report, reply_in
+from optillm_hooks.evaluation.spend_log import Run
 
 _TRIES: Final = 4
 """Requests for a reply, not counting those that an overloaded host has refused."""
@@ -93,6 +94,7 @@ class Endpoint:
 
     url: str
     key: str
+    run: Run
     at_once: int = 8
     per_second: float | None = None
     timeout_s: float = 600.0
@@ -157,7 +159,8 @@ async def ask_all(
     ):
 
         async def solve(model: str, problem: Problem) -> None:
-            keep(await _outcome(client, pace, fields, model, problem))
+            traced = client.with_options(default_headers=endpoint.run.headers())
+            keep(await _outcome(traced, pace, fields, model, problem))
 
         for model, problem in pairs:
             group.create_task(solve(model, problem))

@@ -17,6 +17,7 @@ from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.evaluation.bills import NOTHING, Bill
 from optillm_hooks.evaluation.grading import Grade, Judged
 from optillm_hooks.evaluation.replies import Reply, reply_in
+from optillm_hooks.evaluation.spend_log import Run
 from optillm_hooks.gateway.refusals import refused_fields
 from optillm_hooks.judging.choosing import BEST, choice_prompt
 from optillm_hooks.judging.verdicts import JUDGING, ask_twice, says, shown
@@ -43,6 +44,7 @@ class EndpointModel:
     url: str
     key: str
     timeout_s: float
+    run: Run
     fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Fields of every request."""
 
@@ -57,6 +59,7 @@ class EndpointModel:
             api_key=self.key,
             max_retries=_TRIES,
             timeout=self.timeout_s,
+            default_headers=self.run.headers(),
             http_client=openai.DefaultAsyncHttpxClient(verify=_tls()),
         ) as client:
             try:

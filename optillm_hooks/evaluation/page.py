@@ -9,8 +9,11 @@ from optillm_hooks.evaluation.report import COLUMNS, Row, cells, frontier
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 340, 56, 150, 16, 44
 
 
-def as_html(rows: Sequence[Row], title: str) -> str:
-    """Return a page with the table, and accuracy against seconds and, if it is known, dollars."""
+def as_html(rows: Sequence[Row], title: str, lines: Sequence[str] = ()) -> str:
+    """Return a page with the table, and accuracy against seconds and, if it is known, dollars.
+
+    `lines` follow the table.
+    """
     head = "".join(f"<th>{escape(name)}</th>" for name in COLUMNS)
     body = "".join(
         f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in cells(row))}</tr>" for row in rows
@@ -18,7 +21,13 @@ def as_html(rows: Sequence[Row], title: str) -> str:
     pictures = [picture(rows, lambda row: row.p50_s, "median seconds of a problem")]
     if all(row.cost_usd is not None for row in rows) and any(row.cost_usd for row in rows):
         pictures.append(picture(rows, lambda row: row.cost_usd or 0.0, "US dollars of a problem"))
-    return _PAGE.format(title=escape(title), head=head, body=body, pictures="\n".join(pictures))
+    return _PAGE.format(
+        title=escape(title),
+        head=head,
+        body=body,
+        lines="\n".join(f"<p>{escape(line)}</p>" for line in lines),
+        pictures="\n".join(pictures),
+    )
 
 
 def picture(rows: Sequence[Row], price: Callable[[Row], float], label: str) -> str:
@@ -86,6 +95,7 @@ circle {{ fill: #2a7de1; }}
 intervals. <b>points</b>, <b>wins:losses</b> and <b>p</b> compare a model with the first one over
 the same problems (McNemar's exact test, corrected by Holm). <b>needed</b> is how many problems
 would show such a difference.</p>
+{lines}
 {pictures}
 </html>
 """

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from statistics import fmean
 from typing import Final
 
 from optillm_hooks.evaluation.asking import Outcome
+from optillm_hooks.evaluation.spend_log import Booked
 from optillm_hooks.evaluation.statistics import holm, mcnemar, problems_needed, quantile, wilson
 
 
@@ -44,6 +46,10 @@ class Row:
 
     cost_usd: float | None
     """Of a problem, on average; None if any is unknown."""
+
+    judge_tokens: float
+    judge_usd: float | None
+    """What the judge has cost beside that, in the same way."""
 
     p50_s: float
     p95_s: float
@@ -108,7 +114,6 @@ def _row(model: str, outcomes: Iterable[Outcome], difference: Difference | None)
         return None
     grades = Counter(outcome.grade for outcome in answered)
     unjudged = sum(outcome.unjudged for outcome in every)
-    costs = [outcome.cost_usd for outcome in answered if outcome.cost_usd is not None]
     seconds = [outcome.seconds for outcome in answered]
     low, high = wilson(grades["right"], len(answered))
     return Row(
@@ -118,7 +123,9 @@ def _row(model: str, outcomes: Iterable[Outcome], difference: Difference | None)
         low=low,
         high=high,
         tokens=fmean(each.prompt_tokens + each.completion_tokens for each in answered),
-        cost_usd=fmean(costs) if len(costs) == len(answered) else None,
+        cost_usd=_mean([outcome.cost_usd for outcome in answered]),
+        judge_tokens=fmean(outcome.judge_tokens for outcome in answered),
+        judge_usd=_mean([outcome.judge_usd for outcome in answered]),
         p50_s=quantile(seconds, 0.5),
         p95_s=quantile(seconds, 0.95),
         calls=fmean(outcome.calls for outcome in answered),
@@ -129,6 +136,11 @@ def _row(model: str, outcomes: Iterable[Outcome], difference: Difference | None)
         unjudged=unjudged,
         difference=difference,
     )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
 
 
 def frontier(rows: Sequence[Row], price: Callable[[Row], float]) -> list[Row]:
@@ -203,3 +215,44 @@ def as_csv(rows: Sequence[Row]) -> str:
         compared = [None if by is None else getattr(by, name) for name in Difference.__slots__]
         writer.writerow([*(getattr(row, name) for name in names), *compared])
     return text.getvalue()
+
+
+def dollar_lines(outcomes: Sequence[Outcome], look_up: Callable[[], Booked | None]) -> list[str]:
+    """Return what a run has cost in all, as the responses and the spend log say it.
+
+    Args:
+        outcomes: all of the run, those that were asked for again too.
+        look_up: returns what the spend log has of it; None if there is none.
+
+    No line, and no look at the log, if no response has named a price.
+    """
+    replies = [each.cost_usd for each in outcomes if each.grade is not None or each.unjudged]
+    judged = [each.judge_usd for each in outcomes if each.judge_tokens or each.judge_usd is None]
+    said = sum(cost or 0.0 for cost in (*replies, *judged))
+    if not said:
+        return []
+    of_judge = f", the judge {_sum(judged)}" if judged else ""
+    line = f"The replies cost {_sum(replies)}{of_judge}, by what the responses say."
+    return [line, _checked(said, look_up())]
+
+
+def _sum(costs: Sequence[float | None]) -> str:
+    unknown = costs.count(None)
+    known = f"${sum(cost for cost in costs if cost is not None):.6f}"
+    return f"{known} without {unknown} that have no price" if unknown else known
+
+
+def _checked(said: float, log: Booked | None) -> str:
+    if log is None:
+        return "There is nothing to check it against: the endpoint shows no spend log."
+    line = f"The spend log has ${log.usd:.6f} for this run, in {log.entries} entries."
+    if math.isclose(log.usd, said, rel_tol=_SAME):
+        return line
+    return (
+        f"{line} It differs by {log.usd - said:+.6f}: entries come up to a minute late (the same "
+        "command looks again), and calls that failed or were cut off cost something too."
+    )
+
+
+_SAME: Final = 0.001
+"""A difference that comes of rounding, as a share."""

@@ -22,11 +22,12 @@ from optillm_hooks.evaluation.known_sets import KNOWN_SETS
 from optillm_hooks.evaluation.problems import problems_of
 from optillm_hooks.evaluation.questions import Graders, Problem
 from optillm_hooks.evaluation.rows import Hub
+from optillm_hooks.evaluation.spend_log import new_run
 from tests.upstream import Call, Script, Upstream
 
 SETS = Path(__file__).parent.parent / "golden" / "sets"
 FILES = {path.stem: path for path in SETS.iterdir()}
-NOWHERE = EndpointModel("any", "http://127.0.0.1:1", "none", 1.0)
+NOWHERE = EndpointModel("any", "http://127.0.0.1:1", "none", 1.0, new_run())
 JUDGED = Graders(judge=NOWHERE, baseline=NOWHERE)
 
 

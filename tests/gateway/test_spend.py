@@ -1,13 +1,19 @@
 """Money: what LiteLLM logs for the caller's key is what the provider bills, no more and no less;
 who may not call the base model cannot reach it by any form, and no budget check is waived."""
 
+import itertools
+import json
 import re
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from optillm_hooks.cli import main
+from optillm_hooks.evaluation.asking import read_outcomes
 from tests.gateway.shared import hang_up
 from tests.proxy import PRICE, Entry, Proxy, alias, copy_of, hooked_config, model_group
 from tests.upstream import (
@@ -20,6 +26,7 @@ from tests.upstream import (
     Call,
     Fault,
     FaultRule,
+    Reply,
     Script,
     Status,
     Upstream,
@@ -498,3 +505,33 @@ def test_a_key_with_the_base_model_reaches_it(proxy: Proxy, upstream: Upstream, 
     allowed |= {"sk-free-forms"} if model.startswith("optillm/") else set()
     allowed |= {"sk-other-only", "sk-prefixes", "sk-free-forms"} if model == "other" else set()
     assert {key for key, status in statuses.items() if status == 200} == allowed
+
+
+def test_an_evaluation_reports_what_is_booked_for_it(
+    proxy: Proxy, upstream: Upstream, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LiteLLM's spend log has the trace of a call as its session; the calls of a plan share it."""
+
+    def reply(call: Call, choice: int) -> Reply | str:
+        return "RIGHT" if "RIGHT" in str(call.body) else differing(call, choice)
+
+    upstream.play(Script(reply=reply))
+    (tmp_path / "own.jsonl").write_text('{"question": "6 * 7?", "answer": 42, "check": "judge"}')
+    options = {
+        "--base-url": f"{proxy.url}/v1", "--key": "sk-spender", "--models": "base,moa-base",
+        "--judge": "other", "--tasks": f"{tmp_path / 'own.jsonl'}", "--out": f"{tmp_path}",
+    }  # fmt: skip
+    assert main(["eval", *itertools.chain(*options.items())]) == 0
+    run = json.loads((tmp_path / "run.json").read_text())["id"]
+    outcomes = read_outcomes(tmp_path / "outcomes.jsonl")
+    said = sum((each.cost_usd or 0) + (each.judge_usd or 0) for each in outcomes)
+    assert said == pytest.approx(cost(upstream.bill), rel=1e-6)
+
+    def booked() -> list[Entry]:
+        return [e for e in proxy.entries if run in (e.trace_id or "")]
+
+    proxy.wait_until(lambda _: sum(e.cost for e in booked()) == pytest.approx(said, rel=1e-6))
+    groups = Counter(e.model_group for e in booked() if e.provider == "openai")
+    assert groups["base"] >= 1 + 2  # a plain call, and a plan of several
+    assert groups["other"] == 2
+    assert "nothing to check it against" in capsys.readouterr().out  # no database here
