@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, NamedTuple, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -20,6 +20,7 @@ RISK: Final = 0.05
 """The probability, at most, that a calibration promises an error rate which does not hold."""
 
 MOST_SAMPLES: Final = 8
+MOST_ENTRIES: Final = 16
 
 
 class Level(BaseModel):
@@ -53,6 +54,57 @@ def check_levels(levels: tuple[Level, ...], samples: int) -> tuple[Level, ...]:
     return levels
 
 
+Kind = Literal["yes_or_no", "name", "number", "time", "choice", "anything"]
+KINDS: Final = frozenset(get_args(Kind))
+"""What a request may ask for whose answers can be compared; "anything": it is not known."""
+
+
+class Signals(NamedTuple):
+    """What is known of a request before any call."""
+
+    kind: str
+    """What its last message asks for, as the reader of answers sees it: "number", "choice", ..."""
+
+    size: int
+    """Bytes of its text (UTF-8): a token has about four, in any language."""
+
+
+class Entry(BaseModel):
+    """What holds for the requests of one class, in place of what the policy has learned of all."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    kind: Kind | None = Field(
+        default=None, description="What a request of the class asks for; unset: anything."
+    )
+    larger_than: int | None = Field(
+        default=None, ge=0, description="Bytes that its text has more than; unset: any size."
+    )
+    agree: int = Field(ge=0, le=MOST_SAMPLES, description="Samples whose agreement is enough.")
+    levels: tuple[Level, ...] = Field(
+        max_length=MOST_SAMPLES + 1, description="What agreement was worth in the class."
+    )
+
+    @property
+    def label(self) -> str:
+        """The class, for reports; "others" if it covers any request."""
+        size = "" if self.larger_than is None else f"over {self.larger_than} bytes"
+        return " ".join(filter(None, (self.kind, size))) or "others"
+
+    def covers(self, signals: Signals) -> bool:
+        """Return whether a request is of the class."""
+        is_kind = self.kind is None or self.kind == signals.kind
+        return is_kind and (self.larger_than is None or signals.size > self.larger_than)
+
+
+def check_entries(entries: tuple[Entry, ...], samples: int) -> None:
+    """Raise `ValueError` if an entry is not of a calibration with `samples` samples."""
+    for entry in entries:
+        check_levels(entry.levels, samples)
+        if entry.agree > samples:
+            raise ValueError(f"agree of an entry must be at most samples ({samples})")
+
+
 class Policy(BaseModel):
     """A policy file: parameters of `auto`, and what they were learned from."""
 
@@ -63,6 +115,11 @@ class Policy(BaseModel):
     escalate: str = Field(min_length=1, max_length=1000, description="The approach otherwise.")
     strong: str | None = Field(default=None, description="The model group that it runs on.")
     levels: tuple[Level, ...] = Field(min_length=1, description="What agreement was worth.")
+    entries: tuple[Entry, ...] = Field(
+        default=(),
+        max_length=MOST_ENTRIES,
+        description="Classes of requests with values of their own; the first that fits holds.",
+    )
     usd_per_point: float | None = Field(
         default=None, description="What a point of accuracy costs by this policy, for a request."
     )
@@ -72,6 +129,7 @@ class Policy(BaseModel):
         if self.agree > self.samples:
             raise ValueError(f"agree must be at most samples ({self.samples})")
         check_levels(self.levels, self.samples)
+        check_entries(self.entries, self.samples)
         return self
 
     @property

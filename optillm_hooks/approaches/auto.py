@@ -2,6 +2,7 @@
 
 `optillm-hooks eval --policy FILE` learns from your own problems how many samples have to agree,
 what to escalate to, and how often each is right; `optillm_settings.auto.policies` names the file.
+Where it pays, the number depends on what is asked for (a number, a choice, ...) or on the length.
 Without a policy all samples have to agree, `self_consistency` decides otherwise, and the report
 says that no accuracy is expected. With `max_error`, an answer is only given where the calibration
 proves that it is wrong no more often; elsewhere `auto` abstains. The promise is for questions like
@@ -26,6 +27,7 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
 
+from optillm_hooks.answers.questions import asked_for
 from optillm_hooks.answers.voting import contenders
 from optillm_hooks.context import Context
 from optillm_hooks.errors import SampleError
@@ -33,7 +35,17 @@ from optillm_hooks.fanout import sample_many
 from optillm_hooks.final_answer import needs_mark, reasoning_aloud, without_mark
 from optillm_hooks.judging.voting import agreement, wants_text
 from optillm_hooks.llm import LLM
-from optillm_hooks.policies import MOST_SAMPLES, Level, check_levels, holds
+from optillm_hooks.policies import (
+    MOST_ENTRIES,
+    MOST_SAMPLES,
+    Entry,
+    Level,
+    Signals,
+    check_entries,
+    check_levels,
+    holds,
+)
+from optillm_hooks.prompts import question
 from optillm_hooks.registry import Aside, Cost, Params, Rest, Result, over_named, wrapper
 from optillm_hooks.types import Answer, Chat, Sampling
 
@@ -43,6 +55,9 @@ ABSTAINS: Final = "I abstain: no answer to this is certain enough."
 
 _SHARE: Final = 0.9
 """Share of the remaining time after which an escalation is given up."""
+
+_LEARNED: Final = frozenset({"samples", "escalate", "strong", "levels", "entries"})
+"""Parameters that a policy sets, and that a request may not change."""
 
 Choice = Literal["answer", "escalate", "abstain"]
 
@@ -84,6 +99,12 @@ class AutoParams(Params):
         max_length=MOST_SAMPLES + 1,
         description="The calibration: right answers by agreeing samples, from the policy.",
     )
+    entries: tuple[Entry, ...] = Field(
+        default=(),
+        max_length=MOST_ENTRIES,
+        description="Classes of requests with an `agree` and levels of their own, from the policy; "
+        "not used with `max_error`.",
+    )
     temperature: float = Field(
         default=0.7, gt=0, le=2, description="Samples must differ, so 0 is not allowed."
     )
@@ -95,15 +116,16 @@ class AutoParams(Params):
         if not isinstance(given, dict) or given.get("policy") is None:
             return given
         merged = over_named(given, "policy", info, SETTING)
-        if learned := sorted({"samples", "escalate", "strong", "levels"} & given.keys()):
+        if learned := sorted(_LEARNED & given.keys()):
             raise ValueError(f"{learned[0]} cannot be given beside a policy, which was learned so")
-        return merged
+        return {**merged, "entries": ()} if "agree" in given else merged
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.agree is not None and self.agree > self.samples:
             raise ValueError(f"agree must be at most samples ({self.samples}), got {self.agree}")
         check_levels(self.levels, self.samples)
+        check_entries(self.entries, self.samples)
         if self.max_error is not None and not self.levels:
             raise ValueError("max_error needs a policy, which says how often answers are right")
         return self
@@ -117,18 +139,29 @@ class AutoParams(Params):
             answers=True,
         )
 
-    def chosen(self, votes: int) -> Choice:
+    def entry(self, signals: Signals) -> Entry | None:
+        """Return the entry of a request's class; None if what was learned of all holds for it.
+
+        With `max_error` that always holds: a class alone has too few problems to prove much.
+        """
+        if self.max_error is not None:
+            return None
+        return next((entry for entry in self.entries if entry.covers(signals)), None)
+
+    def chosen(self, votes: int, entry: Entry | None = None) -> Choice:
         """Return what to do if so many samples agree."""
         needed = self.samples if self.agree is None else self.agree
+        if entry is not None:
+            needed = entry.agree
         first: Choice = "answer" if votes >= needed else "escalate"
         if self.max_error is None:
             return first
         other: Choice = "escalate" if first == "answer" else "answer"
         return next((each for each in (first, other) if self._is_safe(each, votes)), "abstain")
 
-    def expected(self, choice: Choice, votes: int) -> float | None:
+    def expected(self, choice: Choice, votes: int, entry: Entry | None = None) -> float | None:
         """Return the calibrated accuracy of a choice; None if it is not known, or abstains."""
-        level = None if choice == "abstain" else self._level(votes)
+        level = None if choice == "abstain" else self._level(votes, entry)
         return None if level is None else _right(choice, level) / level.of
 
     def _is_safe(self, choice: Choice, votes: int) -> bool:
@@ -137,8 +170,9 @@ class AutoParams(Params):
             return False
         return holds(level.of - _right(choice, level), level.of, permitted, 2 * len(self.levels))
 
-    def _level(self, votes: int) -> Level | None:
-        return next((level for level in self.levels if level.votes == votes), None)
+    def _level(self, votes: int, entry: Entry | None = None) -> Level | None:
+        levels = self.levels if entry is None else (*entry.levels, *self.levels)
+        return next((level for level in levels if level.votes == votes), None)
 
 
 def _right(choice: Choice, level: Level) -> int:
@@ -162,10 +196,12 @@ async def auto(chat: Chat, rest: Rest, llm: LLM, params: AutoParams, ctx: Contex
         SamplesFailed: no sample finished.
     """
     strict = params.max_error is not None
+    signals = _signals(chat)
+    entry = params.entry(signals)
     if strict:
         ctx.offer(_abstention())  # what an early end returns, in place of a sample
     if ctx.client.fields.get("tools") or ctx.forms_answers or wants_text(chat, ctx):
-        _note(ctx, params, "abstain" if strict else "plain", "nothing_to_compare")
+        _note(ctx, params, "abstain" if strict else "plain", "nothing_to_compare", signals)
         return _abstention() if strict else await rest(chat)
     marked = needs_mark(chat, ctx)
     asked = reasoning_aloud(chat, llm, ctx, marked=marked)
@@ -176,7 +212,7 @@ async def auto(chat: Chat, rest: Rest, llm: LLM, params: AutoParams, ctx: Contex
     first: Answer = voters[tally.winner]
     if marked:
         first = without_mark(first)
-    choice = params.chosen(votes)
+    choice = params.chosen(votes, entry)
     if not strict:
         ctx.offer(first)
     reason = "max_error" if choice == "abstain" else "agreement"
@@ -184,8 +220,14 @@ async def auto(chat: Chat, rest: Rest, llm: LLM, params: AutoParams, ctx: Contex
     if choice == "escalate" and (answer := await _escalated(chat, rest, ctx, strict)) is None:
         choice, reason = ("abstain" if strict else "answer"), "escalation_failed"
         answer = None if strict else first
-    _note(ctx, params, choice, reason, votes=votes, expected=params.expected(choice, votes))
+    expected = params.expected(choice, votes, entry)
+    _note(ctx, params, choice, reason, signals, entry, votes=votes, expected=expected)
     return answer or _abstention()
+
+
+def _signals(chat: Chat) -> Signals:
+    size = sum(len(each.text.encode(errors="replace")) for each in chat)
+    return Signals(asked_for(question(chat)).name.lower(), size)
 
 
 async def _escalated(chat: Chat, rest: Rest, ctx: Context, strict: bool) -> Answer | None:
@@ -209,14 +251,24 @@ def _abstention() -> Answer:
     return Answer(ABSTAINS, "stop")
 
 
-def _note(ctx: Context, params: AutoParams, chosen: str, reason: str, **facts: object) -> None:
+def _note(
+    ctx: Context,
+    params: AutoParams,
+    chosen: str,
+    reason: str,
+    signals: Signals,
+    entry: Entry | None = None,
+    **facts: object,
+) -> None:
     """Say in the report what was chosen and why, and by which calibration."""
-    calibrated = sum(level.of for level in params.levels)
+    levels = params.levels if entry is None else entry.levels
     ctx.trace.note(
         "auto",
         chosen=chosen,
         reason=reason,
         samples=params.samples,
-        calibrated_on=calibrated,
+        calibrated_on=sum(level.of for level in levels),
+        **signals._asdict(),
+        entry="all" if entry is None else entry.label,
         **facts,
     )

@@ -302,9 +302,11 @@ def _show(out: Path, rows: "Sequence[Row]", title: str, lines: Sequence[str] = (
 def _write_policy(given: argparse.Namespace, outcomes: "Sequence[Outcome]") -> None:
     from optillm_hooks.evaluation.policy import as_yaml, fit
 
-    text = as_yaml(fit(outcomes, given.models, given.usd_per_point))
+    fitted = fit(outcomes, given.models, given.usd_per_point)
+    for line in fitted.said:
+        _say(line)
     try:
-        given.policy.write_text(text)
+        given.policy.write_text(as_yaml(fitted.policy))
     except OSError as exc:
         raise CannotRun(f"{given.policy} cannot be written: {exc.strerror}") from None
     _say(f"{given.policy} has the policy: name it in optillm_settings.auto.policies.")

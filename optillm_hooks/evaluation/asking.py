@@ -50,6 +50,10 @@ class AutoChoice(BaseModel):
     expected: float | None = None
     """The accuracy that its calibration expects."""
 
+    kind: str = ""
+    size: int = 0
+    """The signals of the request; see `optillm_hooks.policies.Signals`."""
+
 
 class Outcome(BaseModel):
     """What came of asking a model for one problem."""

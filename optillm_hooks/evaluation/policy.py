@@ -4,10 +4,12 @@ The calibration needs a model that always answers with its cheap samples, such a
 `auto(agree=0)-gpt-4o-mini`, and one or more that it could escalate to.
 """
 
+import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from functools import partial
+from statistics import fmean, median_low
 from typing import Final
 
 import yaml
@@ -16,29 +18,97 @@ import optillm_hooks.approaches  # noqa: F401 (prefixes of model names are known
 from optillm_hooks.config_files import CannotRun
 from optillm_hooks.evaluation.asking import Outcome
 from optillm_hooks.gateway.model_names import from_prefix
-from optillm_hooks.policies import Level, Policy
+from optillm_hooks.policies import KINDS, Entry, Level, Policy, Signals
 
 KEPT: Final = 0.98
 """The share of the best method's accuracy that the cheapest policy must keep."""
 
+LEAST: Final = 100
+"""Problems that a class of requests needs for an entry of its own."""
+
+_FOLDS: Final = 5
+"""Parts of the problems: what is learned from all but one is tried on that one."""
+
+
+_GAIN: Final = 1.05
+"""How much more accuracy for their price classes must show: less may be chance."""
+
 
 @dataclass(frozen=True, slots=True)
-class _Option:
-    """A policy, with its accuracy and its price on the calibration problems, on average."""
-
+class Fitted:
     policy: Policy
+    said: tuple[str, ...] = ()
+    """What the user should know: models that were of no use, and what the classes are worth."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A calibration problem: what came of the samples and of the escalation, and their prices."""
+
+    votes: int
+    right: bool
+    escalated_right: bool
+    price: float
+    escalated_price: float
+    signals: Signals
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The accuracy and the price of a policy on some problems, on average."""
+
     accuracy: float
     price: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Aim:
+    """What makes a policy better than another one."""
+
+    usd_per_point: float | None
+
+    def best(self, found: Sequence[_Found], best_accuracy: float) -> int:
+        """Return the index of the best one, where a single method reaches `best_accuracy`."""
+        worth = self.usd_per_point
+        if worth is not None:
+            return max(range(len(found)), key=lambda at: _value(found[at], worth))
+        least = min(KEPT * best_accuracy, max(each.accuracy for each in found))
+        kept = (at for at, each in enumerate(found) if each.accuracy >= least)
+        return min(kept, key=lambda at: found[at].price)
+
+    def prefers(self, new: _Found, old: _Found, best_accuracy: float) -> bool:
+        """Return whether `new` is better, and has clearly more accuracy for its price too."""
+        if new.accuracy * old.price <= _GAIN * old.accuracy * new.price:
+            return False
+        if self.usd_per_point is not None:
+            return _value(new, self.usd_per_point) > _value(old, self.usd_per_point)
+        return new.accuracy >= min(KEPT * best_accuracy, old.accuracy)
+
+
+def _value(found: _Found, usd_per_point: float) -> float:
+    return 100 * found.accuracy * usd_per_point - found.price
+
+
+@dataclass(frozen=True, slots=True)
+class _Escalation:
+    """A model that could be escalated to, and the problems that it and the samples answered."""
+
+    model: str
+    samples: int
+    cases: Sequence[_Case]
+    known: bool
+    """Whether the prices are dollars. Otherwise they are calls."""
+
+
 def fit(
     outcomes: Iterable[Outcome], models: Sequence[str], usd_per_point: float | None = None
-) -> Policy:
+) -> Fitted:
     """Return the best policy of those that `models` allow.
 
     Without a price of a point of accuracy, it is the cheapest that keeps 98 % of the accuracy of
     the best method, in dollars if all are known, else in calls. With one, it is that with the most
-    accuracy for its price.
+    accuracy for its price. Classes of requests have entries of their own where these do better on
+    problems from which they were not learned.
 
     Raises:
         CannotRun: there is nothing to learn from; the message says what to ask.
@@ -47,25 +117,24 @@ def fit(
     cheap = next((model for model in models if _is_cheap(by_model[model].values())), None)
     if cheap is None:
         raise CannotRun("a policy needs a model that always answers: add auto(agree=0)-MODEL")
-    options = [
-        option
-        for model in models
-        if model != cheap
-        for option in _options(model, by_model[cheap], by_model[model])
+    others = [model for model in models if model != cheap]
+    reasons = {model: _useless(model, by_model[cheap], by_model[model]) for model in others}
+    escalations = [
+        _escalation(model, by_model[cheap], by_model[model])
+        for model in others
+        if reasons[model] is None
     ]
-    if not options:
-        raise CannotRun("a policy needs a model or method besides the cheap one that has replies")
-    if usd_per_point is not None:
-        return max(
-            options, key=lambda each: 100 * each.accuracy * usd_per_point - each.price
-        ).policy
-    least = KEPT * max(_accuracy(found.values()) for found in by_model.values() if found)
-    reached = min(least, max(each.accuracy for each in options))
-    return min((each for each in options if each.accuracy >= reached), key=_price).policy
-
-
-def _price(option: _Option) -> float:
-    return option.price
+    said = tuple(f"{model}: not used: {reason}" for model, reason in reasons.items() if reason)
+    if not escalations:
+        hint = "a policy needs a model or method besides the cheap one that has replies"
+        raise CannotRun("; ".join((hint, *said)))
+    best = max(_accuracy(found.values()) for found in by_model.values() if found)
+    options = [(each, agree) for each in escalations for agree in range(each.samples + 1)]
+    found = [_tried(each.cases, _needed((), agree)) for each, agree in options]
+    aim = _Aim(usd_per_point)
+    escalation, agree = options[aim.best(found, best)]
+    entries, gain = _entries(escalation, agree, aim)
+    return Fitted(_policy(escalation, agree, entries), (*said, *gain))
 
 
 def _graded(outcomes: Iterable[Outcome], models: Sequence[str]) -> dict[str, dict[str, Outcome]]:
@@ -81,55 +150,186 @@ def _is_cheap(outcomes: Iterable[Outcome]) -> bool:
     return "answer" in choices and choices <= {"answer", "plain"}
 
 
-def _options(
-    model: str, cheap: Mapping[str, Outcome], strong: Mapping[str, Outcome]
-) -> Iterator[_Option]:
-    """Yield the policies that escalate to `model`, by the problems that both have answered."""
-    pairs = [
+def _useless(model: str, cheap: Mapping[str, Outcome], strong: Mapping[str, Outcome]) -> str | None:
+    """Return why `auto` cannot escalate to a model; None if it can."""
+    pairs = _pairs(cheap, strong)
+    if not pairs:
+        return "it has no reply to a problem that the cheap samples have answered"
+    is_method = from_prefix(model) is not None
+    if any(right.approach is not None for _, right in pairs) == is_method:
+        return None
+    if is_method:
+        return "no report says that its approach has answered"
+    return "it is an alias: name its approach as a prefix, such as bon-MODEL"
+
+
+def _pairs(
+    cheap: Mapping[str, Outcome], strong: Mapping[str, Outcome]
+) -> list[tuple[Outcome, Outcome]]:
+    """Return the outcomes of both for the problems whose samples could be compared."""
+    return [
         (cheap[problem], strong[problem])
         for problem in sorted(cheap.keys() & strong.keys())
         if (choice := cheap[problem].auto) is not None and choice.chosen == "answer"
     ]
-    if not pairs or any(right.approach is not None for _, right in pairs) != _is_method(model):
-        return
-    named = from_prefix(model)
-    votes = [first.auto.votes if first.auto else 0 for first, _ in pairs]
-    samples = next(first.auto.samples for first, _ in pairs if first.auto)
-    levels = tuple(_level(count, votes, pairs) for count in sorted(set(votes)))
-    known = all(each.cost_usd is not None for pair in pairs for each in pair)
-    base = fmean(_cost(first, known) for first, _ in pairs), _accuracy(a for a, _ in pairs)
-    for agree in range(samples + 1):
-        used = [
-            pair[:1] if count >= agree else pair for count, pair in zip(votes, pairs, strict=True)
-        ]
-        price = fmean(sum(_cost(each, known) for each in asked) for asked in used)
-        accuracy = _accuracy(asked[-1] for asked in used)
-        gained = 100 * (accuracy - base[1])
-        yield _Option(
-            Policy(
-                samples=samples,
-                agree=agree,
-                escalate=named.expression if named else "none",
-                strong=named.base if named else model,
-                levels=levels,
-                usd_per_point=(price - base[0]) / gained if known and gained > 0 else None,
-            ),
-            accuracy,
-            price,
+
+
+def _escalation(
+    model: str, cheap: Mapping[str, Outcome], strong: Mapping[str, Outcome]
+) -> _Escalation:
+    pairs = _pairs(cheap, strong)
+    costs = [each.cost_usd for pair in pairs for each in pair]
+    known = None not in costs and any(costs)
+    cases = [
+        _Case(
+            votes=choice.votes,
+            right=first.grade == "right",
+            escalated_right=second.grade == "right",
+            price=_cost(first, known),
+            escalated_price=_cost(second, known),
+            signals=Signals(choice.kind, choice.size),
         )
+        for first, second in pairs
+        if (choice := first.auto) is not None
+    ]
+    samples = next(first.auto.samples for first, _ in pairs if first.auto)
+    return _Escalation(model, samples, cases, known)
 
 
-def _is_method(model: str) -> bool:
-    return from_prefix(model) is not None
+def _tried(cases: Sequence[_Case], agree_of: Callable[[_Case], int]) -> _Found:
+    """Return what a policy comes to that needs `agree_of` a problem to agree on it."""
+    answered = [case.votes >= agree_of(case) for case in cases]
+    each = [*zip(cases, answered, strict=True)]
+    return _Found(
+        fmean(case.right if at_once else case.escalated_right for case, at_once in each),
+        fmean(case.price + (0 if at_once else case.escalated_price) for case, at_once in each),
+    )
 
 
-def _level(count: int, votes: Sequence[int], pairs: Sequence[tuple[Outcome, Outcome]]) -> Level:
-    of = [pair for number, pair in zip(votes, pairs, strict=True) if number == count]
+def _best_of_two(cases: Sequence[_Case]) -> float:
+    """Return the accuracy of the samples alone or of the escalation alone, whichever is better."""
+    return max(fmean(c.right for c in cases), fmean(c.escalated_right for c in cases))
+
+
+def _agree(cases: Sequence[_Case], samples: int, aim: _Aim) -> int:
+    """Return how many samples have to agree on problems like these."""
+    found = [_tried(cases, _needed((), agree)) for agree in range(samples + 1)]
+    return aim.best(found, _best_of_two(cases))
+
+
+def _entries(
+    escalation: _Escalation, agree: int, aim: _Aim
+) -> tuple[tuple[Entry, ...], tuple[str, ...]]:
+    """Return the entries of classes, and what they are worth; none if they are worth nothing.
+
+    They have to do better than `agree`, and better on problems from which they were not learned
+    (cross-validation).
+    """
+    cases, samples = [*escalation.cases], escalation.samples
+    random.Random(0).shuffle(cases)  # noqa: S311
+    best, pooled = _best_of_two(cases), _tried(cases, _needed((), agree))
+    chosen: tuple[Entry, ...] = ()
+    found = old = pooled
+    for split in (_by_kind, _by_size):
+        learn = partial(split, samples=samples, aim=aim)
+        entries = learn(cases)
+        if not aim.prefers(_tried(cases, _needed(entries, agree)), pooled, best):
+            continue
+        if not chosen:
+            found = old = _held_out(cases, lambda _: (), samples, aim)
+        if aim.prefers(new := _held_out(cases, learn, samples, aim), found, best):
+            chosen, found = entries, new
+    if not chosen:
+        return (), ()
+    price = "USD" if escalation.known else "calls"
+    needed = ", ".join(f"{entry.label}: {entry.agree}" for entry in chosen)
+    return chosen, (
+        f"classes with an agreement of their own ({needed}): on problems held out "
+        f"{100 * found.accuracy:.1f} % right for {found.price:.3g} {price}; without classes "
+        f"{100 * old.accuracy:.1f} % for {old.price:.3g}",
+    )
+
+
+def _needed(entries: Sequence[Entry], agree: int) -> Callable[[_Case], int]:
+    """Return how many samples have to agree on a problem, by its class; `agree` without one."""
+
+    def needed(case: _Case) -> int:
+        covering = (entry for entry in entries if entry.covers(case.signals))
+        return next((entry.agree for entry in covering), agree)
+
+    return needed
+
+
+def _held_out(
+    cases: Sequence[_Case],
+    learn: Callable[[Sequence[_Case]], tuple[Entry, ...]],
+    samples: int,
+    aim: _Aim,
+) -> _Found:
+    """Return what policies come to on the problems from which they were not learned."""
+    votes_needed = dict[int, int]()
+    for fold in range(min(_FOLDS, len(cases))):
+        others = [case for at, case in enumerate(cases) if at % _FOLDS != fold] or cases
+        needed = _needed(learn(others), _agree(others, samples, aim))
+        votes_needed |= {id(case): needed(case) for case in cases[fold::_FOLDS]}
+    return _tried(cases, lambda case: votes_needed[id(case)])
+
+
+def _by_kind(cases: Sequence[_Case], samples: int, aim: _Aim) -> tuple[Entry, ...]:
+    """Return an entry for each kind of question of which there are enough."""
+    kinds = sorted({case.signals.kind for case in cases} & KINDS)
+    of = {kind: [case for case in cases if case.signals.kind == kind] for kind in kinds}
+    return tuple(
+        Entry.model_validate({"kind": kind, **_learned(some, samples, aim)})
+        for kind, some in of.items()
+        if len(some) >= LEAST
+    )
+
+
+def _by_size(cases: Sequence[_Case], samples: int, aim: _Aim) -> tuple[Entry, ...]:
+    """Return entries for the longer and the shorter half of the requests."""
+    middle = int(median_low(case.signals.size for case in cases))
+    longer = [case for case in cases if case.signals.size > middle]
+    shorter = [case for case in cases if case.signals.size <= middle]
+    if min(len(longer), len(shorter)) < LEAST:
+        return ()
+    return (
+        Entry.model_validate({"larger_than": middle, **_learned(longer, samples, aim)}),
+        Entry.model_validate(_learned(shorter, samples, aim)),
+    )
+
+
+def _learned(cases: Sequence[_Case], samples: int, aim: _Aim) -> dict[str, object]:
+    return {"agree": _agree(cases, samples, aim), "levels": _levels(cases)}
+
+
+def _policy(escalation: _Escalation, agree: int, entries: tuple[Entry, ...]) -> Policy:
+    cases, named = escalation.cases, from_prefix(escalation.model)
+    ours, base = _tried(cases, _needed(entries, agree)), _tried(cases, _needed((), 0))
+    gained = 100 * (ours.accuracy - base.accuracy)
+    is_priced = escalation.known and gained > 0
+    return Policy(
+        samples=escalation.samples,
+        agree=agree,
+        escalate=named.expression if named else "none",
+        strong=named.base if named else escalation.model,
+        levels=_levels(cases),
+        entries=entries,
+        usd_per_point=(ours.price - base.price) / gained if is_priced else None,
+    )
+
+
+def _levels(cases: Sequence[_Case]) -> tuple[Level, ...]:
+    counts = sorted({case.votes for case in cases})
+    return tuple(_level(count, [c for c in cases if c.votes == count]) for count in counts)
+
+
+def _level(votes: int, cases: Sequence[_Case]) -> Level:
     return Level(
-        votes=count,
-        of=len(of),
-        right=sum(first.grade == "right" for first, _ in of),
-        escalated_right=sum(second.grade == "right" for _, second in of),
+        votes=votes,
+        of=len(cases),
+        right=sum(case.right for case in cases),
+        escalated_right=sum(case.escalated_right for case in cases),
     )
 
 
@@ -143,7 +343,8 @@ def _cost(outcome: Outcome, known: bool) -> float:
 
 def as_yaml(policy: Policy) -> str:
     """Return the text of a policy file."""
-    return yaml.safe_dump(policy.model_dump(exclude_none=True, mode="json"), sort_keys=False)
+    told = policy.model_dump(exclude_none=True, mode="json")
+    return yaml.safe_dump({k: v for k, v in told.items() if v != []}, sort_keys=False)
 
 
 def calibration_lines(outcomes: Iterable[Outcome]) -> list[str]:

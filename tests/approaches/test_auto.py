@@ -35,10 +35,11 @@ async def ended(
     strong: list[Reply],
     expression: str = "auto(policy=mine)",
     asked: str = ASKED,
+    policy: Mapping[str, Any] = POLICY,
     **how: Any,
 ) -> Outcome:
     groups = {"base": ScriptedLLM(cheap), "strong": ScriptedLLM(strong, model="strong")}
-    plan = resolve(parse(expression), presets={"auto": {"mine": POLICY}})
+    plan = resolve(parse(expression), presets={"auto": {"mine": policy}})
     request = Request(plan=plan, base="base", chat=chat(asked), **how)
     outcome = await run(request, groups.__getitem__)
     for llm in groups.values():
@@ -79,6 +80,39 @@ async def test_what_it_chooses(
     assert outcome.answers[0].text == text
     assert note(outcome)["chosen"] == chosen
     assert note(outcome)["expected"] == expected
+
+
+CLASSES = [
+    {"kind": "choice", "agree": 3, "levels": [{**PAIR, "right": 200}]},
+    {"larger_than": 1000, "agree": 0, "levels": []},
+    {
+        "kind": "number",
+        "agree": 2,
+        "levels": [{**PAIR, "of": 50, "right": 49, "escalated_right": 9}],
+    },
+]
+
+
+@pytest.mark.parametrize(
+    ("expression", "asked", "entry", "chosen", "expected"),
+    [
+        ("auto(policy=mine)", "How much is 6 * 7?", "number", "answer", 49 / 50),
+        ("auto(policy=mine)", "Which? A) 41 B) 42 C) 43", "choice", "escalate", 398 / 400),
+        ("auto(policy=mine)", "Is it 42?", "all", "escalate", 398 / 400),
+        ("auto(policy=mine)", "七" * 334, "over 1000 bytes", "answer", 300 / 400),
+        ("auto(policy=mine;agree=3)", "How much is 6 * 7?", "all", "escalate", 398 / 400),
+        ("auto(policy=mine;max_error=0.05)", "How much is 6 * 7?", "all", "escalate", 398 / 400),
+    ],
+)
+async def test_classes_of_requests_have_values_of_their_own(
+    expression: str, asked: str, entry: str, chosen: str, expected: float
+) -> None:
+    """They hold unless the request says how many have to agree, or wants a promise."""
+    policy = {**POLICY, "agree": 3, "entries": CLASSES}
+    strong: list[Reply] = ["42."] if chosen == "escalate" else []
+    outcome = await ended([B, A, B], strong, expression, asked, policy=policy)
+    told = note(outcome)
+    assert (told["entry"], told["chosen"], told["expected"]) == (entry, chosen, expected)
 
 
 async def test_a_text_gets_the_plain_call_and_no_promise() -> None:
