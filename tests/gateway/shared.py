@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
-from tests.proxy import Config, Proxy, alias, hooked_config, model_group
+from tests.proxy import ROOT, Config, Proxy, alias, hooked_config, model_group
 from tests.upstream import Upstream
 
 A = TypeVar("A")
@@ -15,6 +15,10 @@ MANY = ("bon", "moa", "self_consistency", "moa|bon", "re2&moa")
 """Approaches of several calls, each behind an alias `hurried-...` with a deadline."""
 
 DEADLINE_S = 6.0
+
+POLICY = ROOT / "tests" / "golden" / "auto_policy.yaml"
+THRIFTY_USD = 7e-4
+"""The `max_cost_usd` of the alias `auto-thrifty`."""
 
 STOCK_KEYS: dict[str, dict[str, object]] = {
     "sk-all": {"models": [], "key_alias": "all"},
@@ -63,7 +67,10 @@ def shared_config(upstream: Upstream) -> Config:
             alias("typo", "re2", dead_line=3),
             alias("dear", "bon(n=64;ratings=16)"),
             alias("tested", "plansearch", code_runner="monty"),
-        ]
+            alias("auto-few-calls", "auto(policy=mine)", max_calls=3),
+            alias("auto-thrifty", "auto(policy=mine)", max_cost_usd=THRIFTY_USD),
+        ],
+        optillm_settings={"auto": {"policies": {"mine": str(POLICY)}}},
     )
     config["router_settings"]["model_group_alias"] = {"mapped": "voted"}
     return config
