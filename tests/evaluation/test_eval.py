@@ -104,7 +104,8 @@ def test_kill_9_loses_the_calls_under_way_only(tmp_path: Path) -> None:
         process.wait()
         before = len(read_outcomes(file))
         assert len(upstream.calls) - before <= 4
-        upstream.play(Script(reply=answering))
+    with Upstream(Script(reply=answering)) as upstream:  # a new one, as late calls may arrive above
+        command[-1] = upstream.url
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
         assert len(upstream.calls) == 60 - before
@@ -118,6 +119,20 @@ def test_a_storm_of_429_slows_it_and_loses_nothing(tmp_path: Path) -> None:
     with Upstream(Script(reply=answering, fault=storm)) as upstream:
         assert evaluate(upstream, tmp_path, models=STRONG) == 0
         assert len(upstream.calls) > 30
+    outcomes = read_outcomes(tmp_path / "outcomes.jsonl")
+    assert [outcome.grade for outcome in outcomes] == ["right"] * 30
+
+
+def test_a_429_holds_back_every_request(tmp_path: Path) -> None:
+    """The host wants a pause, so only the requests that were under way may come before its end."""
+    pause, at_once = 0.5, 4
+    first = at({number: Status(429, retry_after=str(pause)) for number in range(at_once)})
+    with Upstream(Script(reply=answering, fault=first)) as upstream:
+        assert evaluate(upstream, tmp_path, "--at-once", str(at_once), models=STRONG) == 0
+        begun = sorted(call.started for call in upstream.calls)
+        assert len(begun) == 30 + at_once
+        refused = min(call.ended or 0.0 for call in upstream.calls[:at_once])
+    assert begun[at_once] - refused >= pause
     outcomes = read_outcomes(tmp_path / "outcomes.jsonl")
     assert [outcome.grade for outcome in outcomes] == ["right"] * 30
 
