@@ -105,7 +105,10 @@ def test_so_do_those_of_several_plans(proxy: Proxy, upstream: Upstream) -> None:
 
 
 def test_a_budget_with_room_keeps_calls_concurrent(proxy: Proxy, upstream: Upstream) -> None:
-    upstream.play(Script(reply=differing, latency_s=0.5))
-    answer = ask(proxy, "sk-roomy", model="self_consistency(n=6;confidence=1)-single")
-    assert answer.status_code == 200
+    for latency_s in (0.5, 4.0):  # a busy machine may begin the last when the first has ended
+        upstream.play(Script(reply=differing, latency_s=latency_s))
+        answer = ask(proxy, "sk-roomy", model="self_consistency(n=6;confidence=1)-single")
+        assert answer.status_code == 200
+        if upstream.max_concurrency == 6:
+            break
     assert upstream.max_concurrency == 6

@@ -40,7 +40,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
         alias("second_chance", "re2", base="first"),
         alias("voted", "self_consistency(n=3)", base="single"),
         model_group("single", upstream.url, model="cerebras/single"),
-        alias("late", "none", deadline_s=1.0),
+        alias("late", "none", deadline_s=3.0),
     ]
     config = hooked_config(models)
     config["router_settings"]["fallbacks"] = [{"first": ["second"]}]

@@ -22,7 +22,7 @@ QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": "What is 6 
 TIMES_DEARER = 3
 """How many times the first provider's price the second one's is."""
 
-TIMEOUT_S = 1.5
+TIMEOUT_S = 2.5
 FAULTS: dict[str, Fault] = {
     "500": Status(500),
     "503": Status(503),
@@ -180,10 +180,11 @@ def test_routing_by_latency_and_by_cost_fails_over(
 def test_a_cooldown_ends(upstream: Upstream, second: Upstream) -> None:
     """The provider is asked again when its time is over."""
     config = recipe("ranked")
-    models = at_providers(config, upstream, second)
-    for model in models:
-        if "allowed_fails" in model["model_info"]:
-            model["model_info"] |= {"allowed_fails": 0, "cooldown_time": 1}
+    models = [
+        model | {"model_info": {**model["model_info"], "allowed_fails": 0, "cooldown_time": 1}}
+        for model in at_providers(config, upstream, second)
+        if model["model_name"] == "ranked"
+    ]
 
     async def again() -> None:
         router = litellm.Router(model_list=models, **config["router_settings"])

@@ -2,7 +2,6 @@
 
 import json
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +48,7 @@ def proxy(
             alias("run-claude", "executecode", base="claude", code_runner="monty"),
             alias("chain-claude", "coc", base="claude", code_runner="monty"),
             alias("voted", "executecode&self_consistency(n=3)", code_runner="monty"),
-            alias("hurried", "executecode", code_runner="bubblewrap", deadline_s=3),
+            alias("hurried", "executecode", code_runner="bubblewrap", deadline_s=5),
             alias("metered", "coc(simulations=64)", code_runner="monty", max_calls=3),
         ],
         optillm_settings={
@@ -107,6 +106,13 @@ def descendants(proxy: Proxy) -> set[int]:
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
     return found - {proxy.pid}
+
+
+def descendants_after_a_run(proxy: Proxy, upstream: Upstream, runner: str) -> int:
+    """Return how many stay when a program has run, as the first one starts some."""
+    upstream.play(Script(reply=writing(SQUARES)))
+    assert text_of(ask(proxy, f"run-{runner}")) == "It is 285."
+    return len(descendants(proxy))
 
 
 def _parent(stat: Path) -> int:
@@ -273,14 +279,13 @@ def test_a_tag_in_a_text_starts_no_program(proxy: Proxy, upstream: Upstream) -> 
 def test_at_the_deadline_there_is_an_answer_and_no_program(
     proxy: Proxy, upstream: Upstream
 ) -> None:
+    idle = descendants_after_a_run(proxy, upstream, "bubblewrap")
     upstream.play(Script(reply=writing(ENDLESS)))
-    idle = len(descendants(proxy))
-    started = time.monotonic()
     answer = ask(proxy, "hurried")
     assert text_of(answer) == "It is 285."
     assert degraded(answer) == ["program_runs:1/1"]
-    assert time.monotonic() - started < 4
-    assert len(descendants(proxy)) <= idle
+    assert answer.json()["optillm"]["seconds"] < 30, "that is not half the program's own time"
+    proxy.wait_until(lambda p: len(descendants(p)) <= idle)
 
 
 def test_at_the_end_of_the_budget_there_is_an_answer(proxy: Proxy, upstream: Upstream) -> None:
@@ -329,11 +334,11 @@ def asking(proxy: Proxy, model: str, program: str) -> Iterator[None]:
 def test_a_client_that_goes_while_a_program_runs(
     proxy: Proxy, upstream: Upstream, name: str
 ) -> None:
+    idle = descendants_after_a_run(proxy, upstream, name)
     upstream.play(Script())
-    idle = len(descendants(proxy))
     with asking(proxy, f"run-{name}", "while True:\n    pass"):
         proxy.wait_until(lambda p: len(descendants(p)) >= idle + 2)
-    proxy.wait_until(lambda p: len(descendants(p)) <= idle, within_s=5)
+    proxy.wait_until(lambda p: len(descendants(p)) <= idle)
     assert not upstream.calls
 
 
@@ -343,9 +348,9 @@ def test_a_client_that_goes_while_a_sandbox_runs(
     upstream.play(Script())
     host.running.clear()
     with asking(proxy, "run-litellm", ENDLESS_THERE):
-        assert host.running.wait(20)
+        assert host.running.wait(60)
         assert host.open
-    proxy.wait_until(lambda _: not host.open, within_s=5)
+    proxy.wait_until(lambda _: not host.open)
     assert not upstream.calls
 
 

@@ -78,7 +78,7 @@ def proxy(
                     "model_name": "unpriced",
                     "litellm_params": {"model": "optillm-score/x", "api_base": f"{url}/score"},
                 },
-                alias("hurried", "bon(n=3;judge=vllm-score)", deadline_s=2),
+                alias("hurried", "bon(n=3;judge=vllm-score)", deadline_s=4),
                 alias("metered", "bon(judge=unpriced)", max_cost_usd=1.0),
                 alias("thrifty", "bon(n=4;judge=cohere)", max_cost_usd=0.001),
             ]

@@ -382,7 +382,7 @@ def test_a_budget_that_ends_in_the_middle_of_a_request_ends_its_calls(
     proxy: Proxy, upstream: Upstream, owner: str
 ) -> None:
     """LiteLLM books a call shortly after it has ended: two stages later it is visible."""
-    upstream.play(Script(reply=differing, latency_s=0.2))
+    upstream.play(Script(reply=differing, latency_s=0.4))
     (request, _) = THIN[owner]
     answer = ask(proxy, key=f"sk-thin-{owner}", **request)
     assert answer.status_code == 200, answer.text
