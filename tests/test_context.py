@@ -512,7 +512,7 @@ async def test_no_deadline_never_passes() -> None:
 async def test_within_is_a_share_of_the_time_left() -> None:
     ctx = context(limits=Limits(deadline_s=100.0))
     now = asyncio.get_running_loop().time()
-    assert ctx.within(0.25) == pytest.approx(now + 25, abs=1)
+    assert ctx.within(0.25) == pytest.approx(now + 25, abs=10)
 
 
 async def test_no_more_calls_are_under_way_than_may_be() -> None:

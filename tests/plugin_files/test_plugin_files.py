@@ -48,7 +48,7 @@ def loaded(tmp_path: Path) -> None:
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
     yield
-    until = time.monotonic() + 5
+    until = time.monotonic() + 30
     while any(t.name == "optillm-work" for t in threading.enumerate()):
         assert time.monotonic() < until, "a plugin's thread still works"
         time.sleep(0.005)

@@ -185,7 +185,7 @@ async def test_a_host_that_drips_is_left(world: WebWorld, path: str) -> None:
     started = asyncio.get_running_loop().time()
     with pytest.raises(ServiceFailed, match=r"longer than 0\.3 seconds"):
         await get(world.address(path), DownloadLimits(seconds=0.3))
-    assert asyncio.get_running_loop().time() - started < 2
+    assert asyncio.get_running_loop().time() - started < 20
 
 
 @pytest.mark.parametrize(
