@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 

@@ -276,8 +276,13 @@ def test_a_stream_that_breaks_off_is_not_booked_at_the_price_of_its_alias(
     proxy: Proxy, upstream: Upstream, spending: Spending, model: str
 ) -> None:
     upstream.play(Script(reply=differing, fault=always(CUT)))
-    ask(proxy, model, stream=True)
-    [outer] = [entry for entry in spending.entries if entry.provider == "optillm"]
+    ask(proxy, model, key=spending.key, stream=True)
+
+    def of_the_alias() -> list[Entry]:
+        return [entry for entry in spending.entries if entry.provider == "optillm"]
+
+    proxy.wait_until(lambda _: bool(of_the_alias()))
+    [outer] = of_the_alias()
     assert (outer.status, outer.cost) == ("failure", 0)
 
 
