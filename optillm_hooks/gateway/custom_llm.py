@@ -71,7 +71,7 @@ from optillm_hooks.gateway.reports import report_object, word
 from optillm_hooks.gateway.router_llm import RouterLLM
 from optillm_hooks.gateway.router_scorer import RouterScorer
 from optillm_hooks.gateway.sampling_rules import check_client
-from optillm_hooks.gateway.selection import on_deployment, select_deployment
+from optillm_hooks.gateway.selection import deployment_id, on_deployment, select_deployment
 from optillm_hooks.gateway.services import services_for
 from optillm_hooks.pipeline.events import Event, Models, Outcome, Piece, Progress, Report, Request
 from optillm_hooks.pipeline.plan import Plan
@@ -329,11 +329,16 @@ def _tell(client: ClientRequest | None, outcome: Outcome) -> None:
 def _as_litellm_errors(
     call: Mapping[str, Any], before_stream: Callable[[], bool] = lambda: False
 ) -> Iterator[None]:
-    """Raise our errors as LiteLLM's, and keep them for the headers."""
+    """Raise our errors as LiteLLM's, and keep them for the headers and against retries."""
+    client = _client(call)
+    deployment = deployment_id(metadata_of(call.get("litellm_params") or {}))
     try:
+        if client is not None and deployment in client.failed:
+            raise client.failed[deployment]
         yield
     except OptiLLMError as exc:
-        client = _client(call)
+        if client is not None and exc.status >= 429:  # LiteLLM may ask again with a shorter prompt
+            client.failed[deployment] = exc
         if client is not None and client.prepared is not None:
             client.prepared.error = exc
             tell_limit(exc, client.prepared)

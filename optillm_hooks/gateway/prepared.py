@@ -184,6 +184,12 @@ class ClientRequest:
     shadowed: Shadowed = field(default_factory=Shadowed)
     """What a shadow of the request needs."""
 
+    failed: dict[str | None, OptiLLMError] = field(default_factory=dict[str | None, OptiLLMError])
+    """The error of each deployment whose plan has failed, by the deployment's id.
+
+    The router's retries of it are answered with the error: a plan runs, and is paid, once.
+    """
+
     @property
     def answering(self) -> Prepared | None:
         """The plan that answers; None if a plain model does."""

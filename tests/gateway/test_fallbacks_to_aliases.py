@@ -25,6 +25,8 @@ BROKEN = (
     "barred",
     "frugal",
     "modest",
+    "tired",
+    "wrecked",
 )
 DEAR = 5
 """How many times the price of the other models that of the model `dear` is."""
@@ -66,6 +68,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
             alias("lent", "re2", inherit_access=True),
             alias("limited", "self_consistency(n=3)", base="solo", max_calls=2),
             alias("one_by_one", "re2", base="single"),
+            alias("rescue", "re2", base="wrecked"),
         ]
     )
     config["router_settings"] |= {
@@ -81,7 +84,9 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
             {"shared": ["two"]},
             {"thinker": ["thoughtful"]},
             {"one_at_a_time": ["one_by_one"]},
+            {"tired": ["rescue"]},
         ],
+        "model_group_retry_policy": {"rescue": {"InternalServerErrorRetries": 1}},
         "context_window_fallbacks": [{"long": ["careful"]}],
         "content_policy_fallbacks": [{"barred": ["careful"]}],
     }
@@ -187,6 +192,15 @@ def test_an_alias_of_the_model_that_has_failed_does_not_ask_it_again(
     answer = ask(proxy, "re2-looped", stream=stream)
     assert answer.status_code in (500, 503)  # some versions of the router raise the first error
     assert [call.body["model"] for call in upstream.calls] == ["looped"]
+
+
+@STREAMED
+def test_a_policy_of_retries_runs_no_plan_again(
+    proxy: Proxy, upstream: Upstream, stream: bool
+) -> None:
+    upstream.play(Script(fault=broken))
+    assert ask(proxy, "tired", stream=stream).status_code in (500, 503)
+    assert [call.body["model"] for call in upstream.calls] == ["tired", "wrecked"]
 
 
 @STREAMED
