@@ -56,7 +56,7 @@ newest: $(NEWEST)/.installed
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(NEWEST)/bin/python -m pytest $(or $(T),$(IN_PARALLEL) $(NEWEST_TESTS))
 
 interop: $(INSTALLED) $(INTEROP)/.installed
-	PATH="$(CURDIR)/$(INTEROP)/bin:$$PATH" $(RUN) -m pytest -m interop tests/evaluation/test_interop.py
+	PATH="$(CURDIR)/$(INTEROP)/bin:$$PATH" $(RUN) -m pytest -rP -m interop tests/evaluation/test_interop.py
 
 # As root, it installs the browser if there is none.
 page: $(INSTALLED)
