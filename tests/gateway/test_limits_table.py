@@ -14,7 +14,7 @@ import pytest
 
 from tests.gateway.shared import pairs
 from tests.proxy import PRICE, Proxy, alias, copy_of, hooked_config, model_group
-from tests.upstream import HANG, Billed, Call, Fault, Script, Status, Upstream
+from tests.upstream import HANG, Billed, Call, Fault, Script, Status, Upstream, always
 
 Fields = Mapping[str, Any]
 APPROACH = "self_consistency"
@@ -381,3 +381,23 @@ def test_a_clients_limits_are_for_its_whole_request(proxy: Proxy, upstream: Upst
     assert asked_models.count("base") >= 2
     assert asked_models.count(BASE) >= 1
     assert len(asked_models) == 6, asked_models
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        ("limited_deadline_s", {}),
+        ("limited_max_calls", {"optillm_limits": {"deadline_s": DEADLINE_S}}),
+    ],
+    ids=["of the alias", "of the client"],
+)
+def test_no_deadline_begins_anew_with_a_fallback(
+    proxy: Proxy, upstream: Upstream, model: str, fields: Fields, stream: bool
+) -> None:
+    """The first plan takes all the time, so its fallback, which would hang, makes no call."""
+    upstream.play(Script(fault=always(HANG)))
+    body = body_of("chat", model, fallbacks=["wide"], stream=stream, **fields)
+    answer = proxy.post(ROUTES["chat"], body, key="sk-all")
+    assert answer.status_code == 504, answer.text
+    assert {call.body["model"] for call in upstream.calls} <= {BASE}
