@@ -1,13 +1,38 @@
 """Pauses that overloaded providers ask for with a `retry-after` header, kept by one request."""
 
 import asyncio
+import time
 from dataclasses import dataclass
+from email.utils import mktime_tz, parsedate_tz
 
 from optillm_hooks.errors import SampleError
 
 LONGEST_S = 10.0
 """Seconds that a request waits for a model that keeps refusing. After a longer pause the client
 should come back itself: it gets the header."""
+
+
+def asked_pause_s(retry_after: str | None) -> float | None:
+    """Return the seconds that a `retry-after` header asks for, as a number or by a date.
+
+    0 if the date has passed; None if the header says neither.
+    """
+    if retry_after is None:
+        return None
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        return _until(retry_after)
+    return seconds if 0 <= seconds < float("inf") else None
+
+
+def _until(date: str) -> float | None:
+    """Return the seconds until `date`; None if it is none, or one that no calendar has."""
+    try:
+        parsed = parsedate_tz(date)
+        return None if parsed is None else max(0.0, mktime_tz(parsed) - time.time())
+    except (ValueError, OverflowError):
+        return None
 
 
 @dataclass(slots=True)

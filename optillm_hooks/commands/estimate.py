@@ -73,7 +73,7 @@ def _shown(value: object) -> str:
 def _estimate(given: argparse.Namespace, config: Mapping[str, Any]) -> dict[str, Any]:
     from optillm_hooks.gateway.operator_settings import call_limit, valid_settings
     from optillm_hooks.pipeline.expression import parse
-    from optillm_hooks.pipeline.plan import cost_of, resolve
+    from optillm_hooks.pipeline.plan import resolve
 
     settings = valid_settings(our_settings(config))
     asked = _asked(given.approach, given.model, config)
@@ -87,7 +87,7 @@ def _estimate(given: argparse.Namespace, config: Mapping[str, Any]) -> dict[str,
         "approach": plan.text,
         "models": ", ".join(models) or None,
         "calls": calls,
-        "depth": max(cost_of(each, decoded_remotely=remotely).depth for each in plan.chains),
+        "depth": plan.depth(decoded_remotely=remotely),
         "plain_call_usd": plain,
         "cost_usd": None if plain is None else calls * plain,
         "unknown_prices": ", ".join(unpriced) or None,
@@ -158,14 +158,13 @@ def _plain_call(
 
     The dollars are None if a price is not known, or there are no models.
     """
+    from optillm_hooks.gateway.estimates import dollars
     from optillm_hooks.gateway.model_facts import price_of_deployment
 
-    costs, unknown = list[float](), list[str]()
-    for model in models:
-        for params, info in _deployments(model, config):
-            price = price_of_deployment(params, info)
-            if price is None:
-                unknown.append(model)
-            else:
-                costs.append(prompt_tokens * price.prompt + answer_tokens * price.completion)
-    return (max(costs) if costs and not unknown else None), unknown
+    prices = [
+        (model, price_of_deployment(params, info))
+        for model in models
+        for params, info in _deployments(model, config)
+    ]
+    unknown = [model for model, price in prices if price is None]
+    return dollars(1, [price for _, price in prices], prompt_tokens, answer_tokens), unknown

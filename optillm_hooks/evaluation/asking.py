@@ -5,7 +5,6 @@ under way are lost.
 """
 
 import asyncio
-import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from optillm_hooks.evaluation.grading import Grade, Judged
 from optillm_hooks.evaluation.questions import Problem
 from optillm_hooks.evaluation.replies import Reply, Report, reply_in
 from optillm_hooks.evaluation.spend_log import Run
+from optillm_hooks.pauses import asked_pause_s
 
 _TRIES: Final = 4
 """Requests for a reply, not counting those that an overloaded host has refused."""
@@ -232,13 +232,9 @@ def _said(failed: openai.OpenAIError) -> str:
 def _pause_s(failed: openai.OpenAIError, before: int) -> float:
     """Return what the host asks for in seconds, or a time that doubles with each pause before."""
     response = getattr(failed, "response", None)
-    try:
-        asked = float(response.headers["retry-after"]) if response else math.nan
-    except (KeyError, ValueError):
-        asked = math.nan
-    if not asked >= 0:
-        asked = _FIRST_PAUSE_S * 2.0 ** min(before, 10)
-    return min(asked, _LONGEST_PAUSE_S)
+    asked = asked_pause_s(response.headers.get("retry-after")) if response is not None else None
+    doubled = _FIRST_PAUSE_S * 2.0 ** min(before, 10)
+    return min(doubled if asked is None else asked, _LONGEST_PAUSE_S)
 
 
 async def _graded(model: str, problem: Problem, reply: Reply, seconds: float) -> Outcome:

@@ -33,10 +33,10 @@ from optillm_hooks.gateway.deployments import alias_model, deployments, is_confi
 from optillm_hooks.gateway.inner_call import InnerCall
 from optillm_hooks.gateway.key_limits import key_limits
 from optillm_hooks.gateway.model_facts import FactsOf, cached_model_facts
-from optillm_hooks.gateway.model_names import PROVIDER, Named, from_prefix, refuse_second_prefix
+from optillm_hooks.gateway.model_names import PROVIDER, Named, refuse_second_prefix
 from optillm_hooks.gateway.prepared import Prepared, Route
 from optillm_hooks.gateway.rates import ModelRates
-from optillm_hooks.gateway.selection import Selection, unknown_prefix
+from optillm_hooks.gateway.selection import Selection, is_served, unknown_prefix
 from optillm_hooks.gateway.services import services_for
 from optillm_hooks.pipeline.plan import Chain, Plan
 from optillm_hooks.settings import Settings, forbidden, meant
@@ -188,7 +188,7 @@ async def refuse_unknown_model(
         RequestRejected: the message has the approaches, or the name that is meant.
     """
     model = data.get("model")
-    if not isinstance(model, str):
+    if not isinstance(model, str) or is_served(model, router, key):
         return
     mistake = unknown_prefix(model, router, key)
     if mistake is not None:
@@ -196,18 +196,16 @@ async def refuse_unknown_model(
             await check_access(mistake.base, key, router)
             raise mistake.error
         return
-    if data.get("fallbacks") or _may_serve(router, model, key):
+    if data.get("fallbacks") or _may_answer_any_name(router, model):
         return
     if hint := meant(model, names_for(router, key)):
         raise RequestRejected(f"no model {model!r} is configured{hint}", param="model")
 
 
-def _may_serve(router: Router, model: str, key: UserAPIKeyAuth) -> bool:
-    """Return whether a plan, or LiteLLM by whatever setting, may have an answer for `model`."""
+def _may_answer_any_name(router: Router, model: str) -> bool:
+    """Return whether LiteLLM may have an answer for a model that is not configured."""
     return bool(
-        from_prefix(model)
-        or deployments(router, model, key)
-        or model in router.deployment_names
+        model in router.deployment_names
         or router.fallbacks
         or router.default_deployment
         or router.router_general_settings.pass_through_all_models

@@ -4,7 +4,7 @@ The dollars are those of LiteLLM's prices. Replies are not known yet, so there i
 with replies of usual length, and a high one, with the longest that the models write.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,8 +12,8 @@ import litellm
 
 from optillm_hooks.gateway.applied_limits import applied_limits
 from optillm_hooks.gateway.prepared import Prepared
+from optillm_hooks.llm import Price
 from optillm_hooks.pipeline.events import Outcome, Report
-from optillm_hooks.pipeline.plan import cost_of
 from optillm_hooks.types import Answer, Json, Usage
 
 _PROMPT_FIELDS: Final = ("system", "instructions", "messages", "input", "prompt", "tools")
@@ -78,23 +78,33 @@ def estimate(prepared: Prepared) -> Estimate:
     longest = max(each.max_output_tokens or _LONGEST_REPLY for each in facts)
     usual = min(_USUAL_REPLY, longest)
     limits = prepared.limits
-    remotely = prepared.is_decoded_remotely
     prices = [each.price for each in facts]
-    known = [price for price in prices if price is not None]
+    low, high = (dollars(calls, prices, prompt, reply) for reply in (usual, longest))
     cost = None
-    if len(known) == len(prices):
-        cost = _within(
-            calls * max(price.prompt * prompt + price.completion * usual for price in known),
-            calls * max(price.prompt * prompt + price.completion * longest for price in known),
-            limits.max_cost_usd,
-        )
+    if low is not None and high is not None:
+        cost = _within(low, high, limits.max_cost_usd)
     return Estimate(
         calls=calls,
-        depth=max(cost_of(each, decoded_remotely=remotely).depth for each in prepared.plan.chains),
+        depth=prepared.plan.depth(decoded_remotely=prepared.is_decoded_remotely),
         tokens=_within(
             calls * (prompt + usual), calls * (prompt + longest), limits.max_tokens_total
         ),
         cost_usd=cost,
+    )
+
+
+def dollars(
+    calls: int, prices: Sequence[Price | None], prompt_tokens: int, reply_tokens: int
+) -> float | None:
+    """Return what `calls` cost at the dearest of `prices`, for prompts and replies of this length.
+
+    None if a price is not known, or there are none.
+    """
+    known = [price for price in prices if price is not None]
+    if not known or len(known) < len(prices):
+        return None
+    return calls * max(
+        price.prompt * prompt_tokens + price.completion * reply_tokens for price in known
     )
 
 

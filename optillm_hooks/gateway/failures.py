@@ -1,10 +1,8 @@
 """Error mapping: LiteLLM's exceptions to ours, and ours to those that the proxy reports."""
 
 import re
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from email.utils import mktime_tz, parsedate_tz
 from itertools import chain
 
 import httpx
@@ -30,6 +28,7 @@ from optillm_hooks.errors import (
 )
 from optillm_hooks.gateway.masking import mask_credentials
 from optillm_hooks.gateway.model_names import PROVIDER
+from optillm_hooks.pauses import asked_pause_s
 
 _MAX_CHARS = 500
 _READ_CHARS = 8192
@@ -192,26 +191,10 @@ def _retry_after(exc: Exception) -> str | None:
 
 
 def _wait_s(exc: Exception) -> float | None:
-    """Return the seconds until the next call may succeed; None if that is not known."""
+    """Return the seconds until the next call may succeed; None if none are told."""
     if isinstance(exc, RouterRateLimitError):
         return float(exc.cooldown_time)
-    told = _retry_after(exc)
-    if told is None:
-        return None
-    try:
-        seconds = float(told)
-    except ValueError:
-        seconds = _until(told)
-    return seconds if 0 < seconds < float("inf") else None
-
-
-def _until(date: str) -> float:
-    """Return the seconds until `date`; 0 if it is none, or one that no calendar has."""
-    try:
-        parsed = parsedate_tz(date)
-        return 0.0 if parsed is None else mktime_tz(parsed) - time.time()
-    except (ValueError, OverflowError):
-        return 0.0
+    return asked_pause_s(_retry_after(exc)) or None
 
 
 def is_of_whole_group(error: ProviderFailed) -> bool:

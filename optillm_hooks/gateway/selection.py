@@ -364,16 +364,21 @@ class UnknownPrefix(NamedTuple):
     error: RequestRejected
 
 
+def is_served(requested: str, router: Router, key: UserAPIKeyAuth | None = None) -> bool:
+    """Return whether a deployment has this name, or it is a known approach before a model's."""
+    return bool(
+        deployments(router, requested, key) or model_names.from_prefix(requested) is not None
+    )
+
+
 def unknown_prefix(
     requested: str, router: Router, key: UserAPIKeyAuth | None = None
 ) -> UnknownPrefix | None:
-    """Return the mistake in `foo-gpt-4o`, if `gpt-4o` is configured and nothing serves the name.
+    """Return the mistake in `foo-gpt-4o`, which nothing serves, if `gpt-4o` is configured.
 
     A known approach with dashes in its name is recognised too. Whoever may not call the base must
     not learn by this error that it exists.
     """
-    if deployments(router, requested, key) or model_names.from_prefix(requested) is not None:
-        return None
     for name in (approach.name for approach in all_approaches() if "_" in approach.name):
         base = requested[len(name) + 1 :]
         if requested == f"{name.replace('_', '-')}-{base}" and is_configured(router, base, key):

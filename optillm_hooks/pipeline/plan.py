@@ -96,6 +96,11 @@ class Plan:
         """
         return sum(cost_of(chain, decoded_remotely=decoded_remotely).calls for chain in self.chains)
 
+    def depth(self, *, decoded_remotely: bool) -> int:
+        """Return the calls on the critical path: those of the longest chain, one after another."""
+        costs = (cost_of(chain, decoded_remotely=decoded_remotely) for chain in self.chains)
+        return max(cost.depth for cost in costs)
+
     @property
     def planned_calls(self) -> int:
         """The expected calls without those of chains that a stage may run beside its own work."""

@@ -19,7 +19,7 @@ from optillm_hooks.gateway.admission import admit
 from optillm_hooks.gateway.deployments import alias_model, deployments, is_configured
 from optillm_hooks.gateway.model_facts import model_facts
 from optillm_hooks.gateway.operator_settings import alias_settings, read_settings
-from optillm_hooks.gateway.selection import Selection, select, unknown_prefix
+from optillm_hooks.gateway.selection import Selection, is_served, select, unknown_prefix
 from optillm_hooks.gateway.tags import read_tags
 from optillm_hooks.llm import Price
 from optillm_hooks.pipeline import plan
@@ -81,7 +81,8 @@ def tagged(approach: str) -> str:
 def selected(
     router: Router, request: dict[str, Any], settings: Settings | None = None
 ) -> Selection:
-    if (mistake := unknown_prefix(request["model"], router)) is not None:
+    model = request["model"]
+    if not is_served(model, router) and (mistake := unknown_prefix(model, router)) is not None:
         raise mistake.error
     found = read_tags(request)
     request.update(found.changed)
