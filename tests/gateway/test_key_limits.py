@@ -3,8 +3,16 @@
 import time
 from dataclasses import replace
 
+import litellm
 import pytest
-from litellm.proxy._types import UserAPIKeyAuth
+from fastapi import HTTPException
+from litellm.proxy._types import (
+    GenerateKeyRequest,
+    KeyManagementRoutes,
+    LitellmUserRoles,
+    UserAPIKeyAuth,
+)
+from litellm.proxy.management_endpoints.key_management_endpoints import key_generation_check
 
 from optillm_hooks.budget import Limits
 from optillm_hooks.gateway.custom_llm import _hurries
@@ -106,3 +114,16 @@ def test_the_stricter_of_key_and_team_holds(name: str) -> None:
             {low: {"optillm": {name: 2}}, high: {"optillm": {name: 9}}}
         )
         assert getattr(key_limits(key), name) == 2
+
+
+def test_litellm_can_forbid_users_the_keys_that_no_teams_ceiling_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So docs/limits.md tells operators to."""
+    user = UserAPIKeyAuth(user_id="ada", user_role=LitellmUserRoles.INTERNAL_USER)
+    asked = None, user, GenerateKeyRequest(user_id="ada"), KeyManagementRoutes.KEY_GENERATE
+    assert key_generation_check(*asked)
+    rule = {"personal_key_generation": {"allowed_user_roles": ["proxy_admin"]}}
+    monkeypatch.setattr(litellm, "key_generation_settings", rule)
+    with pytest.raises(HTTPException, match="restricted by admin"):
+        key_generation_check(*asked)
