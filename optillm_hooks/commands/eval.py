@@ -150,8 +150,6 @@ def _run(given: argparse.Namespace) -> "Run":
     Raises:
         CannotRun: the folder has one with other settings.
     """
-    from pydantic import ValidationError
-
     from optillm_hooks.evaluation.spend_log import Run, new_run
 
     described = given.out / _DESCRIBED
@@ -160,9 +158,9 @@ def _run(given: argparse.Namespace) -> "Run":
         run = Run.model_validate(found)
     except FileNotFoundError:
         return new_run()
-    except (OSError, ValueError, ValidationError):
+    except (OSError, ValueError):
         raise CannotRun(f"{described} cannot be read: choose another --out") from None
-    if found["settings"] != _settings(given):
+    if found.get("settings") != _settings(given):
         raise CannotRun(f"{given.out} has a run with other settings: choose another --out")
     return run
 

