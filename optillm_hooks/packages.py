@@ -29,14 +29,17 @@ def allow(packages: AllowedPackages) -> None:
 
 def allowed_entries(group: str) -> list[EntryPoint]:
     """Return the entry points of `group` that may be loaded, by name."""
+    if not _ALLOWED.packages:
+        return []  # looking for them reads the metadata of every installed package
     return sorted(filter(_may_load, entry_points(group=group)), key=lambda entry: entry.name)
 
 
 def not_allowed(groups: Iterable[str]) -> dict[str, list[EntryPoint]]:
     """Return the entry points of `groups` that may not be loaded, by the name of their package."""
     found: dict[str, list[EntryPoint]] = {}
+    installed = entry_points()
     for group in groups:
-        for entry in entry_points(group=group):
+        for entry in installed.select(group=group):
             if not _may_load(entry):
                 found.setdefault(package_of(entry), []).append(entry)
     return found
