@@ -273,7 +273,6 @@ def _dollars(given: argparse.Namespace, run: "Run", outcomes: "Sequence[Outcome]
 def _report(
     given: argparse.Namespace, outcomes: "Sequence[Outcome]", dollars: Sequence[str]
 ) -> int:
-    from optillm_hooks.evaluation.policy import calibration_lines
     from optillm_hooks.evaluation.report import rows_of
 
     rows = rows_of(outcomes, given.models)
@@ -282,9 +281,18 @@ def _report(
     if not rows:
         raise CannotRun("no model has given a reply")
     _show(given.out, rows, ", ".join(given.tasks), dollars)
-    for line in (*dollars, *calibration_lines(outcomes)):
+    for line in (*dollars, *_calibration(outcomes)):
         _say(line)
     return 0
+
+
+def _calibration(outcomes: "Sequence[Outcome]") -> list[str]:
+    """Return what is said of `auto`, if a model was asked through it."""
+    if all(each.auto is None for each in outcomes):
+        return []
+    from optillm_hooks.evaluation.policy import calibration_lines  # loads LiteLLM: seconds
+
+    return calibration_lines(outcomes)
 
 
 def _show(out: Path, rows: "Sequence[Row]", title: str, lines: Sequence[str] = ()) -> int:

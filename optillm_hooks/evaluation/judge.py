@@ -18,7 +18,6 @@ from optillm_hooks.evaluation.bills import NOTHING, Bill
 from optillm_hooks.evaluation.grading import Grade, Judged
 from optillm_hooks.evaluation.replies import Reply, reply_in
 from optillm_hooks.evaluation.spend_log import Run
-from optillm_hooks.gateway.refusals import refused_fields
 from optillm_hooks.judging.choosing import BEST, choice_prompt
 from optillm_hooks.judging.verdicts import JUDGING, ask_twice, says, shown
 from optillm_hooks.prompts import data_notice, enclose, fence
@@ -87,6 +86,8 @@ class _Metered:
         try:
             reply = await self._model.reply(messages, temperature=sampling.temperature)
         except ProviderFailed as failed:
+            from optillm_hooks.gateway.refusals import refused_fields  # loads LiteLLM: seconds
+
             if "temperature" not in refused_fields(failed, sampling):
                 raise
             reply = await self._model.reply(messages)

@@ -335,3 +335,13 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(CannotRun, match=r"optillm-hooks\[eval\]"):
         problems_of("reasoning_gym/chain_sum", 1)
+
+
+def test_a_run_does_not_wait_for_litellm_to_load() -> None:
+    """It would take seconds, and LiteLLM looks for its list of prices on the network."""
+    modules = "asking, judge, page, problems, report"
+    program = (
+        f"import sys, optillm_hooks.commands.eval\nfrom optillm_hooks.evaluation import {modules}\n"
+        "raise SystemExit('litellm' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
