@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from optillm_hooks.errors import OptiLLMError, RequestRejected
 from optillm_hooks.gateway.failures import to_proxy
 from optillm_hooks.gateway.operator_settings import read_settings
+from optillm_hooks.gateway.route_docs import ERRORS, in_body, in_query
 from optillm_hooks.gateway.services import owner_of, store_of
 from optillm_hooks.store.records import Namespace, Note, Scope, Strategy
 from optillm_hooks.store.store import Store
@@ -38,7 +39,9 @@ def not_kept(response: Response) -> None:
     response.headers.update(NOT_KEPT)
 
 
-router: Final = APIRouter(prefix=PREFIX, tags=["optillm"], dependencies=[Depends(not_kept)])
+router: Final = APIRouter(
+    prefix=PREFIX, tags=["optillm"], dependencies=[Depends(not_kept)], responses=ERRORS
+)
 Key = Annotated[UserAPIKeyAuth, Depends(user_api_key_auth)]
 
 
@@ -69,7 +72,7 @@ class _Rollback(_Whose):
     version: int = Field(ge=1, le=_MAX_VERSION)
 
 
-@router.get("/notes")
+@router.get("/notes", openapi_extra=in_query(_Page))
 async def list_notes(request: Request, key: Key) -> dict[str, Any]:
     """Return a page of notes, newest first; `after` is the id of the last note of the page before.
 
@@ -83,7 +86,7 @@ async def list_notes(request: Request, key: Key) -> dict[str, Any]:
     return {"object": "list", "data": [*map(_note, page)], "has_more": len(notes) > len(page)}
 
 
-@router.delete("/notes")
+@router.delete("/notes", openapi_extra=in_query(_Whose))
 async def delete_notes(request: Request, key: Key) -> dict[str, Any]:
     """Delete all notes and cached texts. Query: `scope`, `owner`."""
     asked = query_of(_Whose, request)
@@ -94,7 +97,7 @@ async def delete_notes(request: Request, key: Key) -> dict[str, Any]:
     return {"object": "optillm.notes.deleted", "notes": notes, "cached_texts": texts}
 
 
-@router.delete("/notes/{note_id}")
+@router.delete("/notes/{note_id}", openapi_extra=in_query(_Whose))
 async def delete_note(note_id: str, request: Request, key: Key) -> dict[str, Any]:
     """Delete a note. Query: `scope`, `owner`."""
     asked = query_of(_Whose, request)
@@ -103,7 +106,7 @@ async def delete_note(note_id: str, request: Request, key: Key) -> dict[str, Any
     return _deleted("optillm.note", note_id, found)
 
 
-@router.post("/feedback")
+@router.post("/feedback", openapi_extra=in_body(_Feedback))
 async def give_feedback(request: Request, key: Key) -> dict[str, Any]:
     """Reward the strategies that a request used. Only the first reward of a request counts.
 
@@ -124,7 +127,7 @@ async def give_feedback(request: Request, key: Key) -> dict[str, Any]:
     return {"object": "optillm.feedback", "request_id": given.request_id, "strategies": rewarded}
 
 
-@router.get("/strategies")
+@router.get("/strategies", openapi_extra=in_query(_Whose))
 async def list_strategies(request: Request, key: Key) -> dict[str, Any]:
     """Return the strategies with their counts. Query: `scope`, `owner`."""
     asked = query_of(_Whose, request)
@@ -133,7 +136,7 @@ async def list_strategies(request: Request, key: Key) -> dict[str, Any]:
     return {"object": "list", "data": [*map(_strategy, found)], "has_more": False}
 
 
-@router.delete("/strategies/{strategy_id}")
+@router.delete("/strategies/{strategy_id}", openapi_extra=in_query(_Whose))
 async def delete_strategy(strategy_id: str, request: Request, key: Key) -> dict[str, Any]:
     """Delete a strategy with all its versions. Query: `scope`, `owner`."""
     asked = query_of(_Whose, request)
@@ -142,7 +145,7 @@ async def delete_strategy(strategy_id: str, request: Request, key: Key) -> dict[
     return _deleted("optillm.strategy", strategy_id, found)
 
 
-@router.post("/strategies/{strategy_id}/rollback")
+@router.post("/strategies/{strategy_id}/rollback", openapi_extra=in_body(_Rollback))
 async def roll_back_strategy(strategy_id: str, request: Request, key: Key) -> dict[str, Any]:
     """Make an earlier version the current one. Body: `version`, `scope`, `owner`."""
     given = await _body(_Rollback, request)

@@ -32,6 +32,7 @@ from optillm_hooks.gateway.http_routes import (
 from optillm_hooks.gateway.model_facts import model_facts
 from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.recent_plans import PLANS, whose_of
+from optillm_hooks.gateway.route_docs import ERRORS, in_query
 from optillm_hooks.pipeline.plan import cost_of, stage_of
 from optillm_hooks.registry import Approach, all_approaches
 from optillm_hooks.settings import variable
@@ -68,7 +69,10 @@ def _served() -> None:
 
 
 router: Final = APIRouter(
-    prefix=PREFIX, tags=["optillm"], dependencies=[Depends(_served), Depends(not_kept)]
+    prefix=PREFIX,
+    tags=["optillm"],
+    dependencies=[Depends(_served), Depends(not_kept)],
+    responses=ERRORS,
 )
 
 
@@ -98,7 +102,7 @@ def list_approaches(_key: Key) -> dict[str, Any]:
     return {"object": "list", "data": [*map(_approach, all_approaches())]}
 
 
-@router.get("/price")
+@router.get("/price", openapi_extra=in_query(_Priced))
 async def price(request: Request, key: Key) -> dict[str, Any]:
     """Return a model's price in US dollars per token, or null if it is not known. Query: `model`.
 
@@ -132,7 +136,7 @@ def counters(key: Key) -> dict[str, Any]:
     return {"object": "list", "data": samples}
 
 
-@router.get("/plans")
+@router.get("/plans", openapi_extra=in_query(_Listed))
 async def list_plans(request: Request, key: Key) -> dict[str, Any]:
     """Return summaries of the plans that this worker keeps, the latest first. Query: `limit`."""
     limit = query_of(_Listed, request).limit
