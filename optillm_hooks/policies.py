@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, NamedTuple, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from optillm_hooks.config_files import CannotRun, read_yaml
+from optillm_hooks.wrong_values import wrong_value
 
 RISK: Final = 0.05
 """The probability, at most, that a calibration promises an error rate which does not hold."""
@@ -152,8 +153,7 @@ def read_policy(path: str) -> Policy:
     except ValidationError as exc:
         error = exc.errors()[0]
         place = ".".join(map(str, error["loc"])) or "policy"
-        said = error["msg"].removeprefix("Value error, ")
-        raise ValueError(f"{path}: {place}: {said}") from None
+        raise ValueError(f"{path}: {place}: {wrong_value(error)}") from None
 
 
 def holds(errors: int, of: int, max_error: float, tests: int) -> bool:

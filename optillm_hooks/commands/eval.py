@@ -33,7 +33,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from optillm_hooks.commands.arguments import positive
+from optillm_hooks.commands.arguments import above_zero, base_url, from_zero, positive
+from optillm_hooks.commands.loading import take_installed_prices
 from optillm_hooks.config_files import CannotRun
 
 if TYPE_CHECKING:
@@ -48,14 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", type=_names, metavar="A,B,C")
     parser.add_argument("--tasks", type=_names, metavar="TASK[:N],...")
     parser.add_argument("--shadow", type=Path, metavar="DIR", help="folder of shadows' results")
-    parser.add_argument("--base-url", help="of OpenAI's API, such as http://127.0.0.1:4000/v1")
+    parser.add_argument(
+        "--base-url", type=base_url, help="of OpenAI's API, such as http://127.0.0.1:4000/v1"
+    )
     parser.add_argument("--key", default="none", help="the key for it; @FILE reads it from a file")
     parser.add_argument(
         "--out", type=Path, default=Path("evaluation"), help="(default: evaluation)"
     )
     parser.add_argument("--policy", type=Path, help="write a policy for auto to this file")
     parser.add_argument(
-        "--usd-per-point", type=float, help="what the policy may pay for a point of accuracy"
+        "--usd-per-point", type=from_zero, help="what the policy may pay for a point of accuracy"
     )
     parser.add_argument("--seed", type=int, default=1, help="chooses the problems (default: 1)")
     parser.add_argument("--judge", metavar="MODEL", help="of the endpoint, for check: judge")
@@ -64,10 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--code-runner", choices=("bubblewrap", "monty"), help="the sandbox for check: tests"
     )
     parser.add_argument("--at-once", type=positive, default=8, help="requests at once (default: 8)")
-    parser.add_argument("--per-second", type=float, help="requests started in a second, at most")
-    parser.add_argument("--timeout", type=float, default=600.0, help="seconds of a request")
+    parser.add_argument(
+        "--per-second", type=above_zero, help="requests started in a second, at most"
+    )
+    parser.add_argument("--timeout", type=above_zero, default=600.0, help="seconds of a request")
     parser.add_argument("--max-tokens", type=positive, help="of every request")
-    parser.add_argument("--temperature", type=float, help="of every request")
+    parser.add_argument("--temperature", type=from_zero, help="of every request")
 
 
 def _names(text: str) -> list[str]:
@@ -78,6 +83,7 @@ def _names(text: str) -> list[str]:
 
 
 def run(given: argparse.Namespace) -> int:
+    take_installed_prices()
     from optillm_hooks.evaluation.asking import read_outcomes
     from optillm_hooks.evaluation.problems import problems_of
 
@@ -154,7 +160,7 @@ def _run(given: argparse.Namespace) -> "Run":
 
     described = given.out / _DESCRIBED
     try:
-        found = json.loads(described.read_text())
+        found = json.loads(described.read_text(encoding="utf-8"))
         run = Run.model_validate(found)
     except FileNotFoundError:
         return new_run()
@@ -180,7 +186,7 @@ def _folder(given: argparse.Namespace, run: "Run") -> Path:
         given.out.mkdir(parents=True, exist_ok=True)
         if not described.exists():
             kept = {**run.model_dump(mode="json"), "settings": _settings(given)}
-            described.write_text(json.dumps(kept))
+            described.write_text(json.dumps(kept), encoding="utf-8")
     except OSError as exc:
         raise CannotRun(f"{given.out} cannot be written to: {exc.strerror}") from None
     return Path(given.out)
@@ -213,12 +219,19 @@ def _fields(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _key(text: str) -> str:
-    if not text.startswith("@"):
-        return text
+    """Return the key; it is sent in a header.
+
+    Raises:
+        CannotRun: its file cannot be read, or it is none.
+    """
     try:
-        return Path(text[1:]).read_text().strip()
-    except OSError as exc:
-        raise CannotRun(f"{text[1:]} cannot be read: {exc.strerror}") from None
+        key = Path(text[1:]).read_text(encoding="utf-8").strip() if text.startswith("@") else text
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
+        raise CannotRun(f"{text[1:]} cannot be read: {reason}") from None
+    if not key or not key.isascii() or not key.isprintable():
+        raise CannotRun("the key must be one line of ASCII characters, and not empty")
+    return key
 
 
 async def _ask(
@@ -276,8 +289,8 @@ def _report(
     from optillm_hooks.evaluation.report import rows_of
 
     rows = rows_of(outcomes, given.models)
-    for error, count in _errors(outcomes).items():
-        _say(f"{count} without a grade: {error}")
+    for errors in _errors(outcomes):
+        _say(f"{len(errors)} without a grade: {errors[0]}")
     if not rows:
         raise CannotRun("no model has given a reply")
     _show(given.out, rows, ", ".join(given.tasks), dollars)
@@ -299,8 +312,8 @@ def _show(out: Path, rows: "Sequence[Row]", title: str, lines: Sequence[str] = (
     from optillm_hooks.evaluation.page import as_html
     from optillm_hooks.evaluation.report import as_csv, as_table
 
-    (out / "report.csv").write_text(as_csv(rows))
-    (out / "report.html").write_text(as_html(rows, title, lines))
+    (out / "report.csv").write_text(as_csv(rows), encoding="utf-8")
+    (out / "report.html").write_text(as_html(rows, title, lines), encoding="utf-8")
     _say(f"{as_table(rows)}\n\n{out / 'report.html'} has the pictures.")
     return 0
 
@@ -312,19 +325,25 @@ def _write_policy(given: argparse.Namespace, outcomes: "Sequence[Outcome]") -> N
     for line in fitted.said:
         _say(line)
     try:
-        given.policy.write_text(as_yaml(fitted.policy))
+        given.policy.write_text(as_yaml(fitted.policy), encoding="utf-8")
     except OSError as exc:
         raise CannotRun(f"{given.policy} cannot be written: {exc.strerror}") from None
     _say(f"{given.policy} has the policy: name it in optillm_settings.auto.policies.")
 
 
-def _errors(outcomes: "Sequence[Outcome]") -> dict[str, int]:
-    from collections import Counter
-
+def _errors(outcomes: "Sequence[Outcome]") -> list[list[str]]:
+    """Return the errors that the latest outcomes have, in groups by model, status and code."""
     latest: dict[Any, Outcome] = {(each.model, each.problem): each for each in outcomes}
-    return Counter(f"{o.model}: {o.error}" for o in latest.values() if o.error is not None)
+    groups = dict[tuple[str, str], list[str]]()
+    for each in latest.values():
+        if each.error is not None:
+            kind = each.error.partition(":")[0]  # the messages of a kind may differ
+            groups.setdefault((each.model, kind), []).append(f"{each.model}: {each.error}")
+    return [*groups.values()]
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+    """Print a text, which may name models as hosts or clients do: no code reaches the terminal."""
+    shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    sys.stdout.write(f"{shown}\n")
     sys.stdout.flush()

@@ -19,13 +19,22 @@ def load_extensions_of(config: Mapping[str, Any]) -> list[str]:
     return load_extensions(extension_settings(our_settings(config)))
 
 
+def take_installed_prices() -> None:
+    """Let LiteLLM take the prices that it is installed with, once it is loaded: not the network's.
+
+    Without a network it would wait ten seconds, and print warnings.
+    """
+    os.environ.setdefault(_LOCAL_PRICES, "True")
+
+
 def load_gateway(config: Mapping[str, Any]) -> list[str]:
     """Load LiteLLM and the gateway too, with the variables that `serve` gives a proxy.
 
     Prices are those that LiteLLM is installed with.
     """
-    for name, value in {_LOCAL_PRICES: "True", **read_env(Path(".env"))}.items():
+    for name, value in read_env(Path(".env")).items():
         os.environ.setdefault(name, value)
+    take_installed_prices()
     # The extensions are first: the gateway would load those of no configuration.
     problems = load_extensions_of(config)
     from optillm_hooks.gateway.without_proxy import prepare

@@ -6,20 +6,21 @@ under way are lost.
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import openai
 from openai import AsyncOpenAI
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from optillm_hooks.evaluation.grading import Grade, Judged
 from optillm_hooks.evaluation.questions import Problem
-from optillm_hooks.evaluation.replies import Reply, Report, reply_in
+from optillm_hooks.evaluation.replies import Reply, Report, ask_host
 from optillm_hooks.evaluation.spend_log import Run
 from optillm_hooks.pauses import asked_pause_s
 
@@ -30,6 +31,13 @@ _REFUSALS: Final = 30
 """How often an overloaded host may refuse the same request."""
 
 _NEWER: Final[Mapping[str, str]] = {"max_tokens": "max_completion_tokens"}
+_CODE: Final = re.compile(r"[\w.:/-]{1,80}")
+"""A code of an error. What a host sends in its place may be anything."""
+
+_WRONG: Final = frozenset({400, 403, 404, 422})
+"""What a request that is made again gets again: the message says what to change."""
+
+_LONGEST_MESSAGE: Final = 300
 _NO_VERDICT: Final = "the judge gave no verdict"
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 60.0
@@ -42,12 +50,12 @@ class AutoChoice(BaseModel):
 
     model_config = ConfigDict(frozen=True, defer_build=True)
 
-    chosen: str
-    samples: int
-    votes: int = 0
+    chosen: Literal["answer", "escalate", "abstain", "plain"]
+    samples: int = Field(ge=0)
+    votes: int = Field(default=0, ge=0)
     """The samples that agreed."""
 
-    expected: float | None = None
+    expected: float | None = Field(default=None, ge=0, le=1)
     """The accuracy that its calibration expects."""
 
     kind: str = ""
@@ -69,7 +77,7 @@ class Outcome(BaseModel):
     """There is a reply, but the judge gave no verdict on it."""
 
     error: str | None = None
-    """The status and code of the last failure; an outcome with one is asked for again."""
+    """The last failure: status, code and message. An outcome with one is asked for again."""
 
     seconds: float
     """From the request that was answered, or the last that failed, to its end."""
@@ -197,12 +205,7 @@ async def _outcome(
         async with pace.turn():
             begun, sent = time.perf_counter(), fields.of(model)
             try:
-                response = await client.chat.completions.with_raw_response.create(
-                    model=model,
-                    messages=problem.messages,  # type: ignore[arg-type]
-                    extra_body=sent,
-                )
-                reply = reply_in(response.http_response)
+                reply = await ask_host(client, model, problem.messages, sent)
             except openai.OpenAIError as exc:
                 failed = exc
             else:
@@ -223,10 +226,15 @@ async def _outcome(
 
 
 def _said(failed: openai.OpenAIError) -> str:
-    """Return an error in a few words, without what it may quote."""
+    """Return an error: its status, its code, and of a request that is wrong the message."""
     if not isinstance(failed, openai.APIStatusError):
         return type(failed).__name__
-    return f"{failed.status_code} {failed.code or failed.type or ''}".strip()
+    status, code = str(failed.status_code), str(failed.code or failed.type or "")
+    known = f"{status} {code}" if code != status and _CODE.fullmatch(code) else status
+    told = failed.body.get("message") if isinstance(failed.body, dict) else None
+    if failed.status_code not in _WRONG or not isinstance(told, str) or not told.strip():
+        return known
+    return f"{known}: {told.strip().splitlines()[0][:_LONGEST_MESSAGE]}"
 
 
 def _pause_s(failed: openai.OpenAIError, before: int) -> float:
@@ -280,7 +288,10 @@ async def judged_of(problem: Problem, text: str) -> Judged:
 
 def _choice_of(report: Report) -> AutoChoice | None:
     note = report.note("auto")
-    return None if note is None else AutoChoice.model_validate(note)
+    try:
+        return None if note is None else AutoChoice.model_validate(note)
+    except ValidationError:
+        return None
 
 
 def read_outcomes(path: Path) -> list[Outcome]:
@@ -288,7 +299,7 @@ def read_outcomes(path: Path) -> list[Outcome]:
     if not path.exists():
         return []
     found = list[Outcome]()
-    for line in path.read_text(errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             found.append(Outcome.model_validate_json(line))
         except ValidationError:
@@ -300,7 +311,7 @@ def read_outcomes(path: Path) -> list[Outcome]:
 def kept(path: Path) -> Iterator[Callable[[Outcome], None]]:
     """Yield a function that adds an outcome to a file, as a line that the system gets at once."""
     cut_off = path.exists() and not path.read_bytes().endswith(b"\n")
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         if cut_off and file.tell():
             file.write("\n")
 

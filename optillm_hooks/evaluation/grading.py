@@ -1,19 +1,21 @@
 """Whether a model's reply to a problem is right."""
 
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from optillm_hooks.answer_format import LIMITS
+from optillm_hooks.answers import response_format
 from optillm_hooks.answers.equivalence import equivalent
 from optillm_hooks.answers.extraction import AnswerFormat, extract_answer, without_reasoning
-from optillm_hooks.answers.response_format import fit
 from optillm_hooks.code_execution.public_tests import CallTest, InputTest, PublicTests
 from optillm_hooks.code_execution.runner import CodeRunner
 from optillm_hooks.code_execution.testing import count_passed, find_program
 from optillm_hooks.errors import UnusableReply
 from optillm_hooks.evaluation.bills import NOTHING, Bill
+from optillm_hooks.sandbox.client import WorkerFailed, ask_worker
 from optillm_hooks.types import Json
+from optillm_hooks.verifiers.regex import matches
 
 Grade = Literal["right", "wrong", "unread"]
 """`unread`: the reply has no answer that could be read. It counts as wrong, and is reported."""
@@ -70,23 +72,37 @@ class Exact:
 
 @dataclass(frozen=True, slots=True)
 class ByPattern:
-    """Right if the operator's expression is found in the reply, without its reasoning."""
+    """Right if the operator's expression is found in the reply, without its reasoning.
 
-    pattern: re.Pattern[str]
+    A worker searches: for some texts, an expression takes for ever.
+    """
 
-    def __call__(self, reply: str) -> Grade:
-        return _graded(self.pattern.search(without_reasoning(reply)) is not None)
+    pattern: str
+
+    async def __call__(self, reply: str) -> Judged:
+        try:
+            return Judged(_graded(bool(await matches(self.pattern, without_reasoning(reply)))))
+        except UnusableReply:
+            return Judged("unread")
 
 
 @dataclass(frozen=True, slots=True)
 class ByFormat:
-    """Right if the reply matches a `response_format`: JSON, and the schema if it has one."""
+    """Right if the reply matches a `response_format`: JSON, and the schema if it has one.
+
+    A worker checks it, for the same reason.
+    """
 
     response_format: Json
 
-    def __call__(self, reply: str) -> Grade:
-        matches = fit([without_reasoning(reply)], self.response_format)
-        return "unread" if matches is None else _graded(matches)
+    async def __call__(self, reply: str) -> Judged:
+        texts: Json = [without_reasoning(reply)]
+        request = {"task": "fit", "texts": texts, "response_format": self.response_format}
+        try:
+            fits = await ask_worker(response_format.__name__, request, LIMITS)
+        except WorkerFailed:
+            return Judged("unread")
+        return Judged("unread" if fits is None else _graded(bool(fits)))
 
 
 @dataclass(frozen=True, slots=True)

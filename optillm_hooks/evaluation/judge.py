@@ -1,7 +1,7 @@
 """A judge of an evaluation: a model of the same endpoint that grades the replies of others."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from random import Random
@@ -16,14 +16,12 @@ from optillm_hooks.answers.verdicts import last_part, read_choice
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.evaluation.bills import NOTHING, Bill
 from optillm_hooks.evaluation.grading import Grade, Judged
-from optillm_hooks.evaluation.replies import Reply, reply_in
+from optillm_hooks.evaluation.replies import Messages, Reply, ask_host
 from optillm_hooks.evaluation.spend_log import Run
 from optillm_hooks.judging.choosing import BEST, choice_prompt
 from optillm_hooks.judging.verdicts import JUDGING, ask_twice, says, shown
 from optillm_hooks.prompts import data_notice, enclose, fence
 from optillm_hooks.types import Chat, Completion, Message, Sampling
-
-Messages = Sequence[Mapping[str, Any]]
 
 _TRIES: Final = 4
 """How often a request is made again, after the pause that the host asks for."""
@@ -62,12 +60,7 @@ class EndpointModel:
             http_client=openai.DefaultAsyncHttpxClient(verify=_tls()),
         ) as client:
             try:
-                response = await client.chat.completions.with_raw_response.create(
-                    model=self.name,
-                    messages=messages,  # type: ignore[arg-type]
-                    extra_body={**self.fields, **fields},
-                )
-                return reply_in(response.http_response)
+                return await ask_host(client, self.name, messages, {**self.fields, **fields})
             except openai.OpenAIError as exc:
                 status = getattr(exc, "status_code", 502)
                 raise ProviderFailed(type(exc).__name__, status=status) from exc

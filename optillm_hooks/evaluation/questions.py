@@ -7,6 +7,7 @@ from typing import Any, Final, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from optillm_hooks.answers.response_format import fault_in_schema, schema_of
 from optillm_hooks.code_execution.public_tests import InputTest
 from optillm_hooks.code_execution.runner import CodeRunner
 from optillm_hooks.config_files import CannotRun
@@ -88,6 +89,10 @@ class Question(BaseModel):
         needed = _NEEDED.get(self.check, "answer")
         if needed and getattr(self, needed) is None:
             raise ValueError(f"check {self.check!r} needs {needed}")
+        if self.check == "json_schema" and (
+            fault := fault_in_schema(schema_of(self.response_format))
+        ):
+            raise ValueError(f"response_format has a schema that cannot be used: {fault}")
         return self
 
     def problem(self, name: str, graders: Graders) -> Problem:
@@ -105,7 +110,7 @@ class Question(BaseModel):
             case "exact":
                 return Exact(answer)
             case "regex" if self.pattern is not None:
-                return ByPattern(self.pattern)
+                return ByPattern(self.pattern.pattern)
             case "json_schema":
                 return ByFormat(self.response_format)
             case "tests":

@@ -1,15 +1,28 @@
-"""Reads what hosts reply. They differ: some give a text in parts, others leave out the usage."""
+"""Asks hosts for replies, and reads them.
 
-from collections.abc import Mapping
+They differ: some give a text in parts, others leave out the usage. A host may also send anything:
+figures that cannot be are not believed.
+"""
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import httpx
 import openai
-from pydantic import BaseModel, ConfigDict, ValidationError
+from openai import AsyncOpenAI
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from optillm_hooks.evaluation.bills import Bill
 
+Messages = Sequence[Mapping[str, Any]]
+
+_MOST: Final = 10**12
+"""Tokens, calls and dollars that one reply can have cost."""
+
+_Count = Annotated[int, Field(ge=0, le=_MOST)]
 _CUT_OFF: Final = frozenset({"length", "content_filter"})
 
 
@@ -25,9 +38,9 @@ class Report(BaseModel):
     model_config = ConfigDict(frozen=True, defer_build=True)
 
     approach: str | None = None
-    calls: int = 1
-    depth: int = 1
-    cost_usd: float | None = None
+    calls: _Count = 1
+    depth: _Count = 1
+    cost_usd: float | None = Field(default=None, ge=0, le=_MOST)
     degraded: tuple[str, ...] = ()
     notes: tuple[_Note, ...] = ()
 
@@ -72,7 +85,7 @@ class _Completion(BaseModel):
 
     def tokens(self, name: str) -> int:
         found = (self.usage or {}).get(name)
-        return found if isinstance(found, int) else 0
+        return found if isinstance(found, int) and 0 <= found <= _MOST else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +102,30 @@ class Reply:
     report: Report
 
 
-def reply_in(response: httpx.Response) -> Reply:
+async def ask_host(
+    client: AsyncOpenAI, model: str, messages: Messages, fields: Mapping[str, Any]
+) -> Reply:
+    """Return the reply of a model; `fields` are further ones of the request.
+
+    The client's timeout is that of the whole reply here, not of each piece of it.
+
+    Raises:
+        OpenAIError: there is none.
+    """
+    whole_s = client.timeout if isinstance(client.timeout, float) else math.inf
+    try:
+        async with asyncio.timeout((1 + client.max_retries) * whole_s):
+            response = await client.chat.completions.with_raw_response.create(
+                model=model,
+                messages=messages,  # type: ignore[arg-type]
+                extra_body=dict(fields),
+            )
+    except TimeoutError:
+        raise openai.APITimeoutError(httpx.Request("POST", client.base_url)) from None
+    return _reply_in(response.http_response)
+
+
+def _reply_in(response: httpx.Response) -> Reply:
     """Return the reply that a host's response has.
 
     The dollars are those of our report, or of LiteLLM's header of a plain response.
@@ -114,6 +150,7 @@ def reply_in(response: httpx.Response) -> Reply:
 
 def _number(said: str | None) -> float | None:
     try:
-        return None if said is None else float(said)
+        cost = math.nan if said is None else float(said)
     except ValueError:
         return None
+    return cost if 0 <= cost <= _MOST else None

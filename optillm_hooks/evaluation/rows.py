@@ -96,7 +96,7 @@ def rows_of_file(path: Path) -> Iterator[tuple[int, Row]]:
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(_LONGEST_FIELD)
-    lines = io.StringIO(text.removeprefix("\ufeff"), newline="")
+    lines = io.StringIO(text, newline="")
     reader = csv.DictReader(lines, strict=True)
     try:
         for row in reader:
@@ -112,7 +112,7 @@ def text_of(path: Path) -> str:
         CannotRun: it cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
         raise CannotRun(f"{path} cannot be read: {reason}") from None

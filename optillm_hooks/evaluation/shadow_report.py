@@ -1,17 +1,21 @@
 """What the shadows of a proxy have shown: the same report as that of an evaluation."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
 
 from optillm_hooks.config_files import CannotRun
 from optillm_hooks.evaluation.asking import Outcome
 from optillm_hooks.evaluation.grading import Grade
 from optillm_hooks.evaluation.report import Row, rows_of
-from optillm_hooks.gateway.shadow_log import PREFIX
+from optillm_hooks.gateway.shadow_log import PREFIX, Record
 
+_RECORD: Final = TypeAdapter(Record)
 _GRADES: Final[Mapping[str, tuple[Grade, Grade]]] = {
     "served": ("right", "wrong"),
     "shadow": ("wrong", "right"),
@@ -23,7 +27,7 @@ _GRADES: Final[Mapping[str, tuple[Grade, Grade]]] = {
 
 
 def read_shadows(folder: Path) -> list[dict[str, Any]]:
-    """Return the records of a folder, oldest first. A line that was cut off is left out.
+    """Return the records of a folder, oldest first. A line that is no record is left out.
 
     Raises:
         CannotRun: there are none.
@@ -36,12 +40,8 @@ def read_shadows(folder: Path) -> list[dict[str, Any]]:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_bytes().splitlines():
-        try:
-            told = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(told, dict) and "served" in told:  # the last line of a full file has none
-            yield told
+        with suppress(ValidationError):  # one that was cut off; the last of a full file
+            yield asdict(_RECORD.validate_json(line))
 
 
 def shadow_rows(records: Sequence[Mapping[str, Any]]) -> list[Row]:

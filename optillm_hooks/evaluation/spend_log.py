@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 _PAGE: Final = 1000
 """Entries of a page, at most as many as LiteLLM gives."""
 
+_MOST_PAGES: Final = 1000
+"""Pages that are read, whatever a host says."""
+
 
 class Run(BaseModel):
     """An evaluation, as the spend log knows it."""
@@ -69,7 +72,7 @@ def booked(url: str, key: str, run: Run, timeout_s: float) -> Booked | None:
                 response = client.get(log, params={**query, "page": str(number)})
                 page = _Page.model_validate_json(response.raise_for_status().content)
                 spent += [entry.spend for entry in page.data]
-                if number >= page.total_pages:
+                if number >= min(page.total_pages, _MOST_PAGES):
                     return Booked(sum(spent), len(spent))
                 number += 1
     except (httpx.HTTPError, ValidationError):

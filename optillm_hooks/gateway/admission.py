@@ -281,7 +281,9 @@ def _check_prices(selection: Selection, facts_of: FactsOf) -> None:
 def _check_price(model: str, facts_of: FactsOf) -> None:
     if facts_of(model).price is None:
         raise RequestRejected(
-            f"max_cost_usd is set, but the price of {model!r} is not known", param="model"
+            f"max_cost_usd is set, but the price of {model!r} is not known: have the operator set "
+            "input_cost_per_token and output_cost_per_token in its model_info",
+            param="model",
         )
 
 

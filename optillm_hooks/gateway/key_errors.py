@@ -20,7 +20,7 @@ _BAD_REQUEST = 400
 _UNAUTHORIZED = 401
 _UNKNOWN_KEY = (
     "the API key is not valid: without a database, this proxy knows its master key only "
-    "(LITELLM_MASTER_KEY, which `make serve` keeps in .env)"
+    "(LITELLM_MASTER_KEY; `make serve` and `optillm-hooks serve` keep it in .env)"
 )
 _NO_KEY = "no API key: send the header `Authorization: Bearer <key>`"
 _WITHOUT_KEY = ("No api key", "Malformed API Key")

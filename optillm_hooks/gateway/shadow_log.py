@@ -1,6 +1,7 @@
 """The results of shadows: a file of JSON lines for each day (UTC), without any text."""
 
 import json
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -96,12 +97,13 @@ class ShadowLog:
 
 
 def _cost(line: bytes) -> float:
+    """Return what a line says that its shadow has cost: 0 of a provider's negative or odd usage."""
     try:
         told: Any = json.loads(line)
     except ValueError:
         return 0.0
     cost = told.get("cost_usd") if isinstance(told, Mapping) else None
-    return float(cost) if isinstance(cost, int | float) else 0.0
+    return float(cost) if isinstance(cost, int | float) and 0 <= cost < math.inf else 0.0
 
 
 @cache

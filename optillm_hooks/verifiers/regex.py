@@ -23,11 +23,11 @@ class _PatternCheck(Check):
     pattern: str
 
     async def verify(self, answer: str) -> Verdict:
-        found = await _matches(self.pattern, answer)
+        found = await matches(self.pattern, answer)
         return Verdict("pass" if found else "fail", float(bool(found)))
 
 
-async def _matches(pattern: str, text: str) -> bool | None:
+async def matches(pattern: str, text: str) -> bool | None:
     """Return what `matching.matches` does.
 
     Raises:
@@ -59,6 +59,6 @@ class Regex:
     async def check_for(self, asked: Asked) -> Check | None:
         if asked.pattern is None:
             return None
-        if await _matches(asked.pattern, "") is None:
+        if await matches(asked.pattern, "") is None:
             raise Refused("pattern is not a valid regular expression of Python's re")
         return _PatternCheck(asked.pattern)

@@ -1,5 +1,6 @@
 """`optillm-hooks eval`: what it asks, keeps and reports, against a provider on loopback."""
 
+import asyncio
 import csv
 import json
 import re
@@ -14,7 +15,7 @@ import pytest
 
 from optillm_hooks.cli import main
 from optillm_hooks.config_files import CannotRun
-from optillm_hooks.evaluation.asking import Outcome, read_outcomes
+from optillm_hooks.evaluation.asking import Outcome, grade_of, read_outcomes
 from optillm_hooks.evaluation.page import as_html
 from optillm_hooks.evaluation.problems import problems_of
 from optillm_hooks.evaluation.questions import Problem
@@ -189,8 +190,8 @@ def own(tmp_path: Path) -> list[Problem]:
     ],
 )
 def test_own_questions_are_graded(own: list[Problem], number: int, right: str, wrong: str) -> None:
-    assert own[number].grade(right) == "right"
-    assert own[number].grade(wrong) in ("wrong", "unread")
+    assert asyncio.run(grade_of(own[number], right)) == "right"
+    assert asyncio.run(grade_of(own[number], wrong)) in ("wrong", "unread")
 
 
 def test_own_questions_have_ids_that_stay(own: list[Problem], tmp_path: Path) -> None:
@@ -208,6 +209,11 @@ def test_own_questions_have_ids_that_stay(own: list[Problem], tmp_path: Path) ->
         ('{"question": "?", "answer": "a", "chek": "exact"}', "line 1: chek"),
         ("{", "line 1: line: is not valid JSON"),
         ("", "has no questions"),
+        (
+            '{"question": "?", "check": "json_schema", "response_format": '
+            '{"type": "json_schema", "json_schema": {"schema": {"type": "nope"}}}}',
+            "line 1: line: response_format has a schema that cannot be used: 'nope'",
+        ),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, line: str, said: str) -> None:

@@ -333,6 +333,7 @@ def policy_text(agree: int, votes: int, right: int, entries: str = "") -> str:
         (policy_text(3, 3, 2), "at most of"),
         (policy_text(3, 3, 1, "{agree: 4, levels: []}"), "agree of an entry"),
         (policy_text(3, 3, 1, "{kind: poem, agree: 3, levels: []}"), "kind"),
+        ("{samples: 3, agree: .nan}", "agree: must be a finite number"),
     ],
 )
 def test_check_names_what_is_wrong_with_a_policy_file(

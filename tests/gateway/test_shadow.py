@@ -286,6 +286,20 @@ def test_workers_share_a_days_budget(tmp_path: Path) -> None:
     assert not ShadowLog(settings, str(tmp_path)).may_spend()
 
 
+@pytest.mark.parametrize("odd", [-5.0, math.nan, -math.inf, math.inf])
+def test_a_providers_odd_usage_gives_no_budget_back(tmp_path: Path, odd: float) -> None:
+    settings = ShadowLogSettings(directory=str(tmp_path), max_cost_per_day=1.0)
+    log = ShadowLog(settings, str(tmp_path))
+    for cost in (0.9, odd, 0.2):
+        log.add(record_of(cost))
+    log.files.thread.shutdown()
+    assert not log.may_spend()
+    with_odd = ShadowLog(settings, str(tmp_path / "other"))
+    with_odd.add(record_of(odd))
+    with_odd.files.thread.shutdown()
+    assert with_odd.may_spend()
+
+
 def test_a_full_file_ends_the_day(tmp_path: Path) -> None:
     settings = ShadowLogSettings(directory=str(tmp_path), max_bytes_per_day=1 << 16)
     log = ShadowLog(settings, str(tmp_path))

@@ -27,6 +27,7 @@ from optillm_hooks.gateway.config_check.routing import (
     check_cooldowns,
     check_fallbacks,
     check_health,
+    check_limits_in_dollars,
     check_prices,
     check_retries,
 )
@@ -60,6 +61,7 @@ def problems(
         *check_providers(sections, folder),
         *check_tokens(sections),
         *check_prices(sections, plans),
+        *check_limits_in_dollars(sections, plans),
         *check_retries(sections),
         *check_fallbacks(sections, names, plans, level),
         *check_cooldowns(sections, plans),

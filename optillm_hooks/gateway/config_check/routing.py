@@ -1,7 +1,7 @@
 """Checks of what LiteLLM does around plans: prices, retries, fallbacks, cooldowns, health."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -15,6 +15,7 @@ from optillm_hooks.gateway.config_check.plans import AliasPlan
 from optillm_hooks.gateway.config_check.problem import Problem
 from optillm_hooks.gateway.config_check.sections import Entry, Sections, listed
 from optillm_hooks.gateway.local_models import LOCAL_PROVIDER
+from optillm_hooks.gateway.model_facts import price_of_deployment
 from optillm_hooks.settings import meant
 
 _PRICES: Final = ("input_cost_per_token", "output_cost_per_token")
@@ -46,6 +47,31 @@ def check_prices(config: Sections, plans: Sequence[AliasPlan]) -> Iterator[Probl
                 "not hold. Remove both prices for those of LiteLLM's map, or write the real ones",
                 logging.WARNING,
             )
+
+
+def check_limits_in_dollars(config: Sections, plans: Sequence[AliasPlan]) -> Iterator[Problem]:
+    """Yield the `max_cost_usd` of aliases that call a model whose price is not known."""
+    given = listed(config.litellm.get("custom_provider_map"))
+    custom = {each.get("provider") for each in given if isinstance(each, Mapping)}
+    for plan in plans:
+        called = (each for each in config.models if each.name in plan.models)
+        unpriced = next((each for each in called if _lacks_price(each, custom)), None)
+        if plan.has_max_cost and unpriced is not None:
+            yield Problem(
+                f"{plan.entry.path}.model_info.optillm.max_cost_usd",
+                f"refuses each request of {plan.entry.name!r}: the price of {unpriced.name!r} is "
+                f"not known. Set {' and '.join(_PRICES)} in {unpriced.path}.model_info",
+                logging.WARNING,
+            )
+
+
+def _lacks_price(entry: Entry, custom: Container[object]) -> bool:
+    """Return whether a model has no price; not of providers that are `custom`, as ours are."""
+    if str(entry.params["model"]).partition("/")[0] in custom or "*" in entry.name:
+        return False
+    with suppress(RequestRejected):  # settings of the model that another check names
+        return price_of_deployment(entry.params, entry.info) is None
+    return False
 
 
 def _without_effect(entry: Entry) -> Iterator[Problem]:
