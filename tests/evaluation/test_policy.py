@@ -1,5 +1,6 @@
 """Policies of `auto`, fitted to outcomes of a known law: what they choose and promise."""
 
+import json
 import math
 import random
 from collections import Counter
@@ -15,6 +16,7 @@ import pytest
 from optillm_hooks.approaches.auto import AutoParams
 from optillm_hooks.cli import main
 from optillm_hooks.config_files import CannotRun
+from optillm_hooks.evaluation import asking
 from optillm_hooks.evaluation.asking import AutoChoice, Outcome
 from optillm_hooks.evaluation.policy import KEPT, Fitted, as_yaml, calibration_lines, fit
 from optillm_hooks.policies import RISK, Policy, Signals, holds, read_policy
@@ -220,7 +222,7 @@ CHOICE = Kind(right=0.6, wrong=(0.7, 0.2, 0.1), escalated=0.95)
 """Two equal letters are wrong in a third of the cases."""
 
 
-def of_kinds(seed: int, kinds: Mapping[str, Kind]) -> Fitted:
+def of_kinds(seed: int, kinds: Mapping[str, Kind], usd_per_point: float | None = None) -> Fitted:
     """Return what is learned from 600 problems, half of each kind; a long one is no different."""
     rng = random.Random(seed)
     drawn = [(name, kind.draw(rng)) for name, kind in kinds.items() for _ in range(300)]
@@ -229,7 +231,7 @@ def of_kinds(seed: int, kinds: Mapping[str, Kind]) -> Fitted:
         signals = {"kind": name, "size": rng.randrange(100, 1000)}
         told = pair[0].auto.model_copy(update=signals) if pair[0].auto else None
         found += [pair[0].model_copy(update={"auto": told}), pair[1]]
-    return fit(found, MODELS)
+    return fit(found, MODELS, usd_per_point)
 
 
 def batched(found: Iterator[Outcome]) -> Iterator[tuple[Outcome, Outcome]]:
@@ -269,6 +271,15 @@ def test_classes_have_entries_where_these_pay() -> None:
         accuracy, with_them, without = per_call(each.policy, kinds)
         assert with_them >= 1.3 * without
         assert accuracy >= KEPT * 0.965
+
+
+def test_a_price_of_a_point_holds_for_classes_too() -> None:
+    """A point is worth three calls. The third choice that agrees brings 16 points for 15 calls,
+    the third number 0.4 points for 9.5."""
+    fitted = of_kinds(1, {"number": NUMBER, "choice": CHOICE}, usd_per_point=3.0)
+    needed = {entry.label: entry.agree for entry in fitted.policy.entries}
+    assert needed == {"choice": 3, "number": 2}
+    assert of_kinds(1, {"number": NUMBER, "choice": CHOICE}, 0.0).policy.entries == ()
 
 
 def test_classes_that_mean_nothing_cost_nothing() -> None:
@@ -314,6 +325,28 @@ def test_a_policy_file_becomes_parameters(tmp_path: Path) -> None:
     assert read_policy(str(path)) == policy
     settings = Settings.model_validate({"auto": {"policies": {"mine": str(path)}}})
     assert settings.presets["auto"]["mine"] == policy.parameters
+
+
+def test_the_command_learns_from_a_finished_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every problem has its replies, so nothing is asked; nobody listens at the address."""
+    questions, policy = tmp_path / "own.jsonl", tmp_path / "policy.yaml"
+    lines = [json.dumps({"id": str(n), "question": "?", "answer": 1}) for n in range(40)]
+    questions.write_text("\n".join(lines))
+    rng = random.Random(1)
+    some = [*outcomes([drawn(rng) for _ in lines])]
+    with asking.kept(tmp_path / "outcomes.jsonl") as keep:
+        for each in some:
+            keep(each)
+            if each.model == STRONG:
+                keep(each.model_copy(update={"model": "careful"}))
+    models = ",".join([*MODELS, "careful"])
+    options = ["--models", models, "--tasks", str(questions), "--out", str(tmp_path)]
+    given = ["eval", "--base-url", "http://127.0.0.1:9/v1", *options, "--policy", str(policy)]
+    assert main(given) == 0
+    assert read_policy(str(policy)) == fit(some, MODELS).policy
+    assert "careful: not used: it is an alias" in capsys.readouterr().out
 
 
 def policy_text(agree: int, votes: int, right: int, entries: str = "") -> str:

@@ -67,13 +67,13 @@ def test_reports_of_1000_runs_err_as_rarely_as_they_say(tmp_path: Path) -> None:
     """By the report of an evaluation, from the files of 1,000 runs with a fixed seed.
 
     Coverage: each model's Wilson interval has its true accuracy in 95 % +- 2 of the runs. Exactly,
-    it does in 94.8 % at 0.6 and in 95.3 % at 0.95 (by the binomial law, as tested above): 2 % are
-    more than 2.5 standard deviations away, so one of 50 tests with another seed has a false alarm.
+    it does in 95.3 % at 0.6 and in 95.2 % at 0.9 (by the binomial law, as tested above). With
+    another seed, one of 75 tests would have a false alarm.
 
     Family-wise error: in at most 5 % of the runs any model that is as good as the base is called
     different, although one is really better. Exactly, McNemar's test calls two equal models
-    different at 5 % / 2 in 1.5 % of the runs: 30 runs at most are expected, and more than 50 come
-    in one of 2,000 tests.
+    different at 5 % / 2 in 1.6 % of the runs: of both, 32 runs at most are expected, and more than
+    50 come in one of 600 tests. Without Holm's correction it is about 67.
     """
     rng, covered, false_alarms = random.Random(5), Counter[str](), 0
     for run in range(1000):
