@@ -70,6 +70,12 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for day in days for line in whole_lines(day)]
 
 
+def before(shadowing: Proxy, folder: Path) -> tuple[int, float]:
+    """Return how many records there are, and what the key has spent, when all before is booked."""
+    shadowing.settle()
+    return len(records(folder)), shadowing.charged(KEY)
+
+
 def after(shadowing: Proxy, folder: Path, known: int) -> dict[str, Any]:
     """Return the record that comes after `known` others."""
     shadowing.wait_until(lambda _: len(records(folder)) > known, within_s=30)
@@ -104,7 +110,7 @@ def test_a_plain_model_has_a_shadow_on_each_route(
 ) -> None:
     """It begins after the answer, on the operator's account, and leaves no text in the record."""
     upstream.play(Script(reply=answering))
-    known, before = len(records(folder)), shadowing.charged(KEY)
+    known, spent = before(shadowing, folder)
     ask(shadowing, route, model, stream=stream)
     record = after(shadowing, folder, known)
     assert (record["verdict"], record["error"], record["route"]) == ("same", None, route)
@@ -115,10 +121,10 @@ def test_a_plain_model_has_a_shadow_on_each_route(
     assert served.ended is not None
     assert served.ended < shadow.started
     shadowing.settle()
-    inner = [entry for entry in shadowing.entries if entry.origin == "optillm"][-1]
-    assert inner.key_alias == "litellm_internal_jobs"
+    inner = [e for e in shadowing.entries if e.origin == "optillm" and e.model_group == model]
+    assert {entry.key_alias for entry in inner} == {"litellm_internal_jobs"}
     served_usd, shadow_usd = record["served"]["cost_usd"], record["shadow"]["cost_usd"]
-    assert shadowing.charged(KEY) - before == pytest.approx(served_usd)
+    assert shadowing.charged(KEY) - spent == pytest.approx(served_usd)
     assert record["cost_usd"] == pytest.approx(shadow_usd)
     assert min(served_usd, shadow_usd) > 0
     assert "secretly" not in json.dumps(record)
@@ -129,7 +135,7 @@ def test_a_judge_compares_an_alias_with_its_base(
     shadowing: Proxy, upstream: Upstream, folder: Path, route: str
 ) -> None:
     upstream.play(Script(reply=answering))
-    known, before = len(records(folder)), shadowing.charged(KEY)
+    known, spent = before(shadowing, folder)
     ask(shadowing, route, "careful", stream=route == "messages")
     record = after(shadowing, folder, known)
     assert (record["verdict"], record["by"]) == ("tie", "judge")
@@ -138,7 +144,7 @@ def test_a_judge_compares_an_alias_with_its_base(
     assert judge.body["model"] == "judge"
     assert "careful" not in judge.text
     shadowing.settle()
-    assert shadowing.charged(KEY) - before == pytest.approx(record["served"]["cost_usd"])
+    assert shadowing.charged(KEY) - spent == pytest.approx(record["served"]["cost_usd"])
     assert first.text.count("secretly") == 2
     assert record["cost_usd"] > record["shadow"]["cost_usd"] > 0
 
