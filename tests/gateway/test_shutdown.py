@@ -38,13 +38,13 @@ def test_running_requests_end_with_the_best_answer_so_far(
     config = hooked_config(
         [
             model_group("base", upstream.url),
-            alias("hurried", "bon(n=2)", deadline_s=3),
+            alias("hurried", "bon(n=2)", deadline_s=60),
             alias("patient", "bon(n=2)"),
         ]
     )
     upstream.play(Script(reply=by_way, fault=hang_at_ratings))
     grace = {"GRACEFUL_SHUTDOWN_TIMEOUT": "5"}
-    with Proxy(config, tmp_path, env=grace) as proxy, ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor() as threads, Proxy(config, tmp_path, env=grace) as proxy:
         asked = {"messages": [{"role": "user", "content": "6 * 7?"}]}
         bodies = [{**asked, "model": m, "stream": s} for m in MODELS for s in (False, True)]
         running = [threads.submit(proxy.post, "/v1/chat/completions", body) for body in bodies]

@@ -39,8 +39,8 @@ def test_two_workers_count_together_and_end_with_the_best_answers_so_far(
     }
     config = hooked_config([model_group("base", upstream.url), alias("rated", "bon(n=2)")])
     with (
-        Proxy(config, tmp_path, ledger=False, env=env, command=True) as proxy,
         ThreadPoolExecutor(8) as threads,
+        Proxy(config, tmp_path, ledger=False, env=env, command=True) as proxy,
     ):
         sums_equal_the_providers_log(proxy, upstream, samples, threads)
         both_return_the_best_answer_so_far(proxy, upstream, threads)
