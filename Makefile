@@ -20,6 +20,8 @@ NEWEST_TESTS := $(patsubst %,tests/gateway/test_%.py,callback provider clients s
 .PHONY: help serve demo eval test lint unit newest interop page benchmarks-check install
 # Run lint and tests in parallel: lint takes half a minute on one core, tests several minutes on two.
 MAKEFLAGS += --jobs=2
+# Each of the many processes would compile all modules of the project again.
+unexport PYTHONDONTWRITEBYTECODE
 # A module's tests share a proxy or a model, and so do the modules of a folder: each worker takes
 # whole files, in order.
 IN_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder

@@ -148,7 +148,10 @@ HANGING = [(name, stream) for name in MANY for stream in (False, True)]
 
 @pytest.fixture(scope="module")
 def answers_with_one_call_hanging(proxy: Proxy, upstream: Upstream) -> list[httpx.Response]:
-    """Return the answers to `HANGING`, asked concurrently: each may take until its deadline."""
+    """Return the answers to `HANGING`, asked concurrently: each may take until its deadline.
+
+    A plan may have what it needs before it makes its third call.
+    """
     calls: Counter[str] = Counter()
     hung: list[Call] = []
 
@@ -168,7 +171,7 @@ def answers_with_one_call_hanging(proxy: Proxy, upstream: Upstream) -> list[http
     with ThreadPoolExecutor(len(HANGING)) as pool:
         answers = list(pool.map(answer, range(len(HANGING))))
     upstream.wait_until_idle()
-    assert [call.outcome for call in hung] == ["gone"] * len(HANGING)
+    assert {call.outcome for call in hung} == {"gone"}
     return answers
 
 
