@@ -186,7 +186,7 @@ class Proxy:
         self._command = command
         self._process: subprocess.Popen[bytes] | Forked | None = None
         self._clients = ExitStack()
-        self.http = self._clients.enter_context(httpx.Client())
+        self.http = self._clients.enter_context(httpx.Client(timeout=60))
         self.port = free_port()
         self.master_key = f"sk-{secrets.token_hex(16)}"
 
@@ -317,7 +317,9 @@ class Proxy:
         (self._folder / "config.yaml").write_text(yaml.safe_dump(self._config))
         (self._folder / "keys.json").write_text(json.dumps(self._keys))
         address = ("--host", "127.0.0.1", "--port", str(self.port))
-        arguments = ("--config", "config.yaml", *address)
+        # Longer than a busy machine takes from one request to the next: a client that sends while
+        # an idle connection is closed has an error.
+        arguments = ("--config", "config.yaml", *address, "--keepalive_timeout", "60")
         self._process = self._by_command(arguments) if self._command else self._forked(arguments)
         try:
             self.wait_until(_is_ready, within_s=_START_S)

@@ -184,7 +184,7 @@ def test_a_closed_connection_is_an_error_of_the_connection(
 def test_malformed_json_has_status_200(upstream: Upstream) -> None:
     upstream.play(Script(fault=always(MALFORMED)))
     body = {"model": "base", "messages": [{"role": "user", "content": "hi"}]}
-    answer = httpx.post(f"{upstream.url}/chat/completions", json=body)
+    answer = httpx.post(f"{upstream.url}/chat/completions", json=body, timeout=60)
     assert answer.status_code == 200
     with pytest.raises(json.JSONDecodeError):
         answer.json()
@@ -290,7 +290,7 @@ def test_chance_hits_its_share() -> None:
 )
 def test_what_is_against_the_contract_fails_the_test(path: str, body: object) -> None:
     with pytest.raises(AssertionError, match=path), Upstream() as strict:
-        assert httpx.post(strict.url + path, json=body).status_code == 404
+        assert httpx.post(strict.url + path, json=body, timeout=60).status_code == 404
 
 
 def test_a_script_that_raises_fails_the_test() -> None:
@@ -300,7 +300,9 @@ def test_a_script_that_raises_fails_the_test() -> None:
     strict = Upstream(Script(reply=buggy))
     body = {"model": "base", "messages": [{"role": "user", "content": "hi"}]}
     with pytest.raises(AssertionError, match="ZeroDivisionError"), strict:
-        assert httpx.post(f"{strict.url}/chat/completions", json=body).status_code == 500
+        assert (
+            httpx.post(f"{strict.url}/chat/completions", json=body, timeout=60).status_code == 500
+        )
 
 
 def test_a_new_script_needs_the_old_calls_to_be_over(

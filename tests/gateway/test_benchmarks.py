@@ -17,7 +17,7 @@ def test_overhead(stock: Proxy, proxy: Proxy, upstream: Upstream) -> None:
     rows = overhead.measure(stock, proxy, rounds=2, requests=3)
     assert [row.target for row in rows] == list(overhead.TARGETS)
     assert rows[0].ratio == Interval(1, 1, 1)
-    assert all(0.1 < row.ratio.median < 10 for row in rows)
+    assert all(0 < row.ratio.low <= row.ratio.median <= row.ratio.high for row in rows)
     assert len(upstream.calls) == 3 * 3 * len(overhead.TARGETS)
 
 

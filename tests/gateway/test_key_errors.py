@@ -31,7 +31,7 @@ WRONG = {
 
 
 def refused(proxy: Proxy, route: str, headers: dict[str, str]) -> str:
-    given = httpx.post(f"{proxy.url}{route}", json=ROUTES[route], headers=headers, timeout=30)
+    given = httpx.post(f"{proxy.url}{route}", json=ROUTES[route], headers=headers, timeout=60)
     assert given.status_code == 401, given.text
     message = given.json()["error"]["message"]
     assert "Traceback" not in message
@@ -54,7 +54,7 @@ def test_an_unknown_key_is_called_so(proxy: Proxy, route: str, headers: dict[str
 
 def test_the_models_page_says_so_too(proxy: Proxy) -> None:
     for headers in ({}, {"authorization": "Bearer sk-wrong"}):
-        assert httpx.get(f"{proxy.url}/v1/models", headers=headers).status_code == 401
+        assert httpx.get(f"{proxy.url}/v1/models", headers=headers, timeout=60).status_code == 401
 
 
 def test_an_sdk_raises_its_error_of_authentication(proxy: Proxy) -> None:
@@ -71,4 +71,4 @@ def test_the_log_has_no_traceback_of_them(proxy: Proxy) -> None:
 
 def test_the_master_key_is_still_taken(proxy: Proxy) -> None:
     headers = {"authorization": f"Bearer {proxy.master_key}"}
-    assert httpx.get(f"{proxy.url}/v1/models", headers=headers).status_code == 200
+    assert httpx.get(f"{proxy.url}/v1/models", headers=headers, timeout=60).status_code == 200

@@ -9,7 +9,6 @@ from stat import S_IMODE
 from typing import Any
 from uuid import uuid4
 
-import httpx
 import pytest
 
 from tests.gateway.shared import hang_up
@@ -252,7 +251,9 @@ def test_of_a_stream_that_is_closed_in_its_middle_the_line_has_what_was_shown(
     upstream.play(Script(reply=lambda *_: "word " * 1000, piece_s=0.02))
     headers = {"authorization": f"Bearer {proxy.master_key}"}
     body = {"model": "re2-base", "stream": True, **CHAT}
-    with httpx.stream("POST", f"{proxy.url}{CHAT_ROUTE}", json=body, headers=headers) as answer:
+    with proxy.http.stream(
+        "POST", f"{proxy.url}{CHAT_ROUTE}", json=body, headers=headers
+    ) as answer:
         next(line for line in answer.iter_lines() if "word" in line)
     line = conversation(answer.headers[CALL_ID], proxy, folder)
     [choice] = line["choices"]
