@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from optillm_hooks.gateway.oauth import IssuerKeys, caller_of, user_api_key_auth, verified_claims
 from optillm_hooks.settings import OAuthSettings
 from tests.gateway.test_key_errors import ROUTES
-from tests.proxy import Config, Proxy, alias, hooked_config, model_group
+from tests.proxy import Config, Proxy, alias, hooked_config, model_group, new_trace, traceparent
 from tests.upstream import Upstream
 
 ISSUER = "https://login.example.com"
@@ -272,12 +272,16 @@ def test_ceilings_come_from_a_signed_claim(proxy: Proxy, issuer: Issuer) -> None
 
 def test_calls_are_booked_on_the_user(proxy: Proxy, issuer: Issuer) -> None:
     """Whatever the token: two of one user share a key in LiteLLM, and two users do not."""
-    for user, exp in (("eve", 100), ("eve", 200), ("bob", 100)):
-        token = issuer.key.token(sub=user, exp=int(time.time()) + exp)
-        assert asked(proxy, token).status_code == 200
-    proxy.settle()
-    booked = [entry for entry in proxy.entries if entry.model_group == "base"][-3:]
-    eve, again, bob = (entry.key_hash for entry in booked)
+
+    def key_of(user: str, exp: int) -> str | None:
+        token, trace = issuer.key.token(sub=user, exp=int(time.time()) + exp), new_trace()
+        asked = ROUTES["/v1/chat/completions"] | {"model": "base"}
+        headers = traceparent(trace)
+        proxy.post("/v1/chat/completions", asked, key=token, headers=headers).raise_for_status()
+        [entry] = proxy.booked(trace)
+        return entry.key_hash
+
+    eve, again, bob = key_of("eve", 100), key_of("eve", 200), key_of("bob", 100)
     assert eve == again != bob
     assert eve is not None
     assert "eve" not in eve
