@@ -307,7 +307,7 @@ class Proxy:
 
         Args:
             own: a trace, of requests that were sent with the headers `traceparent(own)`; or a key
-                made by `copy_of`. Embeddings and searches are in no trace.
+                made by `copy_of`.
         """
         self.settle()
         key_hash = sha256(own.encode()).hexdigest()

@@ -30,6 +30,8 @@ SPAN_KEY: Final = "litellm_parent_otel_span"
 stage_span: Final[ContextVar[object]] = ContextVar("optillm_stage_span", default=None)
 """The OpenTelemetry span of the running stage; None without tracing."""
 
+_OF_TRACE: Final = ("litellm_session_id", "litellm_trace_id")
+_OF_LOG: Final = (*_OF_TRACE, "no-log")
 _SHARED = frozenset(
     {
         "tags",
@@ -50,7 +52,7 @@ class Caller:
     """Identity for inner calls: key, user, team, organisation, end user, tags."""
 
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Other arguments that every inner call gets (session, end user, `drop_params`)."""
+    """Other arguments that inner calls of models get (`logged`, end user, `drop_params`)."""
 
     cache: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """The client's `cache` field for LiteLLM."""
@@ -85,6 +87,11 @@ class Caller:
         """Whose share of the proxy's time the calls take: the key's, or that of all without one."""
         return str(self.metadata.get("user_api_key") or "")
 
+    @property
+    def logged(self) -> Mapping[str, Any]:
+        """The arguments by which LiteLLM logs any inner call as the client's request is logged."""
+        return {name: self.extra[name] for name in _OF_LOG if name in self.extra}
+
     def new_call(self, model: str) -> InnerCall:
         """Return a new call of `model` for this caller."""
         tried = set[str]() if self.call is None else self.call.tried
@@ -109,9 +116,7 @@ def read_caller(
     parent = metadata_of(litellm_params)
     identity = {k: v for k, v in parent.items() if k.startswith("user_api_key") or k in _SHARED}
     extra = {
-        key: litellm_params[key]
-        for key in ("litellm_session_id", "litellm_trace_id")
-        if isinstance(litellm_params.get(key), str)
+        key: litellm_params[key] for key in _OF_TRACE if isinstance(litellm_params.get(key), str)
     }
     if user is not None:
         extra["user"] = user

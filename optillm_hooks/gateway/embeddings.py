@@ -55,6 +55,7 @@ class RouterEmbed:
                         model=self.model,
                         input=texts,
                         metadata={**caller.metadata, **span_metadata()},
+                        **caller.logged,
                     )
                     usage = _usage(response)
                     payment.settle(usage.cost_usd)

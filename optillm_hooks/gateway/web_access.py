@@ -194,6 +194,7 @@ class RouterSearch:
                         query=query[:_MAX_QUERY],
                         max_results=max_results,
                         litellm_metadata={**self.caller.metadata, **span_metadata()},
+                        **self.caller.logged,
                     )
         except TimeoutError:
             raise ServiceFailed(f"the search took longer than {self.seconds:g} seconds") from None

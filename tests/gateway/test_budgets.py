@@ -276,12 +276,14 @@ def test_inner_calls_keep_their_session() -> None:
     session = {"litellm_session_id": "s", "litellm_trace_id": "t"}
     caller = read_caller(session, "u", {"no-cache": True})
     assert caller.extra == {**session, "user": "u"}
+    assert caller.logged == session
     assert caller.cache == {"no-cache": True}
 
 
 @pytest.mark.parametrize(("allowed", "extra"), [(False, {}), (True, {"no-log": True})])
 def test_no_log_is_the_operators_to_allow(allowed: bool, extra: dict[str, object]) -> None:
-    assert read_caller({"no-log": True}, None, {}, allow_no_log=allowed).extra == extra
+    caller = read_caller({"no-log": True}, "u", {}, allow_no_log=allowed)
+    assert (caller.extra, caller.logged) == ({"user": "u", **extra}, extra)
     assert read_caller({}, None, {}, allow_no_log=allowed).extra == {}
 
 

@@ -14,7 +14,16 @@ from tests.documents import all_blocks
 from tests.gateway.shared import hang_up
 from tests.json_host import json_host
 from tests.long_context.fakes import NEEDLE, QUESTION, haystack
-from tests.proxy import PRICE, Proxy, alias, copy_of, hooked_config, model_group
+from tests.proxy import (
+    PRICE,
+    Proxy,
+    alias,
+    copy_of,
+    hooked_config,
+    model_group,
+    new_trace,
+    traceparent,
+)
 from tests.upstream import Call, Script, Status, Upstream
 
 WINDOW = 8192
@@ -117,8 +126,8 @@ def proxy(
         yield running
 
 
-def ask(proxy: Proxy, body: dict[str, Any], key: str | None = None) -> Any:
-    response = proxy.post("/v1/chat/completions", body, key=key, timeout_s=300)
+def ask(proxy: Proxy, body: dict[str, Any], key: str | None = None, **more: Any) -> Any:
+    response = proxy.post("/v1/chat/completions", body, key=key, timeout_s=300, **more)
     assert response.status_code == 200, response.text
     return response.json()
 
@@ -217,11 +226,12 @@ def test_embeddings_rank_notes_on_the_callers_account(proxy: Proxy, upstream: Up
         return json.dumps({"notes": [*notes, NEEDLE] if NEEDLE in call.text else notes})
 
     upstream.play(Script(reply=wordy, fault=too_long))
-    key = copy_of("sk-anna")
-    answer = ask(proxy, {"model": "memory-small", "messages": CHAT}, key)
+    key, trace = copy_of("sk-anna"), new_trace()
+    asked = {"model": "memory-small", "messages": CHAT}
+    answer = ask(proxy, asked, key, headers=traceparent(trace))
     assert answer["choices"][0]["message"]["content"] == "heliotrope-71"
     assert answer["optillm"]["degraded"] == []
-    embedded = [e for e in proxy.booked(key) if e.model_group == "embedding"]
+    embedded = [e for e in proxy.booked(trace) if e.model_group == "embedding"]
     assert embedded
     assert all(e.cost > 0 for e in embedded)
     assert answer["optillm"]["cost_usd"] == pytest.approx(

@@ -12,7 +12,16 @@ import pytest
 
 from tests.documents import all_blocks
 from tests.gateway.shared import hang_up
-from tests.proxy import Entry, Proxy, alias, copy_of, hooked_config, model_group
+from tests.proxy import (
+    Entry,
+    Proxy,
+    alias,
+    copy_of,
+    hooked_config,
+    model_group,
+    new_trace,
+    traceparent,
+)
 from tests.upstream import HANG, Call, Reply, Script, Status, Upstream, always
 from tests.web_world import PRICED_TOOL, SEARCH_TOOL, Site, WebWorld, redirect, site, with_web
 
@@ -198,9 +207,11 @@ def test_searches_are_billed_to_the_key(proxy: Proxy, upstream: Upstream) -> Non
     upstream.play(answering(["tides", "moon"]))
     key = copy_of("sk-searcher")
     asked = body(CHAT, "web_search-base", "Why are there tides?")
-    usage = proxy.post(CHAT, asked, key=key).json()["optillm"]
+    headers = traceparent(trace := new_trace())
+    usage = proxy.post(CHAT, asked, key=key, headers=headers).json()["optillm"]
     entries = proxy.booked(key)
     searches = [entry for entry in entries if entry.call_type == "asearch"]
+    assert {entry.trace_id for entry in entries} == {trace}
     assert [entry.cost for entry in searches] == [PRICED_USD, PRICED_USD]
     assert {(entry.key_alias, entry.origin) for entry in searches} == {("searcher", "optillm")}
     total = sum(_cost(entry) for entry in entries)
