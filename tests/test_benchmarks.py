@@ -8,10 +8,19 @@ import litellm
 import pytest
 import torch
 
-from benchmarks import accuracy, inner_call_cpu, load, local_speed, perplexity, request_cpu
+from benchmarks import (
+    accuracy,
+    evidence,
+    inner_call_cpu,
+    load,
+    local_speed,
+    perplexity,
+    request_cpu,
+)
 from benchmarks.report import Interval, interval, table, with_section
 from optillm_hooks.evaluation import worked_examples
 from optillm_hooks.local_provider import provider as local
+from optillm_hooks.registry import OWN_PACKAGE, all_approaches
 from tests.proxy import model_group
 from tests.upstream import Call
 
@@ -47,6 +56,18 @@ def test_a_section_is_replaced_in_its_place_and_a_new_one_added() -> None:
 
 def test_a_table_is_markdown() -> None:
     assert table(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_every_approach_is_measured_or_says_why_not() -> None:
+    names = {known.name for known in all_approaches() if known.origin == OWN_PACKAGE}
+    methods = {**evidence.SAMPLERS, **evidence.THINKERS}
+    assert methods.keys() | evidence.NOT_MEASURED.keys() == names
+    assert not methods.keys() & evidence.NOT_MEASURED.keys()
+    for name, expression in methods.items():
+        assert expression.partition("(")[0] == name
+    page = evidence.DOCS.read_text()
+    for shown in (*methods.values(), *evidence.WITH_A_CHECK, *evidence.NOT_MEASURED):
+        assert f"| {shown} |" in page
 
 
 def test_the_upstream_replies_with_the_markers_of_the_prompt() -> None:

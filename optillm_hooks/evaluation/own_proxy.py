@@ -9,6 +9,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Thread
 from typing import Final
 
@@ -18,8 +19,8 @@ _READY: Final = "optillm_hooks is ready."
 
 
 @contextmanager
-def own_proxy() -> Iterator[tuple[str, str]]:
-    """Serve the shipped configuration on a free port; yield its URL and a key.
+def own_proxy(config: Path = SHIPPED) -> Iterator[tuple[str, str]]:
+    """Serve `config`, by default the shipped one, on a free port; yield its URL and a key.
 
     Raises:
         SystemExit: it does not start; it has said why.
@@ -28,7 +29,7 @@ def own_proxy() -> Iterator[tuple[str, str]]:
         port = free.getsockname()[1]
     key = f"sk-{secrets.token_urlsafe(32)}"
     process = subprocess.Popen(  # noqa: S603 (our own interpreter, our own arguments)
-        [sys.executable, "-m", "optillm_hooks", "serve", str(SHIPPED)],
+        [sys.executable, "-m", "optillm_hooks", "serve", str(config)],
         env={**os.environ, "HOST": "127.0.0.1", "PORT": str(port), "LITELLM_MASTER_KEY": key},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -9,7 +9,7 @@ def wilson(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
     share, weight = right / of, z * z / of
     middle = (share + weight / 2) / (1 + weight)
     half = z * math.sqrt(share * (1 - share) / of + weight / of / 4) / (1 + weight)
-    return middle - half, middle + half
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def mcnemar(wins: int, losses: int) -> float:
