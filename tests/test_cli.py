@@ -19,6 +19,7 @@ from jsonschema import Draft202012Validator
 from optillm_hooks.cli import COMMANDS, main, parser
 from optillm_hooks.commands.schema import schema, text
 from optillm_hooks.config_files import HERE, SHIPPED
+from optillm_hooks.evaluation import own_proxy
 from optillm_hooks.registry import all_approaches
 from tests.documents import all_blocks
 from tests.proxy import ROOT
@@ -384,3 +385,19 @@ sys.exit(main(["demo", "--problems", "1"]))
     assert process.returncode == 130, err
     assert not err
     assert not Path(f"/proc/{proxy}").exists()
+
+
+def test_a_proxy_that_says_much_at_its_end_is_heard_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception of the thread that reads it would fail the test."""
+    talker = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit('bye ' * 100_000))\n"
+        f"sys.stderr = sys.stdout\nprint({own_proxy._READY!r}, flush=True)\n"
+        "while True: signal.pause()"
+    )
+    started = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda _, **given: started([sys.executable, "-c", talker], **given)
+    )
+    with own_proxy.own_proxy() as (url, _):
+        assert url.startswith("http://127.0.0.1:")

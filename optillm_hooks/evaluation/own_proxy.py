@@ -28,19 +28,21 @@ def own_proxy(config: Path = SHIPPED) -> Iterator[tuple[str, str]]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     key = f"sk-{secrets.token_urlsafe(32)}"
-    process = subprocess.Popen(  # noqa: S603 (our own interpreter, our own arguments)
+    with subprocess.Popen(  # noqa: S603 (our own interpreter, our own arguments)
         [sys.executable, "-m", "optillm_hooks", "serve", str(config)],
         env={**os.environ, "HOST": "127.0.0.1", "PORT": str(port), "LITELLM_MASTER_KEY": key},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
-    )
-    try:
+    ) as process:
         lines = process.stdout or ()
-        if not any(line.startswith(_READY) for line in lines):
-            raise SystemExit(process.wait())
-        Thread(target=deque, args=(lines, 0), daemon=True).start()  # or a full pipe stops it
-        yield f"http://127.0.0.1:{port}/v1", key
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate()
+        rest = Thread(target=deque, args=(lines, 0), daemon=True)
+        try:
+            if not any(line.startswith(_READY) for line in lines):
+                raise SystemExit(process.wait())
+            rest.start()  # a full pipe would stop it
+            yield f"http://127.0.0.1:{port}/v1", key
+        finally:
+            process.send_signal(signal.SIGTERM)
+            if rest.is_alive():
+                rest.join()  # until the proxy has ended: a file that is read must not be closed
