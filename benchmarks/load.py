@@ -348,9 +348,14 @@ def comparison(environment: Path, *, rounds: int, requests: int) -> str:
         def folder() -> Path:
             return Path(stack.enter_context(tempfile.TemporaryDirectory()))
 
-        ours, alone = (
-            stack.enter_context(Proxy(config, folder(), ledger=False, command=True))
-            for config in (hooked_config([group]), plain_config([group]))
+        hooked = hooked_config([group])
+        ours, alone, two = (
+            stack.enter_context(Proxy(config, folder(), ledger=False, command=True, env=env))
+            for config, env in (
+                (hooked, {}),
+                (plain_config([group]), {}),
+                (hooked, {"NUM_WORKERS": "2"}),
+            )
         )
         other = stack.enter_context(optillm(environment, upstream, folder()))
         plain = [
@@ -358,7 +363,11 @@ def comparison(environment: Path, *, rounds: int, requests: int) -> str:
             Target("LiteLLM alone", alone, "base"),
             Target("OptiLLM", other, "none-base"),
         ]
-        moa = [Target("this extension", ours, "moa-base"), Target("OptiLLM", other, "moa-base")]
+        moa = [
+            Target("this extension", ours, "moa-base"),
+            Target("this extension, 2 workers", two, "moa-base"),
+            Target("OptiLLM", other, "moa-base"),
+        ]
         compare([*plain, *moa], rounds=1, requests=8, at_once=4)  # caches, connections
         tables = []
         for targets, latency_s, counts in (
