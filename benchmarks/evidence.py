@@ -10,16 +10,13 @@ run that was killed goes on from its folder.
 """
 
 import asyncio
-import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Final
+from typing import Any, Final
 
 import yaml
 
@@ -32,6 +29,7 @@ from optillm_hooks.evaluation.problems import problems_of
 from optillm_hooks.evaluation.questions import Problem
 from optillm_hooks.evaluation.report import COLUMNS, Row, cells, rows_of
 from optillm_hooks.evaluation.spend_log import new_run
+from tests.json_host import json_host
 
 DOCS: Final = PERFORMANCE.with_name("evidence.md")
 BASE: Final = "smollm2"
@@ -113,34 +111,6 @@ _SHOWN: Final = (
 )  # fmt: skip
 
 
-class _Checks(ThreadingHTTPServer):
-    """The operator's check: it knows the answers."""
-
-    daemon_threads = True
-
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__(("127.0.0.1", 0), _CheckHandler)
-        self.problems: Final = {_question(problem): problem for problem in problems}
-
-
-class _CheckHandler(BaseHTTPRequestHandler):
-    server: _Checks
-
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        problem = self.server.problems[asked["question"]]
-        passed = problem.grade(asked["answer"]) == "right"
-        body = json.dumps({"pass": passed}).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Keep quiet."""
-
-
 def _question(problem: Problem) -> str:
     return str(problem.messages[-1]["content"])
 
@@ -150,16 +120,20 @@ def proxy_with_a_check(problems: Sequence[Problem]) -> Iterator[tuple[str, str]]
     """Serve the shipped configuration with the check of `problems`; yield URL and key."""
     config = yaml.safe_load(SHIPPED.read_text())
     config["model_list"][0]["model_info"] = {"optillm_local": {"dtype": "bfloat16", "rows": 64}}
-    with _Checks(problems) as checks, tempfile.TemporaryDirectory() as folder:
-        Thread(target=checks.serve_forever, daemon=True).start()
+    known = {_question(problem): problem for problem in problems}
+
+    def check(_: str, asked: Any) -> tuple[int, Any]:
+        """Answer as the operator's check, which knows the answers."""
+        return 200, {"pass": known[asked["question"]].grade(asked["answer"]) == "right"}
+
+    with json_host(check) as address, tempfile.TemporaryDirectory() as folder:
         settings = config["litellm_settings"].setdefault("optillm_settings", {})
         settings["code_runner"] = "monty"
-        settings["answer_check"] = {"url": f"http://127.0.0.1:{checks.server_port}/"}
+        settings["answer_check"] = {"url": f"{address}/"}
         file = Path(folder) / "litellm_config.yaml"
         file.write_text(yaml.safe_dump(config))
         with own_proxy(file) as served:
             yield served
-        checks.shutdown()
 
 
 def measure(problems: Sequence[Problem], at_once: int, file: Path) -> list[Row]:

@@ -116,15 +116,16 @@ class Hook(CustomLogger):
         """
         metadata = metadata_of(kwargs)
         client, router = attached(metadata), proxy_router()
+        is_alias = alias_model({"litellm_params": kwargs}) is not None
         if (inner := inner_call(metadata)) is not None:
             note_log(kwargs)
-            if alias_model({"litellm_params": kwargs}) is not None:
+            if is_alias:
                 return without_prices(allowing_reasoning(kwargs, "verbosity"))
             kwargs = within_held_cost(kwargs, inner, str(metadata.get("model_group"))) or kwargs
         elif client is not None and router and metadata.get("model_group") == client.model:
             _note_deployment(client, router, metadata, kwargs.get("temperature"))
             SHADOWS.draw(client, metadata, kwargs, call_type)
-        if alias_model({"litellm_params": kwargs}) is not None:
+        if is_alias:
             return without_prices(kwargs)
         made = for_local(kwargs) if is_local(kwargs) else kwargs
         return without_listed_prices(made) if call_type is CallTypes.acompletion else made

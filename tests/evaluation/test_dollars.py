@@ -2,10 +2,9 @@
 
 import csv
 import json
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -14,6 +13,7 @@ import pytest
 
 from optillm_hooks.cli import main
 from optillm_hooks.evaluation.spend_log import booked, new_run
+from tests.json_host import serving
 
 JUDGE, KEY = "judge", "sk-any"
 QUESTIONS = [
@@ -66,7 +66,7 @@ class Gateway:
 
 
 @contextmanager
-def serving(gateway: Gateway) -> Iterator[str]:
+def endpoint(gateway: Gateway) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -88,20 +88,14 @@ def serving(gateway: Gateway) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             return
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/v1"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Handler) as address:
+        yield f"{address}/v1"
 
 
 def evaluate(gateway: Gateway, folder: Path, models: str = "plain,moa-plain") -> None:
     (folder / "own.jsonl").write_text("\n".join(map(json.dumps, QUESTIONS)))
     options = ["--models", models, "--judge", JUDGE, "--tasks", str(folder / "own.jsonl")]
-    with serving(gateway) as url:
+    with endpoint(gateway) as url:
         assert main(["eval", "--base-url", url, "--key", KEY, "--out", str(folder), *options]) == 0
 
 
@@ -169,7 +163,7 @@ def test_replies_without_a_price_are_counted(
 def test_a_long_log_is_read_page_by_page() -> None:
     gateway, run = Gateway(), new_run()
     gateway.log = [{"session_id": f"{run.id}-{n}", "spend": 0.5} for n in range(2001)]
-    with serving(gateway) as url:
+    with endpoint(gateway) as url:
         found = booked(url, KEY, run, 10.0)
     assert found
     assert (found.usd, found.entries, gateway.looked) == (1000.5, 2001, 3)
