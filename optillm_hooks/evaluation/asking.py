@@ -6,11 +6,19 @@ under way are lost.
 
 import asyncio
 import random
-import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -20,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from optillm_hooks.evaluation.grading import Grade, Judged
 from optillm_hooks.evaluation.questions import Problem
-from optillm_hooks.evaluation.replies import Reply, Report, ask_host
+from optillm_hooks.evaluation.replies import FieldNames, Reply, Report, ask_host, failure
 from optillm_hooks.evaluation.spend_log import Run
 from optillm_hooks.pauses import asked_pause_s
 
@@ -30,15 +38,6 @@ _TRIES: Final = 4
 _REFUSALS: Final = 30
 """How often an overloaded host may refuse the same request."""
 
-_NEWER: Final[Mapping[str, str]] = {"max_tokens": "max_completion_tokens"}
-_CODE: Final = re.compile(r"[\w.:/-]{1,80}")
-"""A code of an error. What a host sends in its place may be anything."""
-
-_WRONG: Final = frozenset({400, 403, 404, 422})
-"""What a request that is made again gets again: the message says what to change."""
-
-_LONGEST_MESSAGE: Final = 300
-_NO_VERDICT: Final = "the judge gave no verdict"
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 60.0
 _OVERLOADED: Final = frozenset({429, 503, 529})
@@ -159,7 +158,7 @@ async def ask_all(
     pairs = [(m, p) for p in problems for m in models if (m, p.id) not in answered]
     random.Random(0).shuffle(pairs)  # noqa: S311
     pace = Pace(endpoint.at_once, endpoint.per_second)
-    fields = _Fields(endpoint.fields or {})
+    names = FieldNames()
     async with (
         AsyncOpenAI(
             base_url=endpoint.url,
@@ -172,47 +171,27 @@ async def ask_all(
 
         async def solve(model: str, problem: Problem) -> None:
             traced = client.with_options(default_headers=endpoint.run.headers())
-            keep(await _outcome(traced, pace, fields, model, problem))
+            fields = endpoint.fields or {}
+            ask = partial(ask_host, traced, names, model, problem.messages, fields)
+            keep(await _outcome(ask, pace, model, problem))
 
         for model, problem in pairs:
             group.create_task(solve(model, problem))
 
 
-class _Fields:
-    """Fields of every request. OpenAI's reasoning models take the limit by its newer name only."""
-
-    def __init__(self, given: Mapping[str, Any]) -> None:
-        self._given = given
-        self._newer = {_NEWER.get(name, name): value for name, value in given.items()}
-        self._renamed = set[str]()
-
-    def of(self, model: str) -> dict[str, Any]:
-        return dict(self._newer if model in self._renamed else self._given)
-
-    def renames(self, model: str, refused: Mapping[str, Any], failed: openai.OpenAIError) -> bool:
-        """Return whether a model refused its fields for their names, and takes the newer ones."""
-        if refused == self._newer or not any(name in str(failed) for name in _NEWER.values()):
-            return False
-        self._renamed.add(model)
-        return True
-
-
 async def _outcome(
-    client: AsyncOpenAI, pace: Pace, fields: _Fields, model: str, problem: Problem
+    ask: Callable[[], Awaitable[Reply]], pace: Pace, model: str, problem: Problem
 ) -> Outcome:
     tries = refusals = 0
     while True:
         async with pace.turn():
-            begun, sent = time.perf_counter(), fields.of(model)
+            begun = time.perf_counter()
             try:
-                reply = await ask_host(client, model, problem.messages, sent)
+                reply = await ask()
             except openai.OpenAIError as exc:
                 failed = exc
             else:
-                seconds = time.perf_counter() - begun
-                return await _graded(model, problem, reply, seconds)
-        if fields.renames(model, sent, failed):
-            continue
+                return await _graded(model, problem, reply)
         status = getattr(failed, "status_code", None)
         if status in _OVERLOADED and refusals < _REFUSALS:
             pace.pause(_pause_s(failed, refusals))
@@ -222,19 +201,7 @@ async def _outcome(
             tries += 1
         else:
             seconds = time.perf_counter() - begun
-            return Outcome(model=model, problem=problem.id, error=_said(failed), seconds=seconds)
-
-
-def _said(failed: openai.OpenAIError) -> str:
-    """Return an error: its status, its code, and of a request that is wrong the message."""
-    if not isinstance(failed, openai.APIStatusError):
-        return type(failed).__name__
-    status, code = str(failed.status_code), str(failed.code or failed.type or "")
-    known = f"{status} {code}" if code != status and _CODE.fullmatch(code) else status
-    told = failed.body.get("message") if isinstance(failed.body, dict) else None
-    if failed.status_code not in _WRONG or not isinstance(told, str) or not told.strip():
-        return known
-    return f"{known}: {told.strip().splitlines()[0][:_LONGEST_MESSAGE]}"
+            return Outcome(model=model, problem=problem.id, error=failure(failed), seconds=seconds)
 
 
 def _pause_s(failed: openai.OpenAIError, before: int) -> float:
@@ -245,20 +212,20 @@ def _pause_s(failed: openai.OpenAIError, before: int) -> float:
     return min(doubled if asked is None else asked, _LONGEST_PAUSE_S)
 
 
-async def _graded(model: str, problem: Problem, reply: Reply, seconds: float) -> Outcome:
+async def _graded(model: str, problem: Problem, reply: Reply) -> Outcome:
     """Return the outcome of a reply."""
-    report, error = reply.report, None
+    report = reply.report
     try:
         judged = await judged_of(problem, reply.text)
     except Exception as exc:  # a check of another package; it may not end the run
-        judged, error = Judged(None), f"the check failed: {type(exc).__name__}"
+        judged = Judged(None, fault=f"the check failed: {type(exc).__name__}")
     return Outcome(
         model=model,
         problem=problem.id,
         grade=judged.grade,
         unjudged=judged.grade is None,
-        error=error or (_NO_VERDICT if judged.grade is None else None),
-        seconds=seconds,
+        error=judged.fault if judged.grade is None else None,
+        seconds=reply.seconds,
         prompt_tokens=reply.bill.prompt_tokens,
         completion_tokens=reply.bill.completion_tokens,
         cost_usd=reply.bill.cost_usd,

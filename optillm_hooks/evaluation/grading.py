@@ -31,6 +31,9 @@ class Judged:
     bill: Bill = NOTHING
     """Of the judge."""
 
+    fault: str = "the judge gave no verdict"
+    """Why there is no grade."""
+
 
 Grader = Callable[[str], Grade]
 Checker = Callable[[str], Awaitable[Judged]]

@@ -1,7 +1,7 @@
 """A judge of an evaluation: a model of the same endpoint that grades the replies of others."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from random import Random
@@ -16,7 +16,7 @@ from optillm_hooks.answers.verdicts import last_part, read_choice
 from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.evaluation.bills import NOTHING, Bill
 from optillm_hooks.evaluation.grading import Grade, Judged
-from optillm_hooks.evaluation.replies import Messages, Reply, ask_host
+from optillm_hooks.evaluation.replies import FieldNames, Messages, Reply, ask_host, failure
 from optillm_hooks.evaluation.spend_log import Run
 from optillm_hooks.judging.choosing import BEST, choice_prompt
 from optillm_hooks.judging.verdicts import JUDGING, ask_twice, says, shown
@@ -45,6 +45,8 @@ class EndpointModel:
     fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Fields of every request."""
 
+    names: FieldNames = field(default_factory=FieldNames)
+
     async def reply(self, messages: Messages, **fields: Any) -> Reply:
         """Return a reply; `fields` are those of this request.
 
@@ -60,32 +62,53 @@ class EndpointModel:
             http_client=openai.DefaultAsyncHttpxClient(verify=_tls()),
         ) as client:
             try:
-                return await ask_host(client, self.name, messages, {**self.fields, **fields})
+                asked = {**self.fields, **fields}
+                return await ask_host(client, self.names, self.name, messages, asked)
             except openai.OpenAIError as exc:
                 status = getattr(exc, "status_code", 502)
-                raise ProviderFailed(type(exc).__name__, status=status) from exc
+                raise ProviderFailed(failure(exc), status=status) from exc
+
+
+Read = Callable[[str], Awaitable[Grade | None]]
 
 
 class _Metered:
     """A model that is asked for a verdict, with what its calls have cost."""
 
-    def __init__(self, model: EndpointModel) -> None:
+    def __init__(self, model: EndpointModel, bill: Bill = NOTHING) -> None:
         self._model = model
-        self.bill = NOTHING
+        self._bill = bill
+        self._failed: ProviderFailed | None = None
+
+    async def judged(self, prompt: Chat, read: Read, plea: str) -> Judged:
+        """Return the model's verdict; without one, the fault is how the last call failed."""
+        grade: Grade | None = await ask_twice(self, prompt, JUDGING, read, plea)
+        if grade is None and self._failed is not None:
+            return Judged(None, self._bill, f"the judge failed: {self._failed}")
+        return Judged(grade, self._bill)
 
     async def complete(self, chat: Chat, sampling: Sampling, /) -> Completion:
+        """Return a reply."""
+        try:
+            reply = await self._reply(chat, sampling)
+        except ProviderFailed as failed:
+            self._failed = failed
+            raise
+        self._failed = None
+        self._bill += reply.bill
+        return Completion(reply.text, finish_reason="length" if reply.is_cut_off else "stop")
+
+    async def _reply(self, chat: Chat, sampling: Sampling) -> Reply:
         """Return a reply; without a temperature if the model refuses it."""
         messages = [{"role": message.role, "content": message.text} for message in chat]
         try:
-            reply = await self._model.reply(messages, temperature=sampling.temperature)
+            return await self._model.reply(messages, temperature=sampling.temperature)
         except ProviderFailed as failed:
             from optillm_hooks.gateway.refusals import refused_fields  # loads LiteLLM: seconds
 
             if "temperature" not in refused_fields(failed, sampling):
                 raise
-            reply = await self._model.reply(messages)
-        self.bill += reply.bill
-        return Completion(reply.text, finish_reason="length" if reply.is_cut_off else "stop")
+            return await self._model.reply(messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +122,8 @@ class ByJudge:
     async def __call__(self, reply: str) -> Judged:
         if not reply.strip():
             return Judged("unread")
-        llm = _Metered(self.judge)
         prompt = _comparison(self.question, self.answer, reply)
-        return Judged(await ask_twice(llm, prompt, JUDGING, _right_or_wrong, _PLEA), llm.bill)
+        return await _Metered(self.judge).judged(prompt, _right_or_wrong, _PLEA)
 
 
 _PLEA: Final = "Give the verdict alone: RIGHT or WRONG."
@@ -153,9 +175,8 @@ class ByPreference:
             return Judged("unread")
         try:
             other, bill = await self._others_reply()
-        except ProviderFailed:
-            return Judged(None)
-        llm = _Metered(self._judge)
+        except ProviderFailed as failed:
+            return Judged(None, fault=f"the baseline failed: {failed}")
         chat = tuple(Message(each["role"], str(each.get("content") or "")) for each in self._asked)
         place = Random(chat[-1].text).randrange(2)  # noqa: S311 (an order, not a secret)
         pair = [other, reply] if place else [reply, other]
@@ -167,7 +188,7 @@ class ByPreference:
             return "right" if chosen == place else "wrong"
 
         prompt = choice_prompt(chat, pair, BEST)
-        return Judged(await ask_twice(llm, prompt, JUDGING, read, _CHOOSE), bill + llm.bill)
+        return await _Metered(self._judge, bill).judged(prompt, read, _CHOOSE)
 
     async def _others_reply(self) -> tuple[str, Bill]:
         """Return the other reply, which is made once, and what making it has cost this time."""

@@ -6,6 +6,8 @@ figures that cannot be are not believed.
 
 import asyncio
 import math
+import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
@@ -24,6 +26,14 @@ _MOST: Final = 10**12
 
 _Count = Annotated[int, Field(ge=0, le=_MOST)]
 _CUT_OFF: Final = frozenset({"length", "content_filter"})
+_NEWER: Final[Mapping[str, str]] = {"max_tokens": "max_completion_tokens"}
+_CODE: Final = re.compile(r"[\w.:/-]{1,80}")
+"""A code of an error. What a host sends in its place may be anything."""
+
+_WRONG: Final = frozenset({400, 403, 404, 422})
+"""What a request that is made again gets again: the message says what to change."""
+
+_LONGEST_MESSAGE: Final = 300
 
 
 class _Note(BaseModel):
@@ -100,32 +110,77 @@ class Reply:
     """With all calls that were made for it."""
 
     report: Report
+    seconds: float
+    """From the request that was answered to the end of the reply."""
+
+
+class FieldNames:
+    """The names by which models take fields, learned from what they refuse.
+
+    OpenAI's reasoning models take the limit by its newer name only, older hosts by the other one.
+    """
+
+    def __init__(self) -> None:
+        self._renamed = set[str]()
+
+    def named(self, model: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields by the names that the model takes."""
+        return _renamed(fields) if model in self._renamed else dict(fields)
+
+    def learn(self, model: str, sent: Mapping[str, Any], failed: openai.OpenAIError) -> bool:
+        """Return whether a model refused its fields for their names, and takes the newer ones."""
+        if sent == _renamed(sent) or not any(name in str(failed) for name in _NEWER.values()):
+            return False
+        self._renamed.add(model)
+        return True
+
+
+def _renamed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {_NEWER.get(name, name): value for name, value in fields.items()}
 
 
 async def ask_host(
-    client: AsyncOpenAI, model: str, messages: Messages, fields: Mapping[str, Any]
+    client: AsyncOpenAI,
+    names: FieldNames,
+    model: str,
+    messages: Messages,
+    fields: Mapping[str, Any],
 ) -> Reply:
     """Return the reply of a model; `fields` are further ones of the request.
 
-    The client's timeout is that of the whole reply here, not of each piece of it.
+    Fields that are refused for their names are sent again, by those that the model takes. The
+    client's timeout is that of the whole reply here, not of each piece of it.
 
     Raises:
         OpenAIError: there is none.
     """
+    sent = names.named(model, fields)
+    try:
+        return await _asked(client, model, messages, sent)
+    except openai.OpenAIError as exc:
+        if not names.learn(model, sent, exc):
+            raise
+    return await _asked(client, model, messages, names.named(model, fields))
+
+
+async def _asked(
+    client: AsyncOpenAI, model: str, messages: Messages, fields: Mapping[str, Any]
+) -> Reply:
+    begun = time.perf_counter()
     whole_s = client.timeout if isinstance(client.timeout, float) else math.inf
     try:
         async with asyncio.timeout((1 + client.max_retries) * whole_s):
             response = await client.chat.completions.with_raw_response.create(
                 model=model,
                 messages=messages,  # type: ignore[arg-type]
-                extra_body=dict(fields),
+                extra_body=fields,
             )
     except TimeoutError:
         raise openai.APITimeoutError(httpx.Request("POST", client.base_url)) from None
-    return _reply_in(response.http_response)
+    return _reply_in(response.http_response, time.perf_counter() - begun)
 
 
-def _reply_in(response: httpx.Response) -> Reply:
+def _reply_in(response: httpx.Response, seconds: float) -> Reply:
     """Return the reply that a host's response has.
 
     The dollars are those of our report, or of LiteLLM's header of a plain response.
@@ -145,7 +200,20 @@ def _reply_in(response: httpx.Response) -> Reply:
         bool(found.choices) and found.choices[0].finish_reason in _CUT_OFF,
         Bill(found.tokens("prompt_tokens"), found.tokens("completion_tokens"), cost),
         found.optillm,
+        seconds,
     )
+
+
+def failure(failed: openai.OpenAIError) -> str:
+    """Return an error: its status, its code, and of a request that is wrong the message."""
+    if not isinstance(failed, openai.APIStatusError):
+        return type(failed).__name__
+    status, code = str(failed.status_code), str(failed.code or failed.type or "")
+    known = f"{status} {code}" if code != status and _CODE.fullmatch(code) else status
+    told = failed.body.get("message") if isinstance(failed.body, dict) else None
+    if failed.status_code not in _WRONG or not isinstance(told, str) or not told.strip():
+        return known
+    return f"{known}: {told.strip().splitlines()[0][:_LONGEST_MESSAGE]}"
 
 
 def _number(said: str | None) -> float | None:

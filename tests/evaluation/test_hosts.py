@@ -63,6 +63,42 @@ def test_a_reasoning_model_gets_the_limit_by_its_newer_name(tmp_path: Path) -> N
     )
 
 
+def test_the_baseline_gets_the_limit_by_its_newer_name_too(tmp_path: Path) -> None:
+    refused = list[Any]()
+
+    def answer(_: str, body: Any) -> tuple[int, Any]:
+        if (refusal := openai_refusal(body)) is not None:
+            refused.append(body)
+            return 400, refusal
+        return 200, chat("BEST: 1" if "BEST" in str(body["messages"]) else solved(body))
+
+    options = ("--judge", FINE, "--baseline", "gpt-5-nano", "--max-tokens", "64", "--at-once", "1")
+    outcomes = asked(tmp_path, answer, *options, check="preferred")
+    assert {outcome.grade for outcome in outcomes} <= {"right", "wrong"}
+    assert sorted(body["model"] for body in refused) == ["gpt-5-mini", "gpt-5-nano"]
+
+
+@pytest.mark.parametrize(
+    ("failing", "said"), [("the-judge", "the judge failed"), ("other", "the baseline failed")]
+)
+def test_why_there_is_no_verdict_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], failing: str, said: str
+) -> None:
+    error = {"message": f"The model {failing} does not exist.", "code": "model_not_found"}
+
+    def answer(_: str, body: Any) -> tuple[int, Any]:
+        return (404, {"error": error}) if body["model"] == failing else (200, chat(solved(body)))
+
+    options = ("--judge", "the-judge", "--baseline", "other", "--models", FINE)
+    lines = [json.dumps({"question": "2 + 2?", "check": "preferred"})]
+    (tmp_path / "own.jsonl").write_text("\n".join(lines))
+    with json_host(answer) as url:
+        out = ("--tasks", str(tmp_path / "own.jsonl"), "--out", str(tmp_path))
+        assert main(["eval", "--base-url", url, *options, *out]) == 1
+    told = f"{FINE}: {said}: 404 model_not_found: The model {failing} does not exist."
+    assert told in capsys.readouterr().out
+
+
 def test_a_judge_may_refuse_the_temperature(tmp_path: Path) -> None:
     def answer(_: str, body: Any) -> tuple[int, Any]:
         if (refusal := openai_refusal(body)) is not None:
