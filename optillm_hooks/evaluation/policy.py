@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean, median_low
-from typing import Final
+from typing import Final, Literal
 
 import yaml
 
@@ -34,11 +34,16 @@ _GAIN: Final = 1.05
 """How much more accuracy for their price classes must show: less may be chance."""
 
 
+_Unit = Literal["USD", "calls"]
+"""Of all prices that are compared."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fitted:
     policy: Policy
     said: tuple[str, ...] = ()
-    """What the user should know: models that were of no use, and what the classes are worth."""
+    """What the user should know: models that were of no use, the unit in which prices were
+    compared, and what the classes are worth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +101,7 @@ class _Escalation:
     model: str
     samples: int
     cases: Sequence[_Case]
-    known: bool
-    """Whether the prices are dollars. Otherwise they are calls."""
+    unit: _Unit
 
 
 def fit(
@@ -107,11 +111,12 @@ def fit(
 
     Without a price of a point of accuracy, it is the cheapest that keeps 98 % of the accuracy of
     the best method, in dollars if all are known, else in calls. With one, it is that with the most
-    accuracy for its price. Classes of requests have entries of their own where these do better on
+    accuracy for its dollars. Classes of requests have entries of their own where these do better on
     problems from which they were not learned.
 
     Raises:
-        CannotRun: there is nothing to learn from; the message says what to ask.
+        CannotRun: there is nothing to learn from, or a price of a point and no dollars to compare
+            it with; the message says what to do.
     """
     by_model = _graded(outcomes, models)
     cheap = next((model for model in models if _is_cheap(by_model[model].values())), None)
@@ -119,22 +124,20 @@ def fit(
         raise CannotRun("a policy needs a model that always answers: add auto(agree=0)-MODEL")
     others = [model for model in models if model != cheap]
     reasons = {model: _useless(model, by_model[cheap], by_model[model]) for model in others}
-    escalations = [
-        _escalation(model, by_model[cheap], by_model[model])
-        for model in others
-        if reasons[model] is None
-    ]
+    pairs = {m: _pairs(by_model[cheap], by_model[m]) for m in others if reasons[m] is None}
     said = tuple(f"{model}: not used: {reason}" for model, reason in reasons.items() if reason)
-    if not escalations:
+    if not pairs:
         hint = "a policy needs a model or method besides the cheap one that has replies"
         raise CannotRun("; ".join((hint, *said)))
+    unit, compared = _unit([each for some in pairs.values() for each in some], usd_per_point)
+    escalations = [_escalation(model, some, unit) for model, some in pairs.items()]
     best = max(_accuracy(found.values()) for found in by_model.values() if found)
     options = [(each, agree) for each in escalations for agree in range(each.samples + 1)]
     found = [_tried(each.cases, _needed((), agree)) for each, agree in options]
     aim = _Aim(usd_per_point)
     escalation, agree = options[aim.best(found, best)]
     entries, gain = _entries(escalation, agree, aim)
-    return Fitted(_policy(escalation, agree, entries), (*said, *gain))
+    return Fitted(_policy(escalation, agree, entries), (*said, compared, *gain))
 
 
 def _graded(outcomes: Iterable[Outcome], models: Sequence[str]) -> dict[str, dict[str, Outcome]]:
@@ -174,26 +177,46 @@ def _pairs(
     ]
 
 
-def _escalation(
-    model: str, cheap: Mapping[str, Outcome], strong: Mapping[str, Outcome]
-) -> _Escalation:
-    pairs = _pairs(cheap, strong)
-    costs = [each.cost_usd for pair in pairs for each in pair]
-    known = None not in costs and any(costs)
+def _unit(
+    pairs: Iterable[tuple[Outcome, Outcome]], usd_per_point: float | None
+) -> tuple[_Unit, str]:
+    """Return the unit of all prices, and a line that says why it is that.
+
+    Raises:
+        CannotRun: a point has a price in dollars, and not all replies have one.
+    """
+    every = [each for pair in pairs for each in pair]
+    unknown = sorted({each.model for each in every if each.cost_usd is None})
+    if unknown and usd_per_point is not None:
+        raise CannotRun(
+            f"--usd-per-point needs the dollars of all replies, and some of {', '.join(unknown)} "
+            "name none: give the models prices in the proxy, or leave the option out"
+        )
+    if unknown:
+        return (
+            "calls",
+            f"prices are compared in calls: some replies of {', '.join(unknown)} name no dollars",
+        )
+    if usd_per_point is None and not any(each.cost_usd for each in every):
+        return "calls", "prices are compared in calls: no reply has cost anything"
+    return "USD", "prices are compared in US dollars"
+
+
+def _escalation(model: str, pairs: Sequence[tuple[Outcome, Outcome]], unit: _Unit) -> _Escalation:
     cases = [
         _Case(
             votes=choice.votes,
             right=first.grade == "right",
             escalated_right=second.grade == "right",
-            price=_cost(first, known),
-            escalated_price=_cost(second, known),
+            price=_cost(first, unit),
+            escalated_price=_cost(second, unit),
             signals=Signals(choice.kind, choice.size),
         )
         for first, second in pairs
         if (choice := first.auto) is not None
     ]
     samples = next(first.auto.samples for first, _ in pairs if first.auto)
-    return _Escalation(model, samples, cases, known)
+    return _Escalation(model, samples, cases, unit)
 
 
 def _tried(cases: Sequence[_Case], agree_of: Callable[[_Case], int]) -> _Found:
@@ -241,12 +264,11 @@ def _entries(
             chosen, found = entries, new
     if not chosen:
         return (), ()
-    price = "USD" if escalation.known else "calls"
     needed = ", ".join(f"{entry.label}: {entry.agree}" for entry in chosen)
     return chosen, (
         f"classes with an agreement of their own ({needed}): on problems held out "
-        f"{100 * found.accuracy:.1f} % right for {found.price:.3g} {price}; without classes "
-        f"{100 * old.accuracy:.1f} % for {old.price:.3g}",
+        f"{100 * found.accuracy:.1f} % right for {found.price:.3g} {escalation.unit}; without "
+        f"classes {100 * old.accuracy:.1f} % for {old.price:.3g}",
     )
 
 
@@ -307,7 +329,7 @@ def _policy(escalation: _Escalation, agree: int, entries: tuple[Entry, ...]) -> 
     cases, named = escalation.cases, from_prefix(escalation.model)
     ours, base = _tried(cases, _needed(entries, agree)), _tried(cases, _needed((), 0))
     gained = 100 * (ours.accuracy - base.accuracy)
-    is_priced = escalation.known and gained > 0
+    is_priced = escalation.unit == "USD" and gained > 0
     return Policy(
         samples=escalation.samples,
         agree=agree,
@@ -337,8 +359,8 @@ def _accuracy(outcomes: Iterable[Outcome]) -> float:
     return fmean(each.grade == "right" for each in outcomes)
 
 
-def _cost(outcome: Outcome, known: bool) -> float:
-    return outcome.cost_usd if known and outcome.cost_usd is not None else float(outcome.calls)
+def _cost(outcome: Outcome, unit: _Unit) -> float:
+    return (outcome.cost_usd or 0.0) if unit == "USD" else float(outcome.calls)
 
 
 def as_yaml(policy: Policy) -> str:

@@ -3,8 +3,9 @@
 import json
 import math
 import random
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -156,11 +157,35 @@ def test_a_bound_fails_as_rarely_as_it_says(of: int, rate: float) -> None:
     assert passing <= RISK
 
 
+def with_dollars(found: Iterable[Outcome], *unpriced: str) -> list[Outcome]:
+    """Return the outcomes at a dollar a call; those of `unpriced` models say no price."""
+    return [
+        each.model_copy(update={"cost_usd": None if each.model in unpriced else float(each.calls)})
+        for each in found
+    ]
+
+
 def test_a_price_of_a_point_moves_the_policy() -> None:
     rng = random.Random(1)
-    found = list(outcomes([drawn(rng) for _ in range(1000)]))
+    found = with_dollars(outcomes([drawn(rng) for _ in range(1000)]))
     assert fit(found, MODELS, usd_per_point=0.0).policy.agree == 0
     assert fit(found, MODELS, usd_per_point=1000.0).policy.agree == 3
+
+
+def test_all_escalations_are_compared_in_one_unit() -> None:
+    """A call of the unpriced one costs less than the calls of the other, and more dollars."""
+    rng = random.Random(1)
+    some = list(outcomes([drawn(rng) for _ in range(200)]))
+    same = [o.model_copy(update={"model": "large", "approach": None}) for o in some[1::2]]
+    large = [each.model_copy(update={"calls": 1}) for each in same]
+    found = [o.model_copy(update={"cost_usd": o.calls / 1e6}) for o in some]
+    assert fit([*found, *with_dollars(large)], [*MODELS, "large"]).policy.strong == "small"
+    unpriced = fit([*found, *large], [*MODELS, "large"])
+    assert unpriced.policy.strong == "large"
+    assert unpriced.said == ("prices are compared in calls: some replies of large name no dollars",)
+    assert fit(with_dollars(some), MODELS).said == ("prices are compared in US dollars",)
+    with pytest.raises(CannotRun, match=f"--usd-per-point .* {re.escape(STRONG)} name none"):
+        fit(with_dollars(some, STRONG), MODELS, usd_per_point=0.001)
 
 
 def test_a_policy_needs_something_to_learn_from() -> None:
@@ -182,6 +207,7 @@ def test_what_auto_cannot_escalate_to_is_told() -> None:
         "careful: not used: it is an alias: name its approach as a prefix, such as bon-MODEL",
         "bon-small: not used: no report says that its approach has answered",
         "absent: not used: it has no reply to a problem that the cheap samples have answered",
+        f"prices are compared in calls: some replies of {CHEAP}, {STRONG} name no dollars",
     )
     with pytest.raises(CannotRun, match=r"besides the cheap one.*careful: not used"):
         fit([*some, *alias], [CHEAP, "careful"])
@@ -231,7 +257,7 @@ def of_kinds(seed: int, kinds: Mapping[str, Kind], usd_per_point: float | None =
         signals = {"kind": name, "size": rng.randrange(100, 1000)}
         told = pair[0].auto.model_copy(update=signals) if pair[0].auto else None
         found += [pair[0].model_copy(update={"auto": told}), pair[1]]
-    return fit(found, MODELS, usd_per_point)
+    return fit(with_dollars(found), MODELS, usd_per_point)
 
 
 def batched(found: Iterator[Outcome]) -> Iterator[tuple[Outcome, Outcome]]:
