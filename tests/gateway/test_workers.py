@@ -1,32 +1,35 @@
-"""Two workers of one proxy: they count together, and both end with their best answers so far.
+"""Two workers of one proxy: what they share, what one takes with it when it is killed, and their end.
 
 It is one test, because two workers take some 20 s of CPU time to start.
 """
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
+import pytest
 
 from tests.gateway.test_metrics import exported
 from tests.gateway.test_shutdown import by_way, hang_at_ratings
 from tests.proxy import Proxy, alias, hooked_config, model_group
-from tests.upstream import Script, Upstream, differing
+from tests.upstream import HANG, Broken, Call, Script, Upstream, differing
 from tests.workers import own_port, owners
 
 PATH: Final = "/v1/chat/completions"
+_START_S: Final = 120.0
 BODY: Final[dict[str, Any]] = {
     "model": "rated",
     "messages": [{"role": "user", "content": "What is 6 times 7?"}],
 }
+LOST: Final = "a request that is lost with its worker"
 
 
-def test_two_workers_count_together_and_end_with_the_best_answers_so_far(
+def test_two_workers_count_together_die_alone_and_end_with_the_best_answers_so_far(
     tmp_path: Path, upstream: Upstream
 ) -> None:
     samples = tmp_path / "samples"
@@ -43,6 +46,7 @@ def test_two_workers_count_together_and_end_with_the_best_answers_so_far(
         Proxy(config, tmp_path, ledger=False, env=env, command=True) as proxy,
     ):
         sums_equal_the_providers_log(proxy, upstream, samples, threads)
+        a_killed_worker_takes_no_other_request_with_it(proxy, upstream, threads)
         both_return_the_best_answer_so_far(proxy, upstream, threads)
 
 
@@ -74,12 +78,37 @@ def sums_equal_the_providers_log(
     assert total["optillm_tokens_total"] == upstream.bill.total_tokens
 
 
+def a_killed_worker_takes_no_other_request_with_it(
+    proxy: Proxy, upstream: Upstream, threads: ThreadPoolExecutor
+) -> None:
+    def hang_at_ratings_of_the_lost(call: Call) -> Broken | None:
+        return HANG if LOST in call.text and hang_at_ratings(call) else None
+
+    lost = {**BODY, "messages": [{"role": "user", "content": LOST}]}
+    # One second leaves the other plan in the middle of its ratings when the worker is killed.
+    upstream.play(Script(reply=differing, fault=hang_at_ratings_of_the_lost, latency_s=1.0))
+    with one_client_of_each_worker(proxy) as clients:
+        (victim, its_client), (_, other) = clients.items()
+        asked = threads.submit(its_client.post, PATH, json=lost)
+        upstream.wait_until(lambda it: len(it.calls) == 3)
+        kept = threads.submit(other.post, PATH, json=BODY)
+        upstream.wait_until(lambda it: len(it.calls) == 6)
+        os.kill(victim, signal.SIGKILL)
+        with pytest.raises(httpx.HTTPError):
+            asked.result()
+        assert kept.result().status_code == 200
+        assert '"degraded":[]' in kept.result().text
+        upstream.wait_until(lambda it: not it.alive)
+        upstream.play(Script(reply=differing))
+        assert other.post(PATH, json=lost).status_code == 200, "what was lost can be sent again"
+
+
 def both_return_the_best_answer_so_far(
     proxy: Proxy, upstream: Upstream, threads: ThreadPoolExecutor
 ) -> None:
     upstream.play(Script(reply=by_way, fault=hang_at_ratings))
     with one_client_of_each_worker(proxy) as clients:
-        running = [threads.submit(client.post, PATH, json=BODY) for client in clients]
+        running = [threads.submit(it.post, PATH, json=BODY) for it in clients.values()]
         upstream.wait_until(lambda it: len(it.alive) == 4, within_s=60)
         os.kill(proxy.pid, signal.SIGTERM)
         for answer in (request.result() for request in running):
@@ -89,20 +118,32 @@ def both_return_the_best_answer_so_far(
 
 
 @contextmanager
-def one_client_of_each_worker(proxy: Proxy) -> Iterator[list[httpx.Client]]:
-    """Yield two clients, each with an open connection to a worker of its own."""
+def one_client_of_each_worker(proxy: Proxy) -> Iterator[Mapping[int, httpx.Client]]:
+    """Yield two clients by their workers, to which each has an open connection.
+
+    Where a worker has just begun to start, they are there once it serves.
+    """
     found: dict[int, httpx.Client] = {}
+
+    def finds_both(proxy: Proxy) -> bool:
+        client, worker = connected(proxy)
+        if worker in found:
+            client.close()
+        else:
+            resources.callback(client.close)
+            found[worker] = client
+        return len(found) == 2
+
     with ExitStack() as resources:
-        while len(found) < 2:
-            client = resources.enter_context(
-                httpx.Client(
-                    base_url=proxy.url,
-                    headers={"authorization": f"Bearer {proxy.master_key}"},
-                    timeout=120,
-                )
-            )
-            with client.stream("GET", "/health/liveliness") as answer:
-                answer.read()
-                port = own_port(answer)
-            found.setdefault(owners(proxy, [port])[port], client)
-        yield list(found.values())
+        proxy.wait_until(finds_both, within_s=_START_S)
+        yield found
+
+
+def connected(proxy: Proxy) -> tuple[httpx.Client, int]:
+    """Return a client with an open connection, and the worker at its other end."""
+    headers = {"authorization": f"Bearer {proxy.master_key}"}
+    client = httpx.Client(base_url=proxy.url, headers=headers, timeout=120)
+    with client.stream("GET", "/health/liveliness") as answer:
+        answer.read()
+        port = own_port(answer)
+    return client, owners(proxy, [port])[port]
