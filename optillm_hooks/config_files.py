@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import yaml
 
@@ -14,12 +14,27 @@ HERE: Final = Path("litellm_config.yaml")
 SHIPPED: Final = Path(__file__).parent / HERE
 """The file that is served where there is none: the embedded model and a few aliases."""
 
+_MERGE: Final = "tag:yaml.org,2002:merge"
+"""The tag of the key `<<`, which may be repeated: each adds a mapping."""
+
 _MAX_ENTRIES: Final = 1_000_000
 """Of a file; where its aliases repeat a list, each time counts, as it does for who reads it."""
 
 
 class CannotRun(Exception):
     """A command cannot run; the message is one line for the user."""
+
+
+class Repeated(NamedTuple):
+    """A key that a mapping of a YAML file has again."""
+
+    file: Path
+    path: str
+    """Its place, such as `litellm_settings.callbacks`."""
+
+    first: int
+    again: int
+    """Line numbers, from 1."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -55,6 +70,60 @@ def read_config(path: Path) -> dict[str, Any]:
         CannotRun: as `read_yaml`, or `include` is no list of names.
     """
     merged: dict[str, Any] = {}
+    for _, read in _with_included(path):
+        for key, value in read.items():
+            merged[key] = _together(merged.get(key), value)
+    return merged
+
+
+def repetitions(path: Path) -> Iterator[Repeated]:
+    """Yield the keys that `path`, or a file that it includes, has more than once in a mapping.
+
+    Only the last counts: YAML forbids them, and LiteLLM reads such a file nevertheless.
+
+    Raises:
+        CannotRun: as `read_config`.
+    """
+    for file, _ in _with_included(path):
+        with file.open(encoding="utf-8") as text:
+            root = yaml.compose(text, yaml.SafeLoader)
+        for node, place in _nodes(root):
+            if isinstance(node, yaml.MappingNode):
+                yield from _repeated(file, node, place)
+
+
+def _nodes(root: yaml.Node | None) -> Iterator[tuple[yaml.Node, str]]:
+    """Yield each node below `root` once, with its place: YAML's aliases repeat nodes."""
+    pending, seen = [(root, "")], set[int]()
+    while pending:
+        node, place = pending.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield node, place
+        inner = list[tuple[yaml.Node, str]]()
+        if isinstance(node, yaml.SequenceNode):
+            inner = [(each, f"{place}[{at}]") for at, each in enumerate(node.value)]
+        if isinstance(node, yaml.MappingNode):
+            inner = [(value, _below(place, key)) for key, value in node.value]
+        pending += reversed(inner)
+
+
+def _repeated(file: Path, node: yaml.MappingNode, place: str) -> Iterator[Repeated]:
+    lines: dict[tuple[str, str], int] = {}
+    for key, _ in node.value:
+        line, name = key.start_mark.line + 1, (key.tag, str(key.value))
+        if name in lines and key.tag != _MERGE:
+            yield Repeated(file, _below(place, key), lines[name], line)
+        lines[name] = line
+
+
+def _below(place: str, key: yaml.Node) -> str:
+    return f"{place}.{key.value}" if place else str(key.value)
+
+
+def _with_included(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield `path` and the files that it includes, each once, with their other keys."""
     pending, seen = [path], set[Path]()
     while pending:
         file = pending.pop(0)
@@ -63,9 +132,7 @@ def read_config(path: Path) -> dict[str, Any]:
         seen.add(file.resolve())
         read = read_yaml(file)
         pending += _included(read.pop("include", []), file, path)
-        for key, value in read.items():
-            merged[key] = _together(merged.get(key), value)
-    return merged
+        yield file, read
 
 
 def _together(before: object, value: object) -> object:

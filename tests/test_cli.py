@@ -95,14 +95,18 @@ FILES: Mapping[str, object] = {
     "later.yaml": {
         **config(alias("bon", "nowhere")), "general_settings": {"store_model_in_db": True},
     },
-    "priced.yaml": config(PRICED, alias("bon(n=3;judge=small)", "priced")),
+    "priced.yaml": config(
+        PRICED, alias("bon(n=3;judge=small)", "priced"), alias("bonn", "priced", "wrong")
+    ),
     "unreadable.yaml": "model_list: [1",
+    "repeated.yaml": "model_list: []\nlitellm_settings: {}\nmodel_list: text",
 }  # fmt: skip
 CHECKS = {
     "shipped": ["check", str(ROOT / "litellm_config.yaml")],
     "broken": ["check", "broken.yaml"],
     "broken, JSON": ["check", "broken.yaml", "--json"],
     "warning": ["check", "later.yaml"],
+    "repeated": ["check", "repeated.yaml"],
     "unreadable": ["check", "unreadable.yaml"],
     "unreadable, JSON": ["check", "unreadable.yaml", "--json"],
     "missing": ["check"],
@@ -112,12 +116,15 @@ ESTIMATES = {
     "model name": ["estimate", "bon(n=5)-gpt-4o-mini", "--prompt-tokens", "1"],
     "no model": ["estimate", "moa&re2"],
     "alias": ["estimate", "alias", "--config", "priced.yaml", "--prompt-tokens", "1000"],
+    "an alias's model": ["estimate", "optillm/bon(n=3)/priced", "--config", "priced.yaml"],
     "local": ["estimate", "cot_decoding-small", "--config", "priced.yaml"],
     "remote": ["estimate", "cot_decoding-priced", "--config", "priced.yaml"],
     "no price": ["estimate", "bon", "--model", "nowhere"],
     "too dear": ["estimate", "bon(n=64)", "--model", "priced", "--config", "priced.yaml"],
     "misspelt alias": ["estimate", "alais", "--config", "priced.yaml"],
     "plain model": ["estimate", "priced", "--config", "priced.yaml"],
+    "wrong alias": ["estimate", "wrong", "--config", "priced.yaml"],
+    "no list of models": ["estimate", "bon", "--config", "repeated.yaml"],
     "unknown": ["estimate", "bonn", "--model", "priced"],
 }
 
@@ -162,6 +169,13 @@ class TestCheck:
         assert status == 0
         assert out.startswith("warning: ")
 
+    def test_a_section_that_is_there_twice_is_a_problem(self, ended: dict[str, Ended]) -> None:
+        status, out, _ = ended["repeated"]
+        assert status == 1
+        assert out.startswith(
+            "error: model_list: is in line 1 of repeated.yaml and again in line 3"
+        )
+
     def test_a_file_that_cannot_be_read_is_a_problem(self, ended: dict[str, Ended]) -> None:
         assert ended["unreadable"].status == ended["missing"].status == 1
         assert ended["unreadable"].out.startswith("error: unreadable.yaml, line 1, column 15: ")
@@ -182,6 +196,7 @@ class TestEstimate:
             ),
             ("no model", {"models": None, "plain_call_usd": None, "cost_usd": None}),
             ("alias", {"calls": 6, "models": "priced, small", "cost_usd": 6 * (1e-3 + 8e-4)}),
+            ("an alias's model", {"calls": 6, "models": "priced"}),
             ("local", {"calls": 1, "cost_usd": 0.0}),
             ("remote", {"calls": 11}),
             ("no price", {"calls": 10, "cost_usd": None, "unknown_prices": "nowhere"}),
@@ -212,6 +227,13 @@ class TestEstimate:
         told = "estimate: there is no approach or alias 'alais' (did you mean 'alias'?)\n"
         assert ended["misspelt alias"] == (1, "", told)
         assert "put an approach before it, such as bon-priced" in ended["plain model"].err
+        assert "unknown approach 'bonn'" in ended["wrong alias"].err
+
+    def test_a_configuration_that_cannot_be_read_is_one_line(self, ended: dict[str, Ended]) -> None:
+        status, out, err = ended["no list of models"]
+        assert (status, out) == (1, "")
+        assert err.startswith("estimate: model_list: must be a list")
+        assert err.count("\n") == 1
 
     def test_people_get_lines(self, ended: dict[str, Ended]) -> None:
         lines = dict(line.split(maxsplit=1) for line in ended["for people"].out.splitlines())

@@ -12,7 +12,7 @@ from litellm.proxy.common_utils.config_includes import (
     resolve_includes,
 )
 
-from optillm_hooks.config_files import CannotRun, read_config, read_if_there
+from optillm_hooks.config_files import CannotRun, read_config, read_if_there, repetitions
 
 FILES: Mapping[str, object] = {
     "config.yaml": {
@@ -75,6 +75,26 @@ def test_a_missing_included_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("include: [no.yaml]")
     with pytest.raises(CannotRun, match=r"no\.yaml cannot be read"):
         read_config(tmp_path / "config.yaml")
+
+
+def test_keys_that_a_mapping_has_twice_are_found_in_every_file(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(
+        "include: [more.yaml]\n"
+        "litellm_settings: {callbacks: []}\n"
+        "model_list:\n"
+        "  - {model_name: a, model_name: b}\n"
+        "  - {model_name: c, 1: x, '1': y}\n"
+        "litellm_settings: {callbacks: []}\n"
+        "litellm_settings: {callbacks: []}\n"
+    )
+    (tmp_path / "more.yaml").write_text("x: &x {a: 1, b: 2, b: 3}\ny: [*x, {<<: *x, <<: *x}]")
+    found = [(each.file.name, *each[1:]) for each in repetitions(tmp_path / "config.yaml")]
+    assert sorted(found) == [
+        ("config.yaml", "litellm_settings", 2, 6),
+        ("config.yaml", "litellm_settings", 6, 7),
+        ("config.yaml", "model_list[0].model_name", 4, 4),
+        ("more.yaml", "x.b", 1, 1),
+    ]
 
 
 def test_the_file_of_the_current_folder_is_read_if_it_is_there(

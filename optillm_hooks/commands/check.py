@@ -52,9 +52,10 @@ def _found(path: Path) -> list[_Found]:
         return [_Found(_ERROR, "", str(exc))]
     lacking = load_gateway(config)
     from optillm_hooks.extensions import not_loaded
-    from optillm_hooks.gateway.config_check import problems, unreachable_services
+    from optillm_hooks.gateway.config_check import problems, repeated_keys, unreachable_services
 
-    found = [*problems(config, folder=path.parent), *unreachable_services(config)]
+    of_yaml = problems(config, folder=path.parent)
+    found = [*repeated_keys(path), *of_yaml, *unreachable_services(config)]
     return [
         *(_Found(logging.getLevelName(p.level).lower(), p.path, p.text) for p in found),
         *(_Found(_ERROR, "", text) for text in lacking),

@@ -40,7 +40,10 @@ def run(given: argparse.Namespace) -> int:
     config = read_if_there(given.config)
     load_gateway(config)
     from optillm_hooks.errors import RequestRejected
+    from optillm_hooks.gateway.config_check import malformed
 
+    if (wrong := next(iter(malformed(config)), None)) is not None:
+        raise CannotRun(f"{wrong} (optillm-hooks check names all problems)")
     try:
         facts = _estimate(given, config)
     except RequestRejected as exc:
@@ -57,12 +60,15 @@ def run(given: argparse.Namespace) -> int:
 
 def _told(exc: Exception, text: str, config: Mapping[str, Any]) -> str:
     """Return why `text` cannot be estimated, by the models of the configuration first."""
+    from optillm_hooks.gateway.deployments import is_alias
     from optillm_hooks.settings import meant
 
-    models = [str(entry.get("model_name")) for entry in config.get("model_list") or ()]
-    if text in models:
+    entries = _entries(text, config)
+    if any(map(is_alias, entries)):
+        return str(exc)
+    if entries:
         return f"{text!r} is a plain model: put an approach before it, such as bon-{text}"
-    hint = meant(text, models)
+    hint = meant(text, [entry["model_name"] for entry in config.get("model_list") or ()])
     return f"there is no approach or alias {text!r}{hint}" if hint else str(exc)
 
 
@@ -107,11 +113,11 @@ def _refusal(check: Callable[[], None]) -> str | None:
 
 
 def _asked(text: str, model: str | None, config: Mapping[str, Any]) -> _Asked:
-    """Return what is to be estimated: of an alias, a model name or an expression."""
+    """Return what is to be estimated: of an alias, its model, a model name or an expression."""
     from optillm_hooks.gateway.deployments import alias_model
     from optillm_hooks.gateway.model_names import from_deployment, from_prefix
 
-    aliases = (alias_model(entry) for entry in _entries(text, config))
+    aliases = (alias_model({"litellm_params": params}) for params, _ in _deployments(text, config))
     if (alias := next(filter(None, aliases), None)) is not None:
         named = from_deployment(alias)
         return _Asked(named.expression, model or named.base, by_operator=True)

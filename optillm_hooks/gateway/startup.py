@@ -18,6 +18,7 @@ from optillm_hooks.gateway import cut_off, request_tags, web_access
 from optillm_hooks.gateway.config_check import (
     Problem,
     problems,
+    repeated_keys,
     unreachable_services,
     unset_variables,
 )
@@ -135,7 +136,8 @@ def log_problems() -> None:
         folder=None if path is None else path.parent,
         models_come_later=bool(get_secret_bool("STORE_MODEL_IN_DB")),
     )
-    _log_all([*found, *([] if path is None else unset_variables(path))])
+    of_file = [] if path is None else [*repeated_keys(path), *unset_variables(path)]
+    _log_all([*found, *of_file])
     for lacking in filter(None, (cut_off.problem(), request_tags.problem(), web_access.problem())):
         _log.error("optillm: %s", lacking)
     # A connection may take seconds, and this runs in LiteLLM's event loop.

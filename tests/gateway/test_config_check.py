@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from optillm_hooks.gateway.config_check import problems, unreachable_services
+from optillm_hooks.gateway.config_check import problems, repeated_keys, unreachable_services
 from tests.documents import all_blocks
 from tests.proxy import ROOT, Config, alias, hooked_config, model_group, shipped_config
 
@@ -202,6 +202,7 @@ BROKEN = sorted((ROOT / "tests" / "golden" / "broken_configs").glob("*.yaml"))
 def test_a_broken_file_is_told_with_path_and_cure(file: Path) -> None:
     expected = re.findall(r"^# (\w+ .*)$", file.read_text(), re.MULTILINE)
     found = problems(yaml.safe_load(file.read_text()), folder=file.parent)
+    found = [*repeated_keys(file), *found]
     told = [f"{logging.getLevelName(each.level).lower()} {each}" for each in found]
     assert len(told) == len(expected), told
     for line, begins in zip(told, expected, strict=True):

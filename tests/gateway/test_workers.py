@@ -1,4 +1,4 @@
-"""Two workers of one proxy: what they share, what one takes with it when it is killed, and their end.
+"""Two workers of one proxy: they count together, one is killed alone, and both end in order.
 
 It is one test, because two workers take some 20 s of CPU time to start.
 """
@@ -101,6 +101,7 @@ def a_killed_worker_takes_no_other_request_with_it(
         upstream.wait_until(lambda it: not it.alive)
         upstream.play(Script(reply=differing))
         assert other.post(PATH, json=lost).status_code == 200, "what was lost can be sent again"
+    proxy.wait_until(lambda it: it.log.count("startup complete") > 2, within_s=_START_S)
 
 
 def both_return_the_best_answer_so_far(

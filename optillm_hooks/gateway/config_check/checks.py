@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from optillm_hooks.config_files import CannotRun, read_config
+from optillm_hooks.config_files import CannotRun, read_config, repetitions
 from optillm_hooks.gateway.config_check.names import Names
 from optillm_hooks.gateway.config_check.own_settings import (
     check_entry,
@@ -70,6 +70,11 @@ def problems(
     ]
 
 
+def malformed(config: Mapping[str, Any]) -> list[Problem]:
+    """Return what keeps the sections of the YAML and its models from being read at all."""
+    return read_sections(config)[1]
+
+
 def unset_variables(file: Path) -> list[Problem]:
     """Return a warning for each environment variable that a YAML file refers to and that is unset.
 
@@ -80,6 +85,25 @@ def unset_variables(file: Path) -> list[Problem]:
         return list(check_environment(read_config(file)))
     except CannotRun:
         return []
+
+
+def repeated_keys(file: Path) -> list[Problem]:
+    """Return each key that stands twice in one mapping of a YAML file, or of one that it includes.
+
+    If a file cannot be read, the list is empty: LiteLLM says so.
+    """
+    try:
+        found = list(repetitions(file))
+    except CannotRun:
+        return []
+    return [
+        Problem(
+            each.path,
+            f"is in line {each.first} of {each.file.name} and again in line {each.again}, which "
+            "alone counts. Put the two together",
+        )
+        for each in found
+    ]
 
 
 def unreachable_services(config: Mapping[str, Any]) -> list[Problem]:

@@ -65,6 +65,8 @@ def read_sections(config: Mapping[str, Any]) -> tuple[Sections, list[Problem]]:
             wrong.append(Problem(name, "must be a list, whose entries begin with `- `"))
             return []
         places = [(f"{name}[{at}]", each) for at, each in enumerate(value or ())]
+        empty = (path for path, each in places if each in (None, {}))
+        wrong.extend(Problem(path, "is empty: remove it") for path in empty)
         return [(path, mapping(each, path)) for path, each in places]
 
     models: list[Entry] = []
