@@ -106,8 +106,8 @@ The columns are those of an evaluation. Methods that write much got a tenth of t
 more, and are compared with greedy decoding on these: so few problems show large effects only.
 """
 _SHOWN: Final = (
-    "model", "problems", "right % [95 %]", "points", "wins:losses", "p (Holm)", "tokens", "calls",
-    "depth", "unread",
+    "model", "problems", "right % [95 %]", "verdict", "points", "wins:losses", "p (Holm)", "tokens",
+    "calls", "depth", "unread",
 )  # fmt: skip
 
 

@@ -7,11 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Final
+from typing import Final, Literal
 
 from optillm_hooks.evaluation.asking import Outcome
 from optillm_hooks.evaluation.spend_log import Booked
 from optillm_hooks.evaluation.statistics import holm, mcnemar, problems_needed, quantile, wilson
+
+_PROVEN: Final = 0.05
+"""The p at which a difference is more than chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,13 @@ class Difference:
 
     needed: int | None
     """Problems that would show such a difference at 5 % with a power of 80 %."""
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "undecided"]:
+        """What the problems show at 5 %."""
+        if self.p > _PROVEN:
+            return "undecided"
+        return "better" if self.wins > self.losses else "worse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,17 +155,18 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def frontier(rows: Sequence[Row], price: Callable[[Row], float]) -> list[Row]:
     """Return the rows that no other beats (Pareto), cheapest first: none is as right for less."""
-    best, found = -1.0, list[Row]()
+    found = list[Row]()
     for row in sorted(rows, key=lambda row: (price(row), -row.accuracy)):
-        if row.accuracy > best:
+        best = found[-1] if found else None
+        is_equal = best and (best.accuracy, price(best)) == (row.accuracy, price(row))
+        if best is None or row.accuracy > best.accuracy or is_equal:
             found.append(row)
-            best = row.accuracy
     return found
 
 
 COLUMNS: Final = (
-    "model", "problems", "right % [95 %]", "points", "wins:losses", "p (Holm)", "needed", "tokens",
-    "USD", "p50 s", "p95 s", "calls", "depth", "unread", "degraded", "failed",
+    "model", "problems", "right % [95 %]", "verdict", "points", "wins:losses", "p (Holm)",
+    "needed", "tokens", "USD", "p50 s", "p95 s", "calls", "depth", "unread", "degraded", "failed",
     "unjudged",
 )  # fmt: skip
 
@@ -164,9 +175,10 @@ def cells(row: Row) -> tuple[str, ...]:
     """Return a row as text, by `COLUMNS`."""
     by = row.difference
     compared = (
-        ("", "", "", "")
+        ("", "", "", "", "")
         if by is None
         else (
+            by.verdict,
             f"{100 * by.points:+.1f}",
             f"{by.wins}:{by.losses}",
             f"{by.p:.2g}",
@@ -192,8 +204,9 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def as_table(rows: Sequence[Row]) -> str:
-    """Return the rows for a terminal."""
-    lines = [COLUMNS, *map(cells, rows)]
+    """Return the rows for a terminal, without the columns that have nothing but zeros or blanks."""
+    every = zip(COLUMNS, *map(cells, rows), strict=True)
+    lines = [*zip(*(column for column in every if {*column[1:]} - {"", "0"}), strict=True)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(

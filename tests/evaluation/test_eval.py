@@ -266,6 +266,46 @@ def test_the_frontier_has_whom_no_other_beats() -> None:
     assert as_csv(rows).count("\n") == as_table(rows).count("\n") + 1 == 5
 
 
+def test_the_verdict_is_that_of_the_corrected_test() -> None:
+    """Of 8 differences all are wins: p = 2 / 2**8 for each of three models, times 3 by Holm."""
+    rights = {"plain": range(8, 20), "much": range(20), "less": range(16, 20), "same": range(8, 20)}
+    found = [outcome(m, n, n in right) for m, right in rights.items() for n in range(20)]
+    differences = [row.difference for row in rows_of(found, [*rights])]
+    assert [each and each.verdict for each in differences] == [None, "better", "worse", "undecided"]
+
+
+def test_models_that_are_equal_beat_each_other_neither() -> None:
+    found = [outcome(m, n, n < 4) for m in ("one", "other", "best") for n in range(8)]
+    found += [outcome("best", n, right=True) for n in range(8)]
+    rows = rows_of(found, ["best", "one", "other"])
+    unbeaten = frontier(rows, lambda row: row.accuracy)
+    assert [row.model for row in unbeaten] == ["one", "other", "best"]
+
+
+def numbered(page: str) -> list[list[str]]:
+    """Return the numbers of points that each picture shows."""
+    pictures = page.split("<svg")[1:]
+    return [re.findall(r">(\d+)</text>", each.partition("<polyline")[2]) for each in pictures]
+
+
+def test_pictures_name_models_by_number_where_there_is_room() -> None:
+    """One costs 1,000 times as much, so the axis is logarithmic; twenty are at one place."""
+    spread = [
+        outcome(model, n, n < right, seconds=seconds)
+        for model, right, seconds in (("a", 2, 0.01), ("b", 4, 0.2), ("c", 6, 10.0))
+        for n in range(8)
+    ]
+    page = as_html(rows_of(spread, ["a", "b", "c"]), "")
+    assert numbered(page) == [["1", "2", "3"]]
+    assert "logarithmic" in page
+    names = [f"model-{n}" for n in range(20)]
+    crowd = [outcome(name, n, n < 4) for name in names for n in range(8)]
+    page = as_html(rows_of(crowd, names), "")
+    assert numbered(page) == [[*"1234"]]
+    assert "logarithmic" not in page
+    assert page.count('<circle class="unbeaten"') == 20
+
+
 class Gym(list[dict[str, str]]):
     """A data set as reasoning-gym makes them."""
 
