@@ -57,6 +57,9 @@ LATENCY_S: Final = 0.05
 PLAIN_AT_ONCE: Final = (1, 8, 32, 64)
 MOA_AT_ONCE: Final = (1, 32, 128)
 MOA_LATENCY_S: Final = 0.2
+OWN_CLIENT: Final = {"EXPERIMENTAL_OPENAI_BASE_LLM_HTTP_HANDLER": "true"}
+"""LiteLLM asks hosts of OpenAI's form by its own HTTP client, not by OpenAI's SDK."""
+
 _START_S: Final = 120.0
 _CHECK_S: Final = 0.2
 _TO_LOG_S: Final = 0.1
@@ -348,13 +351,19 @@ def comparison(environment: Path, *, rounds: int, requests: int) -> str:
         def folder() -> Path:
             return Path(stack.enter_context(tempfile.TemporaryDirectory()))
 
-        hooked = hooked_config([group])
-        ours, alone, two = (
-            stack.enter_context(Proxy(config, folder(), ledger=False, command=True, env=env))
-            for config, env in (
-                (hooked, {}),
-                (plain_config([group]), {}),
-                (hooked, {"NUM_WORKERS": "2"}),
+        hooked, workers = hooked_config([group]), {"NUM_WORKERS": "2"}
+        lean = hooked_config([group], callbacks=["optillm_hooks.gateway.hook"])
+        ours, alone, two, lean_one, lean_two, granian = (
+            stack.enter_context(
+                Proxy(config, folder(), ledger=False, command=True, env=env, options=options)
+            )
+            for config, env, options in (
+                (hooked, {}, ()),
+                (plain_config([group]), {}, ()),
+                (hooked, workers, ()),
+                (lean, OWN_CLIENT, ()),
+                (lean, {**OWN_CLIENT, **workers}, ()),
+                (lean, {**OWN_CLIENT, **workers}, ("--run_granian",)),
             )
         )
         other = stack.enter_context(optillm(environment, upstream, folder()))
@@ -366,6 +375,9 @@ def comparison(environment: Path, *, rounds: int, requests: int) -> str:
         moa = [
             Target("this extension", ours, "moa-base"),
             Target("this extension, 2 workers", two, "moa-base"),
+            Target("lean", lean_one, "moa-base"),
+            Target("lean, 2 workers", lean_two, "moa-base"),
+            Target("lean, 2 workers of Granian", granian, "moa-base"),
             Target("OptiLLM", other, "moa-base"),
         ]
         compare([*plain, *moa], rounds=1, requests=8, at_once=4)  # caches, connections

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.inner_call_cpu import QUESTION, differing
+from benchmarks.load import OWN_CLIENT
 from benchmarks.report import interval, parser, publish, table
 from tests.proxy import Config, Proxy, hooked_config, model_group
 from tests.upstream import Script, Upstream
@@ -41,7 +42,8 @@ MEASURES: Final = {
     "as shipped": Measure(),
     "two series of LiteLLM's": Measure({"prometheus_metrics_config": [_TWO_SERIES]}),
     "no Prometheus": Measure({"callbacks": ["optillm_hooks.gateway.hook"]}),
-    "LiteLLM's HTTP handler": Measure(env={"EXPERIMENTAL_OPENAI_BASE_LLM_HTTP_HANDLER": "true"}),
+    "LiteLLM's HTTP handler": Measure(env=OWN_CLIENT),
+    "both": Measure({"callbacks": ["optillm_hooks.gateway.hook"]}, OWN_CLIENT),
 }
 
 

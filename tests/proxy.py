@@ -167,6 +167,7 @@ class Proxy:
         command: whether it starts by LiteLLM's own command, for eight times the CPU time of a fork
             of a process that has imported it: for variables that are read on import, and for what
             holds of a process from its start.
+        options: more options of LiteLLM's command.
     """
 
     def __init__(
@@ -178,12 +179,14 @@ class Proxy:
         env: Mapping[str, str] | None = None,
         ledger: bool = True,
         command: bool = False,
+        options: Sequence[str] = (),
     ) -> None:
         self._config = _with_inside(config, custom_auth=keys is not None, ledger=ledger)
         self._folder = folder
         self._keys = keys
         self._more_env = dict(env or {})
         self._command = command
+        self._options = options
         self._process: subprocess.Popen[bytes] | Forked | None = None
         self._clients = ExitStack()
         self.http = self._clients.enter_context(httpx.Client(timeout=60))
@@ -319,7 +322,8 @@ class Proxy:
         address = ("--host", "127.0.0.1", "--port", str(self.port))
         # Longer than a busy machine takes from one request to the next: a client that sends while
         # an idle connection is closed has an error.
-        arguments = ("--config", "config.yaml", *address, "--keepalive_timeout", "60")
+        keep = ("--keepalive_timeout", "60")
+        arguments = ("--config", "config.yaml", *address, *keep, *self._options)
         self._process = self._by_command(arguments) if self._command else self._forked(arguments)
         try:
             self.wait_until(_is_ready, within_s=_START_S)
