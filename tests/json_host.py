@@ -5,12 +5,15 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Final
 
 Answer = Callable[[str, Any], tuple[int, Any]]
 """Returns the status and the value for a path and a body."""
 
 NO_HEADERS: Mapping[str, str] = {}
+
+_SHUTDOWN_S: Final = 0.02
+"""How often a host looks whether it is to end; by default each of many tests waits for 0.5 s."""
 
 
 @contextmanager
@@ -42,7 +45,7 @@ def json_host(answer: Answer, headers: Mapping[str, str] = NO_HEADERS) -> Iterat
 def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
     """Yield the address of a host whose requests `handler` answers."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(_SHUTDOWN_S,))
         thread.start()
         try:
             yield f"http://127.0.0.1:{server.server_port}"
