@@ -159,10 +159,18 @@ async def test_free_texts_are_compared_in_whatever_order_they_arrive(n: int) -> 
     llm.assert_used_up()
 
 
-@pytest.mark.parametrize("odd", [cut(FREE[0]), calling("{}"), BUSY])
+@pytest.mark.parametrize("odd", [cut(FREE[0]), calling("{}")])
 async def test_free_texts_that_cannot_agree_any_more_are_not_awaited(odd: Reply) -> None:
     strong, llm = ScriptedLLM([], model="strong"), OneAfterAnother([odd, FREE[0], HANG])
-    ctx = context(models=[strong], limits=Limits(deadline_s=60))
+    ctx = context(models=[strong], limits=Limits(deadline_s=600))
+    async with asyncio.timeout(60):
+        result = await run("cascade", ASKED, llm, ctx, strong="strong", n=3)
+    assert isinstance(result, FinalCall)
+
+
+async def test_beside_a_call_that_failed_one_that_hangs_leaves_time_for_the_strong_model() -> None:
+    strong, llm = ScriptedLLM([], model="strong"), OneAfterAnother([BUSY, FREE[0], HANG])
+    ctx = context(models=[strong], limits=Limits(deadline_s=1))
     async with asyncio.timeout(30):
         result = await run("cascade", ASKED, llm, ctx, strong="strong", n=3)
     assert isinstance(result, FinalCall)
