@@ -131,6 +131,15 @@ def test_answers_are_shown_side_by_side_as_text_with_what_they_cost(
     assert "done" in browser.run("return document.getElementById('said').textContent")
 
 
+def test_the_calls_of_a_run_are_estimated_before_it(browser: "Browser") -> None:
+    enter(browser, "sk-anna")
+    assert browser.text("#estimate") == "About 6 calls if nothing fails."
+    browser.fill("#approach", f"cot_decoding{ENTER}")
+    assert browser.text("#estimate") == "About 7 to 17 calls if nothing fails."
+    browser.fill("#approach", f"bon(n=2){ENTER}")
+    assert browser.text("#estimate").endswith("with parameters, and combinations, are not counted.")
+
+
 def test_the_choices_of_an_answer_stay_apart(browser: "Browser", upstream: Upstream) -> None:
     upstream.play(Script(reply=lambda call, _: f"{call.index} is it", piece_s=0.01))
     enter(browser, "sk-anna")

@@ -29,12 +29,16 @@ function drawChosen() {
   byId("estimate").textContent = estimate();
 }
 
+// A decoder is one call of a local model, and several of a remote one.
 function estimate() {
-  const costs = chosen.map((name) => known.find((each) => each.name === name)?.calls);
-  const sum = costs.reduce((total, each) => total + (each ?? 0), 0);
   if (!chosen.length) return "Add an approach.";
-  const others = costs.includes(undefined) ? ", besides those with parameters and combinations" : "";
-  return sum ? `About ${calls(sum)}${others}, if nothing fails.` : "";
+  const found = known.filter((each) => chosen.includes(each.name));
+  const least = found.reduce((total, each) => total + each.calls, 0);
+  const most = found.reduce((total, each) => total + (each.remote_calls ?? each.calls), 0);
+  const sum = least === most ? calls(most) : `${count(least)} to ${calls(most)}`;
+  const others = found.length < chosen.length
+    ? "Approaches with parameters, and combinations, are not counted." : "";
+  return found.length ? `About ${sum} if nothing fails. ${others}` : others;
 }
 
 function remove(expression) {
