@@ -266,8 +266,14 @@ def test_dashboard_and_alerts_ask_for_series_and_labels_that_exist(
             asked |= set(group.split(", "))
         assert asked <= known, text
     table = (ROOT / "docs" / "observability.md").read_text()
-    ours = {re.sub(r"_(bucket|sum|count)$", "", name) for name in labels}
+    ours = {family(name) for name in labels}
     assert set(re.findall(r"^\| `(optillm_\w+)` \|", table, re.MULTILINE)) == ours
+    shown = re.findall(r"optillm_\w+", " ".join(dashboard_expressions()))
+    assert {family(name) for name in shown} == ours
+
+
+def family(name: str) -> str:
+    return re.sub(r"_(bucket|sum|count)$", "", name)
 
 
 def dashboard_expressions() -> list[str]:
