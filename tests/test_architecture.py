@@ -32,7 +32,17 @@ CONFIG = PACKAGE.parent / "litellm_config.yaml"
 LAYERS = [
     {"types"},
     {"errors", "machine", "packages", "config_files", "wrong_values"},
-    {"answers", "search", "sandbox", "llm", "prompts", "pauses", "embedded_model", "policies"},
+    {
+        "answers",
+        "search",
+        "sandbox",
+        "llm",
+        "messages",
+        "prompts",
+        "pauses",
+        "embedded_model",
+        "policies",
+    },
     {
         "solver",
         "code_execution",

@@ -107,7 +107,6 @@ from optillm_hooks.decoding.remote.thinking import up_to_thought
 from optillm_hooks.errors import ProviderFailed, RequestRejected, UnusableReply
 from optillm_hooks.final_answer import without_mark
 from optillm_hooks.gateway import failures, refusals
-from optillm_hooks.gateway.convert import read_chat
 from optillm_hooks.gateway.tags import read_tags
 from optillm_hooks.judging.verdicts import says
 from optillm_hooks.local_provider.harmony import HarmonyReader
@@ -124,6 +123,7 @@ from optillm_hooks.local_provider.tool_calls.tools import Tools
 from optillm_hooks.long_context.conversation import take_apart
 from optillm_hooks.long_context.question import find_question
 from optillm_hooks.long_context.window import window_of
+from optillm_hooks.messages import read_chat
 from optillm_hooks.pipeline import expression
 from optillm_hooks.prompts import enclose
 from optillm_hooks.retrieval import bm25, chunks

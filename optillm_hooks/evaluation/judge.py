@@ -20,6 +20,7 @@ from optillm_hooks.evaluation.replies import FieldNames, Messages, Reply, ask_ho
 from optillm_hooks.evaluation.spend_log import Run
 from optillm_hooks.judging.choosing import BEST, choice_prompt
 from optillm_hooks.judging.verdicts import JUDGING, ask_twice, says, shown
+from optillm_hooks.messages import write_chat
 from optillm_hooks.prompts import data_notice, enclose, fence
 from optillm_hooks.types import Chat, Completion, Message, Sampling
 
@@ -100,7 +101,7 @@ class _Metered:
 
     async def _reply(self, chat: Chat, sampling: Sampling) -> Reply:
         """Return a reply; without a temperature if the model refuses it."""
-        messages = [{"role": message.role, "content": message.text} for message in chat]
+        messages = write_chat(chat)
         try:
             return await self._model.reply(messages, temperature=sampling.temperature)
         except ProviderFailed as failed:
@@ -164,7 +165,7 @@ class ByPreference:
     judge that prefers a place helps none of them.
     """
 
-    def __init__(self, judge: EndpointModel, asked: Messages, other: EndpointModel | str) -> None:
+    def __init__(self, judge: EndpointModel, asked: Chat, other: EndpointModel | str) -> None:
         self._judge = judge
         self._asked = asked
         self._other = other
@@ -177,8 +178,7 @@ class ByPreference:
             other, bill = await self._others_reply()
         except ProviderFailed as failed:
             return Judged(None, fault=f"the baseline failed: {failed}")
-        chat = tuple(Message(each["role"], str(each.get("content") or "")) for each in self._asked)
-        place = Random(chat[-1].text).randrange(2)  # noqa: S311 (an order, not a secret)
+        place = Random(self._asked[-1].text).randrange(2)  # noqa: S311 (an order, not a secret)
         pair = [other, reply] if place else [reply, other]
 
         async def read(text: str) -> Grade | None:
@@ -187,7 +187,7 @@ class ByPreference:
                 return None
             return "right" if chosen == place else "wrong"
 
-        prompt = choice_prompt(chat, pair, BEST)
+        prompt = choice_prompt(self._asked, pair, BEST)
         return await _Metered(self._judge, bill).judged(prompt, read, _CHOOSE)
 
     async def _others_reply(self) -> tuple[str, Bill]:
@@ -195,7 +195,7 @@ class ByPreference:
         async with self._one_at_a_time:
             if isinstance(self._other, str):
                 return self._other, NOTHING
-            reply = await self._other.reply(self._asked)
+            reply = await self._other.reply(write_chat(self._asked))
             self._other = reply.text
             return reply.text, reply.bill
 

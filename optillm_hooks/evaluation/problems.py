@@ -181,6 +181,8 @@ def _from_file(path: Path, graders: Graders) -> list[Problem]:
     try:
         text = text_of(path)
     except CannotRun as exc:
+        if path.exists():
+            raise
         names = ", ".join([*_GENERATED, "reasoning_gym/FAMILY", *KNOWN_SETS])
         raise CannotRun(f"{exc}, and no task has that name; known: {names}") from None
     found = [

@@ -3,14 +3,24 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Self, TypeVar
+from math import isfinite
+from typing import Annotated, Any, Final, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 
 from optillm_hooks.answers.response_format import fault_in_schema, schema_of
 from optillm_hooks.code_execution.public_tests import InputTest
 from optillm_hooks.code_execution.runner import CodeRunner
 from optillm_hooks.config_files import CannotRun
+from optillm_hooks.errors import RequestRejected
 from optillm_hooks.evaluation.grading import (
     ByAnswer,
     ByFormat,
@@ -22,6 +32,8 @@ from optillm_hooks.evaluation.grading import (
     Kind,
 )
 from optillm_hooks.evaluation.judge import ByJudge, ByPreference, EndpointModel
+from optillm_hooks.messages import read_chat, write_chat
+from optillm_hooks.types import Chat, Message
 from optillm_hooks.wrong_values import wrong_value
 
 Messages = list[dict[str, Any]]
@@ -64,6 +76,17 @@ class _InputOutput(BaseModel):
     output: str
 
 
+def _answer(given: object) -> str | int | float:
+    """Return an answer that a reply can agree with."""
+    if isinstance(given, str) and given.strip():
+        return given
+    if isinstance(given, int) and not isinstance(given, bool):
+        return given
+    if isinstance(given, float) and isfinite(given):
+        return given
+    raise ValueError("must be a text that is not empty, or a finite number")
+
+
 class Question(BaseModel):
     """A line of a file of one's own questions."""
 
@@ -71,8 +94,8 @@ class Question(BaseModel):
 
     id: str | None = None
     question: str | None = None
-    messages: Messages | None = Field(default=None, min_length=1)
-    answer: str | int | float | None = None
+    messages: Messages | None = None
+    answer: Annotated[str | int | float, PlainValidator(_answer)] | None = None
     check: Kind = "auto"
     pattern: re.Pattern[str] | None = Field(default=None, description="with check: regex")
     response_format: JsonValue = Field(default=None, description="with check: json_schema")
@@ -86,6 +109,7 @@ class Question(BaseModel):
     def _is_whole(self) -> Self:
         if (self.question is None) == (self.messages is None):
             raise ValueError("needs either question or messages")
+        self._chat()
         needed = _NEEDED.get(self.check, "answer")
         if needed and getattr(self, needed) is None:
             raise ValueError(f"check {self.check!r} needs {needed}")
@@ -101,11 +125,24 @@ class Question(BaseModel):
         Raises:
             CannotRun: `graders` lacks what the check needs.
         """
-        messages = self.messages or [{"role": "user", "content": self.question}]
-        return Problem(self.id or name, messages, self._grader(messages, graders))
+        chat = self._chat()
+        return Problem(self.id or name, write_chat(chat), self._grader(chat, graders))
 
-    def _grader(self, messages: Messages, graders: Graders) -> Grader | Checker:
-        answer, asked = str(self.answer), str(messages[-1].get("content") or "")
+    def _chat(self) -> Chat:
+        """Return the messages, or the question as one.
+
+        Raises:
+            ValueError: the messages are none.
+        """
+        if self.messages is None:
+            return (Message("user", self.question),)
+        try:
+            return read_chat(self.messages)
+        except RequestRejected as exc:
+            raise ValueError(str(exc)) from None
+
+    def _grader(self, chat: Chat, graders: Graders) -> Grader | Checker:
+        answer, asked = str(self.answer), chat[-1].text
         match self.check:
             case "exact":
                 return Exact(answer)
@@ -127,7 +164,7 @@ class Question(BaseModel):
                 judge = _needed(graders.judge, "preferred", "--judge")
                 return ByPreference(
                     judge,
-                    messages,
+                    chat,
                     _needed(graders.baseline, "preferred", "--baseline")
                     if self.baseline is None
                     else self.baseline,

@@ -19,11 +19,12 @@ from litellm.constants import REDACTED_BY_LITELLM
 from optillm_hooks.answers.deltas import DeltaAccumulator
 from optillm_hooks.errors import RequestRejected, SampleError
 from optillm_hooks.fanout import Background
-from optillm_hooks.gateway.convert import read_chat, write_chat, write_message
+from optillm_hooks.gateway.convert import write_message
 from optillm_hooks.gateway.day_files import DayFiles
 from optillm_hooks.gateway.observers import Ended, Started, Watch
 from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.reports import log_fields
+from optillm_hooks.messages import read_chat, write_chat
 from optillm_hooks.pipeline.logs import format_traceback
 from optillm_hooks.privacy.conversation import PLAIN_PARTS
 from optillm_hooks.privacy.found import KEY

@@ -31,21 +31,17 @@ from optillm_hooks.errors import ProviderFailed, RequestRejected
 from optillm_hooks.gateway.call_fields import check_call_fields, counts_choices, limits_length
 from optillm_hooks.types import (
     Answer,
-    Chat,
     Completion,
     Delta,
     Fields,
     FinishReason,
     Json,
-    Message,
-    Role,
     Sampling,
     TokenLogprob,
     ToolCall,
     Usage,
 )
 
-_ROLES = frozenset(get_args(Role))
 _FINISH_REASONS = frozenset(get_args(FinishReason))
 
 _TEXT_FIELDS = ("content", "reasoning_content", "reasoning")
@@ -132,51 +128,6 @@ _SAMPLING_CHECKS: Mapping[str, _Check] = {
         "a string or a list of strings",
     ),
 }
-
-
-def read_chat(messages: object) -> Chat:
-    """Return OpenAI's `messages` as a conversation.
-
-    Raises:
-        RequestRejected: it is not a non-empty list of messages with known roles and valid content.
-    """
-    if not isinstance(messages, list) or not messages:
-        raise RequestRejected("messages must be a list with at least one message", param="messages")
-    return tuple(_read_message(message, number) for number, message in enumerate(messages))
-
-
-def _read_message(message: object, number: int) -> Message:
-    where = f"messages[{number}]"
-    if not isinstance(message, Mapping):
-        raise RequestRejected(f"{where} must be an object", param=where)
-    role, content = message.get("role"), message.get("content")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise RequestRejected(
-            f"{where}.role must be one of {', '.join(sorted(_ROLES))}", param=f"{where}.role"
-        )
-    if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
-        content = tuple(content)
-    elif content is not None and not isinstance(content, str):
-        raise RequestRejected(
-            f"{where}.content must be a string or a list of content parts",
-            param=f"{where}.content",
-        )
-    fields = {key: value for key, value in message.items() if key not in ("role", "content")}
-    return Message(cast(Role, role), content, fields)
-
-
-def write_chat(chat: Chat) -> list[dict[str, Any]]:
-    """Return a conversation as OpenAI's `messages`."""
-    return [
-        {
-            "role": message.role,
-            "content": list(message.content)
-            if isinstance(message.content, tuple)
-            else message.content,
-            **message.fields,
-        }
-        for message in chat
-    ]
 
 
 def read_sampling(params: Mapping[str, Any]) -> Sampling:

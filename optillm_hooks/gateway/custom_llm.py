@@ -41,13 +41,7 @@ from optillm_hooks.gateway.caller import (
     read_caller,
     read_reservation,
 )
-from optillm_hooks.gateway.convert import (
-    read_chat,
-    read_sampling,
-    write_chunk,
-    write_response,
-    write_usage,
-)
+from optillm_hooks.gateway.convert import read_sampling, write_chunk, write_response, write_usage
 from optillm_hooks.gateway.cooldowns import do_not_count
 from optillm_hooks.gateway.deployments import proxy_router
 from optillm_hooks.gateway.estimates import dry_outcome
@@ -73,6 +67,7 @@ from optillm_hooks.gateway.router_scorer import RouterScorer
 from optillm_hooks.gateway.sampling_rules import check_client
 from optillm_hooks.gateway.selection import deployment_id, on_deployment, select_deployment
 from optillm_hooks.gateway.services import services_for
+from optillm_hooks.messages import read_chat
 from optillm_hooks.pipeline.events import Event, Models, Outcome, Piece, Progress, Report, Request
 from optillm_hooks.pipeline.plan import Plan
 from optillm_hooks.pipeline.run import run

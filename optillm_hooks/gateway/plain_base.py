@@ -17,19 +17,14 @@ from litellm.types.utils import ModelResponse, ModelResponseStream
 from optillm_hooks.errors import RequestRejected
 from optillm_hooks.gateway.admission import admit_base
 from optillm_hooks.gateway.caller import metadata_of, read_caller
-from optillm_hooks.gateway.convert import (
-    read_chat,
-    read_sampling,
-    write_chunk,
-    write_response,
-    write_usage,
-)
+from optillm_hooks.gateway.convert import read_sampling, write_chunk, write_response, write_usage
 from optillm_hooks.gateway.failures import as_sample_errors
 from optillm_hooks.gateway.inner_call import InnerCall
 from optillm_hooks.gateway.model_facts import cached_model_facts
 from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.router_llm import RouterLLM
 from optillm_hooks.gateway.selection import select_deployment
+from optillm_hooks.messages import read_chat
 from optillm_hooks.trace import Trace
 from optillm_hooks.types import Chat, Delta, Sampling, Usage
 

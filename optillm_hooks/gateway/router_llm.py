@@ -16,13 +16,7 @@ from optillm_hooks.errors import ProviderFailed
 from optillm_hooks.gateway.budgets import check_budgets, paying
 from optillm_hooks.gateway.call_queue import QUEUE, Whose
 from optillm_hooks.gateway.caller import Caller, span_metadata
-from optillm_hooks.gateway.convert import (
-    is_amount,
-    read_completions,
-    read_delta,
-    write_chat,
-    write_sampling,
-)
+from optillm_hooks.gateway.convert import is_amount, read_completions, read_delta, write_sampling
 from optillm_hooks.gateway.cut_off import book, cut_reply
 from optillm_hooks.gateway.failures import (
     as_sample_errors,
@@ -43,6 +37,7 @@ from optillm_hooks.gateway.refusals import (
     refuses_whole,
 )
 from optillm_hooks.gateway.turns import wait_for_turn
+from optillm_hooks.messages import write_chat
 from optillm_hooks.trace import Trace
 from optillm_hooks.types import Chat, Completion, Delta, Message, Sampling, Usage
 

@@ -9,12 +9,13 @@ from litellm.types.rerank import RerankBilledUnits, RerankResponse, RerankRespon
 from litellm.types.utils import EmbeddingResponse
 
 from optillm_hooks.errors import ProviderFailed
-from optillm_hooks.gateway.convert import is_amount, write_chat, write_usage
+from optillm_hooks.gateway.convert import is_amount, write_usage
 from optillm_hooks.gateway.cut_off import book
 from optillm_hooks.gateway.inner_call import InnerCall
 from optillm_hooks.gateway.router_llm import RouterModel
 from optillm_hooks.gateway.score_provider import CONVERSATION, QUESTION, SCORE_PROVIDER
 from optillm_hooks.llm import Scores
+from optillm_hooks.messages import write_chat
 from optillm_hooks.types import Chat, Message, Sampling, Usage
 
 _OF_QUESTION: Final = 0.5

@@ -14,12 +14,13 @@ from litellm.utils import validate_chat_completion_user_messages
 
 from optillm_hooks.decoding.field import FIELD
 from optillm_hooks.errors import RequestRejected
-from optillm_hooks.gateway.convert import is_forwarded, read_chat, read_sampling
+from optillm_hooks.gateway.convert import is_forwarded, read_sampling
 from optillm_hooks.gateway.failures import as_sample_errors
 from optillm_hooks.gateway.field_types import check_types
 from optillm_hooks.gateway.model_facts import GroupFacts
 from optillm_hooks.gateway.prepared import Route
 from optillm_hooks.gateway.sampling_rules import check_client
+from optillm_hooks.messages import read_chat
 
 ROUTES: Final[Mapping[str, Route]] = {
     "completion": "chat",

@@ -7,8 +7,8 @@ from typing import Any, Final, Literal
 from optillm_hooks.answers.equivalence import equivalent
 from optillm_hooks.answers.extraction import extract_answer, without_reasoning
 from optillm_hooks.answers.patterns import Pattern
-from optillm_hooks.gateway.convert import read_chat, write_chat
 from optillm_hooks.gateway.shadow_log import Verdict
+from optillm_hooks.messages import read_chat, write_chat
 from optillm_hooks.prompts import ask, data_notice, enclose, fence
 
 _TASK: Final = """\

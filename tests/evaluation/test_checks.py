@@ -78,6 +78,28 @@ def test_a_program_may_be_tested_by_its_output(tmp_path: Path) -> None:
     }
 
 
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+
+
+def test_a_judge_sees_the_images_of_a_question(tmp_path: Path) -> None:
+    """One that compares sees the conversation as it was asked, one that checks its text."""
+    content = [{"type": "text", "text": "What is this?"}, IMAGE]
+    asked = {"messages": [{"role": "user", "content": content}]}
+    lines = [
+        {**asked, "check": "preferred", "baseline": "A cat."},
+        {**asked, "check": "judge", "answer": "A dog"},
+    ]
+    script = Script(reply=lambda *_: "A dog.\nBEST: 1\nRIGHT")
+    with Upstream(script) as upstream:
+        evaluate(upstream, tmp_path, lines, "--models", GOOD, "--judge", JUDGE)
+        judged = [c.messages[0]["content"] for c in upstream.calls if c.body["model"] == JUDGE]
+    [compared] = (each for each in judged if isinstance(each, list))
+    [checked] = (each for each in judged if isinstance(each, str))
+    assert compared[:2] == content
+    assert "What is this?" in checked
+    assert "image" not in checked
+
+
 CAPITALS = [
     {"question": "Capital of France?", "answer": "Paris", "check": "judge"},
     {"question": "Capital of Peru?", "answer": "Lima", "check": "judge"},

@@ -209,6 +209,12 @@ def test_own_questions_have_ids_that_stay(own: list[Problem], tmp_path: Path) ->
         ('{"question": "?", "answer": "a", "chek": "exact"}', "line 1: chek"),
         ("{", "line 1: line: is not valid JSON"),
         ("", "has no questions"),
+        *(
+            (f'{{"question": "?", "answer": {answer}}}', "answer: must be a text that is not empty")
+            for answer in ('" "', "true", "NaN", "-Infinity", "1e999", '["a"]')
+        ),
+        ('{"messages": [{"content": "?"}], "answer": 1}', "messages[0].role must be one of"),
+        ('{"messages": [], "answer": 1}', "messages must be a list"),
         (
             '{"question": "?", "check": "json_schema", "response_format": '
             '{"type": "json_schema", "json_schema": {"schema": {"type": "nope"}}}}',
@@ -219,6 +225,12 @@ def test_own_questions_have_ids_that_stay(own: list[Problem], tmp_path: Path) ->
 def test_a_wrong_line_is_named(tmp_path: Path, line: str, said: str) -> None:
     (tmp_path / "own.jsonl").write_text(line)
     with pytest.raises(CannotRun, match=re.escape(said)):
+        problems_of(str(tmp_path / "own.jsonl"), 1)
+
+
+def test_a_file_that_is_no_text_is_not_called_an_unknown_task(tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text('{"question": "?", "answer": 1}', encoding="utf-16")
+    with pytest.raises(CannotRun, match=r"own\.jsonl cannot be read: it is not UTF-8$"):
         problems_of(str(tmp_path / "own.jsonl"), 1)
 
 

@@ -11,18 +11,17 @@ from litellm.types.utils import ModelResponse, ModelResponseStream
 from optillm_hooks.answers.deltas import DeltaAccumulator, as_delta
 from optillm_hooks.errors import ProviderFailed, RequestRejected
 from optillm_hooks.gateway.convert import (
-    read_chat,
     read_completions,
     read_delta,
     read_finish_reason,
     read_sampling,
     read_usage,
-    write_chat,
     write_chunk,
     write_response,
     write_sampling,
     write_usage,
 )
+from optillm_hooks.messages import read_chat, write_chat
 from optillm_hooks.types import (
     Answer,
     Completion,
