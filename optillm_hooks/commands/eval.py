@@ -242,12 +242,16 @@ async def _ask(
     done = read_outcomes(file)
     counted = len({(o.model, o.problem) for o in done if o.error is None})
     total = len(models) * len(problems)
+    told = set[tuple[str, str]]()
     with kept(file) as keep:
 
         def keep_and_show(outcome: "Outcome") -> None:
             nonlocal counted
             keep(outcome)
             counted += 1
+            if outcome.error is not None and (kind := _kind(outcome)) not in told:
+                told.add(kind)
+                sys.stderr.write(f"{_shown(f'{outcome.model}: {outcome.error}')}\n")
             if sys.stderr.isatty():
                 sys.stderr.write(f"\r{min(counted, total)} of {total}")
 
@@ -292,7 +296,8 @@ def _report(
     for errors in _errors(outcomes):
         _say(f"{len(errors)} without a grade: {errors[0]}")
     if not rows:
-        raise CannotRun("no model has given a reply")
+        at = f" at {given.base_url.rstrip('/')}/chat/completions" if given.base_url else ""
+        raise CannotRun(f"no model has given a reply{at}")
     _show(given.out, rows, ", ".join(given.tasks), dollars)
     for line in (*dollars, *_calibration(outcomes)):
         _say(line)
@@ -337,13 +342,20 @@ def _errors(outcomes: "Sequence[Outcome]") -> list[list[str]]:
     groups = dict[tuple[str, str], list[str]]()
     for each in latest.values():
         if each.error is not None:
-            kind = each.error.partition(":")[0]  # the messages of a kind may differ
-            groups.setdefault((each.model, kind), []).append(f"{each.model}: {each.error}")
+            groups.setdefault(_kind(each), []).append(f"{each.model}: {each.error}")
     return [*groups.values()]
+
+
+def _kind(failed: "Outcome") -> tuple[str, str]:
+    """Return the model and what failures have in common whose messages may differ."""
+    return failed.model, (failed.error or "").partition(":")[0]
 
 
 def _say(text: str) -> None:
     """Print a text, which may name models as hosts or clients do: no code reaches the terminal."""
-    shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
-    sys.stdout.write(f"{shown}\n")
+    sys.stdout.write(f"{_shown(text)}\n")
     sys.stdout.flush()
+
+
+def _shown(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)

@@ -5,6 +5,7 @@ under way are lost.
 """
 
 import asyncio
+import fcntl
 import random
 import time
 from collections.abc import (
@@ -26,6 +27,7 @@ import openai
 from openai import AsyncOpenAI
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from optillm_hooks.config_files import CannotRun
 from optillm_hooks.evaluation.grading import Grade, Judged
 from optillm_hooks.evaluation.questions import Problem
 from optillm_hooks.evaluation.replies import FieldNames, Reply, Report, ask_host, failure
@@ -152,31 +154,35 @@ async def ask_all(
 ) -> None:
     """Ask every model every problem that `done` lacks, and `keep` each outcome when it comes.
 
-    Models and problems come in random order, so that a host that slows down slows all models.
+    Models and problems come in random order, so that a host that slows down slows all models. What
+    `keep` raises ends the run.
     """
     answered = {(outcome.model, outcome.problem) for outcome in done if outcome.error is None}
     pairs = [(m, p) for p in problems for m in models if (m, p.id) not in answered]
     random.Random(0).shuffle(pairs)  # noqa: S311
     pace = Pace(endpoint.at_once, endpoint.per_second)
     names = FieldNames()
-    async with (
-        AsyncOpenAI(
-            base_url=endpoint.url,
-            api_key=endpoint.key,
-            max_retries=0,
-            timeout=endpoint.timeout_s,
-        ) as client,
-        asyncio.TaskGroup() as group,
-    ):
+    try:
+        async with (
+            AsyncOpenAI(
+                base_url=endpoint.url,
+                api_key=endpoint.key,
+                max_retries=0,
+                timeout=endpoint.timeout_s,
+            ) as client,
+            asyncio.TaskGroup() as group,
+        ):
 
-        async def solve(model: str, problem: Problem) -> None:
-            traced = client.with_options(default_headers=endpoint.run.headers())
-            fields = endpoint.fields or {}
-            ask = partial(ask_host, traced, names, model, problem.messages, fields)
-            keep(await _outcome(ask, pace, model, problem))
+            async def solve(model: str, problem: Problem) -> None:
+                traced = client.with_options(default_headers=endpoint.run.headers())
+                fields = endpoint.fields or {}
+                ask = partial(ask_host, traced, names, model, problem.messages, fields)
+                keep(await _outcome(ask, pace, model, problem))
 
-        for model, problem in pairs:
-            group.create_task(solve(model, problem))
+            for model, problem in pairs:
+                group.create_task(solve(model, problem))
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
 
 
 async def _outcome(
@@ -276,14 +282,27 @@ def read_outcomes(path: Path) -> list[Outcome]:
 
 @contextmanager
 def kept(path: Path) -> Iterator[Callable[[Outcome], None]]:
-    """Yield a function that adds an outcome to a file, as a line that the system gets at once."""
-    cut_off = path.exists() and not path.read_bytes().endswith(b"\n")
-    with path.open("a", encoding="utf-8") as file:
-        if cut_off and file.tell():
-            file.write("\n")
+    """Yield a function that adds an outcome to a file, as a line that the system gets at once.
 
-        def keep(outcome: Outcome) -> None:
-            file.write(f"{outcome.model_dump_json(exclude_defaults=True)}\n")
-            file.flush()
+    Both raise CannotRun if the file cannot be written to, or if another run writes to it.
+    """
 
-        yield keep
+    def write(line: bytes) -> None:
+        try:
+            file.write(line)
+        except OSError as exc:
+            raise CannotRun(f"{path} cannot be written to: {exc.strerror}") from None
+
+    try:
+        cut_off = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
+        file = path.open("ab", buffering=0)
+    except OSError as exc:
+        raise CannotRun(f"{path} cannot be written to: {exc.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # closing it unlocks
+        except BlockingIOError:
+            raise CannotRun(f"{path}: another run writes to it") from None
+        if cut_off:
+            write(b"\n")
+        yield lambda outcome: write(f"{outcome.model_dump_json(exclude_defaults=True)}\n".encode())

@@ -204,10 +204,17 @@ def _reply_in(response: httpx.Response, seconds: float) -> Reply:
     )
 
 
+_FAILURES: Final[Mapping[type[openai.OpenAIError], str]] = {
+    openai.APIConnectionError: "the endpoint cannot be reached",
+    openai.APITimeoutError: "no reply within the timeout",
+    openai.APIResponseValidationError: "the response is no chat completion",
+}
+
+
 def failure(failed: openai.OpenAIError) -> str:
     """Return an error: its status, its code, and of a request that is wrong the message."""
     if not isinstance(failed, openai.APIStatusError):
-        return type(failed).__name__
+        return _FAILURES.get(type(failed), type(failed).__name__)
     status, code = str(failed.status_code), str(failed.code or failed.type or "")
     known = f"{status} {code}" if code != status and _CODE.fullmatch(code) else status
     told = failed.body.get("message") if isinstance(failed.body, dict) else None

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from optillm_hooks.cli import main
-from optillm_hooks.evaluation.asking import Outcome, read_outcomes
+from optillm_hooks.evaluation.asking import Outcome, kept, read_outcomes
 from optillm_hooks.gateway.shadow_log import Record, ShadowLog, Side
 from optillm_hooks.settings import ShadowLogSettings
 from tests.json_host import NO_HEADERS, json_host
@@ -104,7 +104,7 @@ def test_the_timeout_is_that_of_a_whole_reply(
     monkeypatch.setattr("optillm_hooks.evaluation.asking._TRIES", 1)
     with dripping_host({"choices": [{"message": {"content": "42"}}]}) as url:
         outcome = evaluate(tmp_path, url, ANSWER, "--timeout", "0.5")
-    assert (outcome.grade, outcome.error) == (None, "APITimeoutError")
+    assert (outcome.grade, outcome.error) == (None, "no reply within the timeout")
 
 
 @pytest.mark.parametrize(
@@ -226,6 +226,58 @@ def test_a_damaged_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     given = ["--models", "m", "--tasks", str(tmp_path / "own.jsonl"), "--out", str(tmp_path)]
     assert main(["eval", "--base-url", "http://127.0.0.1:9", *given]) == 1
     assert "choose another --out" in capsys.readouterr().err
+
+
+def test_the_first_failure_of_each_kind_is_told_while_others_are_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The host answers the last question only when the first failures have been told."""
+    told, refusal = list[str](), (404, {"error": {"message": "no such page"}})
+
+    def answer(_: str, body: Any) -> tuple[int, Any]:
+        if body["messages"][0]["content"] != "last":
+            return refusal
+        told.append(capsys.readouterr().err)
+        return 200, {"choices": [{"message": {"content": "42"}}]}
+
+    lines = [{**ANSWER, "id": "1"}, {**ANSWER, "id": "2"}, {**ANSWER, "question": "last"}]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    given = ["--models", "m", "--tasks", str(tmp_path / "own.jsonl"), "--out", str(tmp_path)]
+    with json_host(answer) as url:
+        assert main(["eval", "--base-url", url, "--at-once", "1", *given]) == 0
+        told.append(capsys.readouterr().err)
+    assert "".join(told).count("m: 404: no such page") == 1
+
+
+def test_where_no_model_replies_the_address_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with json_host(lambda *_: (404, {})) as url:
+        assert evaluate(tmp_path, url, ANSWER).error == "404"
+    assert f"no model has given a reply at {url}/chat/completions" in capsys.readouterr().err
+
+
+def test_a_folder_takes_one_run_at_a_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.jsonl").write_text(json.dumps(ANSWER))
+    given = ["--models", "m", "--tasks", str(tmp_path / "own.jsonl"), "--out", str(tmp_path)]
+    with kept(tmp_path / "outcomes.jsonl"):
+        assert main(["eval", "--base-url", "http://127.0.0.1:9", *given]) == 1
+    assert "another run writes to it" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/dev/full takes nothing, and gives zeros without an end."""
+    monkeypatch.setattr("optillm_hooks.evaluation.asking.read_outcomes", lambda _: [])
+    (tmp_path / "outcomes.jsonl").symlink_to("/dev/full")
+    (tmp_path / "own.jsonl").write_text(json.dumps(ANSWER))
+    given = ["--models", "m", "--tasks", str(tmp_path / "own.jsonl"), "--out", str(tmp_path)]
+    with replying("42") as url:
+        assert main(["eval", "--base-url", url, *given]) == 1
+    assert "cannot be written to: No space left on device" in capsys.readouterr().err
 
 
 def test_files_are_utf_8_in_every_locale_and_no_price_is_fetched(tmp_path: Path) -> None:

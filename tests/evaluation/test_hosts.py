@@ -166,7 +166,7 @@ def test_what_is_no_reply_is_the_failure_of_its_request(
     found = {outcome.model: outcome for outcome in asked(tmp_path, answer)}
     assert found[FINE].grade == "right"
     odd = found["gpt-5-mini"]
-    assert (odd.grade, odd.error) == (None, "APIResponseValidationError")
+    assert (odd.grade, odd.error) == (None, "the response is no chat completion")
 
 
 def test_a_check_that_fails_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
