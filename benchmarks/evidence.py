@@ -23,7 +23,14 @@ import yaml
 from benchmarks.report import DOCS as PERFORMANCE
 from benchmarks.report import machine, parser, table, with_section
 from optillm_hooks.config_files import SHIPPED
-from optillm_hooks.evaluation.asking import Endpoint, Outcome, ask_all, kept, read_outcomes
+from optillm_hooks.evaluation.asking import (
+    Endpoint,
+    Outcome,
+    ask_all,
+    kept,
+    of_problems,
+    read_outcomes,
+)
 from optillm_hooks.evaluation.own_proxy import own_proxy
 from optillm_hooks.evaluation.problems import problems_of
 from optillm_hooks.evaluation.questions import Problem
@@ -156,9 +163,7 @@ def measure(problems: Sequence[Problem], at_once: int, file: Path) -> list[Row]:
         for names, asked in parts:
             done = read_outcomes(file)
             asyncio.run(ask_all(endpoint, names, asked, done, keep_and_show))
-    wanted = {problem.id for problem in problems}
-    outcomes = (each for each in read_outcomes(file) if each.problem in wanted)
-    return rows_of(outcomes, [BASE, *samplers, *thinkers])
+    return rows_of(of_problems(read_outcomes(file), problems), [BASE, *samplers, *thinkers])
 
 
 def render(rows: Sequence[Row]) -> str:

@@ -84,7 +84,7 @@ def _names(text: str) -> list[str]:
 
 def run(given: argparse.Namespace) -> int:
     take_installed_prices()
-    from optillm_hooks.evaluation.asking import read_outcomes
+    from optillm_hooks.evaluation.asking import of_problems, read_outcomes
     from optillm_hooks.evaluation.problems import problems_of
 
     if given.shadow is not None:
@@ -98,8 +98,8 @@ def run(given: argparse.Namespace) -> int:
     file = _folder(given, run) / "outcomes.jsonl"
     with _endpoint(given, run) as endpoint:
         asyncio.run(_ask(endpoint, given.models, problems, file))
-    every, wanted = read_outcomes(file), {problem.id for problem in problems}
-    outcomes = [each for each in every if each.problem in wanted]
+    every = read_outcomes(file)
+    outcomes = of_problems(every, problems)
     done = _report(given, outcomes, _dollars(given, run, every))
     if given.policy is not None:
         _write_policy(given, outcomes)
@@ -237,9 +237,14 @@ def _key(text: str) -> str:
 async def _ask(
     endpoint: "Endpoint", models: Sequence[str], problems: "Sequence[Problem]", file: Path
 ) -> None:
-    from optillm_hooks.evaluation.asking import ask_all, kept, read_outcomes
+    from optillm_hooks.evaluation.asking import ask_all, kept, of_problems, read_outcomes
 
-    done = read_outcomes(file)
+    every = read_outcomes(file)
+    done = of_problems(every, problems)
+    if changed := {each.problem for each in every} - {each.problem for each in done}:
+        _say(
+            f"Questions that have been changed since they were asked, or are gone: {len(changed)}."
+        )
     counted = len({(o.model, o.problem) for o in done if o.error is None})
     total = len(models) * len(problems)
     told = set[tuple[str, str]]()

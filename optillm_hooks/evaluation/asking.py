@@ -71,6 +71,9 @@ class Outcome(BaseModel):
 
     model: str
     problem: str
+    version: str = ""
+    """Of the problem; "" where it has none, and in older files."""
+
     grade: Grade | None = None
     """None if there is no reply, or no verdict on it."""
 
@@ -157,7 +160,7 @@ async def ask_all(
     Models and problems come in random order, so that a host that slows down slows all models. What
     `keep` raises ends the run.
     """
-    answered = {(outcome.model, outcome.problem) for outcome in done if outcome.error is None}
+    answered = {(each.model, each.problem) for each in done if each.error is None}
     pairs = [(m, p) for p in problems for m in models if (m, p.id) not in answered]
     random.Random(0).shuffle(pairs)  # noqa: S311
     pace = Pace(endpoint.at_once, endpoint.per_second)
@@ -207,7 +210,13 @@ async def _outcome(
             tries += 1
         else:
             seconds = time.perf_counter() - begun
-            return Outcome(model=model, problem=problem.id, error=failure(failed), seconds=seconds)
+            return Outcome(
+                model=model,
+                problem=problem.id,
+                version=problem.version,
+                error=failure(failed),
+                seconds=seconds,
+            )
 
 
 def _pause_s(failed: openai.OpenAIError, before: int) -> float:
@@ -228,6 +237,7 @@ async def _graded(model: str, problem: Problem, reply: Reply) -> Outcome:
     return Outcome(
         model=model,
         problem=problem.id,
+        version=problem.version,
         grade=judged.grade,
         unjudged=judged.grade is None,
         error=judged.fault if judged.grade is None else None,
@@ -278,6 +288,12 @@ def read_outcomes(path: Path) -> list[Outcome]:
         except ValidationError:
             continue
     return found
+
+
+def of_problems(outcomes: Iterable[Outcome], problems: Iterable[Problem]) -> list[Outcome]:
+    """Return the outcomes that are of these problems, as they are now."""
+    versions = {problem.id: {problem.version, ""} for problem in problems}
+    return [each for each in outcomes if each.version in versions.get(each.problem, ())]
 
 
 @contextmanager

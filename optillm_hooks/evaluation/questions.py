@@ -1,5 +1,6 @@
 """Questions with what grades replies to them: the lines of one's own files, and rows of sets."""
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ class Problem:
 
     messages: Messages
     grade: Grader | Checker
+    version: str = ""
+    """Another one if the question or its check has been changed; "" if it cannot be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,9 @@ class Graders:
     baseline: EndpointModel | None = None
     """For `preferred`: replies are compared with those of this model."""
 
+
+_VERSION: Final = 12
+"""Characters that tell versions of a question apart."""
 
 NO_GRADERS: Final = Graders()
 
@@ -126,7 +132,12 @@ class Question(BaseModel):
             CannotRun: `graders` lacks what the check needs.
         """
         chat = self._chat()
-        return Problem(self.id or name, write_chat(chat), self._grader(chat, graders))
+        grader = self._grader(chat, graders)
+        return Problem(self.id or name, write_chat(chat), grader, self._version())
+
+    def _version(self) -> str:
+        told = self.model_dump_json(exclude_defaults=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:_VERSION]
 
     def _chat(self) -> Chat:
         """Return the messages, or the question as one.

@@ -93,6 +93,22 @@ def test_other_settings_do_not_mix_into_a_run(
     assert "choose another --out" in capsys.readouterr().err
 
 
+def test_a_question_that_has_been_changed_is_asked_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, lines = tmp_path / "own.jsonl", [{"question": f"{n}?", "answer": n} for n in range(3)]
+    given = ["--models", WEAK, "--tasks", str(file), "--out", str(tmp_path)]
+    with Upstream(Script(reply=lambda *_: "It is 1.")) as upstream:
+        for answer in (2, 1):
+            lines[2]["answer"] = answer
+            file.write_text("\n".join(map(json.dumps, lines)))
+            assert main(["eval", "--base-url", upstream.url, *given]) == 0
+        assert [call.messages[0]["content"] for call in upstream.calls[3:]] == ["2?"]
+    [row] = csv.DictReader((tmp_path / "report.csv").read_text().splitlines())
+    assert (row["problems"], float(row["accuracy"])) == ("3", 2 / 3)
+    assert "are changed or gone now: 1." in capsys.readouterr().out
+
+
 def test_kill_9_loses_the_calls_under_way_only(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "optillm_hooks", "eval", "--models", f"{WEAK},{STRONG}"]
     command += ["--tasks", "worked_examples:30", "--out", str(tmp_path), "--at-once", "4"]
