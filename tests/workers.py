@@ -1,7 +1,8 @@
 """The worker processes of a proxy with several, and which clients each serves, from /proc."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +10,7 @@ import httpx
 
 from tests.proxy import Proxy
 
+_START_S: Final = 120.0
 _SOCKET: Final = re.compile(r"socket:\[(\d+)\]")
 
 
@@ -28,6 +30,38 @@ def own_port(answer: httpx.Response) -> int:
     stream = answer.extensions["network_stream"]
     port: int = stream.get_extra_info("client_addr")[1]
     return port
+
+
+@contextmanager
+def one_client_of_each_worker(proxy: Proxy) -> Iterator[Mapping[int, httpx.Client]]:
+    """Yield two clients by their workers, to which each has an open connection.
+
+    Where a worker has just begun to start, they are there once it serves.
+    """
+    found: dict[int, httpx.Client] = {}
+
+    def finds_both(proxy: Proxy) -> bool:
+        client, worker = _connected(proxy)
+        if worker in found:
+            client.close()
+        else:
+            resources.callback(client.close)
+            found[worker] = client
+        return len(found) == 2
+
+    with ExitStack() as resources:
+        proxy.wait_until(finds_both, within_s=_START_S)
+        yield found
+
+
+def _connected(proxy: Proxy) -> tuple[httpx.Client, int]:
+    """Return a client with an open connection, and the worker at its other end."""
+    headers = {"authorization": f"Bearer {proxy.master_key}"}
+    client = httpx.Client(base_url=proxy.url, headers=headers, timeout=120)
+    with client.stream("GET", "/health/liveliness") as answer:
+        answer.read()
+        port = own_port(answer)
+    return client, owners(proxy, [port])[port]
 
 
 def _command(pid: int) -> bytes:

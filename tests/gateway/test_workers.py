@@ -5,9 +5,7 @@ It is one test, because two workers take some 20 s of CPU time to start.
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +16,7 @@ from tests.gateway.test_metrics import exported
 from tests.gateway.test_shutdown import by_way, hang_at_ratings
 from tests.proxy import Proxy, alias, hooked_config, model_group
 from tests.upstream import HANG, Broken, Call, Script, Upstream, differing
-from tests.workers import own_port, owners
+from tests.workers import one_client_of_each_worker
 
 PATH: Final = "/v1/chat/completions"
 _START_S: Final = 120.0
@@ -116,35 +114,3 @@ def both_return_the_best_answer_so_far(
             assert answer.status_code == 200, answer.text
             assert "By way" in answer.text
             assert '"stopped_by":"deadline"' in answer.text
-
-
-@contextmanager
-def one_client_of_each_worker(proxy: Proxy) -> Iterator[Mapping[int, httpx.Client]]:
-    """Yield two clients by their workers, to which each has an open connection.
-
-    Where a worker has just begun to start, they are there once it serves.
-    """
-    found: dict[int, httpx.Client] = {}
-
-    def finds_both(proxy: Proxy) -> bool:
-        client, worker = connected(proxy)
-        if worker in found:
-            client.close()
-        else:
-            resources.callback(client.close)
-            found[worker] = client
-        return len(found) == 2
-
-    with ExitStack() as resources:
-        proxy.wait_until(finds_both, within_s=_START_S)
-        yield found
-
-
-def connected(proxy: Proxy) -> tuple[httpx.Client, int]:
-    """Return a client with an open connection, and the worker at its other end."""
-    headers = {"authorization": f"Bearer {proxy.master_key}"}
-    client = httpx.Client(base_url=proxy.url, headers=headers, timeout=120)
-    with client.stream("GET", "/health/liveliness") as answer:
-        answer.read()
-        port = own_port(answer)
-    return client, owners(proxy, [port])[port]
