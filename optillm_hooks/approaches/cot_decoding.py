@@ -8,9 +8,14 @@ sections 2.2 and 3: confidence is the mean gap between the two likeliest tokens 
 the answer, and the confidences of equal answers are added up.
 Deviations: the answer is extracted from a branch's text, as `self_consistency` does, instead of
 asking the model for it; a number, yes or no also counts if it is not marked as the answer. A branch
-without an answer is an answer of its own, with the mean gap over its whole text. On a remote model
-a branch continues the text of its first token, which that model may tokenize differently;
-alternatives that differ only in blanks are one branch.
+without an answer is an answer of its own, with the mean gap over its whole text.
+The confidence in a number is the lowest of all places where the branch writes it: a reply that
+reasons works out its result before it states it, and the statement is a copy of which the model is
+always sure. A branch counts with the fourth root of its first token's probability, because nonsense
+often follows a token that the model would hardly ever choose; at one in ten thousand it counts a
+tenth. `every_mention=false` and `first_token_exponent=0` restore the paper's rule.
+On a remote model a branch continues the text of its first token, which that model may tokenize
+differently; alternatives that differ only in blanks are one branch.
 Where it helps: models that answer at once, such as base models. A chat model begins most branches
 with a word like "To" or "The" and reasons in each of them; the paper finds smaller gains there.
 Cost: one call on a local model, which decodes all branches in one batch after one prefill of the

@@ -4,6 +4,8 @@ Source: Wang and Zhou 2024, "Chain-of-Thought Reasoning Without Prompting", arXi
 sections 2.2 and 3. Deviations: see `approaches.cot_decoding`.
 """
 
+import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +22,18 @@ class CotSettings(BaseModel):
 
     k: int = Field(
         default=10, ge=1, le=64, description="Number of branches, one per likely first token."
+    )
+    first_token_exponent: float = Field(
+        default=0.25,
+        ge=0,
+        le=1,
+        description="A branch counts with the probability of its first token to this power. "
+        "0: all count alike, as in the paper.",
+    )
+    every_mention: bool = Field(
+        default=True,
+        description="Measure the confidence in a number wherever the branch writes it, and take "
+        "the lowest; else only where it is the final answer, as in the paper.",
     )
     aggregate_paths: bool = Field(
         default=True,
@@ -42,6 +56,8 @@ class Path:
     answer: str
     confidence: float
     finish_reason: FinishReason
+    probability: float
+    """Of its first token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,41 +83,57 @@ def read_path(
     ends: Sequence[int],
     finish_reason: FinishReason,
     found: Extracted | None,
+    probability: float,
+    *,
+    every_mention: bool,
 ) -> Path:
     """Return a branch with its answer and confidence.
 
     `found`: its final answer; without one, the answer is the whole text. `ends[i]`: the length of
     the text up to and including token i. `margins[i]`: the difference between the probabilities of
-    the two likeliest tokens at this place.
+    the two likeliest tokens at this place. `probability`: of the first token. `every_mention`: see
+    `CotSettings`.
     """
     found = found or Extracted(text, 0, len(text))
-    confidence = span_confidence(margins, ends, found.start, found.end)
-    return Path(text, found.answer, confidence, finish_reason)
+    spans = [(found.start, found.end)]
+    if every_mention:
+        spans += mentions(text[: found.start], text[found.start : found.end])
+    confidence = min(span_confidence(margins, ends, start, end) for start, end in spans)
+    return Path(text, found.answer, confidence, finish_reason, probability)
+
+
+def mentions(text: str, answer: str) -> list[tuple[int, int]]:
+    """Return where `text` has the number `answer`; nothing for an answer without a digit.
+
+    Part of a word or of another number is no mention: 1 is not in 10, -1, 1.5 or 1/2. Words are
+    left out, because a short one such as "A" or "no" often means something else earlier in a text.
+    """
+    if not re.search(r"\d", answer):
+        return []
+    whole = re.compile(rf"(?<![\w/-])(?<!\d[.,]){re.escape(answer)}(?![\w/]|[.,]\d)")
+    return [match.span() for match in whole.finditer(text)]
 
 
 def span_confidence(margins: Sequence[float], ends: Sequence[int], start: int, end: int) -> float:
     """Return the mean margin of the tokens in `text[start:end]`; 0 if there are none."""
-    starts = [0, *ends[:-1]]
-    inside = [
-        margin
-        for margin, token_start, token_end in zip(margins, starts, ends, strict=True)
-        if token_start < end and token_end > start
-    ]
+    inside = margins[bisect_right(ends, start) : bisect_left(ends, end) + 1]
     return sum(inside) / len(inside) if inside else 0.0
 
 
-def choose(paths: Sequence[Path], same: Sequence[int | None], *, aggregate: bool) -> Choice:
-    """Return the most confident path of the answer with the highest score; ties: the first.
+def choose(paths: Sequence[Path], same: Sequence[int | None], settings: CotSettings) -> Choice:
+    """Return the path that counts most of the answer with the highest score; ties: the first.
 
-    Paths with text are preferred to empty ones, and finished paths to truncated ones. `same` has
-    the class of each path's answer; equivalent answers count as one.
+    A path counts with its confidence, weighted by `first_token_exponent`. Paths with text are
+    preferred to empty ones, and finished paths to truncated ones. `same` has the class of each
+    path's answer; equivalent answers count as one.
     """
     able = [at for at, path in enumerate(paths) if path.text.strip()] or list(range(len(paths)))
     able = [at for at in able if paths[at].finish_reason != "length"] or able
+    votes = [path.confidence * path.probability**settings.first_token_exponent for path in paths]
     scores: dict[int | None, float] = {}
     for at in able:
-        score, confidence = scores.get(same[at], 0.0), paths[at].confidence
-        scores[same[at]] = score + confidence if aggregate else max(score, confidence)
+        score = scores.get(same[at], 0.0)
+        scores[same[at]] = score + votes[at] if settings.aggregate_paths else max(score, votes[at])
     answer = max(scores, key=lambda answer: scores[answer])
-    best = max((at for at in able if same[at] == answer), key=lambda at: paths[at].confidence)
+    best = max((at for at in able if same[at] == answer), key=lambda at: votes[at])
     return Choice(paths[best], len(paths), same.count(answer))

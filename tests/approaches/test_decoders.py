@@ -39,8 +39,9 @@ async def test_a_local_model_is_told_method_and_settings_and_keeps_the_clients_f
 
 
 async def test_settings_of_the_stage_reach_the_engine() -> None:
-    found = await decoded("cot_decoding", Sampling(), k=3, aggregate_paths=False, num_beams=1)
-    assert found == {"k": 3, "aggregate_paths": False, "branch_temperature": 0.0}
+    papers = {"first_token_exponent": 0.0, "every_mention": False, "aggregate_paths": False}
+    found = await decoded("cot_decoding", Sampling(), k=3, num_beams=1, **papers)
+    assert found == {"k": 3, **papers, "branch_temperature": 0.0}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ Alternatives that differ only in whitespace are one branch; those that are not t
 part of a character) are left out.
 """
 
+import math
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -60,7 +61,7 @@ async def cot_decode(
     first = await _first_token(chat, sampling, llm)
     starts = first_tokens(first, settings.k)
     ctx.budget.expected_calls += len(starts)
-    branches = [partial(_branch, chat, sampling, llm, settings, ctx, s, first) for s in starts]
+    branches = [partial(_branch, chat, sampling, llm, settings, ctx, *s, first) for s in starts]
     calls: list[Callable[[], Awaitable[_Branch]]] = [*branches]
     found = await finished(calls)
     ctx.trace.count("branches", lost=len(calls) - len(found), of=len(calls))
@@ -68,22 +69,22 @@ async def cot_decode(
         return _completion(found[0].reply)
     paths = [branch.path for branch in found]
     same = await groups([excerpt(path.answer) for path in paths], ctx)
-    choice = choose(paths, same, aggregate=settings.aggregate_paths)
+    choice = choose(paths, same, settings)
     ctx.trace.note("cot_decoding", **choice.facts())
     return _completion(next(branch.reply for branch in found if branch.path is choice.path))
 
 
-def first_tokens(first: TokenLogprob, k: int) -> list[str]:
-    """Return the texts of the `k` likeliest first tokens, without those that are not text.
+def first_tokens(first: TokenLogprob, k: int) -> list[tuple[str, float]]:
+    """Return the `k` likeliest first tokens with their probabilities, without those not text.
 
     Raises:
         EmptyCompletion: none of them is text.
     """
     ordered = sorted(first.top or ((first.token, first.logprob),), key=lambda t: -t[1])[:k]
-    starts: dict[str, str] = {}
-    for text, _ in ordered:
+    starts: dict[str, tuple[str, float]] = {}
+    for text, logprob in ordered:
         if not _NO_TEXT.fullmatch(text):
-            starts.setdefault(text.strip(), text)
+            starts.setdefault(text.strip(), (text, math.exp(logprob)))
     if not starts:
         raise EmptyCompletion(Answer(""))
     return list(starts.values())
@@ -107,6 +108,7 @@ async def _branch(
     settings: CotSettings,
     ctx: Context,
     start: str,
+    probability: float,
     first: TokenLogprob,
 ) -> _Branch:
     limit = ctx.reply_limit(sampling)
@@ -125,7 +127,15 @@ async def _branch(
     margins = [listed_margin(top_logprobs(token)) for token in (first, *tokens)]
     ends = token_ends(text, [start, *(token.token for token in tokens)])
     answer = await read_or(None, ctx, extract, text[:_MAX_READ], lenient=True)
-    path = read_path(text, margins, ends, rest.finish_reason, answer)
+    path = read_path(
+        text,
+        margins,
+        ends,
+        rest.finish_reason,
+        answer,
+        probability,
+        every_mention=settings.every_mention,
+    )
     return _Branch(path, replace(rest, text=text, logprobs=()))
 
 

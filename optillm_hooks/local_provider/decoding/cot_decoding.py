@@ -25,9 +25,10 @@ class _ForcedFirstToken(Branch):
 
     metrics = frozenset({"margin"})
 
-    def __init__(self, first: int, sampling: SamplingParams) -> None:
+    def __init__(self, first: int, probability: float, sampling: SamplingParams) -> None:
         super().__init__(sampling)
         self._first: int | None = first
+        self.probability = probability
         self.margins: list[float] = []
 
     def emit(self, token: int, uncertainty: Uncertainty, *, end: bool) -> Sequence[int]:  # noqa: ARG002
@@ -44,7 +45,7 @@ class CotDecoding:
     def __init__(self, settings: CotSettings, sampling: SamplingParams) -> None:
         self._settings = settings
         self._sampling = replace(sampling, temperature=settings.branch_temperature or 0.0)
-        self._firsts: list[int] = []
+        self._firsts: list[tuple[int, float]] = []
         self._paths: dict[Branch, Path] = {}
         self._opened: list[Branch] = []
 
@@ -53,23 +54,29 @@ class CotDecoding:
         return len(self._firsts)
 
     def begin(self, likeliest: Sequence[tuple[int, float]]) -> None:
-        self._firsts = [token for token, _ in likeliest[: self._settings.k]]
+        self._firsts = [*likeliest[: self._settings.k]]
 
     def open(self) -> Branch | None:
-        self._opened.append(_ForcedFirstToken(self._firsts.pop(0), self._sampling))
+        self._opened.append(_ForcedFirstToken(*self._firsts.pop(0), self._sampling))
         return self._opened[-1]
 
     def close(self, branch: Branch, output: BranchOutput) -> None:
         if isinstance(branch, _ForcedFirstToken):
             found = extract(output.text, lenient=True)
             self._paths[branch] = read_path(
-                output.text, branch.margins, output.ends, output.finish_reason, found
+                output.text,
+                branch.margins,
+                output.ends,
+                output.finish_reason,
+                found,
+                branch.probability,
+                every_mention=self._settings.every_mention,
             )
 
     def outcome(self) -> Decoded:
         paths = [self._paths[branch] for branch in self._opened]
         same = classes([path.answer for path in paths])
-        choice = choose(paths, same, aggregate=self._settings.aggregate_paths)
+        choice = choose(paths, same, self._settings)
         return Decoded(choice.path.text, choice.path.finish_reason, choice.facts())
 
 

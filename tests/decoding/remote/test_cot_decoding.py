@@ -35,6 +35,10 @@ def apples(prefix: str, _body: Mapping[str, Any]) -> Sequence[TokenLogprob]:
     return rest[prefix]
 
 
+def near(*tokens: tuple[str, float]) -> list[tuple[str, Any]]:
+    return [(text, pytest.approx(p)) for text, p in tokens]
+
+
 async def ask(llm: PrefixLLM, approach: str = "cot_decoding", **how: Any) -> Outcome:
     how.setdefault("client", Sampling())
     request = Request(plan=resolve(parse(approach)), base="base", chat=chat("Apples?"), **how)
@@ -61,6 +65,29 @@ async def test_it_costs_one_call_and_one_for_each_branch_all_at_once() -> None:
 async def test_without_aggregation_the_surest_branch_wins() -> None:
     ended = await ask(PrefixLLM(apples), "cot_decoding(k=3;aggregate_paths=false)")
     assert ended.answers[0].text == "9 or maybe just 7"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "answer"),
+    [("", "17"), ("first_token_exponent=0", "16"), ("every_mention=false", "1")],
+)
+async def test_unlikely_beginnings_and_copied_answers_count_less(
+    parameters: str, answer: str
+) -> None:
+    """1 is surely copied, but hardly worked out; 16 has two branches from unlikely first tokens."""
+
+    def copies(prefix: str, _body: Mapping[str, Any]) -> Sequence[TokenLogprob]:
+        rest = {
+            "": [token("9", 0.5, ("We", 0.49), ("8", 0.001), ("On", 0.001))],
+            "9": [*sure(" - 8 ="), *sure(" 1", margin=0.1), *sure(", so", " 1", END, margin=0.99)],
+            "We": sure(" count", " 17", END, margin=0.8),
+            "8": sure(" or", " 16", END),
+            "On": sure(" it,", " 16", END),
+        }
+        return rest[prefix]
+
+    ended = await ask(PrefixLLM(copies), f"cot_decoding({parameters})")
+    assert ended.answers[0].text.split()[-1] == answer
 
 
 async def test_branches_keep_to_the_clients_limit_and_stop_and_are_greedy() -> None:
@@ -157,9 +184,10 @@ async def test_samples_of_an_approach_are_decoded_each_by_itself_at_its_temperat
 
 
 def test_beginnings_that_are_no_text_or_the_same_but_for_blanks_are_left_out() -> None:
-    assert first_tokens(FIRST, 20) == ["9", "I", "We"]
-    assert first_tokens(FIRST, 2) == ["9", "I"]
-    assert first_tokens(token("\ufffd", 0.5, ("</s>", 0.3), (" x", 0.1)), 5) == [" x"]
+    assert first_tokens(FIRST, 20) == near(("9", 0.5), ("I", 0.3), ("We", 0.15))
+    assert first_tokens(FIRST, 2) == near(("9", 0.5), ("I", 0.3))
+    odd = token("\ufffd", 0.5, ("</s>", 0.3), (" x", 0.1))
+    assert first_tokens(odd, 5) == near((" x", 0.1))
     with pytest.raises(EmptyCompletion):
         first_tokens(token(END, 0.9, (" ", 0.1)), 5)
 

@@ -20,7 +20,8 @@ from optillm_hooks.decoding.cot_decoding import CotSettings
 from optillm_hooks.decoding.deepconf import DeepConfSettings
 from optillm_hooks.decoding.entropy_decoding import EntropySettings
 from optillm_hooks.decoding.thinkdeeper import ThinkSettings
-from optillm_hooks.local_provider.decoding.base import Branch, Vocabulary
+from optillm_hooks.local_provider.decoding.base import Branch, BranchOutput, Vocabulary
+from optillm_hooks.local_provider.decoding.cot_decoding import CotDecoding
 from optillm_hooks.local_provider.decoding.entropy_decoding import Adaptive, State, state
 from optillm_hooks.local_provider.decoding.methods import start_decoding
 from optillm_hooks.local_provider.engine_request import EngineRequest, SamplingParams
@@ -177,6 +178,34 @@ def test_branches_of_cot_decoding_are_greedy_or_as_warm_as_asked_for(
     assert firsts == [[7], [9]]
     expected = replace(SAMPLING, temperature=temperature)
     assert {b.sampling_params(Uncertainty()) for b in branches if b is not None} == {expected}
+
+
+@pytest.mark.parametrize(
+    ("settings", "answer"),
+    [
+        (CotSettings(), "8"),
+        (CotSettings(first_token_exponent=0), "9"),
+        (CotSettings(every_mention=False), "1, that is 1"),
+    ],
+)
+def test_unlikely_beginnings_and_copied_answers_count_less_in_cot_decoding(
+    settings: CotSettings, answer: str
+) -> None:
+    found = CotDecoding(settings, SAMPLING)
+    found.begin([(7, 0.5), (6, 0.4), (8, 0.001), (9, 0.001)])
+    for text, margins in (
+        ("1, that is 1", (0.1, 1.0)),
+        ("8", (0.5,)),
+        ("9", (0.5,)),
+        ("9", (0.5,)),
+    ):
+        branch = found.open()
+        assert branch is not None
+        for margin in margins:
+            branch.emit(1, Uncertainty(margin=margin), end=False)
+        ends = (len("1,"), len(text))[-len(margins) :]
+        found.close(branch, BranchOutput(text, (1,) * len(margins), ends, "stop"))
+    assert found.outcome().text == answer
 
 
 @pytest.mark.parametrize("settings", [EntropySettings(), ThinkSettings(), AutoThinkSettings()])
