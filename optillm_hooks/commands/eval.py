@@ -242,9 +242,7 @@ async def _ask(
     every = read_outcomes(file)
     done = of_problems(every, problems)
     if changed := {each.problem for each in every} - {each.problem for each in done}:
-        _say(
-            f"Questions that have been changed since they were asked, or are gone: {len(changed)}."
-        )
+        _say(f"Questions that have been asked and are changed or gone now: {len(changed)}.")
     counted = len({(o.model, o.problem) for o in done if o.error is None})
     total = len(models) * len(problems)
     told = set[tuple[str, str]]()
