@@ -96,7 +96,8 @@ def deadline_s(config: dict[str, Any]) -> float:
 
 def test_every_plan_may_end_before_its_proxy_is_killed() -> None:
     grace = int(SERVICES["proxy"]["stop_grace_period"].removesuffix("s"))
-    assert grace > deadline_s(configurations()["compose"])
+    stops = int(SERVICES["proxy"]["environment"]["GRACEFUL_SHUTDOWN_TIMEOUT"])
+    assert grace > stops > deadline_s(configurations()["compose"])
     env = {each["name"]: each["value"] for each in CONTAINER["env"]}
     drain = int(env["GRACEFUL_SHUTDOWN_TIMEOUT"])
     assert POD["spec"]["terminationGracePeriodSeconds"] > drain
