@@ -40,7 +40,7 @@ _OTHERWISE: Final[Mapping[str, str]] = {
     "host": "optillm-hooks serve --host {value}",
     "port": "optillm-hooks serve --port {value}",
     "log": "set the environment variable LITELLM_LOG to {value}, in capitals",
-    "launch_gui": "left out: use a client, such as Open WebUI (docs/clients.md)",
+    "launch_gui": "left out: use a client, such as Open WebUI, or the page at /optillm",
     "batch_mode": "not needed: requests run concurrently, and local models batch them",
     "batch_size": "not needed, as --batch-mode",
     "batch_wait_ms": "not needed, as --batch-mode",
