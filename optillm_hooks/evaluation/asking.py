@@ -37,6 +37,10 @@ from optillm_hooks.pauses import asked_pause_s
 _TRIES: Final = 4
 """Requests for a reply, not counting those that an overloaded host has refused."""
 
+_UNDER_WAY: Final = 2
+"""Problems under way for each request at once: while some are asked, others wait after a failure.
+Not all of them are: a large set would take a gigabyte."""
+
 _REFUSALS: Final = 30
 """How often an overloaded host may refuse the same request."""
 
@@ -182,8 +186,10 @@ async def ask_all(
                 ask = partial(ask_host, traced, names, model, problem.messages, fields)
                 keep(await _outcome(ask, pace, model, problem))
 
+            room = asyncio.Semaphore(_UNDER_WAY * endpoint.at_once)
             for model, problem in pairs:
-                group.create_task(solve(model, problem))
+                await room.acquire()
+                group.create_task(solve(model, problem)).add_done_callback(lambda _: room.release())
     except ExceptionGroup as group:
         raise group.exceptions[0] from None
 
