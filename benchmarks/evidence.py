@@ -36,6 +36,7 @@ from optillm_hooks.evaluation.problems import problems_of
 from optillm_hooks.evaluation.questions import Problem
 from optillm_hooks.evaluation.report import COLUMNS, Row, cells, rows_of
 from optillm_hooks.evaluation.spend_log import new_run
+from optillm_hooks.evaluation.statistics import wins_needed
 from tests.json_host import json_host
 
 DOCS: Final = PERFORMANCE.with_name("evidence.md")
@@ -109,8 +110,8 @@ What each approach did for one small model on one kind of problem, with the loss
 gains. The model is weak and judges itself badly. What a method does for your model, on your
 questions, is measured by [`optillm-hooks eval`](evaluation.md).
 
-The columns are those of an evaluation. Methods that write much got a tenth of the problems or a few
-more, and are compared with greedy decoding on these: so few problems show large effects only.
+The columns are those of an evaluation. The verdict is `better` or `worse` where the difference to
+greedy decoding is more than chance (p at most 0.05, corrected for the number of methods).
 """
 _SHOWN: Final = (
     "model", "problems", "right % [95 %]", "verdict", "points", "wins:losses", "p (Holm)", "tokens",
@@ -167,17 +168,48 @@ def measure(problems: Sequence[Problem], at_once: int, file: Path) -> list[Row]:
 
 
 def render(rows: Sequence[Row]) -> str:
-    """Return the rows as a table, the best first below the base, and what has no row."""
-    base, others = rows[0], sorted(rows[1:], key=lambda row: -row.accuracy)
-    places = [COLUMNS.index(name) for name in _SHOWN]
-    lines = [[cells(row)[place] for place in places] for row in (base, *others)]
-    lines = [[line[0].removesuffix(f"-{BASE}"), *line[1:]] for line in lines]
-    lines[0][0] = "greedy"
-    measured = table(["method", *_SHOWN[1:]], lines)
-    left_out = table(
-        ["approach", "not measured here: it"], [[*each] for each in NOT_MEASURED.items()]
+    """Return the rows as tables, the best first below the base, and what has no row.
+
+    Methods that got fewer problems than the base have a table of their own.
+    """
+    base, *others = rows
+    others.sort(key=lambda row: -row.accuracy)
+    least = wins_needed(len(others))
+    whole = [row for row in others if row.problems >= base.problems]
+    few = [row for row in others if row.problems < base.problems]
+    parts = (
+        _measured([base, *whole]),
+        f"The strictest of these {len(others)} tests, the other table's included, takes {least} "
+        f"wins without a loss: {100 * least / base.problems:.0f} points of {base.problems} "
+        "problems. `undecided` says that they are too few for the difference, not that there is "
+        "none.",
+        "### On few problems",
+        _measured(few),
+        _few_show(max((row.problems for row in few), default=0), least),
+        "### Not measured",
+        table(["approach", "not measured here: it"], [[*each] for each in NOT_MEASURED.items()]),
     )
-    return f"{measured}\n\n{left_out}"
+    return "\n\n".join(parts)
+
+
+def _measured(rows: Sequence[Row]) -> str:
+    places = [COLUMNS.index(name) for name in _SHOWN]
+    lines = [[cells(row)[place] for place in places] for row in rows]
+    named = [
+        ["greedy" if name == BASE else name.removesuffix(f"-{BASE}"), *rest]
+        for name, *rest in lines
+    ]
+    return table(["method", *_SHOWN[1:]], named)
+
+
+def _few_show(most: int, least: int) -> str:
+    said = "These methods write much, and are compared with greedy decoding on their own problems."
+    if most >= least:
+        return said
+    return (
+        f"{said} Of at most {most} no verdict is possible, whatever they solve: the rows show that "
+        "a method runs on such a model, and what it costs."
+    )
 
 
 def main() -> None:

@@ -31,6 +31,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def wins_needed(tests: int, alpha: float = 0.05) -> int:
+    """Return how many wins, without a loss, show a difference by the first of so many tests.
+
+    These are McNemar's exact ones, corrected by Holm: fewer problems can show nothing.
+    """
+    return math.ceil(1 + math.log2(tests / alpha))
+
+
 def problems_needed(wins: int, losses: int, problems: int) -> int | None:
     """Return how many problems would show a difference like this at 5 % with a power of 80 %.
 

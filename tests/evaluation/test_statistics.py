@@ -12,7 +12,14 @@ import pytest
 from optillm_hooks.evaluation.asking import Outcome, kept, read_outcomes
 from optillm_hooks.evaluation.grading import Grade
 from optillm_hooks.evaluation.report import Row, rows_of
-from optillm_hooks.evaluation.statistics import holm, mcnemar, problems_needed, quantile, wilson
+from optillm_hooks.evaluation.statistics import (
+    holm,
+    mcnemar,
+    problems_needed,
+    quantile,
+    wilson,
+    wins_needed,
+)
 
 
 def test_mcnemars_p_is_exact() -> None:
@@ -37,6 +44,15 @@ def test_the_interval_covers_the_truth_in_95_percent(problems: int, accuracy: fl
         if wilson(right, problems)[0] <= accuracy <= wilson(right, problems)[1]
     )
     assert 0.93 <= covered <= 0.97
+
+
+@pytest.mark.parametrize("tests", [1, 4, 33])
+def test_fewer_wins_than_needed_show_nothing(tests: int) -> None:
+    corrected = [
+        holm([mcnemar(wins, 0), *[1.0] * (tests - 1)])[0]
+        for wins in (wins_needed(tests), wins_needed(tests) - 1)
+    ]
+    assert corrected[0] <= 0.05 < corrected[1]
 
 
 def test_holms_correction() -> None:
