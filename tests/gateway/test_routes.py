@@ -227,6 +227,8 @@ def test_clients_see_what_an_aliass_base_can_do_and_no_price(proxy: Proxy) -> No
         assert base["input_cost_per_token"] > 0
     fields = ("mode", "max_input_tokens", "max_output_tokens")
     assert [openais["voted"][f] for f in fields] == [openais["gpt-4o-mini"][f] for f in fields]
+    asked = {"model": "voted", "input_tokens": 9, "output_tokens": 9}
+    assert proxy.post("/cost/estimate", asked).json()["cost_per_request"] == 0  # docs/limits.md
 
 
 WEATHER: Any = {
