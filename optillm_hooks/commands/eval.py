@@ -336,7 +336,11 @@ def _write_policy(given: argparse.Namespace, outcomes: "Sequence[Outcome]") -> N
         given.policy.write_text(as_yaml(fitted.policy), encoding="utf-8")
     except OSError as exc:
         raise CannotRun(f"{given.policy} cannot be written: {exc.strerror}") from None
-    _say(f"{given.policy} has the policy: name it in optillm_settings.auto.policies.")
+    named = f"optillm_settings: {{auto: {{policies: {{mine: {given.policy.resolve()}}}}}}}"
+    _say(
+        f"{given.policy} has the policy. Name it in the proxy's YAML, under litellm_settings:\n"
+        f"  {named}\nThen auto(policy=mine) before a model's name follows it."
+    )
 
 
 def _errors(outcomes: "Sequence[Outcome]") -> list[list[str]]:

@@ -17,6 +17,7 @@ import yaml
 import optillm_hooks.approaches  # noqa: F401 (prefixes of model names are known by them)
 from optillm_hooks.config_files import CannotRun
 from optillm_hooks.evaluation.asking import Outcome
+from optillm_hooks.evaluation.statistics import wilson
 from optillm_hooks.gateway.model_names import from_prefix
 from optillm_hooks.policies import KINDS, Entry, Level, Policy, Signals
 
@@ -370,7 +371,10 @@ def as_yaml(policy: Policy) -> str:
 
 
 def calibration_lines(outcomes: Iterable[Outcome]) -> list[str]:
-    """Return what `auto` expected and what was observed, a line for each model and choice."""
+    """Return what `auto` expected and what was observed, with its 95 % interval.
+
+    A line for each model and choice.
+    """
     latest = {(each.model, each.problem): each for each in outcomes if each.grade is not None}
     groups: dict[tuple[str, str], list[Outcome]] = {}
     for each in latest.values():
@@ -383,5 +387,7 @@ def _calibration(model: str, chosen: str, of: Sequence[Outcome]) -> str:
     expected = [each.auto.expected for each in of if each.auto and each.auto.expected is not None]
     told = f"{100 * fmean(expected):.1f} % expected" if expected else "nothing expected"
     right = Counter(each.grade for each in of)["right"]
-    seen = "" if chosen == "abstain" else f", {100 * right / len(of):.1f} % right"
+    low, high = (100 * bound for bound in wilson(right, len(of)))
+    seen = f", {100 * right / len(of):.1f} % right [{low:.0f}, {high:.0f}]"
+    seen = "" if chosen == "abstain" else seen
     return f"{model}: {chosen} on {len(of)}: {told}{seen}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
+import yaml
 
 from optillm_hooks.approaches.auto import AutoParams
 from optillm_hooks.cli import main
@@ -339,8 +340,8 @@ def test_expected_against_observed() -> None:
         outcome(3, right=True, chosen="escalate"),
     ]
     assert calibration_lines(found) == [
-        "auto-x: answer on 2: 90.0 % expected, 50.0 % right",
-        "auto-x: escalate on 1: 90.0 % expected, 100.0 % right",
+        "auto-x: answer on 2: 90.0 % expected, 50.0 % right [9, 91]",
+        "auto-x: escalate on 1: 90.0 % expected, 100.0 % right [21, 100]",
     ]
 
 
@@ -372,7 +373,11 @@ def test_the_command_learns_from_a_finished_run(
     given = ["eval", "--base-url", "http://127.0.0.1:9/v1", *options, "--policy", str(policy)]
     assert main(given) == 0
     assert read_policy(str(policy)) == fit(some, MODELS).policy
-    assert "careful: not used: it is an alias" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "careful: not used: it is an alias" in printed
+    named = yaml.safe_load(printed.partition("under litellm_settings:")[2].split("\n")[1])
+    presets = Settings.model_validate(named["optillm_settings"]).presets
+    assert presets["auto"]["mine"] == read_policy(str(policy)).parameters
 
 
 def policy_text(agree: int, votes: int, right: int, entries: str = "") -> str:
