@@ -37,6 +37,7 @@ def test_two_workers_count_together_die_alone_and_end_with_the_best_answers_so_f
         "PROMETHEUS_MULTIPROC_DIR": str(samples),
         "GRACEFUL_SHUTDOWN_TIMEOUT": "5",
         "KEEPALIVE_TIMEOUT": "60",
+        "TIMEOUT_WORKER_HEALTHCHECK": "120",  # on a busy machine a start may take long
     }
     config = hooked_config([model_group("base", upstream.url), alias("rated", "bon(n=2)")])
     with (
@@ -88,15 +89,15 @@ def a_killed_worker_takes_no_other_request_with_it(
     with one_client_of_each_worker(proxy) as clients:
         (victim, its_client), (_, other) = clients.items()
         asked = threads.submit(its_client.post, PATH, json=lost)
-        upstream.wait_until(lambda it: len(it.calls) == 3)
+        upstream.wait_until(lambda it: len(it.calls) == 3, within_s=60)
         kept = threads.submit(other.post, PATH, json=BODY)
-        upstream.wait_until(lambda it: len(it.calls) == 6)
+        upstream.wait_until(lambda it: len(it.calls) == 6, within_s=60)
         os.kill(victim, signal.SIGKILL)
         with pytest.raises(httpx.HTTPError):
             asked.result()
         assert kept.result().status_code == 200
         assert '"degraded":[]' in kept.result().text
-        upstream.wait_until(lambda it: not it.alive)
+        upstream.wait_until(lambda it: not it.alive, within_s=60)
         upstream.play(Script(reply=differing))
         assert other.post(PATH, json=lost).status_code == 200, "what was lost can be sent again"
     proxy.wait_until(lambda it: it.log.count("startup complete") > 2, within_s=_START_S)
