@@ -5,6 +5,7 @@ server; it starts with the first proxy and ends with the tests.
 """
 
 import faulthandler
+import gc
 import multiprocessing
 import os
 import subprocess
@@ -15,8 +16,19 @@ from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
 
-_IMPORTED: Final = ["litellm.proxy.proxy_server", "uvicorn", "optillm_hooks.approaches", __name__]
-"""Not `optillm_hooks.gateway`: its import acts on the YAML, the working directory and variables."""
+_IMPORTED: Final = [
+    "litellm.proxy.proxy_server",
+    "litellm.litellm_core_utils.default_encoding",
+    "openai.resources",
+    "uvicorn",
+    "optillm_hooks.approaches",
+    "tests.warm_routes",
+    __name__,
+]
+"""What a start and the first request import.
+
+Not `optillm_hooks.gateway`: its import acts on the YAML, the working directory and variables.
+"""
 
 _CONTEXT: Final = multiprocessing.get_context("forkserver")
 
@@ -74,8 +86,8 @@ class Forked:
 def _serve(arguments: Sequence[str], folder: Path, env: Mapping[str, str], log: Path) -> None:
     import litellm
 
-    os.environ.clear()
-    os.environ.update(env)
+    gc.freeze()  # a collection would go through, and so copy, all that was imported
+    os.environ.update(env)  # beside what the imports have set
     os.chdir(folder)
     with open(os.devnull) as nothing, log.open("wb") as written:
         os.dup2(nothing.fileno(), 0)
