@@ -146,7 +146,10 @@ def _check_ids(problems: "Sequence[Problem]") -> None:
     seen = set[str]()
     for problem in problems:
         if problem.id in seen:
-            raise CannotRun(f"two problems have the id {problem.id!r}")
+            raise CannotRun(
+                f"two problems have the id {problem.id!r}: give each line an id of its own, or its "
+                "file another name"
+            )
         seen.add(problem.id)
 
 
@@ -320,10 +323,17 @@ def _show(out: Path, rows: "Sequence[Row]", title: str, lines: Sequence[str] = (
     from optillm_hooks.evaluation.page import as_html
     from optillm_hooks.evaluation.report import as_csv, as_table
 
-    (out / "report.csv").write_text(as_csv(rows), encoding="utf-8")
-    (out / "report.html").write_text(as_html(rows, title, lines), encoding="utf-8")
+    _write(out / "report.csv", as_csv(rows))
+    _write(out / "report.html", as_html(rows, title, lines))
     _say(f"{as_table(rows)}\n\n{out / 'report.html'} has the pictures.")
     return 0
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as exc:
+        raise CannotRun(f"{path} cannot be written: {exc.strerror}") from None
 
 
 def _write_policy(given: argparse.Namespace, outcomes: "Sequence[Outcome]") -> None:
@@ -332,10 +342,7 @@ def _write_policy(given: argparse.Namespace, outcomes: "Sequence[Outcome]") -> N
     fitted = fit(outcomes, given.models, given.usd_per_point)
     for line in fitted.said:
         _say(line)
-    try:
-        given.policy.write_text(as_yaml(fitted.policy), encoding="utf-8")
-    except OSError as exc:
-        raise CannotRun(f"{given.policy} cannot be written: {exc.strerror}") from None
+    _write(given.policy, as_yaml(fitted.policy))
     named = f"optillm_settings: {{auto: {{policies: {{mine: {given.policy.resolve()}}}}}}}"
     _say(
         f"{given.policy} has the policy. Name it in the proxy's YAML, under litellm_settings:\n"

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ from optillm_hooks.config_files import CannotRun
 from optillm_hooks.evaluation.asking import Outcome
 from optillm_hooks.evaluation.grading import Grade
 from optillm_hooks.evaluation.report import Row, rows_of
-from optillm_hooks.gateway.shadow_log import PREFIX, Record
+from optillm_hooks.gateway.shadow_log import CHECK, PREFIX, Record
 
 _RECORD: Final = TypeAdapter(Record)
 _GRADES: Final[Mapping[str, tuple[Grade, Grade]]] = {
@@ -48,11 +48,12 @@ def shadow_rows(records: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Return two rows for each pair of models and way to compare them: the served one first.
 
     Its accuracy is the share of requests in which no other answer was better. The p of a pair is
-    not corrected for the number of pairs.
+    not corrected for the number of pairs. A check does not say which answer is right, so that it
+    has no difference.
     """
     pairs = dict.fromkeys(map(_pair, records))
     return [
-        row
+        replace(row, difference=None) if pair[2].startswith(CHECK) else row
         for pair in pairs
         for row in rows_of(
             (each for r in records if _pair(r) == pair for each in _outcomes(r)), pair[:2]

@@ -30,7 +30,7 @@ from optillm_hooks.gateway.metrics import count_shadow
 from optillm_hooks.gateway.model_names import PROVIDER
 from optillm_hooks.gateway.operator_settings import read_settings
 from optillm_hooks.gateway.prepared import METADATA_KEY, ClientRequest
-from optillm_hooks.gateway.shadow_log import Record, ShadowLog, Side, Verdict, log_of
+from optillm_hooks.gateway.shadow_log import CHECK, Record, ShadowLog, Side, Verdict, log_of
 from optillm_hooks.gateway.shadow_verdict import checked, judging, read_verdict, shuffled
 from optillm_hooks.gateway.shadowed import Copied, copy_of
 from optillm_hooks.pipeline.logs import format_traceback
@@ -186,7 +186,7 @@ class Shadows:
     def _made(
         self, job: _Job, shadow: Side, verdict: Verdict | None, cost: float, *, error: str | None
     ) -> Record:
-        by = job.settings.judge or f"check:{job.settings.check}"
+        by = job.settings.judge or f"{CHECK}{job.settings.check}"
         return Record(
             route=job.route, served=job.served.side, shadow=shadow, by=by, verdict=verdict,
             error=error, cost_usd=cost,

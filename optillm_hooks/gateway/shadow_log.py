@@ -8,12 +8,15 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from optillm_hooks.gateway.day_files import END, DayFiles
 from optillm_hooks.settings import ShadowLogSettings
 
-PREFIX = "shadows"
+PREFIX: Final = "shadows"
+CHECK: Final = "check:"
+"""What a kind of check is named with."""
+
 Verdict = Literal["served", "shadow", "tie", "same", "different"]
 """Which answer a judge finds better, or whether a check finds the same final answer in both."""
 
@@ -43,7 +46,7 @@ class Record:
     served: Side
     shadow: Side
     by: str
-    """The judge's model group, or `check:` and its kind."""
+    """The judge's model group, or `CHECK` and its kind."""
 
     verdict: Verdict | None = None
     error: str | None = None

@@ -55,6 +55,7 @@ def test_verdicts_become_a_paired_comparison(
     assert (float(shadow["cost_usd"]), float(shadow["calls"])) == (0.1, 3)
     assert float(other["accuracy"]) == 1
     assert float(checked["accuracy"]) == pytest.approx(2 / 3)
+    assert checked["wins"] == checked["p"] == ""  # a check does not know who is right
     assert "2 without a verdict: unread" in capsys.readouterr().out
     assert "none on base" in (out / "report.html").read_text()
 
