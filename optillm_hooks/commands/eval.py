@@ -96,8 +96,12 @@ def run(given: argparse.Namespace) -> int:
     problems = [each for task in given.tasks for each in problems_of(task, given.seed, graders)]
     _check_ids(problems)
     file = _folder(given, run) / "outcomes.jsonl"
-    with _endpoint(given, run) as endpoint:
-        asyncio.run(_ask(endpoint, given.models, problems, file))
+    try:
+        with _endpoint(given, run) as endpoint:
+            asyncio.run(_ask(endpoint, given.models, problems, file))
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nStopped. {file} has the outcomes so far: the same command goes on.\n")
+        raise
     every = read_outcomes(file)
     outcomes = of_problems(every, problems)
     done = _report(given, outcomes, _dollars(given, run, every))

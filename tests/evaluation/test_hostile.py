@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -247,6 +248,20 @@ def test_the_first_failure_of_each_kind_is_told_while_others_are_asked(
         assert main(["eval", "--base-url", url, "--at-once", "1", *given]) == 0
         told.append(capsys.readouterr().err)
     assert "".join(told).count("m: 404: no such page") == 1
+
+
+def test_a_run_that_is_terminated_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def terminate(*_: object) -> tuple[int, Any]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 200, {"choices": [{"message": {"content": "42"}}]}
+
+    (tmp_path / "own.jsonl").write_text(json.dumps(ANSWER))
+    given = ["--models", "m", "--tasks", str(tmp_path / "own.jsonl"), "--out", str(tmp_path)]
+    with json_host(terminate) as url:
+        assert main(["eval", "--base-url", url, *given]) == 130
+    assert "outcomes.jsonl has the outcomes so far: the same command" in capsys.readouterr().err
 
 
 def test_where_no_model_replies_the_address_is_told(
