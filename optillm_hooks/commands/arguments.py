@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from urllib.parse import urlsplit
 
 
 def positive(text: str) -> int:
@@ -42,11 +43,20 @@ def from_zero(text: str) -> float:
 
 
 def base_url(text: str) -> str:
-    """Return a URL of a host.
+    """Return a URL of a host, to which the paths of routes are added.
 
     Raises:
         argparse.ArgumentTypeError: it is none.
     """
     if not text.startswith(("http://", "https://")):
         raise argparse.ArgumentTypeError(f"must begin with http:// or https://, got {text!r}")
+    try:
+        url = urlsplit(text)
+        has_host = bool(url.hostname) and url.port != 0
+    except ValueError:
+        has_host = False
+    if not has_host or not text.isprintable() or " " in text:
+        raise argparse.ArgumentTypeError(f"must name a host and, if any, its port, got {text!r}")
+    if url.query or url.path.rstrip("/").endswith("/chat/completions"):
+        raise argparse.ArgumentTypeError(f"must end before /chat/completions, got {text!r}")
     return text
