@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -257,17 +256,16 @@ def test_the_first_failure_of_each_kind_is_told_while_others_are_asked(
     assert "".join(told).count("m: 404: no such page") == 1
 
 
-def test_a_run_that_is_terminated_says_how_to_go_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_run_that_is_stopped_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def terminate(*_: object) -> tuple[int, Any]:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return 200, {"choices": [{"message": {"content": "42"}}]}
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
 
+    monkeypatch.setattr("optillm_hooks.evaluation.asking.ask_all", stopped)
     (tmp_path / "own.jsonl").write_text(json.dumps(ANSWER))
     given = ["--models", "m", "--tasks", str(tmp_path / "own.jsonl"), "--out", str(tmp_path)]
-    with json_host(terminate) as url:
-        assert main(["eval", "--base-url", url, *given]) == 130
+    assert main(["eval", "--base-url", "http://127.0.0.1:9", *given]) == 130
     assert "outcomes.jsonl has the outcomes so far: the same command" in capsys.readouterr().err
 
 
