@@ -231,7 +231,8 @@ def main() -> None:
     )
     print(text)
     if given.write:
-        DOCS.write_text(with_section(_HEAD, "Sums and products in words", text))
+        document = DOCS.read_text() if DOCS.exists() else _HEAD
+        DOCS.write_text(with_section(document, "Sums and products in words", text))
 
 
 if __name__ == "__main__":
