@@ -12,6 +12,7 @@ import sys
 import tomllib
 from collections.abc import Iterable, Sequence
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -88,9 +89,11 @@ def needed(requirements: Iterable[str]) -> dict[str, Distribution]:
 
 
 def installed(requirements: Iterable[str]) -> Installed:
-    """Return how much an installation of `requirements` takes."""
+    """Return how much an installation of `requirements` takes, its compiled modules included."""
     found = needed(requirements)
     files = {Path(str(file.locate())) for each in found.values() for file in each.files or ()}
+    # A module that was not compiled by pip is not listed.
+    files |= {Path(cache_from_source(str(file))) for file in files if file.suffix == ".py"}
     total = sum(file.stat().st_size for file in files if file.is_file())
     return Installed(len(found), total / 1e6)
 
