@@ -172,7 +172,7 @@ def degraded(answer: httpx.Response) -> list[str]:
 
 def children(proxy: Proxy) -> list[str]:
     """Return the MCP servers that the proxy has started and not ended."""
-    command = ["ps", "-o", "args=", "--ppid", str(proxy.pid)]
+    command = ["ps", "-ww", "-o", "args=", "--ppid", str(proxy.pid)]
     shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     return [line for line in shown.splitlines() if SERVERS.name in line]
 
