@@ -44,20 +44,6 @@ _OF_CLIENT: Final = frozenset(
 """Arguments of `create` that are not sent as other fields of the call."""
 
 
-def write_messages(chat: Chat) -> list[dict[str, Any]]:
-    """Return a conversation as OpenAI's `messages`."""
-    return [
-        {
-            "role": message.role,
-            "content": list(message.content)
-            if isinstance(message.content, tuple)
-            else message.content,
-            **message.fields,
-        }
-        for message in chat
-    ]
-
-
 class Models:
     """The models that a plugin may call. It remembers how its calls ended."""
 

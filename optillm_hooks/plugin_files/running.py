@@ -11,7 +11,8 @@ from optillm_hooks.context import Context
 from optillm_hooks.errors import EmptyCompletion, SampleError, UnusableReply
 from optillm_hooks.fanout import LoopOfThread, in_thread
 from optillm_hooks.llm import LLM
-from optillm_hooks.plugin_files.client import Client, Models, write_messages
+from optillm_hooks.messages import write_chat
+from optillm_hooks.plugin_files.client import Client, Models
 from optillm_hooks.registry import AnswererFn, Params
 from optillm_hooks.types import Answer, Chat, FinishReason, ToolCall
 
@@ -54,7 +55,7 @@ def runner(run: Callable[..., Any]) -> AnswererFn[PluginParams]:
         if "request_config" in accepted:
             given["request_config"] = request_config(params, ctx)
         if "messages" in accepted:
-            given["messages"] = write_messages(chat)
+            given["messages"] = write_chat(chat)
 
         def work(loop: LoopOfThread) -> Any:
             client = Client(models, loop)
